@@ -20,7 +20,7 @@ _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _OPTIONS = 'const char *__{0}_default_options(void) {{ return "{1}"; }}\n'
 _RUNTIMES = ("libasan.so", "libubsan.so")
 _TESTS = (
-    "relay", "relay_full", "compiled", "storm", "swapped", "poller", "limits", "faults", "hostile",
+    "splice", "splice_full", "compiled", "storm", "swapped", "poller", "limits", "faults", "hostile",
 )  # fmt: skip
 # What counts pages counts those that the sanitizer keeps from being used again, too.
 _NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"

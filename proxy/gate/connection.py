@@ -19,7 +19,7 @@ from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
 from proxy.gate.first_bytes import FIRST_LOOK, MOST_BYTES, recognise
-from proxy.gate.splice import Relay
+from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.limits import Quota, budgets, cut_by, exceeded
 from proxy.poller import IN, ONCE
@@ -50,7 +50,7 @@ class Connection:
 
     __slots__ = (
         "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_deadline", "_gate", "_had", "_hop",
-        "_judgement", "_lease", "_moved", "_pending", "_policy", "_quiet_since", "_quota", "_relay", "_said",
+        "_judgement", "_lease", "_moved", "_pending", "_policy", "_quiet_since", "_quota", "_said", "_splice",
         "record", "state",
     )  # fmt: skip
     _judgement: Judgement  # from DECIDING on
@@ -71,7 +71,7 @@ class Connection:
         self._connecting: Connecting | Through | None = None
         self._quota = Quota(gate.tenant.meters)
         self._lease: Lease | None = None  # where it passes under grants
-        self._relay: Relay | None = None
+        self._splice: Splice | None = None
         self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
         self._admitted: Admitted | None = None  # what inspection has
@@ -105,7 +105,7 @@ class Connection:
         """Look at the time (time.monotonic())."""
         state = self.state
         if state is State.SPLICING:
-            self._tick_relay(now)
+            self._tick_splice(now)
         elif state is State.PENDING and self._pending is not None:
             self._pending.tick(now)
         elif now < self._deadline:
@@ -362,26 +362,25 @@ class Connection:
             if address is not None and address is not self._hop:
                 self._hop = address
                 self.record.leads_to(address)
-            self._quiet_since = time.monotonic()
-            gate = self._gate
-            self._relay = Relay(gate.poller, gate.backlog, self._client, server, self._relayed, meter=self._quota.meter)
+            gate, meter, self._quiet_since = self._gate, self._quota.meter, time.monotonic()
+            self._splice = Splice(gate.poller, gate.buffers, self._client, server, self._spliced, meter=meter)
             self._enter(State.SPLICING)
             if not holds(gate.tenant, self._judgement, self._policy):
                 self.review()  # before a byte leaves
-            if not self._relay.done:
+            if not self._splice.done:
                 said, self._said = self._said, b""
-                self._relay.start(said)
+                self._splice.start(said)
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self.failed(error)
             reset(server)
 
-    def _relayed(self, error: Exception | None) -> None:
+    def _spliced(self, error: Exception | None) -> None:
         """Both sides are closed."""
         if error is not None:
             self.failed(error)
-        elif self._relay is not None and self._relay.over_limit:
+        elif self._splice is not None and self._splice.over_limit:
             self._cut(self._quota.rule_over())
-        elif self._relay is not None and self._relay.far_broke:
+        elif self._splice is not None and self._splice.server_broke:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
         else:
             self._end(Outcome.PASSED, None)
@@ -399,17 +398,17 @@ class Connection:
             if over is not None:
                 by = exceeded(judgement.decision, over)
                 self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
-            elif self._relay is not None:
-                self._relay.count(self._quota.meter)
+            elif self._splice is not None:
+                self._splice.count(self._quota.meter)
             return
         # Also what may only go on while it is read: nobody knows what was said on it before.
         reason = problem or (Reason.RULE if judgement.decision.passes else judgement.decision.reason)
         self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
 
-    def _tick_relay(self, now: float) -> None:
-        relay = self._relay
-        assert relay is not None
-        moved = relay.up + relay.down
+    def _tick_splice(self, now: float) -> None:
+        splice = self._splice
+        assert splice is not None
+        moved = splice.up + splice.down
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
@@ -489,11 +488,11 @@ class Connection:
 
     def _close(self) -> tuple[int, int]:
         """Close both sockets; returns how many bytes went up and down."""
-        relay = self._relay
-        if relay is None:
+        splice = self._splice
+        if splice is None:
             self._gate.poller.forget(self._client.fileno())
             reset(self._client)
             return 0, 0
-        if not relay.done:
-            relay.abort()
-        return relay.up, relay.down
+        if not splice.done:
+            splice.abort()
+        return splice.up, splice.down

@@ -19,7 +19,7 @@ from proxy.gate.connection import Connection
 from proxy.gate.decide import DecisionCache, Wanted, nowhere
 from proxy.gate.dns_stream import Stream
 from proxy.gate.record import ConnectionRecord
-from proxy.gate.splice import Backlog
+from proxy.gate.splice import BufferQuota
 from proxy.poller import IN
 from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
@@ -92,7 +92,7 @@ class Gate:
         self.inspection = inspection
         self.poller = dialer.poller
         self.decisions = DecisionCache(tenant, can_inspect=inspection is not None)
-        self.backlog = Backlog()
+        self.buffers = BufferQuota()
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
         self._listener = listener

@@ -35,7 +35,7 @@ _LAST_WORDS: Final = 64  # pieces
 _UNKNOWN: Final = -1  # what a socket waits for that was handed over
 
 
-class Backlog:
+class BufferQuota:
     """How many bytes are held for one tenant's full sockets, counted where `relay.c` counts, too.
 
     Beyond a bound, what is for full sockets is read in small pieces. What of a piece has gone counts until all of it
@@ -59,27 +59,27 @@ class Backlog:
         self._count[0] = count
 
 
-class Side:
+class Half:
     """One side's socket, as the interpreter does it: read for the other side, given what the other side said."""
 
     __slots__ = (
-        "backlog", "fd", "kept", "may_say", "other", "poller", "relay", "silent", "sock", "taken", "waits_for",
+        "buffers", "fd", "kept", "may_say", "other", "poller", "silent", "sock", "splice", "taken", "waits_for",
     )  # fmt: skip
 
-    other: "Side"
+    other: "Half"
 
     def __init__(
         self,
-        relay: "Relay",
+        splice: "Splice",
         poller: "Poller",
-        backlog: "Backlog",
+        buffers: "BufferQuota",
         sock: "socket.socket",
         may_say: "Callable[[int], bool] | None",
     ) -> None:
-        self.relay = relay
+        self.splice = splice
         self.may_say = may_say  # asked with the bytes of each piece; None: there is no limit
         self.poller = poller
-        self.backlog = backlog
+        self.buffers = buffers
         self.sock = sock
         self.fd = sock.fileno()
         self.waits_for = _UNKNOWN
@@ -99,7 +99,7 @@ class Side:
         except OSError:
             pass
         if left:
-            self.relay.abort()  # what else it has said nobody has judged: it isn't heard out
+            self.splice.abort()  # what else it has said nobody has judged: it isn't heard out
         else:
             self._pass(memoryview(said))
 
@@ -109,31 +109,31 @@ class Side:
             self._give_kept()
         if not (self.waits_for & IN and events & (IN | ERR | HUP)):
             return
-        view = _WHOLE if self.backlog.kept < self.backlog.most else _SMALL
+        view = _WHOLE if self.buffers.kept < self.buffers.most else _SMALL
         try:
             size = self.sock.recv_into(view)
         except BlockingIOError:
             return
         except OSError:
-            self.relay.broke(self)
+            self.splice.broke(self)
             return
         if not size:
             self.silent = True
             if not self.other.silent:  # else both are closed now
                 self.wait(self.waits_for & ~IN)  # nothing is kept for the other side: else this one would not be read
-            self.relay.fell_silent(self)
+            self.splice.fell_silent(self)
             return
         self._pass(view[:size])
 
     def failed(self, error: Exception) -> None:
         """End both: that was a bug."""
-        self.relay.abort(error)
+        self.splice.abort(error)
 
     def give_up(self) -> None:
         """Know of nobody any more, and keep nothing."""
         self.waits_for = 0
         self._forget_kept()
-        del self.relay, self.other
+        del self.splice, self.other
 
     def hear_out(self) -> None:
         """Give the other side what this one said before it broke: it can be read still, and may say why."""
@@ -152,7 +152,7 @@ class Side:
     def keep(self, data: memoryview) -> None:
         """Keep what doesn't go now; the other side then waits."""
         self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
-        self.backlog.kept += len(self.kept)
+        self.buffers.kept += len(self.kept)
         self.wait(self.waits_for | OUT)
         self.other.wait(self.other.waits_for & ~IN)
 
@@ -171,14 +171,14 @@ class Side:
     def _pass(self, piece: memoryview) -> None:
         other = self.other
         if self.may_say is not None and not self.may_say(len(piece)):
-            self.relay.used_up()
+            self.splice.used_up()
             return
         try:
             sent = other.sock.send(piece)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.relay.broke(other)
+            self.splice.broke(other)
             return
         other.taken += sent
         if sent < len(piece):
@@ -190,7 +190,7 @@ class Side:
         except BlockingIOError:
             return
         except OSError:
-            self.relay.broke(self)
+            self.splice.broke(self)
             return
         self.taken += sent
         if sent < len(self.kept):
@@ -201,24 +201,24 @@ class Side:
             self.other.wait(self.other.waits_for | IN)
 
     def _forget_kept(self) -> None:
-        self.backlog.kept -= len(self.kept.obj)  # type: ignore[arg-type]  # the bytes that it is of
+        self.buffers.kept -= len(self.kept.obj)  # type: ignore[arg-type]  # the bytes that it is of
         self.kept = _NOTHING
 
 
-class Relay:
+class Splice:
     """Two connected, non-blocking sockets: what one says the other hears, as long as its meter lets it."""
 
     __slots__ = (
-        "_backlog", "_ended", "_ends", "_far", "_moved", "_near", "_pair", "_poller", "done", "far_broke", "meter",
-        "over_limit",
+        "_buffers", "_client", "_ended", "_ends", "_moved", "_pair", "_poller", "_server", "done", "meter",
+        "over_limit", "server_broke",
     )  # fmt: skip
 
     def __init__(
         self,
         poller: "Poller",
-        backlog: "Backlog",
-        near: socket.socket,
-        far: socket.socket,
+        buffers: "BufferQuota",
+        client: socket.socket,
+        server: socket.socket,
         ended: "Callable[[Exception | None], None]",
         *,
         meter: "Meter | None" = None,
@@ -228,45 +228,47 @@ class Relay:
         `ended` is called once, when both are closed; with an exception if that was a bug.
         """
         self._poller = poller
-        self._backlog = backlog
-        self._near = near
-        self._far = far
+        self._buffers = buffers
+        self._client = client
+        self._server = server
         self._ended = ended
         self.meter = meter
         self.done = False
-        self.far_broke = False  # whether it ended because the far side did not end properly
+        self.server_broke = False  # whether it ended because the server did not end properly
         self.over_limit = False  # whether it ended because no more may pass
         self._pair = 0  # where compiled code has it
-        self._ends: tuple[Side, Side] | None = None  # where that has not: the near and the far one
+        self._ends: tuple[Half, Half] | None = None  # where that has not: the client's and the server's
         self._moved = 0, 0  # bytes up and down, once it is done
 
     def start(self, said: bytes = b"") -> None:
-        """Begin, with what the near side has said already: what was `said` as it was judged, and then the rest.
+        """Begin, with what the client has said already: what was `said` as it was judged, and then the rest.
 
         Until it is read a program can change what it has sent (sendfile(2), splice(2)), so that is thrown away instead.
         """
         if COMPILED is None or self.meter is not None:
-            near, far = self._interpret()
-            for side in (near, far):
-                side.waits_for = IN
-                self._poller.watch(side.fd, IN, side)
-            near.begin(said)
+            client, server = self._interpret()
+            for half in (client, server):
+                half.waits_for = IN
+                self._poller.watch(half.fd, IN, half)
+            client.begin(said)
             return
-        near_fd, far_fd = self._near.fileno(), self._far.fileno()
-        self._poller.watch(near_fd, IN, self)
-        self._poller.watch(far_fd, IN, self)
-        self._pair = COMPILED.adopt(self._poller.number, near_fd, far_fd, self._backlog.address, self._backlog.most)
+        client_fd, server_fd = self._client.fileno(), self._server.fileno()
+        self._poller.watch(client_fd, IN, self)
+        self._poller.watch(server_fd, IN, self)
+        self._pair = COMPILED.adopt(
+            self._poller.number, client_fd, server_fd, self._buffers.address, self._buffers.most
+        )
         if COMPILED.start(self._pair, said):
             self.ready(0)
 
     @property
     def up(self) -> int:
-        """Bytes that the near side said and the far side was given."""
+        """Bytes that the client sent and the server was given."""
         return self._counts()[0]
 
     @property
     def down(self) -> int:
-        """Bytes that the far side said and the near side was given."""
+        """Bytes that the server sent and the client was given."""
         return self._counts()[1]
 
     def count(self, meter: "Meter | None") -> None:
@@ -275,8 +277,8 @@ class Relay:
         if self._pair and meter is not None and not self._is_over():
             self._take_back()
         if self._ends is not None:
-            for side, may_say in zip(self._ends, _may_say(meter), strict=True):
-                side.may_say = may_say
+            for half, may_say in zip(self._ends, _may_say(meter), strict=True):
+                half.may_say = may_say
 
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent, also after an end."""
@@ -290,7 +292,7 @@ class Relay:
         if over == Over.FAILED:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
         if over:
-            self.far_broke = over == Over.FAR_BROKE
+            self.server_broke = over == Over.FAR_BROKE
             self._end(finish if over == Over.IN_PEACE else reset)
 
     def failed(self, error: Exception) -> None:
@@ -304,29 +306,29 @@ class Relay:
         self.over_limit = True
         self._end(reset)
 
-    def broke(self, side: Side) -> None:
+    def broke(self, half: Half) -> None:
         """Carry a reset over: nothing more can be read from or written to one side."""
-        self.far_broke = self._ends is not None and side is self._ends[1]
-        side.hear_out()
+        self.server_broke = self._ends is not None and half is self._ends[1]
+        half.hear_out()
         self._end(reset)
 
-    def fell_silent(self, side: Side) -> None:
+    def fell_silent(self, half: Half) -> None:
         """Carry an end over; the second one is the end of both."""
-        if side.other.silent:
+        if half.other.silent:
             self._end(finish)
             return
         try:
-            side.other.sock.shutdown(socket.SHUT_WR)
+            half.other.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.broke(side.other)
+            self.broke(half.other)
 
-    def _interpret(self) -> tuple[Side, Side]:
+    def _interpret(self) -> tuple[Half, Half]:
         """Have both sides done by the interpreter."""
         up, down = _may_say(self.meter)
-        near = Side(self, self._poller, self._backlog, self._near, up)
-        far = Side(self, self._poller, self._backlog, self._far, down)
-        near.other, far.other = far, near
-        self._ends = near, far
+        client = Half(self, self._poller, self._buffers, self._client, up)
+        server = Half(self, self._poller, self._buffers, self._server, down)
+        client.other, server.other = server, client
+        self._ends = client, server
         return self._ends
 
     def _is_over(self) -> int:
@@ -344,7 +346,7 @@ class Relay:
             end.waits_for, end.silent, end.taken = side.waits_for, side.silent, taken
             if side.kept:
                 end.kept = memoryview(side.kept)
-                self._backlog.kept += len(side.kept)
+                self._buffers.kept += len(side.kept)
             if side.waits_for:
                 self._poller.watch(end.fd, side.waits_for, end)
             else:
@@ -369,9 +371,9 @@ class Relay:
             COMPILED.release(pair)
         # Nothing goes round any more: all of it is freed at once, and the next connection finds its memory warm.
         ends, self._ends = self._ends, None
-        for side in ends or ():  # of which nothing is needed any more
-            side.give_up()
-        for sock in (self._near, self._far):
+        for half in ends or ():  # of which nothing is needed any more
+            half.give_up()
+        for sock in (self._client, self._server):
             self._poller.drop(sock.fileno())
             close(sock)
         ended = self._ended
@@ -380,5 +382,5 @@ class Relay:
 
 
 def _may_say(meter: "Meter | None") -> "tuple[Callable[[int], bool] | None, Callable[[int], bool] | None]":
-    """Give what the near and the far side are asked with."""
+    """Give what the client's and the server's half are asked with."""
     return (None, None) if meter is None else (meter.up, meter.down)

@@ -17,7 +17,7 @@ import time
 from itertools import chain
 
 from proxy.compiled.library import AT_ONCE, Over
-from proxy.gate.splice import Backlog
+from proxy.gate.splice import BufferQuota
 from proxy.poller import COMPILED, IN
 
 MOST_OPERATIONS = 300
@@ -115,9 +115,9 @@ class Connection:
         self.near, self.far = _put(self.near, at[0]), _put(self.far, at[1])
         for sock in (self.near, self.far):
             world.polled.register(sock.fileno(), IN)
-        most = 20_000 if how & 8 else world.backlog.most
+        most = 20_000 if how & 8 else world.buffers.most
         fds = self.near.fileno(), self.far.fileno()
-        self.pair = COMPILED.adopt(world.polled.fileno(), *fds, world.backlog.address, most)
+        self.pair = COMPILED.adopt(world.polled.fileno(), *fds, world.buffers.address, most)
         self.is_over = False
         said = b""
         if how & 32:
@@ -187,7 +187,7 @@ class World:
     """All connections of one input, in one set."""
 
     def __init__(self) -> None:
-        self.backlog = Backlog(400_000)
+        self.buffers = BufferQuota(400_000)
         self.polled = select.epoll()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.connections: list[Connection] = []
@@ -267,8 +267,8 @@ class World:
                 continue
             (whose,) = [each for each in self.connections if not each.is_over and each.near.fileno() == fd]
             whose.over(events)
-        bound = self.backlog.most + 256 * 1024 + 2 * 4096 * MOST_OPEN
-        assert 0 <= self.backlog.kept <= bound
+        bound = self.buffers.most + 256 * 1024 + 2 * 4096 * MOST_OPEN
+        assert 0 <= self.buffers.kept <= bound
         return len(told)
 
     def settle(self) -> None:
@@ -334,7 +334,7 @@ def fuzz_passed(data: bytes) -> None:
         world.settle()
     finally:
         world.close()
-    assert world.backlog.kept == 0
+    assert world.buffers.kept == 0
 
 
 def _seeds() -> list[bytes]:

@@ -4,7 +4,7 @@ import pytest
 from hostile_harness import looks  # noqa: F401 - a fixture
 
 from proxy import poller
-from proxy.gate import splice as relays
+from proxy.gate import splice
 from tests import harness
 
 
@@ -19,8 +19,8 @@ def what_others_left_is_not_walked_through():
 def whoever(request, monkeypatch):
     """Whoever passes bytes on, both do the same."""
     if request.param == "interpreted":
-        monkeypatch.setattr(relays, "COMPILED", None)
+        monkeypatch.setattr(splice, "COMPILED", None)
         monkeypatch.setattr(poller, "COMPILED", None)
-    elif relays.COMPILED is None:
+    elif splice.COMPILED is None:
         harness.missing("a C compiler")
     return request.param

@@ -7,7 +7,7 @@ import socket
 from gate_harness import Client, open_descriptors, run, until
 
 from proxy import poller
-from proxy.gate.splice import Backlog, Relay
+from proxy.gate.splice import BufferQuota, Splice
 from proxy.poller import Poller
 
 
@@ -42,7 +42,7 @@ class Passed:
     """A relay between two connections: `task` talks to its near side, `server` to its far side."""
 
     def __init__(self, buffer=None, send_buffer=None):
-        self.poller, self.backlog = Poller(), Backlog()
+        self.poller, self.buffers = Poller(), BufferQuota()
         self.ended = []
         with socket.create_server(("127.0.0.1", 0)) as listener:
             for option, size in ((socket.SO_SNDBUF, send_buffer or buffer), (socket.SO_RCVBUF, buffer)):
@@ -52,7 +52,7 @@ class Passed:
             server, far = tcp_pair(listener)
         self.near, self.far = near, far
         self.task, self.server = Client(task), Client(server)
-        self.relay = Relay(self.poller, self.backlog, near, far, self.ended.append)
+        self.relay = Splice(self.poller, self.buffers, near, far, self.ended.append)
 
     def start(self):
         self.relay.start()
@@ -62,7 +62,7 @@ class Passed:
         await until(lambda: self.ended)
         assert self.ended == [None]
         assert (self.near.fileno(), self.far.fileno()) == (-1, -1)
-        assert self.backlog.kept == 0
+        assert self.buffers.kept == 0
         assert not self.poller._watched
 
 
@@ -82,6 +82,6 @@ def relayed(test, **how):
 async def fill(it):
     """Have the server say more than the task's side takes."""
     sending = asyncio.create_task(it.server.send(b"x" * (64 << 20)))
-    await until(lambda: it.backlog.kept)
+    await until(lambda: it.buffers.kept)
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)

@@ -14,12 +14,12 @@ from relay_harness import Passed, fill, relayed
 
 from proxy.compiled import build, library
 from proxy.compiled.library import Over
-from proxy.gate import splice as relays
+from proxy.gate import splice
 from proxy.gate.splice import MOST_KEPT
 from proxy.poller import IN, Poller
 from tests import harness
 
-compiled = relays.COMPILED
+compiled = splice.COMPILED
 
 
 @pytest.fixture(autouse=True)
@@ -124,17 +124,17 @@ def test_a_limit_that_comes_while_a_socket_is_full_loses_nothing(ended):
         it.start()
         data = bytes(range(256)) * 4000
         sending = asyncio.create_task(it.server.send(data))
-        await until(lambda: it.backlog.kept)
+        await until(lambda: it.buffers.kept)
         if ended:
             it.task.shutdown()
             await it.server.read()
         kept = len(compiled.side(it.relay._pair, far=False).kept)
         it.relay.count(Meter(len(data)))
-        assert it.backlog.kept == kept
+        assert it.buffers.kept == kept
         reading = asyncio.create_task(it.task.read_exactly(len(data)))
         await sending
         assert await reading == data
-        assert it.backlog.kept == 0
+        assert it.buffers.kept == 0
         it.server.shutdown()
         it.task.shutdown()
         await it.over()
@@ -158,7 +158,7 @@ def test_a_limit_that_comes_before_a_reset_is_told_makes_no_end_of_it():
         with pytest.raises(ConnectionResetError):
             await it.task.read()
         await it.over()
-        assert it.relay.far_broke
+        assert it.relay.server_broke
 
     relayed(test)
 
@@ -180,7 +180,7 @@ def test_descriptors_that_were_closed_without_a_word_are_another_s_now():
         it.start()
         stale = it.relay._pair
         near, far = it.near.fileno(), it.far.fileno()
-        fresh = compiled.adopt(it.poller.number, near, far, it.backlog.address, MOST_KEPT)
+        fresh = compiled.adopt(it.poller.number, near, far, it.buffers.address, MOST_KEPT)
         compiled.release(stale)  # late, and of what isn't its any more
         it.relay._pair = fresh
         await it.task.send(b"still there")

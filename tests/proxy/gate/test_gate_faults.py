@@ -116,9 +116,9 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
         ("proxy.gate.listener.nowhere", Where.PEEK),
         ("proxy.dialling.dial.Dialer.known", Where.DECIDE),
         ("proxy.dialling.dial.Dialer.connect", Where.DIAL),
-        ("proxy.gate.connection.Relay", Where.DIAL),
-        ("proxy.gate.splice.Relay.start", Where.RELAY),
-        ("proxy.gate.splice.Side.begin", Where.RELAY),
+        ("proxy.gate.connection.Splice", Where.DIAL),
+        ("proxy.gate.splice.Splice.start", Where.RELAY),
+        ("proxy.gate.splice.Half.begin", Where.RELAY),
     ],
 )
 def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):
@@ -129,7 +129,7 @@ def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch,
         async with World(tmp_path, RULES, hosts=HOSTS) as world:
             with monkeypatch.context() as patch:
                 patch.setattr(what, broken)
-                if "Side" in what:  # which compiled code stands in for
+                if "Half" in what:  # which compiled code stands in for
                     patch.setattr("proxy.gate.splice.COMPILED", None)
                 task = await world.connect("good.example")
                 with contextlib.suppress(ConnectionError):

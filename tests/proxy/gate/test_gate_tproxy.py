@@ -286,7 +286,9 @@ def test_a_reset_outside_is_a_reset_inside(sandbox):
         server = await world.origin.take()
         await server.send(b"half of it")
         await world.until(
-            lambda: world.gate._guests and any(getattr(g, "_relay", None) and g._relay.down for g in world.gate._guests)
+            lambda: (
+                world.gate._guests and any(getattr(g, "_splice", None) and g._splice.down for g in world.gate._guests)
+            )
         )
         await asyncio.sleep(0.05)
         server.reset()

@@ -16,7 +16,7 @@ def test_a_reset_while_the_other_side_is_full_is_carried_over():
     async def test(it):
         it.start()
         await fill(it)
-        assert it.backlog.kept
+        assert it.buffers.kept
         it.server.reset()
         with pytest.raises(ConnectionResetError):
             await it.task.read_all()
@@ -48,7 +48,7 @@ def test_what_a_slow_reader_doesnt_take_waits_and_arrives_whole(buffer):
         reading = [asyncio.create_task(one.read_exactly(len(data))) for one in (it.task, it.server)]
         assert await asyncio.gather(*reading) == [data, data]
         await asyncio.gather(*sending)
-        assert it.backlog.kept == 0
+        assert it.buffers.kept == 0
         it.task.shutdown()
         it.server.shutdown()
         await it.over()
@@ -78,7 +78,7 @@ def test_a_connection_that_is_idle_keeps_nothing():
         await until(lambda: it.relay.up == 100_000)
         for end in it.relay._ends or ():
             assert end.kept.obj == b""
-        assert it.backlog.kept == 0
+        assert it.buffers.kept == 0
 
     relayed(test, buffer=4096)
 
@@ -91,7 +91,7 @@ def test_a_reader_who_leaves_the_last_bytes_of_a_piece_has_all_of_it_counted():
 
         it.start()
         await fill(it)
-        while not 0 < left() < it.backlog.kept:
+        while not 0 < left() < it.buffers.kept:
             await it.task.read_exactly(1000)
             await asyncio.sleep(0)
 
@@ -100,15 +100,15 @@ def test_a_reader_who_leaves_the_last_bytes_of_a_piece_has_all_of_it_counted():
 
 def test_what_waits_for_all_full_sockets_together_is_bounded():
     async def test(first):
-        first.backlog.most = 300_000
+        first.buffers.most = 300_000
         many = [first, *(Passed(send_buffer=4096) for _ in range(20))]
         for it in many:
-            it.backlog = it.relay._backlog = many[0].backlog
+            it.buffers = it.relay._buffers = many[0].buffers
             it.start()
         sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
-        await until(lambda: first.backlog.kept >= 300_000)
+        await until(lambda: first.buffers.kept >= 300_000)
         await asyncio.sleep(0.1)
-        assert first.backlog.kept <= 300_000 + 262_144 + 20 * 4096
+        assert first.buffers.kept <= 300_000 + 262_144 + 20 * 4096
         for task in sending:
             task.cancel()
         for it in many[1:]:

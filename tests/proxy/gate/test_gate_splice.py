@@ -8,7 +8,7 @@ from gate_harness import until
 from relay_harness import Passed, fill, relayed, turns
 
 from proxy import closing
-from proxy.gate import splice as relays
+from proxy.gate import splice
 
 pytestmark = pytest.mark.usefixtures("whoever")
 
@@ -38,7 +38,7 @@ def test_an_end_is_carried_over_and_the_other_way_goes_on():
         it.server.shutdown()
         assert await it.task.read_all() == b"answer answer answer "
         await it.over()
-        assert (it.relay.up, it.relay.down, it.relay.far_broke) == (7, 21, False)
+        assert (it.relay.up, it.relay.down, it.relay.server_broke) == (7, 21, False)
 
     relayed(test)
 
@@ -82,7 +82,7 @@ def test_a_reset_is_a_reset_and_never_an_end(cut):
         with pytest.raises(ConnectionResetError):
             await other.read()
         await it.over()
-        assert it.relay.far_broke == (cut == "server")
+        assert it.relay.server_broke == (cut == "server")
 
     relayed(test)
 
@@ -115,7 +115,7 @@ def test_a_side_that_stopped_listening_is_found_out():
                 await it.task.send(b"x" * 1000)
                 await asyncio.sleep(0.001)
         await it.over()
-        assert it.relay.far_broke
+        assert it.relay.server_broke
 
     relayed(test)
 
@@ -194,7 +194,7 @@ def test_no_state_spins(state):
 def test_a_bug_ends_it_with_resets_and_is_told(monkeypatch, whoever):
     async def test(it):
         it.start()
-        of = relays.Relay if whoever == "compiled" else relays.Side
+        of = splice.Splice if whoever == "compiled" else splice.Half
         monkeypatch.setattr(of, "ready", lambda _self, _events: 1 / 0)
         await it.task.send(b"x")
         if whoever == "compiled":
