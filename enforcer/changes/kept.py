@@ -25,7 +25,7 @@ from enforcer.errors import ExeatError, HostError
 from proxy import strict_json
 
 if TYPE_CHECKING:
-    from rules.decision import Asks
+    from proxy.approvals.questions import Rule
 
 ACCEPTED, DISCARDED = "accepted", "discarded"
 _TRIES, _PAUSE = 100, 0.01  # seconds
@@ -60,14 +60,14 @@ class Meta:
     rule_files: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()  # of the workspace that have another name than `.git`
 
-    def asks(self) -> "tuple[Asks, ...]":
+    def asks(self) -> "tuple[Rule, ...]":
         """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
         if not self.approval:
             return ()
-        from proxy.approvals.questions import read_rule
+        from proxy.approvals.questions import Rule
 
         try:
-            return tuple(map(read_rule, self.approval))
+            return tuple(map(Rule.read, self.approval))
         except ValueError as error:
             raise HostError(f"whose approval the changes of `{self.id}` take can't be read: {error}") from error
 

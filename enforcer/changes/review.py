@@ -179,10 +179,10 @@ def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import post
     from enforcer.starter import starter
-    from proxy.approvals.questions import packed_rule
+    from proxy.approvals.questions import Rule
 
     return {
-        "approval": tuple(packed_rule(_asks(terms)) for terms in wanted.box.approval),
+        "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),
         "revision": wanted.policy.revision,
         "started_by": starter(),
         "rule_files": post.rule_files(wanted),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from proxy.approvals.questions import Question, Source
-    from proxy.approvals.wire import State, WishState
+    from proxy.approvals.wire import WishState
     from proxy.poller import Poller
     from rules.decision import Decision
 
@@ -99,7 +99,7 @@ class Asking:
         tell: "Callable[[Where, str], None]",
     ) -> None:
         """`tell` takes what went wrong."""
-        self.told: Callable[[State], None] = lambda _: None  # takes what the registry says of the task
+        self.told: Callable[[wire.Done], None] = lambda _: None  # takes what the registry says of the task
         self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
         self.passes = Passes(self._use)
         self.waiting = Waiting()  # counts what is held, and what came of it
@@ -180,8 +180,8 @@ class Asking:
 
         def word(number: int) -> "Mapping[str, object]":
             verdict = Verdict.ASK if question.rules else decision.verdict
-            said = wire.Wish(number, question.fitted(), verdict, decision.reason, decision.rules, why)
-            return said.packed()
+            attempt = wire.Attempted(question.fitted(), verdict, decision.reason, decision.rules)
+            return wire.Wish(number, attempt, why).packed()
 
         return self._look(word, seen)
 
@@ -258,8 +258,8 @@ class Asking:
                 elif (one := self._open.get(number)) is not None and one.seen is not None:
                     del self._open[number]
                     one.settle(None, state)
-            case wire.State() if self._fence is None:
-                self.told(reply)
+            case wire.State(done) if self._fence is None:
+                self.told(done)
 
     def _look(
         self, word: "Callable[[int], Mapping[str, object]]", seen: "Callable[[WishState | None], None]"

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Question, Source
+    from proxy.approvals.questions import Question, Rule, Source
     from proxy.approvals.store.base import Rows
     from proxy.telemetry.usual.before import Before
-    from rules.decision import Asks
 
 _NOTHING: "Mapping[str, str]" = {}
 
@@ -44,7 +43,7 @@ class Card(NamedTuple):
     place: Place | None  # what is known of the destination
     sources: "tuple[Source, ...]"  # untrusted ones that the task has read from by now
     ballots: tuple[Ballot, ...]
-    missing: "tuple[tuple[Asks, int], ...]"  # how many approvals each rule still wants
+    missing: "tuple[tuple[Rule, int], ...]"  # how many approvals each rule still wants
     viewers: tuple[str, ...]
     grants: tuple[Grant, ...]
     choices: tuple[Choice, ...]
@@ -82,7 +81,7 @@ class Card(NamedTuple):
             "withheld": self.withheld,
             "destination": None if self.place is None else self.place._asdict(),
             "earlier_runs": None if self.before is None else self.before._asdict(),
-            "tainted_by": [source._asdict() for source in self.sources],
+            "tainted_by": [source.packed() for source in self.sources],
             "votes": [
                 {"by": told(one.person, reviewer=one.reviewer), "vote": one.vote.value, "why": one.why, "at": one.at}
                 for one in self.ballots

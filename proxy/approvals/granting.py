@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from proxy.approvals.offers import Extent
-    from proxy.approvals.questions import Question
+    from proxy.approvals.questions import Question, Rule
     from proxy.approvals.records import Approval, Ballot
     from proxy.approvals.store.base import Rows
-    from rules.decision import Asks
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
 _LENGTH: Final = 8
@@ -31,18 +30,18 @@ def new_id() -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 
 
-def same(rules: "Sequence[Asks]", question: "Question") -> str:
+def same(rules: "Sequence[Rule]", question: "Question") -> str:
     """Return what a question of a task has in common with those that it joins: its rules, and what it would cover."""
     named = sorted(f"{asks.rule} {asks.digest}" for asks in rules)
     text = "\0".join([*named, key(question, question._replace(rules=tuple(rules)).covers)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def serving(rows: "Rows", task: str, question: "Question", now: float) -> "tuple[list[Grant], list[Asks]]":
+async def serving(rows: "Rows", task: str, question: "Question", now: float) -> "tuple[list[Grant], list[Rule]]":
     """Return the grants that serve an attempt, one a rule, and the rules for which there is none."""
     good = keys(question)
     found: list[Grant] = []
-    unmet: list[Asks] = []
+    unmet: list[Rule] = []
     for asks in question.rules:
         grant = await queries.in_force(rows, task, asks, good, now)
         if grant is None:
@@ -87,7 +86,7 @@ async def granted(rows: "Rows", approval: "Approval", ballots: "Sequence[Ballot]
     return found
 
 
-def extents(question: "Question", given: "Sequence[offers.Offer]", now: float) -> "list[tuple[Asks, Extent]]":
+def extents(question: "Question", given: "Sequence[offers.Offer]", now: float) -> "list[tuple[Rule, Extent]]":
     """Return how far the grant for each rule reaches. Raises Wider where more is offered than a rule gives."""
     width = question.covers
     found = [(asks, offers.given(asks.terms, width, given, now)) for asks in question.rules]
@@ -96,7 +95,7 @@ def extents(question: "Question", given: "Sequence[offers.Offer]", now: float) -
     return found
 
 
-def reach(found: "Sequence[tuple[Asks, Extent]]", now: float) -> str:
+def reach(found: "Sequence[tuple[Rule, Extent]]", now: float) -> str:
     """Say how far grants reach in a sentence: in one for all rules, or rule by rule where they differ."""
     said = {asks.rule: offers.sentence(extent, now) for asks, extent in found}
     if len(set(said.values())) == 1:

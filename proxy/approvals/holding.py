@@ -20,10 +20,9 @@ from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Question
+    from proxy.approvals.questions import Question, Rule
     from proxy.approvals.records import Approval
     from proxy.approvals.store.base import Rows
-    from rules.decision import Asks
 
 TROUBLE: Final = (StoreError, JournalFailed)
 
@@ -142,7 +141,7 @@ class Holding:
         news = News("joined" if put.joined else "asked", task.id, put.approval.id, question.line())
         return Pending(number, put.approval.id, waiter.deadline), news
 
-    async def _served(self, rows: "Rows", task: Task, waiter: Waiter, now: float) -> "tuple[Answer | None, list[Asks]]":
+    async def _served(self, rows: "Rows", task: Task, waiter: Waiter, now: float) -> "tuple[Answer | None, list[Rule]]":
         """Take what serves an ask, if every rule of it is granted; else return those that are not."""
         grants, unmet = await granting.serving(rows, task.id, waiter.question, now)
         if unmet:

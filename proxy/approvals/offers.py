@@ -8,6 +8,7 @@ is what is given by itself, and who approves may give more: at most for as long 
 from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from proxy.approvals.fields import Message, Real, Whole
 from proxy.approvals.questions import narrower
 from rules.grammar.fields import duration
 from rules.grammar.values import count, day, size
@@ -16,7 +17,7 @@ from rules.limits import Covers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rules.limits import ApprovalTerms
+    from proxy.approvals.questions import Terms
 
 ONCE: Final = 0.0  # `lasts` of a rule that says `for: once`; one that says nothing has None
 _SYNTAX: Final = "`once`, `task`, `1h`, `until 2027-01-31`, `uses 3`, `bytes 2GB`"
@@ -27,14 +28,14 @@ class Wider(ValueError):  # noqa: N818  the message says the rest
     """More than the rule gives."""
 
 
-class Offer(NamedTuple):
+class Offer(Message, frozen=True, omit_defaults=True):
     """How much whoever approves is willing to give; what is not said is as the rule says."""
 
     width: Covers | None = None
-    uses: int | None = None
-    bytes: int | None = None
-    seconds: float | None = None
-    until: float | None = None  # seconds since 1970
+    uses: Whole | None = None
+    bytes: Whole | None = None
+    seconds: Real | None = None
+    until: Real | None = None  # seconds since 1970
     task: bool = False  # for as long as the task lives
 
     @classmethod
@@ -58,10 +59,6 @@ class Offer(NamedTuple):
             found["width"] = Covers(width)
         return cls(**found)
 
-    def packed(self) -> dict[str, object]:
-        """Return it as JSON."""
-        return {name: value for name, value in self._asdict().items() if value is not None and value is not False}
-
 
 class Extent(NamedTuple):
     """How far a grant reaches: None is no bound but the task's end."""
@@ -73,7 +70,7 @@ class Extent(NamedTuple):
     cuts: bool = False  # whether what still passes then is cut; else it only has to begin before
 
 
-def given(terms: "ApprovalTerms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
+def given(terms: "Terms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
     """Return what a rule of these terms gives where all `offers` were made at once: the least of each.
 
     `width` is what the question's rules give together. Raises Wider where one of them is more than the rule gives.
@@ -113,7 +110,7 @@ def span(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _extent(terms: "ApprovalTerms", width: Covers, offer: Offer, now: float) -> Extent:
+def _extent(terms: "Terms", width: Covers, offer: Offer, now: float) -> Extent:
     if offer.width is not None and narrower(width, offer.width):
         raise Wider(f"the rule covers {_an(width)} and no more: `--covers {offer.width}` is wider")
     ends = now + offer.seconds if offer.seconds is not None else offer.until

@@ -17,8 +17,7 @@ from proxy.approvals.store.place import Place
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Kind, Question
-    from rules.decision import Asks
+    from proxy.approvals.questions import Kind, Question, Rule
     from rules.selectors import Pattern
 
 PENDING_PER_TASK: Final = 20
@@ -133,7 +132,7 @@ class People(NamedTuple):
         """List the programs that are asked about a question."""
         return [reviewer for reviewer in self.reviewers.values() if reviewer.asked(question)]
 
-    def objection(self, who: Actor, asks: "Asks", starter: str) -> str:
+    def objection(self, who: Actor, asks: "Rule", starter: str) -> str:
         """Say why somebody can't approve what a rule asks about, or nothing: they can."""
         group = asks.terms.by
         if not who.known:
@@ -148,14 +147,14 @@ class People(NamedTuple):
             return f"{who.name} has started the task, and {asks.rule} wants somebody else"
         return ""
 
-    def can_reject(self, who: Actor, rules: "Sequence[Asks]", starter: str) -> bool:
+    def can_reject(self, who: Actor, rules: "Sequence[Rule]", starter: str) -> bool:
         """Whether a rejection by somebody counts: it never opens anything, so the one who started the task may too."""
         return who.known and (
             (not who.reviewer and (who.name == starter or not rules))
             or any(not self.objection(who, asks, "") for asks in rules)
         )
 
-    def lacking(self, asks: "Asks", ballots: "Sequence[Ballot]", starter: str) -> int:
+    def lacking(self, asks: "Rule", ballots: "Sequence[Ballot]", starter: str) -> int:
         """Return how many approvals a rule still wants; votes of whom it doesn't take no more don't count."""
         people, reviewers = 0, 0
         for ballot in ballots:
@@ -168,7 +167,7 @@ class People(NamedTuple):
             reviewers = min(reviewers, 1, people)  # together they are one voice, and never the only one
         return max(wanted - people - reviewers, 0)
 
-    def short(self, asks: "Asks", starter: str) -> str:
+    def short(self, asks: "Rule", starter: str) -> str:
         """Say why a rule never gets its approvals, also if everybody gives theirs; or nothing: it can get them."""
         if asks.terms.by is not None and asks.terms.by not in self.groups:
             return self._no_group(asks.terms.by)

@@ -5,7 +5,7 @@ Pure. A question says what was decided on, never more: what the rules didn't see
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.questions import Kind, Program, Question, Ref
+from proxy.approvals.questions import Kind, Program, Question, Ref, rules_of
 from proxy.approvals.wire import Answer, Result
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -105,7 +105,7 @@ def about_program(
         Kind.COMMAND,
         argv=argv,
         process=program(process),
-        rules=decision.approval,
+        rules=rules_of(decision.approval),
         revision=decision.revision,
         tainted_by=_sources(tenant),
         cut=not whole,
@@ -126,7 +126,7 @@ def _question(
         str(attempt.target),
         attempt.port,
         process=program(process),
-        rules=decision.approval,
+        rules=rules_of(decision.approval),
         revision=decision.revision,
         tainted_by=_sources(tenant),
         pattern=decision.pattern,

@@ -9,16 +9,38 @@ import hashlib
 import json
 import shlex
 from enum import StrEnum
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
-from proxy.approvals.fields import Fields, Malformed
-from rules.decision import Asks
-from rules.limits import ApprovalTerms, Covers
+from msgspec import Meta
+from msgspec.structs import astuple
 
-_MOST_RULES: Final = 64
+from proxy.approvals.fields import (
+    Digest,
+    Malformed,
+    Message,
+    NamedRule,
+    Real,
+    Short,
+    Text,
+    Texts,
+    Whole,
+    Word,
+)
+from rules.limits import Covers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rules.decision import Asks
+
+_MOST_ITEMS: Final = 4096
 _LARGEST: Final = 48 << 10  # bytes of JSON that a question may take; a packet is 128 KB
 _CUTS: Final = ((4096, 64), (512, 16), (64, 4))  # characters of a text, items of a list
 _NARROWEST: Final = (Covers.ATTEMPT, Covers.DESTINATION, Covers.RULE)
+_Hash = Annotated[str, Meta(max_length=64)]
+_Brief = Annotated[str, Meta(max_length=16)]
+_Entry = Annotated[str, Meta(max_length=1 << 13)]
+_NamedText = Annotated[str, Meta(min_length=1, max_length=1 << 16)]
 
 
 class Kind(StrEnum):
@@ -32,75 +54,103 @@ class Kind(StrEnum):
     MERGE = "merge"  # of protected files into the workspace
 
 
-class Ref(NamedTuple):
+class Ref(Message, frozen=True):
     """One ref of a push. Object names are hexadecimal, empty where nobody knows them yet (a wish)."""
 
-    ref: str
-    change: str = ""  # create, update or delete
-    old: str = ""
-    new: str = ""
+    ref: _NamedText
+    change: _Brief = ""  # create, update or delete
+    old: _Hash = ""
+    new: _Hash = ""
     quiet: bool = False  # a rule with `log: pattern` matches it: whoever decides sees it, and no file says it
 
 
-class File(NamedTuple):
+class File(Message, frozen=True):
     """One path of a merge: what stands there now, and what is to, as far as people are shown that."""
 
-    path: str
-    sha256: str = ""  # of the content that is to be there; empty: it is to be removed, or has none
-    change: str = ""  # added, changed, mode or deleted
-    was: str = ""  # `file 0644, 12 bytes`, `link to TARGET`, `directory 0755`; empty: nothing
-    now: str = ""
-    added: int | None = None  # lines; None: it has none, or too many to look at
-    deleted: int | None = None
+    path: _NamedText
+    sha256: _Hash = ""  # of the content that is to be there; empty: it is to be removed, or has none
+    change: _Brief = ""  # added, changed, mode or deleted
+    was: _Entry = ""  # `file 0644, 12 bytes`, `link to TARGET`, `directory 0755`; empty: nothing
+    now: _Entry = ""
+    added: Whole | None = None  # lines; None: it has none, or too many to look at
+    deleted: Whole | None = None
 
 
-class Program(NamedTuple):
+class Program(Message, frozen=True):
     """Who in the sandbox it is, as far as /proc said."""
 
-    pid: int
-    exe: str
-    argv: tuple[str, ...] = ()
-    ancestors: tuple[str, ...] = ()  # executables, parent first
-
-    def packed(self) -> dict[str, object]:
-        """Return it as JSON."""
-        return {"pid": self.pid, "exe": self.exe, "argv": list(self.argv), "ancestors": list(self.ancestors)}
+    pid: Whole
+    exe: Text
+    argv: Texts = ()
+    ancestors: Texts = ()  # executables, parent first
 
 
-class Source(NamedTuple):
+class Source(Message, frozen=True):
     """Something untrusted that the task read from."""
 
-    rule: str
-    destination: str
-    event: str = ""  # id of the event that told of it
+    rule: NamedRule
+    destination: Annotated[str, Meta(min_length=1, max_length=4096)]
+    event: Word = ""  # id of the event that told of it
 
 
-class Question(NamedTuple):
+class Terms(Message, frozen=True, rename={"needed": "count", "by_self": "self", "lasts": "for"}):
+    """`rules.limits.ApprovalTerms` as a message: the names are those of rule files, durations are in seconds."""
+
+    by: Annotated[str, Meta(min_length=1, max_length=256)] | None
+    needed: Annotated[int, Meta(ge=1, le=1 << 62)]
+    by_self: bool
+    hold: Real
+    open: Real
+    covers: Covers
+    lasts: Real | None
+
+
+class Rule(Message, frozen=True):
+    """`rules.decision.Asks` as a message: one rule that holds the attempt."""
+
+    rule: NamedRule
+    digest: Digest
+    terms: Terms
+    why: Text = ""
+
+    @classmethod
+    def of(cls, asks: "Asks") -> Self:
+        """Return a rule that asks as a message."""
+        return cls(asks.rule, asks.digest, Terms(*asks.terms), asks.why)
+
+
+def rules_of(asking: "Iterable[Asks]") -> tuple[Rule, ...]:
+    """Return rules that ask as messages."""
+    return tuple(map(Rule.of, asking))
+
+
+class Question(Message, frozen=True):
     """One attempt that is held. Texts are as the sandbox has them: escape them where they leave."""
 
     kind: Kind
-    protocol: str = ""  # rules.attempt.Protocol; empty for commands and merges
-    host: str = ""  # a name in its normal form, or an address
-    port: int = 0
-    method: str = ""
-    path: str = ""  # with its query, as it would be forwarded
-    size: int | None = None  # bytes of the body; None: it doesn't say
+    protocol: _Brief = ""  # rules.attempt.Protocol; empty for commands and merges
+    host: Annotated[str, Meta(max_length=512)] = ""  # a name in its normal form, or an address
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    method: Short = ""
+    path: Text = ""  # with its query, as it would be forwarded
+    size: Whole | None = None  # bytes of the body; None: it doesn't say
     websocket: bool = False
-    secrets: tuple[str, ...] = ()  # ids of those that the gate puts into it
-    repo: str = ""
-    refs: tuple[Ref, ...] = ()
-    argv: tuple[str, ...] = ()
-    files: tuple[File, ...] = ()
-    total: int = 0  # how many a merge changes: of more than are shown `digest` is all that is known
-    digest: str = ""  # SHA-256 of all that a merge puts in place, and of all that it puts it in the place of
+    secrets: Texts = ()  # ids of those that the gate puts into it
+    repo: Text = ""
+    refs: Annotated[tuple[Ref, ...], Meta(max_length=_MOST_ITEMS)] = ()
+    argv: Texts = ()
+    files: Annotated[tuple[File, ...], Meta(max_length=_MOST_ITEMS)] = ()
+    total: Whole = 0  # how many a merge changes: of more than are shown `digest` is all that is known
+    digest: _Hash = ""  # SHA-256 of all that a merge puts in place, and of all that it puts it in the place of
     process: Program | None = None
-    rules: tuple[Asks, ...] = ()
-    revision: str = ""  # of the policy
-    event: str = ""  # id of the event of the connection that this is a part of
-    tainted_by: tuple[Source, ...] = ()
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=64)] = ()
+    revision: Word = ""  # of the policy
+    event: Word = ""  # id of the event of the connection that this is a part of
+    tainted_by: Annotated[tuple[Source, ...], Meta(max_length=_MOST_ITEMS)] = ()
     cut: bool = False  # whether more is done than is shown here: such a thing can't be approved by itself
     beforehand: bool = False  # whether it isn't tried yet: its objects, its body and its secrets nobody knows
-    pattern: str | None = None  # what is told of its path, and nothing of its refs, where a rule says `log: pattern`
+    # What is told of its path, and nothing of its refs, where a rule says `log: pattern`
+    pattern: _NamedText | None = None
 
     def told(self) -> Self:
         """Return it as it may be written down: whoever decides on it sees more (`log: pattern`)."""
@@ -112,66 +162,6 @@ class Question(NamedTuple):
     def withholds(self) -> bool:
         """Whether there is more to it than may be written down."""
         return self.pattern is not None or any(ref.quiet for ref in self.refs)
-
-    def packed(self) -> dict[str, object]:
-        """Return it as JSON."""
-        return {
-            "kind": self.kind.value,
-            "protocol": self.protocol,
-            "host": self.host,
-            "port": self.port,
-            "method": self.method,
-            "path": self.path,
-            "size": self.size,
-            "websocket": self.websocket,
-            "secrets": list(self.secrets),
-            "repo": self.repo,
-            "refs": [ref._asdict() for ref in self.refs],
-            "argv": list(self.argv),
-            "files": [file._asdict() for file in self.files],
-            "total": self.total,
-            "digest": self.digest,
-            "process": None if self.process is None else self.process.packed(),
-            "rules": [packed_rule(rule) for rule in self.rules],
-            "revision": self.revision,
-            "event": self.event,
-            "tainted_by": [source._asdict() for source in self.tainted_by],
-            "cut": self.cut,
-            "beforehand": self.beforehand,
-            "pattern": self.pattern,
-        }
-
-    @classmethod
-    def read(cls, value: object) -> Self:
-        """Read what `packed` gave. Raises Malformed."""
-        fields = Fields(value, "a question")
-        found = cls(
-            fields.choice("kind", Kind),
-            fields.text("protocol", 16),
-            fields.text("host", 512),
-            fields.number("port", 0, 65535),
-            fields.text("method", 256),
-            fields.text("path"),
-            fields.number_or_none("size"),
-            fields.flag("websocket"),
-            fields.texts("secrets"),
-            fields.text("repo"),
-            fields.list("refs", _read_ref),
-            fields.texts("argv"),
-            fields.list("files", _read_file),
-            fields.number_or_none("total") or 0,
-            fields.text("digest", 64),
-            fields.inner("process", _read_program),
-            fields.list("rules", read_rule, _MOST_RULES),
-            fields.text("revision", 128),
-            fields.text("event", 128),
-            fields.list("tainted_by", read_source),
-            fields.flag("cut"),
-            fields.flag("beforehand"),
-            fields.text_or_none("pattern"),
-        )
-        fields.done()
-        return found
 
     @property
     def covers(self) -> Covers:
@@ -289,14 +279,11 @@ def _attempt(question: Question) -> str:
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
             question.path, question.size, question.websocket, sorted(question.secrets), question.repo,
-            sorted(ref[:4] for ref in question.refs), question.argv, sorted(question.files, key=_in_order),
+            sorted(astuple(ref)[:4] for ref in question.refs), question.argv,
+            sorted(map(astuple, question.files), key=json.dumps),
             question.total, question.digest,
         ]
     )  # fmt: skip
-
-
-def _in_order(file: File) -> str:
-    return json.dumps(file)  # of a file that is named twice, too
 
 
 def _beforehand(question: Question, *, body: bool) -> str:
@@ -315,80 +302,3 @@ def _beforehand(question: Question, *, body: bool) -> str:
 def _hashed(value: object) -> str:
     """Hash JSON, in which no two values of these shapes read alike."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def packed_rule(rule: Asks) -> dict[str, object]:
-    """Return a rule that asks as JSON; `terms` as a rule file has them, durations in seconds."""
-    by, needed, by_self, hold, open_, covers, lasts = rule.terms
-    terms = {
-        "by": by,
-        "count": needed,
-        "self": by_self,
-        "hold": hold,
-        "open": open_,
-        "covers": covers.value,
-        "for": lasts,
-    }
-    return {"rule": rule.rule, "digest": rule.digest, "why": rule.why, "terms": terms}
-
-
-def read_rule(value: object) -> Asks:
-    """Read what `packed_rule` gave. Raises Malformed."""
-    fields = Fields(value, "a rule")
-    terms = Fields(fields.raw("terms"), "terms")
-    rule, digest, why = fields.named("rule", 512), fields.named("digest", 128), fields.text("why")
-    fields.done()
-    found = ApprovalTerms(
-        terms.text_or_none("by", 256),
-        terms.number("count", 1),
-        terms.flag("self"),
-        terms.real("hold"),
-        terms.real("open"),
-        terms.choice("covers", Covers),
-        terms.real_or_none("for"),
-    )
-    terms.done()
-    return Asks(rule, digest, found, why)
-
-
-def read_source(value: object) -> Source:
-    """Read an untrusted source. Raises Malformed."""
-    fields = Fields(value, "a source")
-    found = Source(fields.named("rule", 512), fields.named("destination", 4096), fields.text("event", 128))
-    fields.done()
-    return found
-
-
-def _read_ref(value: object) -> Ref:
-    fields = Fields(value, "a ref")
-    found = Ref(
-        fields.named("ref", 1 << 16),
-        fields.text("change", 16),
-        fields.text("old", 64),
-        fields.text("new", 64),
-        fields.flag("quiet"),
-    )
-    fields.done()
-    return found
-
-
-def _read_file(value: object) -> File:
-    fields = Fields(value, "a file")
-    found = File(
-        fields.named("path", 1 << 16),
-        fields.text("sha256", 64),
-        fields.text("change", 16),
-        fields.text("was", 1 << 13),
-        fields.text("now", 1 << 13),
-        fields.number_or_none("added"),
-        fields.number_or_none("deleted"),
-    )
-    fields.done()
-    return found
-
-
-def _read_program(value: object) -> Program:
-    fields = Fields(value, "a process")
-    found = Program(fields.number("pid"), fields.text("exe"), fields.texts("argv"), fields.texts("ancestors"))
-    fields.done()
-    return found

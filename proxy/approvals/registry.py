@@ -24,6 +24,7 @@ from proxy.approvals.waiting import Link, Waiter
 from proxy.approvals.wire import (
     Answer,
     Ask,
+    Done,
     Drop,
     Hello,
     Introduction,
@@ -80,17 +81,26 @@ class Registry(Holding):
             async with self.store.transaction() as rows:
                 now = await self.now(rows)
                 task = await queries.task_of(rows, who.task)
-                sandbox, id_, name, labels, uid, host, files, workspace = who
-                starter = self.people.by_uid(uid, host).name
+                starter = self.people.by_uid(who.started_by, who.host).name
                 if task is None:
-                    task = Task(id_, sandbox, name, labels, starter, host, files, workspace, now)
+                    task = Task(
+                        who.task,
+                        who.sandbox,
+                        who.name,
+                        who.labels,
+                        starter,
+                        who.host,
+                        who.rule_files,
+                        who.workspace,
+                        now,
+                    )
                     await queries.put_task(rows, task)
-                elif task.ended is not None or (task.sandbox, task.host) != (sandbox, host):
+                elif task.ended is not None or (task.sandbox, task.host) != (who.sandbox, who.host):
                     raise ValueError("this task has ended, or is another's")
                 granted = await queries.granted_to(rows, task.id)
             if (old := self._waiting.link_of(task.id)) is not None:
                 self._forget(old)
-            self._waiting.links[connection] = link = Link(connection, task, uid)
+            self._waiting.links[connection] = link = Link(connection, task, who.started_by)
             link.grants.update(grant.id for grant in granted)
 
     async def leave(self, connection: Hashable) -> None:
@@ -284,7 +294,7 @@ class Registry(Holding):
                 sources = await queries.taints(rows, link.task.id)
         except StoreError:
             return  # without an answer it counts as tainted
-        self._say(link, TaskState(bool(sources), sources))
+        self._say(link, TaskState(Done(bool(sources), sources)))
 
     async def _taint(self, link: Link, word: Tainted) -> None:
         try:

@@ -11,10 +11,26 @@ asked for the same. Numbers are the worker's, each used once after a `Hello`.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Annotated, Final
 
-from proxy.approvals.fields import Fields, Malformed, only
-from proxy.approvals.questions import Question, Source, read_source
+from msgspec import Meta, field
+
+from proxy.approvals.fields import (
+    Digest,
+    Id,
+    Line,
+    Malformed,
+    Message,
+    Named,
+    NamedId,
+    NamedRule,
+    Real,
+    Short,
+    Text,
+    Texts,
+    Whole,
+)
+from proxy.approvals.questions import Question, Source
 from rules.verdicts import Reason, Verdict
 
 __all__ = [
@@ -57,178 +73,124 @@ class Result(StrEnum):
     GRANTED = "granted"
 
 
-class Introduction(NamedTuple):
+class Introduction(Message, frozen=True):
     """Whose pair of sockets this is: said once by whoever made the sandbox, outside of it."""
 
-    sandbox: str
-    task: str  # id: never used for another task
-    name: str
-    labels: Mapping[str, str]
-    started_by: int  # uid
-    host: str
-    rule_files: tuple[str, ...] = ()
-    workspace: str = ""
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {
-            "introduce": VERSION,
-            **self._asdict(),
-            "labels": dict(self.labels),
-            "rule_files": list(self.rule_files),
-        }
+    sandbox: Named
+    task: Named  # id: never used for another task
+    name: Short
+    labels: Annotated[Mapping[Text, Text], Meta(max_length=4096)]
+    started_by: Annotated[int, Meta(ge=0, lt=1 << 32)]  # uid
+    host: Short
+    rule_files: Texts = ()
+    workspace: Line = ""
+    version: int = field(default=VERSION, name="introduce")
 
 
-class Hello(NamedTuple):
+class Hello(Message, frozen=True):
     """The first word of every worker: what one before it still waits for is nobody's now."""
 
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"hello": VERSION}
+    version: int = field(default=VERSION, name="hello")
 
 
-class Ask(NamedTuple):
-    """An attempt is held until this is answered."""
+class Ask(Message, frozen=True, rename={"number": "ask"}):
+    """An attempt is held until this is answered. `Question.fitted` makes it small enough for one packet."""
 
-    number: int
+    number: Whole
     question: Question
 
-    def packed(self) -> dict[str, object]:
-        """Return it as a message; make sure with `Question.fitted` that it is small enough for one packet."""
-        return {"ask": self.number, "question": self.question.packed()}
 
-
-class Drop(NamedTuple):
+class Drop(Message, frozen=True, rename={"number": "drop"}):
     """Nobody waits for an answer any more: the client gave up, or the policy changed."""
 
-    number: int
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"drop": self.number}
+    number: Whole
 
 
-class Tainted(NamedTuple):
+class Tainted(Message, frozen=True, rename={"source": "tainted"}):
     """The task is about to read from an untrusted source. Said before anything of it can reach the task."""
 
     source: Source
 
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"tainted": self.source._asdict()}
 
-
-class Used(NamedTuple):
+class Used(Message, frozen=True, rename={"grant": "used"}):
     """So many more bytes, both ways together, passed under a grant that has a budget of them."""
 
-    grant: str
-    bytes: int
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"used": self.grant, "bytes": self.bytes}
+    grant: NamedId
+    bytes: Whole
 
 
-class Wish(NamedTuple):
-    """The agent asks for access beforehand, and what the policy says of that attempt.
+class Attempted(Message, frozen=True):
+    """What the policy says of an attempt. The question has rules that ask where the verdict is `ask`, and else none."""
 
-    Of a verdict of `ask` the question has the rules that ask; of any other it has none.
-    """
-
-    number: int
     question: Question
     verdict: Verdict
     reason: Reason
-    rules: tuple[str, ...] = ()  # ids of those that decided
-    why: str = ""  # the agent's words
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        attempt = {
-            "question": self.question.packed(),
-            "verdict": self.verdict.value,
-            "reason": self.reason.value,
-            "rules": list(self.rules),
-        }
-        return {"wish": self.number, "attempt": attempt, "why": self.why}
+    rules: Texts = ()  # ids of those that decided
 
 
-class Look(NamedTuple):
+class Wish(Message, frozen=True, rename={"number": "wish"}):
+    """The agent asks for access beforehand."""
+
+    number: Whole
+    attempt: Attempted
+    why: Annotated[str, Meta(max_length=LONGEST_WHY)] = ""  # the agent's words
+
+
+class Look(Message, frozen=True, rename={"number": "look"}):
     """The agent asks what became of a wish, or of anything that its task was held for; an empty id is of nothing."""
 
-    number: int
-    id: str
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"look": self.number, "id": self.id}
+    number: Whole
+    id: Id
 
 
 type Word = Hello | Ask | Drop | Tainted | Used | Wish | Look
 
 
-class State(NamedTuple):
-    """The answer to a hello: what the task has done already."""
+class Done(Message, frozen=True):
+    """What the task has done already."""
 
     tainted: bool
-    tainted_by: tuple[Source, ...] = ()
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"state": {"tainted": self.tainted, "tainted_by": [source._asdict() for source in self.tainted_by]}}
+    tainted_by: Annotated[tuple[Source, ...], Meta(max_length=4096)] = ()
 
 
-class Pending(NamedTuple):
+class State(Message, frozen=True, rename={"done": "state"}):
+    """The answer to a hello."""
+
+    done: Done
+
+
+class Pending(Message, frozen=True, rename={"number": "pending"}):
     """People are asked."""
 
-    number: int
-    approval: str
-    until: float  # seconds since 1970: when the client's wait ends
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"pending": self.number, "approval": self.approval, "until": self.until}
+    number: Whole
+    approval: NamedId
+    until: Real  # when the client's wait ends
 
 
-class Granted(NamedTuple):
+class Granted(Message, frozen=True):
     """A rule that asks is satisfied, for this attempt: a use of the grant is taken already."""
 
-    rule: str
-    digest: str
-    grant: str
-    bytes: int | None = None  # that may pass, with all else that passes under it; None: any
+    rule: NamedRule
+    digest: Digest
+    grant: NamedId
+    bytes: Whole | None = None  # that may pass, with all else that passes under it; None: any
 
 
-class Answer(NamedTuple):
+class Answer(Message, frozen=True, rename={"number": "answer"}):
     """How an ask ended."""
 
-    number: int
+    number: Whole
     result: Result
-    approval: str = ""  # id; of one that an earlier grant answered, that grant's approval
-    by: tuple[str, ...] = ()  # who decided
-    why: str = ""  # what they said, or what was wrong
-    grants: tuple[Granted, ...] = ()
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {
-            "answer": self.number,
-            "result": self.result.value,
-            "approval": self.approval,
-            "by": list(self.by),
-            "why": self.why,
-            "grants": [grant._asdict() for grant in self.grants],
-        }
+    approval: Id = ""  # of one that an earlier grant answered, that grant's approval
+    by: Texts = ()  # who decided
+    why: Line = ""  # what they said, or what was wrong
+    grants: Annotated[tuple[Granted, ...], Meta(max_length=4096)] = ()
 
 
-class Over(NamedTuple):
+class Over(Message, frozen=True, rename={"grants": "over"}):
     """These grants ended early or with their time: what still passes under them is cut. One used up doesn't cut."""
 
-    grants: tuple[str, ...]
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"over": list(self.grants)}
+    grants: Texts
 
 
 class Standing(StrEnum):
@@ -243,157 +205,74 @@ class Standing(StrEnum):
     ALLOWED = "allowed"  # nobody has to approve it
 
 
-class WishState(NamedTuple):
+class WishState(Message, frozen=True):
     """What a task is told of its own question."""
 
     standing: Standing
-    approval: str = ""
-    attempt: str = ""  # one line
-    by: tuple[str, ...] = ()
-    why: str = ""
-    until: float = (
-        0.0  # seconds since 1970: when the question is given up, or the grant ends; 0: never, or nobody knows
-    )
-
-    def packed(self) -> dict[str, object]:
-        """Return it as JSON."""
-        return {**self._asdict(), "standing": self.standing.value, "by": list(self.by)}
+    approval: Id = ""
+    attempt: Text = ""  # one line
+    by: Texts = ()
+    why: Line = ""
+    until: Real = 0.0  # when the question is given up, or the grant ends; 0: never, or nobody knows
 
 
-class Seen(NamedTuple):
+class Seen(Message, frozen=True, rename={"number": "seen"}):
     """The answer to a wish and to a look."""
 
-    number: int
+    number: Whole
     state: WishState
-
-    def packed(self) -> dict[str, object]:
-        """Return it as a message."""
-        return {"seen": self.number, "state": self.state.packed()}
 
 
 type Reply = State | Pending | Answer | Over | Seen
 
+# Which one of these members a message has says what it is.
+_WORDS: Final[Mapping[str, type[Word]]] = {
+    "hello": Hello, "ask": Ask, "drop": Drop, "tainted": Tainted, "used": Used, "wish": Wish, "look": Look,
+}  # fmt: skip
+_REPLIES: Final[Mapping[str, type[Reply]]] = {"state": State, "pending": Pending, "answer": Answer, "over": Over}
 
-def read_introduction(message: Mapping[str, object]) -> Introduction:
+
+def read_introduction(message: object) -> Introduction:
     """Read what `Introduction.packed` gave. Raises Malformed."""
-    fields = Fields(message, "an introduction")
-    _version(fields, "introduce")
-    found = Introduction(
-        fields.named("sandbox"),
-        fields.named("task"),
-        fields.text("name", 256),
-        fields.labels("labels"),
-        fields.number("started_by", 0, (1 << 32) - 1),
-        fields.text("host", 256),
-        fields.texts("rule_files"),
-        fields.text("workspace", 4096),
-    )
-    fields.done()
+    found = Introduction.read(message)
+    _version(found.version)
     return found
 
 
-def read_word(message: Mapping[str, object]) -> Word:
+def read_word(message: object) -> Word:
     """Read what a worker says. Raises Malformed."""
-    fields = Fields(message, "a word")
-    found: Word
-    match only(fields, ("hello", "ask", "drop", "tainted", "used", "wish", "look"), "a word"):
-        case "hello":
-            _version(fields, "hello")
-            found = Hello()
-        case "ask":
-            found = Ask(fields.number("ask"), Question.read(fields.raw("question")))
-            if not found.question.rules:
-                raise Malformed("a question without a rule that asks")
-        case "drop":
-            found = Drop(fields.number("drop"))
-        case "tainted":
-            found = Tainted(read_source(fields.raw("tainted")))
-        case "used":
-            found = Used(fields.named("used", 64), fields.number("bytes"))
-        case "wish":
-            found = _read_wish(fields)
-        case _:
-            found = Look(fields.number("look"), fields.text("id", 64))
-    fields.done()
+    found: Word = _only(message, _WORDS, "a word").read(message)
+    match found:
+        case Hello():
+            _version(found.version)
+        case Ask() if not found.question.rules:
+            raise Malformed("a question without a rule that asks")
+        case Wish() if bool(found.attempt.question.rules) != (found.attempt.verdict is Verdict.ASK):
+            raise Malformed("a wish whose verdict and rules say different things")
     return found
 
 
-def read_reply(message: Mapping[str, object]) -> Reply:
+def read_reply(message: object) -> Reply:
     """Read what the registry says. Raises Malformed."""
-    fields = Fields(message, "a reply")
-    found: Reply
     # A `seen` has a `state` of its own.
-    kind = "seen" if fields.has("seen") else only(fields, ("state", "pending", "answer", "over"), "a reply")
-    match kind:
-        case "pending":
-            found = Pending(fields.number("pending"), fields.named("approval", 64), fields.real("until"))
-        case "answer":
-            found = Answer(
-                fields.number("answer"),
-                fields.choice("result", Result),
-                fields.text("approval", 64),
-                fields.texts("by"),
-                fields.text("why", 4096),
-                fields.list("grants", _read_granted),
-            )
-            if (found.result is Result.GRANTED) != bool(found.grants):
-                raise Malformed("an answer that grants nothing, or grants while it refuses")
-        case "over":
-            found = Over(fields.texts("over"))
-        case "seen":
-            found = Seen(fields.number("seen"), _read_wish_state(fields.raw("state")))
-        case _:
-            state = Fields(fields.raw("state"), "a state")
-            found = State(state.flag("tainted"), state.list("tainted_by", read_source))
-            state.done()
-            if found.tainted_by and not found.tainted:
-                raise Malformed("a state that is tainted by something and is not tainted")
-    fields.done()
+    kinds = {"seen": Seen} if isinstance(message, dict) and "seen" in message else _REPLIES
+    found: Reply = _only(message, kinds, "a reply").read(message)
+    match found:
+        case Answer() if (found.result is Result.GRANTED) != bool(found.grants):
+            raise Malformed("an answer that grants nothing, or grants while it refuses")
+        case State(Done(tainted=False, tainted_by=[_, *_])):
+            raise Malformed("a state that is tainted by something and is not tainted")
     return found
 
 
-def _version(fields: Fields, key: str) -> None:
-    if (said := fields.number(key)) != VERSION:
+def _only[M](message: object, kinds: Mapping[str, type[M]], of: str) -> type[M]:
+    """Return the one kind that a message is of. Raises Malformed."""
+    found = [kinds[key] for key in message if key in kinds] if isinstance(message, dict) else []
+    if len(found) != 1:
+        raise Malformed(f"{of} is of {'more than one' if found else 'no'} known kind")
+    return found[0]
+
+
+def _version(said: int) -> None:
+    if said != VERSION:
         raise Malformed(f"this is version {VERSION} of what is said about approvals, the other side speaks {said}")
-
-
-def _read_wish(fields: Fields) -> Wish:
-    attempt = Fields(fields.raw("attempt"), "an attempt")
-    found = Wish(
-        fields.number("wish"),
-        Question.read(attempt.raw("question")),
-        attempt.choice("verdict", Verdict),
-        attempt.choice("reason", Reason),
-        attempt.texts("rules"),
-        fields.text("why", LONGEST_WHY),
-    )
-    attempt.done()
-    if bool(found.question.rules) != (found.verdict is Verdict.ASK):
-        raise Malformed("a wish whose verdict and rules say different things")
-    return found
-
-
-def _read_granted(value: object) -> Granted:
-    fields = Fields(value, "a grant")
-    found = Granted(
-        fields.named("rule", 512),
-        fields.named("digest", 128),
-        fields.named("grant", 64),
-        fields.number_or_none("bytes"),
-    )
-    fields.done()
-    return found
-
-
-def _read_wish_state(value: object) -> WishState:
-    fields = Fields(value, "the state of a question")
-    found = WishState(
-        fields.choice("standing", Standing),
-        fields.text("approval", 64),
-        fields.text("attempt"),
-        fields.texts("by"),
-        fields.text("why", 4096),
-        fields.real("until"),
-    )
-    fields.done()
-    return found

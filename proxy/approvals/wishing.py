@@ -51,14 +51,14 @@ class Rates:
 
 async def wish(registry: "Registry", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
     """Put what an agent asks for, or say why that makes no sense. With the turn."""
-    line = said.question.line()
-    if said.verdict in {Verdict.ALLOW, Verdict.FLAG}:
+    line = said.attempt.question.line()
+    if said.attempt.verdict in {Verdict.ALLOW, Verdict.FLAG}:
         return WishState(Standing.ALLOWED, attempt=line, why="the rules let this out: try it"), None
-    unruled = said.verdict is Verdict.DENY and said.reason is Reason.NO_RULE
-    if said.verdict is Verdict.DENY and not unruled:
-        named = f" ({', '.join(said.rules)})" if said.rules else ""
+    unruled = said.attempt.verdict is Verdict.DENY and said.attempt.reason is Reason.NO_RULE
+    if said.attempt.verdict is Verdict.DENY and not unruled:
+        named = f" ({', '.join(said.attempt.rules)})" if said.attempt.rules else ""
         return WishState(
-            Standing.REFUSED, attempt=line, why=f"the rules deny this: {said.reason}{named}; {_NOBODY}"
+            Standing.REFUSED, attempt=line, why=f"the rules deny this: {said.attempt.reason}{named}; {_NOBODY}"
         ), None
     if not registry.rates.take(link.task.id):
         return WishState(Standing.REFUSED, attempt=line, why="too many requests: wait a minute"), None
@@ -90,16 +90,16 @@ async def _put(
     task = await queries.task_of(rows, link.task.id)
     if task is None or task.ended is not None:
         return WishState(Standing.REFUSED, why="the task has ended"), None
-    gone = await registry.outdated(rows, task, said.question, now)
+    gone = await registry.outdated(rows, task, said.attempt.question, now)
     state, put = await _put_to(registry, rows, task, said, kind, now, len(gone))
-    await registry.superseded(rows, task, gone, said.question, None if put is None else put.approval, now)
+    await registry.superseded(rows, task, gone, said.attempt.question, None if put is None else put.approval, now)
     return state, put
 
 
 async def _put_to(  # noqa: PLR0917
     registry: "Registry", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
 ) -> "tuple[WishState, Put | None]":
-    question = said.question
+    question = said.attempt.question
     if question.rules:
         grants, unmet = await granting.serving(rows, task.id, question, now)
         if not unmet and (given := await queries.approval_of(rows, grants[0].approval)) is not None:

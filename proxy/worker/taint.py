@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.approvals.asking import Asking
-    from proxy.approvals.wire import State
+    from proxy.approvals.wire import Done
     from proxy.telemetry.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
@@ -61,7 +61,7 @@ class Taint:
         self._set((source,))
         return True
 
-    def _told(self, state: "State") -> None:
+    def _told(self, state: "Done") -> None:
         """Take note of what the registry knows."""
         if state.tainted:
             self._set(state.tainted_by)

@@ -27,8 +27,10 @@ def fuzz_word(data: bytes) -> None:
             assert str(error)
             continue
         assert read(json.loads(json.dumps(found.packed()))) == found
-        if isinstance(found, Ask | Wish):
+        if isinstance(found, Ask):
             _question(found.question)
+        if isinstance(found, Wish):
+            _question(found.attempt.question)
 
 
 def _question(question: Question) -> None:

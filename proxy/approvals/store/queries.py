@@ -2,10 +2,10 @@
 
 import json
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from proxy import strict_json
-from proxy.approvals.fields import Fields, Malformed
+from proxy.approvals.fields import Malformed, Text, Texts, read
 from proxy.approvals.offers import Offer
 from proxy.approvals.questions import Question, Source
 from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
@@ -15,8 +15,8 @@ from rules.limits import Covers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.approvals.questions import Rule
     from proxy.approvals.store.base import Row, Rows, Value
-    from rules.decision import Asks
 
 _TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
 _APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
@@ -66,7 +66,7 @@ async def taint(rows: "Rows", task: str, source: Source, now: float) -> bool:
         "INSERT INTO taints (task, rule, destination, event, at) SELECT ?, ?, ?, ?, CAST(? AS DOUBLE PRECISION) "
         "WHERE (SELECT count(*) FROM taints WHERE task = ?) < ? ON CONFLICT DO NOTHING RETURNING rule"
     )
-    return bool(await rows.run(sql, task, *source, now, task, _MOST_SOURCES))
+    return bool(await rows.run(sql, task, source.rule, source.destination, source.event, now, task, _MOST_SOURCES))
 
 
 async def taints(rows: "Rows", task: str, most: int = _MOST_SOURCES) -> tuple[Source, ...]:
@@ -109,7 +109,7 @@ async def put_approval(rows: "Rows", approval: Approval) -> None:
     await _insert(rows, "approvals", f"{_APPROVAL}, host, port", values)
 
 
-async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Asks]") -> list[Approval]:
+async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Rule]") -> list[Approval]:
     """List pending questions of a task that name one of these rules, at least one, with another digest."""
     texts = [text for one in rules for text in (f'"rule":{_json(one.rule)},', f'"digest":{_json(one.digest)}')]
     # No text of a task reads as these: its quotes are escaped
@@ -251,7 +251,7 @@ async def grants_of(rows: "Rows", approval: str) -> tuple[Grant, ...]:
     return tuple(map(_grant, await rows.run(sql, approval)))
 
 
-async def in_force(rows: "Rows", task: str, asks: "Asks", keys: "Sequence[str]", now: float) -> Grant | None:
+async def in_force(rows: "Rows", task: str, asks: "Rule", keys: "Sequence[str]", now: float) -> Grant | None:
     """Return the grant of a task that satisfies a rule for attempts of these keys; of several the first that ends."""
     marks = ", ".join("?" * len(keys))
     sql = (
@@ -348,40 +348,33 @@ def _loaded(text: "Value") -> object:
         raise StoreError("what is in the store can't be read") from error
 
 
+def _read(text: "Value", of: Any) -> Any:
+    try:
+        return read(_loaded(text), of)
+    except Malformed as error:
+        raise StoreError(f"what is in the store can't be read: {error}") from error
+
+
 def _task(row: "Row") -> Task:
     id_, sandbox, name, labels, started_by, host, files, workspace, introduced, ended = row
-    fields = Fields({"labels": _loaded(labels), "files": _loaded(files)}, "a task")
     return Task(
-        _text(id_), _text(sandbox), _text(name), fields.labels("labels"), _text(started_by), _text(host),
-        fields.texts("files"), _text(workspace), _real(introduced or 0), None if ended is None else _real(ended),
+        _text(id_), _text(sandbox), _text(name), _read(labels, dict[Text, Text]), _text(started_by), _text(host),
+        _read(files, Texts), _text(workspace), _real(introduced or 0), None if ended is None else _real(ended),
     )  # fmt: skip
 
 
 def _approval(row: "Row") -> Approval:
     id_, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale_ = row
-    try:
-        return Approval(
-            _text(id_), _text(task), State(_text(state)), WishKind(_text(wish)), _text(key),
-            Question.read(_loaded(question)), _text(said), _real(asked or 0), _real(expires or 0),
-            None if answered is None else _real(answered), Fields({"by": _loaded(by)}, "an approval").texts("by"),
-            _text(why), _whole(times), bool(stale_),
-        )  # fmt: skip
-    except Malformed as error:
-        raise StoreError(f"a question in the store can't be read: {error}") from error
+    return Approval(
+        _text(id_), _text(task), State(_text(state)), WishKind(_text(wish)), _text(key), _read(question, Question),
+        _text(said), _real(asked or 0), _real(expires or 0), None if answered is None else _real(answered),
+        _read(by, Texts), _text(why), _whole(times), bool(stale_),
+    )  # fmt: skip
 
 
 def _ballot(row: "Row") -> Ballot:
     person, verdict, reviewer, offer, why, at = row
-    fields = Fields(_loaded(offer), "an offer")
-    width = fields.text_or_none("width")
-    found = Offer(
-        None if width is None else Covers(width),
-        fields.number_or_none("uses"),
-        fields.number_or_none("bytes"),
-        fields.real_or_none("seconds"),
-        fields.real_or_none("until"),
-        fields.flag("task"),
-    )
+    found = _read(offer, Offer)
     return Ballot(_text(person), Vote(_text(verdict)), bool(reviewer), found, _text(why), _real(at or 0))
 
 

@@ -16,7 +16,7 @@ from enforcer.changes.sides import Sides
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError
 from proxy.approvals.deciding import Said
-from proxy.approvals.questions import Kind, Question, packed_rule
+from proxy.approvals.questions import Kind, Question, Rule
 from proxy.approvals.records import MERGING, Vote
 from proxy.approvals.store.sqlite import SqliteStore
 from proxy.approvals.wire import Answer, Introduction, Result
@@ -27,8 +27,8 @@ from tests.harness import whole_lines
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry
 
-RELEASE = Asks("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0))
-DBA = Asks("org:sandbox.approval", "d2" * 32, ApprovalTerms("dba", lasts=0.0, hold=60.0, open=3600.0))
+RELEASE = Rule.of(Asks("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0)))
+DBA = Rule.of(Asks("org:sandbox.approval", "d2" * 32, ApprovalTerms("dba", lasts=0.0, hold=60.0, open=3600.0)))
 CI = ".github/workflows/ci.yml"
 
 
@@ -84,7 +84,7 @@ def begin(world, *rules):
     world.begin(protected=["**/.github/workflows", "**/.envrc"])
     meta = world.kept.place / "meta.json"
     fields = json.loads(meta.read_text())
-    fields["approval"] = [packed_rule(asks) for asks in rules or (RELEASE,)]
+    fields["approval"] = [asks.packed() for asks in rules or (RELEASE,)]
     meta.write_text(json.dumps(fields))
     (world.kept,) = find()
 
@@ -387,7 +387,7 @@ def test_no_more_is_given_than_this_once(world, people):
 def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people):
     Repository(world).task(f"{ADD}; rm -r .git/logs .github")
     meta = world.kept.place / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [packed_rule(RELEASE)]}))
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [RELEASE.packed()]}))
     (world.kept,) = find()
     people.says = [(ADA, True)]
     outcomes = merge(world, people)

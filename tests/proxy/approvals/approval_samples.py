@@ -1,15 +1,21 @@
 """Questions and messages with something in every field."""
 
-from proxy.approvals.questions import File, Kind, Program, Question, Ref, Source
+from proxy.approvals.questions import File, Kind, Program, Question, Ref, Rule, Source, Terms
 from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 
+
+def terms_of(*given, **named):
+    """An `approval:` of a rule file, as a message."""
+    return Terms(*ApprovalTerms(*given, **named))
+
+
 EVENT = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
-ASKS = Asks(
-    "web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, Covers.ATTEMPT), "why not"
+ASKS = Rule.of(
+    Asks("web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, Covers.ATTEMPT), "why not")
 )
-HOURLY = Asks("web:db", "d2" * 32, ApprovalTerms(covers=Covers.DESTINATION, lasts=3600.0, by_self=True))
-ANYONE = Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True))
+HOURLY = Rule.of(Asks("web:db", "d2" * 32, ApprovalTerms(covers=Covers.DESTINATION, lasts=3600.0, by_self=True)))
+ANYONE = Rule.of(Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True)))
 SOURCE = Source("web:issues", "https://forge.example/issues", EVENT)
 PROGRAM = Program(7, "/usr/bin/git", ("git", "push"), ("/bin/sh", "/sbin/init"))
 

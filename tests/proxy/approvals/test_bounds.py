@@ -6,7 +6,7 @@ from proxy.approvals import asked as asking
 from proxy.approvals.deciding import Said
 from proxy.approvals.records import Vote
 from proxy.approvals.store import kept
-from proxy.approvals.wire import Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals.wire import Attempted, Drop, Look, Result, Seen, Standing, Wish
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, LINTER, bounded
@@ -23,7 +23,7 @@ def path(number):
 
 def wish(number, question=REQUEST, verdict=Verdict.ASK, reason=Reason.APPROVAL_UNAVAILABLE, why="to fix the build"):
     asked = question if verdict is Verdict.ASK else question._replace(rules=())
-    return Wish(number, asked, verdict, reason, ("web:r",), why)
+    return Wish(number, Attempted(asked, verdict, reason, ("web:r",)), why)
 
 
 async def wished(world, task, said):

@@ -6,7 +6,7 @@ from proxy.approvals.cards import _decoded
 from proxy.approvals.questions import File, Ref
 from proxy.approvals.wire import Tainted
 from proxy.telemetry.usual.before import Before
-from rules.limits import ApprovalTerms, Covers
+from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     ASKS,
@@ -18,6 +18,7 @@ from tests.proxy.approvals.approval_samples import (
     PUSH,
     REQUEST,
     SOURCE,
+    terms_of,
 )
 from tests.proxy.approvals.approval_world import ADA
 
@@ -99,7 +100,7 @@ def test_what_its_rules_want_told_to_nobody_only_who_decides_sees(play):
 
 def test_what_each_choice_says_is_what_it_does(play):
     async def story(world):
-        terms = (ApprovalTerms(covers=Covers.RULE), ApprovalTerms(lasts=0.0), HOURLY.terms)
+        terms = (terms_of(covers=Covers.RULE), terms_of(lasts=0.0), HOURLY.terms)
         for number, one in enumerate(terms):
             task = await world.task(f"t{number}")
             question = CONNECTION._replace(rules=(ANYONE._replace(terms=one._replace(by_self=True)),))

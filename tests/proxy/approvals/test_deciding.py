@@ -6,11 +6,11 @@ from proxy.approvals.deciding import Said
 from proxy.approvals.people import People
 from proxy.approvals.records import Vote
 from proxy.approvals.wire import Result
-from rules.limits import ApprovalTerms, Covers
-from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST
+from rules.limits import Covers
+from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST, terms_of
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, MALLORY, STARTER, USERS
 
-DBA = ASKS._replace(rule="db:schema", digest="d9" * 32, terms=ApprovalTerms("dba"))
+DBA = ASKS._replace(rule="db:schema", digest="d9" * 32, terms=terms_of("dba"))
 
 
 def test_approved(play, store):
@@ -150,13 +150,13 @@ def test_who_gets_a_name_later_is_who_started_it_all_the_same(play, store):
 def test_a_group_that_nobody_made_has_nobody_in_it(play):
     async def story(world):
         task = await world.task()
-        _, id_ = await world.held(task, REQUEST._replace(rules=(ASKS._replace(terms=ApprovalTerms("nobodies")),)))
+        _, id_ = await world.held(task, REQUEST._replace(rules=(ASKS._replace(terms=terms_of("nobodies")),)))
         assert "there is no such group in `approvers.yaml`" in await world.refused(world.approve(id_))
         card = await world.registry.card(id_)
         assert card.vain == {ASKS.rule: "there is no such group in `approvers.yaml`"}
         assert "  in vain      nobody can give that: there is no such group in `approvers.yaml`\n" in card.text()
         _, id_ = await world.held(
-            task, REQUEST._replace(rules=(ASKS._replace(digest="d9" * 32, terms=ApprovalTerms("releases")),))
+            task, REQUEST._replace(rules=(ASKS._replace(digest="d9" * 32, terms=terms_of("releases")),))
         )
         card = await world.registry.card(id_)
         assert card.vain == {ASKS.rule: "there is no such group in `approvers.yaml`; did you mean `release`?"}
@@ -168,8 +168,8 @@ def test_a_card_says_where_there_are_not_people_enough(play):
     async def story(world):
         task = await world.task(starter=ADA)
         for terms, vain in (
-            (ApprovalTerms("dba", 2), "1 more than there are who may"),
-            (ApprovalTerms("dba"), None),
+            (terms_of("dba", 2), "1 more than there are who may"),
+            (terms_of("dba"), None),
         ):
             _, id_ = await world.held(
                 task, REQUEST._replace(rules=(ASKS._replace(rule=f"web:q{terms.needed}", terms=terms),))
@@ -188,7 +188,7 @@ def test_without_a_file_the_owner_approves_what_names_no_group(play):
         assert not (await world.registry.card(id_)).vain
         _, id_ = await world.held(task, PUSH)
         assert "there is no approvers.yaml that says who is in one" in await world.refused(world.approve(id_, ADA))
-        alone = ANYONE._replace(rule="web:other", terms=ApprovalTerms(by_self=False))
+        alone = ANYONE._replace(rule="web:other", terms=terms_of(by_self=False))
         _, id_ = await world.held(task, CONNECTION._replace(rules=(alone,)))
         assert "has started the task" in await world.refused(world.approve(id_, ADA))
 
@@ -222,7 +222,7 @@ def test_what_is_unknown_is_refused_and_told(play):
 def test_a_reviewer_never_counts_alone(play, needed, votes, final):
     async def story(world):
         task = await world.task()
-        terms = ApprovalTerms(needed=needed)
+        terms = terms_of(needed=needed)
         _, id_ = await world.held(task, REQUEST._replace(rules=(ANYONE._replace(terms=terms),)))
         who = {"L": LINTER, "A": world.who(ADA), "B": world.who(BO)}
         decided = [await world.registry.decide(id_, Said(who[vote], Vote.APPROVE)) for vote in votes]
@@ -270,7 +270,7 @@ def test_who_looked_is_told_once(play, store):
 
 def test_the_narrower_of_two_approvals_counts(play):
     async def story(world):
-        terms = ApprovalTerms("release", 2, covers=Covers.RULE, lasts=3600.0)
+        terms = terms_of("release", 2, covers=Covers.RULE, lasts=3600.0)
         task = await world.task()
         number, id_ = await world.held(task, CONNECTION._replace(rules=(HOURLY._replace(terms=terms),)))
         await world.approve(id_, ADA, "30m", covers="destination")

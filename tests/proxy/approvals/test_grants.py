@@ -4,8 +4,18 @@ import pytest
 
 from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Over, Result, Used
-from rules.limits import ApprovalTerms, Covers
-from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, EVENT, HOURLY, PROGRAM, PUSH, REQUEST
+from rules.limits import Covers
+from tests.proxy.approvals.approval_samples import (
+    ANYONE,
+    ASKS,
+    CONNECTION,
+    EVENT,
+    HOURLY,
+    PROGRAM,
+    PUSH,
+    REQUEST,
+    terms_of,
+)
 from tests.proxy.approvals.approval_world import ADA, BO, MALLORY
 
 HOUR = 3600.0
@@ -97,7 +107,7 @@ def test_a_grant_serves_nothing_else(play, replay):
 
 def test_a_push_is_approved_with_its_objects(play):
     async def story(world):
-        rules = (ASKS._replace(terms=ApprovalTerms(by_self=True, lasts=HOUR)),)
+        rules = (ASKS._replace(terms=terms_of(by_self=True, lasts=HOUR)),)
         task = await world.task()
         _, id_ = await world.held(task, PUSH._replace(rules=rules))
         await world.approve(id_)
@@ -244,7 +254,7 @@ def test_what_is_too_large_to_show_is_not_approved_by_itself(play):
 
 def test_the_rule_wide_grant_serves_other_places(play):
     async def story(world):
-        rules = (ANYONE._replace(terms=ApprovalTerms(covers=Covers.RULE, by_self=True)),)
+        rules = (ANYONE._replace(terms=terms_of(covers=Covers.RULE, by_self=True)),)
         task = await world.task()
         _, id_ = await world.held(task, REQUEST._replace(rules=rules))
         await world.approve(id_, ADA, "task")

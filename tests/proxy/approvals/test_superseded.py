@@ -1,7 +1,7 @@
 """Questions about rules that have changed since: they end when the new ones ask, and what they end by is said."""
 
 from proxy.approvals.records import State
-from proxy.approvals.wire import Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals.wire import Attempted, Drop, Look, Result, Seen, Standing, Wish
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, CONNECTION, HOURLY, REQUEST
 from tests.proxy.approvals.approval_world import ADA, bounded
@@ -124,10 +124,10 @@ def test_what_an_agent_asked_for_is_over_for_it_and_it_may_ask_again(play):
     async def story(world):
         task = await world.task()
         wish = REQUEST._replace(beforehand=True, size=None)
-        await world.registry.received(task, Wish(1001, wish, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE))
+        await world.registry.received(task, Wish(1001, Attempted(wish, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE)))
         (before,) = await pending(world)
         changed = wish._replace(rules=CHANGED.rules)
-        await world.registry.received(task, Wish(1002, changed, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE))
+        await world.registry.received(task, Wish(1002, Attempted(changed, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE)))
         (now,) = await pending(world)
         await world.registry.received(task, Look(1003, before))
         seen = next(reply for reply in world.replies[task] if isinstance(reply, Seen) and reply.number == 1003)

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.approvals.clock import Clock
-from proxy.approvals.wire import Hello, Over, Result, Tainted
+from proxy.approvals.wire import Done, Hello, Over, Result, Tainted
 from proxy.approvals.wire import State as TaskState
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST, SOURCE
 from tests.proxy.approvals.approval_world import ADA, START, Hands
@@ -109,7 +109,7 @@ def test_a_registry_that_begins_anew_goes_on_and_gives_no_time_back(play, store)
     async def after(world):
         task = await world.task()
         await world.registry.received(task, Hello())
-        assert world.replies[task] == [TaskState(tainted=True, tainted_by=(SOURCE,))]
+        assert world.replies[task] == [TaskState(Done(tainted=True, tainted_by=(SOURCE,)))]
         assert (await world.asked(task, CONNECTION)).result is Result.GRANTED
         await world.held(task, CONNECTION)  # three uses are three, one went before it was asked
         page = await world.registry.page(("pending",))
@@ -136,7 +136,7 @@ def test_what_an_earlier_worker_waits_for_is_stale(play, store):
         task = await world.task()
         number, id_ = await world.held(task, REQUEST)
         await world.registry.received(task, Hello())
-        assert world.replies[task][-1] == TaskState(tainted=False)
+        assert world.replies[task][-1] == TaskState(Done(tainted=False))
         assert world.told()[-1] == "approval.stale"
         await world.approve(id_)
         assert world.answer(number) is None
@@ -154,14 +154,14 @@ def test_taint_only_grows_and_is_told_once_a_source(play, store):
             await world.registry.received(task, Tainted(source))
         await world.registry.received(task, Hello())
         await world.registry.received(other, Hello())
-        assert world.replies[task] == [TaskState(tainted=True, tainted_by=(SOURCE, more))]
-        assert world.replies[other] == [TaskState(tainted=False)]
+        assert world.replies[task] == [TaskState(Done(tainted=True, tainted_by=(SOURCE, more)))]
+        assert world.replies[other] == [TaskState(Done(tainted=False))]
         assert len(world.told("task.tainted")) == 2
         for number in range(70):
             await world.registry.received(other, Tainted(SOURCE._replace(destination=f"https://{number}.example/")))
         world.replies.clear()
         await world.registry.received(other, Hello())
-        assert len(world.replies[other][0].tainted_by) == 64
+        assert len(world.replies[other][0].done.tainted_by) == 64
 
     play(story, store)
 

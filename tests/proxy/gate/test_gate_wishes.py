@@ -73,7 +73,7 @@ def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
         assert (status, values["standing"]) == (202, "pending")
         id_ = values["approval"]
         (wish,) = [word for word in people.said if isinstance(word, Wish)]
-        assert (wish.why, [rule.rule for rule in wish.question.rules]) == ("to migrate\u202e", ["r:asked"])
+        assert (wish.why, [rule.rule for rule in wish.attempt.question.rules]) == ("to migrate\u202e", ["r:asked"])
         status, text = await said(world, f"GET /requests/{id_}")
         assert status == 202
         assert f"waits for approval {id_}: a person has to say yes" in text
@@ -97,7 +97,11 @@ def test_it_can_be_written_as_text(tmp_path):
         assert status == 202
         assert text.startswith("POST api.example:443/v1/things\n  waits for approval ")
         (wish,) = [word for word in people.said if isinstance(word, Wish)]
-        assert (wish.why, wish.question.method, wish.question.path) == ("the user wants one", "POST", "/v1/things")
+        assert (wish.why, wish.attempt.question.method, wish.attempt.question.path) == (
+            "the user wants one",
+            "POST",
+            "/v1/things",
+        )
 
     told(tmp_path, test)
 

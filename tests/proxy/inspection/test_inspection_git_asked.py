@@ -7,6 +7,7 @@ from git_forge import RULES
 from inspection_clients import wait_for
 from test_git import MAIN
 
+from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Ask
 from proxy.inspection import judging, pushes
 from tests.proxy.approvals.people_harness import People
@@ -68,7 +69,7 @@ def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_anothe
     assert done.result(60).returncode == 0, done.result().stderr
     assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
     (question,) = pushing.questions()
-    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", ((MAIN, "update", old, new, False),))
+    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", (Ref(MAIN, "update", old, new),))
     forge.made("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
     done = pushing.push("HEAD:main", http="HTTP/2")
     id_ = pushing.question(2)

@@ -10,7 +10,7 @@ from proxy import message
 from proxy.approvals import wire
 from proxy.approvals.asking import Asking
 from proxy.approvals.questions import Kind as QuestionKind
-from proxy.approvals.questions import Question
+from proxy.approvals.questions import Question, Rule
 from proxy.approvals.wire import Pending, Result
 from proxy.poller import IN
 from proxy.telemetry.events import Answer
@@ -90,7 +90,9 @@ class NoPoller:
 
 
 def question():
-    return Question(QuestionKind.CONNECTION, "tls", "a.example", 443, rules=(Asks("t:a", "0f", ApprovalTerms()),))
+    return Question(
+        QuestionKind.CONNECTION, "tls", "a.example", 443, rules=(Rule.of(Asks("t:a", "0f", ApprovalTerms())),)
+    )
 
 
 async def asking_of(replies):

@@ -11,7 +11,7 @@ from pathlib import Path
 from enforcer.approvals import place, talking
 from enforcer.approvals.post import Post
 from proxy.approvals import wire
-from proxy.approvals.questions import Kind, Question
+from proxy.approvals.questions import Kind, Question, Rule
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 from tests.harness import whole_lines
@@ -28,7 +28,7 @@ def until(found, what="it"):
 
 
 def question(path="/x", **terms):
-    asks = Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because")
+    asks = Rule.of(Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because"))
     return Question(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
 
 
