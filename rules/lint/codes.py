@@ -116,7 +116,7 @@ NEVER_SPLICED: Final = Check(
 )  # fmt: skip
 
 UNREADABLE: Final = Check(
-    "EX033", "unreadable", Severity.WARNING, "a rule has TLS read on a port on which something else than HTTP is usual",
+    "EX033", "unreadable", Severity.WARNING, "a rule has a port read on which something else than HTTP is usual",
     "say `tls: splice`, or list the port with `/tcp`: nothing but HTTP can be inspected",
 )  # fmt: skip
 AROUND_RAW: Final = Check(

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from rules.policy import Policy
     from rules.rule import Rule
 
-# What is spoken inside TLS on ports where it isn't HTTP (IANA's service names); `+`: its server speaks first
+# What is spoken on ports where it isn't HTTP (IANA's service names); `+`: its server speaks first
 _NO_HTTP: Final = {
-    465: "SMTP+", 563: "NNTP+", 636: "LDAP", 853: "DNS", 989: "FTP", 990: "FTP+", 992: "telnet+", 993: "IMAP+",
-    994: "IRC", 995: "POP3+", 3269: "LDAP", 5061: "SIP", 5223: "XMPP", 5671: "AMQP", 6380: "Redis", 6514: "syslog",
-    6697: "IRC", 8883: "MQTT", 9093: "Kafka",
+    21: "FTP+", 22: "SSH+", 23: "telnet+", 25: "SMTP+", 110: "POP3+", 119: "NNTP+", 143: "IMAP+", 389: "LDAP",
+    445: "SMB", 465: "SMTP+", 563: "NNTP+", 587: "SMTP+", 636: "LDAP", 853: "DNS", 873: "rsync+", 989: "FTP",
+    990: "FTP+", 992: "telnet+", 993: "IMAP+", 994: "IRC", 995: "POP3+", 1433: "SQL Server", 1521: "Oracle",
+    1883: "MQTT", 3269: "LDAP", 3306: "MySQL+", 3389: "RDP", 4222: "NATS+", 5061: "SIP", 5222: "XMPP", 5223: "XMPP",
+    5432: "PostgreSQL", 5671: "AMQP", 5672: "AMQP", 5900: "VNC+", 6379: "Redis", 6380: "Redis", 6514: "syslog",
+    6667: "IRC", 6697: "IRC", 8883: "MQTT", 9042: "Cassandra", 9092: "Kafka", 9093: "Kafka", 9418: "git",
+    11211: "memcached", 27017: "MongoDB",
 }  # fmt: skip
 _MOST_TRIED: Final = 16  # names of one rule
 _MOST_ASKED: Final = 256  # rules on one name
@@ -51,7 +55,8 @@ def find(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "date
 
 def _unreadable(rule: "Rule") -> str:
     """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
-    listed = [entry for entry in rule.ports or () if entry.protocol is Protocol.TLS and entry.low == entry.high]
+    read = (Protocol.TLS, Protocol.HTTP)
+    listed = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
     known = [(entry, _NO_HTTP[entry.low]) for entry in listed if entry.low in _NO_HTTP]
     if not known:
         return ""

@@ -192,6 +192,8 @@ SPLICED = [
     ("raw", "- {id: a, to: a.test, ports: 22/tcp, action: flag}", ["EX031"]),
     ("UDP", "- {id: a, to: a.test, ports: 123/udp, action: allow}", ["EX031"]),
     ("mail that is read", "- {id: a, to: a.test, ports: [443, 993/tls, 465/tls], action: allow}", ["EX033"]),
+    ("a database that is read", "- {id: a, to: a.test, ports: [3306/http, 5432/tls], action: allow}", ["EX033"]),
+    ("a database that is passed on", "- {id: a, to: a.test, ports: 3306/tcp, action: allow}", ["EX031"]),
     ("a directory that is read", "- {id: a, to: a.test, ports: 636/tls, action: flag}", ["EX033"]),
     ("mail that is passed on", "- {id: a, to: a.test, ports: 993/tls, tls: splice, action: allow}", ["EX030"]),
     ("mail in a range", "- {id: a, to: a.test, ports: 900-1000/tls, action: allow}", []),
