@@ -38,10 +38,10 @@ class Admitted(NamedTuple):
     opened: float  # time.monotonic() of accept
     closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
     whose: "Whose | None" = None  # the process that opened it, where that is asked
-    detail: str = ""  # of a refusal: why it can't be dialled
+    detail: str = ""  # of a refusal: why it can't be dialed
     advice: str = ""  # ... and what can be done about it
     approval: str = ""  # ... the id of what people were asked about it
-    leads_to: "Callable[[Hop], None]" = lambda _hop: None  # is told where the server was dialled, each time
+    leads_to: "Callable[[Hop], None]" = lambda _hop: None  # receives where the server was dialed, each time
 
     @classmethod
     def of(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from proxy.gate.record import ConnectionRecord
     from rules.decision import Decision
 
-FIRST_WORDS: Final = 10.0  # seconds a client has to say what it wants, where only that can let it out
+FIRST_WORDS: Final = 10.0  # seconds a client has for its first bytes, where only they can allow it
 BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
 _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
 
@@ -64,7 +64,7 @@ class Connection:
         self._brief: asyncio.TimerHandle | None = None
         self._said = b""  # the first words, as they were judged, until they are passed on
         self._had = 0  # bytes that were there at the last look
-        self._asleep = False  # it is in the poller, and is told nothing
+        self._asleep = False  # it is in the poller, and receives no events
         self._pending: Pending | None = None  # people's answer
         self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
         self._hop: Hop | None = None  # the first of the addresses that are dialed; then the one that it leads to
@@ -159,7 +159,7 @@ class Connection:
         self._gate.poller.watch(self._client.fileno(), IN | ONCE, self)
 
     def _peek(self) -> None:
-        """Look at what the client has said so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
+        """Look at what the client has sent so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
         self._asleep = True
         try:
             data = self._client.recv(FIRST_LOOK, socket.MSG_PEEK)
@@ -169,7 +169,7 @@ class Connection:
             self._listen()
             return
         except OSError:
-            self.refuse(Reason.PROTOCOL_MISMATCH)  # gone before it said what it wanted
+            self.refuse(Reason.PROTOCOL_MISMATCH)  # it closed before it sent enough
             return
         seen = recognise(data, whole_head=len(self.record.wanted.names) != 1)
         if not isinstance(seen, NeedMore):
@@ -184,7 +184,7 @@ class Connection:
             self._decide(None)
 
     def _stop_listening(self) -> None:
-        """Hear no more. A socket that has just been heard may stay in the poller: it is asleep there."""
+        """Receive no more events. A socket that has just had one may stay in the poller: it is asleep there."""
         if self._brief is not None:
             self._brief.cancel()
         if not self._asleep:
@@ -196,7 +196,7 @@ class Connection:
     # DECIDING
 
     def _decide(self, seen: "Seen | None") -> None:
-        """Ask the evaluator. `seen` None: nothing was said, or it doesn't matter."""
+        """Ask the evaluator. `seen` None: nothing was sent, or it doesn't matter."""
         gate, record = self._gate, self.record
         self._stop_listening()
         self._enter(State.DECIDING)
@@ -208,7 +208,7 @@ class Connection:
         self._decided(judgement)
 
     def _decided(self, judgement: Judgement) -> None:
-        """Carry it out; a refusal may wait a moment for who opened the connection (`attributing`)."""
+        """Carry it out; a refusal may wait a moment for the process that opened the connection (`attributing`)."""
         self._judgement = judgement
         whose = self.record.whose
         if whose is not None and whose.waiting and not judgement.decision.passes:
@@ -401,7 +401,7 @@ class Connection:
             elif self._splice is not None:
                 self._splice.count(self._quota.meter)
             return
-        # Also what may only go on while it is read: nobody knows what was said on it before.
+        # Also what may only go on while it is read: nobody knows what was sent on it before.
         reason = problem or (Reason.RULE if judgement.decision.passes else judgement.decision.reason)
         self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
 

@@ -32,7 +32,7 @@ _MOST_OFFERS: Final = 3  # that are named
 
 
 class Wanted(NamedTuple):
-    """Where a connection was made to; `names` are those that this sandbox was told the address for, latest last."""
+    """Where a connection was made to; `names` are those that the sandbox got the address for, latest last."""
 
     address: "Address"
     port: int
@@ -68,7 +68,7 @@ class Judgement(NamedTuple):
     decision: Decision
     way: Way
     hello: ClientHello | None = None
-    detail: str = ""  # why it can't be dialled, where that is what decides
+    detail: str = ""  # why it can't be dialed, where that decides
     advice: str = ""  # ... and what can be done about it
     approval: str = ""  # id of what people were asked about it
     grants: "tuple[Grant, ...]" = ()  # under which it passes
@@ -103,12 +103,12 @@ def patience(policy: "Policy", wanted: Wanted) -> Patience:
     if spoken == _TCP_ONLY:
         return Patience.NONE
     if Protocol.TCP in spoken or (not spoken and wanted.port not in (_HTTP_PORT, _TLS_PORT)):
-        return Patience.BRIEF  # a refusal too must not keep one waiting who waits for a server
+        return Patience.BRIEF  # a refusal, too, must not keep a client waiting that waits for its server
     return Patience.FULL
 
 
 def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect: bool) -> Judgement:
-    """Decide. `seen` None: nothing was said, or nothing that could be made out."""
+    """Decide. `seen` None: nothing was sent, or nothing that is known."""
     if isinstance(seen, ClientHello):
         return _judge_tls(tenant, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
@@ -119,7 +119,7 @@ def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect:
 
 
 def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
-    """Decide once more on a connection that was let out: the policy, or the day, is another one now.
+    """Decide once more on a connection that was allowed: the policy, or the day, is another one now.
 
     What the gate checks before the rules has been checked and stays so.
     """
@@ -139,7 +139,7 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
 
 
 def after_asking(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
-    """Decide once more on a connection that was held and let out by nobody yet: its grants are in `judgement`."""
+    """Decide once more on a pending connection, with the grants in `judgement`."""
     digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
     judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
     found = again(tenant, judgement, can_inspect=can_inspect)
@@ -155,7 +155,7 @@ def unanswered(tenant: "Tenant", judgement: Judgement, reason: Reason, *, can_in
 
 
 def in_vain(tenant: "Tenant", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
-    """Refuse what people need not be asked about: an approval would not let it out."""
+    """Refuse what people need not be asked about: an approval would not allow it."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     way = _way_out(tenant.policy, judgement, can_inspect=can_inspect)
     return judgement._replace(decision=refused(judgement.decision, failure), way=way)
@@ -174,7 +174,7 @@ def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
 
 
 def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
-    """Return what becomes of a connection that was to be let out and can't be made, or may not after all."""
+    """Return what becomes of a connection that was allowed and can't be dialed, or may not be after all."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     decision = judgement.decision
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
@@ -206,7 +206,7 @@ def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_insp
 
 
 def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
-    """Say why a connection that the rules let out can't be carried out as they want it."""
+    """Say why a connection that the rules allow can't be carried out as they want it."""
     if not decision.inspect:
         return Reason.ECH if hello.ech else None
     if not _is_readable(hello):
@@ -308,7 +308,7 @@ class DecisionCache:
         self._judged: dict[tuple[object, ...], Judgement] = {}
 
     def clear(self) -> None:
-        """Remember nothing that an earlier policy, or an earlier day, said."""
+        """Drop everything that was decided under an earlier policy, or on an earlier day."""
         tenant = self._tenant
         self._policy, self._today, self._tainted = tenant.policy, tenant.calendar.today(), tenant.tainted
         self._patience.clear()

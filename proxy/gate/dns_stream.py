@@ -26,7 +26,7 @@ _AT_ONCE: Final = 1024  # bytes read before the others get their turn
 class Stream:
     """One connection with questions on it, each after its length in two bytes. Its socket is in no poller yet.
 
-    Each question is an attempt of its own; a connection that never asks one is told as what it is, and that's one too.
+    Each question is an attempt of its own; a connection without a question is recorded as a connection.
     """
 
     __slots__ = ("_client", "_gate", "_heard", "_kept", "_over", "_questions", "_record", "_resolver")

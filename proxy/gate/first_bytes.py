@@ -67,7 +67,7 @@ def parse_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
         return HttpHead(None)
     end = _END_OF_HEAD.search(data, line.end() - 2)
     if end is None:
-        # A head that never ends names no host: what it is then decided as, it will not be let out as.
+        # A head that never ends names no host: what it is then decided as, it is not allowed as.
         return NeedMore(len(data) + 1) if len(data) < MOST_BYTES else HttpHead(None)
     fields = data[line.end() : end.start() + 2]
     hosts = _HOST.findall(fields)

@@ -1,8 +1,8 @@
 """The one door (invariant 1): every TCP connection of one sandbox arrives on this socket, whatever it was made to.
 
-Who speaks is known from the socket and where to from getsockname() (invariant 4). The gate accepts, bounds, and keeps
-the time; what becomes of a connection is `connection`'s to find out. It must never stop accepting for good, spin, or
-hold more connections than it has descriptors for (invariant 11: one sandbox's flood is its own trouble).
+The sandbox is known from the socket, and the destination from getsockname() (invariant 4). The gate accepts, bounds,
+and keeps the time; `connection` does the rest. The gate must never stop accepting for good, spin, or hold more
+connections than it has descriptors for (invariant 11: one sandbox's flood costs that sandbox alone).
 """
 
 import asyncio
@@ -215,7 +215,7 @@ class Gate:
             connection.begin()
 
     def attribute(self, record: ConnectionRecord) -> "Whose | None":
-        """Ask who opened a connection, where somebody can be asked."""
+        """Start to find the process that opened a connection, where that is possible."""
         if self._attribute is not None:
             wanted = record.wanted
             record.whose = self._attribute(record.peer, (wanted.address, wanted.port))
@@ -247,7 +247,7 @@ class Gate:
         return Wanted(address, port, self.names.names_of(address))
 
     def _rest(self, error: OSError) -> None:
-        """Out of descriptors or memory: the connection stays in the queue, and epoll would tell of it without end."""
+        """Out of descriptors or memory: the connection stays in the queue, and epoll would report it without end."""
         self.recorder.error(Where.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
         self.poller.change(self._listener.fileno(), 0)
         self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)

@@ -146,7 +146,7 @@ class Pending:
         self._ticket = asking.ask(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:
-        """Go on with what people said; called from the loop."""
+        """Go on with what people answered; called from the loop."""
         ticket, self._ticket = self._ticket, None
         if self._over:
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
-type Attribute = "Callable[[Endpoint, Endpoint], Whose | None]"  # asks who opened a connection with these ends
+type Attribute = "Callable[[Endpoint, Endpoint], Whose | None]"  # finds the process that opened a connection
 
 
 class ConnectionRecord:
@@ -52,12 +52,12 @@ class ConnectionRecord:
         self.wanted = wanted
         self.address = address
         self.via: str | None = None
-        self.whose: Whose | None = None  # who opened it, where that is asked
+        self.whose: Whose | None = None  # the process that opened it, where that is looked for
         self.opened = opened  # time.monotonic()
         self.event = ""
 
     def leads_to(self, hop: "Hop") -> None:
-        """Take note of what is dialled. Through a proxy, nobody here knows the address."""
+        """Note what is dialed. Through a proxy, the address is not known here."""
         self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
 
     def may_not_lead_to(self, address: "Address | None") -> None:
@@ -95,15 +95,15 @@ class ConnectionRecord:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the one decision has been told, or could not be."""
+        """Whether the one decision has been recorded, or could not be."""
         return self._judgement is not None
 
     @property
     def judgement(self) -> "Judgement | None":
-        """What was told, if anything has been."""
+        """The judgement that was recorded, if one was."""
         return self._judgement
 
-    def ended(  # noqa: PLR0917 - what there is to tell, in the order of the others
+    def ended(  # noqa: PLR0917 - what there is to record, in the order of the others
         self,
         up: int,
         down: int,
@@ -114,7 +114,7 @@ class ConnectionRecord:
     ) -> None:
         """Tell how it ended; `by`: the later decision that ended it, `detail`: what went wrong, in words.
 
-        Harmless where nothing was let out, and twice.
+        Harmless where nothing was allowed, and twice.
         """
         judgement = self._judgement
         if judgement is None or not self.event:

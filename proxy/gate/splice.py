@@ -1,7 +1,7 @@
 """Passing bytes on, both ways, until both ends have ended or one breaks.
 
 A cut is not an end (invariant 12): a reset on one side is a reset on the other, an end on one side is an end on the
-other and the opposite way goes on. What a side said before it broke is heard still. Urgent data is passed on inline
+other and the opposite way goes on. What a side sent before it broke is still passed on. Urgent data is passed on inline
 (RFC 6093; the sockets have SO_OOBINLINE). All connections of a process share one buffer, because whatever is read is
 written before anything else is read: only what a full socket didn't take is kept, and its other side isn't read until
 it is gone. So idle connections hold no buffer, and no byte of one tenant is ever found by another (invariant 11).
@@ -60,7 +60,7 @@ class BufferQuota:
 
 
 class Half:
-    """One side's socket, as the interpreter does it: read for the other side, given what the other side said."""
+    """One side's socket, as the interpreter does it: read for the other side, given what the other side sent."""
 
     __slots__ = (
         "buffers", "fd", "kept", "may_say", "other", "poller", "silent", "sock", "splice", "taken", "waits_for",
@@ -83,12 +83,12 @@ class Half:
         self.sock = sock
         self.fd = sock.fileno()
         self.waits_for = _UNKNOWN
-        self.silent = False  # it has said all it will
+        self.silent = False  # it has sent its end
         self.kept = _NOTHING  # what it was given and didn't take yet
         self.taken = 0  # bytes
 
     def begin(self, said: bytes) -> None:
-        """Give the other side what this one has `said`, as it was judged; that still has to be read."""
+        """Give the other side what this one has `said`, as it was decided on; that still has to be read."""
         if not said:
             self.ready(IN)
             return
@@ -99,12 +99,12 @@ class Half:
         except OSError:
             pass
         if left:
-            self.splice.abort()  # what else it has said nobody has judged: it isn't heard out
+            self.splice.abort()  # nothing else that it sent was decided on, so it isn't passed on
         else:
             self._pass(memoryview(said))
 
     def ready(self, events: int) -> None:
-        """Give the other side what this one has said: once, so that a busy connection leaves the others their turn."""
+        """Give the other side what this one has sent: once, so that a busy connection leaves the others their turn."""
         if self.kept and events & (OUT | ERR | HUP):
             self._give_kept()
         if not (self.waits_for & IN and events & (IN | ERR | HUP)):
@@ -136,7 +136,7 @@ class Half:
         del self.splice, self.other
 
     def hear_out(self) -> None:
-        """Give the other side what this one said before it broke: it can be read still, and may say why."""
+        """Give the other side what this one sent before it broke: it can still be read, and may say why."""
         other = self.other
         with contextlib.suppress(OSError):
             for _ in range(_LAST_WORDS):
@@ -157,7 +157,7 @@ class Half:
         self.other.wait(self.other.waits_for & ~IN)
 
     def wait(self, events: int) -> None:
-        """Wait for `events`; for none means to be out of the set, or an error would be told over and over."""
+        """Wait for `events`; for none means to be out of the set, or an error would be reported over and over."""
         before, self.waits_for = self.waits_for, events
         if before == events:
             return
@@ -206,7 +206,7 @@ class Half:
 
 
 class Splice:
-    """Two connected, non-blocking sockets: what one says the other hears, as long as its meter lets it."""
+    """Two connected, non-blocking sockets: what one sends the other receives, as long as the meter lets it."""
 
     __slots__ = (
         "_buffers", "_client", "_ended", "_ends", "_moved", "_pair", "_poller", "_server", "done", "meter",
@@ -241,7 +241,7 @@ class Splice:
         self._moved = 0, 0  # bytes up and down, once it is done
 
     def start(self, said: bytes = b"") -> None:
-        """Begin, with what the client has said already: what was `said` as it was judged, and then the rest.
+        """Begin, with what the client has sent already: what was `said` as it was decided on, and then the rest.
 
         Until it is read a program can change what it has sent (sendfile(2), splice(2)), so that is thrown away instead.
         """
@@ -287,7 +287,7 @@ class Splice:
     # for the poller, where compiled code has the sockets
 
     def ready(self, _events: int) -> None:
-        """Carry out how it is over, if it is; the descriptor that told may have been another's a moment ago."""
+        """Carry out how it is over, if it is; the descriptor may have been another connection's a moment ago."""
         over = self._is_over()
         if over == Over.FAILED:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
@@ -302,7 +302,7 @@ class Splice:
     # for the two sides, where the interpreter has them
 
     def used_up(self) -> None:
-        """End it: what one side said was more than may pass, and none of that was passed on."""
+        """End it: what one side sent was more than may pass, and none of that was passed on."""
         self.over_limit = True
         self._end(reset)
 
@@ -332,7 +332,7 @@ class Splice:
         return self._ends
 
     def _is_over(self) -> int:
-        """Return how compiled code has it over, told in its turn: a reset that was read once reads as an end."""
+        """Return how `relay.c` has it over: a reset that was read once reads as an end."""
         assert COMPILED is not None
         return COMPILED.over(self._pair) if self._pair else Over.OPEN
 
