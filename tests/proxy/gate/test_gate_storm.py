@@ -9,7 +9,7 @@ from gate_harness import HOSTS, SPLICED, Origin, World, client_hello, open_descr
 
 from rules.names import HostName
 
-AT_ONCE, ALL = 40, 400
+AT_ONCE, ALL = 40, 200
 DENIED = "id: good, to: good.example, action: deny"
 HELLOS = [client_hello(), client_hello("good.example", ("http/1.1",)), client_hello("evil.example")]
 RULES = [(SPLICED,), (SPLICED, "id: more, to: more.example, action: allow"), (DENIED,)]
