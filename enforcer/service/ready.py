@@ -31,7 +31,6 @@ MODULES: Final = (
     "enforcer.workspace",
     "proxy.handover",
     "proxy.telemetry.decoding",
-    "proxy.telemetry.inside",
     "proxy.telemetry.masking",
     "proxy.telemetry.recorder",
     "proxy.telemetry.summary",

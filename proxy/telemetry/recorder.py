@@ -1,21 +1,24 @@
-"""Where every attempt is told: exactly one decision event each, and one closing event for each connection let out.
+"""Recorder: writes the events of one sandbox's task and counts them. One decision event for each attempt.
 
-Home of invariant 6. The caller tells first and lets out after: `decided` raises JournalFailed when the event could not
-be written, and the attempt is then blocked. What only reports what has already happened never raises; what it could not
-write is counted as dropped.
+Home of invariant 6. The caller records a decision first and allows after: `decided` raises JournalFailed when the event
+could not be written, and the attempt is then blocked. What only reports what has already happened never raises; what it
+could not write is counted as dropped.
 """
 
+import contextlib
 import os
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
     DECISIONS,
+    Agent,
     Approval,
     Destination,
+    Ending,
     Event,
     Fault,
     Instant,
@@ -28,12 +31,13 @@ from proxy.telemetry.events import (
 from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.portion import Portion
 from proxy.telemetry.journal.writing import Journal, JournalFailed
-from proxy.telemetry.running import Running
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from proxy.telemetry.events import Dns, Git, Http, Process, Tls
+    from collections.abc import Sequence
+
+    from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
     from proxy.telemetry.metrics import Metrics
     from proxy.tenant import Tenant
     from rules.addresses import Address
@@ -45,10 +49,10 @@ _ids = IdMaker()  # one a process: ids grow across its sandboxes
 os.register_at_fork(after_in_child=_ids.forked)
 
 
-class Recorder(Running):
-    """Tells what happens to one tenant. For one thread."""
+class Recorder:
+    """Records what happens to one tenant. For one thread."""
 
-    __slots__ = ("_asked", "_open", "_origin", "_portion", "_tally", "failed", "journal", "metrics", "refused",
+    __slots__ = ("_asked", "_open", "_portion", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
                  "tenant")  # fmt: skip
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
@@ -58,7 +62,9 @@ class Recorder(Running):
         self._portion = Portion(journal)
         self.failed = False  # whether the last event could not be written; the next one tries again
         task = tenant.task
-        self._origin = Origin.of(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
+        # Whose events these are, for others that record events of the same task, too
+        self.origin = Origin.of(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
+        self._whose = self.origin._asdict()
         # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
         self._open: dict[str, Outcome] = {}
         self._asked: dict[str, Outcome] = {}
@@ -93,11 +99,11 @@ class Recorder(Running):
         if kind not in DECISIONS:
             raise ValueError(f"`{kind}` is not a kind of decision")
         now = time.time_ns()
-        task, sandbox, host = self._origin
+        task, sandbox, host = self.origin  # passed on by name, like all here: `_event` takes a third of a µs more
         event = Event(
-            time=Instant(now),
-            id=_ids.make(now),
-            kind=kind,
+            Instant(now),
+            _ids.make(now),
+            kind,
             task=task,
             sandbox=sandbox,
             host=host,
@@ -114,12 +120,10 @@ class Recorder(Running):
             tls=tls,
             http=http,
             dns=dns,
+            git=git,
             detail=self._shown(detail) if detail else "",
+            approval=Approval(approval) if approval else None,
         )
-        if approval:
-            event = event._replace(approval=Approval(approval))
-        if git is not None:
-            event = event._replace(git=git)
         self._write_decision(event, decision, name, address)
         if approval:
             self._held(decision.reason, approval, detail)
@@ -171,28 +175,28 @@ class Recorder(Running):
         metrics.bytes_down += down
         metrics.connection_seconds.observe(seconds)
         now = time.time_ns()
-        task, sandbox, host = self._origin
-        self._report(
-            Event(
-                time=Instant(now),
-                id=_ids.make(now),
-                kind=Kind.CONNECTION_CLOSED,
-                task=task,
-                sandbox=sandbox,
-                host=host,
-                process=process,
-                outcome=outcome,
-                reason=reason,
-                rules=() if by is None else by.rules,
-                revision="" if by is None else by.revision,
-                cause=cause,
-                destination=_destination(name, address, port, via),
-                protocol=protocol,
-                bytes=Transferred(up, down),
-                duration=Seconds(seconds),
-                detail=self._shown(detail),
-            )
+        task, sandbox, host = self.origin
+        event = Event(
+            Instant(now),
+            _ids.make(now),
+            Kind.CONNECTION_CLOSED,
+            task=task,
+            sandbox=sandbox,
+            host=host,
+            process=process,
+            outcome=outcome,
+            reason=reason,
+            rules=() if by is None else by.rules,
+            revision="" if by is None else by.revision,
+            cause=cause,
+            destination=_destination(name, address, port, via),
+            protocol=protocol,
+            bytes=Transferred(up, down),
+            duration=Seconds(seconds),
+            detail=self._shown(detail),
         )
+        with contextlib.suppress(JournalFailed):  # it is counted
+            self._write(event)
 
     def completed(
         self,
@@ -219,15 +223,8 @@ class Recorder(Running):
         was = self._asked.pop(cause, None)
         if was is not None:
             self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address, reason)
-        now = time.time_ns()
-        task, sandbox, host = self._origin
-        event = Event(
-            time=Instant(now),
-            id=_ids.make(now),
-            kind=Kind.REQUEST_COMPLETED,
-            task=task,
-            sandbox=sandbox,
-            host=host,
+        event = self._report(
+            Kind.REQUEST_COMPLETED,
             outcome=outcome,
             reason=reason,
             rules=() if by is None else by.rules,
@@ -242,24 +239,22 @@ class Recorder(Running):
         )
         if was is not None and outcome is Outcome.BLOCKED:
             self.refused.append(event._replace(id=cause))  # the page names the decision's event
-        self._report(event)
 
     def error(self, where: Where | str, detail: str, *, cause: str | None = None) -> None:
         """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
         place = Where(where) if where in Where else Where.OTHER
         self.metrics.failed(place)
-        self._report(self._event(Kind.GATE_ERROR, cause=cause)._replace(fault=Fault(place, self._shown(detail))))
+        self._report(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail)))
 
     def tampered(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
         """Tell that a task has sent a secret's placeholder where it doesn't belong. Never raises."""
         self._tally.tampers += 1
-        event = self._event(Kind.TAMPER, cause=cause)
         self._report(
-            event._replace(
-                reason=Reason.SECRET_MISUSE,
-                destination=_destination(name, address, port),
-                detail=self._shown(detail),
-            )
+            Kind.TAMPER,
+            cause=cause,
+            reason=Reason.SECRET_MISUSE,
+            destination=_destination(name, address, port),
+            detail=self._shown(detail),
         )
 
     def leaked(
@@ -281,31 +276,162 @@ class Recorder(Running):
         """
         if not blocked:
             self._tally.leaked(name, address)
-        event = self._event(Kind.LEAK_FOUND, cause=cause)
         self._report(
-            event._replace(
-                verdict=Verdict.DENY if blocked else Verdict.FLAG,
-                outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
-                reason=Reason.LEAK,
-                rules=rules,
-                revision=self.tenant.policy.revision,
-                mode=self.tenant.policy.settings.mode,
-                destination=_destination(name, address, port),
-                protocol=protocol,
-                http=http,
-                detail=self._shown(detail),
-            )
+            Kind.LEAK_FOUND,
+            cause=cause,
+            verdict=Verdict.DENY if blocked else Verdict.FLAG,
+            outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
+            reason=Reason.LEAK,
+            rules=rules,
+            revision=self.tenant.policy.revision,
+            mode=self.tenant.policy.settings.mode,
+            destination=_destination(name, address, port),
+            protocol=protocol,
+            http=http,
+            detail=self._shown(detail),
         )
+
+    def task_started(
+        self, argv: "Sequence[str]", detail: str = "", *, started_by: "StartedBy | None" = None, workspace: str = ""
+    ) -> str:
+        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
+
+        `detail` says how it is kept within its limits.
+        """
+        from proxy.telemetry.masking import masked  # compiles expressions
+
+        event = self._event(
+            Kind.TASK_STARTED,
+            outcome=Outcome.PASSED,
+            argv=masked(argv),
+            detail=detail,
+            started_by=started_by,
+            workspace=workspace,
+        )
+        self._write(event)
+        return event.id
+
+    def task_ended(
+        self,
+        cause: str | None,
+        *,
+        seconds: float,
+        status: int | None = None,
+        signal: int | None = None,
+        outcome: Outcome = Outcome.PASSED,
+    ) -> None:
+        """Tell how the task that `cause` started ended: exit status or signal. Never raises.
+
+        `outcome` is `failed` when it could not be run or lost its gate, `passed` whatever its own status was.
+        """
+        self.metrics.task_ended(outcome)
+        ending = None if status is None and signal is None else Ending(status, signal)
+        self._report(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending)
+
+    def rules_loaded(self, previous: str = "") -> None:
+        """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
+        policy = self.tenant.policy
+        event = self._report(
+            Kind.RULES_LOADED,
+            revision=policy.revision,
+            previous=previous,
+            mode=policy.settings.mode,
+            sources=tuple(map(str, policy.sources)),
+        )
+        now = event.time / 1e9
+        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.endings)
+
+    def rules_rejected(self, problems: "Sequence[str]") -> None:
+        """Tell that new rule files are broken and the old policy stays. Never raises."""
+        self.metrics.rules_rejected()
+        policy = self.tenant.policy
+        self._report(
+            Kind.RULES_REJECTED,
+            revision=policy.revision,
+            mode=policy.settings.mode,
+            sources=tuple(map(str, policy.sources)),
+            problems=tuple(problems),
+        )
+
+    def command_decided(
+        self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = "", approval: str = ""
+    ) -> None:
+        """Tell what was decided on a program that a task wants to start. Call it before it may go on.
+
+        `approval` is the id of what people were asked about it.
+
+        Raises JournalFailed when that could not be written: it must then not start.
+        """
+        from proxy.telemetry.masking import masked  # compiles expressions
+
+        name = argv[0].rpartition("/")[2] if argv else ""
+        event = self._event(
+            Kind.COMMAND_DECIDED,
+            outcome=decision.outcome,
+            verdict=decision.verdict,
+            reason=decision.reason,
+            rules=decision.rules,
+            revision=decision.revision,
+            mode=self.tenant.policy.settings.mode,
+            process=process,
+            argv=masked(argv),
+            detail=detail,
+            approval=Approval(approval) if approval else None,
+        )
+        self._write_decision(event, decision, name, None)
+        if approval:
+            self._held(decision.reason, approval, detail)
+        if not decision.passes:
+            self.refused.append(event)
+
+    def _held(self, reason: Reason, approval: str, detail: str) -> None:
+        """Count an attempt as held, if people were asked about it and not only about one like it before."""
+        from proxy.approvals.putting import GONE  # who has an approval has that already
+
+        asking = self.tenant.asking
+        if asking is None or asking.was_asked(approval):
+            self._tally.held(reason, given_up=detail == GONE)
+
+    def call_refused(self, call: str, process: "Process", more: int) -> None:
+        """Tell of a system call that the task's filter refused, and of how many like it since it was told last.
+
+        Never raises.
+        """
+        self._tally.call_refused(call)
+        detail = f"and {more} more since it was told last" if more else ""
+        self._report(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
+
+    def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
+        """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
+        from proxy.telemetry.masking import masked  # compiles expressions
+        from proxy.telemetry.pieces import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
+
+        # Cut first: what isn't kept costs nothing.
+        kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)
+        attributes = {name: masked((value,))[0] for name, value in kept.items()}
+        texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
+        name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
+        said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
+        self._claim()
+        self._write(self._event(Kind.AGENT_SAID, agent=said, process=process))
+
+    def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
+        """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
+        self._report(Kind.TASK_LIMITED, outcome=outcome, cause=cause, reason=reason, detail=detail)
+
+    def changes_kept(self, cause: str, paths: "Sequence[str]", detail: str) -> None:
+        """Tell what the task which `cause` started left for somebody to accept or discard. Never raises."""
+        self._report(Kind.CHANGES_KEPT, outcome=Outcome.PASSED, cause=cause, paths=tuple(paths), detail=detail)
+
+    def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
+        """Tell that protected files changed while the task which `cause` started ran. Never raises."""
+        said = "protected files are not what they were; it may have been somebody on the host"
+        self._report(Kind.TAMPER, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said)
 
     def _shown(self, text: str) -> str:
         """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
         broker = self.tenant.broker
         return text if broker is None else broker.masked(text)
-
-    @property
-    def origin(self) -> Origin:
-        """Whose events these are, for who tells of the same task besides."""
-        return self._origin
 
     def telemetry_dropped(self, records: int) -> None:
         """Count records of the task's own telemetry that there was no room for."""
@@ -316,17 +442,16 @@ class Recorder(Running):
         """Return how many attempts there were so far, by kind and by what became of them in the end."""
         return self._tally.summary()
 
-    def _event(self, kind: Kind, *, outcome: Outcome | None = None, cause: str | None = None) -> Event:
-        """Return an event of a rare kind; what else it says is put in with `_replace`."""
+    def _event(self, kind: Kind, **more: Any) -> Event:
         now = time.time_ns()
-        return Event(Instant(now), _ids.make(now), kind, outcome=outcome, cause=cause, **self._origin._asdict())
+        return Event(Instant(now), _ids.make(now), kind, **self._whose, **more)
 
-    def _report(self, event: Event) -> None:
+    def _report(self, kind: Kind, **more: Any) -> Event:
         """Write an event of what has happened already: where that fails there is nothing left to block."""
-        try:
+        event = self._event(kind, **more)
+        with contextlib.suppress(JournalFailed):  # it is counted
             self._write(event)
-        except JournalFailed:
-            return  # counted
+        return event
 
     def _write_decision(
         self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
@@ -373,7 +498,5 @@ class Recorder(Running):
         self.metrics.told(event.kind, written)
 
 
-def _destination(
-    name: str | None, address: "Address | str | None", port: int | None, via: str | None = None
-) -> Destination:
+def _destination(name: str | None, address: object, port: int | None, via: str | None = None) -> Destination:
     return Destination(None if name is None else str(name), None if address is None else str(address), port, via)
