@@ -25,7 +25,7 @@ class Unusual:
         if numbers is None:
             return {}
         self.flags = numbers.flags, float(numbers.oldest)
-        counted = numbers.tasks.get(self._task, Counter())
+        counted = Counter(numbers.tasks.get(self._task, {}))
         added, self._told = counted - self._told, counted
         return {"unusual": dict(added), "flags": list(self.flags)}
 

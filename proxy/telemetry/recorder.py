@@ -358,9 +358,7 @@ class Recorder:
     ) -> None:
         """Tell what was decided on a program that a task wants to start. Call it before it may go on.
 
-        `approval` is the id of what people were asked about it.
-
-        Raises JournalFailed when that could not be written: it must then not start.
+        `approval` is the id of what people were asked about it. Raises JournalFailed: it must not start then.
         """
         from proxy.telemetry.masking import masked  # compiles expressions
 
@@ -393,10 +391,7 @@ class Recorder:
             self._tally.held(reason, given_up=detail == GONE)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
-        """Tell of a system call that the task's filter refused, and of how many like it since it was told last.
-
-        Never raises.
-        """
+        """Tell of a system call that the task's filter refused, and of `more` since the last. Never raises."""
         self._tally.call_refused(call)
         detail = f"and {more} more since it was told last" if more else ""
         self._report(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)

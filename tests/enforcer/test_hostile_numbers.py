@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 
+import msgspec
 import pytest
 
 from enforcer.changes import kept
@@ -30,7 +31,7 @@ from proxy.telemetry.sinks.formats import FORMATS
 from proxy.telemetry.sinks.sink import Item
 from proxy.telemetry.summary import Summary
 from proxy.telemetry.table import Table
-from proxy.telemetry.usual.habits import Habits
+from proxy.telemetry.usual.habits import nothing_known
 from proxy.telemetry.usual.looking import load, read_numbers
 from proxy.watched import wire
 from tests.hostile_numbers import in_each_part, in_each_place
@@ -93,12 +94,12 @@ def everything_about_an_event(text, _tmp_path):
 
 
 def experience():
-    habits = Habits()
+    habits = nothing_known()
     for number in range(3):
         habits.went(f"t{number}", "name", "a.example:443", number + 1)
         habits.ended(f"t{number}", "name", number + 1)
     habits.went("open", "name", "b.example:443", 9)
-    return habits.to_json()
+    return msgspec.to_builtins(habits)
 
 
 META = {

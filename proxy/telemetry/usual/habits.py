@@ -4,7 +4,9 @@ Pure. A name is the word of whoever starts a task, never the task's own: what a 
 name alone, and only ever teaches that name. Everything is bounded: the names, the places of each, the runs at once.
 """
 
-from typing import Final, cast
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
 
 from proxy.telemetry.events import Destination, Unusual
 
@@ -19,20 +21,18 @@ _LATEST: Final = 16  # runs whose bytes are remembered
 _WINDOW = 0xFF  # of the last eight runs: which went somewhere new
 _RESTLESS: Final = 4  # of them: where more did, that says nothing
 _LONGEST: Final = 260  # characters of a place: a name and a port
-_VERSION: Final = 1
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class Habit:
+class Habit(Struct, array_like=True):
     """What runs of one name did. `last`: when the last one was over, in ns since 1970."""
 
-    __slots__ = ("last", "places", "runs", "up", "wandered")
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.last = 0
-        self.wandered = 0  # a bit for each of the last eight runs
-        self.up: list[int] = []  # bytes that left in each of the last runs
-        self.places: dict[str, list[int]] = {}  # in how many runs, and which of them was the last
+    runs: Count
+    last: Count
+    wandered: Annotated[int, Meta(ge=0, le=_WINDOW)]  # a bit for each of the last eight runs
+    up: Annotated[list[Count], Meta(max_length=_LATEST)]  # bytes that left in each of the last runs
+    # In how many runs, and which of them was the last
+    places: Annotated[dict[str, tuple[Count, Count]], Meta(max_length=MOST_PLACES)]
 
     @property
     def known(self) -> bool:
@@ -46,40 +46,37 @@ class Habit:
 
     def take(self, run: "Run") -> None:
         """Learn from a run that is over."""
-        new = self.known and (run.crowded or not run.places.keys() <= self.places.keys())
+        new = self.known and (run.crowded or not set(run.places) <= self.places.keys())
         self.wandered = (self.wandered << 1 | new) & _WINDOW
         self.runs += 1
         self.last = max(self.last, run.last)
         self.up = [*self.up, run.up][-_LATEST:]
         for place in run.places:
             times, _ = self.places.get(place, (0, 0))
-            self.places[place] = [times + 1, self.runs]
+            self.places[place] = (times + 1, self.runs)
         while len(self.places) > MOST_PLACES:
             del self.places[min(self.places, key=lambda place: self.places[place][::-1])]
 
 
-class Run:
+class Run(Struct, array_like=True):
     """What one task did so far. `last`: when it was heard of last; `ended`: when it was over, both in ns since 1970."""
 
-    __slots__ = ("crowded", "ended", "last", "name", "places", "told", "told_up", "up")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.last = 0
-        self.ended: int | None = None
-        self.up = 0
-        self.told = 0  # places
-        self.told_up = False
-        self.crowded = False  # it went to more places than are remembered
-        self.places: dict[str, None] = {}
+    name: str
+    last: Count
+    ended: Count | None
+    up: Count
+    told: Count  # places
+    told_up: bool
+    crowded: bool  # it went to more places than are remembered
+    places: Annotated[list[str], Meta(max_length=MOST_PLACES)]
 
 
-class Habits:
+class Habits(Struct):
     """Of all names."""
 
-    def __init__(self) -> None:
-        self.names: dict[str, Habit] = {}
-        self.runs: dict[str, Run] = {}  # by the task's id
+    version: Literal[1]
+    names: Annotated[dict[str, Habit], Meta(max_length=MOST_NAMES)]
+    runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by the task's id
 
     def went(self, task: str, name: str, place: str, time: int) -> Unusual | None:
         """Take note of where a task was let out to; what is unusual about it."""
@@ -89,7 +86,7 @@ class Habits:
         if len(run.places) >= MOST_PLACES:
             run.crowded = True
             return None
-        run.places[place] = None
+        run.places.append(place)
         habit = self.names.get(name)
         if habit is None or not habit.known or habit.restless or place in habit.places or run.told >= MOST_TOLD:
             return None
@@ -127,14 +124,14 @@ class Habits:
         if run.name not in self.names and len(self.names) >= MOST_NAMES:
             # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
             del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
-        self.names.setdefault(run.name, Habit()).take(run)
+        self.names.setdefault(run.name, Habit(0, 0, 0, [], {})).take(run)
 
     def _run(self, task: str, name: str, time: int) -> Run:
         run = self.runs.get(task)
         if run is None:
             if len(self.runs) >= MOST_RUNS:
                 self._make_room()
-            run = self.runs[task] = Run(name)
+            run = self.runs[task] = Run(name, 0, None, 0, 0, told_up=False, crowded=False, places=[])
         run.last = max(run.last, time)
         return run
 
@@ -146,67 +143,12 @@ class Habits:
         else:
             del self.runs[min(self.runs, key=lambda task: self.runs[task].last)]
 
-    def to_json(self) -> dict[str, object]:
-        """Return all of it as what JSON can say."""
-        return {
-            "version": _VERSION,
-            "names": {
-                name: [each.runs, each.last, each.wandered, each.up, each.places] for name, each in self.names.items()
-            },
-            "runs": {
-                task: [
-                    each.name, each.last, each.ended, each.up, each.told, each.told_up, each.crowded, list(each.places)
-                ]
-                for task, each in self.runs.items()
-            },
-        }  # fmt: skip
 
-    @classmethod
-    def from_json(cls, said: object) -> "Habits":
-        """Read what `to_json` returned. Raises ValueError for anything else."""
-        try:
-            members = cast("dict[str, object]", said)
-            if members["version"] != _VERSION:
-                raise ValueError("of another version")
-            names = cast("dict[str, list[object]]", members["names"])
-            runs = cast("dict[str, list[object]]", members["runs"])
-            found = cls()
-            found.names = {str(name): _habit(each) for name, each in list(names.items())[:MOST_NAMES]}
-            found.runs = {str(task): _run(each) for task, each in list(runs.items())[:MOST_RUNS]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not what tasks usually do: {error}") from error
-        return found
+def nothing_known() -> Habits:
+    """Return what is known at first."""
+    return Habits(1, {}, {})
 
 
 def place_of(destination: Destination) -> str:
     """Write a destination as it is remembered."""
     return f"{destination.name or destination.address or '?'}:{destination.port}"
-
-
-def _habit(said: list[object]) -> Habit:
-    runs, last, wandered, up, places = said
-    known = cast("dict[str, list[int]]", places)
-    habit = Habit()
-    habit.runs, habit.last, habit.wandered = _count(runs), _count(last), _count(wandered) & _WINDOW
-    habit.up = [_count(each) for each in cast("list[object]", up)]
-    habit.places = {
-        str(place): [_count(times), _count(latest)] for place, (times, latest) in list(known.items())[:MOST_PLACES]
-    }
-    return habit
-
-
-def _run(said: list[object]) -> Run:
-    name, last, ended, up, told, told_up, crowded, places = said
-    there = cast("list[object]", places)[:MOST_PLACES]
-    run = Run(str(name))
-    run.last, run.ended = _count(last), None if ended is None else _count(ended)
-    run.up, run.told = _count(up), _count(told)
-    run.told_up, run.crowded = told_up is True, crowded is True
-    run.places = dict.fromkeys(map(str, there))
-    return run
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError("not a count")
-    return value

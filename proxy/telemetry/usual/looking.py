@@ -6,13 +6,15 @@ out. Only what has just happened is told. A file that can't be read is told of, 
 """
 
 import fcntl
-import json
 import os
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from proxy import strict_json
+import msgspec
+from msgspec import MsgspecError, Struct
+
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Fault, Instant, Kind, Origin, Where
@@ -21,11 +23,10 @@ from proxy.telemetry.journal.position import Bookmark, Reader
 from proxy.telemetry.journal.segments import days
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.pieces import timestamp
-from proxy.telemetry.usual.habits import Habits, place_of
+from proxy.telemetry.usual.habits import Count, Habits, nothing_known, place_of
 from rules.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 FILE: Final = "usual.json"
@@ -40,19 +41,7 @@ _NS: Final = 1_000_000_000
 _FRESH: Final = 600 * _NS  # what is older is learned from, and not told
 _SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell of it is told
 
-_KIND_AT: Final = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
-_DECIDED: Final = b',"kind":"connection.decided"'
-_CLOSED: Final = b',"kind":"connection.closed"'
-_ENDED: Final = b',"kind":"task.ended"'
-_REQUEST: Final = b',"kind":"request.decided"'
-_LOOKED_AT: Final = b',"kind":"flag.seen"'
-_FLAG: Final = b'"verdict":"flag"'
-_OUT: Final = (b'"outcome":"passed"', b'"outcome":"would_block"')
-_DIGITS: Final = 20
-_MOST_SEEN: Final = 50_000
-_JUDGED: Final = 80  # bytes behind the kind in which the outcome is
-_CAUSE: Final = b',"cause":"'
-_TASK, _DESTINATION, _UP = b',"task":{"id":"', b',"destination":{', b',"bytes":{"up":'
+_OUT: Final = frozenset({Outcome.PASSED, Outcome.WOULD_BLOCK})
 
 
 class Look:
@@ -63,72 +52,43 @@ class Look:
         self._now = now
         self._ids = IdMaker()
         self.flags = flags  # those that nobody has looked at, with when they were (ns since 1970)
-        self._seen: set[tuple[bytes, bytes]] = set()  # pairs of tasks and places that are noted already
         self.found: list[Event] = []  # what is to be told
 
     def take(self, line: bytes) -> None:
-        """Take note of one line. Most are passed over, or known, before they are taken apart."""
-        if line.startswith(_LOOKED_AT, _KIND_AT) or line.find(_FLAG, _KIND_AT, _KIND_AT + _JUDGED) >= 0:
-            self._flag(line)
-        elif self.flags and line.startswith(_REQUEST, _KIND_AT):
-            # Of a connection that was looked into each request is told, also those that no flag is about
-            self.flags.pop(_text_behind(line, _CAUSE).decode("ascii", "replace"), None)
-        if line.startswith(_DECIDED, _KIND_AT):
-            end = _KIND_AT + len(_DECIDED) + _JUDGED
-            if all(line.find(out, _KIND_AT, end) < 0 for out in _OUT):
-                return
-            at = line.find(_DESTINATION)
-            pair = _text_behind(line, _TASK), line[at : line.find(b"}", at)]
-            if pair in self._seen:
-                return
-            if len(self._seen) >= _MOST_SEEN:
-                self._seen.clear()
-            self._seen.add(pair)
-        elif not line.startswith((_CLOSED, _ENDED), _KIND_AT) or self._only_more(line):
-            return
-        try:
-            self._event(decode(line))
-        except MalformedEvent:
-            return
-
-    def _flag(self, line: bytes) -> None:
-        """Take note of what was let go and flagged, and of who has looked at it."""
+        """Take note of one line."""
         try:
             event = decode(line)
         except MalformedEvent:
             return
-        if event.kind is Kind.DNS_DECIDED or (event.verdict is Verdict.FLAG and event.outcome is not Outcome.PASSED):
+        self._flag(event)
+        self._event(event)
+
+    def _flag(self, event: Event) -> None:
+        """Take note of what was let go and flagged, and of who has looked at it."""
+        flagged = event.verdict is Verdict.FLAG and event.kind is not Kind.FLAG_SEEN
+        if flagged and event.outcome is not Outcome.PASSED:
             return
         if event.kind in {Kind.FLAG_SEEN, Kind.REQUEST_DECIDED}:
+            # Of a connection that was looked into each request is told, also those that no flag is about
             self.flags.pop(event.cause or "", None)
-        if event.kind is not Kind.FLAG_SEEN and len(self.flags) < _MOST_FLAGS:
-            self.flags[event.id] = event.time
+        if flagged and event.kind is not Kind.DNS_DECIDED and len(self.flags) < _MOST_FLAGS:
+            self.flags[event.id] = int(event.time)
 
     def problem(self, why: str, host: Origin) -> None:
         """Tell that what was learned can't be read."""
         fault = Fault(Where.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
         self.found.append(self._made(Kind.GATE_ERROR, host)._replace(fault=fault))
 
-    def _only_more(self, line: bytes) -> bool:
-        """Add the bytes of a connection of a task that is known; whether that was all there is to it."""
-        run = self._habits.runs.get(_text_behind(line, _TASK).decode("ascii", "replace"))
-        at = line.find(_UP)
-        up = line[at + len(_UP) : at + len(_UP) + _DIGITS].partition(b",")[0]
-        if run is None or at < 0 or not up.isdigit() or (not run.told_up and self._habits.is_much(run, int(up))):
-            return False
-        run.up += int(up)
-        return True
-
     def _event(self, event: Event) -> None:
-        task, unusual = event.task, None
+        task, unusual, at = event.task, None, int(event.time)
         if not (task.id and task.name):
             return
         if event.kind is Kind.TASK_ENDED:
-            self._habits.ended(task.id, task.name, event.time)
-        elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None:
-            unusual = self._habits.went(task.id, task.name, place_of(event.destination), event.time)
-        elif event.bytes is not None:
-            unusual = self._habits.sent(task.id, task.name, max(0, event.bytes.up), event.time)
+            self._habits.ended(task.id, task.name, at)
+        elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None and event.outcome in _OUT:
+            unusual = self._habits.went(task.id, task.name, place_of(event.destination), at)
+        elif event.kind is Kind.CONNECTION_CLOSED and event.bytes is not None:
+            unusual = self._habits.sent(task.id, task.name, max(0, event.bytes.up), at)
         if unusual is not None and self._now - event.time < _FRESH:
             made = self._made(Kind.TASK_UNUSUAL, Origin(task, event.sandbox, event.host))
             self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
@@ -158,7 +118,7 @@ def _look(journal: "Path", state: "Path", host: Origin) -> bool:
     try:
         habits, bookmark, flags = load(state / FILE)
     except ValueError as error:
-        habits, bookmark, flags, problem = Habits(), Bookmark(), {}, str(error)
+        habits, bookmark, flags, problem = nothing_known(), Bookmark(), {}, str(error)
     this = Look(habits, flags, now)
     if problem:
         this.problem(problem, host)
@@ -177,8 +137,16 @@ def _look(journal: "Path", state: "Path", host: Origin) -> bool:
     flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
     _tell(journal, this.found)
     _count(state / TOLD, this.found, flags)
-    _save(state / FILE, {"habits": habits.to_json(), "bookmark": bookmark.to_json(), "flags": flags})
+    _save(state / FILE, _Kept(habits, bookmark.to_json(), flags))
     return bool(this.found)
+
+
+class _Kept(Struct, frozen=True):
+    """What is in the file."""
+
+    habits: Habits
+    bookmark: dict[str, Any]
+    flags: dict[str, Count] = {}
 
 
 def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
@@ -189,19 +157,14 @@ def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too large")
-        said = strict_json.loads(path.read_text("ascii"))
+        said = msgspec.json.decode(path.read_bytes(), type=_Kept)
     except FileNotFoundError:
-        return Habits(), Bookmark(), {}
-    except RecursionError as error:
-        raise ValueError("it is too deep") from error
-    if not isinstance(said, dict):
-        raise ValueError("it is no object")  # noqa: TRY004  like all else that can't be read
+        return nothing_known(), Bookmark(), {}
+    except (MsgspecError, RecursionError) as error:
+        raise ValueError(str(error) or "it is too deep") from error
     bookmark = Bookmark()
-    bookmark.take(said.get("bookmark"))
-    flags = said.get("flags", {})
-    if not isinstance(flags, dict) or not all(isinstance(at, int) and at >= 0 for at in flags.values()):
-        raise ValueError("its flags are none")
-    return Habits.from_json(said.get("habits")), bookmark, {str(event): at for event, at in flags.items()}
+    bookmark.take(said.bookmark)
+    return said.habits, bookmark, said.flags
 
 
 def _tell(journal: "Path", found: list[Event]) -> None:
@@ -225,41 +188,32 @@ def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
     kept = dict(list(tasks.items())[-_MOST_TASKS:])
     after = Numbers(kept, len(flags), min(flags.values(), default=0) // _NS)
     if after != before:
-        _save(path, after._asdict())
+        _save(path, after)
 
 
-class Numbers(NamedTuple):
+class Numbers(Struct, frozen=True):
     """How often something unusual was told, by task and what it was; and flagged events that nobody has looked at.
 
     `oldest` of them was then, in s since 1970.
     """
 
-    tasks: "Mapping[str, Counter[str]]"
-    flags: int = 0
-    oldest: int = 0
+    tasks: Mapping[str, Mapping[str, Count]] = {}
+    flags: Count = 0
+    oldest: Count = 0
 
 
 def read_numbers(path: "Path") -> Numbers:
     """Return them; what can't be read counts as nothing."""
     try:
-        said = strict_json.loads(path.read_text("ascii"))
-        tasks = {task: Counter({str(what): int(n) for what, n in each.items()}) for task, each in said["tasks"].items()}
-        return Numbers(tasks, int(said["flags"]), int(said["oldest"]))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return Numbers({})
+        return msgspec.json.decode(path.read_bytes(), type=Numbers)
+    except (OSError, ValueError, RecursionError, MsgspecError):
+        return Numbers()
 
 
-def _save(path: "Path", value: object) -> None:
+def _save(path: "Path", value: Struct) -> None:
     part = path.with_name(f".{path.name}.part")
-    with open(
-        os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w", encoding="ascii"
-    ) as file:
-        json.dump(value, file, separators=(",", ":"))
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(value))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def _text_behind(line: bytes, mark: bytes) -> bytes:
-    at = line.find(mark)
-    return b"" if at < 0 else line[at + len(mark) : line.find(b'"', at + len(mark))]
