@@ -17,6 +17,7 @@ from enforcer.notify import attributes, directories
 from enforcer.notify.budget import Budget
 from enforcer.notify.caller import Caller
 from enforcer.notify.kernel import Listener, Notification
+from enforcer.notify.locks import CALL, Locks
 from enforcer.notify.programs import Programs
 from enforcer.notify.whose import Looking
 from enforcer.sandbox.bpf import Filter, Hold, Refuse
@@ -52,6 +53,7 @@ class Watcher:
         self._programs = Programs(self._listener, proc, self._tell)
         self._whose: list[wire.WhoseAsked] = []
         self._looking = Looking()
+        self._locks = Locks(proc, first)
         self._free, self._freed = float(_FREE), time.monotonic()
         self._spent = 0  # on what was refused, since
         if any(isinstance(line, Hold) for line in filters.lines):
@@ -132,6 +134,9 @@ class Watcher:
             if call is None:
                 break
             name = self._names.get(call.number, "")
+            if name == CALL:
+                self._lock(call)
+                continue
             line = self._filter.line(name, call.arguments)
             if name in attributes.CALLS:
                 self._set(name, call)
@@ -144,6 +149,14 @@ class Watcher:
             if self._spent > _A_TURN or self._programs.is_full:
                 break
         return not self._resting(init)
+
+    def _lock(self, call: Notification) -> None:
+        """Let a call that may make locks go on, unless there are too many."""
+        if self._locks.allows(call.arguments[1] & 0xFFFFFFFF):
+            self._listener.let_go_on(call)
+        else:
+            self._spent += 1
+            self._listener.refuse(call, errno.ENOLCK)
 
     def _directory(self, name: str, call: Notification) -> int:
         """Open the directory whose mode a call is to change; -1: it isn't for a directory that we could open."""

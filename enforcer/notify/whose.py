@@ -55,11 +55,11 @@ class Looking:
             self._left -= self._used() - began
 
 
-class _Looks:
+class Looks:
     """How many looks are left."""
 
-    def __init__(self) -> None:
-        self._left = MOST_LOOKS
+    def __init__(self, most: int | None = None) -> None:
+        self._left = MOST_LOOKS if most is None else most
 
     def take(self) -> None:
         """Take one. Raises ValueError where there are none."""
@@ -71,11 +71,11 @@ class _Looks:
 def holder(proc: int, init: int, inode: int) -> Holder | None:
     """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
     wanted = f"socket:[{inode}]"
-    looks = _Looks()
+    looks = Looks()
     try:
         parents = {}
         holders = []
-        for pid, parent in _begotten(proc, init, looks):
+        for pid, parent in begotten(proc, init, looks):
             parents[pid] = parent
             if wanted in _links(proc, pid, looks):
                 holders.append(pid)
@@ -84,18 +84,18 @@ def holder(proc: int, init: int, inode: int) -> Holder | None:
         [pid] = holders
         found = Holder(Caller(proc, pid).who(), tuple(_ancestors(proc, parents, pid)))
         # The id may have changed hands since it was found: then the socket isn't there any more.
-        return found if wanted in _links(proc, pid, _Looks()) else None
+        return found if wanted in _links(proc, pid, Looks()) else None
     except (OSError, ValueError):
         return None
 
 
-def _begotten(proc: int, init: int, looks: _Looks) -> Iterator[tuple[int, int]]:
+def begotten(proc: int, init: int, looks: Looks) -> Iterator[tuple[int, int]]:
     """Yield each process below `init` and its parent: proc_tid_children(5). What is orphaned is init's."""
     todo = [init]
     while todo:
         parent = todo.pop()
-        for thread in _listed(proc, f"{parent}/task", looks):
-            for word in _read(proc, f"{parent}/task/{thread}/children").split():
+        for thread in listed(proc, f"{parent}/task", looks):
+            for word in read(proc, f"{parent}/task/{thread}/children").split():
                 looks.take()
                 todo.append(int(word))
                 yield int(word), parent
@@ -110,9 +110,9 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> Iterator[Ancesto
         yield Ancestor(pid, Caller(proc, pid).executable())
 
 
-def _links(proc: int, pid: int, looks: _Looks) -> Iterator[str]:
+def _links(proc: int, pid: int, looks: Looks) -> Iterator[str]:
     """Yield what each descriptor of a process is, in /proc's words."""
-    for name in _listed(proc, f"{pid}/fd", looks):
+    for name in listed(proc, f"{pid}/fd", looks):
         try:
             link = os.readlink(f"{pid}/fd/{name}", dir_fd=proc)
         except OSError:
@@ -120,7 +120,7 @@ def _links(proc: int, pid: int, looks: _Looks) -> Iterator[str]:
         yield link
 
 
-def _listed(proc: int, path: str, looks: _Looks) -> Iterator[str]:
+def listed(proc: int, path: str, looks: Looks) -> Iterator[str]:
     """List a directory; one of a process that is gone, or is nobody's to look into, is empty."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
@@ -135,7 +135,8 @@ def _listed(proc: int, path: str, looks: _Looks) -> Iterator[str]:
         os.close(directory)
 
 
-def _read(proc: int, path: str) -> bytes:
+def read(proc: int, path: str) -> bytes:
+    """Read a file; one of a process that is gone, or is nobody's to look into, is empty."""
     found = b""
     with contextlib.suppress(OSError):  # it ended meanwhile
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)

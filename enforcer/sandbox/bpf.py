@@ -58,7 +58,14 @@ class Hold(NamedTuple):
     tests: tuple[Test, ...] = ()
 
 
-type Line = Refuse | Permit | Hold
+class Metered(NamedTuple):
+    """A system call that goes on where nobody listens; else whoever watches counts it, and may refuse it."""
+
+    call: str
+    tests: tuple[Test, ...] = ()
+
+
+type Line = Refuse | Permit | Hold | Metered
 
 
 class Filter(NamedTuple):
@@ -111,6 +118,8 @@ def _verdict(line: Line, *, watched: bool) -> int:
             return _ALLOW
         case Hold():
             return _NOTIFY if watched else _ERRNO | errno.EPERM
+        case Metered():
+            return _NOTIFY if watched else _ALLOW
         case Refuse():
             return _NOTIFY if watched and line.told else _ERRNO | line.error
 

@@ -13,7 +13,7 @@ import errno
 from typing import Final
 
 from enforcer.sandbox.allowed import ALLOWED
-from enforcer.sandbox.bpf import Filter, Hold, Line, Permit, Refuse, Test
+from enforcer.sandbox.bpf import Filter, Hold, Line, Metered, Permit, Refuse, Test
 
 # Every CLONE_NEW* flag (clone(2)); CLONE_NEWTIME (0x80) means an exit signal to clone, and a namespace to unshare.
 _NAMESPACES = 0x7E020000
@@ -101,6 +101,10 @@ TERMINAL: Final = _told(
 # A task may have one on what it can't write, if that is its user's: its own rules, which nobody could read then.
 LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (Test(1, value=command),)) for command in (1024, 1040))
 
+# fcntl(2), F_SETLK and F_SETLKW, and F_OFD_SETLK and F_OFD_SETLKW: a lock on some bytes of a file takes kernel memory
+# that no cgroup counts, and a process may have any number (`notify.locks`).
+LOCKS: Final = tuple(Metered("fcntl", (Test(1, value=command),)) for command in (6, 7, 37, 38))
+
 # socket(7): SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF. Each filter takes from the machine's
 # one pool of compiled programs (net.core.bpf_jit_limit), and a task can have one for each of its sockets.
 _SOL_SOCKET = 1
@@ -153,6 +157,7 @@ TASK: Final = Filter(
         *SETID_BITS,
         *TERMINAL,
         *LEASES,
+        *LOCKS,
         *SOCKET_FILTERS,
         *POOLS,
         *SYNC,

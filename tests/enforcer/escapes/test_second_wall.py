@@ -23,6 +23,8 @@ FILTERED_ONLY = {
     "protocols_of_netlink",
     "set_id_bits_by_any_call",
     "data_that_is_code",
+    "flow_labels",
+    "huge_pages",
 }
 # Calls with nothing in them: without the filter each kernel has its own word for that.
 EMPTY = {*NUMBERS["x86_64"], *(f"{name}{high}" for name in TERMINAL for high in ("", "_high_bits"))}

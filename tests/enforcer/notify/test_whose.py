@@ -115,11 +115,11 @@ MANY_THREADS = (
 )
 def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, many):
     looked = []
-    readlink, read = os.readlink, whose._read
+    readlink, read = os.readlink, whose.read
     with running(sys.executable, "-c", many) as (_, inode):
         monkeypatch.setattr(whose, "MOST_LOOKS", 50)
         monkeypatch.setattr(os, "readlink", lambda *of, **more: looked.append(of) or readlink(*of, **more))
-        monkeypatch.setattr(whose, "_read", lambda *of: looked.append(of) or read(*of))
+        monkeypatch.setattr(whose, "read", lambda *of: looked.append(of) or read(*of))
         assert holder(proc, os.getpid(), inode) is None
     assert 0 < len(looked) <= 50
 

@@ -10,7 +10,7 @@ import socket
 import struct
 
 from enforcer import linux
-from enforcer.notify import kernel, programs, watcher
+from enforcer.notify import kernel, locks, programs, watcher
 from enforcer.notify.seat import watching
 from enforcer.sandbox.syscalls import NUMBERS
 from proxy.watched import wire
@@ -40,11 +40,23 @@ def execute(*words):
 class Watched:
     """`attempt` runs under the filter in a process of its own; what it returns is `result`, which JSON can say."""
 
-    def __init__(self, attempt, *, commands=False, killable=True, patience=None, waiting=None, at_once=None, **streams):
+    def __init__(
+        self,
+        attempt,
+        *,
+        commands=False,
+        killable=True,
+        patience=None,
+        waiting=None,
+        at_once=None,
+        most_locks=None,
+        **streams,
+    ):
         self._attempt = attempt
         self._wanted = watching(commands=commands)
         self._killable = killable
         self._bounds = {"PATIENCE": patience, "_MOST_WAITING": waiting, "_MOST_OPEN": at_once}
+        self._most_locks = most_locks
         self._streams = streams
         self.asked = []
         self.gone = []
@@ -93,6 +105,7 @@ class Watched:
             for name, bound in self._bounds.items():
                 if bound is not None:
                     setattr(programs, name, bound)
+            locks.MOST = self._most_locks or locks.MOST
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)
             made = watcher.Watcher(self._wanted.filters, MACHINE, listener, self._channel, proc, self.task)
