@@ -97,6 +97,14 @@ def suggested(event: "Event") -> str:
     return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
 
 
+def _said(event: "Event") -> str:
+    """Return what the event itself says of its reason, which may stand for many; fit for a terminal."""
+    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.visible import visible
+
+    return without_secrets(visible(event.detail or ""))
+
+
 def _to_be_allowed(event: "Event") -> "Recorded":
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     from proxy.refusal import MEANING as ADVICE
@@ -112,10 +120,12 @@ def _to_be_allowed(event: "Event") -> "Recorded":
     if event.outcome is not Outcome.BLOCKED:
         raise NoRule("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
-        raise NoRule(MEANING[event.reason])
+        said = _said(event) if event.reason is Reason.AMBIGUOUS_REQUEST else ""
+        raise NoRule(said or MEANING[event.reason])
     if attempt.problem:
         no_request = event.reason is Reason.PROTOCOL_MISMATCH
-        raise NoRule(MEANING[Reason.PROTOCOL_MISMATCH] if no_request else attempt.problem)
+        helps = "; ".join(filter(None, (_said(event), MEANING[Reason.PROTOCOL_MISMATCH])))
+        raise NoRule(helps if no_request else attempt.problem)
     if event.reason is Reason.RULE:
         raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")
     if event.reason in _ASKED:

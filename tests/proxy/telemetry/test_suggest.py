@@ -106,6 +106,8 @@ NONE = [
     (request(refused(Reason.LEAK), "GET", "/a")._replace(kind=Kind.REQUEST_COMPLETED), "leave the secret out"),
     (connection(refused(Reason.SECRET_MISUSE))._replace(kind=Kind.TAMPER, outcome=None), "use it only where its rule says"),
     (request(refused(Reason.PROTOCOL_MISMATCH), "", "")._replace(http=None), "list `/tcp`, or say `tls: splice`"),
+    (request(refused(Reason.PROTOCOL_MISMATCH), "", "")._replace(http=None, detail="it is LDAP"), "it is LDAP; "),
+    (request(refused(Reason.AMBIGUOUS_REQUEST), "GET", "/a")._replace(detail="a line is folded\x1b"), "a line is folded\\x1b"),
     (connection(refused(Reason.NON_PUBLIC_ADDRESS), None, address="127.0.0.1"), "no rule can open 127.0.0.1"),
     (connection(DENIED)._replace(kind=Kind.TASK_STARTED), "it is about no attempt"),
 ]  # fmt: skip
