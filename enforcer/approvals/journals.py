@@ -15,7 +15,7 @@ from proxy.telemetry.journal.writing import Journal
 if TYPE_CHECKING:
     from proxy.approvals.questions import Question
     from proxy.approvals.records import Task
-    from proxy.telemetry.usual.before import Before
+    from proxy.telemetry.usual.looking import Before
 
 
 class Journals:
@@ -40,7 +40,7 @@ class Journals:
 
     def before(self, task: "Task", question: "Question") -> "Before | None":
         """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
-        from proxy.telemetry.usual.before import before
+        from proxy.telemetry.usual.looking import before
 
         if not question.host:
             return None

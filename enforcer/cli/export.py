@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from proxy.telemetry.sinks.delivery import Delivery
-    from proxy.telemetry.sinks.numbers import Numbers
+    from proxy.telemetry.sinks.delivery import Delivery, Numbers
 
 _DEFAULT_METRICS = "127.0.0.1:9465"
 
@@ -95,8 +94,7 @@ def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
     from enforcer.exporting import position_file, sink
     from proxy.telemetry.journal.position import Bookmark, Reader
-    from proxy.telemetry.sinks.delivery import Delivery
-    from proxy.telemetry.sinks.numbers import Numbers
+    from proxy.telemetry.sinks.delivery import Delivery, Numbers
 
     journal = arguments.journal or journal_directory()
     to = sink(arguments)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import People
     from proxy.approvals.questions import Question, Rule, Source
     from proxy.approvals.store.base import Rows
-    from proxy.telemetry.usual.before import Before
+    from proxy.telemetry.usual.looking import Before
 
 _NOTHING: "Mapping[str, str]" = {}
 

@@ -19,7 +19,6 @@ _HASH, _PREV, _SIGNATURE = b',"hash":"', b',"prev":"', b',"signature":"'
 _HASH_TAIL = len(_HASH) + _DIGITS + len(b'"}\n')
 _PREV_TAIL = len(_PREV) + _DIGITS + len(b'"')
 _SIGNATURE_TAIL = len(_SIGNATURE) + 88 + len(b'"')  # 64 bytes in Base64
-TAIL = _HASH_TAIL + _SIGNATURE_TAIL + _PREV_TAIL  # bytes at most that a line's links take
 
 
 class Links(NamedTuple):

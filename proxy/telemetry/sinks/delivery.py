@@ -7,6 +7,7 @@ an event that a receiver doesn't like is sent without what a sandbox chose of it
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.shapes.record import nanoseconds, read, shortened
@@ -15,7 +16,6 @@ from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
 if TYPE_CHECKING:
     from proxy.telemetry.journal.position import Reader
     from proxy.telemetry.journal.position import Record as Line
-    from proxy.telemetry.sinks.numbers import Numbers
     from proxy.telemetry.sinks.sink import Sink
 
 MOST_LINES: Final = 1000  # of a batch
@@ -25,6 +25,42 @@ _LONGEST_ASKED: Final = 300.0  # seconds that a receiver may ask us to wait
 _IDLE: Final = 0.5  # seconds between looks at a journal in which nothing is new
 _NOTE: Final = "the receiver refused the whole event: it is in the journal, under this id"
 
+_NS_A_SECOND: Final = 1_000_000_000
+# name, type, what it says, the attribute it is made of
+METRICS: Final = (
+    ("exeat_exported_total", "counter", "events that the receiver has"),
+    ("exeat_export_failures_total", "counter", "times that the receiver didn't take what was sent"),
+    ("exeat_export_reduced_total", "counter", "events that were refused, and sent without a sandbox's words"),
+    ("exeat_events_dropped_total", "counter", "lines of the journal that are no events, and were not sent"),
+    ("exeat_journal_lag_seconds", "gauge", "age of the oldest event that the receiver doesn't have; 0: it has all"),
+)
+
+
+@dataclass(slots=True)
+class Numbers:
+    """The counters of one process. Written by one thread; read by another, which may see them a moment later."""
+
+    sink: str
+    delivered: int = 0
+    failures: int = 0
+    reduced: int = 0
+    dropped: int = 0
+    oldest: int | None = None  # when the oldest event happened that is not delivered (ns since 1970)
+
+    def render(self) -> bytes:
+        """Return the metrics as Prometheus' text format 0.0.4."""
+        oldest = self.oldest
+        lag = 0.0 if oldest is None else max(0.0, (time.time_ns() - oldest) / _NS_A_SECOND)
+        values = (self.delivered, self.failures, self.reduced, self.dropped, f"{lag:.3f}")
+        lines = [
+            f'# HELP {name} {says}\n# TYPE {name} {kind}\n{name}{{sink="{self.sink}"}} {value}\n'
+            for (name, kind, says), value in zip(METRICS, values, strict=True)
+        ]
+        return "".join(lines).encode("ascii")
+
+    def failed(self, where: object) -> None:
+        """Take note that a scrape failed: there is nothing to count it in."""
+
 
 class Delivery:
     """Takes lines from a reader to a sink. For one thread."""
@@ -33,7 +69,7 @@ class Delivery:
         self,
         reader: "Reader",
         sink: "Sink",
-        numbers: "Numbers",
+        numbers: Numbers,
         say: Callable[[str], None],
         wait: Callable[[float], None] = time.sleep,
     ) -> None:

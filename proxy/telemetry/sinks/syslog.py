@@ -1,9 +1,12 @@
-"""Syslog over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). The protocol has no receipt: here its ending is one.
+"""Syslog (RFC 5424) over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). It has no receipt: here its ending is one.
 
 A batch has a connection of its own, which we end when all is sent. A receiver that has read it all ends its side in
 turn; one that goes away with something unread resets it. Then the next connection is opened: a receiver that was
 killed just after it had read everything is not there to take it, or is gone a moment later. Only after that does a
 batch count as taken.
+
+The header says the kind (MSGID), how severe it is and the host; the body is whatever format was asked for. There is no
+structured data of our own: its name would need a private enterprise number, and Exeat has none.
 """
 
 import contextlib
@@ -17,8 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.telemetry.shapes.record import shortened
-from proxy.telemetry.shapes.syslog import counted, syslog
+from proxy.telemetry.shapes.record import Record, own_version, severity, shortened
 from proxy.telemetry.sinks.formats import Format
 from proxy.telemetry.sinks.sink import Item, Unavailable
 from proxy.telemetry.sinks.trust import Trust, current
@@ -28,6 +30,38 @@ _LONGEST_MESSAGE: Final = 8192  # bytes; what every receiver should take (RFC 54
 _LOOKS: Final = 0.01  # seconds between
 _DYING: Final = 0.1  # seconds that a process may take to close all it has open, once it is killed
 _TOO_LONG: Final = "the event is longer than syslog takes: it is in the journal, under this id"
+
+AUDIT: Final = 13  # the facility "log audit": RFC 5424 section 6.2.1
+_LONGEST_HOST: Final = 255
+_LONGEST_ID: Final = 32
+_MICROSECONDS: Final = 26  # of a timestamp with nine decimals: what TIME-SECFRAC has room for
+_SEVERITIES: Final = (6, 6, 5, 4, 2)  # informational, notice, warning, critical; by ours
+_NIL: Final = "-"
+
+
+def syslog(record: Record, body: str) -> bytes:
+    """Return one message with `body`, in ASCII: what is beyond it is spelled out."""
+    head = (
+        f"<{AUDIT * 8 + _SEVERITIES[severity(record)]}>1",
+        f"{record['time'][:_MICROSECONDS]}Z",
+        _word(record.get("host"), _LONGEST_HOST),
+        "exeat",
+        _NIL,  # PROCID: several processes write one journal
+        _word(record["kind"], _LONGEST_ID),
+        f'[origin software="exeat" swVersion="{own_version()}"]',
+    )
+    return f"{' '.join(head)} {body}".encode("ascii", "backslashreplace")
+
+
+def counted(message: bytes) -> bytes:
+    """Return a message as a frame: its length in decimal, a space, the message."""
+    return b"%d %b" % (len(message), message)
+
+
+def _word(text: object, longest: int) -> str:
+    """Return printable ASCII without spaces, as a header's field has to be (PRINTUSASCII)."""
+    shown = "".join(each if "!" <= each <= "~" else "?" for each in str(text or ""))
+    return shown[:longest] or _NIL
 
 
 class SyslogSink:

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import MsgspecError, Struct
@@ -28,6 +28,8 @@ from rules.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from proxy.telemetry.events import Destination
 
 FILE: Final = "usual.json"
 TOLD: Final = "unusual.json"  # how often something was told, by task, and how many flags nobody has looked at
@@ -165,6 +167,29 @@ def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
     bookmark = Bookmark()
     bookmark.take(said.bookmark)
     return said.habits, bookmark, said.flags
+
+
+class Before(NamedTuple):
+    """How many runs of a name are known, and in how many of them a place was let out to."""
+
+    runs: int
+    times: int
+
+
+def before(state: "Path", name: str, destination: "Destination") -> Before | None:
+    """Say so; None: nothing is known of that name, or nothing can be read. Never raises.
+
+    `state` is where the journal's keeper keeps what belongs to it (`enforcer.keeping.place`).
+    """
+    try:
+        habits, *_ = load(state / FILE)
+    except (OSError, ValueError):
+        return None
+    habit = habits.names.get(name)
+    if habit is None:
+        return None
+    times, _ = habit.places.get(place_of(destination), (0, 0))
+    return Before(habit.runs, times)
 
 
 def _tell(journal: "Path", found: list[Event]) -> None:

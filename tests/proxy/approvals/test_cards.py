@@ -5,7 +5,7 @@ import json
 from proxy.approvals.cards import _decoded
 from proxy.approvals.questions import File, Ref
 from proxy.approvals.wire import Tainted
-from proxy.telemetry.usual.before import Before
+from proxy.telemetry.usual.looking import Before
 from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,

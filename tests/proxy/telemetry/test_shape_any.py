@@ -13,9 +13,9 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.schema import event_schema
 from proxy.telemetry.shapes.otlp import attributes, logs_request
 from proxy.telemetry.shapes.record import read
-from proxy.telemetry.shapes.syslog import syslog
 from proxy.telemetry.sinks.formats import FORMATS
 from proxy.telemetry.sinks.sink import Item
+from proxy.telemetry.sinks.syslog import syslog
 
 FULL = {kind: json.loads(encode(full_event(kind))) for kind in Kind}
 FIELDS = sorted(event_schema()["properties"])

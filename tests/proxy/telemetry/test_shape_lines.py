@@ -8,7 +8,7 @@ from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.shapes.cef import cef
-from proxy.telemetry.shapes.syslog import counted, syslog
+from proxy.telemetry.sinks.syslog import counted, syslog
 
 
 def read_cef(line):

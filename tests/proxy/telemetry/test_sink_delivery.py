@@ -7,10 +7,9 @@ import pytest
 from export_harness import ids, in_order, write
 
 from proxy.telemetry.journal.position import Bookmark, Reader
-from proxy.telemetry.sinks.delivery import LONGEST_WAIT, MOST_BYTES, Delivery
+from proxy.telemetry.sinks.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
 from proxy.telemetry.sinks.file import FileSink
 from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.numbers import METRICS, Numbers
 from proxy.telemetry.sinks.sink import Refused, Unavailable
 
 

@@ -20,7 +20,6 @@ from proxy.telemetry.journal.reading import read_events
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.usual.before import Before, before
 from proxy.telemetry.usual.habits import (
     ENOUGH,
     MANY_TIMES,
@@ -32,7 +31,7 @@ from proxy.telemetry.usual.habits import (
     Habits,
     nothing_known,
 )
-from proxy.telemetry.usual.looking import FILE, TOLD, Numbers, look, read_numbers
+from proxy.telemetry.usual.looking import FILE, TOLD, Before, Numbers, before, look, read_numbers
 from rules.verdicts import Outcome, Verdict
 
 HOST = Origin(host="host.example")
