@@ -1,7 +1,6 @@
 """`exeat detach`: take the gate from what was attached, which has no way out from then on."""
 
 import argparse
-import os
 import sys
 
 from enforcer.errors import ExeatError
@@ -18,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     named = arguments.namespace
     try:
-        attaching.detach(os.path.realpath(named) if "/" in named else named)
+        attaching.detach(attaching.real(named) if "/" in named else named)
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)
         return error.status

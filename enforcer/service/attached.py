@@ -4,9 +4,10 @@ import contextlib
 import os
 import selectors
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.errors import UsageError
 from enforcer.saying import say
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from enforcer.service.sandboxes import Sandboxes
 
 
+_LOOK_AGAIN: Final = 5.0  # seconds
+
+
 class Attached:
-    """All of them. One that was attached by a process is let go when that process ends."""
+    """All of them. One that was attached by a process, or a path, is let go when that is gone."""
 
     def __init__(
         self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector, journal: Path
@@ -32,6 +36,8 @@ class Attached:
         self._sandboxes = sandboxes
         self._selector = selector
         self._processes: dict[str, int] = {}  # descriptors of processes (pidfd_open(2)), by sandbox
+        self._paths: dict[str, tuple[Sandbox, tuple[int, int]]] = {}  # and which namespace they lead to, by sandbox
+        self._due = 0.0  # when paths are looked at again (time.monotonic())
 
     def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
         """Serve the sockets that were made in a namespace.
@@ -63,6 +69,8 @@ class Attached:
         if pid:
             process = self._processes[sandbox.id] = descriptors.pop()
             self._selector.register(process, selectors.EVENT_READ, lambda: self._end(sandbox))
+        else:
+            self._watch(sandbox)
         return {"sandbox": sandbox.id, "task": task["id"]}
 
     def detach(self, name: str) -> dict[str, object]:
@@ -74,11 +82,25 @@ class Attached:
         self._end(sandbox)
         return {"sandbox": sandbox.id, "task": sandbox.task["id"]}
 
+    def turn(self) -> None:
+        """End those whose paths lead to their namespaces no more (ip-netns(8), delete). Called every few seconds."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _LOOK_AGAIN
+        for sandbox, namespace in tuple(self._paths.values()):
+            if _leads_to(sandbox.attached) != namespace:
+                self._end(sandbox)
+
     def close(self) -> None:
         """End all of them: the service ends."""
         for sandbox in self._sandboxes.attached():
             if not sandbox.ending:
                 self._end(sandbox)
+
+    def _watch(self, sandbox: Sandbox) -> None:
+        """End one when its path is gone, if it is seen from here at all."""
+        if (namespace := _leads_to(sandbox.attached)) is not None:
+            self._paths[sandbox.id] = sandbox, namespace
 
     def _end(self, sandbox: Sandbox) -> None:
         """Take the gate away from one, and record that."""
@@ -105,8 +127,17 @@ class Attached:
             self._sandboxes.forget(sandbox)
 
     def _forget(self, sandbox: str) -> None:
+        self._paths.pop(sandbox, None)
         process = self._processes.pop(sandbox, -1)
         if process >= 0:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(process)
             os.close(process)
+
+
+def _leads_to(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -75,7 +75,7 @@ def target(named: str) -> Target:
     if not _is_network(namespace):
         os.close(namespace)
         raise UsageError(f"`{path}` is no network namespace")
-    return Target(namespace, pid, named if pid else os.path.realpath(named), process)
+    return Target(namespace, pid, named if pid else real(named), process)
 
 
 def _is_network(descriptor: int) -> bool:
@@ -178,3 +178,10 @@ def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[s
         signal.pause()  # until it has come
     finally:
         os._exit(0)
+
+
+def real(path: str) -> str:
+    """Return where a namespace's path really lies: what /proc/PID/ns/net leads to is no path (namespaces(7))."""
+    leads = os.path.realpath(path)
+    above, name = os.path.split(os.path.abspath(path))
+    return leads if os.path.exists(leads) else os.path.join(os.path.realpath(above), name)

@@ -172,6 +172,7 @@ class Service:
         now = time.monotonic()
         self._guarded(self._crew.turn)
         self._guarded(self._sets.turn)
+        self._guarded(self._attached.turn)
         if self._scraping is not None:
             scraping = self._scraping
             self._guarded(lambda: scraping.turn(self._crew.metrics()))

@@ -1,6 +1,7 @@
 """What was attached and isn't served any more: it ends once, and whatever the journal is like."""
 
 import json
+import os
 import socket
 
 import pytest
@@ -51,6 +52,28 @@ def test_a_journal_that_can_t_be_written_keeps_no_other_from_being_seen_to(world
     world.crew.worker.sandboxes = _Ordered(["box", "hog"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2}
+
+
+@pytest.mark.parametrize("gone", [os.unlink, lambda path: os.replace(f"{path}.other", path)], ids=["gone", "another"])
+def test_one_whose_path_leads_there_no_more_ends(tmp_path, journal, monkeypatch, gone):
+    monkeypatch.setattr("enforcer.service.attached._LOOK_AGAIN", 0.0)
+    box = tmp_path / "box"
+    box.touch()
+    (tmp_path / "box.other").touch()
+    world = World([])
+    attached = Attached(Sets(), world.all, None, journal)
+    task = {"id": "box", "name": "box", "labels": {}}
+    for name in (str(box), str(tmp_path / "not seen from here")):
+        one = Sandbox(name, task, Sets(), "", 0, name, lambda _said: None)
+        world.all.add(one)
+        world.all.serve(one, ["tcp"], [socket.socket().detach()])
+        attached._watch(one)
+    attached.turn()
+    assert _ends(journal) == []
+    gone(box)
+    attached.turn()
+    attached.turn()
+    assert _ends(journal) == ["passed"]
 
 
 class _Ordered(list):
