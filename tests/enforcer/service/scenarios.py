@@ -290,7 +290,7 @@ def foreign():
         bound, path = path, f"{os.getcwd()}/bound"
         Path(path).touch()
         linux.mount(bound, path, flags=linux.MS_BIND)
-    seen["by_path"] = attach(box, path)[0], inside(*knock), up.listed()[0]["attached"] == os.path.realpath(path)
+    seen["by_path"] = attach(box, path)[0], inside(*knock), up.listed()[0]["attached"] == path
     seen["by_path"] += subprocess.run([EXEAT, "detach", path], check=False).returncode, inside(*knock)
     until(lambda: not up.listed())
     seen["no_path"] = attach(box, str(FILE))
