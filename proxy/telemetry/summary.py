@@ -1,15 +1,14 @@
 """How many attempts there were and what became of them, for the two lines at the end of a run."""
 
-import json
+from collections.abc import Collection, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from proxy import strict_json
-from proxy.telemetry.events import Kind
+import msgspec
+
+from proxy.telemetry.events import Kind, Whole
+from proxy.telemetry.pieces import without_surrogates
 from rules.verdicts import Outcome, Reason
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
 
 # What a kind of decision is called in a sentence: one, several.
 _NAMES = {
@@ -42,19 +41,13 @@ class Places(NamedTuple):
     """The first hosts of some, as the task wrote them, and how many more; bounded, as a task can try any number."""
 
     first: tuple[str, ...] = ()
-    more: int = 0
+    more: Whole = 0
 
     @classmethod
-    def of(cls, places: "Collection[str]") -> "Places":
+    def of(cls, places: Collection[str]) -> "Places":
         """Make it of at most MOST_PLACES hosts, each once."""
-        first = tuple(map(_ended, islice(places, _MOST_SHOWN)))
+        first = tuple(without_surrogates(_ended(place)) for place in islice(places, _MOST_SHOWN))
         return cls(first, len(places) - len(first))
-
-    @classmethod
-    def decode(cls, value: Any) -> "Places":
-        """Read what json made of it. Raises ValueError and TypeError."""
-        first, more = value
-        return cls(tuple(map(str, first)), int(more))
 
     def describe(self) -> str:
         """Return them behind a space and in brackets, or nothing."""
@@ -68,27 +61,26 @@ class Places(NamedTuple):
 
 
 _NOWHERE = Places()
-_NOBODY_ASKED: "Mapping[Reason, int]" = {}
 
 
-class Summary(NamedTuple):
+class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Attempts by kind and by what became of them in the end: what was let out and then cut or failed didn't pass.
 
     Lookups, connections and requests are attempts of their own: one `curl` of an inspected page makes all three.
     """
 
-    counts: "Mapping[tuple[Kind, Outcome], int]"
+    counts: tuple[tuple[Kind, Outcome, Whole], ...] = ()
     blocked_places: Places = _NOWHERE
     failed_places: Places = _NOWHERE
-    leaks: int = 0  # that were let out and told of; one that was stopped is a blocked request
+    leaks: Whole = 0  # that were let out and told of; one that was stopped is a blocked request
     leaked_places: Places = _NOWHERE
-    tampers: int = 0
-    held: "Mapping[Reason, int]" = _NOBODY_ASKED  # attempts that people were asked about, by the answer
-    given_up: int = 0  # of those that nobody answered in time: whoever tried it left before
-    flagged: int = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
+    tampers: Whole = 0
+    held: Mapping[Reason, Whole] = {}  # attempts that people were asked about, by the answer
+    given_up: Whole = 0  # of those that nobody answered in time: whoever tried it left before
+    flagged: Whole = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
     blocked_for: tuple[Reason, ...] = ()  # why the first of `blocked_places` were blocked first
     calls: frozenset[str] = frozenset()  # system calls that were refused and recorded
-    dropped: int = 0  # records of the task's own telemetry that there was no room for
+    dropped: Whole = 0  # records of the task's own telemetry that there was no room for
 
     @property
     def is_empty(self) -> bool:
@@ -138,46 +130,14 @@ class Summary(NamedTuple):
 
     def encode(self) -> bytes:
         """Return it as JSON, for the process that prints it."""
-        counts = [[kind, outcome, count] for (kind, outcome), count in self.counts.items()]
-        value = {
-            "counts": counts,
-            "blocked": self.blocked_places,
-            "failed": self.failed_places,
-            "leaks": self.leaks,
-            "leaked": self.leaked_places,
-            "tampers": self.tampers,
-            "held": self.held,
-            "given_up": self.given_up,
-            "flagged": self.flagged,
-            "blocked_for": self.blocked_for,
-            "calls": sorted(self.calls),
-            "dropped": self.dropped,
-        }
-        return json.dumps(value).encode()
+        return msgspec.json.encode(self)
 
     @classmethod
     def decode(cls, encoded: bytes) -> "Summary":
         """Read what `encode` wrote. Raises ValueError."""
         try:
-            value = strict_json.loads(encoded)
-            counts = {(Kind(kind), Outcome(outcome)): int(count) for kind, outcome, count in value["counts"]}
-            blocked, failed, leaked = (Places.decode(value[key]) for key in ("blocked", "failed", "leaked"))
-            held = {Reason(reason): int(count) for reason, count in value["held"].items()}
-            return cls(
-                counts,
-                blocked,
-                failed,
-                int(value["leaks"]),
-                leaked,
-                int(value["tampers"]),
-                held,
-                int(value["given_up"]),
-                int(value["flagged"]),
-                tuple(map(Reason, value["blocked_for"])),
-                frozenset(map(str, value["calls"])),
-                int(value["dropped"]),
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return msgspec.json.decode(encoded, type=cls)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError("not a summary") from error
 
     def _answers(self) -> str:
@@ -192,10 +152,10 @@ class Summary(NamedTuple):
         return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NOWHERE)
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
-        return self.counts.get((kind, outcome), 0)
+        return sum(count for one, became, count in self.counts if one is kind and became is outcome)
 
     def _with(self, wanted: Outcome) -> int:
-        return sum(count for (_, outcome), count in self.counts.items() if outcome is wanted)
+        return sum(count for _, outcome, count in self.counts if outcome is wanted)
 
 
 class Tally:
@@ -262,7 +222,7 @@ class Tally:
 
     def summary(self) -> Summary:
         """Return what was counted so far."""
-        counts = {key: count for key, count in self._counts.items() if count}
+        counts = tuple((kind, outcome, count) for (kind, outcome), count in self._counts.items() if count)
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
         held = dict(self._held)
         reasons = list(islice(self._blocked.values(), _MOST_SHOWN))

@@ -118,7 +118,7 @@ READERS = {
     ),
     "a worker's last words": (
         lambda text, _: Summary.decode(text.encode()),
-        json.loads(Summary({}).encode()),
+        json.loads(Summary().encode()),
         ValueError,
     ),
     "a bookmark": (file_with(Bookmark), COUNTED, ValueError),

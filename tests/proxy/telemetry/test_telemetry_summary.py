@@ -181,12 +181,10 @@ def test_a_summary_names_what_was_blocked(tmp_path, places, said):
 
 @pytest.mark.parametrize(
     "encoded",
-    [b"", b"5", b"[1]", b'{"counts":[]}', b'{"counts":[["no.such","passed",1]],"blocked":[[],0]}',
-     b'{"counts":[["dns.decided","passed","x"]],"blocked":[[],0]}', b'{"counts":[],"blocked":5}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],"x"],"leaks":0,"tampers":0}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[]],"leaks":0,"tampers":0}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],0],"leaks":0,"tampers":0,"held":[]}',
-     b'{"counts":[],"blocked":[[],0],"failed":[[],0],"leaked":[[],0],"leaks":0,"tampers":0,"held":{"x":1}}'],
+    [b"", b"5", b"[1]", b'{"more":1}', b'{"counts":[["no.such","passed",1]]}', b'{"counts":[["dns.decided","passed","x"]]}',
+     b'{"counts":[["dns.decided","passed"]]}', b'{"blocked_places":5}', b'{"leaked_places":[[],"x"]}',
+     b'{"leaked_places":[[1],0]}', b'{"leaks":NaN}', b'{"leaks":1e99}', b'{"held":[]}', b'{"held":{"x":1}}',
+     b'{"held":{"leak":-0.5}}', b'{"blocked_for":["x"]}', b'{"calls":"x"}'],
 )  # fmt: skip
 def test_a_summary_that_is_none_is_refused(encoded):
     with pytest.raises(ValueError):
