@@ -113,6 +113,13 @@ SOCKET_FILTERS: Final = tuple(
     for option in (26, 50, 51, 52)
 )
 
+# tcp(7) and linux/tcp.h: TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY. A socket may have 128 KB of keys for signing
+# segments, as routers do (RFC 2385, RFC 5925), which no cgroup counts.
+_SOL_TCP = 6
+SEGMENT_KEYS: Final = tuple(
+    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_TCP), Test(2, value=option))) for option in (14, 32, 38)
+)
+
 # The machine has one table of 4,096 flow labels of IPv6 (ipv6(7), IPV6_FLOWLABEL_MGR), and one pool of
 # huge pages (mmap(2), memfd_create(2), shmget(2)): a task could hold them, and others see that they are gone.
 _SOL_IPV6, _FLOW_LABELS = 41, 32
@@ -159,6 +166,7 @@ TASK: Final = Filter(
         *LEASES,
         *LOCKS,
         *SOCKET_FILTERS,
+        *SEGMENT_KEYS,
         *POOLS,
         *SYNC,
         *ATTRIBUTES,

@@ -55,6 +55,7 @@ _SYS_HIDDEN: Final = (
     *(f"kernel/{name}" for name in ("hung_task_detect_count", "pty/nr")),
     "sunrpc/transports",
 )
+_MOST_GROUPS: Final = 4  # of IPv4 multicast, that one socket is in
 # Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
 BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -301,6 +302,8 @@ def _proc() -> list[Step]:
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
         *(Sysctl(name, str(most)) for name, most in shared.of_namespace()),
+        # Of each membership the kernel keeps 240 bytes that no cgroup counts; it may be 20 a socket otherwise.
+        Sysctl("net/ipv4/igmp_max_memberships", str(_MOST_GROUPS)),
         *(Cover(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
         Cover("/proc/sys"),
         *(Cover(f"/proc/sys/{name}", hide=True) for name in _SYS_HIDDEN if os.path.exists(f"/proc/sys/{name}")),

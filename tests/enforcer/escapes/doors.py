@@ -184,6 +184,29 @@ def flow_labels():
 
 
 @trial
+def keys_for_segments():
+    """A socket may have 128 KB of them that are nobody's memory: TCP_MD5SIG, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY."""
+    address = struct.pack("=HH4s", socket.AF_INET, 0, bytes([10, 0, 0, 1])).ljust(128, b"\0")
+    key = address + struct.pack("=BBHi", 0, 32, 8, 0) + b"k" * 80
+
+    def add(option):
+        with socket.socket() as sock:
+            call(NUMBERS["setsockopt"], sock.fileno(), socket.IPPROTO_TCP, option, key, len(key))
+
+    return refused(errno.ENOPROTOOPT, {option: lambda option=option: add(option) for option in (14, 32, 38, 14 | HIGH)})
+
+
+@trial
+def groups_without_end():
+    """Of each that a socket is in the kernel keeps something that is nobody's memory: ip(7), IP_ADD_MEMBERSHIP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number in range(1, 6):
+            group = bytes([239, 0, 0, number]) + bytes([127, 0, 0, 1])
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    return "five"
+
+
+@trial
 def huge_pages():
     """The machine has one pool. A file for some can be made where that is empty."""
     words = {"memfd_create": (b"x", 4), "memfd_create_of_a_size": (b"x", 4 | 21 << 26)}

@@ -39,7 +39,10 @@ _BY_ERRNO: Final = {
         kernel_file_systems groups_of_processes_above device_nodes doors_in_the_environment sockets_of_others
     """,
     "ENOPROTOOPT": """
-        filters_on_sockets flow_labels
+        filters_on_sockets flow_labels keys_for_segments
+    """,
+    "ENOBUFS": """
+        groups_without_end
     """,
     "ENOSPC": """
         all_terminals_of_the_machine

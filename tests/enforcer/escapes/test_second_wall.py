@@ -24,6 +24,7 @@ FILTERED_ONLY = {
     "set_id_bits_by_any_call",
     "data_that_is_code",
     "flow_labels",
+    "keys_for_segments",
     "huge_pages",
 }
 # Calls with nothing in them: without the filter each kernel has its own word for that.
