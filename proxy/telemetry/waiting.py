@@ -2,16 +2,32 @@
 
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Final
+
+from msgspec import Meta, Struct
 
 from proxy.telemetry.events import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable
 
 STALE: Final = "stale"  # whoever waited is gone
 ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
 BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
+
+
+class Told(Struct, frozen=True):
+    """What one process tells another of its `Waiting`."""
+
+    answers: Mapping[str, Count]
+    counts: Annotated[list[Count], Meta(min_length=len(BOUNDS) + 1, max_length=len(BOUNDS) + 1)]
+    seconds: Real
+    pending: Count
+    age: Real
 
 
 class Waiting:
@@ -74,40 +90,16 @@ class Waiting:
             self._others += other.pending
             self._others_age = max(self._others_age, other.age)
 
-    def to_json(self) -> dict[str, object]:
-        """Return all of it as what JSON can say."""
-        return {
-            "answers": self.answers,
-            "counts": self.counts,
-            "seconds": self.seconds,
-            "pending": self.pending,
-            "age": self.age,
-        }
+    def told(self) -> "Told":
+        """Return all of it for another process."""
+        return Told(self.answers, self.counts, self.seconds, self.pending, self.age)
 
     @classmethod
-    def from_json(cls, said: "Mapping[str, object]") -> "Waiting":
-        """Read what `to_json` returned, of a process that isn't trusted. Raises ValueError, TypeError, KeyError."""
-        found = cls()
-        answers, counts = said["answers"], said["counts"]
-        if not isinstance(answers, dict) or not answers.keys() <= ANSWERS or not isinstance(counts, list):
+    def of(cls, told: "Told") -> "Waiting":
+        """Take what another process says, which isn't trusted. Raises ValueError."""
+        if not told.answers.keys() <= ANSWERS:
             raise ValueError("not answers")
-        if len(counts) != len(found.counts):
-            raise ValueError("not this histogram")
-        found.answers = {word: _count(count) for word, count in answers.items()}
-        found.counts = [_count(count) for count in counts]
-        found.seconds = _seconds(said["seconds"])
-        found._others = _count(said["pending"])
-        found._others_age = _seconds(said["age"])
+        found = cls()
+        found.answers, found.counts, found.seconds = dict(told.answers), told.counts, told.seconds
+        found._others, found._others_age = told.pending, told.age
         return found
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise ValueError("not a count")
-    return value
-
-
-def _seconds(value: object) -> float:
-    if not isinstance(value, (int, float)) or not 0 <= value < 1e15:
-        raise ValueError("not seconds")
-    return float(value)

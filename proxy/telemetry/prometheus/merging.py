@@ -5,16 +5,18 @@ sizes are checked where it is taken in, and whatever is not a number of ours is 
 """
 
 from datetime import date
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import MOST_RULES, OTHER, Histogram, Metrics
 from proxy.telemetry.prometheus.processes import ProcessUse
-from proxy.telemetry.waiting import Waiting
+from proxy.telemetry.waiting import Count, Told, Waiting
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 MOST_POLICIES: Final = 64  # that are told apart
 _LONGEST: Final = 200  # characters of a name
@@ -34,6 +36,52 @@ _SUMS: Final = (*TOTALS, *_NOW)
 HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
 _COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks", "tasks_unusual")
 BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
+
+_MOST: Final = 2 * MOST_RULES
+Real = Annotated[float, Meta(ge=0, lt=float(_LARGEST))]
+Name = Annotated[str, Meta(max_length=_LONGEST)]
+Counts = Annotated[dict[Name, Count], Meta(max_length=_LONGEST)]
+_Observed = tuple[list[Count], Real]
+
+
+class _Report(Struct, frozen=True):
+    """What one process tells another of its `Metrics`: sums and counts by name, histograms, and what holds now."""
+
+    events_dropped: Count
+    journal_bytes: Count
+    datagrams_refused: Count
+    bytes_up: Count
+    bytes_down: Count
+    worker_restarts: Count
+    agent_records_refused: Count
+    tasks_tainted: Count
+    connections_open: Count
+    sandboxes: Count
+    packets_refused: Counts
+    calls_refused: Counts
+    datagrams_lost: Counts
+    rules_loads: Counts
+    tasks: Counts
+    tasks_unusual: Counts
+    decisions: list[tuple[Kind, Verdict, Outcome, Reason, Count]]
+    rule_decisions: list[tuple[Name, Verdict, Count]]
+    dns_queries: list[tuple[Name, Verdict, Count]]
+    events: dict[Kind, Count]
+    gate_errors: dict[Where, Count]
+    connection_seconds: _Observed
+    decision_seconds: _Observed
+    peek_seconds: _Observed
+    sandbox_start_seconds: _Observed
+    dial_seconds: dict[Name, _Observed]
+    waiting: Told
+    flags: tuple[Count, Real]
+    limits: list[tuple[Name, Name, Real]]
+    in_force: dict[Name, Mode]
+    rule_endings: tuple[date, ...]
+    rules_valid: bool
+    rules_loaded_at: Real | None
+    ca_expiry: Real | None
+    processes: dict[Name, ProcessUse]
 
 
 class Used:
@@ -120,132 +168,73 @@ def _sum(a: int, b: int) -> int:
     return min(a + b, _LARGEST - 1)
 
 
-def to_json(metrics: Metrics) -> dict[str, object]:
+def to_json(metrics: Metrics) -> dict[str, Any]:
     """Return a total as what JSON can say."""
     used = metrics.limits.used() if metrics.limits is not None else {}
-    return {
-        **{name: getattr(metrics, name) for name in _SUMS},
-        **{name: getattr(metrics, name) for name in _COUNTS},
-        "decisions": [[*key, count] for key, count in metrics.decisions.items()],
-        "rule_decisions": [[*key, count] for key, count in metrics.rule_decisions.items()],
-        "dns_queries": [[*key, count] for key, count in metrics.dns_queries.items()],
-        "events": [[kind, count] for kind, count in metrics.events.items()],
-        "gate_errors": [[where, count] for where, count in metrics.gate_errors.items()],
+    same: dict[str, Any] = {name: getattr(metrics, name) for name in (*_SUMS, *_COUNTS)}
+    report = _Report(
+        **same,
         **{name: _histogram(getattr(metrics, name)) for name in HISTOGRAMS},
-        "dial_seconds": {result: _histogram(each) for result, each in metrics.dial_seconds.items()},
-        "waiting": metrics.waiting.to_json(),
-        "flags": list(metrics.flags),
-        "limits": [[*key, share] for key, share in used.items()],
-        "in_force": dict(metrics.in_force),
-        "rule_endings": [day.isoformat() for day in metrics.rule_endings],
-        "rules_valid": metrics.rules_valid,
-        "rules_loaded_at": metrics.rules_loaded_at,
-        "ca_expiry": metrics.ca_expiry,
-        "processes": {role: _use(use) for role, use in metrics.processes.items() if isinstance(use, ProcessUse)},
-    }
+        decisions=[(*key, count) for key, count in metrics.decisions.items()],
+        rule_decisions=[(*key, count) for key, count in metrics.rule_decisions.items()],
+        dns_queries=[(*key, count) for key, count in metrics.dns_queries.items()],
+        events=metrics.events,
+        gate_errors=metrics.gate_errors,
+        dial_seconds={result: _histogram(each) for result, each in metrics.dial_seconds.items()},
+        waiting=metrics.waiting.told(),
+        flags=metrics.flags,
+        limits=[(*key, share) for key, share in used.items()],
+        in_force=metrics.in_force,
+        rule_endings=metrics.rule_endings,
+        rules_valid=metrics.rules_valid,
+        rules_loaded_at=metrics.rules_loaded_at,
+        ca_expiry=metrics.ca_expiry,
+        processes={role: use for role, use in metrics.processes.items() if isinstance(use, ProcessUse)},
+    )
+    found: dict[str, Any] = to_builtins(report)
+    return found
 
 
-def _histogram(histogram: Histogram) -> list[object]:
-    return [histogram.counts, histogram.total]
-
-
-def _use(use: ProcessUse) -> list[float | int | None]:
-    return [
-        use.cpu_seconds,
-        use.resident_bytes,
-        use.virtual_bytes,
-        use.started,
-        use.open_descriptors,
-        use.most_descriptors,
-    ]
-
-
-def from_json(said: "Mapping[str, Any]", role: str) -> Metrics:
+def from_json(said: object, role: str) -> Metrics:
     """Read what `to_json` made of a total, in another process; its own use is shown as `role`'s, if it has one.
 
-    Raises ValueError, TypeError, KeyError for anything else.
+    Raises ValueError for anything else.
     """
+    try:
+        report = convert(said, _Report)
+    except MsgspecError as error:
+        raise ValueError(f"not what a worker counts: {error}") from error
     metrics = total()
-    for name in _SUMS:
-        setattr(metrics, name, _count(said[name]))
-    for name in _COUNTS:
-        setattr(metrics, name, _named(said[name]))
-    metrics.waiting = Waiting.from_json(said["waiting"])
-    unseen, oldest = said["flags"]
-    metrics.flags = _count(unseen), _real(oldest)
-    for kind, verdict, outcome, reason, count in said["decisions"]:
-        metrics.decisions[Kind(kind), Verdict(verdict), Outcome(outcome), Reason(reason)] = _count(count)
-    for rule, verdict, count in _some(said["rule_decisions"]):
-        metrics.rule_decisions[_name(rule), Verdict(verdict)] = _count(count)
-    for kind, verdict, count in said["dns_queries"]:
-        metrics.dns_queries[_name(kind), Verdict(verdict)] = _count(count)
-    metrics.events = {Kind(kind): _count(count) for kind, count in said["events"]}
-    metrics.gate_errors = {Where(where): _count(count) for where, count in said["gate_errors"]}
+    for name in (*_SUMS, *_COUNTS):
+        setattr(metrics, name, getattr(report, name))
     for name in HISTOGRAMS:
-        _read_histogram(getattr(metrics, name), said[name])
-    for result, each in said["dial_seconds"].items():
-        bounds = Metrics.dial_histogram()
-        _read_histogram(bounds, each)
-        metrics.dial_seconds[_name(result)] = bounds
+        _read_histogram(getattr(metrics, name), getattr(report, name))
+    for result, each in report.dial_seconds.items():
+        metrics.dial_seconds[result] = Metrics.dial_histogram()
+        _read_histogram(metrics.dial_seconds[result], each)
+    metrics.waiting, metrics.flags = Waiting.of(report.waiting), report.flags
+    metrics.decisions = {tuple(key): count for *key, count in report.decisions}  # type: ignore[misc]
+    metrics.rule_decisions = {(rule, verdict): count for rule, verdict, count in report.rule_decisions[:_MOST]}
+    metrics.dns_queries = {(kind, verdict): count for kind, verdict, count in report.dns_queries}
+    metrics.events, metrics.gate_errors = report.events, report.gate_errors
     assert isinstance(metrics.limits, Used)
-    metrics.limits.note({(_name(rule), _name(field)): _real(share) for rule, field, share in _some(said["limits"])})
+    metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST]})
     metrics.known_rules = frozenset(rule for rule, _ in (*metrics.rule_decisions, *metrics.limits.used()))
-    policies = list(said["in_force"].items())[:MOST_POLICIES]
-    metrics.in_force = {_name(revision): Mode(mode) for revision, mode in policies}
-    metrics.rule_endings = tuple(date.fromisoformat(day) for day in _some(said["rule_endings"]))
-    metrics.rules_valid = said["rules_valid"] is True
-    metrics.rules_loaded_at = _time(said["rules_loaded_at"])
-    metrics.ca_expiry = _time(said["ca_expiry"])
-    for name, use in list(said["processes"].items())[:_LONGEST]:
-        metrics.processes[role or _name(name)] = _read_use(use)
+    metrics.in_force = dict(list(report.in_force.items())[:MOST_POLICIES])
+    metrics.rule_endings = report.rule_endings[:_MOST]
+    metrics.rules_valid = report.rules_valid
+    metrics.rules_loaded_at, metrics.ca_expiry = report.rules_loaded_at, report.ca_expiry
+    for name, use in list(report.processes.items())[:_LONGEST]:
+        metrics.processes[role or name] = use
     return metrics
 
 
-def _read_use(use: Any) -> ProcessUse:
-    cpu, resident, virtual, started, descriptors, most = use
-    sizes = _count(resident), _count(virtual)
-    return ProcessUse(_real(cpu), *sizes, _real(started), _maybe(descriptors), _maybe(most))
+def _histogram(histogram: Histogram) -> Any:
+    return histogram.counts, histogram.total
 
 
-def _some(items: "Iterable[Any]") -> list[Any]:
-    return list(items)[: 2 * MOST_RULES]
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value < _LARGEST:
-        raise ValueError("not a count")
-    return value
-
-
-def _real(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST:
-        raise ValueError("not a number of seconds, nor a share")
-    return float(value)
-
-
-def _maybe(value: object) -> int | None:
-    return None if value is None else _count(value)
-
-
-def _time(value: object) -> float | None:
-    return None if value is None else _real(value)
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST:
-        raise ValueError("not a name")
-    return value
-
-
-def _named(value: object) -> dict[str, int]:
-    if not isinstance(value, dict) or len(value) > _LONGEST:
-        raise ValueError("not counts by name")
-    return {_name(name): _count(count) for name, count in value.items()}
-
-
-def _read_histogram(histogram: Histogram, value: Any) -> None:
-    counts, seconds = value
+def _read_histogram(histogram: Histogram, said: _Observed) -> None:
+    counts, seconds = said
     if len(counts) != len(histogram.counts):
         raise ValueError("not this histogram")
-    histogram.counts = [_count(count) for count in counts]
-    histogram.total = _real(seconds)
+    histogram.counts, histogram.total = counts, seconds

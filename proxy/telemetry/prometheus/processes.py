@@ -6,6 +6,8 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
+from proxy.telemetry.waiting import Count, Real
+
 _AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 14, 15, 22, 23, 24
 _OPEN_FILES = re.compile(rb"^Max open files\s+(\d+)", re.MULTILINE)
@@ -15,12 +17,12 @@ _BOOT_TIME = re.compile(rb"^btime (\d+)$", re.MULTILINE)
 class ProcessUse(NamedTuple):
     """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
 
-    cpu_seconds: float
-    resident_bytes: int
-    virtual_bytes: int
-    started: float
-    open_descriptors: int | None
-    most_descriptors: int | None
+    cpu_seconds: Real
+    resident_bytes: Count
+    virtual_bytes: Count
+    started: Real
+    open_descriptors: Count | None
+    most_descriptors: Count | None
 
 
 def read_process(pid: int) -> ProcessUse | None:

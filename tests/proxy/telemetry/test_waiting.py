@@ -5,6 +5,7 @@ import json
 import socket
 
 import pytest
+from msgspec import MsgspecError, convert, to_builtins
 
 from proxy import message
 from proxy.approvals import wire
@@ -16,7 +17,7 @@ from proxy.poller import IN
 from proxy.telemetry.events import Answer
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
-from proxy.telemetry.waiting import ANSWERS, STALE, Waiting
+from proxy.telemetry.waiting import ANSWERS, STALE, Told, Waiting
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 
@@ -70,8 +71,8 @@ def test_totals_add_up_and_what_has_ended_waits_no_more():
     ],
 )
 def test_a_worker_s_word_is_looked_at(change):
-    with pytest.raises(ValueError):
-        Waiting.from_json({**some().to_json(), **change})
+    with pytest.raises((ValueError, MsgspecError)):
+        Waiting.of(convert({**to_builtins(some().told()), **change}, Told))
 
 
 def test_every_answer_has_its_series_before_it_happens():
