@@ -152,6 +152,7 @@ ANSWERS = [
     Exchange("leave that nobody asked for", GET, _LEAVE + OK),
     Exchange("leave to send a body", FORM, _LEAVE + OK),
     Exchange("an early hint with a length", GET, _HINT[:-1] + "Content-Length: 0\n\n" + OK, gets=_HINT + OK, why="one length"),
+    Exchange("an early hint to a client of HTTP/1.0", "GET / HTTP/1.0\nHost: HOST\n\n", _HINT + OK, gets=OK, why="informational responses", server=END),
     Exchange("an early hint before an error", GET, _HINT + _ok(status="500 Internal Server Error")),
     *(Exchange(f"the server's last answer, {option}", GET, _ok(f"Connection: {option}"), server=END) for option in ("close", "Close", "close, TE")),
     Exchange("fields of the connection", GET, _ok("Connection: keep-alive", "Keep-Alive: timeout=5, max=100")),

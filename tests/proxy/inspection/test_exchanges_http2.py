@@ -5,13 +5,15 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 
+import exchanges
 import h2.config
 import h2.connection
 import h2.events
 import pytest
 from exchanges_http2 import EXCHANGES, REFUSED
 from inspection_harness import Gate, site
-from test_exchanges import documented
+from smuggling import raw
+from test_exchanges import documented, finish
 
 
 @dataclass
@@ -184,6 +186,90 @@ def test_http2_through_the_gate_is_the_same_but_for_what_is_documented(wire, row
         assert got.informational == without.informational
     assert (got.body, got.trailers) == (without.body, without.trailers)
     assert got.end == (without.end if row.ends is None else row.ends)
+
+
+OF_CONNECTIONS = {"connection", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"}
+
+
+class Before(Wire):
+    """A gate between a client of HTTP/2 and a server of HTTP/1.1."""
+
+    def __init__(self, directory, origins):
+        self.gate = Gate(directory, origins)
+        self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["http/1.1"])
+        self.site = site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
+        self.answer, self.ends, self.came = b"", "", b""
+
+    def _answer(self, connection, data):
+        self.came = data
+        connection.sendall(self.answer)
+        if self.ends:
+            finish(connection, self.ends)
+        return False
+
+    def get(self, method):
+        """Return what the client receives; where the gate speaks HTTP/1.1 alone it would not be asked for HTTP/2."""
+        if (engine := self.gate.inspection._engine) is not None:
+            engine.ends.spoken._only_http1.clear()
+        side, got = peer(client=True), Heard()
+        crumbs = (("cookie", "a=1"), ("cookie", "b=2"))
+        with self.through() as connection:
+            fields = (
+                (":method", method),
+                (":scheme", "https"),
+                (":authority", self.site.host),
+                (":path", "/"),
+                *crumbs,
+            )
+            side.send_headers(1, encoded(fields), end_stream=True)
+            while got.end is None:
+                connection.sendall(side.data_to_send())
+                data = connection.recv(65536)
+                assert data, got
+                list(heard_of(side, data, got))
+        return got
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory, origins):
+    made = Before(tmp_path_factory.mktemp("before"), origins)
+    yield made
+    made.gate.close()
+
+
+def translated(text, method):
+    """Return what a client of HTTP/2 is to make of an answer in HTTP/1.1: heads, body, trailers."""
+    heads, rest = [], text
+    while not heads or heads[-1][0][1][0] == "1":
+        head, _, rest = rest.partition("\r\n\r\n")
+        status, *lines = head.split("\r\n")
+        fields = [line.partition(": ")[::2] for line in lines]
+        fields = [(name.lower().rstrip(":"), value) for name, value in fields]
+        heads.append(
+            ((":status", status.split(" ")[1]), *(field for field in fields if field[0] not in OF_CONNECTIONS))
+        )
+    trailers = ()
+    if "transfer-encoding: chunked" in text.lower() and method != "HEAD":
+        chunks, _, trailing = rest.partition("0\r\n")
+        rest = "".join(chunks.split("\r\n")[1::2])
+        trailers = tuple(tuple(line.split(": ")) for line in trailing.lower().split("\r\n") if line)
+    return heads[:-1], heads[-1], rest.encode("latin-1"), trailers
+
+
+WHOLE = [row for row in exchanges.ANSWERS if row.ends == exchanges.END and row.request in (exchanges.GET, exchanges.HEAD) and not isinstance(row.gets, exchanges.Page)]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=[row.name for row in WHOLE])
+def test_an_answer_in_http1_arrives_in_http2(before, row):
+    method = row.request.split(" ")[0]
+    before.answer, before.ends = raw(row.answer, before.site.host), row.server
+    got = before.get(method)
+    gets = raw(row.answer if row.gets is None else row.gets, before.site.host).decode("latin-1")
+    informational, head, body, trailers = translated(gets, method)
+    assert (got.informational, got.head, got.body, got.trailers) == (informational, head, body, trailers)
+    assert got.end == "end"
+    assert b"cookie: a=1; b=2\r\n" in before.came
+    assert before.gate.events("gate.error") == []
 
 
 def test_what_differs_has_its_line_in_the_docs():
