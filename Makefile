@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder  # of a tes
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup python reach test lint unit demo clients bench fuzz sanitize soak lock clean
+.PHONY: help setup python reach test lint unit demo clients bench trace fuzz sanitize soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -135,6 +135,11 @@ bench: setup  ## speed, as ratios to peers in the same run; then `soak`, whose f
 	$(compile)
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.soak $(RUNS)
+
+WORDS :=
+trace: setup  ## how many files, folders and calls a request, a connection and a run take: WORDS="--files run" lists them
+	$(compile)
+	@$(BIN)/python -m tests.trace $(WORDS)
 
 MINUTES := 10
 fuzz: setup  ## fuzz everything that reads what others wrote, for MINUTES=10
