@@ -16,6 +16,7 @@ from samples import CLAUDE, CODEX, SPANS, logs, pairs
 
 from proxy.inband import otlp
 from proxy.inband.otlp import MOST_ATTRIBUTES, MOST_RECORDS
+from tests.processor_time import check, measured_again
 
 
 def both(said, of=ExportLogsServiceRequest, read=otlp.logs):
@@ -207,6 +208,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize(("as_json", "body"), COSTLY.values(), ids=COSTLY)
+@measured_again
 def test_a_record_costs_little_whatever_a_request_is_made_of(as_json, body):
     """Between two records the gate's one thread does something else; so the time between them counts (seconds)."""
     longest, before = 0.0, thread_time()
@@ -215,4 +217,4 @@ def test_a_record_costs_little_whatever_a_request_is_made_of(as_json, body):
             sent.said()
             now = thread_time()
             longest, before = max(longest, now - before), now
-    assert max(longest, thread_time() - before) < 0.01
+    check(max(longest, thread_time() - before))

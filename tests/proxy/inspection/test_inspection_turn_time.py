@@ -15,11 +15,12 @@ from inspection_clients import rest, until, wait_for
 from inspection_harness import Gate, site
 from inspection_leaks_harness import PLACEHOLDER, VALUE
 from test_inspection_floods import DATA, HEADERS, PING, frame
-from turns_watch import measured_again, watchdog
+from turns_watch import watchdog
 
 from proxy.broker import Broker, Held
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.processor_time import measured_again
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,11 @@
 
 import asyncio
 import contextlib
-import functools
 import gc
 from time import thread_time
 
 from proxy import poller
-
-MOST = 0.01  # seconds of processor time that a step may take
-TRIES = 3
-
-
-class TooLongError(AssertionError):
-    """A step took longer than it may."""
+from tests import processor_time
 
 
 class Watchdog:
@@ -26,8 +19,7 @@ class Watchdog:
     def check(self):
         """Fail if a step took longer than it may."""
         assert self.measured > 1
-        if self.longest[0] >= MOST:
-            raise TooLongError(self.longest)
+        processor_time.check(*self.longest)
 
     def measure(self, what, function, *arguments):
         before = thread_time()
@@ -58,21 +50,5 @@ def watchdog(monkeypatch):
         patched.setattr(poller.Poller, "watch", lambda self, fd, events, one: watch(self, fd, events, _Timed(one, dog)))
         patched.setattr(asyncio.Handle, "_run", lambda self: dog.measure(str(self._callback), run, self))
         gc.collect()
-        gc.freeze()  # the tests' own objects aren't a worker's
-        try:
-            yield dog
-        finally:
-            gc.unfreeze()
-
-
-def measured_again(test):
-    """Repeat a test in which a step took too long: what costs too much does so each time, a busy machine doesn't."""
-
-    @functools.wraps(test)
-    def repeated(*args, **more):
-        for _ in range(TRIES - 1):
-            with contextlib.suppress(TooLongError):
-                return test(*args, **more)
-        return test(*args, **more)
-
-    return repeated
+        gc.freeze()  # the tests' own objects aren't a worker's, and no later collection walks through them
+        yield dog
