@@ -130,15 +130,18 @@ def _yaml(
 def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
     """Say what the rules that were in force had beside rules, and this file has not."""
     from proxy.telemetry.learning import without_secrets
+    from rules.sandbox import NO_BOX
 
     if policy is not None:
         which = ", ".join(f"`{secret.id}`" for secret in policy.secrets)
-        return [f"The `secrets` of those rules are not in here, and belong beside these: {which}."] if which else []
+        said = [f"The `secrets` of those rules are not in here, and belong beside these: {which}."] if which else []
+        others = [key for key, value in (("commands", policy.commands), ("sandbox", policy.box != NO_BOX)) if value]
+        return [*said, *(f"Their `{key}` is not in here, and belongs beside these." for key in others)]
     named = [without_secrets(source) for source in learner.sources][:_MOST_SOURCES]
     more = len(learner.sources) - len(named)
     read = f", which were read from {', '.join(named)}{f' and {more} more' if more else ''}" if named else ""
     return [
-        "The journal doesn't say which `settings` were in force, so there are none in here: copy those of the rules",
+        "The journal doesn't say which `settings`, `commands` and `sandbox` were in force: copy those of the rules",
         f"that were{read}, but for `mode: audit`; or name them with `--rules FILE`. Then each rule also says what",
         "those looked at that no journal tells (`for`, `credential`, `http.query`, `limits` ...).",
     ]

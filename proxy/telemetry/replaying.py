@@ -98,6 +98,11 @@ class Replay:
 
     def take(self, event: "Event") -> None:
         """Decide one event's attempt again."""
+        if event.kind is Kind.COMMAND_DECIDED:
+            self.attempts += 1
+            self.skipped["a program, of which the journal doesn't tell all that `commands` look at"] += 1
+        elif event.kind is Kind.TASK_STARTED and self.policy.commands:
+            self.skipped["what programs a task started, which the journal doesn't tell where no `commands` are"] += 1
         attempt = recorded(event, self._at)
         if attempt is None:
             return

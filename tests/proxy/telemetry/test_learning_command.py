@@ -127,10 +127,17 @@ def test_what_audit_mode_refused_for_its_address_is_said_with_what_lets_it_out(e
     assert "#   and 5 more\nversion" in exeat("learn", "journal", events=[*SOME, *many])[1]
 
 
+MORE = "commands: [{id: a, run: git push, action: deny}]\nsandbox: {timeout: 1h}\n"
+
+
 def test_secrets_that_were_in_force_are_named_and_not_written(exeat, tmp_path):
     secret = "{id: key, from: {env: K}, as: V, hosts: x.example, in: {header: authorization}}"
-    (tmp_path / "audit.yaml").write_text(f"version: 1\nsettings: {{mode: audit}}\nsecrets: [{secret}]\nrules: []\n")
+    (tmp_path / "audit.yaml").write_text(
+        f"version: 1\nsettings: {{mode: audit}}\nsecrets: [{secret}]\nrules: []\n{MORE}"
+    )
     _, out, _ = exeat("learn", "journal", "--rules", "audit.yaml", events=SOME)
+    for key in ("commands", "sandbox"):
+        assert f"\n# Their `{key}` is not in here, and belongs beside these.\n" in out
     assert "\n# The `secrets` of those rules are not in here, and belong beside these: `key`.\n" in out
     assert "\nsecrets:" not in out
 

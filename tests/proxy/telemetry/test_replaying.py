@@ -170,6 +170,18 @@ def test_what_can_t_be_decided_again_is_counted_with_the_reason(judged, more, wh
     assert (replay.groups, replay.unchanged, replay.settled) == ({}, 0, 0)
 
 
+def test_programs_are_not_decided_again():
+    """Their events tell one of the names that they go by, and there are none of programs that no rule is about."""
+    command = request(PASSED, "GET", "/a")._replace(kind=Kind.COMMAND_DECIDED, http=None, argv=("git", "push"))
+    replay = replayed(WEB, command)
+    assert sum(replay.skipped.values()) == 1
+    started = command._replace(kind=Kind.TASK_STARTED, verdict=None)
+    for head, expected in (("commands: [{id: a, run: git push, action: deny}]", 1), ("", 0)):
+        replay = Replay(policy(WEB, head), None)
+        replay.take(started)
+        assert (sum(replay.skipped.values()), replay.attempts) == (expected, 0)
+
+
 def test_a_path_that_was_cut_is_not_guessed():
     long = encode(request(PASSED, "GET", "/" + "a" * 5000))
     path = json.loads(long)["http"]["path"]
