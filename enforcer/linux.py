@@ -3,15 +3,12 @@
 Each failed call becomes an `OSError` that says what was attempted (STYLE 11). Nothing is decided here.
 """
 
-import contextlib
 import ctypes
 import errno
 import functools
-import mmap
 import os
 import resource
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 # mount(2)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -42,8 +39,7 @@ SECURE = 0b11101111
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
-_CLONE_VM, _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x100, 0x8000, 0x100000  # linux/sched.h
-_STACK, _LONGEST = 1 << 16, 20  # of a process that sleeps: bytes, and seconds
+_CLONE_PARENT, _CLONE_PARENT_SETTID = 0x8000, 0x100000  # linux/sched.h
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
@@ -56,9 +52,7 @@ _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Looked up here: each process that is forked later would do it for itself, in memory that it shares until then.
-_syscall, _mount, _umount2, _prctl, _clone, _sleep = (
-    getattr(_libc, name) for name in ("syscall", "mount", "umount2", "prctl", "clone", "sleep")
-)
+_syscall, _mount, _umount2, _prctl = (getattr(_libc, name) for name in ("syscall", "mount", "umount2", "prctl"))
 _syscall.restype = ctypes.c_long
 # With the interpreter's lock held: a process that is forked goes on as the thread that has it.
 _syscall_locked = ctypes.PyDLL(None, use_errno=True).syscall
@@ -219,26 +213,6 @@ def drop_capabilities(keep: int = 0) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
     _check(_syscall(_number(_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)), "capset")
-
-
-@contextlib.contextmanager
-def sleeper(namespaces: int) -> Iterator[int]:
-    """Have a process meanwhile that is in new namespaces (CLONE_NEW...) and only sleeps; gives its pid. Raises OSError.
-
-    It is in our own memory (clone(2), CLONE_VM): a fork would copy what leads to every page of it. It runs nothing but
-    sleep(3), on a stack of its own, and ends by itself should we be killed.
-    """
-    stack = mmap.mmap(-1, _STACK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # there where it is used, and nowhere else
-    lowest = ctypes.c_char.from_buffer(stack)
-    top = ctypes.c_void_p(ctypes.addressof(lowest) + _STACK)  # it grows downwards
-    pid = _check(_clone(_sleep, top, namespaces | _CLONE_VM | signal.SIGCHLD, ctypes.c_void_p(_LONGEST)), "clone")
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        del lowest
-        stack.close()
 
 
 def fork_sibling(told: int) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from enforcer import syntax
 from enforcer.errors import HostError, UsageError
 from enforcer.trail import trail
 from rules.files import contents, own_configuration, why
@@ -46,8 +45,8 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     """Load the files and root's without trying their tests. Raises as `load`."""
     mandatory = system_files(system)
     if not mandatory:
-        return read(files, instead=instead, parsed=syntax.parse)
-    loaded = read(files, mandatory=mandatory, instead=instead, parsed=syntax.parse)
+        return read(files, instead=instead)
+    loaded = read(files, mandatory=mandatory, instead=instead)
     from rules.presets.locks import lock_paths
 
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well

@@ -60,7 +60,7 @@ class Decision(NamedTuple):
     scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
     trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
     in_full: bool = False  # of a layer's vote: one of its rules says `log: full`
-    near: Near | None = None  # the last one, which `Judge.with_near` relies on
+    near: Near | None = None
 
     @property
     def passes(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.authorities import authorities
 from rules.feeds import Feed
 from rules.files import contents, why
-from rules.grammar.document import Node, Parse, Place, parse
+from rules.grammar.document import Node, Place, parse
 from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
@@ -75,16 +75,14 @@ def read(
     *,
     mandatory: Sequence[Path] = (),
     instead: Mapping[Path, bytes] | None = None,
-    parsed: Parse = parse,
 ) -> Loaded:
     """Load the files without trying their tests. Raises RuleFileError with all problems.
 
     `mandatory` files are layers whatever they say of themselves: root's.
     `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
     `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
-    `parsed`: what does as `parse` does.
     """
-    loader = _Loader(locks, instead, parsed)
+    loader = _Loader(locks, instead)
     for path in mandatory:  # first, so that what others say of the same file counts as said again
         loader.take(str(path), Path(path), None, mandatory=True)
     for path in paths:
@@ -131,10 +129,7 @@ def _via(named: _Named | None) -> Place | None:
 class _Loader:
     """Follows includes depth first; a file that is included twice counts once."""
 
-    def __init__(
-        self, locks: Sequence[Path] | None, instead: Mapping[Path, bytes] | None = None, parsed: Parse = parse
-    ) -> None:
-        self._parse = parsed
+    def __init__(self, locks: Sequence[Path] | None, instead: Mapping[Path, bytes] | None = None) -> None:
         self._lock_paths = locks
         self._instead = instead or {}
         self._locks: dict[str, tuple[Path, Places]] | None = None  # read when a preset needs them
@@ -261,7 +256,7 @@ class _Loader:
         self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None
     ) -> tuple[RuleFile | None, Mapping[str, str]]:
         before = len(self._problems)
-        root = self._parse(data, shown, self._problems)
+        root = parse(data, shown, self._problems)
         ids: Mapping[str, str] = {}
         if root is not None and preset is not None:
             root, ids = self._filled(root, stem, preset)

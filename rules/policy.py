@@ -237,7 +237,7 @@ class Policy(Needs):
         if hint is None:
             return self._hinted_for((plan, finding, attempt.target), known, attempt)
         # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
-        return self._judge.with_near(decision, near(hint, attempt))
+        return decision._replace(near=near(hint, attempt))
 
     def _hinted_for(self, asked: tuple[object, ...], known: tuple[Decision, Hint | None], attempt: Attempt) -> Decision:
         hinted = self._hinted.get(asked)
@@ -251,7 +251,7 @@ class Policy(Needs):
         """Give what no rule decides the rule that came nearest."""
         if hint is None and isinstance(attempt.target, HostName):
             hint = about_name(self._index, attempt.target)
-        return decision if hint is None else self._judge.with_near(decision, near(hint, attempt))
+        return decision if hint is None else decision._replace(near=near(hint, attempt))
 
     def _is_told_in_full(self, attempt: Attempt) -> bool:
         """Whether a layer's rule says so, and none of a layer says less: other files have no say then."""

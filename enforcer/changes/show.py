@@ -64,21 +64,17 @@ def _read(entry: Entry | None, open_it: Callable[[], int]) -> tuple[bytes | None
 
 def diff(sides: Sides, change: Change, protection: Protection) -> Iterator[str]:
     """Yield the lines of one change's diff."""
-    path = visible(change.path)
-    yield f"diff --exeat a/{path} b/{path}"
-    yield from (f"# {note}" for note in notes(change, protection))
+    yield from _head(change.path, notes(change, protection))
     if change.kind is ChangeKind.LEFT_OUT:
         return
-    yield from _modes(change)
+    yield from _modes(_mode(change.base), _mode(change.theirs))
     found = texts(sides, change)
     if found.note:
         yield f"# {visible(found.note)}"
-    if not found.are_text:
+    if found.are_text:
+        yield from _lines(change.path, found, is_new=change.base is None, is_gone=change.theirs is None)
+    else:
         yield f"Binary files differ: {_size(change.base)} before, {_size(change.theirs)} now"
-    elif found.old != found.new:
-        yield f"--- {'/dev/null' if change.base is None else f'a/{path}'}"
-        yield f"+++ {'/dev/null' if change.theirs is None else f'b/{path}'}"
-        yield from hunks(found.old or b"", found.new or b"")
 
 
 def brought(protection: Protection, changes: Iterable[Change]) -> Iterator[str]:
@@ -91,28 +87,38 @@ def brought(protection: Protection, changes: Iterable[Change]) -> Iterator[str]:
         for each in found.files:
             told.setdefault(each, (found, []))[1].append(visible(change.path))
     for each, (found, by) in told.items():
-        path = visible(each.path)
-        yield f"diff --exeat a/{path} b/{path}"
-        yield f"# in {each.where}, which comes with {_some(by)}"
-        yield f"# {_protected(each.path, protection)}"
-        yield from _versions(each.was, each.now)
-        old, new = (_content(version, found) for version in (each.was, each.now))
-        if old is None or new is None or not (content.is_text(old) and content.is_text(new)):
+        said = f"in {each.where}, which comes with {_some(by)}", _protected(each.path, protection)
+        yield from _head(each.path, said)
+        yield from _modes(each.was.mode, each.now.mode)
+        sides = Texts(_content(each.was, found), _content(each.now, found))
+        if sides.are_text:
+            yield from _lines(each.path, sides, is_new=not each.was.mode, is_gone=not each.now.mode)
+        else:
             yield "Binary files differ, or are too large to show"
-        elif old != new:
-            yield f"--- {f'a/{path}' if each.was.mode else '/dev/null'}"
-            yield f"+++ {f'b/{path}' if each.now.mode else '/dev/null'}"
-            yield from hunks(old, new)
 
 
-def _versions(was: "Version", now: "Version") -> Iterator[str]:
-    if not was.mode:
-        yield f"new file mode {now.mode:06o}"
-    elif not now.mode:
-        yield f"deleted file mode {was.mode:06o}"
-    elif was.mode != now.mode:
-        yield f"old mode {was.mode:06o}"
-        yield f"new mode {now.mode:06o}"
+def _head(path: str, said: Iterable[str]) -> Iterator[str]:
+    yield f"diff --exeat a/{visible(path)} b/{visible(path)}"
+    yield from (f"# {note}" for note in said)
+
+
+def _modes(was: int, now: int) -> Iterator[str]:
+    """Write modes as git does; 0: there is no such file."""
+    if not was:
+        yield f"new file mode {now:06o}"
+    elif not now:
+        yield f"deleted file mode {was:06o}"
+    elif was != now:
+        yield f"old mode {was:06o}"
+        yield f"new mode {now:06o}"
+
+
+def _lines(path: str, sides: Texts, *, is_new: bool, is_gone: bool) -> Iterator[str]:
+    old, new = sides.old or b"", sides.new or b""
+    if old != new:
+        yield f"--- {'/dev/null' if is_new else f'a/{visible(path)}'}"
+        yield f"+++ {'/dev/null' if is_gone else f'b/{visible(path)}'}"
+        yield from hunks(old, new)
 
 
 def _content(version: "Version", found: "Found") -> bytes | None:
@@ -160,22 +166,9 @@ def notes(change: Change, protection: Protection) -> list[str]:
     return found
 
 
-def _modes(change: Change) -> Iterator[str]:
-    base, theirs = change.base, change.theirs
-    if base is None:
-        yield f"new file mode {_mode(theirs)}"
-    elif theirs is None:
-        yield f"deleted file mode {_mode(base)}"
-    elif _mode(base) != _mode(theirs):
-        yield f"old mode {_mode(base)}"
-        yield f"new mode {_mode(theirs)}"
-
-
-def _mode(entry: Entry | None) -> str:
-    """Write a mode as git does, but whole; of a link only what it is."""
-    if entry is None:
-        return "000000"
-    return f"{_TYPE.get(entry.what, 0) | (0 if entry.what is What.LINK else mode(entry)):06o}"
+def _mode(entry: Entry | None) -> int:
+    """Return a mode as git has it, but whole; of a link only what it is. 0: there is nothing."""
+    return 0 if entry is None else _TYPE.get(entry.what, 0) | (0 if entry.what is What.LINK else mode(entry))
 
 
 def _size(entry: Entry | None) -> str:

@@ -105,15 +105,7 @@ def _run(words: list[str]) -> int:
         return 2
     if name == "run" and (status := _in_service(words[1:])) is not None:
         return status
-    if name != "run":
-        return _do(name, words)
-    from enforcer import syntax
-
-    syntax.begin()
-    try:
-        return _do(name, words)
-    finally:
-        syntax.end()  # whatever was wrong with the words
+    return _do(name, words)
 
 
 def _do(name: str, words: list[str]) -> int:
@@ -122,12 +114,7 @@ def _do(name: str, words: list[str]) -> int:
     from enforcer.cli.parsing import Parser
 
     module = importlib.import_module(f"enforcer.cli.{name}")
-    parser = Parser.of(name, module)
-    # Options and names may come in any order, but for `run`, whose command has words of its own, and behind a `--`
-    parse = parser.parse_args if name == "run" or "--" in words else parser.parse_intermixed_args
-    parser.words = words[1:]
-    arguments = parse(words[1:])
-    return int(module.run(arguments))
+    return int(module.run(Parser.of(name, module).read(words[1:])))
 
 
 def _in_service(words: list[str]) -> int | None:

@@ -1,61 +1,74 @@
-"""What is said of words that a command can't take: what was probably meant, and what is missing, with an example."""
+"""Says what is wrong with a command's words: what was probably meant, and what is missing, with an example."""
 
 import argparse
-import ast
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from enforcer.cli.examples import example
+from enforcer.cli.parsing import InvalidChoiceError, Parser
 from rules.problems import did_you_mean, quoted
 
 _TERMS: Final = frozenset({"--for", "--covers", "--as-rule"})
 _NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
+_MAY_LACK: Final = (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
 
 
-def misuse(prog: str, actions: Sequence[argparse.Action], words: Sequence[str], message: str) -> str:
-    """Put argparse's message in our words; a mistyped option comes before anything else that is wrong then too."""
-    known = {word for action in actions for word in action.option_strings}
+def misspelt(parser: Parser, words: Sequence[str]) -> str:
+    """Name the first long option that the command doesn't have: it comes before anything else that is wrong then too.
+
+    Empty: it has all of them.
+    """
+    known = {word for action in parser.actions for word in action.option_strings}
     options = words[: words.index("--")] if "--" in words else words
     for word in (option.partition("=")[0] for option in options):
         if word.startswith("--") and word not in known:
-            hint = _NO_TERMS if prog == "exeat reject" and word in _TERMS else did_you_mean(word, known)
-            return f"{quoted(word)} is not an option of `{prog}`{hint}"
-    if found := re.fullmatch(r"the following arguments are required: (.+)", message):
-        missing = [
-            _called(action) for action in _named(actions, found[1].split(", ")) if action.nargs not in ("*", "?")
-        ]
-        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in `{example(prog)}`"
-    if found := re.fullmatch(r"argument (.+): expected one argument", message):
-        [action] = _named(actions, [found[1]])
+            hint = _NO_TERMS if parser.prog == "exeat reject" and word in _TERMS else did_you_mean(word, known)
+            return f"{quoted(word)} is not an option of `{parser.prog}`{hint}"
+    return ""
+
+
+def wrong(parser: Parser, words: Sequence[str], error: argparse.ArgumentError) -> str:
+    """Say what argparse has found; leaves the parser unfit for more words."""
+    action = next((action for action in parser.actions if _name(action) == error.argument_name), None)
+    if action is None:
+        missing = [_called(action) for action in _missing(parser, words)]
+        if not missing:
+            return str(error)
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in `{example(parser.prog)}`"
+    if action.nargs is None and error.__context__ is None:  # no value was there to convert
         value = f"{'an' if str(action.metavar)[0] in 'AEIOU' else 'a'} {action.metavar}"
-        return f"`{found[1]}` needs {'one of ' + _choices(action) if action.choices else value} after it"
-    if found := re.fullmatch(r"argument (.+?): invalid choice: (.+) \(choose from .+\)", message, re.DOTALL):
-        return _not_a_choice(prog, found[1], ast.literal_eval(found[2]), actions)
-    if found := re.fullmatch(r"unrecognized arguments: (.+)", message, re.DOTALL):
-        return _left_over(prog, found[1])
-    return message
+        return f"`{_name(action)}` needs {'one of ' + _choices(action) if action.choices else value} after it"
+    return str(error)
 
 
-def _left_over(prog: str, words: str) -> str:
-    if words.startswith("-"):
-        return f"{quoted(words.split(maxsplit=1)[0])} is not an option of `{prog}`; `{prog} --help` lists them"
-    return f"`{prog}` takes no more words, and {quoted(words)} is left over, unlike in `{example(prog)}`"
-
-
-def _not_a_choice(prog: str, name: str, word: object, actions: Sequence[argparse.Action]) -> str:
+def not_a_choice(prog: str, error: InvalidChoiceError) -> str:
     """Say that a word is none of those that there are, and which was probably meant."""
-    of = next(
-        (action for action in actions if name in ("/".join(action.option_strings), action.metavar, action.dest)), None
-    )
-    choices = [] if of is None or of.choices is None else [str(choice) for choice in of.choices]
-    instead = did_you_mean(str(word), choices) or f": use one of {', '.join(map(quoted, choices))}"
-    where = f"`{name}`" if of is not None and of.option_strings else f"`{prog}`"
-    return f"invalid value {quoted(str(word))} for {where}{instead}"
+    action, word = error.action, str(error.value)
+    choices = [str(choice) for choice in action.choices or ()]
+    instead = did_you_mean(word, choices) or f": use one of {', '.join(map(quoted, choices))}"
+    where = f"`{_name(action)}`" if action.option_strings else f"`{prog}`"
+    return f"invalid value {quoted(word)} for {where}{instead}"
 
 
-def _named(actions: Iterable[argparse.Action], names: Sequence[str]) -> list[argparse.Action]:
-    return [action for action in actions if ("/".join(action.option_strings) or action.metavar or action.dest) in names]
+def left_over(prog: str, words: Sequence[str]) -> str:
+    """Say that there are words which the command doesn't take."""
+    if words[0].startswith("-"):
+        return f"{quoted(words[0])} is not an option of `{prog}`; `{prog} --help` lists them"
+    return f"`{prog}` takes no more words, and {quoted(' '.join(words))} is left over, unlike in `{example(prog)}`"
+
+
+def _missing(parser: Parser, words: Sequence[str]) -> list[argparse.Action]:
+    """Return the required options and arguments that nobody gave: those that set nothing once none is required."""
+    required = [action for action in parser.actions if action.required and action.nargs not in _MAY_LACK]
+    for action in parser.actions:
+        action.required, action.default = False, argparse.SUPPRESS
+    given, _ = parser.parse_known_args(words)
+    return [action for action in required if not hasattr(given, action.dest)]
+
+
+def _name(action: argparse.Action) -> str:
+    """Return what an ArgumentError calls it."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
 
 
 def _called(action: argparse.Action) -> str:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import claims, linux, syntax
+from enforcer import claims, linux
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
@@ -88,10 +88,7 @@ def _say_if_unknown() -> None:
 def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
     """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        try:
-            wanted = wanted_of(arguments, system, house.read if house else read)
-        finally:
-            syntax.end()
+        wanted = wanted_of(arguments, system, house.read if house else read)
         if arguments.plan:
             from enforcer.planning import plan
 

@@ -6,8 +6,9 @@ Only root in the initial user namespace can make one; a task run by a user alrea
 import os
 from typing import Final
 
-from enforcer import linux, userns
+from enforcer import children, linux, userns
 from enforcer.errors import HostError
+from enforcer.sandbox import player
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.walking import walk
 
@@ -112,9 +113,15 @@ def _maps(owner: tuple[int, int], shown: tuple[int, int]) -> tuple[IdMap, IdMap]
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
     """Open a user namespace that exists only to carry these maps. Raises HostError where none can be made."""
     try:
-        with linux.sleeper(os.CLONE_NEWUSER) as pid:
+        pid, process = player.start()
+        try:
+            process.calls.call("unshare", os.CLONE_NEWUSER)
+            process.do()
             write_map(pid, uids, gids, deny_setgroups=False)
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            process.close()
+            children.end(pid)
     except OSError as error:
         raise HostError(
             f"no user namespace can be made and mapped here ({error.strerror})", userns.remedy(error.errno)

@@ -41,9 +41,7 @@ def _take_environment(wanted: "Mapping[str, str]") -> None:
 
 def parsed(request: "protocol.Run") -> "Namespace":
     """Read the words of a run. Raises SystemExit, having said what is wrong with them."""
-    of_runs = parser()
-    of_runs.words = list(request.words)
-    return of_runs.parse_args(request.words)
+    return parser().read(request.words)
 
 
 @functools.cache

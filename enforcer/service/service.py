@@ -22,8 +22,6 @@ from enforcer.service import protocol, runs
 from enforcer.service.attached import Attached
 from enforcer.service.crew import Crew, Worker
 from enforcer.service.desk import Desk
-from enforcer.service.holes import fill
-from enforcer.service.immortal import make_all_immortal
 from enforcer.service.keeping import Keeping
 from enforcer.service.leftovers import Leftovers
 from enforcer.service.line import Line, most_at_once, most_waiting
@@ -117,8 +115,6 @@ class Service:
         """Serve until told to end."""
         be_ready(state.cache_directory(), self._stations.certificate, self._system)
         gc.collect()
-        make_all_immortal()
-        fill()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months
         self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")

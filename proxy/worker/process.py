@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import message
 from proxy.ca.leaves import SignerLink
-from proxy.inspection import Roots, unneeded
+from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
@@ -49,7 +49,6 @@ def serve(setup: Setup) -> None:
 
     The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
     """
-    unneeded.leave_out()
     said, descriptors = message.receive(setup.gate, _MOST_SOCKETS)
     names = said.get("sockets")
     if not isinstance(names, list):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy import message, turn
 from proxy.ca.leaves import SignerLink
-from proxy.inspection import Roots, unneeded
+from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
@@ -85,7 +85,6 @@ class _Admission:
 
 def serve(setup: Setup) -> None:
     """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
-    unneeded.leave_out()
     loop = Loop(turn.Marker(setup.page))
     asyncio.set_event_loop(loop)
     loop.run_until_complete(Tenancies(setup).run())

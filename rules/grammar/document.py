@@ -3,7 +3,6 @@
 Characters that show a reader something else than what is read are refused here, and YAML's own dangers in `composing`.
 """
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from rules.problems import Problem
@@ -67,9 +66,6 @@ class Place(NamedTuple):
     file: str
     node: Node
     via: "Place | None" = None  # of a preset: the include, in a file that is none, that leads to it
-
-
-type Parse = Callable[[bytes, str, list[Problem]], Node | None]
 
 
 def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:

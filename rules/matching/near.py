@@ -66,7 +66,7 @@ def about_name(index: "Index", name: "HostName") -> Hint | None:
 
 def near(hint: Hint, attempt: Attempt) -> Near:
     """Put beside what the rule wants what the attempt had."""
-    return tuple.__new__(Near, (*hint, _got(hint.field, attempt)))  # `Near(...)`, in less than half the instructions
+    return Near(*hint, _got(hint.field, attempt))
 
 
 def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table

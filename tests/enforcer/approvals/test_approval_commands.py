@@ -43,7 +43,7 @@ def called(monkeypatch, capsys):
         monkeypatch.setattr(deciding, "asked", ask)
         monkeypatch.setattr(deciding, "everywhere", ask)
         parser = Parser.of("approvals", approvals)
-        status = approvals.run(parser.parse_intermixed_args(words))
+        status = approvals.run(parser.read(words))
         out, err = capsys.readouterr()
         return status, out, err, asked
 
