@@ -45,7 +45,7 @@ def told(here):
     say("codex.user_prompt", 5, recorder=other.recorder, prompt="of another task: evil.example")
     ids["refused"] = connect(here.recorder, DENIED, name="evil.example", process=CURL, approval="k3x9abcd")
     connect(other.recorder, DENIED, name="evil.example", process=CURL)
-    asking = ApprovalRecorder(here.recorder._origin, Journal(here.directory))
+    asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
     asking.asked("k3x9abcd", Subject("connection", ("web:ask",)))
     asking.answered("k3x9abcd", Subject("connection", ("web:ask",)), Answer.REJECTED, ["ada"], final=True)
     say("codex.tool_result", -1, call="call_1", tool="shell", duration_ms="3000")
