@@ -4,6 +4,7 @@ Every byte written is printable ASCII but for the newline that ends the line (in
 break a line, drive the terminal of its reader, or be taken for a key. Texts and lists are cut (`pieces`).
 """
 
+import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -25,7 +26,7 @@ from proxy.telemetry.pieces import (
 )
 
 LONGEST_LINE: Final = 1024 * 1024  # bytes; more than all of these together can come to
-_NOT_PLAIN: Final = re.compile("[\x7f-\U0010ffff]")  # DEL is the one control character that JSON may hold as it is
+_NOT_PLAIN: Final = re.compile("[\x7f-\U0010ffff]+")  # DEL is the one control character that JSON may hold as it is
 
 
 def encode(event: Event) -> bytes:
@@ -77,6 +78,5 @@ def _bounded(value: Any) -> Any:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    r"""Return a character as `\uXXXX`, in UTF-16 (RFC 8259 section 7)."""
-    units = found[0].encode("utf-16-be").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+    r"""Return characters as `\uXXXX`, in UTF-16 (RFC 8259 section 7)."""
+    return json.dumps(found[0])[1:-1]
