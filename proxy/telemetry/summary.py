@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from proxy.telemetry.events import Kind, Whole
+from proxy.telemetry.events import Count, Kind
 from proxy.telemetry.pieces import without_surrogates
 from rules.verdicts import Outcome, Reason
 
@@ -41,7 +41,7 @@ class Places(NamedTuple):
     """The first hosts of some, as the task wrote them, and how many more; bounded, as a task can try any number."""
 
     first: tuple[str, ...] = ()
-    more: Whole = 0
+    more: Count = 0
 
     @classmethod
     def of(cls, places: Collection[str]) -> "Places":
@@ -69,18 +69,18 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Lookups, connections and requests are attempts of their own: one `curl` of an inspected page makes all three.
     """
 
-    counts: tuple[tuple[Kind, Outcome, Whole], ...] = ()
+    counts: tuple[tuple[Kind, Outcome, Count], ...] = ()
     blocked_places: Places = _NOWHERE
     failed_places: Places = _NOWHERE
-    leaks: Whole = 0  # that were let out and told of; one that was stopped is a blocked request
+    leaks: Count = 0  # that were let out and told of; one that was stopped is a blocked request
     leaked_places: Places = _NOWHERE
-    tampers: Whole = 0
-    held: Mapping[Reason, Whole] = {}  # attempts that people were asked about, by the answer
-    given_up: Whole = 0  # of those that nobody answered in time: whoever tried it left before
-    flagged: Whole = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
+    tampers: Count = 0
+    held: Mapping[Reason, Count] = {}  # attempts that people were asked about, by the answer
+    given_up: Count = 0  # of those that nobody answered in time: whoever tried it left before
+    flagged: Count = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
     blocked_for: tuple[Reason, ...] = ()  # why the first of `blocked_places` were blocked first
     calls: frozenset[str] = frozenset()  # system calls that were refused and recorded
-    dropped: Whole = 0  # records of the task's own telemetry that there was no room for
+    dropped: Count = 0  # records of the task's own telemetry that there was no room for
 
     @property
     def is_empty(self) -> bool:

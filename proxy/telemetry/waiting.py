@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import Answer
+from proxy.telemetry.events import Answer, Count
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -16,7 +16,6 @@ STALE: Final = "stale"  # whoever waited is gone
 ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
 BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
 
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from proxy import strict_json
 from proxy.telemetry.journal.chain import hash_of
-from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, ledger, opened, segments
+from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, of_day, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -140,7 +140,7 @@ class Reader:
             if self._seen.get(day.name) == changed:
                 continue
             growing = False
-            for segment in _of_day(day):
+            for segment in of_day(day):
                 position = self._at(segment.name)
                 if position is None:
                     continue
@@ -184,7 +184,7 @@ class Reader:
 def lags(bookmark: Bookmark, journal: "Path", name: str) -> bool:
     """Whether the bookmark's reader still has something to read in a day (`2026-11-18`) or in a segment."""
     found = find(journal, name)
-    where = ([] if found is None else [found]) if "/" in name else _of_day(journal / name)
+    where = ([] if found is None else [found]) if "/" in name else of_day(journal / name)
     return any(_behind(segment, bookmark.at(segment.name)) for segment in where)
 
 
@@ -198,12 +198,6 @@ def _behind(segment: Segment, position: Position | None) -> bool:
         return segment.path.stat().st_size != position.offset
     except FileNotFoundError:
         return True  # compressed between the look and now, or removed
-
-
-def _of_day(day: "Path") -> "list[Segment]":
-    """Return a day's segments, and its ledger behind them: what it vouches for comes first."""
-    book = ledger(day)
-    return [*segments(day), *([book] if book is not None else [])]
 
 
 def _records(segment: Segment, position: Position) -> "Iterator[Record]":

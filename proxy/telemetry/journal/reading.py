@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import LONGEST_LINE
 from proxy.telemetry.events import BOOKKEEPING, Kind
-from proxy.telemetry.journal.segments import Segment, blocks, days, ledger, open_regular, opened, segments
+from proxy.telemetry.journal.segments import Segment, blocks, days, of_day, open_regular, opened
 from proxy.telemetry.pieces import timestamp
 
 if TYPE_CHECKING:
@@ -125,15 +125,10 @@ def _time(entry: Entry) -> int:
     return entry.event.time
 
 
-def _of_day(day: "Path") -> "list[Segment]":
-    book = ledger(day)
-    return [*segments(day), *([book] if book is not None else [])]
-
-
 def _day(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
     """Merge a day's segments. A segment is opened for good once the merge has come to its first line."""
     until = None if sought.until is None else timestamp(sought.until + _SLACK)
-    firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(_of_day(day)))
+    firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(of_day(day)))
     waiting = [each for each in firsts if until is None or each[0] < until]
     heapq.heapify(waiting)
     active: list[tuple[int, int, Entry, Iterator[Entry]]] = []
@@ -155,7 +150,7 @@ def _push(active: "list[tuple[int, int, Entry, Iterator[Entry]]]", order: int, e
 
 def _added(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
     """Yield what came into a day's segments since they were last read."""
-    for segment in _of_day(day):
+    for segment in of_day(day):
         compressed = segment.path.suffix == ".zst"
         grown = not compressed and segment.path.stat().st_size > progress.offsets.get(segment.name, 0)
         if grown or (compressed and segment.name not in progress.ended):

@@ -84,6 +84,12 @@ def ledger(day: "Path") -> Segment | None:
     return None
 
 
+def of_day(day: "Path") -> "list[Segment]":
+    """Return a day's segments, and its ledger behind them: what it vouches for comes first. Raises OSError."""
+    book = ledger(day)
+    return [*segments(day), *([book] if book is not None else [])]
+
+
 def find(directory: "Path", name: str) -> Segment | None:
     """Return the segment that is called `name`."""
     for suffix in (PLAIN, COMPRESSED):

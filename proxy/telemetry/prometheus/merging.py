@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 
-from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.events import Count, Kind, Where
 from proxy.telemetry.metrics import MOST_RULES, OTHER, Histogram, Metrics
 from proxy.telemetry.prometheus.processes import ProcessUse
-from proxy.telemetry.waiting import Count, Told, Waiting
+from proxy.telemetry.waiting import Told, Waiting
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

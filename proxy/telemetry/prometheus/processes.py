@@ -6,7 +6,8 @@ import resource
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.telemetry.waiting import Count, Real
+from proxy.telemetry.events import Count
+from proxy.telemetry.waiting import Real
 
 _AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 14, 15, 22, 23, 24

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import Destination, Unusual
+from proxy.telemetry.events import Count, Destination, Unusual
 
 ENOUGH: Final = 5  # runs of a name before anything of the next one is called unusual
 MOST_NAMES: Final = 200
@@ -21,7 +21,6 @@ _LATEST: Final = 16  # runs whose bytes are remembered
 _WINDOW = 0xFF  # of the last eight runs: which went somewhere new
 _RESTLESS: Final = 4  # of them: where more did, that says nothing
 _LONGEST: Final = 260  # characters of a place: a name and a port
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Habit(Struct, array_like=True):
