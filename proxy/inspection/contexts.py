@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from proxy.inspection.openssl import FFI, LIB
 from rules.names import HostName
 
 if TYPE_CHECKING:
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from proxy.ca.leaves import Leaf, Leaves
     from proxy.inspection.judging import Place
     from rules.addresses import Address
+
+# What pyOpenSSL binds of OpenSSL and gives no name to: `test_mitmproxy_contract.py` holds it to that
+LIB: Final[Any] = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
+FFI: Final[Any] = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
 
 CONTEXTS: Final = 2048  # names; a few KB each
 TRUSTING: Final = 64  # sets of further roots; a few hundred KB each, for the host's own are in each

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeadersHook
-from mitmproxy.proxy.tunnel import LayerStack
 
 from proxy.closing import reset
 from proxy.dialling.connecting import DialFailed
@@ -28,8 +27,8 @@ from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
 from proxy.inspection.shown import shown_host, sni_of
-from proxy.inspection.signals import Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
-from proxy.inspection.tls import NearTls
+from proxy.inspection.signals import Broken, Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
+from proxy.inspection.tls import FarTls, NearTls
 from proxy.slices import Slice
 from proxy.telemetry.events import Where
 from rules.verdicts import Outcome, Reason
@@ -70,17 +69,14 @@ class Conversation:
         self._requests = Requests(self.session, self._addresses)
         peer, peer_port = admitted.peer
         self._client = near((str(peer), peer_port), place)
-        context = GateContext(self._client, far(place), self.session, engine.ends)
-        stack = LayerStack()
-        if place.tls:
-            stack /= NearTls(context, shown_host(admitted), sni_of(admitted))
-        self._http = GateHttp(context, engine.room)
-        stack /= self._http
-        self._layer = stack[0]
-        link = Link(engine.loop, engine.poller, admitted.client, self, client=True)
+        self._context = GateContext(self._client, far(place), self.session, engine.ends)
+        tls = NearTls(self._context, shown_host(admitted), sni_of(admitted)) if place.tls else None
+        self._http = GateHttp(self._context, engine.room)
+        link = Link(engine.loop, engine.poller, admitted.client, self, client=True, tls=tls)
         self._links: dict[Near | Far, Link] = {self._client: link}
         self._connections: dict[Link, Near | Far] = {link: self._client}
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
+        self._settling: dict[Far, commands.OpenConnection] = {}  # those that are connected, and shake hands
         self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
         self._steps: Iterator[commands.Command] | None = None  # what the layers do about the event at hand
@@ -97,7 +93,10 @@ class Conversation:
 
     def start(self) -> None:
         """Begin."""
-        self._feed(events.Start())
+        if self.session.place.tls:
+            self._turn()  # what comes first is a handshake, which has its time, too
+        else:
+            self._feed(events.Start())
         try:
             if link := self._links.get(self._client):
                 link.start()
@@ -111,6 +110,27 @@ class Conversation:
         self._last = time.monotonic()
         self._feed(events.DataReceived(self._connections[link], data))
 
+    def opened(self, link: Link, problem: str | None) -> None:
+        """Let what is above TLS begin, or tell why it can't."""
+        connection = self._connections[link]
+        if problem is not None:
+            connection.state &= ~ConnectionState.CAN_READ  # nothing above knows it: its end is no event
+            self._close(connection, commands.CloseConnection(connection))
+        if type(connection) is Far:
+            if command := self._settling.pop(connection, None):
+                self._feed(events.OpenConnectionCompleted(command, problem))
+        elif problem is None:
+            self._feed(events.Start())
+        elif not self._over:
+            self._turn()
+
+    def finished(self, link: Link, *, broken: bool) -> None:
+        """Tell the layers that a peer has ended its side of TLS, or broken it."""
+        connection = self._connections[link]
+        connection.cut = connection.cut or broken
+        connection.state &= ~ConnectionState.CAN_READ
+        self._feed(Broken(connection) if broken else events.ConnectionClosed(connection))
+
     def ended(self, link: Link) -> None:
         """Tell the layers that nothing more comes."""
         connection = self._connections[link]
@@ -120,7 +140,16 @@ class Conversation:
             connection.state = ConnectionState.CLOSED
         else:
             connection.state &= ~ConnectionState.CAN_READ
-        self._feed(events.ConnectionClosed(connection))
+        tls = link.tls
+        if tls is None:
+            self._feed(events.ConnectionClosed(connection))
+        elif not tls.has_ended:  # after a close_notify it is old news, without one it is a cut (invariant 12)
+            tls.has_ended = True
+            if tls.is_open:
+                connection.cut = True
+                self._feed(events.ConnectionClosed(connection))
+            else:
+                self.opened(link, "connection closed")
         if link.cut and not link.over:
             link.reset()
 
@@ -238,6 +267,14 @@ class Conversation:
             if self._over:
                 self._drop_steps()
 
+    def _next(self) -> events.Event:
+        """Return the next event for the layers. A connection whose TLS broke is cut before they hear of its end."""
+        event = self._waiting.popleft()
+        if type(event) is not Broken:
+            return event
+        self._close(_ours(event.connection), ResetConnection(event.connection))
+        return events.ConnectionClosed(event.connection)
+
     def _work(self, turn: Slice) -> bool:
         """Carry out the layers' commands; returns whether all is done, and not just the turn over."""
         while True:
@@ -246,7 +283,7 @@ class Conversation:
             if self._steps is None:
                 if not self._waiting:
                     return True
-                self._steps = iter(self._layer.handle_event(self._waiting.popleft()))
+                self._steps = iter(self._http.handle_event(self._next()))
             for command in self._steps:
                 if not isinstance(command, Checkpoint):
                     self._do(command)
@@ -371,7 +408,8 @@ class Conversation:
             server.over = True
             self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
             return
-        link = Link(self._engine.loop, self._engine.poller, got, self, client=False)
+        tls = FarTls(self._context, server) if server.tls else None
+        link = Link(self._engine.loop, self._engine.poller, got, self, client=False, tls=tls)
         link.start()
         self._links[server] = link
         self._connections[link] = server
@@ -381,14 +419,19 @@ class Conversation:
         if address is not None:
             self._admitted.leads_to(address)
         server.login = self._engine.login if is_relayed(server) else None
-        self._feed(events.OpenConnectionCompleted(command, None))
+        if tls is None:
+            self._feed(events.OpenConnectionCompleted(command, None))
+        else:
+            self._settling[server] = command
+            link.shake_hands()
 
     def _close(self, connection: Near | Far, command: commands.CloseConnection) -> None:
         """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
+        link = self._links.get(connection)
         if isinstance(command, commands.CloseTcpConnection) and command.half_close:
             connection.state &= ~ConnectionState.CAN_WRITE
-            if half := self._links.get(connection):
-                half.end_sending()
+            if link is not None:
+                link.end_sending()
             return
         if type(connection) is Far:
             connection.over = True
@@ -396,7 +439,6 @@ class Conversation:
                 call_off()
         told = connection.state not in _READABLE
         connection.state = ConnectionState.CLOSED
-        link = self._links.get(connection)
         if link is not None:
             if not isinstance(command, ResetConnection):
                 link.close()

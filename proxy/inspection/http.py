@@ -19,7 +19,6 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._base import HttpCommand, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders, RequestProtocolError
-from mitmproxy.proxy.tunnel import LayerStack
 
 from proxy.inspection.context import Far, Near, far
 from proxy.inspection.contexts import HTTP2
@@ -30,7 +29,6 @@ from proxy.inspection.link import FULL
 from proxy.inspection.room import FIELD, REQUEST
 from proxy.inspection.signals import ClientEnded, Relieved, Revoked, Unspoken
 from proxy.inspection.stream import Stream
-from proxy.inspection.tls import FarTls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,14 +170,9 @@ class GateHttp(Direct, HttpLayer):
                 return
         context = self.context.fork()
         server = context.server = far(self.context.session.place, stream.addresses, stream.authorities)
-        stack = LayerStack()
-        if server.tls:
-            stack /= FarTls(context)
-        outgoing = self.outgoing[server] = Outgoing(context, self.stuck_in_front)
-        stack /= outgoing
-        self.connections[server] = stack[0]
+        outgoing = self.outgoing[server] = self.connections[server] = Outgoing(context, self.stuck_in_front)
         self.waiting_for_establishment[server].append(event)
-        yield from self.event_to_child(stack[0], events.Start())
+        yield from self.event_to_child(outgoing, events.Start())
 
     def usable(self, connection: Far) -> bool:
         """Whether a connection can take one more request: open, and free."""

@@ -18,6 +18,7 @@ from proxy.poller import ERR, HUP, IN, OUT
 if TYPE_CHECKING:
     import asyncio
 
+    from proxy.inspection.tls import Tls
     from proxy.poller import Poller
 
 _LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
@@ -39,8 +40,14 @@ _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's 
 class Owner(Protocol):
     """Whoever is told what happens on a link."""
 
+    def opened(self, link: "Link", problem: str | None) -> None:
+        """Take note that the TLS handshake is over, and what went wrong with it."""
+
     def received(self, link: "Link", data: bytes) -> None:
-        """Take what has come."""
+        """Take what has come, decrypted."""
+
+    def finished(self, link: "Link", *, broken: bool) -> None:
+        """Take note that the peer has ended its side of TLS, or broken the protocol."""
 
     def ended(self, link: "Link") -> None:
         """Nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
@@ -64,11 +71,18 @@ class Link:
     __slots__ = (
         "_closing", "_cutting", "_events", "_half", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece",
         "_poller", "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down",
-        "full", "over", "paused", "up",
+        "full", "over", "paused", "tls", "up",
     )  # fmt: skip
 
     def __init__(
-        self, loop: "asyncio.AbstractEventLoop", poller: "Poller", sock: socket.socket, owner: Owner, *, client: bool
+        self,
+        loop: "asyncio.AbstractEventLoop",
+        poller: "Poller",
+        sock: socket.socket,
+        owner: Owner,
+        *,
+        client: bool,
+        tls: "Tls | None" = None,
     ) -> None:
         self._loop = loop
         self._poller = poller
@@ -88,6 +102,7 @@ class Link:
         self._told = False  # that nothing more comes
         self._thrown_away = 0
         self.client = client  # closed with consideration
+        self.tls = tls
         self.full = False  # what is to be sent has to wait
         self.paused = False
         self.over = False  # the socket is closed
@@ -103,12 +118,59 @@ class Link:
         self._new.append(data)
 
     def flush(self) -> None:
-        """Send what was queued, or keep what doesn't fit."""
+        """Send what was queued, in TLS where there is some, or keep what doesn't fit."""
         if not self._new:
             return
         data = self._new[0] if len(self._new) == 1 else b"".join(self._new)
         self._new.clear()
-        if self.over or self._closing:
+        if not (self.over or self._closing):
+            self._write(data if self.tls is None else self.tls.sealed(data))
+
+    def _flush_last(self) -> None:
+        """Send what was queued and, where there is TLS, a close_notify behind it (RFC 8446 section 6.1)."""
+        if self.tls is None or not self.tls.is_open:
+            self.flush()
+        elif not (self.over or self._closing):
+            data = b"".join(self._new)
+            self._new.clear()
+            self._write(self.tls.sealed(data, last=True))
+
+    def shake_hands(self, data: bytes = b"") -> None:
+        """Go on with a TLS handshake, or begin it; tell the owner when it is over."""
+        tls = self.tls
+        assert tls is not None
+        problem = tls.shake_hands(data)
+        self._write(tls.outgoing())  # with our alert, where something is wrong: the peer shall know why
+        if problem is not None:
+            tls.has_ended = True
+            self._owner.opened(self, problem)
+        elif tls.is_open:
+            self._owner.opened(self, None)
+            if not self.over:
+                self._decrypt(tls, b"")  # what came together with the end of the handshake
+
+    def _decrypt(self, tls: "Tls", data: bytes) -> None:
+        plain = tls.receive_data(data)
+        self._write(tls.outgoing())  # answers to key updates, alerts
+        if plain:
+            self._owner.received(self, plain)
+        if tls.has_ended and not self.over:  # the owner may have closed it
+            self._owner.finished(self, broken=tls.is_broken)
+
+    def _arrived(self, data: bytes) -> None:
+        """Give the owner what came, out of TLS where there is some."""
+        tls = self.tls
+        if tls is None:
+            self._owner.received(self, data)
+        elif not tls.has_ended:
+            if tls.is_open:
+                self._decrypt(tls, data)
+            else:
+                self.shake_hands(data)
+
+    def _write(self, data: bytes) -> None:
+        """Send bytes as they are, or keep what doesn't fit."""
+        if not data or self.over or self._closing:
             return
         sent = 0 if self._kept else self._send(data)
         if sent < len(data):
@@ -137,13 +199,13 @@ class Link:
     def end_sending(self) -> None:
         """Send what waits, then end our half alone: the peer may still send."""
         self._half = True
-        self.flush()
+        self._flush_last()
         if not (self._kept or self._closing or self.over):
             self._end_half()
 
     def close(self) -> None:
         """Send what waits, then end; from a client, take in what still comes for a moment."""
-        self.flush()
+        self._flush_last()
         if self._closing or self.over:
             return
         self._closing = True
@@ -217,10 +279,10 @@ class Link:
         elif data:
             self.down += len(data)
             if len(data) < LEAST_PIECE:
-                self._owner.received(self, data)
+                self._arrived(data)
             else:
                 started = thread_time()
-                self._owner.received(self, data)
+                self._arrived(data)
                 self._adjust(len(data), thread_time() - started)
         else:
             self._ended(cut=self.cut)

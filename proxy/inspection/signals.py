@@ -46,6 +46,10 @@ class ClientEnded(HttpEvent):
     """A client has ended its side behind a whole request, and may still wait for the answer."""
 
 
+class Broken(events.ConnectionEvent):
+    """The TLS of a connection broke: nothing more can be read, and what came may not be all."""
+
+
 class Relieved(events.Event):
     """What couldn't be sent before can be now: give back the credit that was withheld for it."""
 

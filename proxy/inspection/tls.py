@@ -1,26 +1,24 @@
-"""TLS ended on both sides of the gate: mitmproxy's tunnel with our certificates, our checks and proper endings.
+"""TLS of one TCP connection, ended here with our certificates and our checks, and closed properly.
 
-In place of mitmproxy's TLS layers: no hooks, no second ClientHello parser, no certificate parsed that nobody looks at,
-a close_notify on every clean end (RFC 8446 section 6.1), and the true cause of a failure. TLS in TLS never comes up:
-what is inside is HTTP or nothing.
+Sans I/O: what came in goes through `shake_hands` and `receive_data`, what goes out through `sealed` and `outgoing`. TLS
+in TLS never comes up: what is inside is HTTP or nothing. A clean end has a close_notify (RFC 8446 section 6.1), and a
+failure has its true cause.
+
+pyOpenSSL takes a buffer of its own for every call and raises an exception, with its traceback, whenever there is
+nothing more to read, which is the usual end of every step. Here one buffer serves all, and nothing more to read is an
+answer; what goes wrong is raised by pyOpenSSL as ever, with what its callbacks have to say. For one thread.
 """
 
 import re
 from typing import TYPE_CHECKING, Final
 
-from mitmproxy.connection import ConnectionState
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.tunnel import TunnelLayer, TunnelState
 from OpenSSL import SSL
 
-from proxy.inspection import records
-from proxy.inspection.contexts import HTTP1, HTTP2, distrust, wants_certificate
-from proxy.inspection.signals import Failure, ResetConnection
+from proxy.inspection.contexts import FFI, HTTP1, HTTP2, LIB, distrust, wants_certificate
+from proxy.inspection.signals import Failure
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from mitmproxy.proxy.layer import CommandGenerator
-
     from proxy.inspection.context import Far, GateContext, Near
 
 # The alerts by which a peer says that our certificate is the trouble (RFC 8446 section 6.2), as OpenSSL words them
@@ -28,60 +26,41 @@ _DISTRUST: Final = re.compile(
     r"alert (?:unknown ca|bad certificate|certificate unknown|certificate expired|certificate revoked"
     r"|unsupported certificate)"
 )
+_PIECE: Final = 65536  # bytes; a record has 16 KB at most
+_BUFFER: Final = FFI.new("char[]", _PIECE)
+_WANT_READ: Final = LIB.SSL_ERROR_WANT_READ
+_read, _write, _error, _handshake = LIB.SSL_read, LIB.SSL_write, LIB.SSL_get_error, LIB.SSL_do_handshake
+_bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
 
 
-class Tls(TunnelLayer):
-    """One TLS connection inside one TCP connection; mitmproxy sees them as one."""
-
-    context: "GateContext"
-    conn: "Near | Far"
-    tls: SSL.Connection
+class Tls:
+    """One TLS connection inside one TCP connection."""
 
     def __init__(self, context: "GateContext", connection: "Near | Far", tls: SSL.Connection) -> None:
-        super().__init__(context, tunnel_connection=connection, conn=connection)
+        self.context = context
+        self.conn = connection
         self.tls = tls
-        self._ended = False  # whether what is above knows that nothing more comes
+        self.is_open = False  # the handshake is over, and went well
+        self.has_ended = False  # nothing more can be read
+        self.is_broken = False  # ... as the peer broke the protocol
 
-    def handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        """Handle an event; with the connection open nothing here blocks any more (Direct)."""
-        if self.tunnel_state is not TunnelState.OPEN or self._paused is not None:
-            return super().handle_event(event)
-        if type(event) is events.DataReceived and event.connection is self.conn:
-            return self.receive_data(event.data)
-        return self._handle_event(event)
-
-    def event_to_child(self, event: events.Event) -> "CommandGenerator[None]":
-        """Give an event to what is above; what that sends on this connection goes out encrypted."""
-        if self.tunnel_state is TunnelState.ESTABLISHING:
-            yield from super().event_to_child(event)
-            return
-        conn = self.conn
-        for command in self.child_layer.handle_event(event):
-            if type(command) is commands.SendData and command.connection is conn:
-                yield from self.send_data(command.data)
-            elif isinstance(command, commands.ConnectionCommand) and command.connection is conn:
-                yield from self._handle_command(command)
-            else:
-                yield command
-
-    def receive_handshake_data(self, data: bytes) -> "CommandGenerator[tuple[bool, str | None]]":
-        """Take the next bytes of the handshake; returns whether it is over and what went wrong."""
-        records.put(self.tls, data)
-        try:
-            unfinished = records.shakes_hands(self.tls)
-        except SSL.Error as error:
-            if out := records.taken(self.tls):  # our alert: the peer shall know why
-                yield commands.SendData(self.conn, out)
-            return False, self.failed(error)
-        if out := records.taken(self.tls):
-            yield commands.SendData(self.conn, out)
-        if unfinished:
-            return False, None
+    def shake_hands(self, data: bytes) -> str | None:
+        """Take the next bytes of the handshake; returns what went wrong, if it did. Its end is in `is_open`."""
+        self._put(data)
+        ssl = self.tls._ssl  # noqa: SLF001
+        result = _handshake(ssl)
+        if result != 1:
+            if _error(ssl, result) == _WANT_READ:
+                return None
+            try:
+                self._fail(result)
+            except SSL.Error as error:
+                return self.failed(error)
+            raise AssertionError("a handshake failed without an error")
         self.conn.alpn = self.tls.get_alpn_proto_negotiated() or None
         problem = self.settled()
-        if problem is None:
-            yield from self.receive_data(b"")  # what came together with the end of the handshake
-        return problem is None, problem
+        self.is_open = problem is None
+        return problem
 
     def failed(self, error: SSL.Error) -> str:
         """Return why TLS failed, and note it where it matters."""
@@ -91,56 +70,62 @@ class Tls(TunnelLayer):
         """Look at what was agreed on; returns what is wrong with it."""
         raise NotImplementedError
 
-    def receive_data(self, data: bytes) -> "CommandGenerator[None]":
-        """Decrypt, and pass on what there is."""
-        records.put(self.tls, data)
-        pieces: list[bytes] = []
-        ended = broken = False
+    def receive_data(self, data: bytes) -> bytes:
+        """Return what can be decrypted by now; the end, if it has come, is in `has_ended`."""
+        self._put(data)
+        ssl, pieces = self.tls._ssl, []  # noqa: SLF001
+        while (size := _read(ssl, _BUFFER, _PIECE)) > 0:
+            pieces.append(_contents(_BUFFER, size)[:])
+        if _error(ssl, size) != _WANT_READ:
+            self.has_ended = True
+            try:
+                self._fail(size)
+            except SSL.ZeroReturnError:
+                pass
+            except SSL.Error as error:
+                self.failed(error)
+                self.is_broken = True
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def sealed(self, data: bytes, *, last: bool = False) -> bytes:
+        """Return the records of `data`, with a close_notify behind them if they are the `last`. Raises SSL.Error."""
+        tls = self.tls
+        ssl, size, done = tls._ssl, len(data), 0  # noqa: SLF001
         try:
-            records.decrypted(self.tls, pieces)
-        except SSL.ZeroReturnError:
-            ended = True
-        except SSL.Error as error:
-            self.failed(error)
-            broken = True
-        if out := records.taken(self.tls):  # answers to key updates, alerts
-            yield commands.SendData(self.conn, out)
-        if pieces:
-            plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            yield from self.event_to_child(events.DataReceived(self.conn, plain))
-        if broken:
-            self.conn.cut = True
-            yield ResetConnection(self.conn)
-        if broken or ended:
-            self._ended = True
-            self.conn.state &= ~ConnectionState.CAN_READ
-            yield from self.event_to_child(events.ConnectionClosed(self.conn))
-
-    def receive_close(self) -> "CommandGenerator[None]":
-        """TCP has ended: after a close_notify that is old news, without one it is a cut (invariant 12)."""
-        if not self._ended:
-            self._ended = self.conn.cut = True
-            yield from super().receive_close()
-
-    def send_data(self, data: bytes) -> "CommandGenerator[None]":
-        """Encrypt and send."""
-        try:
-            records.encrypt(self.tls, data)
-        except (SSL.ZeroReturnError, SSL.SysCallError):
-            return  # the peer is gone; its end comes as an event
-        if out := records.taken(self.tls):
-            yield commands.SendData(self.conn, out)
-
-    def send_close(self, command: commands.CloseConnection) -> "CommandGenerator[None]":
-        """End with a close_notify, unless it is to look like the cut that it is."""
-        if not isinstance(command, ResetConnection):
+            with FFI.from_buffer(data) as start:
+                while done < size:  # a record a call: pyOpenSSL's contexts have SSL_MODE_ENABLE_PARTIAL_WRITE
+                    result = _write(ssl, start + done, size - done)
+                    if result <= 0:
+                        self._fail(result)
+                    done += result
+        except SSL.Error as error:  # where the peer is gone, its end is heard of by itself
+            if not (self.is_broken or isinstance(error, SSL.ZeroReturnError | SSL.SysCallError)):
+                raise
+        if last:
             try:  # noqa: SIM105  contextlib.suppress is three calls, twice a connection
-                self.tls.shutdown()
+                tls.shutdown()
             except SSL.Error:
-                pass  # before the end of the handshake there is nothing to end
-            if out := records.taken(self.tls):
-                yield commands.SendData(self.conn, out)
-        yield command
+                pass
+        return self.outgoing()
+
+    def outgoing(self) -> bytes:
+        """Return all that is to be sent to the peer; mostly there is nothing."""
+        bio = self.tls._from_ssl  # noqa: SLF001
+        size = _bio_read(bio, _BUFFER, _PIECE)
+        if size <= 0:
+            return b""
+        pieces = [_contents(_BUFFER, size)[:]]
+        while size == _PIECE and (size := _bio_read(bio, _BUFFER, _PIECE)) > 0:
+            pieces.append(_contents(_BUFFER, size)[:])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _put(self, data: bytes) -> None:
+        """Take what the peer has sent. Raises MemoryError: nothing else keeps it out of OpenSSL's memory."""
+        if data and _bio_write(self.tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
+            raise MemoryError("OpenSSL didn't take what a peer has sent")
+
+    def _fail(self, result: int) -> None:
+        self.tls._raise_ssl_error(self.tls._ssl, result)  # noqa: SLF001
 
 
 class NearTls(Tls):
@@ -151,10 +136,6 @@ class NearTls(Tls):
         offer = context.ends.spoken.offer(context.session.place)
         super().__init__(context, context.client, context.ends.near.connection(host, offer))
         self._sni = sni
-
-    def start_handshake(self) -> "CommandGenerator[None]":
-        """Wait for the client: it speaks first."""
-        yield from ()
 
     def failed(self, error: SSL.Error) -> str:
         """Note a client that says it doesn't trust our certificate; nothing else counts as distrust."""
@@ -171,16 +152,11 @@ class NearTls(Tls):
             return "the SNI isn't the one that was decided on"
         return None
 
-    def on_handshake_error(self, err: str) -> "CommandGenerator[None]":
-        """Let nothing above begin."""
-        self._event_queue.clear()
-        yield from super().on_handshake_error(err)
-
 
 class FarTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
-    def __init__(self, context: "GateContext") -> None:
+    def __init__(self, context: "GateContext", server: "Far") -> None:
         place = context.session.place
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         http2 = context.client.alpn == HTTP2
@@ -188,12 +164,9 @@ class FarTls(Tls):
         group = context.ends.spoken.group(place)
         broker = context.session.recorder.tenant.broker
         self._identity = None if broker is None else broker.identity(place.target, place.port)
-        tls = context.ends.far.connection(place.target, offer, context.server.authorities, group, self._identity)
-        super().__init__(context, context.server, tls)
-
-    def start_handshake(self) -> "CommandGenerator[None]":
-        """Send the ClientHello."""
-        yield from self.receive_handshake_data(b"")
+        tls = context.ends.far.connection(place.target, offer, server.authorities, group, self._identity)
+        super().__init__(context, server, tls)
+        self._server = server
 
     def failed(self, error: SSL.Error) -> str:
         """Tell a certificate that can't be trusted from everything else that can go wrong."""
@@ -206,8 +179,8 @@ class FarTls(Tls):
 
     def settled(self) -> str | None:
         """Note that the server has proved its name, and remember what it speaks."""
-        self.context.server.proven = not distrust(self.tls)
-        self.context.server.unidentified = self._identity is None and wants_certificate(self.tls)
+        self._server.proven = not distrust(self.tls)
+        self._server.unidentified = self._identity is None and wants_certificate(self.tls)
         spoken, place = self.context.ends.spoken, self.context.session.place
         spoken.note_group(place, self.tls.get_group_name())
         if self.context.client.alpn == HTTP2:

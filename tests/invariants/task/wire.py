@@ -3,6 +3,7 @@
 import json
 import socket
 import ssl
+import weakref
 
 from .attempts import reason
 
@@ -91,9 +92,12 @@ def ask(stream, data):
         return {"error": reason(error)}
 
 
+_ahead = weakref.WeakKeyDictionary()  # what came behind an answer: the next one to a pipelined request
+
+
 def answer(stream):
     """Read one response. An end in its middle is told: `eof` or an error's name."""
-    head = b""
+    head = _ahead.pop(stream, b"")
     while b"\r\n\r\n" not in head:
         if not (data := stream.recv(65536)):
             return {"error": "eof", "got": head.decode("latin-1")[:200]}
@@ -110,7 +114,8 @@ def answer(stream):
         if not data:
             return {"status": int(lines[0].split()[1]), "error": "eof", "size": len(body)}
         body += data
-    return understood(int(lines[0].split()[1]), fields, body)
+    _ahead[stream] = body[size:]
+    return understood(int(lines[0].split()[1]), fields, body[:size])
 
 
 def understood(status, fields, body):

@@ -58,7 +58,7 @@ ELSEWHERE = {
     "FrontHttp1.wait",  # only where a client ends first: test_exchanges.py
     "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_inspection_cuts.py
     "BackHttp2.close_connection",  # only where a server leaves: test_inspection_turns.py
-    "Stream.handle_protocol_error", "FrontHttp2.protocol_error", "Tls.receive_close", "NearTls.on_handshake_error",
+    "Stream.handle_protocol_error", "FrontHttp2.protocol_error",
 }  # fmt: skip
 
 
@@ -144,11 +144,20 @@ def pushes(sites, ref="x"):
         rest(connection)
 
 
+def leaves(sites):
+    """Ends TLS before TCP."""
+    place = sites["http1"]
+    with place.connect() as connection:
+        connection.sendall(f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 0\r\n\r\n".encode())
+        until(connection, b"X-Sum: 7\r\n\r\n")
+        connection.unwrap().close()
+
+
 def refused_pushes(sites):
     pushes(sites, "y")
 
 
-SCENARIOS = [http1, http2, websocket, pushes, refused_pushes]
+SCENARIOS = [http1, http2, websocket, leaves, pushes, refused_pushes]
 
 
 @pytest.mark.parametrize("hook", sorted(HOOKS))
@@ -187,4 +196,4 @@ def test_the_scenarios_get_through_where_nothing_raises(world):
         scenario(sites)
     wait_for(lambda: not gate.inspection._engine._conversations)
     assert len(gate.events("gate.error")) == errors
-    assert [e["reason"] for e in gate.events("request.decided")[-6:]] == ["rule"] * 5 + ["no_rule"]
+    assert [e["reason"] for e in gate.events("request.decided")[-7:]] == ["rule"] * 6 + ["no_rule"]

@@ -17,13 +17,13 @@ import pytest
 from mitmproxy import connection, http, options
 from mitmproxy.net.http import http1 as http1_messages
 from mitmproxy.net.http import validate
-from mitmproxy.proxy import commands, context, events, layer, server, tunnel
+from mitmproxy.proxy import commands, context, events, layer, server
 from mitmproxy.proxy.layers import http as layers
 from mitmproxy.proxy.layers.http import _http1, _http2, _http_h2
 from OpenSSL import SSL
 
 from proxy.inspection import context as ours
-from proxy.inspection import direct, http1, http2, judging, stream, tls
+from proxy.inspection import direct, http1, http2, judging, stream
 from proxy.inspection import http as our_layer
 from proxy.inspection.heads import Head
 from proxy.inspection.messages import QuickHeaders, request_of, response_with
@@ -32,7 +32,6 @@ from rules.names import HostName
 FOLDER = Path(mitmproxy.proxy.__path__[0])
 USED = [
     FOLDER / "layer.py",
-    FOLDER / "tunnel.py",
     *(FOLDER / "layers" / "http" / f"{name}.py" for name in ("__init__", "_base", "_http1", "_http2", "_http_h2")),
 ]
 
@@ -81,14 +80,6 @@ OVERRIDDEN = {
     (context.Context, "fork"): "(self) -> 'Context'",
     (layer.Layer, "handle_event"): "(self, event: mitmproxy.proxy.events.Event)",
     (_http1.Http1Connection, "_handle_event"): "(self, event: mitmproxy.proxy.events.Event)",
-    (tunnel.TunnelLayer, "start_handshake"): "(self)",
-    (tunnel.TunnelLayer, "receive_handshake_data"): "(self, data: bytes)",
-    (tunnel.TunnelLayer, "on_handshake_error"): "(self, err: str)",
-    (tunnel.TunnelLayer, "receive_data"): "(self, data: bytes)",
-    (tunnel.TunnelLayer, "receive_close"): "(self)",
-    (tunnel.TunnelLayer, "send_data"): "(self, data: bytes)",
-    (tunnel.TunnelLayer, "send_close"): "(self, command: mitmproxy.proxy.commands.CloseConnection)",
-    (tunnel.TunnelLayer, "event_to_child"): "(self, event: mitmproxy.proxy.events.Event)",
     (layers.HttpLayer, "event_to_child"): None,
     (layers.HttpLayer, "make_stream"): "(self, stream_id: int)",
     (layers.HttpLayer, "get_connection"): None,
@@ -206,7 +197,6 @@ def test_what_is_made_without_a_constructor_is_like_mitmproxy_s():
 
 
 def test_our_layers_are_mitmproxy_s():
-    assert issubclass(tls.Tls, tunnel.TunnelLayer)
     assert issubclass(our_layer.GateHttp, layers.HttpLayer)
     assert issubclass(stream.Stream, layers.HttpStream)
     assert issubclass(http1.FrontHttp1, _http1.Http1Server)
