@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 ROUNDS: Final = 8  # times that one attempt is asked about: what is granted may bring up what another layer asks
-GONE: Final = "the client went away while people were asked"
 REASONS: Final = {
     Result.UNAVAILABLE: Reason.APPROVAL_UNAVAILABLE,
     Result.DENIED: Reason.APPROVAL_DENIED,

@@ -7,12 +7,13 @@ Only a name that a rule spells out is looked up before (`preflight`), so that no
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.approvals.putting import GONE, ROUNDS, about_connection, reason_of
+from proxy.approvals.putting import ROUNDS, about_connection, reason_of
 from proxy.approvals.wire import Result
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import LOOKUP_TIMEOUT
 from proxy.dialling.preflight import check
 from proxy.gate.decide import Way, after_asking, in_vain, unanswered
+from proxy.telemetry.events import GONE
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ how it ended. Nothing here touches a socket or mitmproxy.
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxy.approvals.putting import GONE
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.heads import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.inspection.judging import (
@@ -28,6 +27,7 @@ from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
+from proxy.telemetry.events import GONE
 from proxy.telemetry.journal.writing import JournalFailed
 from proxy.tenant import UNNOTED
 from rules.decision import Decision

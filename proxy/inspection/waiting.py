@@ -6,8 +6,9 @@ What waits is woken by an answer, by its client going away, and by whatever make
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.approvals.putting import GONE, ROUNDS, about_request
+from proxy.approvals.putting import ROUNDS, about_request
 from proxy.approvals.wire import Answer, Result
+from proxy.telemetry.events import GONE
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:

@@ -60,6 +60,7 @@ class Kind(StrEnum):
 
 
 MASK = "***"  # in the place of what looks like a secret
+GONE = "the client went away while people were asked"  # the detail of such an attempt
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
 APPROVALS = frozenset({
     Kind.APPROVAL_ASKED, Kind.APPROVAL_SEEN, Kind.APPROVAL_ANSWERED, Kind.APPROVAL_EXPIRED, Kind.APPROVAL_USED,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
     DECISIONS,
+    GONE,
     Agent,
     Approval,
     Destination,
@@ -384,8 +385,6 @@ class Recorder:
 
     def _held(self, reason: Reason, approval: str, detail: str) -> None:
         """Count an attempt as held, if people were asked about it and not only about one like it before."""
-        from proxy.approvals.putting import GONE  # who has an approval has that already
-
         asking = self.tenant.asking
         if asking is None or asking.was_asked(approval):
             self._tally.held(reason, given_up=detail == GONE)

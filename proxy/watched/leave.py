@@ -6,6 +6,7 @@ Home of invariant 2 for what commands ask: no answer, no leave, whatever keeps i
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.telemetry.events import GONE
 from proxy.watched import wire
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -97,8 +98,6 @@ class Leave:
 
     def gone(self, number: int) -> None:
         """Ask no more: nobody waits there any more."""
-        from proxy.approvals.putting import GONE
-
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             _drop(waiting)

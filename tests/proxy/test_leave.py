@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from proxy.approvals.passes import Passes
-from proxy.approvals.putting import GONE
 from proxy.approvals.wire import Answer, Result
-from proxy.telemetry.events import Process
+from proxy.telemetry.events import GONE, Process
 from proxy.watched import wire
 from proxy.watched.leave import Leave, Starting
 from rules.decision import Decision
