@@ -155,7 +155,6 @@ def test_other_rules_tighten_what_is_under_way_and_never_loosen_it():
 
 MISSED = {
     "a token in base64": base64.b64encode(TOKEN.encode()),
-    "a token in UTF-16": TOKEN.encode("utf-16"),
     "a token in another case": TOKEN.swapcase().encode(),
     "a value backwards": VALUE[::-1],
     "a value in base32": base64.b32encode(VALUE),
