@@ -16,6 +16,7 @@ from tests.ports import free_port
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
+PATIENCE = 90  # seconds: it imports much, and on a busy machine that takes long
 
 # Loaded beside the addon. Names are found in a file, as the host's own would be in /etc/hosts; a transparent
 # connection's true destination, which the kernel's NAT knows, is in another; and a hook is made to raise.
@@ -100,8 +101,10 @@ class Dump:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
         )  # fmt: skip
         for port in self.ports:
-            wait_for(lambda port=port: self.listens(port))
-        wait_for((self.directory / "ready").exists)  # who is beside the addon is told last that mitmproxy runs
+            wait_for(lambda port=port: self.listens(port), PATIENCE)
+        wait_for(
+            (self.directory / "ready").exists, PATIENCE
+        )  # who is beside the addon is told last that mitmproxy runs
 
     def listens(self, port):
         assert self.process.poll() is None, self.process.stdout.read().decode()
