@@ -89,10 +89,9 @@ define need
 	fi
 endef
 
-# What passes bytes on, asks a service, and begins a task; without a C compiler they say what they do without it.
+# What passes bytes on, and begins a task; without a C compiler they say what they do without it.
 define compile
 	@$(BIN)/python -m proxy.compiled.build
-	@$(BIN)/python -m enforcer.compiled.build
 	@$(BIN)/python -m enforcer.sandbox.compiled.build
 endef
 

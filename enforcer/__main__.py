@@ -1,4 +1,4 @@
-"""The `exeat` command, as what is compiled in its place (`compiled/exeat.c`) has Python execute it: by this path."""
+"""The `exeat` command, as `python -m enforcer`."""
 
 import sys
 

@@ -55,7 +55,7 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _asking(), _nodes(), _once()]
+    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _nodes(), _once()]
 
 
 def _python() -> Finding:
@@ -142,22 +142,6 @@ def _once() -> Finding:
     seen = f"one task can use up {' and '.join(what for what, _ in found)}" if found else "no task can use it up"
     remedy = "; ".join(remedy for _, remedy in found)
     return Finding("what the machine has once", not found, seen, remedy, needed=False)
-
-
-def _asking() -> Finding:
-    from enforcer.compiled import build
-
-    client = build.client(build.installed())
-    seen = {
-        build.Client.NONE: "pip has not installed it",
-        build.Client.INTERPRETED: "by an interpreter, which takes longer",
-        build.Client.OTHER: "compiled, but of another source",
-        build.Client.COMPILED: "compiled",
-    }[client]
-    remedy = (
-        f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m enforcer.compiled.build`"
-    )
-    return Finding("asking a service", client == build.Client.COMPILED, seen, remedy, needed=False)
 
 
 def _tried(trial: _Trial) -> Finding:

@@ -32,22 +32,12 @@ def main() -> int:
     if made := os.environ.get(_SANITIZED):
         return _inside(made, minutes)
     with tempfile.TemporaryDirectory() as directory:
-        if status := _client(directory) or _playing(directory):
+        if status := _playing(directory):
             return status
         made = os.path.join(directory, "relay.so")
         if problem := compile_c([library.SOURCE], made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
             sys.exit(problem)
         return _run(["-m", "tests.sanitize", minutes], made)
-
-
-def _client(directory: str) -> int:
-    """Run the tests of what asks a service: a program by itself, so that they have one compiled with the sanitizers."""
-    compiler = os.path.join(directory, "cc")
-    with open(compiler, "w") as file:
-        file.write(f'#!/bin/sh\nexec {os.environ.get("CC", "cc")} {" ".join(_SANITIZERS)} "$@"\n')
-        os.fchmod(file.fileno(), 0o755)
-    words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/service/test_client.py"]
-    return subprocess.run(words, env={**os.environ, "CC": compiler}).returncode
 
 
 def _playing(directory: str) -> int:

@@ -290,8 +290,8 @@ def served(bench: Bench) -> None:
     found = world.as_found(lambda: serving.start(bench.work, bench.pace.starts))
     bench.findings.figures["starting a task in the service"] = list(found.values())
     ours, theirs = found["start"].by_way.values()
-    bench.hold("exeat run -- true in the service", ours, 30, unit="ms")
-    bench.hold("exeat run -- true in the service, of bwrap --unshare-all", ours.over(theirs), 4)
+    bench.hold("exeat run -- true in the service", ours, 50, unit="ms")
+    bench.hold("exeat run -- true in the service, of bwrap --unshare-all", ours.over(theirs), 6)
 
 
 def many(bench: Bench) -> None:

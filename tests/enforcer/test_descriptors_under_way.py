@@ -13,7 +13,6 @@ import pytest
 from tests import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
-INTERPRETED = (sys.executable, "-P", harness.PROJECT / "enforcer" / "__main__.py")
 RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
 WAIT = 30  # seconds for what must happen
 SOFT = 256  # of those, the soft limit of who starts another
@@ -40,10 +39,10 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def begun(someone, control, *words, soft=MOST, program=(EXEAT,), beside=None):
+def begun(someone, control, *words, soft=MOST, beside=None):
     """Run the command with few descriptors, until what is done with it is done; in the view of another, if there is."""
     shell = f'ulimit -Sn {soft}; ulimit -Hn {MOST}; cd "$1"; shift; exec "$@"'
-    argv = list(map(str, ["sh", "-c", shell, "sh", someone.work, *program, *words]))
+    argv = list(map(str, ["sh", "-c", shell, "sh", someone.work, EXEAT, *words]))
     environment = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "EXEAT_CONTROL": str(control)}
     if beside is None:
         argv = harness.as_user(argv, someone.home)
@@ -97,9 +96,8 @@ def test_a_task_that_has_them_all_keeps_no_new_rules_out(someone, service):
 
 
 @pytest.mark.parametrize("service", [False, True], ids=["alone", "service"])
-@pytest.mark.parametrize("program", [(EXEAT,), INTERPRETED], ids=["compiled", "interpreted"])
 @harness.as_a_user
-def test_a_task_that_has_them_all_keeps_no_other_start_out(someone, service, program):
+def test_a_task_that_has_them_all_keeps_no_other_start_out(someone, service):
     """Not one with commands that are watched, either, nor who may have fewer open than the task had under way."""
     rules = someone.write(someone.home / "rules" / "web.yaml", RULES)
     commands = 'commands:\n  - {id: told, run: "true", action: flag}\n'
@@ -107,6 +105,6 @@ def test_a_task_that_has_them_all_keeps_no_other_start_out(someone, service, pro
     with flooded(someone, rules, service) as others:
         for file in (rules, watched):
             words = ("run", "--quiet", "--rules", file, "--", "sh", "-c", "ulimit -Sn; ulimit -Hn; true")
-            with others(*words, soft=SOFT, program=program) as other:
+            with others(*words, soft=SOFT) as other:
                 said, error = other.communicate(timeout=WAIT)
             assert (other.returncode, said.split(), error) == (0, [b"%d" % SOFT, b"%d" % LEFT], b"")

@@ -11,12 +11,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from enforcer.compiled import build
 from enforcer.service.asking import ask
 from tests.harness import whole_lines
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
-INTERPRETED = build.program()  # what asks a service without what is compiled
 PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
 LOG = Path.cwd() / "service.log"  # what the last service said
@@ -139,9 +137,9 @@ class Up:
         return status
 
 
-def run(*words, program=(EXEAT,), **more):
+def run(*words, **more):
     done = subprocess.run(
-        [*program, "run", "--rules", str(FILE), *words],
+        [EXEAT, "run", "--rules", str(FILE), *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

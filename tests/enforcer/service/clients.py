@@ -1,4 +1,4 @@
-"""Both clients of a service, started as the kernel would start them, and a service that is a socket of the test's."""
+"""What asks a service, started as the kernel would start it, and a service that is a socket of the test's."""
 
 import contextlib
 import ctypes
@@ -11,46 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer.compiled import build
 from enforcer.service import protocol
 from tests import harness
 
 PATIENCE = 60
-# Stands for the program of Python's: says what it was given, and what of its caller's a client may have changed.
-STUB = """#!/bin/bash
-printf '%s|' "$@"
-grep -E '^Sig(Blk|Ign):' /proc/self/status
-exit 9
-"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Program(NamedTuple):
-    """How a client is started, and what it says it was left with; None: it is Python, and goes on by itself."""
-
-    words: list[bytes]
-    native: bool
-
-
-def python():
-    return Program([os.fsencode(word) for word in (sys.executable, "-P", harness.PROJECT / "enforcer/exeat")], False)
-
-
-@contextlib.contextmanager
-def native():
-    """What is compiled, in a place whose name has all that is to be written otherwise in C."""
-    if shutil.which(os.environ.get("CC", "cc")) is None:
-        harness.missing("a C compiler")
-    base = Path(tempfile.mkdtemp(prefix='exeat "%s" \\x41 ü '))
-    try:
-        place, stub = base / "exeat", base / "python"
-        for made in (place, stub):
-            made.write_text(STUB)
-            made.chmod(0o755)
-        assert build.build(str(place), [str(stub)]) == ""
-        yield Program([os.fsencode(place)], True)
-    finally:
-        shutil.rmtree(base)
+CLIENT = [os.fsencode(word) for word in (sys.executable, "-P", harness.PROJECT / "enforcer/exeat")]
 
 
 class Asked(NamedTuple):
@@ -64,8 +32,7 @@ class Asked(NamedTuple):
 class Listening:
     """The other end. Its clients are started with `start`, and have no other environment than they are given."""
 
-    def __init__(self, program):
-        self.program = program
+    def __init__(self):
         self.directory = Path(tempfile.mkdtemp(prefix="exeat-c-"))  # short: the name of a socket is
         self.path = self.directory / "control"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,15 +42,15 @@ class Listening:
         self._open = contextlib.ExitStack()
         self._given = []
 
-    def start(self, *words, env=(), before=lambda: None, control=None, argv=None, **more):
+    def start(self, *words, env=(), before=lambda: None, control=None, **more):
         """Start a client; `before` is done in its process."""
         environment = [b"LC_ALL=C.UTF-8", b"PATH=/usr/bin:/bin", *env]
         environment.append(b"EXEAT_CONTROL=" + os.fsencode(self.path if control is None else control))
-        argv = [*self.program.words, *map(os.fsencode, words)] if argv is None else argv
+        argv = [*CLIENT, *map(os.fsencode, words)]
 
         def execute():
             before()
-            _libc.execve(self.program.words[0], _array(argv), _array(environment))
+            _libc.execve(CLIENT[0], _array(argv), _array(environment))
 
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         client = subprocess.Popen(["a client"], executable="/bin/false", preexec_fn=execute, **streams)  # noqa: PLW1509

@@ -25,7 +25,6 @@ from tests.enforcer.service.cast import (
     EXEAT,
     FILE,
     HOG,
-    INTERPRETED,
     KNOCK,
     LOG,
     NEAR,
@@ -71,14 +70,9 @@ def alike():
     seen = {"up": up.said}
     plain = {name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")}
     more = {"input": "typed\n", "env": plain, "preexec_fn": _as_who_has_logged_in}
-    for way, program, option in (
-        ("with", (EXEAT,), []),
-        ("interpreted", INTERPRETED, []),
-        ("without", (EXEAT,), ["--no-service"]),
-    ):
+    for way, option in (("with", []), ("without", ["--no-service"])):
         seen[way] = {
-            name: run(*option, "--quiet", "--env", "MINE=yes", *words, program=program, **more)
-            for name, words in cases.items()
+            name: run(*option, "--quiet", "--env", "MINE=yes", *words, **more) for name, words in cases.items()
         }
     started = [event for event in journal() if event["kind"] == "task.started"]
     seen["same_file"] = len({event["task"]["id"] for event in started})

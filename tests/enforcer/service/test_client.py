@@ -1,9 +1,12 @@
-"""What `exeat run` does where a service listens: both clients alike, the one in C and the one in Python."""
+"""What `exeat run` does where a service listens."""
 
 import os
 import resource
 import select
+import shutil
 import signal
+import subprocess
+import sys
 
 import clients
 import pytest
@@ -17,23 +20,9 @@ from tests import harness
 NULL = os.makedev(1, 3)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    with clients.native() as program:
-        yield program
-
-
-@pytest.fixture(params=["native", "python"])
-def service(request):
-    """A service, for each of both clients."""
-    there = clients.Listening(request.getfixturevalue("compiled") if request.param == "native" else clients.python())
-    yield there
-    there.close()
-
-
 @pytest.fixture
-def native(compiled):
-    there = clients.Listening(compiled)
+def service():
+    there = clients.Listening()
     yield there
     there.close()
 
@@ -170,44 +159,17 @@ def test_closed_streams_and_a_directory_that_is_gone_are_in_nobody_s_way(service
 def test_a_service_that_declines_is_told_of_and_not_asked_again(service):
     client = service.start("run", "--rules", "none.yaml", "--", "true", cwd=service.directory)
     service.asked().connection.send(b"declined you have other groups than the service")
-    status, out, err = service.ended(client)
+    status, _, err = service.ended(client)
     first, _, rest = err.partition("\n")
     assert first == "exeat: you have other groups than the service; this task runs without the service"
-    if service.program.native:
-        assert (status, out.partition("Sig")[0], rest) == (9, "run|--no-service|--rules|none.yaml|--|true|", "")
-    else:
-        assert (status, "none.yaml" in rest) == (2, True)
+    assert (status, "none.yaml" in rest) == (2, True)
     assert service.nobody_asks()
 
 
-# What is Python's from the beginning.
-WORDS = {
-    "none": [],
-    "another command": ["log", "run"],
-    "no command": ["--version"],
-    "help": ["run", "-h"],
-    "more help": ["run", "--rules", "x", "--help"],
-    "without the service": ["run", "--rules", "x", "--no-service", "--", "true"],
-}
-
-
-@pytest.mark.parametrize("what", WORDS)
-def test_everything_else_is_python_s(native, what):
-    def before():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1})
-
-    status, out, _ = native.ended(native.start(*WORDS[what], before=before))
-    words, _, signals = out.partition("SigBlk")
-    assert (status, words) == (9, "".join(f"{word}|" for word in WORDS[what]) or "|")
-    assert _masks(signals)[0] == {signal.SIGUSR1}
-    assert native.nobody_asks()
-
-
-def _masks(signals):
-    masks = [int(line.split(":")[1], 16) for line in signals.splitlines()]
-    return [{number for number in range(1, 65) if mask >> (number - 1) & 1} for mask in masks]
+@pytest.mark.parametrize("words", [["-h"], ["--rules", "x", "--help"], ["--rules", "x", "--no-service", "--", "true"]])
+def test_what_no_service_is_wanted_for_asks_none(service, words):
+    service.ended(service.start("run", *words, cwd=service.directory))
+    assert service.nobody_asks()
 
 
 NOWHERE = {
@@ -219,11 +181,11 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("where", NOWHERE)
-def test_without_a_service_python_isn_t_to_look_for_one(native, where):
-    status, out, err = native.ended(
-        native.start("run", "--", "--no-service", control=NOWHERE[where], env=[b"XDG_RUNTIME_DIR=x"])
-    )
-    assert (status, out.partition("Sig")[0], err) == (9, "run|--no-service|--|--no-service|", "")
+def test_without_a_service_a_task_runs_alone(service, where):
+    words = ("run", "--rules", "none.yaml", "--", "true")
+    status, _, err = service.ended(service.start(*words, control=NOWHERE[where], env=[b"XDG_RUNTIME_DIR=x"]))
+    assert (status, "none.yaml" in err) == (2, True)
+    assert service.nobody_asks()
 
 
 def _another_user():
@@ -257,8 +219,7 @@ def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
     monkeypatch.setattr(place, "control", lambda: str(service.path))
     become = STRANGERS[who]
     with clients.elsewhere(become or (lambda: None), service.socket.listen, stays=become is not None):
-        status, out, _ = service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))
-        assert (status, out.startswith("run|--no-service|")) == ((9, True) if service.program.native else (2, False))
+        assert service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))[0] == 2  # by itself
         connection, _ = service.socket.accept()
         with connection:
             assert connection.recv(99) == b""
@@ -266,33 +227,24 @@ def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
             asking.ask({"what": "ps"})
 
 
-def test_what_can_t_be_asked_for_is_left_to_python_with_signals_as_they_were(native):
+def test_what_can_t_be_asked_for_runs_alone(service):
     def before():
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})
         resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))  # a memory file is a file
 
-    status, out, err = native.ended(native.start("run", "--", "true", before=before))
-    words, _, signals = out.partition("SigBlk")
-    blocked, ignored = _masks(signals)
-    assert (status, words, err) == (9, "run|--no-service|--|true|", "")
-    assert (blocked, signal.SIGXFSZ in ignored, signal.SIGHUP in ignored) == ({signal.SIGTERM}, False, True)
+    status, _, err = service.ended(service.start("run", "--rules", "none.yaml", "--", "true", before=before))
+    assert (status, "none.yaml" in err) == (2, True)
 
 
-@pytest.mark.parametrize("stream", ["stdin", "stderr"])
-def test_a_terminal_is_left_to_python_before_anybody_is_asked(native, stream):
-    primary, secondary = os.openpty()
-    status, out, _ = native.ended(native.start("run", "--", "true", **{stream: secondary}))
-    os.close(primary)
-    os.close(secondary)
-    assert (status, out.partition("Sig")[0]) == (9, "run|--|true|")
-    assert native.nobody_asks()
-
-
-def test_no_words_at_all_are_no_words(native):
-    status, out, _ = native.ended(native.start(argv=[]))
-    assert (status, out.partition("Sig")[0]) == (9, "|")
+def test_a_copied_environment_refuses_to_run_the_code_of_the_original(tmp_path):
+    """The interpreter in the script's first line is the original's."""
+    script = tmp_path / ".venv" / "bin" / "exeat"
+    script.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+    shutil.copy(harness.PROJECT / "enforcer" / "exeat", script)
+    environment = {**os.environ, "PYTHONPATH": str(harness.PROJECT)}
+    done = subprocess.run([sys.executable, script, "--version"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/.venv is a copy of {sys.prefix} and would run the code there" in done.stderr
 
 
 def test_a_command_s_own_words_have_no_say_in_who_runs_it(monkeypatch):
