@@ -4,18 +4,18 @@ Everything that is wrong in any file is told at once. Only what is named is read
 locks that say where this machine's registries are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.authorities import authorities
 from rules.feeds import Feed
 from rules.files import contents, why
 from rules.grammar.document import Node, Place, parse
 from rules.grammar.includes import kept_of
 from rules.grammar.rule_schema import RuleReader
 from rules.grammar.schema import FileReader, RuleFile
+from rules.grammar.values import certificates
 from rules.known_secrets import gather
 from rules.matching.layers import Layer, Said, agree, reached
 from rules.policy import Policy
@@ -351,7 +351,7 @@ class _Loader:
             place = Place(said.shown, said.content.settings_nodes["upstream_ca"])
             wanted.append((settings.upstream_ca, "upstream_ca", place))
         self._asked.update((Path(path), None) for path, _, _ in wanted)
-        return authorities(wanted, self._problems)
+        return _certificates(wanted, self._problems)
 
     def _check_names(self, files: list[_Taken]) -> None:
         first: dict[str, _Taken] = {}
@@ -395,3 +395,18 @@ class _Loader:
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"`{text}` can't be read: {why(error)}") from error
         return self._feeds[path]
+
+
+def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Problem]) -> dict[str, bytes]:
+    """Read the certificates that rules and settings name, as (path, key, place): PEM, by path.
+
+    They are read now, for the gate can't reach them later. What can't be read is put into `problems`.
+    """
+    found: dict[str, bytes] = {}
+    for path, key, place in wanted:
+        try:
+            found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
+        except (OSError, RuntimeError, ValueError) as error:
+            at = place.node
+            problems.append(Problem(place.file, at.line, at.column, f"`{path}` can't be used as `{key}`: {why(error)}"))
+    return found

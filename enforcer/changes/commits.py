@@ -18,11 +18,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes.beneath import Entry, What
-from enforcer.changes.cached_trees import are_others
 from enforcer.changes.change import Change
 from enforcer.changes.content import TEXT_AT_MOST
 from enforcer.changes.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError, deadline
-from enforcer.changes.git_trees import Difference, Index, Version, between, differences, index, listing
+from enforcer.changes.git_trees import Difference, Index, Version, are_others, between, differences, index, listing
 from enforcer.changes.gitconfig import settings, until_nul
 from enforcer.changes.globs import Globs
 

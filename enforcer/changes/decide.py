@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from enforcer.changes.beneath import Entry, What
 from enforcer.changes.change import Change, ChangeKind, mode
 from enforcer.changes.content import is_text
-from enforcer.changes.merge import merge
+from enforcer.changes.lines import merge
 
 
 class Way(StrEnum):

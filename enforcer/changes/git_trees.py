@@ -5,12 +5,18 @@ Sources: git-diff-tree(1) "RAW OUTPUT FORMAT", git-ls-tree(1), git-ls-files(1). 
 
 import os
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.changes.change import ChangeKind
+from enforcer.changes.git_objects import UnreadableError
+
+if TYPE_CHECKING:
+    from enforcer.changes.git_objects import Scratch
 
 GITLINK: Final = 0o160000
 LINK: Final = 0o120000
+_DEEPEST: Final = 100  # directories of an index
+_WRITE: Final = "write-tree", "--missing-ok"
 
 
 class Version(NamedTuple):
@@ -100,3 +106,38 @@ def between(before: Index, after: Index) -> Iterator[Difference]:
 def _version(mode: str, name: str) -> Version:
     number = int(mode, 8)
     return Version(number, name) if number else NOTHING
+
+
+def are_others(scratch: "Scratch", listed: "Index") -> bool:
+    """Whether the index that lies in a scratch repository, as it was listed, remembers other trees than its files'.
+
+    It has the names of trees that were written before (gitformat-index(5) "Cache tree"), at each directory where
+    nothing was changed since, and `git commit` takes them without looking. A task may name another tree there, which
+    the next commit alone has. Git reads it here too: each directory's tree is forgotten in turn, from the top, and
+    what Git writes then has to stay the same. Changes the index. Raises UnreadableError.
+    """
+    if not listed.files:
+        return False
+    nobody = "0" * len(next(iter(listed.files.values())).name)
+    _remove(scratch, nobody, {path for path, stage in listed.files if stage != "0"})  # of those Git writes no tree
+    levels: list[set[str]] = [{""}]
+    for directory in {os.path.dirname(path) for path, _ in listed.files}:
+        parts = directory.split("/")
+        for depth in range(1, len(parts) + 1) if directory else ():
+            if depth > _DEEPEST:
+                raise UnreadableError("an index has too many directories in each other")
+            if depth == len(levels):
+                levels.append(set())
+            levels[depth].add("/".join(parts[:depth]) + "/")
+    no_file = f"exeat-{os.urandom(8).hex()}"
+    written = {scratch.git(*_WRITE)}
+    for directories in levels:
+        _remove(scratch, nobody, {f"{directory}{no_file}" for directory in directories})
+        written.add(scratch.git(*_WRITE))
+    return len(written) > 1
+
+
+def _remove(scratch: "Scratch", nobody: str, paths: set[str]) -> None:
+    """Have Git forget files, which may not be there, and the trees of all directories that they would be in."""
+    if paths:
+        scratch.git("update-index", "-z", "--index-info", lines=(f"0 {nobody}\t{path}" for path in paths), end=b"\0")

@@ -1,4 +1,6 @@
-"""Which lines differ between two texts: the shortest edit script, for as long as finding it stays cheap.
+"""Which lines differ between two texts, and two edits of one text merged where they don't touch each other.
+
+What differs is the shortest edit script, for as long as finding it stays cheap.
 
 Source: E. W. Myers, "An O(ND) Difference Algorithm and Its Variations", 1986. A task chooses one of the texts, so the
 work is bounded: where the bound is reached, all that is not the same at both ends counts as one difference.
@@ -92,3 +94,47 @@ def _blocks(history: list[dict[int, int]], x: int, y: int) -> list[Block]:
             found.append(Block(from_x, to_x, from_y, to_y))
         x, y = from_x, from_y
     return found[::-1]
+
+
+def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+    """Return the text with both sides' changes, or None where they conflict.
+
+    Where both sides changed the same lines, or lines next to each other, in different ways, nothing is guessed.
+    """
+    old, left, right = split(base), split(ours), split(theirs)
+    ahead, other = differences(old, left)[::-1], differences(old, right)[::-1]
+    merged: list[bytes] = []
+    at = 0  # of the base: what lies before is in `merged`
+    while ahead or other:
+        low = min(blocks[-1].start for blocks in (ahead, other) if blocks)
+        high, mine, their = _together(low, ahead, other)
+        merged += old[at:low]
+        one = _side(left, mine, low, high)
+        two = _side(right, their, low, high)
+        if one is not None and two is not None and one != two:
+            return None
+        merged += one if one is not None else two or []
+        at = high
+    return b"".join([*merged, *old[at:]])
+
+
+def _together(low: int, ahead: list[Block], other: list[Block]) -> tuple[int, list[Block], list[Block]]:
+    """Take off both lists the blocks that overlap or touch, beginning at `low` of the base; and where they end."""
+    high, mine, their = low, list[Block](), list[Block]()
+    grown = True
+    while grown:
+        grown = False
+        for blocks, taken in ((ahead, mine), (other, their)):
+            while blocks and blocks[-1].start <= high:
+                taken.append(blocks.pop())
+                high = max(high, taken[-1].end)
+                grown = True
+    return high, mine, their
+
+
+def _side(lines: Sequence[bytes], blocks: list[Block], low: int, high: int) -> list[bytes] | None:
+    """Return what one side has for lines `[low:high]` of the base; None: what the base has."""
+    if not blocks:
+        return None
+    first, last = blocks[0], blocks[-1]
+    return list(lines[first.new_start - (first.start - low) : last.new_end + (high - last.end)])

@@ -39,7 +39,7 @@ def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
 
 
 def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
-    from rules.lint import answers, around, excepting, idle, lifetime, reach, splicing, unmet, unsent, upkeep
+    from rules.lint import answers, around, excepting, idle, reach, splicing, unmet, unsent, upkeep
     from rules.lint.finding import Reporter
 
     reporter = Reporter(loaded)
@@ -53,5 +53,4 @@ def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
     yield from reach.find(own, reporter)
     yield from splicing.find(policy, own, reporter, surroundings.today)
     yield from around.find(policy, reporter, surroundings.today)
-    yield from lifetime.find(own, reporter, surroundings.today)
     yield from upkeep.find(policy, own, reporter, surroundings)

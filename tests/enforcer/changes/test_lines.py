@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enforcer.changes.lines import differences, split
-from enforcer.changes.merge import merge
+from enforcer.changes.lines import differences, merge, split
 from enforcer.changes.unified import counted, hunks
 from tests import harness
 
