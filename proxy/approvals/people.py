@@ -7,7 +7,6 @@ named, and a program that reviews is never all there is of a quorum of more than
 import hashlib
 import hmac
 import pwd
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -199,12 +198,6 @@ class People(NamedTuple):
         if self.file:
             return Actor(ballot.person, known=ballot.person in self.people)
         return Actor(ballot.person, known=self.owner is not None and ballot.person == self.by_uid(self.owner).name)
-
-
-def new_token() -> tuple[str, str]:
-    """Make a token that nobody can guess; return it, and what is kept of it."""
-    token = f"exeat_{secrets.token_urlsafe(32)}"
-    return token, hashed(token)
 
 
 def hashed(token: str) -> str:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from proxy.approvals import people_file as file
-from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed, new_token
+from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed
 from proxy.approvals.people_file import parse_people, read_people
 from proxy.approvals.questions import Kind
 from proxy.approvals.store.place import Place, is_local
@@ -14,7 +14,8 @@ from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import USERS
 
-TOKEN, HASH = new_token()
+TOKEN = "exeat_" + "0123456789abcdef" * 2
+HASH = hashed(TOKEN)
 WHOLE = f"""version: 1
 people:
   - {{name: ada, user: ada}}
