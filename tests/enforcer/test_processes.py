@@ -6,7 +6,11 @@ name: web
 rules:
   - {id: none, to: bad.example, action: deny}
 """
+# The first connection of a task is the first that anybody looks for: on a busy machine that takes longer than a refusal
+# waits, so it is one that nothing is expected of.
+FIRST = 81
 SCRIPT = """
+curl -s --max-time 20 -o /dev/null http://bad.example:81/
 curl -sk --max-time 20 -o /dev/null https://bad.example/
 python3 -c 'import socket; s = socket.create_connection(("bad.example", 9)); s.recv(1)' 2>/dev/null
 bash -c 'exec 3<>/dev/tcp/bad.example/80; echo hello >&3; read -r -u 3 line' 2>/dev/null
@@ -28,7 +32,9 @@ def refused(someone, rules):
     events = someone.events()[before:]
     told = [event for event in events if event["kind"] == "connection.decided"]
     (said,) = [event for event in events if event["kind"] == "agent.said"]
-    return told, {event["destination"]["port"]: event.get("process") for event in told}, said.get("process")
+    found = {event["destination"]["port"]: event.get("process") for event in told}
+    assert FIRST in found
+    return told, {port: process for port, process in found.items() if port != FIRST}, said.get("process")
 
 
 def test_each_refusal_says_who_it_was(someone):
