@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from proxy.closing import reset
+from rules.names import HostName, InvalidName
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.decision import Decision
-    from rules.names import HostName
     from rules.verdicts import Reason
 
 
@@ -72,6 +74,26 @@ class Admitted(NamedTuple):
             approval=judgement.approval,
             leads_to=record.leads_to,
         )
+
+    @property
+    def sni(self) -> str | None:
+        """The server name in the ClientHello, as the client wrote it; None: there is none."""
+        return self.hello.sni if self.hello else None
+
+    @property
+    def shown_host(self) -> str:
+        """The host that the client is shown a certificate for: the target, or what a refused client wants."""
+        if self.sni and not self.decision.passes:
+            try:
+                return HostName.parse(self.sni)
+            except InvalidName:
+                pass  # no client takes a certificate for that
+        return str(self.target)
+
+    def give_up(self, reason: "Reason | None") -> None:
+        """Reset the connection, and record its end: inspection doesn't begin with it."""
+        reset(self.client)
+        self.closed(0, 0, reason)
 
 
 class Inspection(Protocol):

@@ -9,7 +9,6 @@ import asyncio
 import importlib
 from typing import TYPE_CHECKING, Final
 
-from proxy.closing import reset
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
@@ -63,7 +62,7 @@ class Inspection:
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over."""
         if self._closed:
-            give_up(admitted, None)
+            admitted.give_up(None)
         elif self._engine is None:
             self._waiting.append(admitted)
             self._begin()
@@ -75,7 +74,7 @@ class Inspection:
         if admitted in self._waiting:
             if not decision.passes:
                 self._waiting.remove(admitted)
-                give_up(admitted, decision.reason)
+                admitted.give_up(decision.reason)
         elif self._engine is not None:
             self._engine.review(admitted, decision)
 
@@ -87,7 +86,7 @@ class Inspection:
         if self._loading is not None:
             self._loading.cancel()
         for admitted in self._waiting:
-            give_up(admitted, None)
+            admitted.give_up(None)
         self._waiting.clear()
         if self._engine is not None:
             self._engine.close()
@@ -109,7 +108,7 @@ class Inspection:
         self._engine, self._loading = engine, None
         for admitted in waiting:
             if engine is None:
-                give_up(admitted, Reason.GATE_ERROR)
+                admitted.give_up(Reason.GATE_ERROR)
             else:
                 self._start(engine, admitted)
 
@@ -118,10 +117,4 @@ class Inspection:
             engine.adopt(admitted)
         except Exception as error:  # noqa: BLE001
             self._recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
-            give_up(admitted, Reason.GATE_ERROR)
-
-
-def give_up(admitted: "Admitted", reason: Reason | None) -> None:
-    """End a connection that is not begun with."""
-    reset(admitted.client)
-    admitted.closed(0, 0, reason)
+            admitted.give_up(Reason.GATE_ERROR)

@@ -26,7 +26,6 @@ from proxy.inspection.http import GateHttp
 from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
-from proxy.inspection.shown import shown_host, sni_of
 from proxy.inspection.signals import Broken, Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
 from proxy.inspection.tls import FarTls, NearTls
 from proxy.slices import Slice
@@ -70,7 +69,7 @@ class Conversation:
         peer, peer_port = admitted.peer
         self._client = near((str(peer), peer_port), place)
         self._context = GateContext(self._client, far(place), self.session, engine.ends)
-        tls = NearTls(self._context, shown_host(admitted), sni_of(admitted)) if place.tls else None
+        tls = NearTls(self._context, admitted.shown_host, admitted.sni) if place.tls else None
         self._http = GateHttp(self._context, engine.room)
         link = Link(engine.loop, engine.poller, admitted.client, self, client=True, tls=tls)
         self._links: dict[Near | Far, Link] = {self._client: link}

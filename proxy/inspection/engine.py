@@ -14,13 +14,11 @@ from proxy.bucket import Bucket
 from proxy.ca.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
-from proxy.inspection import give_up
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.room import Room
-from proxy.inspection.shown import shown_host
 from proxy.rounds import EVERY
 from proxy.shares import Part
 from proxy.telemetry.events import Where
@@ -72,14 +70,14 @@ class Engine:
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""
         place = place_of(admitted)
-        host = shown_host(admitted)
+        host = admitted.shown_host
         if not place.tls or self._leaves.is_fresh(host):
             self._begin(admitted, place)
         elif self._room.take():
             self._expected[admitted.event] = admitted
             self._leaves.ask(host, lambda problem: self._go_on(admitted, place, problem))
         else:
-            give_up(admitted, Reason.LIMIT_EXCEEDED)
+            admitted.give_up(Reason.LIMIT_EXCEEDED)
 
     def _go_on(self, admitted: "Admitted", place: Place, problem: str) -> None:
         """Begin with a connection that has waited for its certificate, or end it where there is none. Never raises."""
@@ -92,7 +90,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             problem = f"{type(error).__name__}: {error}"
         self.recorder.error(Where.INSPECTION, problem, cause=admitted.event)
-        give_up(admitted, Reason.GATE_ERROR)
+        admitted.give_up(Reason.GATE_ERROR)
 
     def _begin(self, admitted: "Admitted", place: Place) -> None:
         conversation = Conversation(self, admitted, place)
@@ -107,7 +105,7 @@ class Engine:
             conversation.review(decision)
         elif admitted.event in self._expected and not decision.passes:
             del self._expected[admitted.event]
-            give_up(admitted, decision.reason)
+            admitted.give_up(decision.reason)
 
     def later(self, conversation: Conversation) -> None:
         """Have a conversation go on with what it has put off after everybody else's turn: one of a tenant's each."""
@@ -137,7 +135,7 @@ class Engine:
             self._round.cancel()
         expected, self._expected = self._expected, {}
         for admitted in expected.values():
-            give_up(admitted, None)
+            admitted.give_up(None)
         for conversation in list(self._conversations.values()):
             conversation.abort()
 

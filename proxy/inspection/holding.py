@@ -4,7 +4,7 @@ Nothing of it goes anywhere meanwhile. What was read is passed on as it came.
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
 
@@ -14,14 +14,21 @@ from proxy.inspection.pushes import judge_ahead
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.session import Session
     from proxy.slices import Sliced
+    from proxy.telemetry.recorder import Recorder
     from rules.attempt import Attempt
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage
 
 MOST_HELD: Final = 4 << 20  # bytes of one client connection, which may have many requests at a time
 _PACKED: Final = frozenset({"gzip", "x-gzip"})  # what git's server knows (http-backend.c)
+
+
+class Holder(Protocol):
+    """The requests of one client connection, whose bodies are held. `held`: how many bytes."""
+
+    held: int
+    recorder: "Recorder"
 
 
 class Held(ABC):
@@ -36,7 +43,7 @@ class Held(ABC):
         self.events: list[Piece] = []
         self.size = 0
 
-    def taking(self, event: Piece, session: "Session") -> "Sliced[bool]":
+    def taking(self, event: Piece, session: Holder) -> "Sliced[bool]":
         """Take the next piece; returns whether the request can be decided now."""
         self.events.append(event)
         complete = False
@@ -55,12 +62,12 @@ class Held(ABC):
     def reading(self, event: Piece) -> "Sliced[bool]":
         """Read the next piece; returns whether that is enough. Raises Unclear."""
 
-    def judging(self, session: "Session") -> "Sliced[None]":
+    def judging(self, session: Holder) -> "Sliced[None]":
         """Decide on many refs in slices, before the push itself is decided."""
         if self.push is not None and self.attempt is not None and self.problem is None:
             yield from judge_ahead(session.recorder.tenant.policy, self.attempt, self.push)
 
-    def let_go(self, session: "Session") -> None:
+    def let_go(self, session: Holder) -> None:
         """Keep nothing any more."""
         session.held -= self.size
         self.size = 0

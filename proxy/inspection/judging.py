@@ -2,11 +2,15 @@
 
 Pure. The name comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
 before the rules hold under audit mode too.
+
+A request that is under way is decided again where other rules come into force, or another day (`standing`): what was
+read of it, its head and the refs of a push, and the address that it was sent to. What was checked before any rule was
+asked stays so.
 """
 
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.approvals.putting import in_vain
 from proxy.dialling.connecting import written
@@ -18,17 +22,19 @@ from proxy.inspection.websocket import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.matching.judge import to_be_asked
-from rules.verdicts import Mode, Outcome, Reason, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
     from proxy.broker.desk import Carried
-    from proxy.dialling.connecting import DialFailed
+    from proxy.dialling.connecting import DialFailed, Hop
     from proxy.inspection.git import Push
     from proxy.inspection.heads import Asked, Head
     from proxy.inspection.pushes import Judged
+    from proxy.slices import Sliced
     from proxy.tenant import Tenant
     from rules.addresses import Address
+    from rules.limits import Limits
     from rules.names import HostName
     from rules.policy import Policy
 
@@ -345,3 +351,37 @@ def denied(tenant: "Tenant", reason: Reason) -> Decision:
 
 def _denied(tenant: "Tenant", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None) -> Ruling:
     return Ruling(denied(tenant, reason), *shown(head), detail=detail, status=status)
+
+
+def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
+    """Return all that the rules were asked about a request: one attempt, or one a ref of a push."""
+    if ruling.pushed is not None:
+        return ruling.pushed.attempts
+    return () if ruling.attempt is None else (ruling.attempt,)
+
+
+class Standing(NamedTuple):
+    """How a request stands by now."""
+
+    denial: "Decision | None"  # by which it may not go on
+    limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
+    scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
+
+
+def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
+    """Return what the rules say by now to a request, a ref of a push in a slice. `leads_to`: where it was sent."""
+    policy, today = tenant.policy, tenant.calendar.today()
+    limits: dict[tuple[str, Limits], None] = {}
+    scans: list[Scan] = []
+    for attempt in attempts:
+        attempt = attempt._replace(at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
+        decision = policy.decide(attempt)
+        if not decision.passes:
+            return Standing(decision)
+        limits.update(dict.fromkeys(decision.limits))
+        scans.append(decision.scan)
+        problem = None if leads_to is None else policy.check_address(attempt, leads_to)
+        if problem is not None:
+            return Standing(denied(tenant, problem))
+        yield
+    return Standing(None, tuple(limits), Scan.strictest(scans))

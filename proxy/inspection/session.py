@@ -13,15 +13,16 @@ from proxy.inspection.judging import (
     Looks,
     Place,
     Ruling,
+    attempts_of,
     denied,
     judge,
     misuse,
     shown,
+    standing,
     unanswered,
     unclear,
 )
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing, Seen
-from proxy.inspection.reviewing import attempts_of, standing
 from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of

@@ -12,8 +12,8 @@ from proxy.calendar import Calendar
 from proxy.dialling.dial import Dialer
 from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
+from proxy.inspection.judging import standing
 from proxy.inspection.leaking import Outgoing
-from proxy.inspection.reviewing import standing
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 
