@@ -6,7 +6,7 @@ import os
 import socket
 
 import pytest
-from test_commits import ADD, Repository
+from test_commits import ADD, Repository, commit_first
 
 from enforcer.changes import accept, approving, asking, prints
 from enforcer.changes.beneath import What
@@ -384,8 +384,8 @@ def test_no_more_is_given_than_this_once(world, people):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people):
-    Repository(world).task(f"{ADD}; rm -r .git/logs .github")
+def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people, tmp_path):
+    Repository(world, commit_first(tmp_path)).task(f"{ADD}; rm -r .git/logs .github")
     meta = world.kept.place / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [RELEASE.packed()]}))
     (world.kept,) = find()

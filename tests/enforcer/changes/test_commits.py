@@ -69,13 +69,17 @@ class Repository:
         return sh(self.world.work, f"git -c safe.directory='*' rev-parse {name}")
 
 
+def commit_first(place):
+    """Make a repository with one commit and two branches."""
+    place.chmod(0o755)
+    sh(place, "git init -q -b main; rm .git/hooks/*; echo one > a.txt; git add .; git commit -qm one; git branch other")
+    return place
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A repository with one commit and two branches, which each test has a copy of."""
-    made = tmp_path_factory.mktemp("first")
-    made.chmod(0o755)
-    sh(made, "git init -q -b main; rm .git/hooks/*; echo one > a.txt; git add .; git commit -qm one; git branch other")
-    return made
+    """A repository that each test has a copy of."""
+    return commit_first(tmp_path_factory.mktemp("first"))
 
 
 @pytest.fixture
