@@ -14,6 +14,7 @@ from pathlib import Path
 
 from enforcer import task
 from enforcer.errors import HostError
+from enforcer.host import StandaloneHost
 from enforcer.seen import read
 from enforcer.wanted import Wanted
 
@@ -35,7 +36,7 @@ def rehearse(directory: Path, system: Path) -> str:
         workspace, file = Path(place) / "work", Path(place) / "rules.yaml"
         workspace.mkdir()
         file.write_text(_RULES, encoding="utf-8")
-        result = task.run(_wanted(file, workspace, system))
+        result = task.run(_wanted(file, workspace, system), StandaloneHost())
     if result.status:
         raise HostError(f"`true` ended with status {os.waitstatus_to_exitcode(result.status)} in a sandbox")
     if result.summary is None:

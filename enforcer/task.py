@@ -30,16 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.approvals.post import Post
+    from enforcer.host import Host
     from enforcer.limits.fence import Fence
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.service.runs import House
-    from enforcer.service.spare import Spare
     from enforcer.supervise import Ended
     from enforcer.usual import Unusual
     from enforcer.workspace import Workspace
-    from proxy.telemetry.journal.keeper import Keeper
 
 
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
@@ -59,17 +57,16 @@ class Result(NamedTuple):
     command: str = ""  # what it ran, as it was named
 
 
-def run(wanted: Wanted, house: "House | None" = None) -> Result:
-    """Run one task behind a gate of its own, or behind `house`'s. Raises ExeatError when it could not be started."""
+def run(wanted: Wanted, host: "Host") -> Result:
+    """Run one task on a host. Raises ExeatError when it could not be started."""
     began = time.monotonic()
     with contextlib.ExitStack() as made:
         signal_fd = open_signals()
         watched = made.enter_context(contextlib.ExitStack())
         watched.callback(close_signals, signal_fd)
         _check_secrets(wanted)
-        spare = house.spare(limits_of(wanted.box)) if house else None
-        fenced = house.left if house else made.enter_context(contextlib.ExitStack())
-        who = _identity(spare, made, fenced)
+        last = made.enter_context(host.last())
+        who = host.choose_ids(limits_of(wanted.box), made, last)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = tenant_of(wanted)
@@ -82,19 +79,18 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
             journal,
             wanted.metrics,
         )
-        gate = house.worker(who, tenant, stations, wanted) if house else worker.start(who, tenant, stations)
+        gate = host.place(who, tenant, stations, wanted)
         made.callback(_let_go, gate)
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
         from enforcer import recipe
         from enforcer.limits.ward import Ward
-        from enforcer.sandbox import stdio
         from enforcer.supervise import Watch, supervise
 
-        fence, empty = _begin(wanted, who, spare, fenced, made)
-        recorder = _recorder(tenant, journal, gate, house, made)
+        fence, empty = host.make_sandbox(wanted, who, made, last)
+        recorder = _recorder(tenant, journal, gate, host, made)
         gate.tell_of_keyholder(partial(recorder.error, "worker"))
-        io = stdio.arrange(who.kernel_uid, *((house.caller.carry_in, house.caller.pid) if house else ()))
+        io = host.arrange_stdio(who.kernel_uid)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, fence, made)
         new_post, post = _asking(wanted, tenant, journal, made)
@@ -114,9 +110,10 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
             ward = Ward(fence, partial(recorder.task_limited, started), workspace.layer)
-            unusual = _unusual(journal, wanted, tenant, house)
-            watch = Watch(sandbox, gate, ward, _keeper(journal, recorder, house), began, post, new_post, unusual)
-            ended = supervise(watch, signal_fd, io, wanted, house.caller if house else None)
+            unusual = _unusual(journal, tenant) if host.counts_anomalies(wanted) else None
+            keeper = host.keep_journal(journal, recorder)
+            watch = Watch(sandbox, gate, ward, keeper, began, post, new_post, unusual)
+            ended = supervise(watch, signal_fd, io, wanted, host.caller)
         except ExeatError as error:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise _with_limits(error, fence) from error
@@ -126,7 +123,8 @@ def run(wanted: Wanted, house: "House | None" = None) -> Result:
         found = _finish(workspace, recorder, started, over, watched)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
-        _see_out(sandbox, ingredients, house)
+        if not ingredients.held:  # or else the next task may wait for what it holds
+            host.leave(sandbox.hull)
     result = Result(
         tenant.task,
         ended.status,
@@ -250,12 +248,6 @@ def _finish(
     return finish()
 
 
-def _see_out(sandbox: "Sandbox", recipe: "Recipe", house: "House | None") -> None:
-    """Let nobody wait for a sandbox in which nothing runs any more, unless it holds what the next one may want."""
-    if house is not None and not recipe.held:
-        sandbox.hull.end_later(house.left)
-
-
 def _check_secrets(wanted: Wanted) -> None:
     if not wanted.policy.secrets:
         return
@@ -264,42 +256,6 @@ def _check_secrets(wanted: Wanted) -> None:
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
     secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
     secrets.hidden(wanted.policy, os.environ, wanted.shown)
-
-
-def _identity(spare: "Spare | None", made: contextlib.ExitStack, fenced: contextlib.ExitStack) -> identity.Identity:
-    """Return the ids. What `fenced` takes away comes after all that may be in it."""
-    who = spare.who if spare else identity.choose()
-    if who.slot >= 0:
-        made.callback(os.close, who.slot)
-    if spare:
-        fenced.callback(spare.fence.remove)
-        made.callback(spare.hull.end)
-    return who
-
-
-def _begin(
-    wanted: Wanted,
-    who: identity.Identity,
-    spare: "Spare | None",
-    fenced: contextlib.ExitStack,
-    made: contextlib.ExitStack,
-) -> "tuple[Fence, Hull | None]":
-    """Return the task's fence, and within it an empty sandbox that goes on making itself.
-
-    One that can't be had is for `launch` to tell of.
-    """
-    from enforcer import recipe
-    from enforcer.limits.fence import build
-
-    if spare:
-        return spare.fence, spare.hull
-    fence = build(limits_of(wanted.box))
-    fenced.callback(fence.remove)
-    with contextlib.suppress(HostError, OSError):
-        empty = recipe.empty(who, fence, wanted.box.devices)
-        made.callback(empty.end)
-        return fence, empty
-    return fence, None
 
 
 def _say_where(wanted: Wanted, ended: "Ended") -> None:
@@ -312,42 +268,20 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
             raise UnreachableError(hint, code)
 
 
-def _recorder(
-    tenant: Tenant, journal: Path, gate: worker.Worker, house: "House | None", made: contextlib.ExitStack
-) -> Recorder:
+def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", made: contextlib.ExitStack) -> Recorder:
     try:
         recorder = Recorder(tenant, Journal(journal), Metrics())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
-    made.callback(_sign, journal, recorder, gate, house)
+    made.callback(host.close_journal, journal, recorder, gate)
     recorder.rules_loaded()
     return recorder
 
 
-def _keeper(journal: Path, recorder: Recorder, house: "House | None") -> "Keeper | None":
-    if house is not None and house.keeps(journal):
-        return None
-    from enforcer import keeping  # while the sandbox is being made: it imports cryptography
-
-    return keeping.begin(journal, recorder)
-
-
-def _unusual(journal: Path, wanted: Wanted, tenant: Tenant, house: "House | None") -> "Unusual | None":
-    """Return what is counted of the task where somebody reads such numbers."""
+def _unusual(journal: Path, tenant: Tenant) -> "Unusual":
     from enforcer.usual import Unusual
 
-    return Unusual(journal, tenant.task.id) if wanted.metrics is not None or house is not None else None
-
-
-def _sign(journal: Path, recorder: Recorder, gate: worker.Worker, house: "House | None") -> None:
-    """Sign what was told, however the task ended; where the service has somebody for that, leave it to them."""
-    if house is not None and house.keeps(journal):
-        recorder.journal.close()
-        return
-    from enforcer import keeping
-
-    gate.see_out()
-    keeping.end(journal, recorder, gate)
+    return Unusual(journal, tenant.task.id)
 
 
 def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "Fence") -> str:

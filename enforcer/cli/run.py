@@ -14,10 +14,10 @@ from enforcer import claims, linux
 from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
+from enforcer.host import StandaloneHost
 from enforcer.limits.wanted import TIMED_OUT
 from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
 from enforcer.sandbox.places import homes, refuse_workspace
-from enforcer.seen import Seen, read
 from enforcer.service.place import control
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted
@@ -26,8 +26,9 @@ from rules.problems import RuleFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from enforcer.host import Host
     from enforcer.planning import Line
-    from enforcer.service.runs import House
+    from enforcer.seen import Seen
     from enforcer.task import Result
 
 DEFAULT_METRICS = "127.0.0.1:9464"
@@ -73,22 +74,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Run the task. The status is its own, or 124 to 127 (timeout(1), env(1)). `system`: for tests, not for users."""
-    return end_like(perform(arguments, system))
+    return end_like(perform(arguments, system, StandaloneHost()))
 
 
-def _say_if_unknown() -> None:
-    """Say that there is a service and that it doesn't have this task: it wasn't asked, or declined."""
-    from enforcer.service.asking import is_there
-
-    if is_there():
-        said = "this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it"
-        print(f"exeat: {said}", file=sys.stderr)
-
-
-def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House | None" = None) -> int:
-    """Run the task, in `house` if it is the service that does; how it ended is a wait status, as waitpid(2) has it."""
+def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
+    """Run the task on a host; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        wanted = wanted_of(arguments, system, house.read if house else read)
+        wanted = wanted_of(arguments, system, host.read_rules)
         if arguments.plan:
             from enforcer.planning import plan
 
@@ -96,9 +88,8 @@ def perform(arguments: argparse.Namespace, system: Path = SYSTEM, house: "House 
         else:
             from enforcer import task
 
-            if house is None:
-                _say_if_unknown()
-            result = task.run(wanted, house)
+            host.announce()
+            result = task.run(wanted, host)
     except RuleFileError as error:
         print(error, file=sys.stderr)
         return 2 << 8

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from enforcer import linux, worker
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
-from enforcer.sandbox import contents
+from enforcer.host import choose_ids, close_journal, keep_journal, make_sandbox
+from enforcer.sandbox import contents, stdio
 from enforcer.saying import say
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
@@ -36,10 +37,14 @@ from proxy.telemetry.journal.writing import look_ahead
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from enforcer.limits.fence import Fence
     from enforcer.limits.wanted import Limits
+    from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.identity import Identity
     from enforcer.service.rule_sets import RuleSets
     from enforcer.wanted import Wanted
+    from proxy.telemetry.journal.keeper import Keeper
+    from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from rules.policy import Policy
 
@@ -78,10 +83,10 @@ def _be_run(
         client, given = _await(service, spare)
         caller, service, request = _settle_in(client, given, service, spare)
         act_for(caller.pid)
-        house = House(caller, service, *known, spare)
-        with house.left:
+        host = ServiceHost(caller, service, *known, spare)
+        with host.left:
             try:
-                status = _run(request, house)
+                status = _run(request, host)
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
             except OSError as error:
@@ -135,17 +140,17 @@ def _settle_in(
     return Caller(moved[0]), moved[1], request
 
 
-def _run(request: protocol.Run, house: "House") -> int:
+def _run(request: protocol.Run, host: "ServiceHost") -> int:
     """Do what `exeat run` does, and return a wait status."""
     try:
         arguments = parsed(request)
     except SystemExit as error:
         return int(error.code or 0) << 8
-    return command.perform(arguments, house.system, house)
+    return command.perform(arguments, host.system, host)
 
 
-class House:
-    """What the service has for one run: its rules, its workers, and the way to the caller."""
+class ServiceHost:
+    """What the service has for one run (`enforcer.host.Host`): its rules, its workers, and the way to the caller."""
 
     def __init__(  # noqa: PLR0917  what it has
         self,
@@ -165,19 +170,62 @@ class House:
         self._spare = spare
         self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
 
-    def spare(self, limits: "Limits") -> Spare | None:
-        """Return the empty sandbox that is there already, if there is one with these limits; it is the caller's."""
-        spare, self._spare = self._spare, None
+    def announce(self) -> None:
+        """Say nothing: the service knows the task."""
+
+    def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
+        """Have it removed once the caller has its status."""
+        return contextlib.nullcontext(self.left)
+
+    def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
+        """Return those of the empty sandbox that is there already, if its limits are these."""
+        spare = self._spare
         if spare is not None and spare.limits != limits:
             spare.close()
-            return None
-        return spare
+            spare = self._spare = None
+        if spare is None:
+            return choose_ids(made)
+        if spare.who.slot >= 0:
+            made.callback(os.close, spare.who.slot)
+        last.callback(spare.fence.remove)
+        made.callback(spare.hull.end)
+        return spare.who
 
-    def keeps(self, journal: Path) -> bool:
-        """Whether the service looks after this journal."""
+    def make_sandbox(
+        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+    ) -> "tuple[Fence, Hull | None]":
+        """Return the one whose ids were chosen, or begin to make one."""
+        if self._spare is None:
+            return make_sandbox(wanted, who, made, last)
+        return self._spare.fence, self._spare.hull
+
+    def arrange_stdio(self, owner: int) -> "stdio.Stdio":
+        """Put pipes or a terminal in front of the caller's, which passes on what is typed."""
+        return stdio.arrange(owner, self.caller.carry_in, self.caller.pid)
+
+    def keep_journal(self, journal: Path, recorder: "Recorder") -> "Keeper | None":
+        """Sign only a journal that isn't the service's."""
+        return None if self._keeps(journal) else keep_journal(journal, recorder)
+
+    def close_journal(self, journal: Path, recorder: "Recorder", gate: worker.Worker) -> None:
+        """Leave the service's journal to the service."""
+        if self._keeps(journal):
+            recorder.journal.close()
+        else:
+            close_journal(journal, recorder, gate)
+
+    def counts_anomalies(self, wanted: "Wanted") -> bool:  # noqa: ARG002
+        """Count them for the service's metrics."""
+        return True
+
+    def leave(self, hull: "Hull") -> None:
+        """End it when the caller has its status."""
+        hull.end_later(self.left)
+
+    def _keeps(self, journal: Path) -> bool:
         return journal == self._stations.journal
 
-    def read(self, files: "Sequence[Path]", system: Path) -> Seen:
+    def read_rules(self, files: "Sequence[Path]", system: Path) -> Seen:
         """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
         found = self._sets.known(files, system)
         if found is None:
@@ -185,7 +233,7 @@ class House:
         self._known, seen = found
         return seen
 
-    def worker(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
+    def place(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
         if why := _why_alone(tenant.policy, stations, self._stations):
             task = tenant.task

@@ -1,0 +1,170 @@
+"""What a run needs of where it runs: rules, ids, a sandbox, a place at a worker, records, and a way to its caller.
+
+`task.run` is the same run on each host. `StandaloneHost` makes everything for one task in this process;
+`service.runs.ServiceHost` gets it from the service.
+"""
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from enforcer import worker
+from enforcer.errors import HostError
+from enforcer.sandbox import identity
+from enforcer.seen import Seen, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from enforcer.limits.fence import Fence
+    from enforcer.limits.wanted import Limits
+    from enforcer.sandbox.hull import Hull
+    from enforcer.sandbox.identity import Identity
+    from enforcer.sandbox.stdio import Stdio
+    from enforcer.service.caller import Caller
+    from enforcer.wanted import Wanted
+    from enforcer.worker import Stations, Worker
+    from proxy.telemetry.journal.keeper import Keeper
+    from proxy.telemetry.recorder import Recorder
+    from proxy.tenant import Tenant
+
+
+class Host(Protocol):
+    """Where a run takes place. What a method makes is undone by the stacks it is given: `made` first, `last` last."""
+
+    @property
+    def caller(self) -> "Caller | None":
+        """The process that asked for the run and passes signals on; None: this process."""
+
+    def announce(self) -> None:
+        """Say on standard error what the caller has to know before the run starts."""
+
+    def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
+        """Return the policy of these rule files and root's. Raises as `rules_in_force.load`."""
+
+    def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
+        """Return the stack of what is removed after everything that may use it."""
+
+    def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
+        """Return the ids of a sandbox with these limits. Raises HostError."""
+
+    def make_sandbox(
+        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+    ) -> "tuple[Fence, Hull | None]":
+        """Return resource limits and an empty sandbox under these ids; None: `launch` makes one, and says why not."""
+
+    def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":
+        """Return a place for the sandbox at a worker. Raises HostError."""
+
+    def arrange_stdio(self, owner: int) -> "Stdio":
+        """Return the standard streams of a task whose kernel uid is `owner`. Raises UsageError."""
+
+    def keep_journal(self, journal: "Path", recorder: "Recorder") -> "Keeper | None":
+        """Return what signs the journal while the task runs; None: another process does. Raises HostError."""
+
+    def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
+        """Have everything signed that the run has recorded. Raises HostError."""
+
+    def counts_anomalies(self, wanted: "Wanted") -> bool:
+        """Whether somebody reads the task's metrics, and so the anomalies among them."""
+
+    def leave(self, hull: "Hull") -> None:
+        """Give up the sandbox of a task that has ended; nothing else uses what is in it."""
+
+
+class StandaloneHost:
+    """One run by itself: everything is made here and gone when the run has ended."""
+
+    caller = None
+
+    def announce(self) -> None:
+        """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
+        from enforcer.saying import say
+        from enforcer.service.asking import is_there
+
+        if is_there():
+            say("this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it")
+
+    def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
+        """Read them."""
+        return read(files, system)
+
+    def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
+        """Have it removed with the run."""
+        return contextlib.ExitStack()
+
+    def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":  # noqa: ARG002
+        """Take ids that no other sandbox has."""
+        return choose_ids(made)
+
+    def make_sandbox(
+        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+    ) -> "tuple[Fence, Hull | None]":
+        """Begin to make one."""
+        return make_sandbox(wanted, who, made, last)
+
+    def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":  # noqa: ARG002
+        """Start a worker for this sandbox alone."""
+        return worker.start(who, tenant, stations)
+
+    def arrange_stdio(self, owner: int) -> "Stdio":
+        """Put pipes or a terminal in front of this process's own."""
+        from enforcer.sandbox import stdio
+
+        return stdio.arrange(owner)
+
+    def keep_journal(self, journal: "Path", recorder: "Recorder") -> "Keeper | None":
+        """Sign it here."""
+        return keep_journal(journal, recorder)
+
+    def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
+        """Sign it here."""
+        close_journal(journal, recorder, gate)
+
+    def counts_anomalies(self, wanted: "Wanted") -> bool:
+        """Only with `--metrics` is there anything to read."""
+        return wanted.metrics is not None
+
+    def leave(self, hull: "Hull") -> None:
+        """Do nothing: it ends with the run."""
+
+
+def choose_ids(made: contextlib.ExitStack) -> "Identity":
+    """Take ids that no other sandbox has until `made` is closed. Raises HostError."""
+    who = identity.choose()
+    if who.slot >= 0:
+        made.callback(os.close, who.slot)
+    return who
+
+
+def make_sandbox(
+    wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+) -> "tuple[Fence, Hull | None]":
+    """Make the resource limits, and within them an empty sandbox that goes on making itself. Raises HostError."""
+    from enforcer import recipe
+    from enforcer.limits.fence import build
+    from enforcer.limits.wanted import limits_of
+
+    fence = build(limits_of(wanted.box))
+    last.callback(fence.remove)
+    with contextlib.suppress(HostError, OSError):
+        empty = recipe.empty(who, fence, wanted.box.devices)
+        made.callback(empty.end)
+        return fence, empty
+    return fence, None
+
+
+def keep_journal(journal: "Path", recorder: "Recorder") -> "Keeper":
+    """Sign a journal from now on. Raises HostError."""
+    from enforcer import keeping  # while the sandbox is being made: it imports cryptography
+
+    return keeping.begin(journal, recorder)
+
+
+def close_journal(journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
+    """Wait for the worker's last record, then sign everything. Raises HostError."""
+    from enforcer import keeping
+
+    gate.see_out()
+    keeping.end(journal, recorder, gate)
