@@ -41,7 +41,9 @@ def never(_text: bytes) -> bool:
 def fuzz_body(data: bytes) -> None:
     """Of what is found not a byte leaves, however it comes; what isn't blocked leaves as it came, all of it."""
     first = next(iter(hits(data)), None)
-    escaped = any(True for _ in hits(of_json(data)))  # where in the data that would be nobody knows
+    wide = data.replace(b"\0", b"")  # as UTF-16 and UTF-32 are read
+    readings = (of_json(data), *((wide, of_json(wide)) if wide != data else ()))
+    escaped = any(True for text in readings for _ in hits(text))  # where in the data that would be nobody knows
     for chunks in ([data], list(pieces(data))):
         body, left = Body(Scan.BLOCK, None, never), b""
         try:
