@@ -74,7 +74,7 @@ def readings(text: bytes, known: int, *, form: bool) -> "Iterator[tuple[bytes, i
         ways.append((of_form(text), len(of_form(_before(text, known, b"%", 3))) if known > 0 else known))
         yield ways[-1]
     for way, end in ways:
-        if b"\\u00" in way or b"\\/" in way:
+        if b"\\u00" in way or b"\\/" in way or b"\\\\" in way:
             yield of_json(way), len(of_json(_HALF_ESCAPE.sub(b"", way[:end]))) if end > 0 else end
         if b"&#" in way or b"&quot" in way:
             yield of_markup(way), len(of_markup(_before(way, end, b"&", 14))) if end > 0 else end

@@ -82,10 +82,17 @@ def _nested(text):
     return text.encode()
 
 
+def _deep(text):
+    for _ in range(7):  # 127 backslashes at each end of a line
+        text = json.dumps(text)
+    return text.encode()
+
+
 PART = b"--x\r\nContent-Type: text/plain\r\ncontent-transfer-encoding: %b\r\n\r\n%b\r\n--x--"
 BEFORE = "a line that is rather long, as lines of mail are, so that what follows is broken; "
 OTHERS = {  # what is sent, and what is said of it
     "JSON within JSON": (_nested, {}),
+    "JSON within JSON many times": (_deep, {}),
     "JSON in a form": (lambda text: b"payload=" + quote_plus(_nested(text)).encode(), {"form": True}),
     "decimal references": (lambda text: _referenced(text, "&#{};".format).encode(), {}),
     "hexadecimal references": (lambda text: _referenced(text, "&#x{:04X};".format).encode(), {}),
