@@ -191,14 +191,14 @@ def large(clients: Clients, ways: Sequence[Way], size: int, rounds: int) -> dict
         for pid in way.processes:
             cost.forget_peak(pid)
         spent = way.spent()
-        told = clients.of(way).ask("download", way.http if kind == "http" else way.tls, path="/1g")
+        told = clients.of(way).ask("download", getattr(way, kind), path="/1g")
         rate = {"rate": size / told["seconds"] / _MB}
         if not way.processes:
             return rate
         grown = sum(max(cost.peak(pid) - before[pid], 0) for pid in way.processes)
         return {**rate, "grown": grown / _MB, "cpu": (way.spent() - spent) / 1e3 / (size / _MB)}
 
-    both = [(way, kind) for way in ways for kind in ("http", "tls")]
+    both = [(way, kind) for way in ways for kind in ("http", "tls") if getattr(way, kind) is not None]
     found = figures.in_turns(both, rounds, once, name=lambda one: f"{one[0].name}, {one[1]}")
     return {
         "rate": Figure("one large body", "MB/s", 0, found["rate"]),
