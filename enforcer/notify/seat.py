@@ -67,6 +67,7 @@ class Seat:
         self._selector: selectors.BaseSelector | None = None
         self._pid = 0
         self._over: socket.socket | None = None
+        self._has_worker = True  # whether a worker may still ask something
 
     def give(self) -> int:
         """Return the worker's end of what is asked and answered; it is the caller's."""
@@ -86,8 +87,8 @@ class Seat:
                 selector.register(asks, selectors.EVENT_READ, self.hear)
 
     def hear(self) -> None:
-        """Begin to watch, unless it was only a worker who says that it is there, or nobody is left who could ask."""
-        if self._is_greeting():
+        """Begin to watch, unless a worker says that it is there, or has closed its end, or nobody is left to ask."""
+        if self._has_worker and self._worker_asks_nothing():
             return
         if self._selector is not None:
             for asks in self._asking():
@@ -118,13 +119,23 @@ class Seat:
         pid, self._pid = self._pid, 0
         children.end(pid)
 
-    def _is_greeting(self) -> bool:
-        """Take what the worker has said, if it asks nothing: who begins to watch now tells it all that there is."""
+    def _worker_asks_nothing(self) -> bool:
+        """Take a worker's greeting, or its end, after which only the filter is heard; False: someone asks something."""
         try:
             packet = self._channel.recv(_GREETING, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            return wire.unpack(packet) == wire.Anew() and bool(self._channel.recv(_GREETING))
-        except (OSError, ValueError):
+        except BlockingIOError:
             return False
+        except OSError:  # it closed with something unread: unix(7)
+            packet = b""
+        if not packet:
+            if self._selector is not None:
+                self._selector.unregister(self._channel)
+            self._has_worker = False
+            return True
+        if packet == wire.pack(wire.Anew()):  # who begins to watch now tells the worker all that there is
+            self._channel.recv(_GREETING)
+            return True
+        return False
 
     def _is_over(self) -> bool:
         """Whether nobody is left who could ask: no process has the filter any more, as is heard before a task's end."""
@@ -135,7 +146,8 @@ class Seat:
         return poll.poll(0) == [(self._listener, select.POLLHUP)]
 
     def _asking(self) -> list[int]:
-        return [each for each in (self._listener, self._channel.fileno()) if each >= 0]
+        channel = self._channel.fileno() if self._has_worker else -1
+        return [each for each in (self._listener, channel) if each >= 0]
 
     def _let_go(self) -> None:
         if self._listener >= 0:

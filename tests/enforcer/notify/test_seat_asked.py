@@ -76,3 +76,20 @@ def test_a_task_that_ends_begins_none(seat, task):
     assert turn() == []
     assert made._listener < 0, "it is listened to no more"
     assert worker.recv(1) == b""
+
+
+def test_a_worker_that_closes_its_end_begins_none_and_the_filter_is_still_heard(seat, task):
+    made, worker, turn = seat
+    worker.close()
+    assert turn() == []
+    assert made._listener >= 0
+    task[1].send(b"r")
+    assert turn() == [True]
+
+
+def test_a_worker_that_leaves_words_unread_begins_none(seat):
+    made, worker, turn = seat
+    made._channel.send(b"unread")
+    worker.close()
+    assert turn() == []
+    assert made._listener >= 0
