@@ -136,9 +136,9 @@ def _nodes() -> Finding:
 
 
 def _once() -> Finding:
-    from enforcer.limits import once
+    from enforcer.limits import host_limits
 
-    found = once.unbounded()
+    found = host_limits.unbounded()
     seen = f"one task can use up {' and '.join(what for what, _ in found)}" if found else "no task can use it up"
     remedy = "; ".join(remedy for _, remedy in found)
     return Finding("what the machine has once", not found, seen, remedy, needed=False)
@@ -257,7 +257,7 @@ def _try_seccomp() -> str:
 
 
 def _try_limit(kind: str) -> str:
-    from enforcer.limits.machine import try_limit
+    from enforcer.limits.host_limits import try_limit
 
     return try_limit(kind)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from enforcer.limits.fence import Fence
-    from enforcer.limits.wanted import Limits
+    from enforcer.limits.cgroups import Fence
+    from enforcer.limits.resource_limits import Limits
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.stdio import Stdio
@@ -143,8 +143,8 @@ def make_sandbox(
 ) -> "tuple[Fence, Hull | None]":
     """Make the resource limits, and within them an empty sandbox that goes on making itself. Raises HostError."""
     from enforcer import recipe
-    from enforcer.limits.fence import build
-    from enforcer.limits.wanted import limits_of
+    from enforcer.limits.cgroups import build
+    from enforcer.limits.resource_limits import limits_of
 
     fence = build(limits_of(wanted.box))
     last.callback(fence.remove)

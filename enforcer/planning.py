@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from enforcer import ca, caches, confine, environment, linux, recipe, secrets, state
-from enforcer.limits.wanted import Limits, in_bytes, in_seconds, limits_of
+from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.plan import network_plan
 from enforcer.sandbox import bpf, hull, identity, landlock, seccomp, view
 from enforcer.sandbox.identity import Identity

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
-from enforcer.limits.fence import Fence
+from enforcer.limits.cgroups import Fence
 from enforcer.network.place import OWN_IPV4
 from enforcer.notify import seat
 from enforcer.rules_in_force import own_files

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.limits.ward import Ward
+from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.place import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
@@ -47,7 +47,7 @@ class Watch:
         self,
         sandbox: Sandbox,
         gate: Worker,
-        ward: Ward,
+        ward: LimitMonitor,
         keeper: "Keeper | None",
         began: float,
         post: "Post | None" = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
-from enforcer.limits.wanted import limits_of
+from enforcer.limits.resource_limits import limits_of
 from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.signals import close_signals, open_signals
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.post import Post
     from enforcer.host import Host
-    from enforcer.limits.fence import Fence
+    from enforcer.limits.cgroups import Fence
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
     from enforcer.sandbox.stdio import Stdio
@@ -84,7 +84,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
         from enforcer import recipe
-        from enforcer.limits.ward import Ward
+        from enforcer.limits.limit_monitor import LimitMonitor
         from enforcer.supervise import Watch, supervise
 
         fence, empty = host.make_sandbox(wanted, who, made, last)
@@ -109,7 +109,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         started = _tell_start(recorder, wanted, journal, fence)
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
-            ward = Ward(fence, partial(recorder.task_limited, started), workspace.layer)
+            ward = LimitMonitor(fence, partial(recorder.task_limited, started), workspace.layer)
             unusual = _unusual(journal, tenant) if host.counts_anomalies(wanted) else None
             keeper = host.keep_journal(journal, recorder)
             watch = Watch(sandbox, gate, ward, keeper, began, post, new_post, unusual)
@@ -146,8 +146,8 @@ def _with_limits(error: ExeatError, fence: "Fence") -> ExeatError:
     """Return what to raise of a start that has failed: which of its limits it came up against is said with it."""
     if not isinstance(error, HostError):
         return error
-    from enforcer.limits.group import Counts
-    from enforcer.limits.reached import reached
+    from enforcer.limits.cgroups import Counts
+    from enforcer.limits.limit_monitor import reached
 
     limited = tuple(each.detail for each in reached(Counts(), fence.counts(), fence.limits))
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error

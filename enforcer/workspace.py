@@ -13,8 +13,8 @@ from rules.sandbox import WorkspaceMode
 if TYPE_CHECKING:
     from enforcer.changes.guarded import Guarded
     from enforcer.changes.review import Review
-    from enforcer.limits.layer import Layer
-    from enforcer.limits.wanted import Limits
+    from enforcer.limits.disk_quota import Layer
+    from enforcer.limits.resource_limits import Limits
     from enforcer.sandbox.identity import Identity
     from enforcer.wanted import Wanted
     from proxy.tenant import Tenant
@@ -71,7 +71,7 @@ class Workspace:
     def bound(self, limits: "Limits") -> None:
         """Have what a reviewed task changes kept within limits. Raises HostError."""
         if self._review is not None:
-            from enforcer.limits.layer import Layer
+            from enforcer.limits.disk_quota import Layer
 
             self.layer = Layer(str(self._review.kept.upper), limits)
 

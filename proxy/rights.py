@@ -3,7 +3,7 @@
 The kernel counts those that are sent and not received yet for each user, and holds each sender to its own soft limit of
 open files (unix(7), ETOOMANYREFS). Whoever may have few open, as a shell says for what it starts, would send none as
 long as another program of its user's has that many under way. A task's hard limit is lower than ours
-(`enforcer.limits.shared`), so with all that we may have there is room.
+(`enforcer.limits.resource_limits`), so with all that we may have there is room.
 """
 
 import contextlib

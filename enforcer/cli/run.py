@@ -15,7 +15,7 @@ from enforcer.cli import box_options
 from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.host import StandaloneHost
-from enforcer.limits.wanted import TIMED_OUT
+from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
 from enforcer.sandbox.places import homes, refuse_workspace
 from enforcer.service.place import control

@@ -26,7 +26,7 @@ from enforcer.sandbox.calls import OUTSIDE
 from proxy.watched import wire
 
 if TYPE_CHECKING:
-    from enforcer.limits.fence import Fence
+    from enforcer.limits.cgroups import Fence
     from enforcer.sandbox.hull import Hull
 
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone

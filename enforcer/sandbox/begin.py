@@ -16,8 +16,8 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from enforcer import linux, userns
-from enforcer.limits import shared
-from enforcer.limits.rlimits import Bound, Rlimit
+from enforcer.limits import resource_limits
+from enforcer.limits.resource_limits import Bound, Rlimit
 from enforcer.notify.seat import Watching
 from enforcer.sandbox import ahead, devices, landlock
 from enforcer.sandbox.calls import (
@@ -113,7 +113,7 @@ def _check_words(program: Program) -> None:
 
 
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
-    own = shared.of_processes(among_others=not identity.privileged)
+    own = resource_limits.of_processes(among_others=not identity.privileged)
     return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 

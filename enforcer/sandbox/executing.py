@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from enforcer import linux
-from enforcer.limits.rlimits import Bound, least
+from enforcer.limits.resource_limits import Bound, least
 from enforcer.sandbox.calls import ANY, ARGV, ENVIRONMENT, Calls, Data
 from enforcer.sandbox.player import GoneError, Remote
 

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from enforcer import linux, userns
 from enforcer.errors import HostError
-from enforcer.limits.fence import Fence
+from enforcer.limits.cgroups import Fence
 from enforcer.sandbox import build, player
 from enforcer.sandbox.calls import FIRST, OUTSIDE, CallFailed
 from enforcer.sandbox.identity import Identity, write_map

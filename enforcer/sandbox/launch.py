@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.limits.fence import Fence
-from enforcer.limits.inside import Inside
+from enforcer.limits.cgroups import Fence
+from enforcer.limits.limit_monitor import Inside
 from enforcer.notify.seat import SOCKET as WATCH
 from enforcer.notify.seat import Seat
 from enforcer.sandbox import begin, build, hull, terminal

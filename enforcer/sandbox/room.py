@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from enforcer import linux
-from enforcer.limits.wanted import files_in
+from enforcer.limits.resource_limits import files_in
 from enforcer.sandbox.calls import ROOM
 from enforcer.sandbox.player import Player
 from enforcer.sandbox.steps import NEW, Step, Tmpfs, mount

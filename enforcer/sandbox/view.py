@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from enforcer.errors import HostError, UsageError
-from enforcer.limits import shared
+from enforcer.limits import resource_limits
 from enforcer.sandbox import devices, layers
 from enforcer.sandbox.covers import covers
 from enforcer.sandbox.identity import Identity
@@ -287,7 +287,7 @@ def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
     whole = devices.Devices(given=given, owner=(identity.kernel_uid, identity.kernel_gid) if given else (0, 0))
     return [
         *([whole] if identity.privileged and devices.can_make() else own),
-        Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={shared.terminals()}"),
+        Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={resource_limits.terminals()}"),
         Tmpfs("/dev/shm", 0o1777),
         ReadOnly("/dev"),
     ]
@@ -301,7 +301,7 @@ def _proc() -> list[Step]:
         Kernel("proc", "/proc"),
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
-        *(Sysctl(name, str(most)) for name, most in shared.of_namespace()),
+        *(Sysctl(name, str(most)) for name, most in resource_limits.of_namespace()),
         # Of each membership the kernel keeps 240 bytes that no cgroup counts; it may be 20 a socket otherwise.
         Sysctl("net/ipv4/igmp_max_memberships", str(_MOST_GROUPS)),
         *(Cover(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),

@@ -3,9 +3,8 @@
 import time
 from typing import Final
 
-from enforcer.limits import group
-from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.places import CONTROLLERS, places
+from enforcer.limits import cgroups
+from enforcer.limits.cgroup_places import CONTROLLERS, hierarchies, places
 
 _REST: Final = 0.5  # seconds: killed processes take a moment to be gone
 _SELDOM: Final = 60.0  # seconds: a run may also give up on a group whose processes are not gone in time
@@ -19,9 +18,9 @@ class Leftovers:
     def __init__(self) -> None:
         """Look after these places from now on."""
         found = hierarchies()
-        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.fence`)
+        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.cgroups`)
         self._places = {place.path for each in needed for place in places(found, each)}
-        group.look_after(self._places)
+        cgroups.look_after(self._places)
         self._due = 0.0  # at once: an earlier service may have been killed
 
     def some(self) -> None:
@@ -44,4 +43,4 @@ class Leftovers:
             time.sleep(_PAUSE)
 
     def _sweep(self) -> int:
-        return sum(map(group.sweep, self._places))
+        return sum(map(cgroups.sweep, self._places))

@@ -37,8 +37,8 @@ from proxy.telemetry.journal.writing import look_ahead
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from enforcer.limits.fence import Fence
-    from enforcer.limits.wanted import Limits
+    from enforcer.limits.cgroups import Fence
+    from enforcer.limits.resource_limits import Limits
     from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.identity import Identity
     from enforcer.service.rule_sets import RuleSets

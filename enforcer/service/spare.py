@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from enforcer import linux, recipe
 from enforcer.errors import ExeatError, HostError
-from enforcer.limits.fence import Fence, build
-from enforcer.limits.wanted import Limits, limits_of
+from enforcer.limits.cgroups import Fence, build
+from enforcer.limits.resource_limits import Limits, limits_of
 from enforcer.sandbox import contents, identity, idmap
 from enforcer.sandbox.hull import Hull
 from enforcer.sandbox.identity import Identity

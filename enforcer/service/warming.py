@@ -21,7 +21,7 @@ from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
 from enforcer.cli import run as command
 from enforcer.errors import ExeatError, HostError
-from enforcer.limits.wanted import limits_of
+from enforcer.limits.resource_limits import limits_of
 from enforcer.sandbox import begin, build, identity, view
 from enforcer.sandbox.ahead import Paper
 from enforcer.sandbox.identity import Identity

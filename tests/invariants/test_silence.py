@@ -14,7 +14,7 @@ from .world import RULES, names
 
 HALF = 40
 SILENT = 5000  # connections that send nothing
-FEW = 1088  # descriptors that an ordinary user here may have; a task of theirs may have less (`limits.shared`)
+FEW = 1088  # descriptors that an ordinary user here may have; a task of theirs may have less (`limits.resource_limits`)
 MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of its descriptors
 
 

@@ -9,8 +9,8 @@ from enforcer.changes.beneath import Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.guard import Guard
 from enforcer.errors import UsageError
-from enforcer.limits import layer
-from enforcer.limits.wanted import Limits
+from enforcer.limits import disk_quota
+from enforcer.limits.resource_limits import Limits
 
 MANY = 4000
 # Of a look at all of them. One name that was kept had some 700 bytes.
@@ -127,8 +127,8 @@ def test_more_changes_than_there_is_memory_for_are_gathered_by_whoever_looks_at_
 
 def test_a_reviewed_task_may_change_only_so_many_files(tmp_path, monkeypatch):
     """However much disk it may have."""
-    monkeypatch.setattr(layer, "_MOST_NAMES", 10)
-    one = layer.Layer(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
+    monkeypatch.setattr(disk_quota, "_MOST_NAMES", 10)
+    one = disk_quota.Layer(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
     for number in range(12):
         (tmp_path / str(number)).touch()
     over = one.last()

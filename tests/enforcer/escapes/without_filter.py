@@ -7,8 +7,8 @@ import socket
 import sys
 
 from enforcer import linux
-from enforcer.limits.fence import build
-from enforcer.limits.wanted import Limits
+from enforcer.limits.cgroups import build
+from enforcer.limits.resource_limits import Limits
 from enforcer.sandbox import begin, bpf, identity, idmap, landlock, launch, view
 
 

@@ -5,8 +5,8 @@ import pytest
 
 MEANS = """
 import json
-from enforcer.limits.fence import build
-from enforcer.limits.wanted import Limits
+from enforcer.limits.cgroups import build
+from enforcer.limits.resource_limits import Limits
 fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
 print(json.dumps(fence.means))
 fence.remove()

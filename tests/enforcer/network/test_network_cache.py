@@ -138,7 +138,7 @@ def test_a_start_from_the_cache_imports_nothing_that_takes_long(made):
         "import sys; from pathlib import Path; from enforcer.network.plan import network_plan\n"
         "from enforcer.network.cache import cached; import enforcer.network.execute, enforcer.network.sockets\n"
         "import enforcer.network.counters; cached(network_plan(), Path(sys.argv[1]))\n"
-        "import enforcer.cli.run, enforcer.task, enforcer.recipe, enforcer.limits.ward, enforcer.supervise\n"
+        "import enforcer.cli.run, enforcer.task, enforcer.recipe, enforcer.limits.limit_monitor, enforcer.supervise\n"
         "left_out = {'asyncio', 'cryptography', 'dataclasses', 'importlib.metadata', 'mitmproxy', 'pyroute2', 'yaml'}\n"
         "print(*sorted(left_out & set(sys.modules)))"
     )

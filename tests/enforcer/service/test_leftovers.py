@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from enforcer.limits import group
-from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.places import places
+from enforcer.limits import cgroups
+from enforcer.limits.cgroup_places import hierarchies, places
 from enforcer.service.leftovers import Leftovers
 from tests import harness
 
@@ -17,12 +16,12 @@ from tests import harness
 def left(monkeypatch):
     """A group with a process in it whose run was killed, and who looks after it."""
     harness.needs_root()
-    monkeypatch.setattr(group, "_looked_after", set())
+    monkeypatch.setattr(cgroups, "_looked_after", set())
     found = places(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
     looking = Leftovers()
-    made = group.make(found[0])
+    made = cgroups.make(found[0])
     process = subprocess.Popen(["sleep", "600"])
     made.admit(process.pid)
     os.close(made.lock)

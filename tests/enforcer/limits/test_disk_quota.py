@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.limits import layer as module
-from enforcer.limits.layer import Layer
-from enforcer.limits.wanted import Limits
+from enforcer.limits import disk_quota as module
+from enforcer.limits.disk_quota import Layer
+from enforcer.limits.resource_limits import Limits
 
 PAGE, MIB, GIB = 4096, 1 << 20, 1 << 30
 

@@ -1,14 +1,42 @@
-"""What the whole machine has once, and a task of the default limits could use up here: for people to bound.
+"""What this machine has for each limit of a task, tried as for a task, and what would get more (`exeat doctor`).
 
-The rest of such resources no task can have much of: see `shared`, `seccomp` and docs/resources.md.
+Also what the machine has only once, and a task of the default limits could use up here, for people to bound. The rest
+of such resources no task can have much of: see `resource_limits`, `enforcer.sandbox.seccomp` and docs/resources.md.
 """
 
+import os
 from collections.abc import Callable
 from typing import Final
 
-from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.wanted import PROCESSES, limits_of
+from enforcer.errors import HostError
+from enforcer.limits.cgroup_places import hierarchies
+from enforcer.limits.cgroups import Means, build, remedy
+from enforcer.limits.resource_limits import PROCESSES, Limits, limits_of
 from rules.sandbox import Box
+
+_COUNTS_BY_NAMESPACE = (5, 14)  # the Linux from which on RLIMIT_NPROC is counted in the task's own user namespace
+_WEAK = {
+    "memory": "by rlimit, each process alone: not what they have together, nor what they share",
+    "processes": "by rlimit, with all that this user runs: this kernel counts them together",
+    "cpu": "not at all: a rule that says `cpu` starts nothing here",
+}
+
+
+def try_limit(kind: str) -> str:
+    """Say by what means a limit is kept. Raises HostError where that is less than the limit says."""
+    fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    fence.remove()
+    means = fence.means[kind]
+    if means in (Means.CGROUP1, Means.CGROUP2):
+        return f"by {means}"
+    if kind == "processes" and _kernel() >= _COUNTS_BY_NAMESPACE:
+        return "by rlimit, in the task's own user namespace"
+    raise HostError(_WEAK[kind], remedy(kind))
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
 
 _OPEN_FILE: Final = 256  # bytes of kernel memory, and as good as nothing else: `struct file`
 _FILTERS: Final = 512 << 10  # bytes that the system call filters of one process take of the pool at most, compiled

@@ -3,8 +3,8 @@
 import os
 import resource
 
-from enforcer.limits import inside as inside_of
-from enforcer.limits.inside import Inside
+from enforcer.limits import limit_monitor as inside_of
+from enforcer.limits.limit_monitor import Inside
 
 
 def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):

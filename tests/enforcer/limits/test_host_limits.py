@@ -2,9 +2,9 @@
 
 import pytest
 
-from enforcer.limits import fence, once, shared
-from enforcer.limits.hierarchies import V2, hierarchies
-from enforcer.limits.wanted import Limits
+from enforcer.limits import cgroups, host_limits, resource_limits
+from enforcer.limits.cgroup_places import V2, hierarchies
+from enforcer.limits.resource_limits import Limits
 from tests import harness
 
 ENDLESS = {"fs/file-max": 2**63 - 1, "net/core/bpf_jit_enable": 1, "net/core/bpf_jit_limit": 2**40}
@@ -16,8 +16,8 @@ def _unbounded(monkeypatch, settings, controllers=frozenset({"memory"})):
             raise FileNotFoundError(name)
         return settings[name]
 
-    monkeypatch.setattr(once, "hierarchies", lambda: [type("One", (), {"controllers": controllers})])
-    return [what for what, _ in once.unbounded(read)]
+    monkeypatch.setattr(host_limits, "hierarchies", lambda: [type("One", (), {"controllers": controllers})])
+    return [what for what, _ in host_limits.unbounded(read)]
 
 
 @pytest.mark.parametrize(
@@ -42,16 +42,16 @@ def test_a_setting_that_isn_t_there_bounds_nothing(monkeypatch):
 
 
 def test_terminals_are_a_part_of_those_that_are_not_reserved():
-    shared.terminals.cache_clear()
+    resource_limits.terminals.cache_clear()
     with open("/proc/sys/kernel/pty/max") as most, open("/proc/sys/kernel/pty/reserve") as reserved:
-        assert shared.terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
+        assert resource_limits.terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
 
 
 def test_socket_buffers_have_a_part_of_memory_in_version_1():
     harness.needs_root()
     if not any(each.version != V2 and "memory" in each.controllers for each in hierarchies()):
         harness.missing("a memory cgroup of version 1")
-    built = fence.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    built = cgroups.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
     try:
         [group] = [group for group in built.groups if "memory" in group.place.controllers]
         with open(f"{group.path}/memory.kmem.tcp.limit_in_bytes") as file:

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from enforcer.limits import measure
-from enforcer.limits.measure import Measure
+from enforcer.limits import disk_quota
+from enforcer.limits.disk_quota import Measure
 from tests import harness
 
 
@@ -87,12 +87,12 @@ BOUNDS = {"deep": ("_DEEPEST", 3, 1), "many": ("_LATER", 5, 10)}
 
 @pytest.mark.parametrize(("name", "bound", "wide"), BOUNDS.values(), ids=BOUNDS)
 def test_what_would_take_all_our_memory_is_not_looked_into(tmp_path, monkeypatch, name, bound, wide):
-    monkeypatch.setattr(measure, "_DEPTH", 1)
+    monkeypatch.setattr(disk_quota, "_DEPTH", 1)
     deep = 2 if wide > 1 else 9
     for number in range(wide):
         (tmp_path / "top" / "/".join([f"{number}"] * deep)).mkdir(parents=True)
     assert not measured(tmp_path / "top").unsure
-    monkeypatch.setattr(measure, name, bound)
+    monkeypatch.setattr(disk_quota, name, bound)
     found = measured(tmp_path / "top")
     assert found.unsure
     assert found.names < wide * deep
@@ -136,7 +136,7 @@ def test_what_cant_be_looked_into_is_known_as_that(tmp_path, monkeypatch):
         return really(path, *rest, **more)
 
     really = os.open
-    monkeypatch.setattr(measure.os, "open", refuse)
+    monkeypatch.setattr(disk_quota.os, "open", refuse)
     assert measured(tmp_path / "top").unsure
 
 
@@ -157,7 +157,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_is_changed_meanwhile_never_leads_out_nor_breaks_it(tmp_path, change, monkeypatch):
-    monkeypatch.setattr(measure, "_DEPTH", 2)  # what is deeper is gone to anew
+    monkeypatch.setattr(disk_quota, "_DEPTH", 2)  # what is deeper is gone to anew
     ends = []
     for at in range(9):
         base = tmp_path / str(at)
@@ -189,7 +189,7 @@ def test_one_that_is_left_half_way_leaves_nothing_open(tmp_path):
 MOUNTED = """
 import os, sys
 from enforcer import linux
-from enforcer.limits.measure import Measure
+from enforcer.limits.disk_quota import Measure
 os.unshare(os.CLONE_NEWNS)
 linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
 linux.mount("tmpfs", sys.argv[1] + "/mounted", "tmpfs")

@@ -9,17 +9,15 @@ import time
 
 import pytest
 
-from enforcer.limits import group
-from enforcer.limits.files import put
-from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.places import Place, places
+from enforcer.limits import cgroups
+from enforcer.limits.cgroup_places import Place, hierarchies, places, put
 from tests import harness
 
 HOLDER = """
 import os, sys, time
-from enforcer.limits.group import make
-from enforcer.limits.hierarchies import hierarchies
-from enforcer.limits.places import places
+from enforcer.limits.cgroups import make
+from enforcer.limits.cgroup_places import hierarchies
+from enforcer.limits.cgroup_places import places
 made = [make(place) for place in places(hierarchies()) if not place.aside]
 print(*[each.path for each in made], sep="\\n", flush=True)
 time.sleep(600)
@@ -38,7 +36,7 @@ def place():
 
 @pytest.fixture
 def made(place):
-    one = group.make(place)
+    one = cgroups.make(place)
     yield one
     one.kill()
     one.remove()
@@ -51,7 +49,7 @@ def _sleeper(one):
 
 
 def test_a_group_is_gone_when_it_is_removed_and_may_be_removed_twice(place):
-    one = group.make(place)
+    one = cgroups.make(place)
     assert os.path.isdir(one.inner)
     one.remove()
     one.remove()
@@ -77,9 +75,9 @@ def _processes(one):
 
 
 def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
-    monkeypatch.setattr(group, "_PATIENCE", 0.0)
+    monkeypatch.setattr(cgroups, "_PATIENCE", 0.0)
     with _sleeper(made) as process:
-        group.Group(made.place, made.path, os.dup(made.lock)).remove()
+        cgroups.Group(made.place, made.path, os.dup(made.lock)).remove()
         assert os.path.isdir(made.path)
         process.kill()
 
@@ -87,26 +85,26 @@ def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
 def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
     with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
         path = next(line.strip() for line in holder.stdout if line.startswith(place.path + "/exeat-task-"))
-        group.sweep(place.path)
+        cgroups.sweep(place.path)
         assert os.path.isdir(path)  # its maker lives
         holder.kill()
         holder.wait()
         assert os.path.isdir(path)
         for each in places(hierarchies()):
-            group.sweep(each.path)
+            cgroups.sweep(each.path)
         assert not os.path.exists(path)
 
 
 def test_where_a_service_looks_after_groups_its_runs_leave_them_to_it(place, monkeypatch):
-    monkeypatch.setattr(group, "_looked_after", set())
-    dead = group.make(place)
-    group.look_after([place.path])
+    monkeypatch.setattr(cgroups, "_looked_after", set())
+    dead = cgroups.make(place)
+    cgroups.look_after([place.path])
     with _sleeper(dead) as process:
         os.close(dead.lock)  # as when the run that made it is killed
-        group.make(place).remove()
+        cgroups.make(place).remove()
         assert process.poll() is None
         process.kill()
-    while group.sweep(place.path):  # its process may be on its way out yet
+    while cgroups.sweep(place.path):  # its process may be on its way out yet
         time.sleep(0.01)
     assert not os.path.exists(dead.path)
 
@@ -118,7 +116,7 @@ def test_nothing_is_swept_but_groups_of_this_make(place):
     for path in paths:
         os.mkdir(path)
     try:
-        group.sweep(place.path)
+        cgroups.sweep(place.path)
         assert all(map(os.path.isdir, paths))
     finally:
         for path in paths:
@@ -135,7 +133,7 @@ def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(p
             os.rmdir(path)
 
     monkeypatch.setattr(os, "mkdir", made_and_swept)
-    one = group.make(place)
+    one = cgroups.make(place)
     assert one.path != tries[0]
     assert os.path.isdir(one.path)
     one.remove()
@@ -154,7 +152,7 @@ def test_the_whole_tree_is_killed_at_once_where_the_kernel_can(made):
 
 
 def _made_again(place):
-    one = group.make(place)
+    one = cgroups.make(place)
     if os.path.exists(f"{one.path}/cgroup.kill"):
         return one
     one.remove()
@@ -180,18 +178,18 @@ ALL = frozenset({"memory", "pids", "cpu"})
 @pytest.mark.parametrize(
     ("version", "files", "controllers", "counted"),
     [
-        pytest.param(1, FIRST, ALL, group.Counts(2, 1, 3, 1.5), id="first version"),
+        pytest.param(1, FIRST, ALL, cgroups.Counts(2, 1, 3, 1.5), id="first version"),
         pytest.param(1, {**FIRST, "memory.max_usage_in_bytes": "5\n"}, ALL, (2, 0, 3, 1.5), id="the host's memory"),
-        pytest.param(1, FIRST, {"pids"}, group.Counts(refused=3), id="first version, a controller a hierarchy"),
-        pytest.param(2, SECOND, ALL, group.Counts(2, 7, 3, 1.5), id="second version"),
-        pytest.param(2, SECOND, {"memory"}, group.Counts(2, 7), id="second version, of what it may limit"),
-        pytest.param(2, {}, ALL, group.Counts(), id="nothing"),
+        pytest.param(1, FIRST, {"pids"}, cgroups.Counts(refused=3), id="first version, a controller a hierarchy"),
+        pytest.param(2, SECOND, ALL, cgroups.Counts(2, 7, 3, 1.5), id="second version"),
+        pytest.param(2, SECOND, {"memory"}, cgroups.Counts(2, 7), id="second version, of what it may limit"),
+        pytest.param(2, {}, ALL, cgroups.Counts(), id="nothing"),
     ],
 )
 def test_what_a_group_came_up_against_is_read_from_the_files_of_its_controllers(
     tmp_path, version, files, controllers, counted
 ):
-    one = group.Group(Place(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
+    one = cgroups.Group(Place(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
     os.makedirs(one.inner, exist_ok=True)
     for name, text in files.items():
         with open(f"{one.inner}/{name}", "w", encoding="ascii") as file:

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from enforcer.limits.hierarchies import Hierarchy
-from enforcer.limits.places import CONTROLLERS, Ceiling, places
+from enforcer.limits.cgroup_places import CONTROLLERS, Ceiling, Hierarchy, places
 from tests import harness
 
 ALL = "cpu io memory pids"

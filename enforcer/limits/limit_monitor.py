@@ -1,0 +1,339 @@
+"""Watches over one running task's limits: reports those that it reaches, and ends it when its time is up.
+
+Some limits the kernel keeps and doesn't count; those are only seen inside the sandbox. `Inside` looks every few
+seconds, so what was reached and given back in between isn't seen. The process that made the sandbox looks, at the
+sandbox's own /proc, where ids are what they are in there.
+"""
+
+import contextlib
+import errno
+import math
+import os
+import resource
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.limits.cgroups import Counts, Fence, Means
+from enforcer.limits.resource_limits import Limits, files_in, in_bytes, in_seconds
+from rules.verdicts import Outcome, Reason
+
+if TYPE_CHECKING:
+    from enforcer.limits.disk_quota import Layer
+
+_NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
+_ABORTS: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS})
+_SHELLS: Final = 128  # and the number of a signal: the exit status of a shell whose program ended by that
+_NAME = 64  # characters of a program's name
+
+
+class Reached(NamedTuple):
+    """A limit that was reached, and what that did to the task."""
+
+    reason: Reason
+    detail: str
+    outcome: Outcome = Outcome.BLOCKED
+
+
+def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
+    """Say what has happened between two counts."""
+    found = []
+    if killed := now.killed - before.killed:
+        whose = f"it may have {in_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
+        found.append(Reached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
+    if refused := now.refused - before.refused:
+        times = "once" if refused == 1 else f"{refused} times"
+        said = f"processes: it could not start another {times}, it may have {limits.processes} at most"
+        found.append(Reached(Reason.PROCESS_LIMIT, said))
+    if limits.cpu is not None and (held := now.held_back - before.held_back) >= _NOTICED:
+        said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
+        found.append(Reached(Reason.CPU_LIMIT, said, Outcome.PASSED))
+    return found
+
+
+def refused_memory(status: int, limits: Limits) -> Reached | None:
+    """Say that memory may be why the task ended like this, a wait status; None: it ended otherwise.
+
+    For memory that an rlimit keeps: the kernel counts no refusal, and a runtime that is refused memory aborts.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    number = -code if code < 0 else code - _SHELLS
+    if number not in _ABORTS:
+        return None
+    name, most = signal.Signals(number).name, in_bytes(limits.memory or 0)
+    said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have {most}"
+    return Reached(Reason.MEMORY_LIMIT, said)
+
+
+def at(limit: str, found: object, limits: Limits) -> Reached:
+    """Say that a task is at a limit, from what was found in its sandbox (`Inside.look`)."""
+    if limit == "files":
+        from proxy.telemetry.visible import visible  # what a program calls itself is the task's to say
+
+        name, count = found if isinstance(found, list) and len(found) == 2 else ("", 0)
+        said = f"files: `{visible(str(name)[:_NAME])}` had {count} open, as many as it may at a time"
+        return Reached(Reason.FILE_LIMIT, said)
+    if limit == "processes":
+        return Reached(Reason.PROCESS_LIMIT, f"processes: it had as many as it may, {limits.processes}")
+    if found == "files":
+        said = f"disk: no more files could be made in home, /tmp and the like, there may be {files_in(limits.disk)}"
+    else:
+        said = f"disk: no more could be written to home, /tmp and the like, it may be {in_bytes(limits.disk)}"
+    return Reached(Reason.DISK_LIMIT, said)
+
+
+def _some(count: int, what: str, plural: str) -> str:
+    return f"{count} {what}{plural if count != 1 else ''} {'were' if count != 1 else 'was'}"
+
+
+_DESCRIPTORS: Final = 1 << 16  # that are looked at for files without a name, a time
+_BLOCK: Final = 512  # bytes, stat(2)
+_OURS: Final = 1  # process 1 is init
+
+
+class Inside:
+    """One sandbox, by descriptors of its room, its /proc and its root, which are taken over.
+
+    `rlimits` are those that its task is kept to, `reviewed` where changes are written aside, if they are.
+    """
+
+    def __init__(self, room: int, proc: int, root: int, rlimits: Iterable[tuple[int, int]], reviewed: str) -> None:
+        self._room = room
+        self._proc = proc
+        self._rlimits = tuple(rlimits)
+        self._device: int | None = None
+        try:
+            if reviewed:
+                self._device = os.stat(reviewed.lstrip("/"), dir_fd=root).st_dev
+        finally:
+            os.close(root)
+
+    def close(self) -> None:
+        """Look no more. Idempotent."""
+        for descriptor in {self._room, self._proc} - {-1}:
+            os.close(descriptor)
+        self._room = self._proc = -1
+
+    def look(self) -> dict[str, object]:
+        """Return where the task is at its limits, and how.
+
+        `disk`: `bytes` or `files`, of which its room has none left; `files`: a program and how many it has open;
+        `processes`: how many. And `nameless`, the bytes in files without a name any more where its changes are.
+        """
+        found: dict[str, object] = {}
+        with contextlib.suppress(OSError):
+            if self._room >= 0 and (left := full(self._room)):
+                found["disk"] = left
+            for which, value in self._rlimits:
+                if which == resource.RLIMIT_NOFILE and (most := _full_of_files(self._proc, value)):
+                    found["files"] = most
+                elif which == resource.RLIMIT_NPROC and (count := _processes(self._proc)) >= value:
+                    found["processes"] = count
+            if self._device is not None and (size := _nameless(self._proc, self._device)):
+                found["nameless"] = size
+        return found
+
+
+def full(room: int) -> str:
+    """Say what there is none left of in the room that a descriptor is of: `bytes`, or `files`. Raises OSError."""
+    status = os.fstatvfs(room)
+    if not status.f_bavail:
+        return "bytes"
+    return "" if status.f_favail else "files"
+
+
+def _full_of_files(proc: int, value: int) -> list[object] | None:
+    """Find a process that has as many descriptors open as it may. Before Linux 6.2 none has a number of them."""
+    least = min(value, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # a task that lowers its own has reached none
+    for pid in _pids(proc):
+        with contextlib.suppress(OSError, ValueError):
+            count = os.stat(f"{pid}/fd", dir_fd=proc).st_size
+            if count >= least and count >= _most_files(proc, pid):
+                return [_read(proc, f"{pid}/comm").rstrip(b"\n").decode("utf-8", "backslashreplace"), count]
+    return None
+
+
+def _most_files(proc: int, pid: int) -> int:
+    """Return how many descriptors a process may have open: proc_pid_limits(5)."""
+    for line in _read(proc, f"{pid}/limits").splitlines():
+        if line.startswith(b"Max open files"):
+            return int(line.split()[3])
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # there are none of one that ends
+
+
+def _processes(proc: int) -> int:
+    """Count processes and threads."""
+    count = 0
+    for pid in _pids(proc):
+        with contextlib.suppress(OSError):
+            # A link for each thread: proc_task_getattr()
+            count += os.stat(f"{pid}/task", dir_fd=proc).st_nlink - 2
+    return count
+
+
+def _nameless(proc: int, device: int) -> int:
+    """Add up what is open and was removed, or never had a name: no look at the directories finds that."""
+    mounts: set[bytes] | None = None
+    sizes: dict[tuple[int, int], int] = {}
+    looked = 0
+    for pid in _pids(proc):
+        with contextlib.suppress(OSError), _listed(proc, f"{pid}/fd") as descriptors:
+            for each in descriptors:
+                looked += 1
+                if looked > _DESCRIPTORS:
+                    return sum(sizes.values())
+                with contextlib.suppress(OSError):
+                    status = each.stat()
+                    if status.st_nlink or not stat.S_ISREG(status.st_mode) or not status.st_blocks:
+                        continue
+                    if (file := (status.st_dev, status.st_ino)) in sizes:
+                        continue  # one word of its mount is enough, however many have it open
+                    if mounts is None:
+                        mounts = _mounts(proc, device)
+                    sizes[file] = status.st_blocks * _BLOCK if _mount_of(proc, pid, each.name) in mounts else 0
+    return sum(sizes.values())
+
+
+def _mounts(proc: int, device: int) -> set[bytes]:
+    """Return the ids of a file system's mounts. Its files may have other device numbers: overlayfs.rst, "st_dev"."""
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    fields = [line.split(b" ", 3) for line in _read(proc, f"{_OURS}/mountinfo").split(b"\n") if line]
+    return {identity for identity, _, of, _ in fields if of == number}
+
+
+def _mount_of(proc: int, pid: int, descriptor: str) -> bytes:
+    """Return the id of the mount that a descriptor of a task's is of.
+
+    By one of our own: of the task's the kernel tells its locks as well, and with thousands of those on thousands of
+    descriptors whoever looks would see to nothing else for minutes, its timeout among it (proc_pid_fdinfo(5)).
+    """
+    ours = os.open(f"{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        with open(f"/proc/self/fdinfo/{ours}", "rb", buffering=0) as file:
+            lines = file.readall().splitlines()
+        return next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), b"")
+    finally:
+        os.close(ours)
+
+
+def _pids(proc: int) -> Iterator[int]:
+    with _listed(proc, ".") as entries:
+        return iter([int(each.name) for each in entries if each.name.isdecimal() and each.name != str(_OURS)])
+
+
+@contextlib.contextmanager
+def _listed(proc: int, path: str) -> "Iterator[Iterator[os.DirEntry[str]]]":
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        with os.scandir(directory) as entries:
+            yield entries
+    finally:
+        os.close(directory)
+
+
+def _read(proc: int, path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb", buffering=0) as file:
+        return file.readall()
+
+
+GRACE = 5.0  # seconds between asking a task to end and ending it
+_INSIDE: Final = ("disk", "files", "processes")  # limits that only its init can see
+
+type Tell = Callable[[Reason, str, Outcome], None]
+
+
+class LimitMonitor:
+    """For one task, in its supervisor's loop. `tell` hears of each limit that was reached since the last look.
+
+    `layer` is where what it changes goes, if its workspace is reviewed.
+    The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
+    """
+
+    def __init__(self, fence: Fence, tell: Tell, layer: "Layer | None" = None) -> None:
+        self._fence = fence
+        self._tell = tell
+        self._layer = layer
+        self._seen = Counts()
+        self._at: frozenset[str] = frozenset()
+        self._times: dict[str, tuple[str, int]] = {}  # what was said of a limit last, and how often it was reached
+        self._beyond: Reached | None = None  # of the layer
+        timeout = fence.limits.timeout
+        self._due = math.inf if timeout is None else time.monotonic() + timeout
+        self.cut_short = False  # whether it was asked to end for a limit
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Return each limit that was reached so far, in words, and how often in all."""
+        found = reached(Counts(), self._seen, self._fence.limits)
+        said = [each.detail for each in found]
+        said += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
+        if self._beyond is not None:
+            said.append(self._beyond.detail)
+        elif self.cut_short:
+            said.append(self._time_is_up().detail)
+        return tuple(said)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called; infinite where there is nothing to wait for."""
+        due = max(0.0, self._due - time.monotonic())
+        return due if self._layer is None else min(due, self._layer.wait())
+
+    def turn(self, signals: Callable[[int], None]) -> bool:
+        """Do what is due; `signals` sends the task's group one. True when the whole tree has to be killed now."""
+        if time.monotonic() < self._due:
+            if self._layer is None:
+                return False
+            if self.cut_short:
+                return self._layer.presses()
+            if (over := self._layer.turn()) is None:
+                return False
+            why = self._beyond = Reached(Reason.DISK_LIMIT, over.detail)
+        elif self.cut_short:
+            return True
+        else:
+            why = self._time_is_up()
+        self.cut_short = True
+        self._due = time.monotonic() + GRACE
+        self._tell(*why)
+        signals(signal.SIGTERM)
+        signals(signal.SIGCONT)  # one that is stopped couldn't act on it: timeout(1)
+        return False
+
+    def see(self, found: Mapping[str, object]) -> None:
+        """Take where the task is at limits that are seen in its sandbox; each is told when it gets there."""
+        if self._layer is not None:
+            nameless = found.get("nameless", 0)
+            self._layer.nameless = nameless if isinstance(nameless, int) else 0
+        now = frozenset(limit for limit in _INSIDE if limit in found)
+        for limit in sorted(now - self._at):
+            each = at(limit, found[limit], self._fence.limits)
+            self._times[limit] = each.detail, self._times.get(limit, ("", 0))[1] + 1
+            self._tell(*each)
+        self._at = now
+
+    def look(self, *, over: bool = False, status: int | None = None) -> None:
+        """Tell of limits that were reached since the last time; of the processors once, when it is over.
+
+        `status`: how the task ended, as waitpid(2) has it; None: it didn't end by itself.
+        """
+        now = self._fence.counts()
+        if not over:
+            now = now._replace(held_back=self._seen.held_back)
+        found = reached(self._seen, now, self._fence.limits)
+        self._seen = now
+        for each in found:
+            self._tell(*each)
+        if over and status is not None and self._fence.means.get("memory") is Means.RLIMIT:
+            died = refused_memory(status, self._fence.limits)
+            if died is not None:
+                self._times["memory"] = died.detail, 1
+                self._tell(*died)
+        if over and self._layer is not None and not self.cut_short and (beyond := self._layer.last()) is not None:
+            self._beyond = Reached(Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED)  # it ended by itself before
+            self._tell(*self._beyond)
+
+    def _time_is_up(self) -> Reached:
+        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout or 0)}"
+        return Reached(Reason.TIME_LIMIT, said)
