@@ -10,7 +10,7 @@ from typing import NamedTuple
 from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
 from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
-from enforcer.network.place import OWN_IPV4
+from enforcer.network.constants import OWN_IPV4
 from enforcer.notify import seat
 from enforcer.rules_in_force import own_files
 from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, stdio, view
@@ -127,9 +127,9 @@ def empty(who: Identity, fence: Fence, devices: tuple[str, ...] = ()) -> hull.Hu
 @functools.cache
 def network(cache: Path) -> hull.Network:
     """Return how every sandbox's network is made: the same for all, so a service works it out once."""
-    from enforcer.network.making import making
+    from enforcer.network import install
 
-    return making(cache)
+    return install.network(cache)
 
 
 def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:

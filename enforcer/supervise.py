@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.limit_monitor import LimitMonitor
-from enforcer.network.place import LOGGED
+from enforcer.network.constants import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
 from enforcer.saying import say

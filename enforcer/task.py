@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from enforcer import ca, state, worker
 from enforcer.errors import ExeatError, HostError
 from enforcer.limits.resource_limits import limits_of
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
 from enforcer.signals import close_signals, open_signals
 from enforcer.starter import started_by

@@ -1,11 +1,11 @@
-"""Turn a plan into netlink messages with pyroute2. Slow to import (140 ms) and needed once: `cache` keeps the bytes.
+"""Turn a plan into netlink messages with pyroute2. Slow to import (140 ms) and needed once: `install` keeps the bytes.
 
 Every message asks for an acknowledgement, so that no step can fail unseen. Sequence numbers are left zero.
 """
 
 import socket
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, nla, nlmsg
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
@@ -16,12 +16,11 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.nftables.expressions import genex
 
-from enforcer.network.nftables import AddressSet, Chain, Counter, Expression, Rule, Table, Verdict
+from enforcer.network import install
+from enforcer.network.install import EncodedNetwork
 from enforcer.network.plan import Batch, EverythingIsLocal, LinkUp, NetworkPlan, OwnAddress
+from enforcer.network.ruleset import AddressSet, Chain, Counter, Expression, Rule, Table, Verdict
 from proxy.netlink import NETLINK_NETFILTER
-
-if TYPE_CHECKING:
-    from enforcer.network.execute import Encoded
 
 _NEW = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
 _LO = 1  # the index of `lo` in every namespace
@@ -64,17 +63,18 @@ class _object_msg(nfgen_msg):  # type: ignore[misc]  # noqa: N801
         nla_map = (("NFTA_COUNTER_UNSPEC", "none"), ("NFTA_COUNTER_BYTES", "be64"), ("NFTA_COUNTER_PACKETS", "be64"))
 
 
-def encode(plan: NetworkPlan) -> "Encoded":
-    """Return the messages of every batch of the plan."""
-    return tuple(_batch(batch) for batch in plan.batches)
+def encode(plan: NetworkPlan) -> EncodedNetwork:
+    """Return every batch of the plan as it is sent."""
+    return EncodedNetwork(plan.gate_port, *map(_batch, plan.batches))
 
 
-def _batch(batch: Batch) -> tuple[bytes, ...]:
+def _batch(batch: Batch) -> install.Batch:
     """Return the batch's messages; a ruleset's stand between a begin and an end, which make it all or nothing."""
-    statements = [_bytes(_message(statement)) for statement in batch.statements]
+    parts = [_bytes(_message(statement)) for statement in batch.statements]
     if batch.protocol == NETLINK_NETFILTER:
-        return (_edge(_BATCH_BEGIN), *statements, _edge(_BATCH_END))
-    return tuple(statements)
+        parts = [_edge(_BATCH_BEGIN), *parts, _edge(_BATCH_END)]
+    logging = tuple(at for at, each in enumerate(batch.statements) if isinstance(each, Rule) and each.logs)
+    return install.numbered(parts, batch.describe(), logging)
 
 
 def _edge(kind: int) -> bytes:

@@ -1,19 +1,15 @@
-"""The whole network of a sandbox as a plan of values. Nothing is done here: `encode` and `execute` do it.
+"""The whole network of a sandbox as a plan of values, of which `encode` makes bytes that `install` sends.
 
 IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switched IPv6 off: then IPv4 alone works,
 and there is no IPv6 route for anything to take.
 """
 
-from functools import cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from enforcer.network.capture import ruleset
-from enforcer.network.place import GATE_PORT, OWN_IPV4, OWN_IPV6
+from enforcer.network.constants import GATE_PORT, OWN_IPV4, OWN_IPV6
+from enforcer.network.ruleset import Statement, ruleset
 from proxy.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
-
-if TYPE_CHECKING:
-    from enforcer.network.nftables import Statement
 
 
 class LinkUp(NamedTuple):
@@ -49,7 +45,7 @@ class Batch(NamedTuple):
     """Statements that go to the kernel in one message, over one netlink protocol."""
 
     protocol: int
-    statements: "tuple[LinkUp | OwnAddress | EverythingIsLocal | Statement, ...]"
+    statements: tuple[LinkUp | OwnAddress | EverythingIsLocal | Statement, ...]
 
     def describe(self) -> tuple[str, ...]:
         """Say what this does, a line a statement."""
@@ -76,7 +72,6 @@ class NetworkPlan(NamedTuple):
         return tuple(line for batch in self.batches[:-1] for line in batch.describe())
 
 
-@cache
 def network_plan(gate_port: int = GATE_PORT) -> NetworkPlan:
     """Return the plan of a sandbox's network whose gate listens on `gate_port`."""
     return NetworkPlan(

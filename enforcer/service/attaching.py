@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from enforcer import state
 from enforcer.errors import HostError, UsageError
-from enforcer.network import foreign
-from enforcer.network.cache import cached
-from enforcer.network.plan import network_plan
+from enforcer.network import attached_namespace
+from enforcer.network.install import cached
 from enforcer.service import peers
 from enforcer.service.asking import ask
 from enforcer.service.endings import recorder_for
@@ -92,13 +91,12 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
         raise UsageError("rules with `secrets` or `upstream_auth` can't be for a namespace that somebody else made")
     (status,) = ask({"what": "status"})  # before anything is changed
     task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
-    plan = network_plan()
-    encoded = cached(plan, state.make_private(state.cache_directory()))
+    encoded = cached(state.make_private(state.cache_directory()))
     recorder = recorder_for(task, Path(status["journal"]), policy)
     recorder.rules_loaded()
     event = recorder.task_started(("exeat", "attach", what.named), started_by=started_by())
     try:
-        names, sockets = _inside(what.namespace, lambda: foreign.install(plan, encoded).named())
+        names, sockets = _inside(what.namespace, lambda: attached_namespace.install(encoded).named())
         file = _written(policy)
         (answer,) = ask(
             {
@@ -169,7 +167,7 @@ def _inside(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> t
 def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[str, socket.socket]]") -> NoReturn:
     try:
         try:
-            foreign.enter(namespace)
+            attached_namespace.enter(namespace)
             found = make()
             message.send(theirs, {"sockets": list(found)}, [sock.fileno() for sock in found.values()])
         except BaseException as error:  # noqa: BLE001 - it is told where it can be

@@ -19,7 +19,7 @@ from enforcer import confine, linux
 from enforcer.errors import HostError
 from enforcer.etc import roots_now, system_roots
 from enforcer.keyholder.keyholder import Keyholder
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import contents, identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder

@@ -40,7 +40,7 @@ REMEMBERED: Final = (
 )
 _PASSING_BY: Final = (Reason.LIMIT_EXCEEDED, Reason.APPROVAL_TIMEOUT)
 _MOST_REMEMBERED: Final = 1024
-_TOLD_A_SECOND, _TOLD_AT_ONCE = 20, 100  # refusals, as in the kernel's own log (enforcer.network.capture)
+_TOLD_A_SECOND, _TOLD_AT_ONCE = 20, 100  # refusals, as in the kernel's own log (enforcer.network.ruleset)
 _AT_ONCE: Final = 64  # datagrams before the others get their turn
 _WHOLE_QUEUE: Final = 64  # times as many: more than the socket holds
 _LARGEST: Final = 65535  # bytes

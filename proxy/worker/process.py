@@ -71,7 +71,7 @@ class _Worker:
     """The one tenancy of a run without a service, and what the supervisor says to it."""
 
     def __init__(self, setup: Setup, sockets: dict[str, socket.socket]) -> None:
-        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets."""
+        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets."""
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)

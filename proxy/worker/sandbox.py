@@ -77,7 +77,7 @@ class Tenancy:
         before: int | None = None,
         wait: float = 0.0,
     ) -> None:
-        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.sockets.
+        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets.
 
         `before`: how many workers have died while they served it; None: it dies with its worker.
         `wait`: seconds until the addresses of its table are free.

@@ -9,7 +9,7 @@ import types
 from enforcer import confine
 from enforcer.cli import main
 from enforcer.errors import HostError
-from enforcer.network import making
+from enforcer.network import install
 from enforcer.sandbox import landlock, launch
 from tests.soak.left import until
 
@@ -31,7 +31,7 @@ class Elsewhere:
 
 
 gate, network = Elsewhere(), Elsewhere()
-enter, execute = confine.build.enter, making.execute
+enter, execute = confine.build.enter, install.execute
 
 
 def gate_enters(steps):
@@ -39,9 +39,9 @@ def gate_enters(steps):
     enter(steps)
 
 
-def network_is_made(plan, encoded, **more):
-    network.tell(plan.describe())
-    return execute(plan, encoded, **more)
+def network_is_made(encoded, **more):
+    network.tell([line for batch in encoded[1:-1] for line in batch.statements])
+    return execute(encoded, **more)
 
 
 def told(recipe, spare, _carry):
@@ -63,5 +63,5 @@ def told(recipe, spare, _carry):
 
 launch.launch = told
 confine.build = types.SimpleNamespace(enter=gate_enters)
-making.execute = network_is_made
+install.execute = network_is_made
 sys.exit(main(sys.argv[1:]))

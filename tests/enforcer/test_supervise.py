@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.network.place import LOGGED
+from enforcer.network.constants import LOGGED
 from enforcer.sandbox import player
 from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch

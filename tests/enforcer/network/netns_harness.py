@@ -15,9 +15,8 @@ import warnings
 from dataclasses import dataclass
 
 from enforcer import linux
-from enforcer.network.execute import Installed, execute
-from enforcer.network.plan import network_plan
-from enforcer.network.sockets import GateSockets, open_gate_sockets
+from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
+from enforcer.network.install import Installed, execute
 from tests.waiting import readable
 
 ORDINARY = 64321  # a uid and gid that nobody has
@@ -166,13 +165,13 @@ class Network(Namespace):
 
     def __init__(self, encoded, *, rootless, before=lambda: None):
         super().__init__(rootless=rootless)
-        self.plan = network_plan()
+        self.gate_port = encoded.gate_port
         ours, theirs = socket.socketpair()
 
         def make():
             before()
-            installed = execute(self.plan, encoded)
-            made = open_gate_sockets(self.plan.gate_port, refusal_log=installed.refusal_log).named()
+            installed = execute(encoded)
+            made = open_gate_sockets(encoded.gate_port, refusal_log=installed.refusal_log).named()
             socket.send_fds(theirs, [b"s"], [sock.fileno() for sock in made.values()])
             return installed, list(made)
 
@@ -192,7 +191,7 @@ class Network(Namespace):
 
     def counters(self):
         """Return what was refused, leaving out the kinds of which nothing was."""
-        from enforcer.network.counters import open_counter_socket, read_counters
+        from enforcer.network.gate_sockets import open_counter_socket, read_counters
 
         def read():
             with open_counter_socket() as sock:

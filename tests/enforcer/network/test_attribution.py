@@ -72,7 +72,7 @@ def test_the_owner_of_a_connection_is_named_with_inode_and_uid(network, address,
 
 def test_a_connection_to_the_gates_own_port_has_an_owner(network):
     def connect(sock):
-        sock.connect(("127.0.0.1", network.plan.gate_port))
+        sock.connect(("127.0.0.1", network.gate_port))
         return os.fstat(sock.fileno()).st_ino, sock.getsockname()
 
     def hold():

@@ -7,10 +7,10 @@ import socket
 import pytest
 from netns_harness import Network, outcome
 
-from enforcer.network import sockets
-from enforcer.network.execute import execute
-from enforcer.network.plan import GATE_PORT, network_plan
-from enforcer.network.sockets import open_gate_sockets
+from enforcer.network import gate_sockets
+from enforcer.network.gate_sockets import open_gate_sockets
+from enforcer.network.install import execute
+from enforcer.network.plan import GATE_PORT
 
 
 def options(sock):
@@ -19,7 +19,7 @@ def options(sock):
 
 def test_they_are_transparent_non_blocking_and_not_inherited(namespace, encoded):
     def make():
-        execute(network_plan(), encoded)
+        execute(encoded)
         made = open_gate_sockets(GATE_PORT)
         every = made.named()
         told = [options(sock) for sock in (made.tcp, made.dns_udp, made.udp)]
@@ -52,16 +52,16 @@ def test_without_capabilities_it_is_refused(namespace):
 
 def test_without_nflog_there_is_no_log_and_no_error(namespace, encoded, monkeypatch):
     """A subsystem that the kernel doesn't have answers EINVAL; 15 is none."""
-    namespace.as_owner(lambda: execute(network_plan(), encoded))
+    namespace.as_owner(lambda: execute(encoded))
     monkeypatch.setattr(
-        sockets, "_BIND_REQUEST", sockets._BIND_REQUEST.replace(b"\x01\x04\x05\x00", b"\x01\x0f\x05\x00")
+        gate_sockets, "_BIND_REQUEST", gate_sockets._BIND_REQUEST.replace(b"\x01\x04\x05\x00", b"\x01\x0f\x05\x00")
     )
     assert namespace.as_owner(lambda: open_gate_sockets(GATE_PORT).refusal_log) is None
     assert namespace.as_owner(lambda: open_gate_sockets(GATE_PORT, refusal_log=False).refusal_log) is None
 
 
 def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch):
-    monkeypatch.setattr(sockets, "_kernel_has_ipv6", lambda _make: False)
+    monkeypatch.setattr(gate_sockets, "_kernel_has_ipv6", lambda _make: False)
     network = Network(encoded, rootless=rootless)
     try:
         assert network.sockets.tcp.family == network.sockets.dns_udp.family == socket.AF_INET
@@ -95,7 +95,7 @@ def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch)
 
 
 def test_the_kernel_is_asked_for_ipv6(monkeypatch):
-    assert sockets._kernel_has_ipv6(socket.socket) is os.path.exists("/proc/net/if_inet6")
+    assert gate_sockets._kernel_has_ipv6(socket.socket) is os.path.exists("/proc/net/if_inet6")
 
     def refuse(number):
         def make(*_):
@@ -104,7 +104,7 @@ def test_the_kernel_is_asked_for_ipv6(monkeypatch):
         return make
 
     monkeypatch.setattr(socket, "socket", refuse(errno.EAFNOSUPPORT))
-    assert sockets._kernel_has_ipv6(socket.socket) is False
+    assert gate_sockets._kernel_has_ipv6(socket.socket) is False
     monkeypatch.setattr(socket, "socket", refuse(errno.EMFILE))
     with pytest.raises(OSError, match="refused"):
-        sockets._kernel_has_ipv6(socket.socket)
+        gate_sockets._kernel_has_ipv6(socket.socket)

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netns_harness import outcome
 
-from enforcer.network.counters import open_counter_socket, read_counters
-from enforcer.network.sockets import open_refusal_log
+from enforcer.network.gate_sockets import open_counter_socket, open_refusal_log, read_counters
 from proxy.netlink import MalformedMessageError, attribute, message
 from proxy.refusals import NFULNL_MSG_PACKET, Kind, RefusedPacket, parse_refusal
 

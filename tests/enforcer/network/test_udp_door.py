@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 from netns_harness import outcome
 
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from proxy.udp import door
 from proxy.udp.answers import Answers
 from proxy.udp.endpoints import endpoint_asked, endpoint_of

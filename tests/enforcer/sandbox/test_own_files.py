@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.etc import system_roots
-from enforcer.network.place import OWN_IPV4
+from enforcer.network.constants import OWN_IPV4
 from enforcer.sandbox.view import BUNDLES, JAVA_STORE, JAVA_STORES
 
 RULES = "version: 1\nname: nothing\nsandbox: {hostname: box-7}\nrules: []\n"

@@ -9,8 +9,8 @@ import pytest
 from gate_harness import RAW, SPLICED, World, client_hello, run
 from test_gate_swapped import Swapped
 
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.encode import encode
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.records import Records

@@ -80,8 +80,8 @@ def test_every_tcp_connection_is_the_gates_with_its_destination(network_for_all,
 )
 def test_the_gates_own_port_is_seen_for_what_it_is(network_for_all, address, reached):
     """A local connection to it isn't captured: getsockname() shows it, and the gate refuses it."""
-    network_for_all.run(lambda: connect(address, network_for_all.plan.gate_port))
-    assert accepted(network_for_all)[0] == (reached, network_for_all.plan.gate_port)
+    network_for_all.run(lambda: connect(address, network_for_all.gate_port))
+    assert accepted(network_for_all)[0] == (reached, network_for_all.gate_port)
 
 
 def local_service(kind):

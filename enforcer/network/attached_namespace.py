@@ -9,17 +9,13 @@ import fcntl
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.errors import HostError
-from enforcer.network.capture import TABLE
-from enforcer.network.execute import execute
-from enforcer.network.sockets import GateSockets, open_gate_sockets
+from enforcer.network.constants import TABLE
+from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
+from enforcer.network.install import EncodedNetwork, execute
 from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, messages
-
-if TYPE_CHECKING:
-    from enforcer.network.execute import Encoded
-    from enforcer.network.plan import NetworkPlan
 
 _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 # linux/netfilter/nf_tables.h, nfnetlink.h
@@ -49,7 +45,7 @@ def enter(namespace: int) -> None:
         raise HostError(f"that network namespace can't be entered: {error.strerror}", "run as who made it") from error
 
 
-def install(plan: "NetworkPlan", encoded: "Encoded") -> GateSockets:
+def install(encoded: EncodedNetwork) -> GateSockets:
     """Make the namespace's network the gate's, and open its sockets. Raises HostError, OSError."""
     others = [name for _, name in socket.if_nameindex() if name != "lo"]
     if others:
@@ -57,10 +53,10 @@ def install(plan: "NetworkPlan", encoded: "Encoded") -> GateSockets:
             f"that network namespace has another device than `lo`: {', '.join(sorted(others))}",
             "start the container without a network (`--network none`)",
         )
-    _refuse_taken(plan.gate_port)
+    _refuse_taken(encoded.gate_port)
     forget()
-    installed = execute(plan, encoded, again=True)
-    return open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
+    installed = execute(encoded, again=True)
+    return open_gate_sockets(encoded.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
 
 
 def _refuse_taken(port: int) -> None:

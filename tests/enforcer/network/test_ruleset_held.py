@@ -231,8 +231,7 @@ def test_self_connect_and_simultaneous_open_reach_nobody(network):
 
 
 def test_the_ruleset_is_out_of_a_tasks_reach(network):
-    from enforcer.network.counters import open_counter_socket, read_counters
-    from enforcer.network.sockets import open_refusal_log
+    from enforcer.network.gate_sockets import open_counter_socket, open_refusal_log, read_counters
 
     def read():
         with open_counter_socket() as sock:
@@ -244,7 +243,7 @@ def test_the_ruleset_is_out_of_a_tasks_reach(network):
 
 def test_a_nested_user_namespace_gives_no_power_over_this_one(network):
     """No raw or packet socket, no mark, no nf_tables and no way back with the capabilities gained."""
-    from enforcer.network.counters import open_counter_socket, read_counters
+    from enforcer.network.gate_sockets import open_counter_socket, read_counters
 
     def attempts():
         with socket.socket() as before:
@@ -277,9 +276,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
     from pyroute2.netlink.nfnetlink import nftsocket
 
     from enforcer.network import encode
-    from enforcer.network.execute import _opened, _send
-    from enforcer.network.nftables import Table
-    from enforcer.network.plan import Batch
+    from enforcer.network.install import _opened, _send, numbered
     from proxy.netlink import NETLINK_NETFILTER
 
     delete = encode._nft(nftsocket.nft_table_msg(), 2, [("NFTA_TABLE_NAME", "exeat")], 0)
@@ -287,7 +284,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
 
     def flush_and_connect():
         with _opened(socket.socket, NETLINK_NETFILTER) as sock:
-            _send(sock, Batch(NETLINK_NETFILTER, (Table("exeat"),)), messages)
+            _send(sock, numbered(messages, ("delete the table",)))
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect((PUBLIC, 443))
             udp.send(b"x")

@@ -3,18 +3,19 @@
 import errno
 import os
 import socket
+import struct
+import sys
 from pathlib import Path
 
 import pytest
 from netns_harness import Network, outcome
 
-from enforcer.network.capture import TABLE, ruleset
-from enforcer.network.counters import open_counter_socket, read_counters
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES, TABLE
 from enforcer.network.encode import encode
-from enforcer.network.execute import Installed, StepFailedError, execute
-from enforcer.network.nftables import Chain, Expression, Rule, Verdict
-from enforcer.network.place import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.gate_sockets import open_counter_socket, read_counters
+from enforcer.network.install import Installed, StepFailedError, execute, numbered
 from enforcer.network.plan import Batch, network_plan
+from enforcer.network.ruleset import Chain, Expression, Rule, Verdict, ruleset
 from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK
 from proxy.refusals import Kind
 
@@ -61,13 +62,10 @@ def test_a_statement_that_nobody_can_encode_is_an_error():
         encode(plan)
 
 
-def test_bytes_of_another_plan_are_refused_before_anything_is_sent(namespace, encoded):
-    def attempt():
-        with pytest.raises(ValueError, match="encoded messages for a batch"):
-            execute(network_plan(), (*encoded[:3], encoded[4], encoded[3]))
-        return has_table()
-
-    assert not namespace.as_owner(attempt)
+def test_a_batch_of_other_messages_than_it_has_statements_is_an_error():
+    message = struct.pack("=IHHII", 16, 16, NLM_F_ACK, 0, 0)
+    with pytest.raises(ValueError, match="2 encoded messages for a batch of 1 statements"):
+        numbered((message, message), ("bring `lo` up",))
 
 
 def has_table():
@@ -77,7 +75,7 @@ def has_table():
 
 def test_execute_makes_addresses_routes_and_ruleset(namespace, encoded):
     def make():
-        installed = execute(network_plan(), encoded)
+        installed = execute(encoded)
         return installed, Path("/proc/self/net/fib_trie").read_text(), Path("/proc/self/net/if_inet6").read_text()
 
     installed, ipv4, ipv6 = namespace.as_owner(make)
@@ -95,8 +93,8 @@ def test_the_only_device_is_lo(network):
 
 def test_a_step_that_the_kernel_refuses_is_named_with_its_errno(namespace, encoded):
     def twice():
-        execute(network_plan(), encoded)
-        execute(network_plan(), encoded)
+        execute(encoded)
+        execute(encoded)
 
     with pytest.raises(OSError, match=r"cannot add the address 192\.0\.0\.2 to `lo`: File exists") as caught:
         namespace.as_owner(twice)
@@ -106,34 +104,33 @@ def test_a_step_that_the_kernel_refuses_is_named_with_its_errno(namespace, encod
 @pytest.mark.parametrize("name", ["link", "ipv4", "ipv6", "ruleset"])
 def test_whichever_step_the_kernel_refuses_ends_it_and_is_named(namespace, encoded, name):
     """Only the last of a batch asks for an answer; of one of a kind that nobody knows the kernel tells unasked."""
-    plan, at = network_plan(), ("link", "ipv4", "ipv6", "ruleset").index(name)
-    steps = [number for number, message in enumerate(encoded[at]) if message[6] & NLM_F_ACK]
+    batch = getattr(encoded, name)
 
     def broken(number):
-        batch = list(encoded[at])
-        batch[number] = (
-            batch[number][:4] + b"\xfe" + batch[number][5:]
-        )  # nlmsg_type: of its family, and no message of it
-        return (*encoded[:at], tuple(batch), *encoded[at + 1 :])
+        data, at = bytearray(batch.data), 0
+        for _ in range(1, number):
+            at += int.from_bytes(data[at : at + 4], sys.byteorder)  # nlmsg_len
+        data[at + 4] = 0xFE  # nlmsg_type: of its family, and no message of it
+        return encoded._replace(**{name: batch._replace(data=bytes(data))})
 
     def attempt():
         told = []
-        for number in steps:
+        for number in range(batch.first, batch.last + 1):
             try:
-                execute(plan, broken(number), again=True)
+                execute(broken(number), again=True)
                 told.append("")
             except StepFailedError as error:
                 told.append(error.statement)
         return told, has_table()
 
     told, table = namespace.as_owner(attempt)
-    assert told == list(range(len(getattr(plan, name).statements)))
+    assert told == list(range(len(getattr(network_plan(), name).statements)))
     assert not table
 
 
 def test_without_capabilities_the_first_step_fails(namespace, encoded):
     with pytest.raises(OSError, match="cannot bring `lo` up") as caught:
-        namespace.run(lambda: execute(network_plan(), encoded))
+        namespace.run(lambda: execute(encoded))
     assert caught.value.errno == errno.EPERM
 
 
@@ -150,7 +147,7 @@ def test_the_ruleset_is_all_or_nothing(namespace):
 
     def attempt():
         with pytest.raises(StepFailedError, match="rule of `capture`: jump where nothing is"):
-            execute(plan, encoded)
+            execute(encoded)
         return has_table()
 
     assert not namespace.as_owner(attempt)
@@ -163,7 +160,7 @@ def test_without_nflog_the_counters_still_count(namespace, encoded):
     encoded = encode(plan)
 
     def make():
-        installed = execute(plan, encoded)
+        installed = execute(encoded)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, open_counter_socket() as counters:
             sock.sendto(b"x", ("8.8.8.8", 443))
             return installed, read_counters(counters)
@@ -181,7 +178,7 @@ def test_enoent_on_any_other_rule_is_not_taken_for_a_missing_nflog(namespace):
 
     def attempt():
         with pytest.raises(StepFailedError, match="in no chain") as caught:
-            execute(plan, encoded)
+            execute(encoded)
         return caught.value.errno, has_table()
 
     assert namespace.as_owner(attempt) == (errno.ENOENT, False)
