@@ -12,8 +12,8 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.questions import Source
-    from proxy.inspection.git import Push
-    from proxy.inspection.heads import Head
+    from proxy.request.git_push import Push
+    from proxy.request.request_head import Head
     from proxy.telemetry.events import Process
     from proxy.tenant import Tenant
     from rules.attempt import Attempt
@@ -145,7 +145,10 @@ def _size(head: "Head | None", *, body: bool) -> int | None:
     length = [value for name, value in head.fields if name.lower() == b"content-length"]
     if head.version == b"HTTP/2.0":
         return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
-    from proxy.inspection.heads import Unclear, body_size  # who has a head has it: connections and programs have none
+    from proxy.request.request_head import (  # who has a head has it: connections and programs have none
+        Unclear,
+        body_size,
+    )
 
     try:
         return body_size(head)

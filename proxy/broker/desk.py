@@ -15,14 +15,14 @@ from proxy.broker.own import Known
 from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
 from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
 from proxy.broker.spelling import Spelled, encoded, ways
-from proxy.inspection.heads import forwarded, named
+from proxy.request.request_head import forwarded, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.broker.reading import Found
     from proxy.broker.values import Held
-    from proxy.inspection.heads import Field, Head
+    from proxy.request.request_head import Field, Head
     from rules.addresses import Address
     from rules.names import HostName
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.broker.values import Held
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 _FREE: Final = 7  # bytes of a value's beginning that aren't held back; of a short one a quarter
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 _MOST: Final = 256  # of a secret; browsers keep fewer of a site (RFC 6265 section 6.1: at least 50)
 _LONGEST: Final = 4096  # bytes of one, as there

@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from proxy.field_names import alike
+from proxy.request.field_names import alike
 from rules.secrets import Slot, SlotKind
 
 if TYPE_CHECKING:
     from proxy.broker.values import Held
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2}) *", re.IGNORECASE)
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9-]{0,31} +")

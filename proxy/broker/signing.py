@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.broker.keys import Keys
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 _CREDENTIAL: Final = rb"([A-Za-z0-9_]+)/([0-9]{8})/([a-z0-9-]{1,64})/([a-z0-9-]{1,64})/aws4_request"
 _NAMES: Final = rb"[a-z0-9_.-]+(?:;[a-z0-9_.-]+)*"

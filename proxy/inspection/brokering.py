@@ -20,9 +20,9 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.field_names import alike
 from proxy.inspection.context import Far
 from proxy.inspection.messages import QuickHeaders, head_of, request_of
+from proxy.request.field_names import alike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from proxy.broker import Broker
     from proxy.inspection.context import Near
-    from proxy.inspection.heads import Field
     from proxy.inspection.judging import Place
+    from proxy.request.request_head import Field
 
 # By which an answer may come packed, or in other characters: RFC 9110 sections 12.5.2, 12.5.3 and 10.1.4 (`TE`),
 # RFC 3229 section 10.5.3, RFC 6455 section 9.1

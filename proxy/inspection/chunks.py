@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from proxy.inspection.heads import MOST_FIELDS, Unclear, field_of
+from proxy.request.request_head import MOST_FIELDS, Unclear, field_of
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
 
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
 AT_ONCE: Final = 500  # chunks that become one piece, before the connection may have to wait for its next turn

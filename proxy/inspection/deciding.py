@@ -12,13 +12,13 @@ from proxy.approvals.putting import reason_of
 from proxy.approvals.wire import Result
 from proxy.dialling.connecting import DialFailed, written
 from proxy.dialling.preflight import approved, in_vain, refused
-from proxy.inspection.heads import Unclear
 from proxy.inspection.holding import Held, HeldBody, HeldPush
 from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
 from proxy.inspection.pushes import FEW_REFS, report
 from proxy.inspection.relaying import relayed
 from proxy.refusal import is_for_git
+from proxy.request.request_head import Unclear
 from proxy.slices import at_once, in_turns
 from rules.upstream import Via
 from rules.verdicts import Reason
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from proxy.approvals.asking import Asking
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import Far
-    from proxy.inspection.heads import Head
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
+    from proxy.request.request_head import Head
     from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.policy import Policy

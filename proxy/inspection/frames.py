@@ -21,7 +21,7 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-from proxy.inspection.heads import MOST_FIELDS
+from proxy.request.request_head import MOST_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

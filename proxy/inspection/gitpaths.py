@@ -10,7 +10,7 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from proxy.inspection.heads import Unclear
+from proxy.request.request_head import Unclear
 from rules.attempt import Git, GitService
 from rules.paths import cut_readings, readings
 from rules.verdicts import Reason

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
 
-from proxy.inspection.git import Push
-from proxy.inspection.heads import Head, Unclear, values
 from proxy.inspection.pushes import judge_ahead
+from proxy.request.git_push import Push
+from proxy.request.request_head import Head, Unclear, values
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 
 from proxy.inspection.chunks import Chunks
 from proxy.inspection.direct import Direct
-from proxy.inspection.heads import NOTHING, Head, Unclear, body_size
 from proxy.inspection.http1_heads import (
     UNREAD,
     is_bodiless,
@@ -45,6 +44,7 @@ from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
 from proxy.inspection.signals import Checkpoint, ClientEnded, ResetConnection, Unspoken
+from proxy.request.request_head import NOTHING, Head, Unclear, body_size
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

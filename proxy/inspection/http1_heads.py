@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
 
-from proxy.inspection.heads import MOST_FIELDS, Head, Unclear
 from proxy.inspection.messages import response_with
+from proxy.request.request_head import MOST_FIELDS, Head, Unclear
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
 
-    from proxy.inspection.heads import Field
+    from proxy.request.request_head import Field
 
 MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
 

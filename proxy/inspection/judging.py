@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.approvals.putting import in_vain
 from proxy.dialling.connecting import written
-from proxy.inspection import heads
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import all_refused, judge_push, together
 from proxy.inspection.second_paths import second_path
 from proxy.inspection.websocket import is_handshake
+from proxy.request import request_head
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.matching.judge import to_be_asked
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
     from proxy.broker.desk import Carried
     from proxy.dialling.connecting import DialFailed, Hop
-    from proxy.inspection.git import Push
-    from proxy.inspection.heads import Asked, Head
     from proxy.inspection.pushes import Judged
+    from proxy.request.git_push import Push
+    from proxy.request.request_head import Asked, Head
     from proxy.slices import Sliced
     from proxy.tenant import Tenant
     from rules.addresses import Address
@@ -58,7 +58,7 @@ class Place:
     @property
     def authority(self) -> bytes:
         """How a forwarded request spells this place."""
-        return heads.authority(self.target, self.port, tls=self.tls)
+        return request_head.authority(self.target, self.port, tls=self.tls)
 
     def __str__(self) -> str:
         """Return it as the start of a URL."""
@@ -131,8 +131,8 @@ def judge(
     """
     policy = looks.policy
     try:
-        asked = heads.read(head, tls=place.tls)
-    except heads.Unclear as problem:
+        asked = request_head.read(head, tls=place.tls)
+    except request_head.Unclear as problem:
         return unclear(tenant, head, problem)
     refused = _misdirected(tenant, place, head, asked, looks)
     if refused is None and asked.websocket and not is_handshake(head, body=body):
@@ -148,9 +148,9 @@ def judge(
         git = _git(head, asked, looks)
         looked_at = looks.requests or looks.people
         other = second_path(head, asked, place.target, place.port, tls=place.tls) if looked_at else None
-    except heads.Unclear as problem:
+    except request_head.Unclear as problem:
         return unclear(tenant, head, problem)
-    headers = heads.as_text(head.fields) if looks.headers else ()
+    headers = request_head.as_text(head.fields) if looks.headers else ()
     task = tenant.task
     credential = None if carried is None else NO_CREDENTIAL if carried.bare else carried.credential
     request = Request(asked.method, asked.path, headers, body, asked.websocket, git, credential)
@@ -178,8 +178,8 @@ def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
     if not looks.git and not looks.git_for_events:
         return None
     try:
-        return git_request(asked.method, asked.path, heads.values(head, b"content-type"))
-    except heads.Unclear:
+        return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
+    except request_head.Unclear:
         if looks.git:
             raise
         return None
@@ -276,7 +276,7 @@ def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", l
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
         http2 = head.version == b"HTTP/2.0"
         status = HTTPStatus.MISDIRECTED_REQUEST if http2 else None
-        asked_for = heads.authority(asked.host, asked.port, tls=place.tls).decode()
+        asked_for = request_head.authority(asked.host, asked.port, tls=place.tls).decode()
         detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
         return _denied(tenant, head, Reason.NAME_MISMATCH, detail, status)
     if asked.overrides and (looks.requests or looks.people):
@@ -308,7 +308,7 @@ def _has_refs(request: Request) -> bool:
     return request.git is not None and request.git.service is GitService.PUSH and request.method == "POST"
 
 
-def unclear(tenant: "Tenant", head: "Head", problem: heads.Unclear) -> Ruling:
+def unclear(tenant: "Tenant", head: "Head", problem: request_head.Unclear) -> Ruling:
     """Return the ruling on what can't be read."""
     return replace(_denied(tenant, head, problem.reason, str(problem)), advice=problem.advice)
 

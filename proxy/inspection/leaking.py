@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
 
-from proxy.inspection.heads import values
 from proxy.leaks.heads import HEAD, Heads
 from proxy.leaks.messages import Messages
 from proxy.leaks.packed import reader
 from proxy.leaks.readings import has_parts, is_form
 from proxy.leaks.scanning import Body, Leaking
+from proxy.request.request_head import values
 from proxy.slices import at_once
 from proxy.telemetry.events import Where
 from rules.verdicts import Scan
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxy.broker.own import Watch
-    from proxy.inspection.heads import Head
+    from proxy.request.request_head import Head
     from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
 
-from proxy.inspection.heads import Head, forwarded, without_upgrade
+from proxy.request.request_head import Head, forwarded, without_upgrade
 
 if TYPE_CHECKING:
-    from proxy.inspection.heads import Asked, Field
     from proxy.inspection.judging import Place
     from proxy.refusal import Page
+    from proxy.request.request_head import Asked, Field
 
 
 class QuickHeaders(http.Headers):

@@ -9,13 +9,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.refusal import MEANING, Page, visible
+from proxy.request.git_push import DecidedRefs
 from rules.attempt import Attempt, Git, GitService
 from rules.verdicts import STRICTEST_FIRST, Outcome, Scan, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from proxy.inspection.git import Command, Push
+    from proxy.request.git_push import Command, Push
     from proxy.slices import Sliced
     from rules.decision import Decision
     from rules.policy import Policy
@@ -40,28 +41,11 @@ class Judged(NamedTuple):
     detail: str
 
 
-class Ahead(NamedTuple):
-    """Decisions on the refs of a push that were made in slices, of everything that they hang on."""
-
-    policy: "Policy"
-    attempt: Attempt
-    decisions: "dict[Command, tuple[Attempt, Decision]]"
-
-    def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, tuple[Attempt, Decision]]":
-        """Return those that hold for an attempt, as far as the head of the push says."""
-        return self.decisions if self.policy is policy and _without_git(self.attempt) == _without_git(attempt) else {}
-
-
-def _without_git(attempt: Attempt) -> Attempt:
-    request = attempt.request
-    return attempt if request is None else attempt._replace(request=request._replace(git=None))
-
-
 def judge_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[None]":
     """Decide on every ref that was read, a ref in a slice, so that `judge_push` has no more to do than to compare."""
     if attempt.request is None or attempt.request.git is None or len(push.commands) < FEW_REFS:
         return
-    ahead = push.ahead = Ahead(policy, attempt, {})
+    ahead = push.ahead = DecidedRefs(policy, attempt, {})
     for command in push.commands:
         one = _of_ref(attempt, command)
         ahead.decisions[command] = one, policy.decide(one)

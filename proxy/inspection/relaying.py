@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import Far, GateContext
-    from proxy.inspection.heads import Head
     from proxy.inspection.judging import Ruling
+    from proxy.request.request_head import Head
 
 # What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
 _PROXYS: Final = frozenset(

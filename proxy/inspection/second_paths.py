@@ -6,11 +6,11 @@ Pure. What is written there is no less asked for than the path of the request li
 import re
 from typing import TYPE_CHECKING, Final
 
-from proxy.inspection.heads import Unclear, read_authority, values
+from proxy.request.request_head import Unclear, read_authority, values
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.heads import Asked, Head
+    from proxy.request.request_head import Asked, Head
     from rules.addresses import Address
     from rules.names import HostName
 

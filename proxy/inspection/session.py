@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.inspection.exchange import Exchange
-from proxy.inspection.heads import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.inspection.judging import (
     Looks,
     Place,
@@ -28,6 +27,7 @@ from proxy.inspection.waiting import Waitings
 from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
+from proxy.request.request_head import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.telemetry.events import GONE
 from proxy.telemetry.journal.writing import JournalFailed
 from proxy.tenant import UNNOTED
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from proxy.approvals.passes import Grant, Lease
     from proxy.dialling.connecting import Hop
-    from proxy.inspection.git import Push
-    from proxy.inspection.heads import Head
     from proxy.inspection.waiting import Waiting
     from proxy.limits import Meter
+    from proxy.request.git_push import Push
+    from proxy.request.request_head import Head
     from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose

@@ -29,7 +29,6 @@ from proxy.inspection.brokering import Brokering, Misused
 from proxy.inspection.context import Far, flow_of
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
-from proxy.inspection.heads import may_trail
 from proxy.inspection.http1_heads import is_informational
 from proxy.inspection.messages import head_of
 from proxy.inspection.relaying import answered_by_proxy, is_relayed
@@ -45,6 +44,7 @@ from proxy.inspection.responses import (
 from proxy.inspection.signals import ClientEnded, Failure, ResetConnection, Revoked, checkpoints
 from proxy.inspection.switched import Switched
 from proxy.leaks.scanning import Leaking
+from proxy.request.request_head import may_trail
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
     from proxy.broker import Broker
     from proxy.dialling.connecting import Hop
-    from proxy.inspection.heads import Field
     from proxy.inspection.holding import Held
+    from proxy.request.request_head import Field
 
 
 _OF_REQUESTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})

@@ -17,11 +17,11 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.ending import Ending
-from proxy.inspection.heads import values
 from proxy.inspection.messages import head_of, head_of_response
 from proxy.inspection.signals import ResetConnection, checkpoints
 from proxy.inspection.websocket import ClientFrames, Frames, NotFrames, agrees, is_extended
 from proxy.leaks.scanning import Leaking
+from proxy.request.request_head import values
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialling.connecting import written
-from proxy.inspection.heads import named
+from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.inspection.exchange import Exchange
-    from proxy.inspection.heads import Head
     from proxy.inspection.judging import Place, Ruling
+    from proxy.request.request_head import Head
     from proxy.telemetry.recorder import Recorder
     from proxy.watched.attributing import Whose
     from rules.decision import Decision

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from proxy.approvals.asking import Asking, Ticket
     from proxy.approvals.passes import Grant
     from proxy.approvals.questions import Question
-    from proxy.inspection.heads import Head
     from proxy.inspection.holding import Held
     from proxy.inspection.judging import Ruling
+    from proxy.request.request_head import Head
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from proxy.watched.attributing import Whose

@@ -11,10 +11,10 @@ import binascii
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from proxy.inspection.heads import values
+from proxy.request.request_head import values
 
 if TYPE_CHECKING:
-    from proxy.inspection.heads import Head
+    from proxy.request.request_head import Head
     from proxy.slices import Sliced
 
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from proxy.broker.own import Watch
-    from proxy.inspection.heads import Field, Head
+    from proxy.request.request_head import Field, Head
     from proxy.slices import Sliced
 
 _MOST_KEPT: Final = 256  # fields of one connection that are known to be clean

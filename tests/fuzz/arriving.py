@@ -9,9 +9,9 @@ from proxy.ca import packets
 from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
 from proxy.gate.client_hello import ClientHello, NeedMore
 from proxy.gate.first_bytes import MOST_BYTES, recognise
-from proxy.inspection.git import Push, Unclear
 from proxy.netlink import MalformedMessageError
 from proxy.refusals import parse_refusal
+from proxy.request.git_push import Push, Unclear
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin

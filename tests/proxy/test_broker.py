@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.broker import Broker, Held
 from proxy.broker.echoes import Echoes
 from proxy.broker.spelling import encoded
-from proxy.inspection.heads import Head
+from proxy.request.request_head import Head
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 

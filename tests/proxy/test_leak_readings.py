@@ -8,9 +8,9 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
-from proxy.inspection.heads import Head
 from proxy.leaks.heads import Heads
 from proxy.leaks.readings import readings
+from proxy.request.request_head import Head
 from proxy.slices import at_once
 from rules.verdicts import Scan
 from tests.proxy.leaks_harness import LONG, body, cut, sent

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.broker import Broker, keys, split
 from proxy.broker.sigv4 import Scope, canonical_request, signature, signing_key, spellings
-from proxy.inspection.heads import Head
+from proxy.request.request_head import Head
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.inspection.gitpaths import git_request
-from proxy.inspection.heads import Unclear
+from proxy.request.request_head import Unclear
 from rules.attempt import Git, GitService
 from rules.verdicts import Reason
 

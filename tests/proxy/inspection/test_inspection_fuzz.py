@@ -14,9 +14,9 @@ from inspection_clients import rest, wait_for
 from inspection_harness import Site, site
 
 from proxy.inspection.chunks import Chunks
-from proxy.inspection.heads import Head, Unclear, authority, body_size, read, without_upgrade
 from proxy.inspection.http1_heads import parse_head, split_head
 from proxy.inspection.messages import head_of, request_of, settle
+from proxy.request.request_head import Head, Unclear, authority, body_size, read, without_upgrade
 
 TOKENS = st.sampled_from([
     b"GET", b"POST", b"CONNECT", b" ", b"  ", b"\t", b"\r\n", b"\n", b"\r", b"\0", b"/", b"*", b"http://", b"https://",

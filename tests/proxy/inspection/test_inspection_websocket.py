@@ -11,8 +11,8 @@ import pytest
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.inspection.heads import Head
 from proxy.inspection.websocket import Frames, agrees, is_handshake
+from proxy.request.request_head import Head
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

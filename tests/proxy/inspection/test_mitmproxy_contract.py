@@ -25,8 +25,8 @@ from OpenSSL import SSL
 from proxy.inspection import context as ours
 from proxy.inspection import direct, http1, http2, judging, stream
 from proxy.inspection import http as our_layer
-from proxy.inspection.heads import Head
 from proxy.inspection.messages import QuickHeaders, request_of, response_with
+from proxy.request.request_head import Head
 from rules.names import HostName
 
 FOLDER = Path(mitmproxy.proxy.__path__[0])

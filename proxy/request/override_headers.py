@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
-from proxy.field_names import alike
+from proxy.request.field_names import alike
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.inspection.git import MOST_BYTES, MOST_REFS, Push, ref_name
-from proxy.inspection.heads import Unclear
+from proxy.request.git_push import MOST_BYTES, MOST_REFS, Push, ref_name
+from proxy.request.request_head import Unclear
 from rules.verdicts import Reason
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40

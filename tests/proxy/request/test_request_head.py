@@ -3,7 +3,9 @@
 import pytest
 from smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 
-from proxy.inspection.heads import (
+from proxy.inspection.http1_heads import parse_head, split_head
+from proxy.request.override_headers import MOST_PARAMETERS
+from proxy.request.request_head import (
     Head,
     Unclear,
     authority,
@@ -13,8 +15,6 @@ from proxy.inspection.heads import (
     read,
     without_upgrade,
 )
-from proxy.inspection.http1_heads import parse_head, split_head
-from proxy.inspection.overrides import MOST_PARAMETERS
 from rules.addresses import parse_host
 from rules.cases import parse_attempt
 from rules.verdicts import Reason

@@ -12,14 +12,15 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.inspection.heads import Unclear
+from proxy.request.request_head import Unclear
 from proxy.slices import at_once
-from rules.attempt import Change
+from rules.attempt import Attempt, Change
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.pushes import Ahead
     from proxy.slices import Sliced
+    from rules.decision import Decision
+    from rules.policy import Policy
 
 MOST_BYTES: Final = 1 << 20  # of a ref list, as sent and unpacked: some 8000 refs
 MOST_REFS: Final = 1000  # of one push: each is decided, by every rule, and everything else waits for that
@@ -53,6 +54,23 @@ class Command(NamedTuple):
     change: Change
 
 
+class DecidedRefs(NamedTuple):
+    """Decisions on the refs of a push that were made in slices, of everything that they hang on."""
+
+    policy: "Policy"
+    attempt: Attempt
+    decisions: "dict[Command, tuple[Attempt, Decision]]"
+
+    def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, tuple[Attempt, Decision]]":
+        """Return those that hold for an attempt, as far as the head of the push says."""
+        return self.decisions if self.policy is policy and _without_git(self.attempt) == _without_git(attempt) else {}
+
+
+def _without_git(attempt: Attempt) -> Attempt:
+    request = attempt.request
+    return attempt if request is None else attempt._replace(request=request._replace(git=None))
+
+
 class Push:
     """The ref list of one push, as it comes."""
 
@@ -61,7 +79,7 @@ class Push:
         self.commands: list[Command] = []
         self.objects: list[tuple[str, str]] = []  # of each command: what the ref was, and is to be
         self.capabilities: frozenset[str] = frozenset()  # of the client
-        self.ahead: Ahead | None = None  # what was decided on refs already
+        self.ahead: DecidedRefs | None = None  # what was decided on refs already
         self.asks_more = False  # than the refs say, by options (`git push -o`)
         self.complete = False  # all refs are known, and whether there are options; what follows is the pack
         self._packed = zlib.decompressobj(_GZIP) if gzip else None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
-from proxy.field_names import alike
-from proxy.inspection.overrides import is_override, names_host, names_method
+from proxy.request.field_names import alike
+from proxy.request.override_headers import is_override, names_host, names_method
 from rules.addresses import parse_host
 from rules.attempt import METHODS
 from rules.names import InvalidName
