@@ -7,12 +7,12 @@ import subprocess
 import pytest
 from git_forge import RULES
 from inspection_clients import needs
-from test_git import MAIN
 
 from proxy.telemetry.decoding import decode
 from proxy.telemetry.learning import Learner
 from proxy.telemetry.sayings import what
 from rules.attempt import Change
+from tests.git_pushes import MAIN
 
 EVERY = pytest.mark.parametrize(
     ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from git_forge import RULES
 from inspection_clients import wait_for
-from test_git import MAIN
 
 from proxy.approvals.questions import Ref
 from proxy.approvals.wire import Ask
 from proxy.inspection import judging, pushes
+from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
 
 

@@ -10,8 +10,9 @@ import pytest
 from git_forge import RULES
 from inspection_clients import rest, until, wait_for
 from inspection_harness import site
-from test_git import END as CERTIFICATE_END
-from test_git import MAIN, A, B, certificate, line, push
+
+from tests.git_pushes import END as CERTIFICATE_END
+from tests.git_pushes import MAIN, A, B, certificate, line, push
 
 HEAD = (
     "POST /acme/web.git/git-receive-pack HTTP/1.1\nHost: HOST\nContent-Type: application/x-git-receive-pack-request\n"

@@ -15,11 +15,11 @@ import pytest
 from http2_client import Client
 from inspection_clients import rest, until, wait_for
 from inspection_harness import Gate, Site
-from test_git import push
 
 import proxy.inspection
 from proxy.inspection.link import Link, Owner
 from rules.verdicts import Reason
+from tests.git_pushes import push
 
 LIBRARIES = {"mitmproxy", "h2", "h11"}
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
