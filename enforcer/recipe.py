@@ -11,13 +11,13 @@ from enforcer import caches, confine, environment, etc, linux, secrets, state, t
 from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
 from enforcer.network.constants import OWN_IPV4
-from enforcer.notify import seat
 from enforcer.rules_in_force import own_files
 from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, stdio, view
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import real
 from enforcer.sandbox.room import bounded
 from enforcer.sandbox.steps import Step
+from enforcer.seccomp_supervisor import process
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
 from enforcer.workspace import Workspace
@@ -111,7 +111,7 @@ def compose(
         wanted.workspace,
         stdio.ignored_signals(),
         bpf.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
-        seat.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
+        process.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
         wall=landlock.grants(steps, wanted.writable),
     )
     return steps, program

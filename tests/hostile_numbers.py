@@ -1,7 +1,8 @@
 """What a process that a task has taken over says in the place of a number, and where numbers stand in a text."""
 
 import json
-import re
+
+import msgspec
 
 TOO_LARGE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", str(2**64), str(-(2**63) - 1), "9" * 400, "9" * 5000]
 ODD = [
@@ -18,6 +19,10 @@ ODD = [
 ]
 OTHERS = ["true", "null", '"7"', '"nan"', '"inf"', '"9999999999999999999999"', "[]", "{}"]
 EACH = [*TOO_LARGE, *ODD, *OTHERS]
+PACKED = [
+    float("nan"), float("inf"), -float("inf"), 1e308, 1e18, 1.5, -0.0, -1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63),
+    True, None, "7", "nan", b"7", [], [1], {},
+]  # fmt: skip
 
 
 def in_each_place(said):
@@ -47,9 +52,14 @@ def _marked(said, wanted, seen=0):
 
 
 def in_each_part(packet):
-    """Give a packet of parts with zero bytes between, each with something else in the place of one that is digits."""
-    parts = packet.split(b"\0")
-    for at, part in enumerate(parts):
-        if re.fullmatch(rb"-?[0-9.]+", part):
-            for number in (*EACH, "1_0", " 1", "+1", "1e3", "٣"):
-                yield number, b"\0".join([*parts[:at], number.encode(), *parts[at + 1 :]])
+    """Give a msgpack packet, each time with something else in the place of one of its numbers."""
+    said = msgspec.msgpack.decode(packet)
+    for place in range(_marked(said, None)[1]):
+        for value in PACKED:
+            yield value, msgspec.msgpack.encode(_replaced(_marked(said, place)[0], value))
+
+
+def _replaced(said, value):
+    if isinstance(said, list):
+        return [_replaced(each, value) for each in said]
+    return value if said == "\0here" else said

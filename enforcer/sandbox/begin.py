@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 from enforcer import linux, userns
 from enforcer.limits import resource_limits
 from enforcer.limits.resource_limits import Bound, Rlimit
-from enforcer.notify.seat import Watching
 from enforcer.sandbox import ahead, devices, landlock
 from enforcer.sandbox.calls import (
     ANY,
@@ -36,6 +35,7 @@ from enforcer.sandbox.executing import execute
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.places import SYSTEM
 from enforcer.sandbox.player import Player, Remote, pair
+from enforcer.seccomp_supervisor.process import Watching
 
 # Before init, which is in the same cgroup: with that, all of the sandbox goes (proc_pid_oom_score_adj(5)).
 _KILLED_FIRST = b"1000"

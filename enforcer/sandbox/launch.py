@@ -13,8 +13,6 @@ from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.limits.cgroups import Fence
 from enforcer.limits.limit_monitor import Inside
-from enforcer.notify.seat import SOCKET as WATCH
-from enforcer.notify.seat import Seat
 from enforcer.sandbox import begin, build, hull, terminal
 from enforcer.sandbox.begin import Program
 from enforcer.sandbox.calls import ANY, ROOM
@@ -24,6 +22,8 @@ from enforcer.sandbox.player import Remote
 from enforcer.sandbox.steps import Review, Step
 from enforcer.sandbox.terminal import OWN, Likeness
 from enforcer.sandbox.walking import cover_again
+from enforcer.seccomp_supervisor.process import SOCKET as WATCH
+from enforcer.seccomp_supervisor.process import SupervisorProcess
 from proxy import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -53,7 +53,7 @@ class Sandbox:
 
     __slots__ = ("_inside", "hull", "seat", "task")
 
-    def __init__(self, made: Hull, inside: Inside, seat: Seat | None) -> None:
+    def __init__(self, made: Hull, inside: Inside, seat: SupervisorProcess | None) -> None:
         self.hull = made
         self.seat = seat
         self.task = 0
@@ -121,7 +121,7 @@ def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], Non
         if empty is not None:
             made.adopt()
         if recipe.program.watching is not None:
-            seat = Seat(recipe.program.watching, made, recipe.fence)
+            seat = SupervisorProcess(recipe.program.watching, made, recipe.fence)
         _hand_over(recipe, made.give(), seat)
         with hull.explained():
             sandbox = _furnish(recipe, made, seat)
@@ -150,7 +150,7 @@ def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
-def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: Seat | None) -> None:
+def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: SupervisorProcess | None) -> None:
     """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays."""
     given = dict(sockets) if seat is None else {**sockets, WATCH: seat.give()}
     try:
@@ -161,7 +161,7 @@ def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: Seat | None) ->
             os.close(descriptor)
 
 
-def _furnish(recipe: Recipe, made: Hull, seat: Seat | None) -> Sandbox:
+def _furnish(recipe: Recipe, made: Hull, seat: SupervisorProcess | None) -> Sandbox:
     """Have the rest of the view made, and be in it."""
     for lock in recipe.held:
         made.outer.calls.take(lock)
@@ -208,5 +208,5 @@ def _own_terminal(recipe: Recipe, init: Remote, carry: Callable[[int], None]) ->
     return (first, second, third), own
 
 
-def _watched(seat: Seat | None) -> Callable[[int], None]:
+def _watched(seat: SupervisorProcess | None) -> Callable[[int], None]:
     return os.close if seat is None else seat.listen

@@ -102,7 +102,7 @@ TERMINAL: Final = _told(
 LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (Test(1, value=command),)) for command in (1024, 1040))
 
 # fcntl(2), F_SETLK and F_SETLKW, and F_OFD_SETLK and F_OFD_SETLKW: a lock on some bytes of a file takes kernel memory
-# that no cgroup counts, and a process may have any number (`notify.locks`).
+# that no cgroup counts, and a process may have any number (`seccomp_supervisor.performed_calls`).
 LOCKS: Final = tuple(Metered("fcntl", (Test(1, value=command),)) for command in (6, 7, 37, 38))
 
 # socket(7): SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF. Each filter takes from the machine's
@@ -135,7 +135,7 @@ POOLS: Final = (
 # which the kernel does by itself; fsync(2) and syncfs(2) promise more, and do what they say.
 SYNC: Final = (Refuse("sync", 0),)  # answered as if it had been done
 
-# Attributes of files: whoever watches sets those that mean nothing to the host (`notify.attributes`).
+# Attributes of files: whoever watches sets those that mean nothing to the host (`seccomp_supervisor.performed_calls`).
 _ATTRIBUTES: Final = "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
 ATTRIBUTES: Final = _told(*map(Refuse, _ATTRIBUTES.split()))
 

@@ -20,7 +20,7 @@ MODULES: Final = (
     "enforcer.keeping",
     "enforcer.limits.cgroups",
     "enforcer.limits.limit_monitor",
-    "enforcer.notify.watcher",
+    "enforcer.seccomp_supervisor.supervisor",
     "enforcer.recipe",
     "enforcer.sandbox.launch",
     "enforcer.service.spare",
@@ -49,8 +49,8 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     for name in MODULES:
         importlib.import_module(name)
     from enforcer import linux, recipe
-    from enforcer.notify import seat
     from enforcer.sandbox import bpf, seccomp
+    from enforcer.seccomp_supervisor import process
 
     def work_out() -> None:
         recipe.network(cache)
@@ -62,5 +62,5 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     work_out()
     bpf.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
-        seat.watching(commands=commands)
+        process.watching(commands=commands)
     warm(system)

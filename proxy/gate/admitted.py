@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from proxy.gate.client_hello import ClientHello
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.tenant import Tenant
-    from proxy.watched.attributing import Whose
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.decision import Decision

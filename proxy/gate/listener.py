@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
     from proxy.inband.visit import Office
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
-    from proxy.watched.attributing import Whose
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53

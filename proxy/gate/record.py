@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from proxy.dialling.connecting import Hop
     from proxy.gate.decide import Judgement, Wanted
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.events import Process, Where
     from proxy.telemetry.recorder import Recorder
-    from proxy.watched.attributing import Whose
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.verdicts import Outcome, Reason

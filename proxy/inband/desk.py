@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from proxy.dialling.dial import Dialer
     from proxy.inband.requests import Asked
     from proxy.inband.wishes import Later
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.events import Event
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
-    from proxy.watched.attributing import Whose
     from rules.decision import Decision
     from rules.policy import Policy
 

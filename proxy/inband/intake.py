@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from proxy.inband.otlp import Said, Sent
     from proxy.inband.requests import Asked
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
-    from proxy.watched.attributing import Whose
 
 MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
 MOST_RECORDS: Final = 512  # of a request

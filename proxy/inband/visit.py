@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
     from proxy.inband.wishes import Later
-    from proxy.watched.attributing import Whose
+    from proxy.supervisor_channel.attribution import Whose
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
     from proxy.slices import Sliced
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
-    from proxy.watched.attributing import Whose
     from rules.limits import Limits
 
 LONG_HEAD = 4 << 10  # bytes: what is longer is looked through in slices

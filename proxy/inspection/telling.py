@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from proxy.inspection.exchange import Exchange
     from proxy.inspection.judging import Place, Ruling
     from proxy.request.request_head import Head
+    from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
-    from proxy.watched.attributing import Whose
     from rules.decision import Decision
     from rules.verdicts import Outcome
 

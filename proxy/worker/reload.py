@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Lookup
     from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
+    from proxy.supervisor_channel.channel import SupervisorChannel
     from proxy.telemetry.recorder import Recorder
     from proxy.udp.listener import UdpGate
-    from proxy.watched.hearing import Hearing
     from rules.policy import Policy
 
 
@@ -38,7 +38,7 @@ class Reloading:
         udp: "UdpGate",
         lookup: "Lookup",
         inspection: "Inspection",
-        hearing: "Hearing | None" = None,
+        hearing: "SupervisorChannel | None" = None,
     ) -> None:
         self._recorder = recorder
         self._gate = gate

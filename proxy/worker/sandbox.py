@@ -22,13 +22,13 @@ from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.poller import IN, Poller
 from proxy.shares import Beside
+from proxy.supervisor_channel.attribution import ProcessAttribution
+from proxy.supervisor_channel.channel import SupervisorChannel
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
-from proxy.watched.attributing import Attributing
-from proxy.watched.hearing import Hearing
 from proxy.worker.refused_packets import Undeliverable
 from proxy.worker.reload import Reloading
 from proxy.worker.taint import Taint
@@ -106,7 +106,7 @@ class Tenancy:
         self._inspection = Inspection(self._leaves, dialer, self.recorder, common.roots)
         self._resolver = resolver = Resolver(tenant, self.recorder, names, self._lookup)
         watcher = sockets.get("watch")
-        asking = Attributing(sockets["diag"], watcher) if watcher is not None else None
+        asking = ProcessAttribution(sockets["diag"], watcher) if watcher is not None else None
         self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
         self._gate = Gate(
             sockets["tcp"],
@@ -125,7 +125,7 @@ class Tenancy:
         )
         self._counted: dict[str, int] = {}  # packets refused before this tenancy began
         self._log = sockets.get("refusal_log")
-        self._hearing = Hearing(watcher, self.recorder, self._poller, asking) if watcher is not None else None
+        self._hearing = SupervisorChannel(watcher, self.recorder, self._poller, asking) if watcher is not None else None
         self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection, self._hearing)
         self._names = names
 

@@ -16,6 +16,7 @@ from enforcer.errors import HostError
 from proxy import message, strict_json
 from proxy.approvals import wire as words
 from proxy.approvals.fields import Malformed
+from proxy.supervisor_channel import messages
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
@@ -33,7 +34,6 @@ from proxy.telemetry.summary import Summary
 from proxy.telemetry.table import Table
 from proxy.telemetry.usual.habits import nothing_known
 from proxy.telemetry.usual.looking import load, read_numbers
-from proxy.watched import wire
 from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_wire import REPLIES, WORDS
 from tests.proxy.telemetry.telemetry_harness import full_event
@@ -146,27 +146,27 @@ def test_a_number_that_is_none_of_ours_is_refused_as_such_or_read(name, tmp_path
             raise AssertionError(f"{type(error).__name__} by {number[:30]} in {text[:200]}") from error
 
 
-WHO = wire.Who(7, 1000, b"/bin/sh", (b"sh",))
+WHO = messages.Who(7, 1000, b"/bin/sh", (b"sh",))
 PACKETS = [
-    wire.RunAsked(1, WHO, (b"sh",), (b"sh",), whole=True),
-    wire.Answer(1, go=True),
-    wire.Wait(1, 2.0),
-    wire.Check(1),
-    wire.Gone(1),
-    wire.Still(1),
-    wire.CallRefused(b"mount", WHO, 3),
-    wire.Counted(((b"mount", 3),)),
-    wire.WhoseAsked(1, 2),
-    wire.WhoseFound(1, WHO, (wire.Ancestor(2, b"x"),)),
+    messages.RunAsked(1, WHO, (b"sh",), (b"sh",), whole=True),
+    messages.Answer(1, go=True),
+    messages.Wait(1, 2.0),
+    messages.Check(1),
+    messages.Gone(1),
+    messages.Still(1),
+    messages.CallRefused(b"mount", WHO, 3),
+    messages.Counted(((b"mount", 3),)),
+    messages.WhoseAsked(1, 2),
+    messages.WhoseFound(1, WHO, (messages.Ancestor(2, b"x"),)),
 ]
 
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: type(packet).__name__)
 def test_a_part_that_is_no_number_is_a_value_error_and_one_that_is_fits_64_bits(packet):
-    assert wire.unpack(wire.pack(packet)) == packet
-    for number, said in in_each_part(wire.pack(packet)):
+    assert messages.unpack(messages.pack(packet)) == packet
+    for number, said in in_each_part(messages.pack(packet)):
         try:
-            found = wire.unpack(said)
+            found = messages.unpack(said)
         except ValueError:
             continue
-        assert wire.unpack(wire.pack(found)) == found, number
+        assert messages.unpack(messages.pack(found)) == found, number

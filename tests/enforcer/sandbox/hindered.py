@@ -15,12 +15,12 @@ import sys
 from typing import NamedTuple
 
 from enforcer import linux
-from enforcer.notify import seat
 from enforcer.sandbox import begin, bpf, executing, landlock, player, seccomp
 from enforcer.sandbox.bpf import Filter, Refuse, Test
 from enforcer.sandbox.calls import FIRST
 from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.player import Remote
+from enforcer.seccomp_supervisor import process as seat
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
     player.COMPILED = made

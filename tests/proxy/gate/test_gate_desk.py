@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from proxy.calendar import Calendar
 from proxy.inband.desk import A_SECOND, BURST, Desk
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
+from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
-from proxy.watched.hearing import _refusal
 from rules.commands import Run, decide_run
 from rules.decision import Decision
 from rules.load import load

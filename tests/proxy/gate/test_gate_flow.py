@@ -14,8 +14,8 @@ from gate_harness import (
 )
 
 from proxy.gate.client_hello import parse_hello
+from proxy.supervisor_channel.attribution import Whose
 from proxy.telemetry.events import Process
-from proxy.watched.attributing import Whose
 
 # passed through
 

@@ -10,8 +10,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from proxy.inband.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
 from proxy.inband.requests import _fields, parse
+from proxy.supervisor_channel.attribution import Whose
 from proxy.telemetry.events import Process
-from proxy.watched.attributing import Whose
 from tests.proxy.leaky import TOKEN
 
 RULES = ["id: none, to: good.example, action: deny"]

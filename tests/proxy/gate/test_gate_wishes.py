@@ -8,8 +8,8 @@ from held_harness import reload
 from test_gate_desk import request
 
 from proxy.approvals.wire import Wish
+from proxy.supervisor_channel.attribution import Whose
 from proxy.telemetry.events import Process
-from proxy.watched.attributing import Whose
 from tests.proxy.approvals.people_harness import People
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"

@@ -1,1 +1,0 @@
-"""The watcher: the process outside a sandbox that the kernel asks about the system calls of its task."""

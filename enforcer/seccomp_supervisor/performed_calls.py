@@ -1,0 +1,227 @@
+"""System calls that the supervisor makes for a task, or bounds: modes of directories, attributes, file locks.
+
+What is opened is what is changed: a name in the task's memory, or in its directories, may mean something else a moment
+later. The supervisor's root directory is the sandbox's, so paths mean to it what they mean to the task.
+
+Modes. The filter refuses every set-id bit, since it can't see whether a path names a file: a set-id *file* on a disk of
+the host's would give its owner's rights to a program of the task's. On a directory set-gid only says which group new
+files get (inode(7)); `chmod`, `cp -a`, `rsync -a`, `tar -xp` and git in a shared repository set it.
+
+Attributes. A file's owner may set `security.selinux` or `security.SMACK64` where the host's security module lets it,
+and that is what the host then takes a file of the workspace for. A filter can't see a name, and one that is only looked
+at could be another one when the kernel reads it. So the supervisor takes the name over, and makes the call itself with
+the rights that the task has over files.
+
+Locks on bytes of files (fcntl(2)). The kernel keeps each in some 190 bytes that no cgroup counts (CVE-2022-0480), so a
+task could take the host's memory with them. Every call that may make some is counted here; once as many calls were made
+as locks may be, those that there are get counted in /proc (proc_pid_fdinfo(5)), with all calls waiting, and the rest
+may be made.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from enforcer import linux
+from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.seccomp_supervisor import task_memory
+from enforcer.seccomp_supervisor.listener import Notification
+from enforcer.seccomp_supervisor.task_processes import Caller, Looks, descendants, listed, read
+
+AT_FDCWD: Final = -100
+# /proc/self is nobody for the watcher. The C library's fchmodat() goes by this path (glibc 2.32 to 2.38, musl).
+_OWN_DESCRIPTOR: Final = re.compile(rb"/proc/(?:self|thread-self)/fd/([0-9]+)")
+
+
+def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
+    """Open again what a thread of the task has open; `proc` is /proc outside. Raises OSError: EBADF if it hasn't."""
+    try:
+        return os.open(f"{thread}/fd/{signed(number)}", flags | os.O_CLOEXEC, dir_fd=proc)
+    except FileNotFoundError:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+
+def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD) -> int:
+    """Open the path at an address in a thread's memory, from its working directory or an open one. Raises OSError."""
+    path = task_memory.text(thread, address, task_memory.PATH_MAX)
+    if path is None:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if own := _OWN_DESCRIPTOR.fullmatch(path):
+        return by_descriptor(proc, thread, int(own[1]), flags)
+    if not path:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if path.startswith(b"/"):  # openat(2): then nobody looks at the directory
+        return os.open(path, flags | os.O_CLOEXEC)
+    if signed(at) == AT_FDCWD:
+        base = os.open(f"{thread}/cwd", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
+    else:
+        base = by_descriptor(proc, thread, at, os.O_PATH)
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=base)
+    finally:
+        os.close(base)
+
+
+def signed(argument: int) -> int:
+    """Return a descriptor as the kernel takes it: the low half of its argument, signed."""
+    low = argument & 0xFFFFFFFF
+    return low - (1 << 32) if low >= 1 << 31 else low
+
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_NOCTTY
+_AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 0x100, 0x1000
+_SET_GID: Final = stat.S_ISGID
+MODE_CALLS: Final = frozenset({"chmod", "fchmod", "fchmodat", "fchmodat2"})
+
+
+def open_directory(proc: int, name: str, call: Notification) -> int:
+    """Open the directory that one of `MODE_CALLS` is for. Raises OSError, ENOTDIR for a file."""
+    thread, (first, second, _, fourth, *_) = call.thread, call.arguments
+    if name == "fchmod":
+        return by_descriptor(proc, thread, first, _DIRECTORY)
+    if name == "chmod":
+        return by_path(proc, thread, first, _DIRECTORY)
+    how = fourth & 0xFFFFFFFF if name == "fchmodat2" else 0
+    if how & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if how & _AT_EMPTY_PATH and task_memory.text(thread, second, task_memory.PATH_MAX) == b"":
+        return by_descriptor(proc, thread, first, _DIRECTORY)
+    flags = _DIRECTORY | (os.O_NOFOLLOW if how & _AT_SYMLINK_NOFOLLOW else 0)
+    return by_path(proc, thread, second, flags, first)
+
+
+def change_mode(directory: int, name: str, call: Notification, ids: tuple[int, frozenset[int]]) -> None:
+    """Change the mode of an opened directory as the kernel does for a caller of these `ids`. Raises OSError."""
+    mode = call.arguments[1 if name in {"chmod", "fchmod"} else 2] & 0o7777
+    status, (uid, groups) = os.fstat(directory), ids
+    if status.st_uid != uid:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    if status.st_gid not in groups:  # chmod(2): then the kernel leaves the bit out, without an error
+        mode &= ~_SET_GID
+    os.fchmod(directory, mode)
+
+
+ATTRIBUTE_CALLS: Final = frozenset(
+    {"setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"}
+)
+_NAME_MAX, _SIZE_MAX = 256, 1 << 16  # bytes, xattr(7); the first with the zero byte
+_ALLOWED: Final = ("user.", "system.posix_acl_access", "system.posix_acl_default")
+_FLAGS: Final = os.XATTR_CREATE | os.XATTR_REPLACE
+_SIGKILL: Final = 9
+
+
+def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
+    """Make one of `ATTRIBUTE_CALLS` if it still `waits`. `proc` is /proc outside, our working directory.
+
+    Raises OSError.
+    """
+    first, second, third, fourth, fifth, _ = call.arguments
+    flags = fifth & 0xFFFFFFFF if name.endswith("setxattr") else 0
+    if flags & ~_FLAGS:  # some are no number that can be passed on
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    attribute = task_memory.text(call.thread, second, _NAME_MAX)
+    if not attribute:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    named = os.fsdecode(attribute)
+    if not named.startswith(_ALLOWED):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    value = _value(call.thread, third, fourth) if name.endswith("setxattr") else None
+    how = os.O_PATH | (os.O_NOFOLLOW if name.startswith("l") else 0)
+    opened = by_descriptor if name.startswith("f") else by_path
+    file = opened(proc, call.thread, first, how)
+    try:
+        ids = Caller(proc, call.thread).owns()
+        if not waits():  # what was read may be another process's
+            return
+        with _rights_of(*ids):
+            if value is None:
+                os.removexattr(f"self/fd/{file}", named)
+            else:
+                os.setxattr(f"self/fd/{file}", named, value, flags)
+    finally:
+        os.close(file)
+
+
+def _value(thread: int, address: int, size: int) -> bytes:
+    if size > _SIZE_MAX:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+    found = b""
+    while len(found) < size:
+        found += task_memory.read(thread, address + len(found), size - len(found))
+    return found
+
+
+@contextlib.contextmanager
+def _rights_of(uid: int, groups: frozenset[int]) -> Iterator[None]:
+    """Have the ids that the task touches files with, and with another uid than ours none of our rights over them."""
+    if uid < 0 or not groups:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    try:
+        os.setegid(min(groups))
+        os.seteuid(uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        linux.prctl(linux.PR_SET_PDEATHSIG, _SIGKILL)  # which a change of ids has cleared
+
+
+LOCK_CALL: Final = "fcntl"
+MOST: Final = 50_000  # 10 MB
+_MOST_LOOKS: Final = 400_000  # processes, threads and descriptors: a second; who has more has no more locks
+_MADE: Final = 2  # by one call at most: it may split another one
+_OF_FILES: Final = frozenset({37, 38})  # F_OFD_SETLK, F_OFD_SETLKW
+_REST: Final = 0.1  # seconds between two counts, where there are many
+_FILES: Final = 2  # KCMP_FILES (kcmp(2))
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Locks:
+    """Of one sandbox. `proc` is /proc outside, `first` the sandbox's first process."""
+
+    def __init__(self, proc: int, first: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._proc, self._first, self._clock = proc, first, clock
+        self._free = MOST
+        self._of_files = MOST
+        self._due = 0.0  # when they may be counted again
+
+    def allows(self, command: int) -> bool:
+        """Whether one more call may make locks."""
+        # Those of an open file may be where no process has it: in a socket. They are never given back.
+        if command in _OF_FILES:
+            self._of_files -= _MADE
+            if self._of_files < 0:
+                return False
+        self._free -= _MADE
+        if self._free < 0 and self._clock() >= self._due:
+            self._free = MOST - _MADE - held(self._proc, self._first)
+            if self._free < MOST // 10:
+                self._due = self._clock() + _REST
+        return self._free >= 0
+
+
+def held(proc: int, first: int) -> int:
+    """Count the locks of a process and all that it has begot; MOST where that is too much to look at."""
+    looks, found = Looks(_MOST_LOOKS), 0
+    try:
+        for pid in (first, *descendants(proc, first, looks)):
+            for thread in map(int, listed(proc, f"{pid}/task", looks)):
+                if thread == pid or not _is_one_table(pid, thread):
+                    table = f"{pid}/task/{thread}/fdinfo"
+                    found += sum(read(proc, f"{table}/{name}").count(b"\nlock:") for name in listed(proc, table, looks))
+    except ValueError:
+        return MOST
+    return found
+
+
+def _is_one_table(pid: int, thread: int) -> bool:
+    """Whether a thread has the descriptors of its process, as all have but those that want their own."""
+    number = NUMBERS[linux.platform_machine()]["kcmp"]
+    return int(_libc.syscall(number, pid, thread, _FILES, 0, 0)) == 0

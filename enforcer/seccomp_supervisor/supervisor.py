@@ -1,0 +1,285 @@
+"""The loop of the process that is asked about a task's calls: refused ones are told, programs are let go on or not.
+
+It lives in a process of its own (`process`), outside the task's reach and with no rights but those over the sandbox.
+Home of these rules: a call that the filter refuses is refused, whatever is told of it or can't be; a program goes on
+only after the worker has said so; and whatever floods, stalls or confuses this process does so for its own task alone.
+
+Of what is refused, each kind is told once in a while, a few at once, and the rest is counted (`Budget`).
+"""
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from enforcer.sandbox.bpf import Filter, Hold, Refuse
+from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.seccomp_supervisor import performed_calls
+from enforcer.seccomp_supervisor.held_programs import Programs
+from enforcer.seccomp_supervisor.listener import Listener, Notification
+from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CALL, MODE_CALLS, Locks
+from enforcer.seccomp_supervisor.task_processes import Caller, Looking
+from proxy.supervisor_channel import messages
+
+EACH: Final = 60.0  # seconds between two events of the same
+AT_ONCE: Final = 20  # events
+REFILLED: Final = 3.0  # seconds for another one
+_MOST_KINDS: Final = 256  # that are told apart
+
+
+class Budget:
+    """Says what is told. Bounded in time and in what it remembers, whatever the task does."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._room = float(AT_ONCE)
+        self._at = clock()
+        self._told: dict[tuple[str, bytes], float] = {}  # when it was told last
+        self._untold: dict[tuple[str, bytes], int] = {}  # how often it wasn't, since
+
+    def take(self, call: str, exe: bytes) -> int | None:
+        """Return how many like it were not told since the last one, or None: don't tell this one either."""
+        now = self._clock()
+        self._room = min(AT_ONCE, self._room + (now - self._at) / REFILLED)
+        self._at = now
+        key = (call, exe)
+        if key not in self._untold and key not in self._told and len(self._told) + len(self._untold) >= _MOST_KINDS:
+            self._forget(now)
+        told = self._told.get(key)
+        if self._room < 1 or (told is not None and now - told < EACH):
+            if key in self._untold or len(self._untold) < _MOST_KINDS:
+                self._untold[key] = self._untold.get(key, 0) + 1
+            return None
+        self._room -= 1
+        self._told[key] = now
+        return self._untold.pop(key, 0)
+
+    def _forget(self, now: float) -> None:
+        """Forget what could be told again by now; if that isn't enough, everything: the room bounds it still."""
+        self._told = {key: at for key, at in self._told.items() if now - at < EACH}
+        if len(self._told) >= _MOST_KINDS // 2:
+            self._told.clear()
+        self._untold.clear()
+
+
+_A_TURN: Final = 64  # calls before anything else is looked at
+_COUNTED_EVERY: Final = 0.2  # seconds
+_FREE: Final = 500  # refused calls at once; beyond that there is a rest after each turn
+_A_SECOND: Final = 2000  # refused calls that are answered without one
+_REST: Final = 0.02  # seconds
+_MOST_QUESTIONS: Final = 64
+
+
+class SeccompSupervisor:
+    """Asked by the kernel through `listener`, and asking the worker through `channel`; `proc` is /proc outside.
+
+    `first` is the sandbox's first process, by its id there.
+    """
+
+    def __init__(  # noqa: PLR0917  what it is asked by, and what it looks at
+        self, filters: Filter, machine: str, listener: int, channel: socket.socket, proc: int, first: int
+    ) -> None:
+        self._filter = filters
+        self._names = {number: name for name, number in NUMBERS[machine].items()}
+        self._listener = Listener(listener)
+        self._channel = channel
+        self._proc = proc
+        self._first = first
+        self._budget = Budget()
+        self._counts: dict[str, int] = {}
+        self._counted = time.monotonic()
+        self._programs = Programs(self._listener, proc, self._tell)
+        self._whose: list[messages.WhoseAsked] = []
+        self._looking = Looking()
+        self._locks = Locks(proc, first)
+        self._free, self._freed = float(_FREE), time.monotonic()
+        self._spent = 0  # on what was refused, since
+        if any(isinstance(line, Hold) for line in filters.lines):
+            self._tell(messages.Holds())
+
+    def serve(self, init: int, over: Callable[[], None]) -> None:
+        """Answer until the process that the pidfd `init` is of has ended.
+
+        `over` is called as soon as nobody is left who could ask, if all that was counted is told by then.
+        """
+        poll = select.poll()
+        poll.register(init, select.POLLIN)
+        poll.register(self._listener.descriptor, select.POLLIN)
+        poll.register(self._channel, select.POLLIN)
+        listening, full, held = True, False, self._programs.open
+        while True:
+            if (
+                listening and bool(held and self._programs.is_full) is not full
+            ):  # who can't be asked about yet waits in the kernel
+                full = not full
+                poll.modify(self._listener.descriptor, 0 if full else select.POLLIN)
+            ready = dict(poll.poll(self._patience()))
+            if init in ready:
+                break
+            if self._channel.fileno() in ready and not self._hear():
+                poll.unregister(self._channel)
+                self._programs.lost()
+            self._go_on()
+            events = ready.get(self._listener.descriptor, 0)
+            if events & select.POLLIN:
+                if not self._turn(init):
+                    break
+            elif events:  # nobody is left who could ask
+                poll.unregister(self._listener.descriptor)
+                listening = False
+                self._tell_counts()
+                if not self._counts:
+                    over()
+            if self._counts and time.monotonic() - self._counted >= _COUNTED_EVERY:
+                self._tell_counts()
+        self._tell_counts()
+
+    def _patience(self) -> float | None:
+        """Milliseconds for which nothing has to be done; None: for ever."""
+        if not self._programs.open:
+            return _COUNTED_EVERY * 1000 if self._counts else None
+        due = self._programs.due
+        return 1 + 1000 * (min(due, _COUNTED_EVERY) if self._counts else due)
+
+    def _hear(self) -> bool:
+        """Take a word of the worker's; False when it says no more."""
+        try:
+            packet = self._channel.recv(messages.LONGEST, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        try:
+            told = messages.unpack(packet) if packet else None
+        except ValueError:
+            return False
+        if isinstance(told, messages.Answer | messages.Wait | messages.Check | messages.Anew):
+            self._spent += self._programs.heard(told)
+        elif isinstance(told, messages.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
+            self._whose.append(told)
+        return bool(packet)
+
+    def _go_on(self) -> None:
+        """Look at programs that wait, and answer the worker's questions, which wait for nothing."""
+        if self._programs.open:
+            self._spent += self._programs.look()
+        asked, self._whose = self._whose, []
+        for each in asked:
+            found = self._looking.holder(self._proc, self._first, each.inode)
+            self._tell(messages.WhoseFound(each.number, *(found or (None,))))
+
+    def _turn(self, init: int) -> bool:
+        """Answer what waits, up to a bound; False when the sandbox is over."""
+        for _ in range(_A_TURN):
+            call = self._listener.receive()
+            if call is None:
+                break
+            name = self._names.get(call.number, "")
+            if name == LOCK_CALL:
+                self._lock(call)
+                continue
+            line = self._filter.line(name, call.arguments)
+            if name in ATTRIBUTE_CALLS:
+                self._set(name, call)
+            elif isinstance(line, Hold):
+                self._spent += self._programs.hold(name, call)
+            elif name in MODE_CALLS and (directory := self._directory(name, call)) >= 0:
+                self._change(directory, name, call)
+            else:
+                self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
+            if self._spent > _A_TURN or self._programs.is_full:
+                break
+        return not self._resting(init)
+
+    def _lock(self, call: Notification) -> None:
+        """Let a call that may make locks go on, unless there are too many."""
+        if self._locks.allows(call.arguments[1] & 0xFFFFFFFF):
+            self._listener.let_go_on(call)
+        else:
+            self._spent += 1
+            self._listener.refuse(call, errno.ENOLCK)
+
+    def _directory(self, name: str, call: Notification) -> int:
+        """Open the directory whose mode a call is to change; -1: it isn't for a directory that we could open."""
+        self._spent += 1
+        try:
+            return performed_calls.open_directory(self._proc, name, call)
+        except (OSError, ValueError):  # ValueError: a zero byte in it
+            return -1
+
+    def _change(self, directory: int, name: str, call: Notification) -> None:
+        """Change the directory's mode for the task, and answer with what came of it."""
+        error = 0
+        try:
+            ids = Caller(self._proc, call.thread).owns()
+            if self._listener.waits(call):  # else what was read may be another process's
+                performed_calls.change_mode(directory, name, call, ids)
+        except OSError as failed:
+            error = failed.errno or errno.EPERM
+        finally:
+            os.close(directory)
+            self._listener.refuse(call, error)  # 0: it has succeeded
+
+    def _set(self, name: str, call: Notification) -> None:
+        """Set or remove an attribute for the task, and answer with what came of it."""
+        self._spent += 1
+        error = errno.EPERM
+        try:
+            performed_calls.set_attribute(self._proc, name, call, lambda: self._listener.waits(call))
+            error = 0
+        except OSError as failed:
+            error = failed.errno or errno.EPERM
+        except ValueError:  # a zero byte in it, or ids that aren't numbers
+            error = errno.EINVAL
+        finally:
+            self._listener.refuse(call, error)  # 0: it has succeeded
+
+    def _resting(self, init: int) -> bool:
+        """Rest if too much was refused lately: whoever floods waits. Whether the sandbox ended meanwhile."""
+        now = time.monotonic()
+        self._free = min(_FREE, self._free + (now - self._freed) * _A_SECOND) - self._spent
+        self._freed, self._spent = now, 0
+        if self._free >= 0:
+            return False
+        poll = select.poll()
+        poll.register(init, select.POLLIN)
+        return bool(poll.poll(_REST * 1000))
+
+    def _refuse(self, name: str, call: Notification, error: int) -> None:
+        """Answer with the errno, and tell who it was if it is told at all."""
+        self._counts[name] = self._counts.get(name, 0) + 1
+        self._spent += 1
+        who = None
+        try:
+            caller = Caller(self._proc, call.thread)
+            exe = caller.executable()
+            more = self._budget.take(name, exe)
+            if more is not None:
+                found = caller.who()
+                who = found if self._listener.waits(call) else None
+        finally:
+            self._listener.refuse(call, error)
+        if more is not None and who is not None:
+            self._tell(messages.CallRefused(name.encode(), who, more))
+
+    def _tell(self, told: messages.Told) -> bool:
+        """Say something to the worker; one that has no room for it now misses it, and the counts have it still."""
+        try:
+            self._channel.send(messages.pack(told), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def _tell_counts(self) -> None:
+        self._counted = time.monotonic()
+        if not self._counts:
+            return
+        counted = messages.Counted(tuple((name.encode(), times) for name, times in self._counts.items()))
+        try:
+            self._channel.send(messages.pack(counted), socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        self._counts.clear()

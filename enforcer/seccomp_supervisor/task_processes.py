@@ -1,0 +1,333 @@
+"""Looks at a task's processes from outside, through /proc: who made a call, and which process holds a socket.
+
+Names and arguments are the task's own claims, and only what is asked while a call still waits is about its process.
+
+Who holds a socket is the one process of the sandbox that has it open, looked for among all that its init has begot.
+What is not certain is None, "unknown" and never a guess: this tells people who did something, it decides nothing. It
+costs a bounded number of looks, whatever the task does: each directory is read no further than they last.
+
+A task can hide itself: in a thread with a table of descriptors of its own (unshare(2), CLONE_FILES), which isn't looked
+into, or by leaving its socket to another alone: a child, or a program that takes descriptors, which is named then. Who
+is named is always one of its sandbox that has the socket open.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from functools import cache
+from itertools import islice
+from typing import Final, NamedTuple
+
+from proxy.supervisor_channel.messages import Ancestor, Who
+
+_MOST_ARGUMENTS: Final = 4096  # bytes of its command line that are told
+_MOST_LINKS: Final = 40  # path_resolution(7)
+_MAGIC: Final = re.compile(r"^/proc/[0-9]+/(?:task/[0-9]+/)?(?:exe|fd/[0-9]+)$")  # leads to a file, not to a path
+
+
+class File(NamedTuple):
+    """Which file it is and when it was last written: stat(2). `changed`, unlike `modified`, nobody can set back."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+    changed: int
+
+
+class Program(NamedTuple):
+    """The file that is to be executed: what a path leads to, and the errno that the kernel would say to it, or 0.
+
+    `file` is None where we can't look at it.
+    """
+
+    path: str
+    error: int = 0
+    file: File | None = None
+
+
+@cache
+def _uid_map(proc: int) -> bytes:
+    """Return how this process's user ids are mapped to the host's (user_namespaces(7))."""
+    try:
+        file = os.open("self/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return b""
+    with os.fdopen(file, "rb") as lines:
+        return lines.read()
+
+
+def _on_the_host(uid: int, uid_map: bytes) -> int:
+    """Return which user of the host's that is, or -1."""
+    for line in uid_map.splitlines():
+        inside, outside, count = map(int, line.split())
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return -1
+
+
+class Caller:
+    """A process of the task, by the id of one of its threads. `proc` is a descriptor of /proc outside the sandbox.
+
+    Our own root directory is the sandbox's: paths mean to us what they mean to the task.
+    """
+
+    def __init__(self, proc: int, thread: int) -> None:
+        self._proc = proc
+        self._thread = thread
+        self._status: dict[bytes, bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id, on the host."""
+        return int(self._said(b"Tgid") or self._thread)
+
+    def executable(self) -> bytes:
+        """Return the path of what it runs, or nothing."""
+        return os.fsencode(self._link("exe") or "")
+
+    def who(self) -> Who:
+        """Say who it is, as far as it can be found out."""
+        uid = int((self._said(b"Uid").split() or [b"-1"])[0])  # as this process sees it, whose users the sandbox has
+        line = self._read("cmdline", _MOST_ARGUMENTS)
+        argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
+        return Who(self.pid, _on_the_host(uid, _uid_map(self._proc)), self.executable(), argv, uid)
+
+    def owns(self) -> tuple[int, frozenset[int]]:
+        """Return the ids that the kernel checks it by when it touches a file, as this process sees them.
+
+        The uid is -1 where it can't be found out.
+        """
+        ids, group_ids = self._said(b"Uid").split(), self._said(b"Gid").split()
+        uid = int(ids[3]) if len(ids) > 3 else -1
+        return uid, frozenset(map(int, (*group_ids[3:4], *self._said(b"Groups").split())))
+
+    def path(self, path: str, directory: int | None = None) -> str:
+        """Make a path whole, which it starts from the working directory or from an open one."""
+        if path.startswith("/"):
+            return path
+        base = self._link("cwd" if directory is None else f"fd/{directory}") or ""
+        return f"{base}/{path}" if path else base
+
+    def program(self, path: str) -> Program:
+        """Find the file that a whole path leads to, and whether the kernel would execute it at all."""
+        try:
+            found, magic = _follow(path, self._said(b"NSpid").split()[-1:])
+            if magic:
+                with contextlib.suppress(OSError):
+                    return Program(found, file=_file(os.stat(magic)))
+                return Program(found)
+            about = os.stat(found, follow_symlinks=False)
+            if not stat.S_ISREG(about.st_mode) or not about.st_mode & 0o111:
+                return Program(found, errno.EACCES)
+        except OSError as error:
+            # What we can't look at the task may: only what isn't there is none.
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+            return Program(path, error.errno or errno.ENOENT if gone else 0)
+        return Program(found, file=_file(about))
+
+    def opened(self, path: str, descriptor: int) -> Program:
+        """Return the file that it has open there, which goes by the path it once had."""
+        try:
+            return Program(path, file=_file(os.stat(f"{self._thread}/fd/{descriptor}", dir_fd=self._proc)))
+        except OSError:
+            return Program(path)
+
+    def _said(self, name: bytes) -> bytes:
+        if self._status is None:
+            lines = self._read("status", 4096).splitlines()
+            pairs = [line.partition(b":") for line in lines]
+            self._status = {key: value.strip() for key, _, value in pairs}
+        return self._status.get(name, b"")
+
+    def _read(self, name: str, size: int) -> bytes:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(f"{self._thread}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            try:
+                return os.read(descriptor, size)
+            finally:
+                os.close(descriptor)
+        return b""
+
+    def _link(self, name: str) -> str | None:
+        try:
+            return os.readlink(f"{self._thread}/{name}", dir_fd=self._proc)
+        except OSError:
+            return None
+
+
+def _file(about: os.stat_result) -> File:
+    return File(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+def _follow(path: str, inner: list[bytes]) -> tuple[str, str]:
+    """Follow links as the kernel does for the caller; with the last, if that leads to a file and not to a path.
+
+    /proc/self is the caller there, and nobody for us: `inner` is its id in the sandbox. Raises OSError.
+    """
+    todo = _parts(path)
+    at, links = "", 0
+    while todo:
+        part = todo.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            at = at.rpartition("/")[0]
+            continue
+        here = f"{at}/{part}"
+        if here in {"/proc/self", "/proc/thread-self"} and inner:
+            at = f"/proc/{inner[0].decode()}"
+            continue
+        if not stat.S_ISLNK(os.lstat(here).st_mode):
+            at = here
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(here)
+        if not todo and _MAGIC.match(here):
+            return target, here
+        if target.startswith("/"):
+            at = ""
+        todo.extend(_parts(target))
+    return at or "/", ""
+
+
+def _parts(path: str) -> list[str]:
+    parts = path.split("/")
+    parts.reverse()
+    return parts
+
+
+MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
+MOST_ANCESTORS: Final = 8
+AT_ONCE: Final = 0.03  # seconds of a processor that looking may take: some fifty looks, mostly
+A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nobody's to pay for
+
+
+class Holder(NamedTuple):
+    """A process, and what it descends from, parent first, up to the sandbox's own first process."""
+
+    who: Who
+    ancestors: tuple[Ancestor, ...]
+
+
+class Looking:
+    """Looks for holders as long as that takes little of a processor; what is asked beyond is "unknown"."""
+
+    __slots__ = ("_at", "_clock", "_left", "_used")
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
+    ) -> None:
+        """Begin with all there may be. `used` says how much of a processor this thread has had (seconds)."""
+        self._clock, self._used = clock, used
+        self._left, self._at = AT_ONCE, clock()
+
+    def holder(self, proc: int, init: int, inode: int) -> Holder | None:
+        """Return what `holder` does, if there is time left for it; one that takes longer is made up for."""
+        now = self._clock()
+        self._left, self._at = min(AT_ONCE, self._left + (now - self._at) * A_SECOND), now
+        if self._left <= 0:
+            return None
+        began = self._used()
+        try:
+            return holder(proc, init, inode)
+        finally:
+            self._left -= self._used() - began
+
+
+class Looks:
+    """How many looks into /proc are left."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.left = MOST_LOOKS if most is None else most
+
+    def take(self, count: int) -> None:
+        """Take some. Raises ValueError where there aren't as many."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("too much to look at")
+
+
+def holder(proc: int, init: int, inode: int) -> Holder | None:
+    """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
+    link, looks = f"socket:[{inode}]", Looks()
+    try:
+        parents = descendants(proc, init, looks)
+        holders = [pid for pid in parents if _has_open(proc, pid, link, looks)]
+        if len(holders) != 1:
+            return None
+        [pid] = holders
+        found = Holder(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
+        # The id may have changed hands since it was found: then the socket isn't there any more.
+        return found if _has_open(proc, pid, link, Looks()) else None
+    except (OSError, ValueError):
+        return None
+
+
+def descendants(proc: int, init: int, looks: Looks) -> dict[int, int]:
+    """Return the parent of each process below `init`: proc_tid_children(5). What is orphaned is init's."""
+    todo = [init]
+    parents: dict[int, int] = {}
+    while todo:
+        parent = todo.pop()
+        for thread in listed(proc, f"{parent}/task", looks):
+            children = [int(word) for word in read(proc, f"{parent}/task/{thread}/children").split()]
+            looks.take(len(children))
+            parents |= dict.fromkeys(children, parent)
+            todo += children
+    return parents
+
+
+def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, ...]:
+    """Return the ancestors from the parent up; the sandbox's init is none of the task's."""
+    found: list[Ancestor] = []
+    while len(found) < MOST_ANCESTORS and (pid := parents.get(pid, 0)) in parents:
+        found.append(Ancestor(pid, Caller(proc, pid).executable()))
+    return tuple(found)
+
+
+def _has_open(proc: int, pid: int, link: str, looks: Looks) -> bool:
+    """Whether a process has what /proc calls `link` open."""
+    for name in listed(proc, f"{pid}/fd", looks):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(f"{pid}/fd/{name}", dir_fd=proc) == link:
+                return True
+    return False
+
+
+def listed(proc: int, path: str, looks: Looks) -> list[str]:
+    """List a directory; one of a process that is gone, or is nobody's to look into, is empty.
+
+    No further than looks last. Raises ValueError where they don't.
+    """
+    names: list[str] = []
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return names
+    try:
+        with contextlib.suppress(ProcessLookupError), os.scandir(directory) as entries:
+            names.extend(entry.name for entry in islice(entries, looks.left + 1))
+    finally:
+        os.close(directory)
+    looks.take(len(names))
+    return names
+
+
+def read(proc: int, path: str) -> bytes:
+    """Read a file; one of a process that is gone, or is nobody's to look into, is empty."""
+    found = b""
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            while piece := os.read(file, 65536):
+                found += piece
+        finally:
+            os.close(file)
+    return found

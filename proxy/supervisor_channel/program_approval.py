@@ -1,0 +1,177 @@
+"""Programs that people are asked about: each waits where it is about to start, until they have said so.
+
+Home of invariant 2 for what commands ask: no answer, no leave, whatever keeps it away.
+"""
+
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.supervisor_channel import messages
+from proxy.telemetry.events import GONE
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.asking import Ticket
+    from proxy.approvals.passes import Grant
+    from proxy.approvals.wire import Answer
+    from proxy.telemetry.events import Process
+    from proxy.tenant import Tenant
+    from rules.decision import Decision
+
+_CALLED: Final = "argv0="
+
+
+class Starting(NamedTuple):
+    """A program that is about to start, as it is decided on and told."""
+
+    asked: "messages.RunAsked"
+    argv: tuple[str, ...]
+    process: "Process"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What people are asked about: the file that its path leads to, what it is told it is called, and its words.
+
+        Where that is the file's own name it is left out. No two programs with their words read alike.
+        """
+        _, found, *called = map(os.fsdecode, self.asked.names)
+        name, words = "".join(called), self.argv[1:]
+        if name.rpartition("/")[2] == found.rpartition("/")[2] and not "".join(words[:1]).startswith(_CALLED):
+            return found, *words
+        return found, _CALLED + name, *words
+
+
+class _Waiting:
+    """One of them, while people are asked. `asked`: how often they were."""
+
+    __slots__ = ("approval", "asked", "decision", "grants", "starting", "ticket")
+
+    def __init__(self, starting: Starting, decision: "Decision") -> None:
+        self.starting = starting
+        self.decision = decision
+        self.asked = 0
+        self.approval = ""
+        self.grants: tuple[Grant, ...] = ()
+        self.ticket: Ticket | None = None
+
+
+class ProgramApprovals:
+    """Asks for one sandbox. For one thread."""
+
+    def __init__(
+        self,
+        tenant: "Tenant",
+        decide: "Callable[[messages.RunAsked, frozenset[str]], Decision]",
+        say: "Callable[[messages.Said], None]",
+        conclude: "Callable[[Starting, Decision, str, str], None]",
+    ) -> None:
+        """`decide` takes what is granted. `say` is to the watcher.
+
+        `conclude` takes what came of it in the end, with a detail and the id of what people were asked. None may raise.
+        """
+        self._tenant = tenant
+        self._decide = decide
+        self._say = say
+        self._conclude = conclude
+        self._waiting: dict[int, _Waiting] = {}
+
+    def ask(self, starting: Starting, decision: "Decision") -> bool:
+        """Have people asked about it, as the decision says; False: there is nobody to ask."""
+        if self._tenant.asking is None:
+            return False
+        waiting = self._waiting[starting.asked.number] = _Waiting(starting, decision)
+        self._put(waiting)
+        return True
+
+    def review(self) -> None:
+        """Decide again on what people are asked about: other rules are in force. What they ask as before stands."""
+        for number, waiting in tuple(self._waiting.items()):
+            if waiting.ticket is None:
+                continue  # it is about to be decided
+            granted = frozenset(grant.digest for grant in waiting.grants)
+            if self._decide(waiting.starting.asked, granted).approval != waiting.decision.approval:
+                _drop(waiting)
+                waiting.ticket = None
+                self._say(messages.Check(number))  # whatever is decided is for what still is there, and as it was
+
+    def gone(self, number: int) -> None:
+        """Ask no more: nobody waits there any more."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            _drop(waiting)
+            self._refuse(waiting, Reason.APPROVAL_TIMEOUT, GONE)
+
+    def close(self) -> None:
+        """Forget them all: whoever waits gets no answer. Idempotent."""
+        for waiting in self._waiting.values():
+            _drop(waiting)
+        self._waiting.clear()
+
+    def _put(self, waiting: _Waiting) -> None:
+        from proxy.approvals.asking import SLACK  # many rules ask nobody
+        from proxy.approvals.putting import about_program
+
+        asking, starting = self._tenant.asking, waiting.starting
+        assert asking is not None
+        waiting.asked += 1
+        hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
+        # An answer is there by then, whatever it is; and without one it is refused
+        self._say(messages.Wait(starting.asked.number, hold + 2 * SLACK))
+        question = about_program(
+            self._tenant, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
+        )
+        waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
+
+    def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
+        """Go on with what people said; called from the loop."""
+        from proxy.approvals.putting import reason_of
+        from proxy.approvals.wire import Result
+
+        ticket, waiting.ticket = waiting.ticket, None
+        number = waiting.starting.asked.number
+        if self._waiting.get(number) is not waiting:
+            return
+        waiting.approval = answer.approval or (ticket.approval if ticket is not None else "")
+        asking = self._tenant.asking
+        if answer.result is not Result.GRANTED or asking is None:
+            del self._waiting[number]
+            self._refuse(waiting, reason_of(answer), answer.why)
+            return
+        waiting.grants += asking.passes.grants(answer.approval, answer.grants)
+        self._say(messages.Check(number))  # what is granted is for what still is there, and as it was
+
+    def still(self, number: int, changed: str) -> None:
+        """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
+        from proxy.approvals.putting import ROUNDS
+
+        waiting, asking = self._waiting.get(number), self._tenant.asking
+        if waiting is None or waiting.ticket is not None or asking is None:
+            return  # who waits there is refused in time
+        if changed:
+            del self._waiting[number]
+            self._refuse(waiting, Reason.EXPIRED, changed.removeprefix("exeat: "))
+            return
+        granted = frozenset(grant.digest for grant in waiting.grants)
+        waiting.decision = decision = self._decide(waiting.starting.asked, granted)
+        if decision.asks and waiting.asked < ROUNDS:
+            self._put(waiting)
+            return
+        del self._waiting[number]
+        lease = asking.passes.enter(waiting.grants, lambda _: None)
+        if lease is None:
+            self._refuse(waiting, Reason.EXPIRED, "its approval has ended meanwhile")
+            return
+        lease.end()  # it is used by having started
+        self._conclude(waiting.starting, decision, "", waiting.approval)
+
+    def _refuse(self, waiting: _Waiting, reason: Reason, detail: str) -> None:
+        refused = waiting.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=())
+        self._conclude(waiting.starting, refused, detail, waiting.approval)
+
+
+def _drop(waiting: _Waiting) -> None:
+    if waiting.ticket is not None:
+        waiting.approval = waiting.approval or waiting.ticket.approval
+        waiting.ticket.drop()

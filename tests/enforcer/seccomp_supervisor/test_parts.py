@@ -1,0 +1,118 @@
+"""What the watcher is made of, by itself: the budget, the memory of another process, packets."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enforcer.seccomp_supervisor import task_memory
+from enforcer.seccomp_supervisor.supervisor import AT_ONCE, EACH, REFILLED, Budget
+from proxy.supervisor_channel import messages
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_each_is_told_once_in_a_while_with_how_many_there_were():
+    clock = Clock()
+    budget = Budget(clock)
+    assert budget.take("mount", b"/bin/sh") == 0
+    assert [budget.take("mount", b"/bin/sh") for _ in range(5)] == [None] * 5
+    assert budget.take("mount", b"/bin/other") == 0
+    assert budget.take("bpf", b"/bin/sh") == 0
+    clock.now += EACH
+    assert budget.take("mount", b"/bin/sh") == 5
+    clock.now += EACH
+    assert budget.take("mount", b"/bin/sh") == 0
+
+
+def test_whatever_is_made_up_only_so_many_are_told():
+    clock = Clock()
+    budget = Budget(clock)
+    assert sum(budget.take("mount", b"%d" % n) is not None for n in range(10_000)) == AT_ONCE
+    clock.now += 10 * REFILLED
+    assert sum(budget.take("mount", b"other %d" % n) is not None for n in range(10_000)) == 10
+    assert len(budget._told) + len(budget._untold) <= 1024
+
+
+def _array(*addresses):
+    return (ctypes.c_uint64 * (len(addresses) + 1))(*addresses, 0)
+
+
+def test_texts_are_read_across_pages_and_up_to_what_is_mapped():
+    pages = mmap.mmap(-1, 3 * 4096)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    pages[:] = b"x" * len(pages)
+    pages[5000] = 0
+    assert task_memory.text(os.getpid(), start, 4096) is None
+    assert task_memory.text(os.getpid(), start + 1000, 4097) == b"x" * 4000
+    assert task_memory.text(os.getpid(), start + 1000, 4000) is None
+    assert task_memory.text(os.getpid(), start + 5000, 4096) == b""
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 0)
+    with pytest.raises(OSError, match="process_vm_readv"):
+        task_memory.text(os.getpid(), start + 6000, 4096)
+    ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 3)
+
+
+@pytest.mark.parametrize("off", [0, 1, 4, 4093])
+def test_words_are_read_wherever_their_pointers_lie(off):
+    texts = [ctypes.create_string_buffer(b"w%d" % n) for n in range(600)]
+    room = ctypes.create_string_buffer(4096 * 4)
+    base = (ctypes.addressof(room) + 4095) // 4096 * 4096
+    array = bytes(_array(*map(ctypes.addressof, texts)))
+    ctypes.memmove(base + off, array, len(array))
+    found = task_memory.words(os.getpid(), base + off)
+    assert found == (tuple(b"w%d" % n for n in range(600)), True)
+
+
+def test_no_more_words_are_read_than_there_is_room_for():
+    long = ctypes.create_string_buffer(b"x" * 1000)
+    found = task_memory.words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100)))
+    assert not found.whole
+    assert 60 <= len(found.words) <= 66
+    short = ctypes.create_string_buffer(b"")
+    found = task_memory.words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(short)] * 5000)))
+    assert (len(found.words), found.whole) == (task_memory.MOST_WORDS, False)
+    del array
+    assert task_memory.words(os.getpid(), 0) == ((), True)
+
+
+PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))
+PARTS = st.lists(PART, max_size=4).map(tuple)
+USER = st.integers(-1, 1 << 31)
+WHO = st.builds(messages.Who, st.integers(1, 1 << 22), USER, PART, PARTS, USER)
+TOLD = st.one_of(
+    st.builds(messages.RunAsked, st.integers(1, 1 << 40), WHO, PARTS, PARTS, st.booleans(), st.booleans()),
+    st.builds(messages.CallRefused, PART, WHO, st.integers(0, 1 << 40)),
+    st.builds(messages.Counted, st.lists(st.tuples(PART, st.integers(0, 1 << 40)), max_size=4).map(tuple)),
+    st.builds(messages.Answer, st.integers(0, 1 << 40), st.booleans(), PART),
+    st.builds(messages.Broken, PART),
+    st.just(messages.Holds()),
+    st.just(messages.Anew()),
+    st.builds(messages.Gone, st.integers(0, 1 << 40)),
+    st.builds(messages.Check, st.integers(0, 1 << 40)),
+    st.builds(messages.Still, st.integers(0, 1 << 40), PART),
+    st.builds(messages.Wait, st.integers(0, 1 << 40), st.integers(0, 1 << 20).map(float)),
+)
+
+
+@settings(max_examples=150)
+@given(TOLD)
+def test_a_packet_says_what_was_packed(told):
+    assert messages.unpack(messages.pack(told)) == told
+
+
+@settings(max_examples=150)
+@given(st.one_of(st.binary(max_size=60), TOLD.map(messages.pack).map(lambda packet: packet[:-3])))
+def test_whatever_arrives_is_a_packet_or_a_value_error(packet):
+    with contextlib.suppress(ValueError):
+        messages.unpack(packet)

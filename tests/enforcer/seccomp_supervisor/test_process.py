@@ -1,0 +1,102 @@
+"""When somebody watches a task's calls: from the first that is refused on, and not for one that has ended."""
+
+import os
+import selectors
+import socket
+
+import pytest
+
+from enforcer.errors import HostError
+from enforcer.seccomp_supervisor import process
+from enforcer.seccomp_supervisor.process import SupervisorProcess, watching
+from proxy.supervisor_channel import messages
+
+
+class Hull:
+    """Stands for a sandbox of which nobody may want anything: nobody is to be begun in it."""
+
+
+class Full:
+    """A fence with no room for another process."""
+
+    def admit_more(self, pid):
+        self.pid = pid
+        raise HostError("no room")
+
+
+@pytest.fixture
+def listener():
+    """Stands for a filter's listener: what it is heard by, and the end that is closed when nobody has the filter."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb", buffering=0) as tasks:
+        yield reader, tasks
+
+
+@pytest.fixture
+def seat(listener):
+    made = SupervisorProcess(watching(commands=False), Hull(), Full())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def worker(seat):
+    with socket.socket(fileno=seat.give()) as end:
+        end.settimeout(20)
+        yield end
+
+
+def test_nobody_watches_once_nobody_is_left_who_could_ask(seat, worker, listener):
+    reader, tasks = listener
+    seat.listen(reader)
+    with selectors.DefaultSelector() as selector:
+        seat.watch(selector)
+        worker.send(messages.pack(messages.Anew()))
+        seat.hear()
+        assert len(selector.get_map()) == 2, "who only says that it is there asks nothing"
+        tasks.close()
+        [(key, _)] = selector.select(20)
+        key.data()
+        assert not selector.get_map()
+    assert worker.recv(1) == b"", "the worker is told that nobody listens any more"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reader)
+
+
+def test_a_worker_asks_nobody_where_there_is_no_listener(seat, worker):
+    with selectors.DefaultSelector() as selector:
+        seat.watch(selector)
+        worker.send(messages.pack(messages.WhoseAsked(1, 2)))
+        seat.hear()
+        assert not selector.get_map()
+
+
+def test_who_can_t_be_kept_to_the_task_s_limits_watches_nothing(seat, worker, listener, monkeypatch):
+    reader, tasks = listener
+    monkeypatch.setattr(Hull, "outer", Outer(), raising=False)
+    monkeypatch.setattr(SupervisorProcess, "_be_watcher", lambda *_: os._exit(0))
+    seat.listen(reader)
+    with selectors.DefaultSelector() as selector:
+        seat.watch(selector)
+        os.write(tasks.fileno(), b"asked")
+        seat.hear()
+    assert messages.unpack(worker.recv(messages.LONGEST)) == messages.Broken(b"HostError: no room")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(seat._fence.pid, 0)
+
+
+class Outer:
+    """Stands for the outermost process, which opens its namespaces."""
+
+    def __init__(self):
+        self.calls = self
+
+    def get(self, *_arguments):
+        return None
+
+    def do(self, *wanted):
+        return [os.open("/dev/null", os.O_RDONLY) for _ in wanted]
+
+
+def test_the_greeting_is_the_workers():
+    assert messages.pack(messages.Anew()) == process.GREETING

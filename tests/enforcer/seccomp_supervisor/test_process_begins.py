@@ -1,0 +1,95 @@
+"""What a real filter has to ask begins a sandbox's watcher, and who only says that they come or go doesn't."""
+
+import contextlib
+import os
+import selectors
+import socket
+
+import pytest
+
+from enforcer.seccomp_supervisor import listener as kernel
+from enforcer.seccomp_supervisor.process import SupervisorProcess, watching
+from proxy.supervisor_channel import messages
+from tests.enforcer.seccomp_supervisor.watched import call
+
+
+@pytest.fixture
+def task():
+    """A process under a filter that is listened to: the listener, and how it is told to go on."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+            listener = kernel.install(watching(commands=False).program)
+            socket.send_fds(theirs, [b"l"], [listener])
+            os.close(listener)
+            if theirs.recv(1) == b"r":
+                call("mount", 0, 0, 0, 0, 0)
+        finally:
+            os._exit(0)
+    theirs.close()
+    _, [listener], _, _ = socket.recv_fds(ours, 1, 1)
+    yield listener, ours, pid
+    ours.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def seat(task, monkeypatch):
+    """One whose watcher would begin, the worker's end of it, and what has happened."""
+    made, begun = SupervisorProcess(watching(commands=False), None, None), []
+    monkeypatch.setattr(made, "_begin", lambda: begun.append(made._listener >= 0))
+    worker = socket.socket(fileno=made.give())
+    with selectors.DefaultSelector() as selector, worker:
+        made.listen(task[0])
+        made.watch(selector)
+
+        def turn():
+            for key, _ in selector.select(20):
+                key.data()
+            return begun
+
+        yield made, worker, turn
+    made.close()
+
+
+def test_a_refused_call_begins_it(seat, task):
+    task[1].send(b"r")
+    assert seat[2]() == [True]
+
+
+def test_a_worker_s_question_begins_it_and_its_greeting_does_not(seat):
+    _, worker, turn = seat
+    worker.send(messages.pack(messages.Anew()))
+    assert turn() == []
+    worker.send(messages.pack(messages.WhoseAsked(1, 2)))
+    assert turn() == [True]
+
+
+def test_a_task_that_ends_begins_none(seat, task):
+    made, worker, turn = seat
+    task[1].send(b"e")
+    os.waitpid(task[2], 0)
+    assert turn() == []
+    assert made._listener < 0, "it is listened to no more"
+    assert worker.recv(1) == b""
+
+
+def test_a_worker_that_closes_its_end_begins_none_and_the_filter_is_still_heard(seat, task):
+    made, worker, turn = seat
+    worker.close()
+    assert turn() == []
+    assert made._listener >= 0
+    task[1].send(b"r")
+    assert turn() == [True]
+
+
+def test_a_worker_that_leaves_words_unread_begins_none(seat):
+    made, worker, turn = seat
+    made._channel.send(b"unread")
+    worker.close()
+    assert turn() == []
+    assert made._listener >= 0

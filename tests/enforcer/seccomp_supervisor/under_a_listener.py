@@ -1,0 +1,12 @@
+"""Runs a program under a filter that is listened to already, as some containers do: `python under_a_listener.py ARGV…`."""
+
+import os
+import sys
+
+from enforcer import linux
+from enforcer.sandbox.bpf import Filter, assemble
+from enforcer.seccomp_supervisor import listener
+
+linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+os.set_inheritable(listener.install(assemble(Filter(()), linux.platform_machine())), True)
+os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,0 +1,212 @@
+"""Who opened a connection: asked of some, waited for by refusals alone and for a moment, and never needed."""
+
+import asyncio
+import os
+import socket
+import struct
+from ipaddress import ip_address
+
+import pytest
+from gate_harness import World, client_hello, run
+
+from proxy.supervisor_channel import attribution, messages
+from proxy.supervisor_channel.attribution import A_SECOND, AT_ONCE, ProcessAttribution, Whose
+from proxy.telemetry.events import Process
+
+RULES = [
+    "id: raw, to: raw.example, ports: [ORIGIN/tcp], resolves_to: [127.0.0.0/8], action: allow",
+    "id: bad, to: bad.example, action: deny",
+]
+HOSTS = "127.0.0.1 raw.example\n"
+CURL = Process(7, "/usr/bin/curl", ("curl", "x"), 1000, ("/bin/sh",))
+ENDS = ((ip_address("192.0.0.2"), 40000), (ip_address("93.184.216.34"), 443))
+
+
+def gate(tmp_path, test):
+    async def inside():
+        async with World(tmp_path, RULES, hosts=HOSTS) as world:
+            world.whose = []
+
+            def attribute(*_, **__):
+                world.whose.append(Whose())
+                return world.whose[-1]
+
+            world.gate._attribute = attribute
+            await test(world)
+
+    run(inside)
+
+
+async def refused(world):
+    task = await world.connect("bad.example", 443)
+    await task.send(client_hello("bad.example"))
+    await world.until(lambda: world.whose and world.whose[0]._then is not None)
+    return task
+
+
+def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("proxy.supervisor_channel.attribution.PATIENCE", 60)  # a moment, on a machine that is busy
+
+    async def test(world):
+        task = await refused(world)
+        assert world.decisions == []
+        world.whose[0].answered(CURL)
+        assert world.decisions[0]["process"] == {
+            "pid": 7, "exe": "/usr/bin/curl", "argv": ["curl", "x"], "uid": 1000, "ancestors": ["/bin/sh"],
+        }  # fmt: skip
+        assert world.decisions[0]["outcome"] == "blocked"
+        task.close()
+
+    gate(tmp_path, test)
+
+
+def test_it_waits_no_longer_than_a_moment(tmp_path):
+    async def test(world):
+        await refused(world)
+        decision = await world.decision()
+        assert "process" not in decision
+        world.whose[0].answered(CURL)  # too late, and no harm
+        assert len(world.decisions) == 1
+
+    gate(tmp_path, test)
+
+
+def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
+    async def test(world):
+        await refused(world)
+        world.gate.close()
+        world.whose[0].answered(CURL)
+        assert [(each["reason"], each["rules"]) for each in world.decisions] == [("rule", ["r:bad"])]
+
+    gate(tmp_path, test)
+
+
+def test_a_gate_that_closes_waits_for_no_answer(tmp_path):
+    async def test(world):
+        task = await world.connect("bad.example", 443)  # which has not said a word
+        await world.until(lambda: world.whose)
+        assert world.gate.connections == 1
+        world.gate.close()
+        assert [each["reason"] for each in world.decisions] == ["gate_error"]
+        assert world.gate.connections == 0
+        world.whose[0].answered(CURL)
+        assert len(world.decisions) == 1
+        assert await task.ended() == "reset"
+
+    gate(tmp_path, test)
+
+
+def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
+    async def test(world):
+        def broken(*_):
+            raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr("proxy.gate.connection.Connection._conclude", broken)
+        task = await refused(world)
+        world.whose[0].answered(None)
+        assert await task.ended() == "reset"
+        assert [each["reason"] for each in world.decisions] == ["gate_error"]
+        assert world.gate.connections == 0
+
+    gate(tmp_path, test)
+
+
+def test_what_is_let_out_waits_for_nobody_and_its_end_says_who_it_was(tmp_path):
+    async def test(world):
+        task = await world.connect("raw.example")
+        origin = await world.origin.take()
+        assert "process" not in world.decisions[0]
+        world.whose[0].answered(CURL)
+        task.close()
+        origin.close()
+        closing = await world.closing()
+        assert closing["process"]["exe"] == "/usr/bin/curl"
+
+    gate(tmp_path, test)
+
+
+# --- asking ---
+
+
+@pytest.fixture
+def asking(monkeypatch):
+    """An ProcessAttribution whose kernel knows every socket; its clock, and the watcher's end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    inodes = iter(range(1000, 100_000))
+    monkeypatch.setattr(attribution, "ask_owner", lambda *_: attributing_owner(next(inodes)))
+    clock = [0.0]
+    yield ProcessAttribution(None, ours, lambda: clock[0]), clock, theirs
+    ours.close()
+    theirs.close()
+
+
+def attributing_owner(inode):
+    from proxy.supervisor_channel.attribution import Owner
+
+    return Owner(inode, 0)
+
+
+def test_some_are_asked_about_at_once_and_then_some_a_second(asking):
+    one, clock, theirs = asking
+    assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == AT_ONCE
+    clock[0] += 2
+    assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == 2 * A_SECOND
+    assert messages.unpack(theirs.recv(1000)) == messages.WhoseAsked(1, 1000)
+
+
+def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
+    one, _, _ = asking
+    first, second = one.ask(*ENDS), one.ask(*ENDS)
+    who = messages.Who(7, -1, b"/bin/\xff", (b"a",))
+    one.answered(
+        messages.unpack(
+            messages.pack(
+                messages.WhoseFound(2, who, (messages.Ancestor(6, b"/bin/sh"), messages.Ancestor(5, b"/bin/init")))
+            )
+        )
+    )
+    one.answered(messages.WhoseFound(2, None))
+    one.answered(messages.WhoseFound(99, who))
+    assert first.waiting
+    assert second.process == Process(7, os.fsdecode(b"/bin/\xff"), ("a",), None, ("/bin/sh", "/bin/init"), (6, 5))
+    one.answered(messages.unpack(messages.pack(messages.WhoseFound(1, None))))
+    assert (first.waiting, first.process) == (False, None)
+
+
+def test_a_watcher_that_doesn_t_answer_costs_no_more_than_so_much(asking):
+    one, clock, theirs = asking
+    for _ in range(30):
+        clock[0] += 2
+        while one.ask(*ENDS) is not None:
+            pass
+        while True:
+            try:
+                theirs.recv(1000)
+            except BlockingIOError:
+                break
+    assert len(one._open) <= 64
+
+
+def test_a_watcher_that_is_gone_or_full_is_not_asked(asking):
+    one, clock, theirs = asking
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
+    answers = []
+    for _ in range(400):
+        clock[0] += 1
+        answers.append(one.ask(*ENDS))
+    assert None in answers  # nobody reads: its queue is full
+    theirs.close()
+    clock[0] += 10
+    assert one.ask(*ENDS) is None
+
+
+def test_nobody_waits_in_a_loop_that_is_over():
+    async def wait():
+        whose = Whose()
+        whose.then(lambda: None)
+        return whose
+
+    whose = asyncio.run(wait())
+    whose.answered(None)
+    assert not whose.waiting

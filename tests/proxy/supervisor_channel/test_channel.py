@@ -1,0 +1,42 @@
+"""The worker's end of a task's watcher, where the watcher ends before it."""
+
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from proxy.supervisor_channel import messages
+from proxy.supervisor_channel.channel import SupervisorChannel
+
+
+@pytest.fixture
+def heard():
+    ours, watchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told = []
+    recorder = SimpleNamespace(
+        tenant=SimpleNamespace(policy=SimpleNamespace(revision="r"), asking=None, holds_programs=False),
+        error=lambda _where, detail: told.append(detail),
+        command_decided=lambda *_: None,
+    )
+    poller = SimpleNamespace(watch=lambda *_: None, forget=lambda _: None)
+    with ours, watchers:
+        yield SupervisorChannel(ours, recorder, poller), watchers, told
+
+
+def test_a_task_that_was_over_before_its_worker_began_is_no_error(heard):
+    hearing, watcher, told = heard
+    watcher.close()
+    hearing.start()
+    hearing.ready(0)
+    assert told == []
+
+
+def test_an_answer_that_reaches_nobody_is_told(heard):
+    hearing, watcher, told = heard
+    hearing.start()
+    watcher.send(
+        messages.pack(messages.RunAsked(1, messages.Who(7, 0, b"/bin/sh"), (b"/bin/true",), (b"true",), True, False))
+    )
+    watcher.close()
+    hearing.ready(0)
+    assert told == ["the task's watcher takes no answer: Broken pipe"]

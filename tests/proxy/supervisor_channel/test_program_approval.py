@@ -1,0 +1,75 @@
+"""What people are asked about a program, and what comes of their leave once it is given."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from proxy.approvals.passes import Passes
+from proxy.approvals.wire import Answer, Result
+from proxy.supervisor_channel import messages
+from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
+from proxy.telemetry.events import GONE, Process
+from rules.decision import Decision
+from rules.verdicts import Outcome, Reason, Verdict
+
+PASSED = Decision(Verdict.ALLOW, Outcome.PASSED, Reason.APPROVAL_GRANTED)
+
+
+def starting(given, found, called, *words):
+    who = messages.Who(7, 0, b"/bin/sh")
+    asked = messages.RunAsked(
+        1, who, tuple(map(str.encode, (given, found, called))), tuple(map(str.encode, words)), True
+    )
+    return Starting(asked, (given, *words), Process(7, "/bin/sh"))
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "shown"),
+    [
+        (("/w/tool", "/usr/bin/printf", "printf"), ("x",), ("/usr/bin/printf", "x")),
+        (("/w/tool", "/usr/bin/printf", "./tool"), ("x",), ("/usr/bin/printf", "argv0=./tool", "x")),
+        (("/bin/rm", "/bin/busybox", "rm"), ("x",), ("/bin/busybox", "argv0=rm", "x")),
+        (("/bin/ls", "/bin/ls", "ls"), ("argv0=rm",), ("/bin/ls", "argv0=ls", "argv0=rm")),
+        (("/bin/ls", "/bin/ls", ""), (), ("/bin/ls", "argv0=")),
+    ],
+    ids=["its own name", "a link", "a program of many names", "a word like it", "no name"],
+)
+def test_people_are_asked_about_the_file_and_not_the_link(names, words, shown):
+    assert starting(*names, *words).shown == shown
+
+
+class World:
+    """A `ProgramApprovals` whose registry and watcher are this test."""
+
+    def __init__(self):
+        self.said, self.came, self.then = [], [], None
+        self.asking = SimpleNamespace(ask=self._ask, passes=Passes(lambda *_: True))
+        tenant = SimpleNamespace(asking=self.asking, taint=None)
+        self.leave = ProgramApprovals(tenant, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what))
+        self.leave.ask(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())
+
+    def _ask(self, question, then):
+        self.question, self.then = question, then
+        return SimpleNamespace(approval="ap-1", drop=lambda: None)
+
+    @property
+    def outcome(self):
+        ((_, decision, detail, approval),) = self.came
+        return decision.passes, decision.reason, detail, approval
+
+
+def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
+    there, gone, changed = World(), World(), World()
+    for world in (there, gone, changed):
+        assert world.question.argv == ("/usr/bin/printf", "x")
+        world.leave.still(1, "")  # said of nothing: nobody has answered
+        world.then(Answer(1, Result.GRANTED, "ap-1"))
+        assert not world.came
+        assert world.said[-1] == messages.Check(1)
+    there.leave.still(1, "")
+    gone.leave.gone(1)
+    gone.leave.still(1, "")
+    changed.leave.still(1, "exeat: it was changed")
+    assert there.outcome == (True, Reason.APPROVAL_GRANTED, "", "ap-1")
+    assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, GONE, "ap-1")
+    assert changed.outcome == (False, Reason.EXPIRED, "it was changed", "ap-1")
