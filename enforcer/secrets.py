@@ -15,7 +15,7 @@ from rules.secrets import SourceKind
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from proxy.broker import Broker, Keys
+    from proxy.secrets import Broker, Keys
     from rules.policy import Policy
     from rules.secrets import Secret
 
@@ -32,7 +32,7 @@ def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None
     """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
     if not policy.secrets:
         return None
-    from proxy.broker import Broker, Held, Identity, keys, split
+    from proxy.secrets import Broker, Held, Identity, keys, split
 
     held: list[Held | Keys | Identity] = []
     for secret in policy.secrets:

@@ -17,8 +17,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-if __name__ != "proxy.addon":  # by mitmproxy, which puts this folder on the path, but not the one around it
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
+if __name__ != "proxy.addon":  # by mitmproxy, which puts this folder on the path, and not the one around it
+    _folder = Path(__file__).resolve().parent
+    # No module of ours may hide one of the standard library, as `secrets`
+    sys.path[:] = [*(each for each in sys.path if Path(each).resolve() != _folder), str(_folder.parent)]
 
 from mitmproxy import connection, ctx, exceptions, flow, http
 from mitmproxy import tls as mitmtls

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from proxy.approvals.asking import Asking
     from proxy.approvals.passes import Grant, Lease
-    from proxy.broker import Broker
-    from proxy.broker.own import Own
     from proxy.dialling.proxy_auth import Login
+    from proxy.secrets import Broker
+    from proxy.secrets.detection import Own
     from proxy.worker.taint import Taint
     from rules.addresses import Address
     from rules.decision import Decision
@@ -86,6 +86,6 @@ class Tenant:
         self.broker = broker
         self.own = None
         if broker is not None or login is not None:
-            from proxy.broker.own import watched  # few tasks have either
+            from proxy.secrets.detection import watched  # few tasks have either
 
             self.own = watched(broker, login)

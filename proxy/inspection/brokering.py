@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.broker import Broker
     from proxy.inspection.context import Near
     from proxy.inspection.judging import Place
     from proxy.request.request_head import Field
+    from proxy.secrets import Broker
 
 # By which an answer may come packed, or in other characters: RFC 9110 sections 12.5.2, 12.5.3 and 10.1.4 (`TE`),
 # RFC 3229 section 10.5.3, RFC 6455 section 9.1

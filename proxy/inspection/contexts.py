@@ -17,9 +17,9 @@ from rules.names import HostName
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.broker import Identity
     from proxy.ca.leaves import Leaf, Leaves
     from proxy.inspection.judging import Place
+    from proxy.secrets import Identity
     from rules.addresses import Address
 
 # What pyOpenSSL binds of OpenSSL and gives no name to: `test_mitmproxy_contract.py` holds it to that

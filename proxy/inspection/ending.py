@@ -27,10 +27,10 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from mitmproxy.proxy.layer import CommandGenerator
 
+    from proxy.dlp.body_scan import Leaking
     from proxy.inspection.brokering import Misused
     from proxy.inspection.context import GateContext
     from proxy.inspection.leaking import Outgoing
-    from proxy.leaks.scanning import Leaking
     from proxy.refusal import Page
 
 

@@ -26,11 +26,11 @@ from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.passes import Grant
-    from proxy.broker.desk import Carried
     from proxy.dialling.connecting import DialFailed, Hop
     from proxy.inspection.pushes import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
+    from proxy.secrets.injection import Carried
     from proxy.slices import Sliced
     from proxy.tenant import Tenant
     from rules.addresses import Address

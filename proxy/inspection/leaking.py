@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, RequestTrailers
 
-from proxy.leaks.heads import HEAD, Heads
-from proxy.leaks.messages import Messages
-from proxy.leaks.packed import reader
-from proxy.leaks.readings import has_parts, is_form
-from proxy.leaks.scanning import Body, Leaking
+from proxy.dlp.body_readers import Messages, reader
+from proxy.dlp.body_scan import Body, Leaking
+from proxy.dlp.decodings import has_parts, is_form
+from proxy.dlp.head_scan import HEAD, Heads
 from proxy.request.request_head import values
 from proxy.slices import at_once
 from proxy.telemetry.events import Where
@@ -22,8 +21,8 @@ from rules.verdicts import Scan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from proxy.broker.own import Watch
     from proxy.request.request_head import Head
+    from proxy.secrets.detection import Watch
     from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
 

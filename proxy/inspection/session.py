@@ -7,6 +7,7 @@ how it ended. Nothing here touches a socket or mitmproxy.
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from proxy.dlp.head_scan import shown as shown_of
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.judging import (
     Looks,
@@ -24,7 +25,6 @@ from proxy.inspection.judging import (
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing, Seen
 from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
-from proxy.leaks.heads import shown as shown_of
 from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, too_costly, user_agent

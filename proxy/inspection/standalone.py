@@ -13,12 +13,12 @@ from mitmproxy.net.http.http1 import expected_http_body_size
 
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import Dialer
+from proxy.dlp.body_scan import Leaking
 from proxy.dns.lookup import Lookup
 from proxy.inspection.deciding import ADDRESSES, BODY, Requests
 from proxy.inspection.judging import Place, denied
 from proxy.inspection.messages import head_of
 from proxy.inspection.session import Session
-from proxy.leaks.scanning import Leaking
 from proxy.poller import Poller
 from proxy.request.request_head import Unclear
 from proxy.slices import at_once

@@ -25,6 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
+from proxy.dlp.body_scan import Leaking
 from proxy.inspection.brokering import Brokering, Misused
 from proxy.inspection.context import Far, flow_of
 from proxy.inspection.contexts import HTTP2
@@ -43,7 +44,6 @@ from proxy.inspection.responses import (
 )
 from proxy.inspection.signals import ClientEnded, Failure, ResetConnection, Revoked, checkpoints
 from proxy.inspection.switched import Switched
-from proxy.leaks.scanning import Leaking
 from proxy.request.request_head import may_trail
 from rules.verdicts import Outcome, Reason
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.broker import Broker
     from proxy.dialling.connecting import Hop
     from proxy.inspection.holding import Held
     from proxy.request.request_head import Field
+    from proxy.secrets import Broker
 
 
 _OF_REQUESTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})

@@ -16,11 +16,11 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseEndOfMessage,
 )
 
+from proxy.dlp.body_scan import Leaking
 from proxy.inspection.ending import Ending
 from proxy.inspection.messages import head_of, head_of_response
 from proxy.inspection.signals import ResetConnection, checkpoints
 from proxy.inspection.websocket import ClientFrames, Frames, NotFrames, agrees, is_extended
-from proxy.leaks.scanning import Leaking
 from proxy.request.request_head import values
 from rules.verdicts import Outcome, Reason
 

@@ -247,7 +247,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("value", "prefix", "begins", "size"), SHAPES)
 def test_a_placeholder_has_the_shape_and_nothing_else_of_the_value(value, prefix, begins, size):
-    from proxy.broker import make_placeholder
+    from proxy.secrets import make_placeholder
 
     made = {make_placeholder(value, prefix) for _ in range(50)}
     assert len(made) == 50

@@ -9,14 +9,12 @@ import gzip
 import random
 from collections.abc import Iterator
 
-from proxy.broker.keys import Keys, keys
-from proxy.broker.signing import Unsigned, claimed, sign, verify, without
-from proxy.broker.sigv4 import spellings
-from proxy.leaks.finding import hits
-from proxy.leaks.messages import Messages
-from proxy.leaks.packed import Unreadable, reader
-from proxy.leaks.readings import of_json
-from proxy.leaks.scanning import Body, Leaking
+from proxy.dlp.body_readers import Messages, Unreadable, reader
+from proxy.dlp.body_scan import Body, Leaking
+from proxy.dlp.decodings import of_json
+from proxy.dlp.patterns import hits
+from proxy.secrets.aws_signing import Unsigned, claimed, sign, spellings, verify, without
+from proxy.secrets.values import Keys, keys
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan
 from tests.proxy.leaky import KINDS

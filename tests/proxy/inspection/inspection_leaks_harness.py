@@ -7,7 +7,7 @@ import h2.connection
 from inspection_clients import rest
 from inspection_harness import site
 
-from proxy.broker import Broker, Held
+from proxy.secrets import Broker, Held
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.proxy.leaky import KINDS, TOKEN, some

@@ -13,8 +13,8 @@ from inspection_clients import cut_off, rest, until, wait_for
 from secrets_harness import REAL, SHOWN, secret
 
 from proxy.approvals.wire import Ask, Drop
-from proxy.broker import Broker, Held
 from proxy.dialling.dial import Dialer
+from proxy.secrets import Broker, Held
 from rules.secrets import Slot, SlotKind
 
 GONE = "the client went away while people were asked"

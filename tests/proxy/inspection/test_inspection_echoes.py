@@ -46,7 +46,7 @@ ECHOES = {
 def test_a_value_that_comes_back_is_masked(gate, origins, pieces, got):
     origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
-    whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_broker` cuts them for certain
+    whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_injection` cuts them for certain
     assert answer.partition(b"\r\n\r\n")[2] in {got, whole}
     assert REAL not in answer
 

@@ -9,8 +9,8 @@ import pytest
 from inspection_clients import wait_for
 from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, bodies, head, never_told, place, secret
 
-from proxy.broker import Broker, Held
 from proxy.inspection.stream import Stream
+from proxy.secrets import Broker, Held
 from rules.secrets import Slot, SlotKind
 
 FORM_TYPE = "Content-Type: application/x-www-form-urlencoded"

@@ -7,7 +7,7 @@ import pytest
 from inspection_clients import wait_for
 from inspection_harness import site
 
-from proxy.broker import Broker, Identity
+from proxy.secrets import Broker, Identity
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.certificates import Authority

@@ -11,7 +11,7 @@ import pytest
 from inspection_clients import wait_for
 from inspection_leaks_harness import FILLER, VALUE, head, http2, never_told, place, post, recording
 
-from proxy.leaks.scanning import LOOKED_AT
+from proxy.dlp.body_scan import LOOKED_AT
 from tests.proxy.leaky import KINDS, TOKEN
 
 

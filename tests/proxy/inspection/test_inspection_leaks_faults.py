@@ -13,7 +13,7 @@ def raising(*_arguments, **_named):
     raise ValueError(f"this must be shown to nobody: {TOKEN}")
 
 
-WRONG = ["proxy.leaks.heads.candidates", "proxy.leaks.scanning.candidates", "proxy.broker.own._ways"]
+WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "proxy.secrets.detection._ways"]
 
 
 @pytest.mark.parametrize("part", WRONG)

@@ -13,7 +13,7 @@ import pytest
 from inspection_clients import curl, rest, wait_for
 from inspection_harness import Site, site
 
-from proxy.broker import Broker, Held, keys
+from proxy.secrets import Broker, Held, keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import Keys, presigned, service_of, signed

@@ -9,7 +9,7 @@ from inspection_clients import wait_for
 from inspection_harness import site
 from secrets_harness import FAKE, REAL, SHOWN, basic, head, never_told
 
-from proxy.broker import Broker, Held, keys
+from proxy.secrets import Broker, Held, keys
 from rules.decision import Decision
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind

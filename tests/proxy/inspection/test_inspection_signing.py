@@ -11,7 +11,7 @@ import pytest
 from inspection_clients import rest, wait_for
 from inspection_harness import site
 
-from proxy.broker import Broker, Held, keys
+from proxy.secrets import Broker, Held, keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed

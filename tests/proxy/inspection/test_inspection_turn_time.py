@@ -1,7 +1,7 @@
 """What costs most of what a client, or a server, can send: no step of the worker's loop takes long (invariant 11).
 
 Each payload is sent for real, and every step of the gate's loop is measured in processor time. What costs the
-scanner most is made of its own patterns in `tests/proxy/test_leak_slices.py`.
+scanner most is made of its own patterns in `tests/proxy/dlp/test_scan_slices.py`.
 """
 
 import base64
@@ -17,7 +17,7 @@ from inspection_leaks_harness import PLACEHOLDER, VALUE
 from test_inspection_floods import DATA, HEADERS, PING, frame
 from turns_watch import watchdog
 
-from proxy.broker import Broker, Held
+from proxy.secrets import Broker, Held
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.processor_time import measured_again

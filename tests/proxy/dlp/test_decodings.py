@@ -8,12 +8,12 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
-from proxy.leaks.heads import Heads
-from proxy.leaks.readings import readings
+from proxy.dlp.decodings import readings
+from proxy.dlp.head_scan import Heads
 from proxy.request.request_head import Head
 from proxy.slices import at_once
 from rules.verdicts import Scan
-from tests.proxy.leaks_harness import LONG, body, cut, sent
+from tests.proxy.dlp.leaks_harness import LONG, body, cut, sent
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 PEM = next(row[1] for row in KINDS if row[0] == "private-key")

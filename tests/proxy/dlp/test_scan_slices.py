@@ -7,13 +7,13 @@ from time import thread_time
 
 import pytest
 
-from proxy.leaks.packed import reader
-from proxy.leaks.patterns import PATTERNS
-from proxy.leaks.scanning import HELD_BACK, Leaking
+from proxy.dlp.body_readers import reader
+from proxy.dlp.body_scan import HELD_BACK, Leaking
+from proxy.dlp.patterns import PATTERNS
 from proxy.slices import at_once
 from rules.verdicts import Scan
 from tests.processor_time import check, measured_again
-from tests.proxy.leaks_harness import body, broker
+from tests.proxy.dlp.leaks_harness import body, broker
 from tests.proxy.leaky import some
 
 BEHIND = (b"", b" ", b"a" * 30, b"a1B2" * 16, b"a:" + b"b" * 127)  # what may follow a prefix, and is no credential

@@ -4,9 +4,9 @@ import base64
 import random
 import struct
 
-from proxy.broker import Broker, Held
-from proxy.broker.own import Own
-from proxy.leaks.scanning import Body, Leaking
+from proxy.dlp.body_scan import Body, Leaking
+from proxy.secrets import Broker, Held
+from proxy.secrets.detection import Own
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan

@@ -4,9 +4,9 @@ import base64
 from urllib.parse import quote
 
 import pytest
-from leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 
-from proxy.broker.own import WHOLE, Own
+from proxy.secrets.detection import WHOLE, Own
+from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some
 
 SHORT = b"hunter2-hunter2"

@@ -7,13 +7,12 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent
 
-from proxy.leaks.finding import BACK, LONGEST
-from proxy.leaks.messages import Messages
-from proxy.leaks.packed import reader
-from proxy.leaks.scanning import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
+from proxy.dlp.body_readers import Messages, reader
+from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
+from proxy.dlp.patterns import BACK, LONGEST
 from rules.verdicts import Scan
+from tests.proxy.dlp.leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 FILLER = b"nothing to be seen here\n" * 300  # 7 KB

@@ -4,27 +4,26 @@ For one thread. Which secrets there are never changes while a task runs; all tha
 """
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.broker.certificates import Identity
-from proxy.broker.echoes import Echoes, Mask
-from proxy.broker.jar import Jar
-from proxy.broker.keys import Keys
-from proxy.broker.misuse import not_sent, told
-from proxy.broker.own import Known
-from proxy.broker.reading import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
-from proxy.broker.signing import Claim, Unsigned, claimed, sign, verify, without
-from proxy.broker.spelling import Spelled, encoded, ways
 from proxy.request.request_head import forwarded, named
+from proxy.secrets.aws_signing import Claim, Unsigned, claimed, sign, verify, without
+from proxy.secrets.credentials import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
+from proxy.secrets.detection import Known
+from proxy.secrets.encodings import Spelled, encoded, ways
+from proxy.secrets.response_masking import Echoes, Mask
+from proxy.secrets.values import Identity, Keys
+from rules.secrets import SlotKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.broker.reading import Found
-    from proxy.broker.values import Held
     from proxy.request.request_head import Field, Head
+    from proxy.secrets.credentials import Found
+    from proxy.secrets.values import Held
     from rules.addresses import Address
     from rules.names import HostName
+    from rules.secrets import Secret, Slot
 
 
 class Carried(NamedTuple):
@@ -60,7 +59,7 @@ class Signed(NamedTuple):
 class Broker:
     """The secrets of one task."""
 
-    __slots__ = ("_all", "_bodies", "_echoes", "_identities", "_jar", "_keys", "_spelled")
+    __slots__ = ("_all", "_bodies", "_cookies", "_echoes", "_identities", "_keys", "_spelled")
 
     def __init__(self, held: "Iterable[Held | Keys | Identity]") -> None:
         held = tuple(held)
@@ -71,7 +70,7 @@ class Broker:
         self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
         self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
         self._echoes = Echoes(self._all)
-        self._jar = Jar()
+        self._cookies = Cookies()
 
     def __repr__(self) -> str:
         """Show nothing."""
@@ -146,11 +145,11 @@ class Broker:
 
     def _only(self, ident: str, found: "Found") -> str:
         """Return the id of a secret that a request carries, if it carries no other credential."""
-        return ident if not found.others and self._jar.knows(ident, found.cookies) else ""
+        return ident if not found.others and self._cookies.knows(ident, found.cookies) else ""
 
     def answered(self, ident: str, fields: "tuple[Field, ...]") -> None:
         """Take note of the head of an answer to a request whose one credential was a secret."""
-        self._jar.keep(ident, fields)
+        self._cookies.keep(ident, fields)
 
     @staticmethod
     def swapped(head: "Head", carried: Carried) -> "tuple[bytes, tuple[Field, ...]]":
@@ -226,3 +225,93 @@ class Body:
                 return ident
         self._tail = text[-self._longest :]
         return ""
+
+
+_MOST: Final = 256  # of a secret; browsers keep fewer of a site (RFC 6265 section 6.1: at least 50)
+_LONGEST: Final = 4096  # bytes of one, as there
+
+
+class Cookies:
+    """Cookies that a server set in its answers to requests whose one credential was a secret: those are nobody else's.
+
+    Clients send back what a service or a balancer sets beside the key. A rule with `credential` would take each for a
+    second credential. What was set in any other answer, or was never set, counts as one: it may be an attacker's
+    session. Bounded; what falls out counts as one again.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[bytes, None]] = {}  # by the secret's id; the oldest first
+
+    def keep(self, ident: str, fields: "Iterable[Field]") -> None:
+        """Take note of what an answer sets."""
+        for name, value in fields:
+            if name.lower() != b"set-cookie":
+                continue
+            pair = value.partition(b";")[0].strip()
+            if b"=" in pair and len(pair) <= _LONGEST:
+                known = self._known.setdefault(ident, {})
+                known.pop(pair, None)
+                known[pair] = None
+                if len(known) > _MOST:
+                    del known[next(iter(known))]
+
+    def knows(self, ident: str, cookies: "Iterable[bytes]") -> bool:
+        """Whether every cookie of these fields was set for a secret."""
+        known = self._known.get(ident, {})
+        pairs = (pair.strip() for value in cookies for pair in value.split(b";"))
+        return all(pair in known for pair in pairs if pair)
+
+
+_MOST_HOSTS: Final = 3  # hosts that are named
+_HTTPS: Final = 443
+
+
+def told(secret: "Secret", where: str, target: "HostName | Address", port: int, *, tls: bool) -> str:
+    """Return the sentence on the placeholder of `secret`, which a request to a place has in `where`."""
+    which = f"the placeholder of `{secret.id}`"
+    places = " or ".join(_place(slot) for slot in secret.slots)
+    belongs = f"it belongs to {_hosts(secret)} over TLS, in {places}"
+    if secret.belongs(target, port, tls=tls):
+        if where.lower() in {_place(slot).lower() for slot in secret.slots} or _is_authorization(secret, where):
+            return f"{which} is in {where}, but not whole, plainly and once, as it has to be; it belongs in {places}"
+        return f"{which} is in {where}, where it doesn't belong; it belongs in {places}"
+    sent = f"{which} was sent to `{_spelled(target, port)}`"
+    if not tls and any(host == target for host, _ in secret.hosts):
+        return f"{sent} without TLS, in {where}, and TLS is what is missing: {belongs}"
+    return f"{sent}, in {where}; {belongs}"
+
+
+def not_sent(secret: "Secret", target: "HostName | Address", port: int) -> str:
+    """Return the sentence on a placeholder that a client has sent to a host that the secret's `not_sent_to` lists."""
+    where = _spelled(target, port)
+    return f"`{secret.id}` is not sent to `{where}`, which its `not_sent_to` lists; it belongs to {_hosts(secret)}"
+
+
+def _is_authorization(secret: "Secret", where: str) -> bool:
+    """Whether this is the header that basic authentication is in."""
+    return where.lower() == "the header `authorization`" and any(slot.kind is SlotKind.BASIC for slot in secret.slots)
+
+
+def _hosts(secret: "Secret") -> str:
+    shown = ", ".join(f"`{_spelled(*host)}`" for host in secret.hosts[:_MOST_HOSTS])
+    more = len(secret.hosts) - _MOST_HOSTS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _spelled(host: "HostName | Address", port: int) -> str:
+    if port == _HTTPS:
+        return str(host)
+    return f"{host}:{port}" if ":" not in str(host) else f"[{host}]:{port}"
+
+
+def _place(slot: "Slot") -> str:
+    return {
+        SlotKind.HEADER: f"the header `{slot.name}`",
+        SlotKind.BASIC: "basic authentication",
+        SlotKind.QUERY: f"the parameter `{slot.name}`",
+        SlotKind.FORM: f"the form's field `{slot.name}`",
+        SlotKind.CLIENT_CERTIFICATE: "a handshake",
+        SlotKind.AWS: "what a signature is made with",
+    }[slot.kind]

@@ -5,9 +5,7 @@ hosts its rule file names, and nowhere else. It must never get into an event, a 
 environment; what holds one shows nothing and is not to be pickled.
 """
 
-from proxy.broker.certificates import Identity
-from proxy.broker.desk import Broker
-from proxy.broker.keys import Keys, keys, split
-from proxy.broker.values import Held, make_placeholder
+from proxy.secrets.injection import Broker
+from proxy.secrets.values import Held, Identity, Keys, keys, make_placeholder, split
 
 __all__ = ["Broker", "Held", "Identity", "Keys", "keys", "make_placeholder", "split"]

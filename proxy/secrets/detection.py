@@ -16,14 +16,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from proxy.broker.spelling import encoded, spellings
+from proxy.secrets.encodings import encoded, spellings
 from proxy.slices import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.broker.desk import Broker
     from proxy.dialling.proxy_auth import Login
+    from proxy.secrets.injection import Broker
     from proxy.slices import Sliced
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends

@@ -8,13 +8,13 @@ Missed is what a server makes of a value beyond what `echoed` lists: compressed,
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.broker.spelling import echoed
+from proxy.secrets.encodings import echoed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.broker.values import Held
     from proxy.request.request_head import Field
+    from proxy.secrets.values import Held
 
 _FREE: Final = 7  # bytes of a value's beginning that aren't held back; of a short one a quarter
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.broker import Broker, keys, split
-from proxy.broker.sigv4 import Scope, canonical_request, signature, signing_key, spellings
 from proxy.request.request_head import Head
+from proxy.secrets import Broker, keys, split
+from proxy.secrets.aws_signing import Scope, canonical_request, signature, signing_key, spellings
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 

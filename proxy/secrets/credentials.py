@@ -17,8 +17,8 @@ from proxy.request.field_names import alike
 from rules.secrets import Slot, SlotKind
 
 if TYPE_CHECKING:
-    from proxy.broker.values import Held
     from proxy.request.request_head import Field
+    from proxy.secrets.values import Held
 
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2}) *", re.IGNORECASE)
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9-]{0,31} +")

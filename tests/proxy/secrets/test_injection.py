@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.broker import Broker, Held
-from proxy.broker.echoes import Echoes
-from proxy.broker.spelling import encoded
 from proxy.request.request_head import Head
+from proxy.secrets import Broker, Held
+from proxy.secrets.encodings import encoded
+from proxy.secrets.response_masking import Echoes
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
@@ -78,9 +78,9 @@ def test_any_body_is_read(fields):
 
 
 def test_a_jar_keeps_no_more_than_fits():
-    from proxy.broker.jar import Jar
+    from proxy.secrets.injection import Cookies
 
-    jar = Jar()
+    jar = Cookies()
     jar.keep("key", [(b"Set-Cookie", b"a" * 5000 + b"=b"), (b"set-cookie", b"no pair"), (b"Cookie", b"b=c")])
     assert not any(jar.knows("key", [each]) for each in (b"a" * 5000 + b"=b", b"no pair", b"b=c"))
     jar.keep("key", ((b"Set-Cookie", b"n=%d; Path=/" % number) for number in range(1000)))

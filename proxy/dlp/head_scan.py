@@ -9,17 +9,17 @@ task's own secrets are looked for everywhere: a task has none of them.
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.broker.reading import holds_key
-from proxy.broker.spelling import ways
-from proxy.leaks.finding import candidates, hits, may_have_some
-from proxy.leaks.readings import decoded, of_form, of_json
+from proxy.dlp.decodings import decoded, of_form, of_json
+from proxy.dlp.patterns import ANCHORS, candidates, hits
+from proxy.secrets.credentials import holds_key
+from proxy.secrets.encodings import ways
 from proxy.telemetry.events import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.broker.own import Watch
     from proxy.request.request_head import Field, Head
+    from proxy.secrets.detection import Watch
     from proxy.slices import Sliced
 
 _MOST_KEPT: Final = 256  # fields of one connection that are known to be clean
@@ -42,15 +42,19 @@ class Heads:
         self._clean: set[Field] = set()
 
     def is_clean(self, head: "Head") -> bool:
-        """Whether nothing is in a head that is like the one before, at a glance; where there are no secrets to find."""
-        path = head.path
-        return (
-            head.fields == self._last
-            and len(head.method) <= _LONGEST_METHOD
-            and not may_have_some(path)
-            and b"%" not in path
-            and b"+" not in path
-        )
+        """Whether one look shows that nothing is in a head, for the patterns alone: most heads need no other.
+
+        False means nothing. It looks at all of each field, also where credentials may stand: then `looking` tells.
+        """
+        path, fields = head.path, head.fields
+        if len(head.method) > _LONGEST_METHOD or b"%" in path or b"+" in path or b"\\" in path or ANCHORS.search(path):
+            return False
+        if fields != self._last:
+            fresh = [field for field in fields if field not in self._clean]
+            if ANCHORS.search(b"\n".join([b"\n".join(field) for field in fresh])):
+                return False
+            self._keep(fields, fresh)
+        return True
 
     def looking(
         self, head: "Head", watch: "Watch | None", is_placeholder: "Callable[[bytes], bool]", *, strict: bool = False

@@ -3,5 +3,5 @@
 Pure, and bounded: how much is looked at, kept and held back is stated where it is done. What is found is named (which
 kind of credential, and where it was); nothing of it gets any further: no event, page, log or error has a byte of it.
 What is looked at is what the task wrote, before the broker puts anything in; which values are looked for is the
-broker's to know (`proxy/broker/own.py`).
+broker's to know (`proxy/secrets/detection.py`).
 """

@@ -7,11 +7,10 @@ from re import _constants as sre  # what an expression is made of
 
 import pytest
 
-from proxy.broker.own import FEWEST_PIECES, FORGOTTEN_AFTER, SHORTEST_PIECE
-from proxy.leaks.finding import LONGEST, hits
-from proxy.leaks.packed import MOST_UNPACKED
-from proxy.leaks.patterns import BEGINS_WORD, PATTERNS, entropy
-from proxy.leaks.scanning import HELD_BACK, LOOKED_AT
+from proxy.dlp.body_readers import MOST_UNPACKED
+from proxy.dlp.body_scan import HELD_BACK, LOOKED_AT
+from proxy.dlp.patterns import BEGINS_WORD, LONGEST, PATTERNS, entropy, hits
+from proxy.secrets.detection import FEWEST_PIECES, FORGOTTEN_AFTER, SHORTEST_PIECE
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 _parse = re._parser.parse  # the tree of an expression: there is no public way to see it
@@ -33,7 +32,7 @@ def test_every_pattern_has_a_hit_and_a_near_miss():
 
 
 def test_every_kind_and_every_bound_is_documented():
-    page = (Path(__file__).parents[2] / "docs/rules.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/rules.md").read_text()
     said = page.split("\n### Leaks\n")[1].split("\n### ")[0]
     kinds = said.split("**Kinds.**")[1].split("\n\n")[0]
     assert re.findall(r"`([\w-]+)`", kinds) == [pattern.name for pattern in PATTERNS]
@@ -132,7 +131,7 @@ HOSTILE = [b"AK" + b"IA", b"ey" + b"J", b" sk-", b"://a:", b"-----BEGIN ", b"gh"
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_text_that_is_full_of_beginnings_is_gone_through(piece, monkeypatch):
     """Each place where one could begin is looked at closely once for each of its patterns, and no further on."""
-    from proxy.leaks import finding
+    from proxy.dlp import patterns
 
     looked = 0
 
@@ -145,8 +144,10 @@ def test_a_text_that_is_full_of_beginnings_is_gone_through(piece, monkeypatch):
             looked += 1
             return self._rest.match(text, at, at + LONGEST)
 
-    begun = {byte: tuple(one._replace(rest=Counted(one.rest)) for one in each) for byte, each in finding._BEGUN.items()}
-    monkeypatch.setattr(finding, "_BEGUN", begun)
+    begun = {
+        byte: tuple(one._replace(rest=Counted(one.rest)) for one in each) for byte, each in patterns._BEGUN.items()
+    }
+    monkeypatch.setattr(patterns, "_BEGUN", begun)
     text = piece * ((1 << 16) // len(piece))
     assert list(hits(text)) == []
     assert looked <= 3 * len(text) // len(piece) + 3

@@ -1,11 +1,11 @@
 """Messages of WebSockets: unmasked, put together, and each let go once it is clean."""
 
 import pytest
-from leaks_harness import LONG, body, cut, frame, sent
 
-from proxy.leaks.messages import Messages
-from proxy.leaks.scanning import Leaking
+from proxy.dlp.body_readers import Messages
+from proxy.dlp.body_scan import Leaking
 from rules.verdicts import Scan
+from tests.proxy.dlp.leaks_harness import LONG, body, cut, frame, sent
 from tests.proxy.leaky import KINDS, TOKEN
 
 
