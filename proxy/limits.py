@@ -13,7 +13,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from proxy.approvals.passes import Budget, Grant
+    from proxy.approvals.leases import Budget, Grant
     from rules.decision import Decision
     from rules.limits import Limits
 

@@ -13,8 +13,9 @@ from rules.verdicts import Trust
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from proxy.approvals.asking import Asking
-    from proxy.approvals.passes import Grant, Lease
+    from proxy.approvals.approval_request import Source
+    from proxy.approvals.client import Asking
+    from proxy.approvals.leases import Grant, Lease
     from proxy.dialling.proxy_auth import Login
     from proxy.secrets import Broker
     from proxy.secrets.detection import Own
@@ -76,6 +77,11 @@ class Tenant:
             self.tainted = True
             return True
         return self.taint.reads(decision, target, port, event)
+
+    @property
+    def sources(self) -> "tuple[Source, ...]":
+        """The untrusted sources that it has read from, as far as they are known, for who is asked about it."""
+        return () if self.taint is None else tuple(self.taint.sources)
 
     def lease(self, grants: "tuple[Grant, ...]", cut: "Callable[[Grant], None]") -> "Lease | None":
         """Pass under grants until the first of them ends, which `cut` is called with. None: one has already."""

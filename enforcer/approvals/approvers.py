@@ -26,8 +26,8 @@ def place(system: Path = SYSTEM) -> Path:
 
 def read(path: Path, system: Path = SYSTEM) -> "People":
     """Return everybody who may approve. Raises HostError, also with every problem of the file."""
+    from proxy.approvals.approvers_file import read_people
     from proxy.approvals.people import People
-    from proxy.approvals.people_file import read_people
     from rules.problems import RuleFileError
 
     if not os.path.lexists(path):

@@ -16,21 +16,22 @@ from enforcer.approvals.requests import Wrong
 from enforcer.approvals.summaries import summary
 from enforcer.approvals.telling import Telling
 from enforcer.errors import ExeatError, HostError
-from proxy.approvals import cards
-from proxy.approvals.deciding import Refused, Said
-from proxy.approvals.holding import News
+from proxy.approvals import approval_card
+from proxy.approvals.model import State
+from proxy.approvals.pending import News
 from proxy.approvals.people import People
-from proxy.approvals.records import State
+from proxy.approvals.recording import Teller
 from proxy.approvals.registry import Registry
 from proxy.approvals.store import queries
 from proxy.approvals.store.base import StoreError
-from proxy.approvals.store.place import opened
-from proxy.approvals.telling import Teller
+from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.votes import Refused, Said
 
 if TYPE_CHECKING:
+    from proxy.approvals.model import Approval
     from proxy.approvals.people import Reviewer
-    from proxy.approvals.records import Approval
-    from proxy.approvals.wire import Reply
+    from proxy.approvals.protocol import Reply
+    from proxy.approvals.store.base import Place, Store
 
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
 _LONGEST: Final = 1000  # characters at a terminal of what is asked
@@ -58,7 +59,7 @@ class Clerk:
         self._telling = Telling(people, self._threads, say)
         try:
             self._store_place = people.store
-            store = opened(people.store, place.store(directory))
+            store = _opened(people.store, place.store(directory))
         except OSError as error:
             raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
         self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)
@@ -129,10 +130,10 @@ class Clerk:
         found, short = await self._known(approval)
         return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
 
-    async def _known(self, approval: str) -> tuple[cards.Card, dict[str, object]]:
+    async def _known(self, approval: str) -> tuple[approval_card.Card, dict[str, object]]:
         people = self.registry.people
         async with self.registry.store.reading() as rows:
-            found = await cards.card(rows, people, approval, self.registry.clock.now())
+            found = await approval_card.card(rows, people, approval, self.registry.clock.now())
             if found is None:
                 raise Refused("there is no such question")
             short = await summary(rows, people, found.approval, found.task)
@@ -173,7 +174,7 @@ class Clerk:
             for reviewer in self.registry.people.reviewers_of(found.question):
                 self._begin(self._review(reviewer, news, card))
 
-    def _tell_maker(self, card: cards.Card) -> None:
+    def _tell_maker(self, card: approval_card.Card) -> None:
         """Say at the terminal of a run what its task waits for."""
         say = self.makers.get(card.task.run)
         if say is not None:
@@ -212,3 +213,13 @@ class Clerk:
             return People(file=str(self._file))
         self.broken = ""
         return people
+
+
+def _opened(where: "Place", file: Path) -> "Store":
+    """Make the store of a place; nothing is opened yet. Raises OSError where its password can't be read."""
+    if where.url:
+        from proxy.approvals.store.postgres import PostgresStore  # 15 MB that a store in a file does without
+
+        password = Path(where.password).read_text().rstrip("\r\n") if where.password else None
+        return PostgresStore(where.url, password, where.ca or None)
+    return SqliteStore(file)

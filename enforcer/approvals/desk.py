@@ -20,15 +20,15 @@ from enforcer.approvals.lines import Line
 from enforcer.approvals.requests import REQUESTS, Asked, Cannot
 from enforcer.approvals.talking import VERSION
 from enforcer.errors import HostError
-from proxy.approvals.fields import Malformed
+from proxy.approvals.approval_request import Malformed
+from proxy.approvals.protocol import Hello, read_introduction
 from proxy.approvals.store.base import StoreError
-from proxy.approvals.wire import Hello, read_introduction
 
 if TYPE_CHECKING:
     from collections import deque
 
     from enforcer.approvals.clerk import Clerk
-    from proxy.approvals.wire import Word
+    from proxy.approvals.protocol import Word
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to

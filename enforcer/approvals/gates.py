@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals.lines import Line
-from proxy.approvals.wire import Malformed, read_word
+from proxy.approvals.protocol import Malformed, read_word
 
 if TYPE_CHECKING:
-    from proxy.approvals.wire import Reply, Word
+    from proxy.approvals.protocol import Reply, Word
 
 _MOST_WAITING: Final = 256  # words
 

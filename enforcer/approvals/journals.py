@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from enforcer import keeping, state
 from enforcer.errors import HostError
-from proxy.approvals.telling import origin
+from proxy.approvals.recording import origin
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.keeper import Keeper
 from proxy.telemetry.journal.writing import Journal
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Question
-    from proxy.approvals.records import Task
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.model import Task
     from proxy.telemetry.usual.looking import Before
 
 

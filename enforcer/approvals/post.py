@@ -18,7 +18,7 @@ from enforcer.errors import ExeatError, HostError
 from enforcer.saying import say
 from enforcer.starter import starter
 from proxy import message, rights, strict_json
-from proxy.approvals.wire import Introduction
+from proxy.approvals.protocol import Introduction
 from proxy.bucket import Bucket
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.approvals import flags, place
 from enforcer.approvals.summaries import summary
-from proxy.approvals.deciding import Refused, Said
-from proxy.approvals.offers import Offer
-from proxy.approvals.records import State, Vote
+from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.store import queries
+from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.chains import instant_of
 from proxy.telemetry.journal.writing import JournalFailed
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from enforcer.approvals.desk import Desk
     from enforcer.approvals.lines import Line
     from enforcer.approvals.peers import Peer
+    from proxy.approvals.model import Approval
     from proxy.approvals.people import Actor
-    from proxy.approvals.records import Approval
 
 _MISUSE: Final = 2
 _BATCH: Final = 50  # questions a packet

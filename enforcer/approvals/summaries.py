@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from proxy.approvals.offers import Extent, sentence
-from proxy.approvals.records import Vote
+from proxy.approvals.model import Extent, Vote, sentence
 from proxy.approvals.store import queries
 
 if TYPE_CHECKING:
+    from proxy.approvals.model import Approval, Grant, Task
     from proxy.approvals.people import People
-    from proxy.approvals.records import Approval, Grant, Task
     from proxy.approvals.store.base import Rows
 
 

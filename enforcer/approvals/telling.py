@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.approvals.outward import Failed, Receiver, Send, Threads, command, webhook
 from proxy import strict_json
-from proxy.approvals.records import Vote
+from proxy.approvals.model import Vote
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from enforcer.changes.place import MeanwhileError, New, Place
 from enforcer.changes.sides import Sides, Versions, opened
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError, UsageError
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals.protocol import Answer, Result
 from proxy.telemetry.events import Kind
 from proxy.telemetry.visible import visible
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from enforcer.changes.approving import Ask
     from enforcer.changes.commits import Found
     from enforcer.changes.prints import Print
-    from proxy.approvals.questions import Question
+    from proxy.approvals.approval_request import Question
 
 
 _MOST_SAID: Final = 5  # paths of one change

@@ -13,8 +13,8 @@ from enforcer.changes.beneath import What
 from enforcer.changes.change import Change
 from enforcer.changes.prints import Print
 from enforcer.changes.sides import Sides
-from proxy.approvals.questions import File, Kind, Question
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals.approval_request import File, Kind, Question
+from proxy.approvals.protocol import Answer, Result
 from proxy.telemetry.events import Approval
 
 if TYPE_CHECKING:

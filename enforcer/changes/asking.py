@@ -12,12 +12,12 @@ from enforcer.approvals import post, starting
 from enforcer.errors import ExeatError
 from enforcer.starter import starter
 from proxy import message
-from proxy.approvals.records import MERGING
-from proxy.approvals.wire import Answer, Ask, Hello, Introduction, Pending, Result, read_reply
+from proxy.approvals.model import MERGING
+from proxy.approvals.protocol import Answer, Ask, Hello, Introduction, Pending, Result, read_reply
 
 if TYPE_CHECKING:
     from enforcer.changes.kept import Meta
-    from proxy.approvals.questions import Question
+    from proxy.approvals.approval_request import Question
 
 _NUMBER: Final = 1
 _SLACK: Final = 15.0  # seconds beyond `hold` in which an answer has to be there

@@ -25,7 +25,7 @@ from enforcer.errors import ExeatError, HostError
 from proxy import strict_json
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Rule
+    from proxy.approvals.approval_request import Rule
 
 ACCEPTED, DISCARDED = "accepted", "discarded"
 _TRIES, _PAUSE = 100, 0.01  # seconds
@@ -64,7 +64,7 @@ class Meta:
         """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
         if not self.approval:
             return ()
-        from proxy.approvals.questions import Rule
+        from proxy.approvals.approval_request import Rule
 
         try:
             return tuple(map(Rule.read, self.approval))

@@ -179,7 +179,7 @@ def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import post
     from enforcer.starter import starter
-    from proxy.approvals.questions import Rule
+    from proxy.approvals.approval_request import Rule
 
     return {
         "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),

@@ -16,7 +16,7 @@ from proxy.telemetry.journal.writing import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Question
+    from proxy.approvals.approval_request import Question
 
 
 class Teller:

@@ -34,7 +34,7 @@ class Written:
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
         """
-        from proxy.approvals.questions import Kind
+        from proxy.approvals.approval_request import Kind
         from rules.editing import CannotWrite, written
 
         question, task = card["question"], card["task"]

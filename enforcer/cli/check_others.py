@@ -76,7 +76,7 @@ def _findings(kind: str, problems: "Sequence[Problem]") -> "list[Finding]":
 
 def _kind(data: bytes, file: Path) -> str:
     """Say what kind of file this is; empty: of rules."""
-    from proxy.approvals.people_file import FILE_KEYS as APPROVERS
+    from proxy.approvals.approvers_file import FILE_KEYS as APPROVERS
     from rules.grammar.document import Mapping, parse
     from rules.grammar.identities import FILE_KEYS as IDENTITIES
     from rules.grammar.schema import FILE_KEYS as RULES
@@ -95,7 +95,7 @@ def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Pa
         from enforcer.approvals import approvers
 
         def trusted(file: Path) -> None:
-            from proxy.approvals.people_file import read_people
+            from proxy.approvals.approvers_file import read_people
 
             approvers.trust(file)
             read_people(file)
@@ -107,7 +107,7 @@ def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Pa
 
 
 def _approvers(data: bytes, file: str) -> str:
-    from proxy.approvals.people_file import parse_people
+    from proxy.approvals.approvers_file import parse_people
 
     found = parse_people(data, file)
     people = "1 person" if len(found.people) == 1 else f"{len(found.people)} people"

@@ -10,13 +10,12 @@ import pwd
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals.offers import Offer
-from proxy.approvals.records import Ballot, Vote
-from proxy.approvals.store.place import Place
+from proxy.approvals.model import Ballot, Offer, Vote
+from proxy.approvals.store.base import Place
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Kind, Question, Rule
+    from proxy.approvals.approval_request import Kind, Question, Rule
     from rules.selectors import Pattern
 
 PENDING_PER_TASK: Final = 20

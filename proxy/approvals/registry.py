@@ -13,15 +13,11 @@ import asyncio
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import cards, deciding, ending, granting, wishing
-from proxy.approvals.cards import Card, Page
-from proxy.approvals.deciding import Decided, Refused, Said
-from proxy.approvals.holding import TROUBLE, Holding, News
-from proxy.approvals.records import State, Task
-from proxy.approvals.store import kept, queries
-from proxy.approvals.store.base import StoreError
-from proxy.approvals.waiting import Link, Waiter
-from proxy.approvals.wire import (
+from proxy.approvals import approval_card, lifecycle, pre_request, votes
+from proxy.approvals.approval_card import Card
+from proxy.approvals.model import State, Task
+from proxy.approvals.pending import TROUBLE, Holding, Link, News, Waiter
+from proxy.approvals.protocol import (
     Answer,
     Ask,
     Done,
@@ -37,7 +33,10 @@ from proxy.approvals.wire import (
     Wish,
     Word,
 )
-from proxy.approvals.wire import State as TaskState
+from proxy.approvals.protocol import State as TaskState
+from proxy.approvals.store import queries
+from proxy.approvals.store.base import StoreError
+from proxy.approvals.votes import Decided, Refused, Said
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Actor
@@ -124,7 +123,7 @@ class Registry(Holding):
             self.strays.forget(link.task.id)
             try:
                 async with self.store.transaction() as rows:
-                    gone = await ending.ended_task(rows, self._teller, link.task, await self.now(rows))
+                    gone = await lifecycle.ended_task(rows, self._teller, link.task, await self.now(rows))
             except TROUBLE:
                 return  # what it left ends by its time; its id serves nobody else
         for approval in gone:
@@ -154,14 +153,14 @@ class Registry(Holding):
                 await self._use(link, grant, bytes_)
             case Wish():
                 async with self.turn:
-                    state, put = await wishing.wish(self, link, word)
+                    state, put = await pre_request.wish(self, link, word)
                 self._say(link, Seen(word.number, state))
                 if put is not None:
                     self.due(put.approval.expires)
                     self.news(News("joined" if put.joined else "asked", link.task.id, put.approval.id, state.attempt))
                 self._alert(link)
             case Look(number, id_):
-                self._say(link, Seen(number, await wishing.look(self, link, id_)))
+                self._say(link, Seen(number, await pre_request.look(self, link, id_)))
 
     # What people say
 
@@ -176,7 +175,7 @@ class Registry(Holding):
                 async with self.store.transaction() as rows:
                     now = await self.now(rows)
                     await self._know_starters(rows)
-                    found = await deciding.decide(rows, self.people, self._teller, approval, said, now)
+                    found = await votes.decide(rows, self.people, self._teller, approval, said, now)
                     if found.grants:
                         first = await self._serve_first(rows, waiters, now)
                     if found.final:
@@ -216,7 +215,7 @@ class Registry(Holding):
             try:
                 async with self.store.transaction() as rows:
                     now = await self.now(rows)
-                    found, cut, text = await deciding.revoke(rows, self.people, id_, who, why, now)
+                    found, cut, text = await votes.revoke(rows, self.people, id_, who, why, now)
                     detail = f"revoked by {who.name}: {why[:1000]}".rstrip(": ")
                     self._teller.expired(cut.task, found.id, found.question, detail)
             except Refused as refused:
@@ -230,12 +229,7 @@ class Registry(Holding):
     async def card(self, approval: str) -> Card | None:
         """Return all that is known of a question, or None. Raises StoreError."""
         async with self.store.reading() as rows:
-            return await cards.card(rows, self.people, approval, self.clock.now())
-
-    async def page(self, states: tuple[State, ...], after: tuple[float, str] | None = None, most: int = 100) -> Page:
-        """List questions, those that are pending the oldest first, others the newest first. Raises StoreError."""
-        async with self.store.reading() as rows:
-            return await cards.page(rows, states, after, most, newest=State.PENDING not in states)
+            return await approval_card.card(rows, self.people, approval, self.clock.now())
 
     async def _know_starters(self, rows: "Rows") -> None:
         """See who they are now who started our tasks: nobody gets a second name by a change of approvers.yaml."""
@@ -267,10 +261,10 @@ class Registry(Holding):
         async with self.turn:
             async with self.store.transaction() as rows:
                 now = await self.now(rows)
-                gone = await ending.ended_questions(rows, self._teller, now)
-                grants = await ending.ended_grants(rows, self._teller, now)
+                gone = await lifecycle.ended_questions(rows, self._teller, now)
+                grants = await lifecycle.ended_grants(rows, self._teller, now)
                 if now - self._tidied > _TIDY:
-                    await kept.forget(rows, now - _KEPT)
+                    await queries.forget(rows, now - _KEPT)
                     self._tidied = now
                 self._next_end = await queries.next_end(rows)
             for grant in grants:
@@ -279,7 +273,7 @@ class Registry(Holding):
         for approval in gone:
             await self._settle(approval.id)
             self.news(News("expired", approval.task, approval.id))
-        return len(gone) == ending.BATCH or len(grants) == ending.BATCH
+        return len(gone) == lifecycle.BATCH or len(grants) == lifecycle.BATCH
 
     def next_due(self) -> float | None:
         """Return in how many seconds `expire` is to be called next; None: not before something changes."""
@@ -309,11 +303,11 @@ class Registry(Holding):
         """Take bytes of a budget; where it is empty, or that can't be written, what passes is cut."""
         try:
             async with self.turn, self.store.transaction() as rows:
-                over = await granting.spent(rows, link.task.id, grant, many, await self.now(rows))
-            if over == granting.FOREIGN:
+                over = await lifecycle.spent(rows, link.task.id, grant, many, await self.now(rows))
+            if over == lifecycle.FOREIGN:
                 self._teller.refused(link.task, "", None, f"bytes passed under {grant}, which is no grant of this task")
         except TROUBLE:
-            over = granting.FOREIGN
+            over = lifecycle.FOREIGN
         if over:
             link.grants.discard(grant)
             self._say(link, Over((grant,)))

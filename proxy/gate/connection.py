@@ -31,7 +31,7 @@ from rules.verdicts import Outcome, Reason, Trust
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.passes import Grant, Lease
+    from proxy.approvals.leases import Grant, Lease
     from proxy.dialling.connecting import Connecting, Hop
     from proxy.dialling.through import Through
     from proxy.gate.first_bytes import Seen

@@ -17,7 +17,7 @@ from rules.names import HostName, InvalidName
 from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.passes import Grant
+    from proxy.approvals.leases import Grant
     from proxy.dialling.connecting import DialFailed
     from proxy.gate.first_bytes import Seen
     from proxy.tenant import Tenant

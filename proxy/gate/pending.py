@@ -7,8 +7,8 @@ Only a name that a rule spells out is looked up before (`preflight`), so that no
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.approvals.putting import ROUNDS, about_connection, reason_of
-from proxy.approvals.wire import Result
+from proxy.approvals.protocol import Result
+from proxy.approvals.request_builder import ROUNDS, about_connection, reason_of
 from proxy.dialling.connecting import DialFailed
 from proxy.dialling.dial import LOOKUP_TIMEOUT
 from proxy.dialling.preflight import check
@@ -19,8 +19,8 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.asking import Ticket
-    from proxy.approvals.wire import Answer
+    from proxy.approvals.client import Ticket
+    from proxy.approvals.protocol import Answer
     from proxy.dialling.dial import Dialer
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
@@ -143,7 +143,9 @@ class Pending:
         if asking is None:
             self.refuse(Reason.APPROVAL_UNAVAILABLE)
             return
-        question = about_connection(self._tenant, judgement.attempt, judgement.decision, self._owner.record.process)
+        question = about_connection(
+            self._tenant.sources, judgement.attempt, judgement.decision, self._owner.record.process
+        )
         self._ticket = asking.ask(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:

@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import strict_json
-from proxy.approvals.putting import about_connection, about_request, in_vain
-from proxy.approvals.wire import LONGEST_WHY, Standing, WishState
+from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
+from proxy.approvals.request_builder import about_connection, about_request, in_vain
 from proxy.dialling.preflight import check
 from proxy.inband.requests import Bad
 from proxy.telemetry.visible import visible
@@ -25,8 +25,8 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from proxy.approvals.asking import Asking
-    from proxy.approvals.questions import Question
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.client import Asking
     from proxy.dialling.connecting import DialFailed
     from proxy.dialling.dial import Dialer
     from proxy.inband.requests import Asked
@@ -174,9 +174,9 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     except InvalidName as error:
         raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
-        question = about_connection(tenant, attempt, decision, process)
+        question = about_connection(tenant.sources, attempt, decision, process)
     else:
-        question = about_request(tenant, attempt, decision, process=process)
+        question = about_request(tenant.sources, attempt, decision, process=process)
     return question if decision.asks else question._replace(rules=()), decision, attempt
 
 

@@ -8,8 +8,8 @@ about before they have answered.
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.putting import reason_of
-from proxy.approvals.wire import Result
+from proxy.approvals.protocol import Result
+from proxy.approvals.request_builder import reason_of
 from proxy.dialling.connecting import DialFailed, written
 from proxy.dialling.preflight import approved, in_vain, refused
 from proxy.inspection.holding import Held, HeldBody, HeldPush
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.http import HTTPFlow
 
-    from proxy.approvals.asking import Asking
+    from proxy.approvals.client import Asking
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Ruling

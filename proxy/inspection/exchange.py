@@ -7,7 +7,7 @@ from proxy.inspection.leaking import NOT_LOOKED, Looked
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from proxy.approvals.passes import Lease
+    from proxy.approvals.leases import Lease
     from proxy.inspection.leaking import Outgoing
     from proxy.limits import Meter
     from proxy.telemetry.events import Http

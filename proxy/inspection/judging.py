@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.approvals.putting import in_vain
+from proxy.approvals.request_builder import in_vain
 from proxy.dialling.connecting import written
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import all_refused, judge_push, together
@@ -25,7 +25,7 @@ from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
-    from proxy.approvals.passes import Grant
+    from proxy.approvals.leases import Grant
     from proxy.dialling.connecting import DialFailed, Hop
     from proxy.inspection.pushes import Judged
     from proxy.request.git_push import Push

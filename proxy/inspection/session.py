@@ -37,7 +37,7 @@ from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from proxy.approvals.passes import Grant, Lease
+    from proxy.approvals.leases import Grant, Lease
     from proxy.dialling.connecting import Hop
     from proxy.inspection.waiting import Waiting
     from proxy.limits import Meter

@@ -6,17 +6,17 @@ What waits is woken by an answer, by its client going away, and by whatever make
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.approvals.putting import ROUNDS, about_request
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals.protocol import Answer, Result
+from proxy.approvals.request_builder import ROUNDS, about_request
 from proxy.telemetry.events import GONE
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.asking import Asking, Ticket
-    from proxy.approvals.passes import Grant
-    from proxy.approvals.questions import Question
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.client import Asking, Ticket
+    from proxy.approvals.leases import Grant
     from proxy.inspection.holding import Held
     from proxy.inspection.judging import Ruling
     from proxy.request.request_head import Head
@@ -138,7 +138,7 @@ class Waitings:
         push, content = (held.push, held.content) if held else (None, None)
         secrets = _secrets(tenant, attempt, head, content)
         quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
-        return about_request(tenant, attempt, ruling.decision, head, push, process, self._cause, secrets, quiet)
+        return about_request(tenant.sources, attempt, ruling.decision, head, push, process, self._cause, secrets, quiet)
 
     def granted(self, key: str) -> frozenset[str]:
         """Return the digests of the rules that they have granted a request so far."""

@@ -13,9 +13,9 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.asking import Ticket
-    from proxy.approvals.passes import Grant
-    from proxy.approvals.wire import Answer
+    from proxy.approvals.client import Ticket
+    from proxy.approvals.leases import Grant
+    from proxy.approvals.protocol import Answer
     from proxy.telemetry.events import Process
     from proxy.tenant import Tenant
     from rules.decision import Decision
@@ -110,8 +110,8 @@ class ProgramApprovals:
         self._waiting.clear()
 
     def _put(self, waiting: _Waiting) -> None:
-        from proxy.approvals.asking import SLACK  # many rules ask nobody
-        from proxy.approvals.putting import about_program
+        from proxy.approvals.client import SLACK  # many rules ask nobody
+        from proxy.approvals.request_builder import about_program
 
         asking, starting = self._tenant.asking, waiting.starting
         assert asking is not None
@@ -120,14 +120,14 @@ class ProgramApprovals:
         # An answer is there by then, whatever it is; and without one it is refused
         self._say(messages.Wait(starting.asked.number, hold + 2 * SLACK))
         question = about_program(
-            self._tenant, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
+            self._tenant.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
         )
         waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
 
     def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
-        from proxy.approvals.putting import reason_of
-        from proxy.approvals.wire import Result
+        from proxy.approvals.protocol import Result
+        from proxy.approvals.request_builder import reason_of
 
         ticket, waiting.ticket = waiting.ticket, None
         number = waiting.starting.asked.number
@@ -144,7 +144,7 @@ class ProgramApprovals:
 
     def still(self, number: int, changed: str) -> None:
         """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
-        from proxy.approvals.putting import ROUNDS
+        from proxy.approvals.request_builder import ROUNDS
 
         waiting, asking = self._waiting.get(number), self._tenant.asking
         if waiting is None or waiting.ticket is not None or asking is None:

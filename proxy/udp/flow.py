@@ -21,7 +21,7 @@ from rules.upstream import Via
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.passes import Grant, Lease
+    from proxy.approvals.leases import Grant, Lease
     from proxy.dialling.connecting import Hop
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord

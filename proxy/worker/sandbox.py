@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Collection, Iterator, Mapping
 
-    from proxy.approvals.asking import Asking
+    from proxy.approvals.client import Asking
     from proxy.ca.leaves import SignerLink
     from proxy.dialling.proxy_auth import Login
     from proxy.inspection import Roots
@@ -223,7 +223,7 @@ class Tenancy:
     def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
         if channel is None:
             return None
-        from proxy.approvals.asking import Asking  # many rules ask nobody
+        from proxy.approvals.client import Asking  # many rules ask nobody
 
         asking = Asking(channel, self._poller, self.recorder.error)
         asking.waiting = self.metrics.waiting

@@ -8,7 +8,7 @@ knows nothing yet: until the registry has said how it stands, the task counts as
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.questions import Source
+from proxy.approvals.approval_request import Source
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination
 from proxy.telemetry.journal.writing import JournalFailed
@@ -17,8 +17,8 @@ from rules.names import HostName
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.asking import Asking
-    from proxy.approvals.wire import Done
+    from proxy.approvals.client import Asking
+    from proxy.approvals.protocol import Done
     from proxy.telemetry.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from proxy.approvals import wire
+from proxy.approvals import protocol
 from tests.proxy.approvals.approval_samples import REQUEST
 from tests.proxy.approvals.approval_world import ADA, World, until
 
@@ -29,23 +29,23 @@ def through_a_registry(count: int, base: Path) -> list[float]:
     from enforcer.approvals import place, talking
     from enforcer.approvals.post import Post
 
-    who = wire.Introduction("sandbox-1", "task-1", "bench", {}, os.geteuid(), "here")
+    who = protocol.Introduction("sandbox-1", "task-1", "bench", {}, os.geteuid(), "here")
     post = Post(who, base / "journal")
     post.begin()
     end = socket.socket(fileno=post.given.pop("approvals"))
     end.settimeout(60)
-    end.send(json.dumps(wire.Hello().packed()).encode())
-    wire.read_reply(json.loads(end.recv(1 << 17)))
+    end.send(json.dumps(protocol.Hello().packed()).encode())
+    protocol.read_reply(json.loads(end.recv(1 << 17)))
     took = []
     for number in range(count):
-        end.send(json.dumps(wire.Ask(number, REQUEST._replace(path=f"/{number}")).packed()).encode())
-        pending = wire.read_reply(json.loads(end.recv(1 << 17)))
+        end.send(json.dumps(protocol.Ask(number, REQUEST._replace(path=f"/{number}")).packed()).encode())
+        pending = protocol.read_reply(json.loads(end.recv(1 << 17)))
         heard: list[float] = []
 
         def hear() -> None:
-            answer = wire.read_reply(json.loads(end.recv(1 << 17)))
+            answer = protocol.read_reply(json.loads(end.recv(1 << 17)))
             heard.append(time.perf_counter())  # noqa: B023  joined below
-            assert answer.result is wire.Result.GRANTED
+            assert answer.result is protocol.Result.GRANTED
 
         thread = threading.Thread(target=hear)
         thread.start()

@@ -14,8 +14,8 @@ import pytest
 from enforcer.changes import kept
 from enforcer.errors import HostError
 from proxy import message, strict_json
-from proxy.approvals import wire as words
-from proxy.approvals.fields import Malformed
+from proxy.approvals import protocol as words
+from proxy.approvals.approval_request import Malformed
 from proxy.supervisor_channel import messages
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode

@@ -3,11 +3,10 @@
 
 import json
 
-from proxy.approvals.cards import _decoded
-from proxy.approvals.fields import Malformed
-from proxy.approvals.people_file import parse_people
-from proxy.approvals.questions import Question, keys
-from proxy.approvals.wire import Ask, Wish, read_reply, read_word
+from proxy.approvals.approval_card import _decoded
+from proxy.approvals.approval_request import Malformed, Question, keys
+from proxy.approvals.approvers_file import parse_people
+from proxy.approvals.protocol import Ask, Wish, read_reply, read_word
 from rules.problems import RuleFileError
 from tests.proxy.approvals.approval_samples import EACH
 from tests.proxy.approvals.test_people import WHOLE

@@ -1,21 +1,24 @@
-"""All that is asked of a store and written to it, as values in and out. Each function runs inside a transaction."""
+"""Queries of the approval store: all the SQL there is, as values in and out. Each runs inside a transaction.
+
+Programs that review answer as fast as a task asks, a hundred times a second, and each request may take some KB: what
+ended long ago is taken out (`forget`), and what a task has had rejected, which has to stay, keeps it from asking more.
+The journal keeps all of it longer.
+"""
 
 import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy import strict_json
-from proxy.approvals.fields import Malformed, Text, Texts, read
-from proxy.approvals.offers import Offer
-from proxy.approvals.questions import Question, Source
-from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
+from proxy.approvals.approval_request import Malformed, Question, Source, Text, Texts, read
+from proxy.approvals.model import Approval, Ballot, Grant, Offer, Place, State, Task, Vote, WishKind
 from proxy.approvals.store.base import StoreError
 from rules.limits import Covers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.approvals.questions import Rule
+    from proxy.approvals.approval_request import Rule
     from proxy.approvals.store.base import Row, Rows, Value
 
 _TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
@@ -164,22 +167,14 @@ async def counted(rows: "Rows", task: str = "") -> int:
 
 
 async def listed(
-    rows: "Rows",
-    states: "Sequence[State]",
-    after: tuple[float, str],
-    most: int,
-    task: str = "",
-    *,
-    newest: bool = False,
+    rows: "Rows", states: "Sequence[State]", after: tuple[float, str], most: int, task: str = ""
 ) -> list[Approval]:
     """List questions in the order in which they were asked, those that come after a time and an id first."""
     marks = ", ".join("?" * len(states))
-    way, order = ("<", "DESC") if newest else (">", "ASC")
     of = "AND task = ?" if task else ""
     sql = (
         f"SELECT {_APPROVAL} FROM approvals WHERE state IN ({marks}) {of} "  # noqa: S608
-        f"AND (asked {way} ? OR (asked = ? AND id {way} ?)) "
-        f"ORDER BY asked {order}, id {order} LIMIT ?"
+        "AND (asked > ? OR (asked = ? AND id > ?)) ORDER BY asked, id LIMIT ?"
     )
     values = (*states, *((task,) if task else ()), after[0], after[0], after[1], most)
     return [_approval(row) for row in await rows.run(sql, *values)]
@@ -386,3 +381,41 @@ def _grant(row: "Row") -> Grant:
         None if ends is None else _real(ends), bool(cuts), _real(made or 0), None if over is None else _real(over),
         _text(ending),
     )  # fmt: skip
+
+
+MOST_REJECTED: Final = 500  # of one task that stand: then nothing more is asked for it
+MOST_ENDED: Final = 500  # of one task that are over
+_LARGEST: Final = 1 << 30  # of LIMIT, which SQLite wants in front of OFFSET
+_OLD: Final = "SELECT id FROM approvals WHERE state <> ? AND answered < ?"
+# What has ended of a task and is of no effect any more, but for the latest of it
+_BEYOND: Final = """
+  SELECT id FROM approvals WHERE task = ? AND state <> ? AND (state <> ? OR expires <= ?)
+    AND NOT EXISTS (SELECT 1 FROM grants WHERE grants.approval = approvals.id AND over IS NULL)
+  ORDER BY asked DESC, id LIMIT ? OFFSET ?"""
+
+
+async def forget(rows: "Rows", before: float) -> None:
+    """Take out what ended so long ago."""
+    await _take_out(rows, ("votes", "views"), _OLD, State.PENDING, before)
+    await rows.run("DELETE FROM grants WHERE over < ?", before)
+    ended = "SELECT id FROM tasks WHERE ended < ?"
+    await rows.run(f"DELETE FROM taints WHERE task IN ({ended})", before)  # noqa: S608
+    # Not the tasks themselves: an id is never used for another.
+
+
+async def forget_of(rows: "Rows", task: str, now: float) -> None:
+    """Take out what is too much of one task."""
+    values = (task, State.PENDING, State.REJECTED, now, _LARGEST, MOST_ENDED)
+    await _take_out(rows, ("votes", "views", "grants"), _BEYOND, *values)
+
+
+async def rejections(rows: "Rows", task: str, now: float) -> int:
+    """Return how many rejections of a task's questions stand."""
+    sql = "SELECT count(*) FROM approvals WHERE task = ? AND state = ? AND expires > ?"
+    return int(str((await rows.run(sql, task, State.REJECTED, now))[0][0]))
+
+
+async def _take_out(rows: "Rows", tables: tuple[str, ...], which: str, *values: "Value") -> None:
+    for table in tables:
+        await rows.run(f"DELETE FROM {table} WHERE approval IN ({which})", *values)  # noqa: S608
+    await rows.run(f"DELETE FROM approvals WHERE id IN ({which})", *values)  # noqa: S608

@@ -13,8 +13,8 @@ import pytest
 from enforcer.approvals import outward, telling
 from enforcer.approvals.outward import Receiver, Threads
 from enforcer.approvals.telling import Telling
+from proxy.approvals.model import Vote
 from proxy.approvals.people import Notice, People, Reviewer, Secret
-from proxy.approvals.records import Vote
 
 KEY = "whsec_" + base64.b64encode(b"k" * 32).decode()
 CARD = {"id": "abcd2345", "summary": "POST <!channel>"}

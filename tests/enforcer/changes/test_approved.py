@@ -15,11 +15,11 @@ from enforcer.changes.prints import Print, Thing
 from enforcer.changes.sides import Sides
 from enforcer.changes.telling import Teller
 from enforcer.errors import HostError
-from proxy.approvals.deciding import Said
-from proxy.approvals.questions import Kind, Question, Rule
-from proxy.approvals.records import MERGING, Vote
+from proxy.approvals.approval_request import Kind, Question, Rule
+from proxy.approvals.model import MERGING, Vote
+from proxy.approvals.protocol import Answer, Introduction, Result
 from proxy.approvals.store.sqlite import SqliteStore
-from proxy.approvals.wire import Answer, Introduction, Result
+from proxy.approvals.votes import Said
 from proxy.telemetry.events import Kind as Event
 from rules.decision import Asks
 from rules.limits import ApprovalTerms

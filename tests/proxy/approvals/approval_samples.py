@@ -1,6 +1,6 @@
 """Questions and messages with something in every field."""
 
-from proxy.approvals.questions import File, Kind, Program, Question, Ref, Rule, Source, Terms
+from proxy.approvals.approval_request import File, Kind, Program, Question, Ref, Rule, Source, Terms
 from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 

@@ -4,14 +4,14 @@ import asyncio
 import json
 from collections import defaultdict
 
-from proxy.approvals.clock import Clock
-from proxy.approvals.deciding import Refused, Said
-from proxy.approvals.offers import Offer
+from proxy.approvals.model import Offer, State, Vote
+from proxy.approvals.pending import Clock
 from proxy.approvals.people import Actor, Bounds, People, Person, Reviewer
-from proxy.approvals.records import Vote
+from proxy.approvals.protocol import Answer, Ask, Introduction, Pending
+from proxy.approvals.recording import origin
 from proxy.approvals.registry import Registry
-from proxy.approvals.telling import origin
-from proxy.approvals.wire import Answer, Ask, Introduction, Pending
+from proxy.approvals.store import queries
+from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writing import JournalFailed
@@ -129,6 +129,11 @@ class World:
 
     async def reject(self, id_, uid=ADA, why=""):
         return await self.registry.decide(id_, Said(self.who(uid), Vote.REJECT, why=why))
+
+    async def listed(self, after=(0.0, ""), most=100):
+        """What is pending, the first first."""
+        async with self.registry.store.reading() as rows:
+            return await queries.listed(rows, (State.PENDING,), after, most)
 
     async def refused(self, deciding):
         """Wait for what must be refused, and return why."""

@@ -5,14 +5,13 @@ import contextlib
 import socket
 
 from proxy import message
-from proxy.approvals.asking import Asking
-from proxy.approvals.deciding import Said
-from proxy.approvals.offers import Offer
-from proxy.approvals.records import Vote
+from proxy.approvals.client import Asking
+from proxy.approvals.model import Offer, Vote
+from proxy.approvals.protocol import Introduction, Malformed, Pending, Tainted, read_word
+from proxy.approvals.recording import origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.store.sqlite import SqliteStore
-from proxy.approvals.telling import origin
-from proxy.approvals.wire import Introduction, Malformed, Pending, Tainted, read_word
+from proxy.approvals.votes import Said
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
 from proxy.worker.taint import Taint

@@ -2,11 +2,11 @@
 
 import asyncio
 
-from proxy.approvals import asked as asking
-from proxy.approvals.deciding import Said
-from proxy.approvals.records import Vote
-from proxy.approvals.store import kept
-from proxy.approvals.wire import Attempted, Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals import submit as asking
+from proxy.approvals.model import Vote
+from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals.store import queries
+from proxy.approvals.votes import Said
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, LINTER, bounded
@@ -71,7 +71,7 @@ def test_all_tasks_together_have_a_bound_too(play):
 
 def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, store, monkeypatch):
     # A program that reviews answers as fast as a task asks, and what it rejects has to be kept for as long as it stands.
-    monkeypatch.setattr(kept, "MOST_REJECTED", 3)
+    monkeypatch.setattr(queries, "MOST_REJECTED", 3)
 
     async def story(world):
         task, other = await world.task(), await world.task("t2")
@@ -90,7 +90,7 @@ def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, s
 
 
 def test_of_what_has_ended_the_latest_of_each_task_is_kept(play, store, monkeypatch):
-    monkeypatch.setattr(kept, "MOST_ENDED", 5)
+    monkeypatch.setattr(queries, "MOST_ENDED", 5)
     monkeypatch.setattr(asking, "_LOOK", 4)
 
     async def story(world):
@@ -131,8 +131,7 @@ def test_asking_the_same_again_and_again_is_told_ever_more_rarely(play):
             await world.registry.received(task, Drop(number))
         assert len(world.told("approval.asked")) == 6  # 1, 2, 4, 8, 16, 32
         assert len(world.told("approval.stale")) == 6
-        page = await world.registry.page(("pending",))
-        assert [(entry.approval.times, entry.approval.stale) for entry in page.entries] == [(40, True)]
+        assert [(each.times, each.stale) for each in await world.listed()] == [(40, True)]
 
     play(story)
 
@@ -143,20 +142,18 @@ def test_ten_thousand_pending_are_listed_in_pages_and_end(play):
         _, first = await world.held(task, REQUEST)
         async with world.registry.store.transaction() as rows:
             await rows.run(COPIES)
-        seen, after = [], None
-        while True:
-            page = await world.registry.page(("pending",), after, 999)
-            seen += [entry.approval.id for entry in page.entries]
-            assert len(page.entries) <= 999
-            if (after := page.after) is None:
-                break
+        seen, after = [], (0.0, "")
+        while found := await world.listed(after, 999):
+            seen += [each.id for each in found]
+            assert len(found) <= 999
+            after = found[-1].asked, found[-1].id
         assert len(seen) == len(set(seen)) == 10_000
         assert seen[0] == first
         assert (await world.approve("i0009876")).final
         assert (await world.asked(task, path("new"))).result is Result.FLOOD
         world.hands.pass_(90_000)
         await world.registry.expire()
-        assert (await world.registry.page(("pending",))).entries == ()
+        assert await world.listed() == []
 
     play(story, people=bounded(5000, 5000))
 

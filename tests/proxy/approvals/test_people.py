@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from proxy.approvals import people_file as file
+from proxy.approvals import approvers_file as file
+from proxy.approvals.approval_request import Kind
+from proxy.approvals.approvers_file import parse_people, read_people
 from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed
-from proxy.approvals.people_file import parse_people, read_people
-from proxy.approvals.questions import Kind
-from proxy.approvals.store.place import Place, is_local
+from proxy.approvals.store.base import Place, is_local
 from rules.problems import RuleFileError
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from proxy.approvals.deciding import Refused, Said
-from proxy.approvals.records import State, Vote
+from proxy.approvals.model import State, Vote
+from proxy.approvals.protocol import Over, Result
 from proxy.approvals.store.base import StoreError
 from proxy.approvals.store.sqlite import SqliteStore
-from proxy.approvals.wire import Over, Result
+from proxy.approvals.votes import Refused, Said
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import CONNECTION, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, BO, World, until
@@ -174,7 +174,7 @@ def _accepted(listener):
 
 def test_two_takers_of_one_use(play, store):
     async def story(world):
-        from proxy.approvals import granting
+        from proxy.approvals import lifecycle
         from proxy.approvals.store import queries
 
         task = await world.task()
@@ -185,9 +185,9 @@ def test_two_takers_of_one_use(play, store):
 
         async def take(through):
             async with through.transaction() as rows:
-                found, unmet = await granting.serving(rows, task, CONNECTION, world.hands.wall)
+                found, unmet = await lifecycle.serving(rows, task, CONNECTION, world.hands.wall)
                 await asyncio.sleep(0.01)  # as if it took long
-                return bool(await granting.taken(rows, found, 0.0)) if not unmet else False
+                return bool(await lifecycle.taken(rows, found, 0.0)) if not unmet else False
 
         taken = await asyncio.gather(*(take(through) for _ in range(4) for through in (world.registry.store, other)))
         assert sum(taken) == 3

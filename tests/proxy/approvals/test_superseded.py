@@ -1,7 +1,7 @@
 """Questions about rules that have changed since: they end when the new ones ask, and what they end by is said."""
 
-from proxy.approvals.records import State
-from proxy.approvals.wire import Attempted, Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals.model import State
+from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, CONNECTION, HOURLY, REQUEST
 from tests.proxy.approvals.approval_world import ADA, bounded
@@ -21,7 +21,7 @@ async def state(world, id_):
 
 
 async def pending(world):
-    return [entry.approval.id for entry in (await world.registry.page((State.PENDING,))).entries]
+    return [each.id for each in await world.listed()]
 
 
 def test_what_is_asked_anew_under_a_changed_rule_ends_what_was_asked_before(play, store):

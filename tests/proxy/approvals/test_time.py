@@ -2,9 +2,9 @@
 
 import pytest
 
-from proxy.approvals.clock import Clock
-from proxy.approvals.wire import Done, Hello, Over, Result, Tainted
-from proxy.approvals.wire import State as TaskState
+from proxy.approvals.pending import Clock
+from proxy.approvals.protocol import Done, Hello, Over, Result, Tainted
+from proxy.approvals.protocol import State as TaskState
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST, SOURCE
 from tests.proxy.approvals.approval_world import ADA, START, Hands
 
@@ -112,8 +112,7 @@ def test_a_registry_that_begins_anew_goes_on_and_gives_no_time_back(play, store)
         assert world.replies[task] == [TaskState(Done(tainted=True, tainted_by=(SOURCE,)))]
         assert (await world.asked(task, CONNECTION)).result is Result.GRANTED
         await world.held(task, CONNECTION)  # three uses are three, one went before it was asked
-        page = await world.registry.page(("pending",))
-        assert kept["pending"] in {entry.approval.id for entry in page.entries}
+        assert kept["pending"] in {each.id for each in await world.listed()}
         number, id_ = await world.held(task, REQUEST)
         assert id_ == kept["pending"]
         await world.approve(id_)

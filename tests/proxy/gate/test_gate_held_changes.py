@@ -6,8 +6,8 @@ import pytest
 from gate_harness import RAW
 from held_harness import ASKED, held, reload, spoken, told, untouched
 
-from proxy.approvals.deciding import Refused
-from proxy.approvals.wire import Drop
+from proxy.approvals.protocol import Drop
+from proxy.approvals.votes import Refused
 
 
 def test_without_a_registry_everything_that_is_asked_about_is_denied(tmp_path):
@@ -44,7 +44,7 @@ def test_a_registry_that_comes_back_is_asked_again_and_nothing_of_before_counts(
 
 
 def test_a_registry_that_says_nothing_is_not_waited_for_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.approvals.asking.SLACK", -0.95)
+    monkeypatch.setattr("proxy.approvals.client.SLACK", -0.95)
 
     async def test(world, people):
         people.mute = True

@@ -6,7 +6,7 @@ import pytest
 from gate_harness import HOSTS, RAW, World, policy_of, run
 from test_gate_records import Resolving, records
 
-from proxy.approvals.wire import Hello, State
+from proxy.approvals.protocol import Hello, State
 from tests.proxy.approvals.people_harness import People
 
 FORUM = "id: forum, to: good.example, ports: [ORIGIN/tcp], action: allow, resolves_to: [127.0.0.0/8], trust: untrusted"

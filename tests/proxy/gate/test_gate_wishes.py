@@ -7,7 +7,7 @@ from gate_harness import HOSTS, RAW, World, run
 from held_harness import reload
 from test_gate_desk import request
 
-from proxy.approvals.wire import Wish
+from proxy.approvals.protocol import Wish
 from proxy.supervisor_channel.attribution import Whose
 from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
@@ -244,7 +244,7 @@ def test_where_nobody_can_be_asked_that_is_said(tmp_path):
 
 
 def test_a_registry_that_doesn_t_answer_keeps_nobody_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.approvals.asking.LOOK", 0.05)
+    monkeypatch.setattr("proxy.approvals.client.LOOK", 0.05)
 
     async def test(world, people):
         people.mute = True

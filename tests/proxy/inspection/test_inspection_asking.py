@@ -12,7 +12,7 @@ from http2_client import Client
 from inspection_clients import cut_off, rest, until, wait_for
 from secrets_harness import REAL, SHOWN, secret
 
-from proxy.approvals.wire import Ask, Drop
+from proxy.approvals.protocol import Ask, Drop
 from proxy.dialling.dial import Dialer
 from proxy.secrets import Broker, Held
 from rules.secrets import Slot, SlotKind

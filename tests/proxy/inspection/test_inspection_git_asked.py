@@ -6,8 +6,8 @@ import pytest
 from git_forge import RULES
 from inspection_clients import wait_for
 
-from proxy.approvals.questions import Ref
-from proxy.approvals.wire import Ask
+from proxy.approvals.approval_request import Ref
+from proxy.approvals.protocol import Ask
 from proxy.inspection import judging, pushes
 from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People

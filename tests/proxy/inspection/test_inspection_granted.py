@@ -8,7 +8,7 @@ import pytest
 from asking_harness import ASK, READ, WRITE
 from inspection_clients import rest, until, wait_for
 
-from proxy.approvals.passes import Passes
+from proxy.approvals.leases import Passes
 from proxy.inspection.waiting import Waitings
 
 

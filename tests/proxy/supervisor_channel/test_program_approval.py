@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy.approvals.passes import Passes
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals.leases import Passes
+from proxy.approvals.protocol import Answer, Result
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import GONE, Process

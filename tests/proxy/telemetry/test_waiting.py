@@ -8,11 +8,11 @@ import pytest
 from msgspec import MsgspecError, convert, to_builtins
 
 from proxy import message
-from proxy.approvals import wire
-from proxy.approvals.asking import Asking
-from proxy.approvals.questions import Kind as QuestionKind
-from proxy.approvals.questions import Question, Rule
-from proxy.approvals.wire import Pending, Result
+from proxy.approvals import protocol
+from proxy.approvals.approval_request import Kind as QuestionKind
+from proxy.approvals.approval_request import Question, Rule
+from proxy.approvals.client import Asking
+from proxy.approvals.protocol import Pending, Result
 from proxy.poller import IN
 from proxy.telemetry.events import Answer
 from proxy.telemetry.metrics import Metrics
@@ -121,8 +121,8 @@ def test_what_a_worker_asks_is_counted_once_whatever_becomes_of_it():
         return Pending(number, "bcdefgha", 0.0)
 
     def answer(result):
-        grants = (wire.Granted("t:a", "0f", "g1"),) if result is Result.GRANTED else ()
-        return lambda number: wire.Answer(number, result, "bcdefgha", grants=grants)
+        grants = (protocol.Granted("t:a", "0f", "g1"),) if result is Result.GRANTED else ()
+        return lambda number: protocol.Answer(number, result, "bcdefgha", grants=grants)
 
     counted, stale = asyncio.run(
         asking_of(

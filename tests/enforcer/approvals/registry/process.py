@@ -10,8 +10,8 @@ from pathlib import Path
 
 from enforcer.approvals import place, talking
 from enforcer.approvals.post import Post
-from proxy.approvals import wire
-from proxy.approvals.questions import Kind, Question, Rule
+from proxy.approvals import protocol
+from proxy.approvals.approval_request import Kind, Question, Rule
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 from tests.harness import whole_lines
@@ -36,7 +36,7 @@ class Gate:
     """A task's post, and its worker's end."""
 
     def __init__(self, task, journal):
-        self.who = wire.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
+        self.who = protocol.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
         self.post = Post(self.who, journal)
         self.post.begin()
         self.take(self.post.given.pop("approvals"))
@@ -44,19 +44,19 @@ class Gate:
     def take(self, end):
         self.end = socket.socket(fileno=end)
         self.end.settimeout(PATIENCE)
-        self.say(wire.Hello())
-        assert isinstance(self.hear(), wire.State)
+        self.say(protocol.Hello())
+        assert isinstance(self.hear(), protocol.State)
 
     def say(self, word):
         self.end.send(json.dumps(word.packed()).encode())
 
     def hear(self):
-        return wire.read_reply(json.loads(self.end.recv(1 << 17)))
+        return protocol.read_reply(json.loads(self.end.recv(1 << 17)))
 
     def ask(self, number=1, **more):
-        self.say(wire.Ask(number, question(**more)))
+        self.say(protocol.Ask(number, question(**more)))
         pending = self.hear()
-        assert isinstance(pending, wire.Pending), pending
+        assert isinstance(pending, protocol.Pending), pending
         return pending.approval
 
     def close(self):

@@ -11,7 +11,7 @@ import pytest
 from enforcer.approvals import place
 from enforcer.approvals.post import Post, _asked
 from enforcer.errors import ExeatError, HostError
-from proxy.approvals import wire
+from proxy.approvals import protocol
 
 from .process import ask, until
 
@@ -21,7 +21,7 @@ def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_an
     place.store(made).mkdir()
     with pytest.raises(ExeatError, match="can't be used"):
         ask(what="status")
-    post = Post(wire.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
+    post = Post(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
     with contextlib.closing(post):
         post.begin()
         post.handed_over()
@@ -53,7 +53,7 @@ def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, m
     """Who tries without a rest takes a processor for as long as the task runs."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr("enforcer.approvals.post.time", SimpleNamespace(monotonic=lambda: clock.now))
-    post = Post(wire.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
+    post = Post(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
     rests = []
     with contextlib.closing(post):
         if before == "one has lived long":

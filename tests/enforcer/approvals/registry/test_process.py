@@ -16,7 +16,7 @@ from enforcer.approvals import place, starting, talking
 from enforcer.approvals.post import _asked
 from enforcer.cli import main
 from enforcer.errors import ExeatError
-from proxy.approvals import wire
+from proxy.approvals import protocol
 from proxy.approvals.people import hashed
 from tests import harness
 
@@ -32,7 +32,7 @@ def test_what_a_gate_asks_somebody_sees_and_approves_and_all_of_it_is_told_in_it
     (said,) = ask(what="answer", id=named[:5], vote="approve", why="looked at it")
     assert said["final"]
     answer = gate.hear()
-    assert (answer.result, answer.why, len(answer.grants)) == (wire.Result.GRANTED, "", 1)
+    assert (answer.result, answer.why, len(answer.grants)) == (protocol.Result.GRANTED, "", 1)
     kinds = [event["kind"] for event in events(here / "journal", "approval.")]
     assert kinds == ["approval.asked", "approval.seen", "approval.answered", "approval.used"]
     assert {event["task"]["name"] for event in events(here / "journal", "approval.")} == {"make"}
@@ -41,7 +41,7 @@ def test_what_a_gate_asks_somebody_sees_and_approves_and_all_of_it_is_told_in_it
 def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and_what_is_left_of_grants(gate, here):
     first = gate.ask(1, lasts=None)
     ask(what="answer", id=first, vote="approve", **{"for": ["uses 2"]})
-    assert gate.hear().result is wire.Result.GRANTED
+    assert gate.hear().result is protocol.Result.GRANTED
     waits = gate.ask(2, path="/other")
     old = pid()
     kill()
@@ -59,13 +59,13 @@ def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and
     assert pid() != old
     ((one,),) = (said["approvals"] for said in ask(what="list"))
     assert one["id"] == waits
-    gate.say(wire.Ask(7, question()))
-    assert gate.hear().result is wire.Result.GRANTED  # the second use
-    gate.say(wire.Ask(8, question()))
-    assert isinstance(gate.hear(), wire.Pending)
+    gate.say(protocol.Ask(7, question()))
+    assert gate.hear().result is protocol.Result.GRANTED  # the second use
+    gate.say(protocol.Ask(8, question()))
+    assert isinstance(gate.hear(), protocol.Pending)
     ask(what="answer", id=waits, vote="approve")
-    gate.say(wire.Ask(9, question("/other")))
-    assert gate.hear().result is wire.Result.GRANTED
+    gate.say(protocol.Ask(9, question("/other")))
+    assert gate.hear().result is protocol.Result.GRANTED
 
 
 def test_however_many_start_one_at_once_there_is_one(here):
@@ -118,13 +118,13 @@ def test_it_ends_when_its_directory_is_gone(here):
 def test_a_word_that_is_none_ends_the_gate_and_its_grants_serve_no_other_task(gate, here):
     named = gate.ask()
     ask(what="answer", id=named, vote="approve", **{"for": ["task"]})
-    assert gate.hear().result is wire.Result.GRANTED
+    assert gate.hear().result is protocol.Result.GRANTED
     with contextlib.closing(Gate("t2", here / "journal")) as other:
         assert other.ask() != named
         other.end.send(b'{"ask": 2, "question": "please", "answer": "granted"}')
         assert other.end.recv(1) == b""
-    gate.say(wire.Ask(2, question()))
-    assert gate.hear().result is wire.Result.GRANTED
+    gate.say(protocol.Ask(2, question()))
+    assert gate.hear().result is protocol.Result.GRANTED
 
 
 def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate, here):
@@ -149,7 +149,7 @@ def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate
         assert [next(watching)["approval"]["id"] for _ in range(13)] == [*long, named]
         watching.close()
         ask(what="answer", id=named, vote="approve")
-        assert other.hear().result is wire.Result.GRANTED
+        assert other.hear().result is protocol.Result.GRANTED
 
 
 def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared(gate, here):
@@ -194,7 +194,7 @@ def test_a_notifier_gets_the_card_and_a_reviewer_s_word_counts_as_a_reviewer_s(h
     with contextlib.closing(Gate("t1", here / "journal")) as gate:
         named = gate.ask()
         answer = gate.hear()
-        assert (answer.result, answer.by) == (wire.Result.GRANTED, ("reviewer linter",))
+        assert (answer.result, answer.by) == (protocol.Result.GRANTED, ("reviewer linter",))
         assert json.loads(until(lambda: told.exists() and told.read_text()))["type"] == "approval.asked"
         assert json.loads((tmp_path / "asked.json").read_text())["type"] == "approval.review"
         last = [event for event in events(here / "journal", "approval.answered") if event["approval"]["id"] == named]
@@ -267,4 +267,4 @@ def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(
     (said,) = ask(what="status")
     assert (said["broken"], said["told"]) == ("", [])
     ask(what="answer", id=named, vote="approve")
-    assert gate.hear().result is wire.Result.GRANTED
+    assert gate.hear().result is protocol.Result.GRANTED

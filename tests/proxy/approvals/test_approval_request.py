@@ -5,8 +5,7 @@ import json
 import pytest
 from msgspec.structs import astuple
 
-from proxy.approvals.fields import Malformed
-from proxy.approvals.questions import File, Kind, Question, Ref, key, keys
+from proxy.approvals.approval_request import File, Kind, Malformed, Question, Ref, key, keys
 from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,

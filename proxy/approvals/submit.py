@@ -1,24 +1,24 @@
-"""Putting a question to people: joined with the same one, refused where it was rejected, is too wide, or too many wait.
+"""Submits approval requests: joined with the same one, refused where it was rejected, is too wide, or too many wait.
 
-Inside a transaction. Who is asked the same again and again gives in at last, so what was rejected stays rejected for as
-long as it could have been answered.
+Inside a transaction. What was rejected stays rejected for as long as it could have been answered: who is asked the same
+again and again gives in at last.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import granting
-from proxy.approvals.records import Approval, State, WishKind
-from proxy.approvals.store import kept, queries
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals import lifecycle
+from proxy.approvals.model import Approval, State, WishKind
+from proxy.approvals.protocol import Answer, Result
+from proxy.approvals.store import queries
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
 
 if TYPE_CHECKING:
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.model import Task
     from proxy.approvals.people import Bounds
-    from proxy.approvals.questions import Question
-    from proxy.approvals.records import Task
+    from proxy.approvals.recording import Teller
     from proxy.approvals.store.base import Rows
-    from proxy.approvals.telling import Teller
 
 OPEN: Final = 86400.0  # seconds that a wish stays open that no rule says anything about
 _LOOK: Final = 50  # questions of a task between looks at how many of its are kept
@@ -76,7 +76,7 @@ class Asked:
 
         So many others of this task are `leaving`: they are pending still, and not counted among what waits.
         """
-        same = granting.same(question.rules, question)
+        same = lifecycle.same(question.rules, question)
         found = await queries.last_of(rows, task.id, same, [State.PENDING])
         if found is not None and found.expires > now:
             times = found.times if wish else await queries.asked_again(rows, found.id)
@@ -96,7 +96,7 @@ class Asked:
         open_ = min((asks.terms.open for asks in question.rules), default=OPEN)
         ends = now + hold + open_
         approval = Approval(
-            granting.new_id(),
+            lifecycle.new_id(),
             task.id,
             State.PENDING,
             wish,
@@ -110,7 +110,7 @@ class Asked:
         await queries.put_approval(rows, approval)
         self._put[task.id] = put = self._put.get(task.id, 0) + 1
         if put % _LOOK == 0:
-            await kept.forget_of(rows, task.id, now)
+            await queries.forget_of(rows, task.id, now)
         self._teller.asked(task, approval, joined=False)
         rows.tell(f"asked {task.id} {approval.id}")
         return Put(approval, joined=False)
@@ -131,13 +131,13 @@ class Asked:
         own, every = await queries.counted(rows, task.id) - leaving, await queries.counted(rows) - leaving
         begins = self._floods.begins(task.id, own, bounds.pending_per_task)
         begins |= self._floods.begins("", every, bounds.pending)
-        rejected = await kept.rejections(rows, task.id, now)
-        begins |= self._rejected.begins(task.id, rejected, kept.MOST_REJECTED)
+        rejected = await queries.rejections(rows, task.id, now)
+        begins |= self._rejected.begins(task.id, rejected, queries.MOST_REJECTED)
         if own >= bounds.pending_per_task:
             why = f"{own} questions of this task wait, and no more are taken"
         elif every >= bounds.pending:
             why = f"{every} questions wait, and no more are taken"
-        elif rejected >= kept.MOST_REJECTED:
+        elif rejected >= queries.MOST_REJECTED:
             why = f"{rejected} questions of this task were rejected, and no more are taken while that stands"
         else:
             return None

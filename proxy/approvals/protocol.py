@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, field
 
-from proxy.approvals.fields import (
+from proxy.approvals.approval_request import (
     Digest,
     Id,
     Line,
@@ -24,13 +24,14 @@ from proxy.approvals.fields import (
     Named,
     NamedId,
     NamedRule,
+    Question,
     Real,
     Short,
+    Source,
     Text,
     Texts,
     Whole,
 )
-from proxy.approvals.questions import Question, Source
 from rules.verdicts import Reason, Verdict
 
 __all__ = [

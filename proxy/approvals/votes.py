@@ -1,26 +1,24 @@
-"""One answer to one question: whether it counts, what it decides, and what is granted. Inside a transaction.
+"""Votes on one approval request: whether an answer counts, what it decides, and what is granted. Inside a transaction.
 
-Two answers at once come one after the other, and the first that is final wins: the second finds a question that is
+Two answers at once come one after the other, and the first that is final wins: the second finds a request that is
 answered.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import granting
-from proxy.approvals.offers import Offer, Wider
+from proxy.approvals import lifecycle
+from proxy.approvals.model import Approval, Ballot, Offer, State, Vote, Wider, WishKind
 from proxy.approvals.people import told
-from proxy.approvals.records import Approval, Ballot, State, Vote, WishKind
 from proxy.approvals.store import queries
 from proxy.telemetry.events import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.approvals.model import Grant, Task
     from proxy.approvals.people import Actor, People
-    from proxy.approvals.records import Grant, Task
+    from proxy.approvals.recording import Teller
     from proxy.approvals.store.base import Rows
-    from proxy.approvals.telling import Teller
-
 
 _LONGEST_WHY: Final = 1000  # characters
 _IDLE: Final = "; nobody waits for it now: it serves the next try, unless its rules have changed by then"
@@ -114,7 +112,7 @@ async def _approve(  # noqa: PLR0917
     if all(people.objection(said.who, asks, task.started_by) for asks in rules):
         raise Refused(_objection(people, said.who, found, task), found, task)
     try:
-        granting.extents(found.question, [said.offer], now)
+        lifecycle.extents(found.question, [said.offer], now)
     except Wider as error:
         raise Refused(str(error), found, task) from error
     await queries.vote(rows, found.id, ballots[-1])
@@ -124,12 +122,12 @@ async def _approve(  # noqa: PLR0917
         still = ", ".join(f"{count} more for {asks.rule}{_by(asks.terms.by)}" for asks, count in missing)
         teller.answered(task, found, Answer.APPROVED, [name], said.why, detail=f"it takes {still}")
         return Decided(found, final=False, text=f"{name} approves; it takes {still}")
-    grants = await granting.granted(rows, found, ballots, now)
+    grants = await lifecycle.granted(rows, found, ballots, now)
     everybody = [told(one.person, reviewer=one.reviewer) for one in ballots if one.vote is Vote.APPROVE]
     detail = f"written down as {said.as_rule}" if said.as_rule else ""
     teller.answered(task, found, Answer.APPROVED, everybody, said.why, grants, detail)
     done = await _concluded(rows, found, State.APPROVED, everybody, said.why, now)
-    reach = granting.reach(granting.extents(found.question, _offers(ballots), now), now)
+    reach = lifecycle.reach(lifecycle.extents(found.question, _offers(ballots), now), now)
     return Decided(done, final=True, text=f"approved: {reach}{_IDLE if found.stale else ''}", grants=tuple(grants))
 
 

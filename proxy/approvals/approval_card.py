@@ -1,4 +1,4 @@
-"""What a person needs to decide a question, as one value: JSON for programs, and text for a terminal.
+"""Approval card: all that a person needs to decide, as JSON for programs and as text for a terminal.
 
 Everything of a task is escaped in the text (invariant 7); in the JSON it is as the task has it, and whoever shows that
 escapes it. A card says what is known and from where; what the agent says it wants stands apart, as its own words.
@@ -8,11 +8,10 @@ import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.approvals import granting
-from proxy.approvals.offers import Offer, Wider, span
+from proxy.approvals import lifecycle
+from proxy.approvals.approval_request import Kind
+from proxy.approvals.model import Approval, Ballot, Grant, Offer, Place, State, Task, Vote, Wider, WishKind, span
 from proxy.approvals.people import told
-from proxy.approvals.questions import Kind
-from proxy.approvals.records import Approval, Ballot, Grant, Place, State, Task, Vote, WishKind
 from proxy.approvals.store import queries
 from proxy.telemetry.visible import unpadded, visible
 from rules.limits import Covers
@@ -20,8 +19,8 @@ from rules.limits import Covers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from proxy.approvals.approval_request import Question, Rule, Source
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Question, Rule, Source
     from proxy.approvals.store.base import Rows
     from proxy.telemetry.usual.looking import Before
 
@@ -182,38 +181,6 @@ class Card(NamedTuple):
         return f"{place}, {often}: {self.place.approved} approved, {self.place.rejected} rejected"
 
 
-class Entry(NamedTuple):
-    """One line of a list."""
-
-    approval: Approval
-    task: Task
-
-    def packed(self) -> dict[str, object]:
-        """Return it as JSON."""
-        return {
-            "id": self.approval.id,
-            "state": self.approval.state.value,
-            "task": self.task.name,
-            "task_id": self.task.run,
-            "summary": self.approval.question.line(),
-            "asked": self.approval.asked,
-            "expires": self.approval.expires,
-            "answered": self.approval.answered,
-            "by": list(self.approval.by),
-            "why": self.approval.why,
-            "asked_by_agent": self.approval.wish is not WishKind.NONE,
-            "stale": self.approval.stale,
-            "times": self.approval.times,
-        }
-
-
-class Page(NamedTuple):
-    """Some of a list. `after`: what to ask for next, or None where there is no more."""
-
-    entries: tuple[Entry, ...]
-    after: tuple[float, str] | None
-
-
 async def card(rows: "Rows", people: "People", approval: str, now: float) -> Card | None:
     """Gather what is known of a question. Raises StoreError."""
     found = await queries.approval_of(rows, approval)
@@ -243,21 +210,6 @@ async def card(rows: "Rows", people: "People", approval: str, now: float) -> Car
     )
 
 
-async def page(
-    rows: "Rows", states: "tuple[State, ...]", after: tuple[float, str] | None, most: int, *, newest: bool = False
-) -> Page:
-    """List questions in these states, the one that was asked first before others, or after them. Raises StoreError."""
-    start = after or ((1e18, "~") if newest else (-1.0, ""))
-    found = await queries.listed(rows, states, start, most + 1, newest=newest)
-    tasks: dict[str, Task] = {}
-    for approval in found:
-        if approval.task not in tasks and (task := await queries.task_of(rows, approval.task)) is not None:
-            tasks[approval.task] = task
-    shown = found[:most]
-    entries = tuple(Entry(approval, tasks[approval.task]) for approval in shown if approval.task in tasks)
-    return Page(entries, (shown[-1].asked, shown[-1].id) if len(found) > most else None)
-
-
 def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
     """Say what each answer would do, those that the rules allow."""
     question = approval.question
@@ -276,10 +228,10 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
         seen: set[str] = set()
         for words, offer in offers:
             try:
-                extents = granting.extents(question, [offer], now)
+                extents = lifecycle.extents(question, [offer], now)
             except Wider:
                 continue
-            does = granting.reach(extents, now)
+            does = lifecycle.reach(extents, now)
             if does not in seen:
                 yield Choice(f"approve {approval.id}{words}", f"{lets} {does}")
             seen.add(does)

@@ -4,46 +4,50 @@ import json
 
 import pytest
 
-from proxy.approvals import wire
-from proxy.approvals.wire import Malformed
+from proxy.approvals import protocol
+from proxy.approvals.protocol import Malformed
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import PUSH, REQUEST, SOURCE
 
 WORDS = (
-    wire.Hello(),
-    wire.Ask(3, PUSH),
-    wire.Drop(3),
-    wire.Tainted(SOURCE),
-    wire.Used("g1", 512),
-    wire.Wish(4, wire.Attempted(REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",)), "to fix the build"),
-    wire.Wish(5, wire.Attempted(REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE)),
-    wire.Look(6, "abcd2345"),
-    wire.Look(7, ""),
+    protocol.Hello(),
+    protocol.Ask(3, PUSH),
+    protocol.Drop(3),
+    protocol.Tainted(SOURCE),
+    protocol.Used("g1", 512),
+    protocol.Wish(
+        4, protocol.Attempted(REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",)), "to fix the build"
+    ),
+    protocol.Wish(5, protocol.Attempted(REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE)),
+    protocol.Look(6, "abcd2345"),
+    protocol.Look(7, ""),
 )
 REPLIES = (
-    wire.State(wire.Done(tainted=False)),
-    wire.State(wire.Done(tainted=True, tainted_by=(SOURCE,))),
-    wire.Pending(3, "abcd2345", 1.5),
-    wire.Answer(3, wire.Result.DENIED, "abcd2345", ("ada",), "not today"),
-    wire.Answer(3, wire.Result.GRANTED, "abcd2345", ("ada",), grants=(wire.Granted("web:ask", "d3", "g1", 100),)),
-    wire.Over(("g1", "g2")),
-    wire.Seen(4, wire.WishState(wire.Standing.PENDING, "abcd2345", "GET x", until=9.0)),
+    protocol.State(protocol.Done(tainted=False)),
+    protocol.State(protocol.Done(tainted=True, tainted_by=(SOURCE,))),
+    protocol.Pending(3, "abcd2345", 1.5),
+    protocol.Answer(3, protocol.Result.DENIED, "abcd2345", ("ada",), "not today"),
+    protocol.Answer(
+        3, protocol.Result.GRANTED, "abcd2345", ("ada",), grants=(protocol.Granted("web:ask", "d3", "g1", 100),)
+    ),
+    protocol.Over(("g1", "g2")),
+    protocol.Seen(4, protocol.WishState(protocol.Standing.PENDING, "abcd2345", "GET x", until=9.0)),
 )
-INTRODUCTION = wire.Introduction("s1", "t1", "fix", {"team": "web"}, 1000, "host", ("web.yaml",), "/src")
+INTRODUCTION = protocol.Introduction("s1", "t1", "fix", {"team": "web"}, 1000, "host", ("web.yaml",), "/src")
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
 def test_words_arrive(word):
-    assert wire.read_word(json.loads(json.dumps(word.packed()))) == word
+    assert protocol.read_word(json.loads(json.dumps(word.packed()))) == word
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
 def test_replies_arrive(reply):
-    assert wire.read_reply(json.loads(json.dumps(reply.packed()))) == reply
+    assert protocol.read_reply(json.loads(json.dumps(reply.packed()))) == reply
 
 
 def test_an_introduction_arrives():
-    assert wire.read_introduction(json.loads(json.dumps(INTRODUCTION.packed()))) == INTRODUCTION
+    assert protocol.read_introduction(json.loads(json.dumps(INTRODUCTION.packed()))) == INTRODUCTION
 
 
 @pytest.mark.parametrize(
@@ -63,14 +67,14 @@ def test_an_introduction_arrives():
         {"tainted": {}},
         {"ask": 1, "question": REQUEST._replace(rules=()).packed()},
         {**WORDS[5].packed(), "why": "x" * 2001},
-        wire.Wish(4, wire.Attempted(REQUEST, Verdict.DENY, Reason.RULE)).packed(),
-        wire.Wish(4, wire.Attempted(REQUEST._replace(rules=()), Verdict.ASK, Reason.RULE)).packed(),
+        protocol.Wish(4, protocol.Attempted(REQUEST, Verdict.DENY, Reason.RULE)).packed(),
+        protocol.Wish(4, protocol.Attempted(REQUEST._replace(rules=()), Verdict.ASK, Reason.RULE)).packed(),
     ],
     ids=lambda message: json.dumps(message)[:40],
 )
 def test_what_no_worker_says_is_refused(message):
     with pytest.raises(Malformed):
-        wire.read_word(message)
+        protocol.read_word(message)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +97,4 @@ def test_what_no_worker_says_is_refused(message):
 )
 def test_what_no_registry_says_is_refused(message):
     with pytest.raises(Malformed):
-        wire.read_reply(message)
+        protocol.read_reply(message)

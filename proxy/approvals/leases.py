@@ -1,4 +1,4 @@
-"""What passes under grants: cut when they end, and counted where they are good for so many bytes.
+"""Leases: what passes under grants, cut when a grant ends, and counted where it is good for so many bytes.
 
 Bytes are told ahead of their passing, a piece at a time, so that a worker that dies has never let more pass than the
 registry knows of: a grant may give less by a piece for each worker that died, and never more.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from proxy.approvals.wire import Granted
+    from proxy.approvals.protocol import Granted
 
 PIECE: Final = 64 * 1024  # bytes that are told at a time, at least
 _PIECES: Final = 64  # of a large budget

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proxy.approvals.offers import ONCE, Extent, Offer, Wider, given, sentence, span
+from proxy.approvals.model import ONCE, Extent, Offer, Wider, given_by, sentence, span
 from rules.limits import ApprovalTerms, Covers
 from tests.proxy.approvals.approval_world import START
 
@@ -32,7 +32,7 @@ GIVEN = [
 
 @pytest.mark.parametrize(("terms", "words", "extent"), GIVEN, ids=lambda value: str(getattr(value, "lasts", value)))
 def test_what_is_given(terms, words, extent):
-    found = given(terms, D, [Offer.parse([words])], START)
+    found = given_by(terms, D, [Offer.parse([words])], START)
     ends = None if found.ends is None else found.ends - START
     assert (found.width, found.uses, found.bytes, ends) == (D, *extent)
 
@@ -52,7 +52,7 @@ def test_what_is_given(terms, words, extent):
 )
 def test_more_than_the_rule_gives(terms, words, why):
     with pytest.raises(Wider, match=why):
-        given(terms, A, [Offer.parse([words])], START)
+        given_by(terms, A, [Offer.parse([words])], START)
 
 
 @pytest.mark.parametrize("covers", Covers)
@@ -61,15 +61,15 @@ def test_never_wider_than_the_rule(covers, wanted):
     offer = Offer.parse([], wanted)
     if list(Covers).index(wanted) > list(Covers).index(covers):
         with pytest.raises(Wider, match="is wider"):
-            given(FREE, covers, [offer], START)
+            given_by(FREE, covers, [offer], START)
     else:
-        assert given(FREE, covers, [offer], START).width is wanted
+        assert given_by(FREE, covers, [offer], START).width is wanted
 
 
 def test_of_several_the_least():
     offers = [Offer.parse(["task"], "destination"), Offer.parse(["uses 5", "2h"]), Offer.parse(["bytes 100 1h"])]
-    assert given(FREE, R, offers, START) == Extent(D, 5, 100, START + 3600, cuts=True)
-    assert given(FREE, R, [Offer.parse(["task"]), Offer()], START) == Extent(R, 1, None, START + 86400)
+    assert given_by(FREE, R, offers, START) == Extent(D, 5, 100, START + 3600, cuts=True)
+    assert given_by(FREE, R, [Offer.parse(["task"]), Offer()], START) == Extent(R, 1, None, START + 86400)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.approvals import asking as module
-from proxy.approvals.asking import MOST_UNSENT, Asking
-from proxy.approvals.passes import PIECE, Budget, Passes
-from proxy.approvals.wire import Ask, Granted, Result, read_word
+from proxy.approvals import client as module
+from proxy.approvals.client import MOST_UNSENT, Asking
+from proxy.approvals.leases import PIECE, Budget, Passes
+from proxy.approvals.protocol import Ask, Granted, Result, read_word
 from proxy.poller import Loop, Poller
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 

@@ -1,21 +1,20 @@
-"""What people are asked, made of what the gate knows of an attempt, and what their answer is to the gate.
+"""Builds approval requests from attempts that the gate holds, and says what an answer means to the gate.
 
-Pure. A question says what was decided on, never more: what the rules didn't see nobody is asked to approve.
+Pure. A request says what was decided on, never more: what the rules didn't see nobody is asked to approve.
 """
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.questions import Kind, Program, Question, Ref, rules_of
-from proxy.approvals.wire import Answer, Result
+from proxy.approvals.approval_request import Kind, Program, Question, Ref, rules_of
+from proxy.approvals.protocol import Answer, Result
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.questions import Source
+    from proxy.approvals.approval_request import Source
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
     from proxy.telemetry.events import Process
-    from proxy.tenant import Tenant
     from rules.attempt import Attempt
     from rules.decision import Decision
 
@@ -43,19 +42,19 @@ def in_vain(decision: "Decision") -> str:
 
 
 def about_connection(
-    tenant: "Tenant", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
+    sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
 ) -> Question:
     """Ask about all that goes over a connection, or a flow of datagrams."""
     if attempt.protocol is not Protocol.UDP:
-        return _question(Kind.CONNECTION, tenant, attempt, decision, process)
-    question = _question(Kind.UDP, tenant, attempt, decision, process)
+        return _question(Kind.CONNECTION, sources, attempt, decision, process)
+    question = _question(Kind.UDP, sources, attempt, decision, process)
     # Nobody waits on a line for a datagram: its client hears no at once, and what it sends again has the answer
     rules = tuple(rule._replace(terms=rule.terms._replace(hold=0.0)) for rule in question.rules)
     return question._replace(rules=rules)
 
 
 def about_request(  # noqa: PLR0917 - what is known of a request
-    tenant: "Tenant",
+    sources: "tuple[Source, ...]",
     attempt: "Attempt",
     decision: "Decision",
     head: "Head | None" = None,
@@ -72,7 +71,7 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     """
     request = attempt.request
     assert request is not None
-    found = _question(Kind.REQUEST, tenant, attempt, decision, process)._replace(
+    found = _question(Kind.REQUEST, sources, attempt, decision, process)._replace(
         method=request.method,
         path=request.path,
         size=_size(head, body=request.body),
@@ -97,7 +96,12 @@ def about_request(  # noqa: PLR0917 - what is known of a request
 
 
 def about_program(
-    tenant: "Tenant", argv: tuple[str, ...], decision: "Decision", process: "Process | None" = None, *, whole: bool
+    sources: "tuple[Source, ...]",
+    argv: tuple[str, ...],
+    decision: "Decision",
+    process: "Process | None" = None,
+    *,
+    whole: bool,
 ) -> Question:
     """Ask about a program that is about to start with these words; not `whole`: there are more of them."""
     return Question(
@@ -106,7 +110,7 @@ def about_program(
         process=program(process),
         rules=rules_of(decision.approval),
         revision=decision.revision,
-        tainted_by=_sources(tenant),
+        tainted_by=sources,
         cut=not whole,
     )
 
@@ -117,7 +121,7 @@ def program(process: "Process | None") -> Program | None:
 
 
 def _question(
-    kind: Kind, tenant: "Tenant", attempt: "Attempt", decision: "Decision", process: "Process | None"
+    kind: Kind, sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None"
 ) -> Question:
     return Question(
         kind,
@@ -127,13 +131,9 @@ def _question(
         process=program(process),
         rules=rules_of(decision.approval),
         revision=decision.revision,
-        tainted_by=_sources(tenant),
+        tainted_by=sources,
         pattern=decision.pattern,
     )
-
-
-def _sources(tenant: "Tenant") -> "tuple[Source, ...]":
-    return () if tenant.taint is None else tuple(tenant.taint.sources)
 
 
 def _size(head: "Head | None", *, body: bool) -> int | None:
@@ -145,10 +145,7 @@ def _size(head: "Head | None", *, body: bool) -> int | None:
     length = [value for name, value in head.fields if name.lower() == b"content-length"]
     if head.version == b"HTTP/2.0":
         return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
-    from proxy.request.request_head import (  # who has a head has it: connections and programs have none
-        Unclear,
-        body_size,
-    )
+    from proxy.request.request_head import Unclear, body_size  # loaded where there is a head
 
     try:
         return body_size(head)

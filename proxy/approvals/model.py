@@ -1,15 +1,16 @@
-"""What one approval is good for: what a rule gives, and how whoever approves may give less.
+"""What the registry keeps, as values: tasks, approvals, votes, grants, and the scope that a grant has.
 
-The rule's terms are what is given where nothing else is said. Who approves may always narrow it, and never widen the
-`covers` of a rule. A rule that says `for: 1h` or `for: once` has fixed the longest time; where it says nothing, one use
-is what is given by itself, and who approves may give more: at most for as long as the task lives.
+A rule's terms give the scope where nothing else is said. Whoever approves may narrow it, and never widen the `covers`
+of a rule. A rule that says `for: 1h` or `for: once` has fixed the longest time. Where it says nothing, one use is
+given, and the approver may give more: at most for as long as the task lives.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.approvals.fields import Message, Real, Whole
-from proxy.approvals.questions import narrower
+from proxy.approvals.approval_request import Message, Question, Real, Whole, narrower
 from rules.grammar.fields import duration
 from rules.grammar.values import count, day, size
 from rules.limits import Covers
@@ -17,7 +18,7 @@ from rules.limits import Covers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from proxy.approvals.questions import Terms
+    from proxy.approvals.approval_request import Terms
 
 ONCE: Final = 0.0  # `lasts` of a rule that says `for: once`; one that says nothing has None
 _SYNTAX: Final = "`once`, `task`, `1h`, `until 2027-01-31`, `uses 3`, `bytes 2GB`"
@@ -70,7 +71,7 @@ class Extent(NamedTuple):
     cuts: bool = False  # whether what still passes then is cut; else it only has to begin before
 
 
-def given(terms: "Terms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
+def given_by(terms: "Terms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
     """Return what a rule of these terms gives where all `offers` were made at once: the least of each.
 
     `width` is what the question's rules give together. Raises Wider where one of them is more than the rule gives.
@@ -163,3 +164,121 @@ def _an(width: Covers) -> str:
     return {Covers.ATTEMPT: "an attempt", Covers.DESTINATION: "a destination", Covers.RULE: "all that it asks about"}[
         width
     ]
+
+
+MERGING: Final = "/changes"  # behind a run's id: what merges its changes, which comes and goes after the run has ended
+
+
+class State(StrEnum):
+    """What became of a question; only one that is pending can still become something else."""
+
+    OVER = "over"  # its task ended
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"  # a rule that asked it is not as it was: its approval would open nothing
+    REJECTED = "rejected"
+    APPROVED = "approved"
+    PENDING = "pending"
+
+
+class WishKind(StrEnum):
+    """Whether an agent asked by itself, and what the rules say of what it wants."""
+
+    UNRULED = "unruled"  # no rule says anything: nobody can approve it, a rule can be written
+    ASKS = "asks"  # a rule asks
+    NONE = ""  # it was tried, and held
+
+
+class Vote(StrEnum):
+    """What somebody says to a question."""
+
+    REJECT = "reject"
+    PASS = "pass"  # a reviewer leaves it to people
+    APPROVE = "approve"
+
+
+class Task(NamedTuple):
+    """A task whose attempts people are asked about."""
+
+    id: str
+    sandbox: str
+    name: str
+    labels: Mapping[str, str]
+    started_by: str  # a person, as `People` name them
+    host: str
+    rule_files: tuple[str, ...]
+    workspace: str
+    introduced: float
+    ended: float | None = None
+
+    @property
+    def run(self) -> str:
+        """The id of the run that it is, or whose changes it merges."""
+        return self.id.removesuffix(MERGING)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on when whoever asks leaves: its questions and grants end by their own time alone."""
+        return self.id.endswith(MERGING)
+
+
+class Ballot(NamedTuple):
+    """What one approver said."""
+
+    person: str
+    vote: Vote
+    reviewer: bool
+    offer: Offer
+    why: str
+    at: float
+
+
+class Approval(NamedTuple):
+    """One question and what became of it. Times are seconds since 1970."""
+
+    id: str
+    task: str
+    state: State
+    wish: WishKind
+    key: str  # the same for the same question, of one task; empty: it was rejected, and that was lifted
+    question: Question  # its rules are those that were not granted when it was asked
+    said: str  # the agent's own words
+    asked: float
+    expires: float
+    answered: float | None = None
+    by: tuple[str, ...] = ()
+    why: str = ""  # of whoever decided
+    times: int = 1  # how often it was asked
+    stale: bool = False  # nobody waits for the answer
+
+    @property
+    def lifted(self) -> bool:
+        """Whether it was rejected and may be asked again all the same."""
+        return self.state is State.REJECTED and not self.key
+
+
+class Grant(NamedTuple):
+    """What an approval lets through: for one task and one rule of one content. None is no bound of its own."""
+
+    id: str
+    approval: str
+    task: str
+    rule: str
+    digest: str
+    width: Covers
+    key: str  # of questions.key
+    uses: int | None  # that are left
+    bytes: int | None  # that are left
+    ends: float | None  # None: with the task
+    cuts: bool  # whether what still passes then is cut
+    made: float
+    over: float | None = None
+    ending: str = ""  # why it is over
+
+
+class Place(NamedTuple):
+    """What the store knows of a destination."""
+
+    first: float  # when it was first asked about
+    times: int  # how often, this time included
+    approved: int  # questions about it
+    rejected: int

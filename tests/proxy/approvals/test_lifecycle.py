@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.approvals.questions import Ref
-from proxy.approvals.wire import Over, Result, Used
+from proxy.approvals.approval_request import Ref
+from proxy.approvals.protocol import Over, Result, Used
 from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,

@@ -1,13 +1,13 @@
-"""The worker's end of approvals: asks for one sandbox, through its pair of sockets, and hands each answer on once.
+"""Approvals client of a worker: submits requests of one sandbox through its socket pair, delivers each answer once.
 
-Home of invariant 2 for approvals. Whoever asks gets exactly one answer, and `unavailable` is what any trouble is: no
-registry, one that is gone or doesn't take what is sent, a reply that nobody understands, an answer that takes longer
-than the rules' `hold` and a while. Nothing here waits: what the socket doesn't take at once is kept, up to a bound.
+Home of invariant 2 for approvals. Each request gets exactly one answer, and any trouble is `unavailable`: no registry,
+one that is gone or doesn't take what is sent, a reply that nobody understands, an answer that takes longer than the
+rules' `hold` and a while. Nothing here waits: what the socket doesn't take at once is kept, up to a bound.
 
-A worker that takes the place of another finds what was said to that one still in the socket. So its numbers begin
+A worker that replaces another finds what was said to that one still in the socket. So its numbers begin
 where nobody can have begun, and what is said of the task's state counts from a fence on: a question of its own that it
-sends before its hello, so that the answer comes after all that was meant for others. A registry that takes the place of
-another comes with another channel (`renew`), and all begins anew.
+sends before its hello, so that the answer comes after all that was meant for others. A registry that replaces another
+comes with another channel (`renew`), and all begins anew.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from proxy import message
-from proxy.approvals import wire
-from proxy.approvals.passes import Passes
-from proxy.approvals.wire import Answer, Malformed, Result
+from proxy.approvals import protocol
+from proxy.approvals.leases import Passes
+from proxy.approvals.protocol import Answer, Malformed, Result
 from proxy.bucket import Bucket
 from proxy.poller import IN, OUT
 from proxy.telemetry.events import Answer as Said
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from proxy.approvals.questions import Question, Source
-    from proxy.approvals.wire import WishState
+    from proxy.approvals.approval_request import Question, Source
+    from proxy.approvals.protocol import WishState
     from proxy.poller import Poller
     from rules.decision import Decision
 
@@ -99,7 +99,7 @@ class Asking:
         tell: "Callable[[Where, str], None]",
     ) -> None:
         """`tell` takes what went wrong."""
-        self.told: Callable[[wire.Done], None] = lambda _: None  # takes what the registry says of the task
+        self.told: Callable[[protocol.Done], None] = lambda _: None  # takes what the registry says of the task
         self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
         self.passes = Passes(self._use)
         self.waiting = Waiting()  # counts what is held, and what came of it
@@ -126,10 +126,10 @@ class Asking:
         self._started = True
         self._poller.watch(self._channel.fileno(), IN, self)
         self._fence = self._number()
-        self._send(wire.Look(self._fence, "").packed())
-        self._send(wire.Hello().packed())
+        self._send(protocol.Look(self._fence, "").packed())
+        self._send(protocol.Hello().packed())
         for source in self.known():
-            self._send(wire.Tainted(source).packed())
+            self._send(protocol.Tainted(source).packed())
 
     def renew(self, channel: "socket.socket") -> "socket.socket":
         """Go on over another channel, and return the one before it: what was asked there has no answer any more."""
@@ -165,7 +165,7 @@ class Asking:
         problem = "" if self.is_there else _NOBODY
         if not problem:
             try:
-                if self._send(wire.Ask(ticket.number, question.fitted()).packed()):
+                if self._send(protocol.Ask(ticket.number, question.fitted()).packed()):
                     return ticket
                 problem = "the registry of approvals doesn't take what is asked"
             except Malformed as malformed:
@@ -180,18 +180,18 @@ class Asking:
 
         def word(number: int) -> "Mapping[str, object]":
             verdict = Verdict.ASK if question.rules else decision.verdict
-            attempt = wire.Attempted(question.fitted(), verdict, decision.reason, decision.rules)
-            return wire.Wish(number, attempt, why).packed()
+            attempt = protocol.Attempted(question.fitted(), verdict, decision.reason, decision.rules)
+            return protocol.Wish(number, attempt, why).packed()
 
         return self._look(word, seen)
 
     def look(self, approval: str, seen: "Callable[[WishState | None], None]") -> Ticket:
         """Ask what became of an approval of this task's; `seen` is called with that, None: nobody says."""
-        return self._look(lambda number: wire.Look(number, approval).packed(), seen)
+        return self._look(lambda number: protocol.Look(number, approval).packed(), seen)
 
     def tainted(self, source: "Source") -> bool:
         """Tell what the task is about to read; False: the registry has not got that, so it must not be read."""
-        return not self._gone and not self._unsent and self._send(wire.Tainted(source).packed(), keep=False)
+        return not self._gone and not self._unsent and self._send(protocol.Tainted(source).packed(), keep=False)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a question (`Ticket.drop`)."""
@@ -199,7 +199,7 @@ class Asking:
         if one is not None:
             one.timer.cancel()
             if one.then is not None:
-                self._send(wire.Drop(ticket.number).packed())
+                self._send(protocol.Drop(ticket.number).packed())
                 self.waiting.over(ticket.number, None)
 
     def was_asked(self, approval: str) -> bool:
@@ -232,7 +232,7 @@ class Asking:
                 self._lose("it has ended")
                 return
             try:
-                reply = wire.read_reply(said)
+                reply = protocol.read_reply(said)
             except Malformed as error:
                 self._lose(str(error))
                 return
@@ -242,23 +242,23 @@ class Asking:
         """Ask nothing any more: a bug of ours."""
         self._lose(f"{type(error).__name__}: {error}")
 
-    def _take(self, reply: wire.Reply) -> None:
+    def _take(self, reply: protocol.Reply) -> None:
         match reply:
-            case wire.Answer(number):
+            case protocol.Answer(number):
                 self._settle(number, reply)
-            case wire.Pending(number, approval, _):
+            case protocol.Pending(number, approval, _):
                 if (one := self._open.get(number)) is not None:
                     self._named(one.ticket, approval)
                     self.waiting.began(number)
-            case wire.Over(grants):
+            case protocol.Over(grants):
                 self.passes.over(grants)
-            case wire.Seen(number, state):
+            case protocol.Seen(number, state):
                 if number == self._fence:
                     self._fence = None
                 elif (one := self._open.get(number)) is not None and one.seen is not None:
                     del self._open[number]
                     one.settle(None, state)
-            case wire.State(done) if self._fence is None:
+            case protocol.State(done) if self._fence is None:
                 self.told(done)
 
     def _look(
@@ -300,11 +300,11 @@ class Asking:
         if one is None:
             return
         if one.then is not None:
-            self._send(wire.Drop(ticket.number).packed())
+            self._send(protocol.Drop(ticket.number).packed())
         self._settle(ticket.number, _unavailable(ticket.number, "the registry of approvals doesn't answer"))
 
     def _use(self, grant: str, size: int) -> bool:
-        return self._send(wire.Used(grant, size).packed())
+        return self._send(protocol.Used(grant, size).packed())
 
     def _number(self) -> int:
         number, self._next = self._next, self._next + 1

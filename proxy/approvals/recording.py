@@ -1,12 +1,12 @@
-"""What the registry does, told in the journal of the gate that asks: each step of a question once.
+"""Records what the registry does in the journal of the gate that asks: each step of an approval once.
 
-What an answer depends on is told inside the transaction that makes it so. If it can't be told, it doesn't happen.
+What an answer depends on is recorded inside the transaction that makes it so. If that fails, it doesn't happen.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.approvals.questions import Kind
+from proxy.approvals.approval_request import Kind
 from proxy.telemetry.approving import ApprovalRecorder, Subject
 from proxy.telemetry.approving import Grant as Left
 from proxy.telemetry.events import Answer, Destination, Git, Http, Origin, Process
@@ -18,8 +18,8 @@ from rules.names import HostName, InvalidName
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.approvals.questions import Question, Source
-    from proxy.approvals.records import Approval, Grant, Task
+    from proxy.approvals.approval_request import Question, Source
+    from proxy.approvals.model import Approval, Grant, Task
 
 type Recorders = Callable[[Task | None], ApprovalRecorder]  # None: of no task that anybody knows
 

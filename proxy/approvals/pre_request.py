@@ -1,26 +1,26 @@
-"""What an agent asks for by itself, beforehand, and what it is told of its own questions. With the registry's turn.
+"""Pre-requests: what an agent asks for beforehand, and what it is told of its own requests. With the registry's turn.
 
-A wish opens nothing by itself: it puts a question that a rule asks anyway, or writes down what no rule knows of. It is
+A pre-request opens nothing by itself: it submits what a rule asks anyway, or writes down what no rule knows of. It is
 bounded in number, rate and size, because nobody but the agent decides how many there are.
 """
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import granting
-from proxy.approvals.records import State, WishKind
+from proxy.approvals import lifecycle
+from proxy.approvals.model import State, WishKind
+from proxy.approvals.protocol import Answer, Result, Standing, Wish, WishState
 from proxy.approvals.store import queries
 from proxy.approvals.store.base import StoreError
-from proxy.approvals.wire import Answer, Result, Standing, Wish, WishState
 from proxy.bucket import Bucket
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
-    from proxy.approvals.asked import Put
-    from proxy.approvals.records import Approval, Task
+    from proxy.approvals.model import Approval, Task
+    from proxy.approvals.pending import Link
     from proxy.approvals.registry import Registry
     from proxy.approvals.store.base import Rows
-    from proxy.approvals.waiting import Link
+    from proxy.approvals.submit import Put
 
 _BURST, _A_SECOND = 10, 1 / 30
 _NOBODY: Final = "nobody can approve this"
@@ -101,7 +101,7 @@ async def _put_to(  # noqa: PLR0917
 ) -> "tuple[WishState, Put | None]":
     question = said.attempt.question
     if question.rules:
-        grants, unmet = await granting.serving(rows, task.id, question, now)
+        grants, unmet = await lifecycle.serving(rows, task.id, question, now)
         if not unmet and (given := await queries.approval_of(rows, grants[0].approval)) is not None:
             return await _state(rows, given, now), None
         question = question._replace(rules=tuple(unmet))

@@ -1,28 +1,139 @@
-"""Those who are held: each gets what is granted, or waits until people have said something, and is told once.
+"""Pending approvals: each waiter gets what is granted, or waits until people have answered, and is told once.
 
-What is granted goes to them in the order in which they asked, one use each; for whom nothing is left it is asked anew.
+What is granted goes to waiters in the order in which they asked, one use each; one for whom nothing is left asks anew.
+Who waits is in memory alone. `Clock` gives the time that everything ends by: it never goes back, so nothing that has
+ended is good again after the host's clock was set back.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import ending, granting, wishing
-from proxy.approvals.asked import Asked, is_told
-from proxy.approvals.clock import Clock
-from proxy.approvals.records import State, Task
+from proxy.approvals import lifecycle, pre_request
+from proxy.approvals.model import State, Task
+from proxy.approvals.protocol import Answer, Granted, Over, Pending, Reply, Result
+from proxy.approvals.recording import Recorders, Teller
 from proxy.approvals.store import queries
 from proxy.approvals.store.base import Store, StoreError
-from proxy.approvals.telling import Recorders, Teller
-from proxy.approvals.waiting import Link, Waiter, Waiting
-from proxy.approvals.wire import Answer, Granted, Over, Pending, Reply, Result
+from proxy.approvals.submit import Asked, is_told
 from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
+    from proxy.approvals.approval_request import Question, Rule
+    from proxy.approvals.model import Approval
     from proxy.approvals.people import People
-    from proxy.approvals.questions import Question, Rule
-    from proxy.approvals.records import Approval
     from proxy.approvals.store.base import Rows
+
+
+class Waiter:
+    """One ask that has no answer yet. `busy`: it is being seen to, and its time doesn't run out meanwhile."""
+
+    __slots__ = ("approval", "busy", "deadline", "done", "link", "number", "question")
+
+    def __init__(self, link: "Link", number: int, question: "Question", deadline: float) -> None:
+        self.link = link
+        self.number = number
+        self.question = question
+        self.deadline = deadline
+        self.approval = ""
+        self.busy = False
+        self.done = False
+
+
+class Link:
+    """One sandbox's pair of sockets, as the registry knows it."""
+
+    __slots__ = ("connection", "grants", "task", "uid", "waiters")
+
+    def __init__(self, connection: "Hashable", task: "Task", uid: int) -> None:
+        self.connection = connection
+        self.uid = uid  # of who started the task
+        self.task = task
+        self.waiters: dict[int, Waiter] = {}
+        self.grants: set[str] = set()  # that its worker was told of
+
+
+class Waiting:
+    """All links and all waiters."""
+
+    def __init__(self) -> None:
+        self.links: dict[Hashable, Link] = {}
+        self._of: dict[str, list[Waiter]] = {}  # by question, in the order in which they asked
+
+    def link_of(self, task: str) -> Link | None:
+        """Return a task's link, if it is one of ours."""
+        return next((link for link in self.links.values() if link.task.id == task), None)
+
+    def add(self, waiter: Waiter) -> None:
+        """Have an ask wait; for which question is said by `put`."""
+        if (other := waiter.link.waiters.get(waiter.number)) is not None:
+            self.remove(other)  # no number is used twice: nobody waits for the other
+        waiter.link.waiters[waiter.number] = waiter
+
+    def put(self, waiter: Waiter, approval: str) -> None:
+        """Have it wait for a question."""
+        self._leave(waiter)
+        waiter.approval = approval
+        self._of.setdefault(approval, []).append(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Have it wait no more. Idempotent."""
+        waiter.done = True
+        waiter.link.waiters.pop(waiter.number, None)
+        self._leave(waiter)
+
+    def of(self, approval: str) -> list[Waiter]:
+        """List who waits for a question, the first first."""
+        return list(self._of.get(approval, ()))
+
+    def questions(self) -> list[str]:
+        """List the questions that somebody waits for."""
+        return list(self._of)
+
+    def late(self, now: float) -> list[Waiter]:
+        """List who has waited long enough."""
+        return [
+            waiter
+            for link in self.links.values()
+            for waiter in link.waiters.values()
+            if waiter.deadline <= now and not waiter.busy
+        ]
+
+    def next_deadline(self) -> float | None:
+        """Return when the next has."""
+        return min((waiter.deadline for link in self.links.values() for waiter in link.waiters.values()), default=None)
+
+    def _leave(self, waiter: Waiter) -> None:
+        waiters = self._of.get(waiter.approval)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._of[waiter.approval]
+
+
+def since_boot() -> float:
+    """Return seconds since the host's start, those that it slept included (clock_gettime(2), CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Clock:
+    """Seconds since 1970, never less than what was seen before."""
+
+    __slots__ = ("_at", "_latest", "_steady", "_wall")
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = since_boot) -> None:
+        self._wall, self._steady = wall, steady
+        self._at = steady()
+        self._latest = wall()
+
+    def now(self, seen: float = 0.0) -> float:
+        """Return the time; `seen` is what somebody else knows to have been already."""
+        at = self._steady()
+        self._latest = max(self._wall(), self._latest + max(at - self._at, 0.0), seen)
+        self._at = at
+        return self._latest
+
 
 TROUBLE: Final = (StoreError, JournalFailed)
 
@@ -55,8 +166,8 @@ class Holding:
         self.clock = clock or Clock()
         self.news = news
         self.asked = Asked(teller := Teller(recorders))
-        self.rates = wishing.Rates()  # of wishes
-        self.strays = wishing.Rates()  # of looks at what is another's, as far as they are told
+        self.rates = pre_request.Rates()  # of wishes
+        self.strays = pre_request.Rates()  # of looks at what is another's, as far as they are told
         self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
         self._teller = teller
         self._reply = reply
@@ -80,8 +191,8 @@ class Holding:
         return now
 
     async def outdated(self, rows: "Rows", task: Task, question: "Question", now: float) -> "list[Approval]":
-        """List what a task has asked about rules that are others by now, as a new question shows (`ending`)."""
-        return await ending.outdated(rows, task, question, self._waiting.of, now)
+        """List what a task has asked about rules that are others by now, as a new question shows (`lifecycle`)."""
+        return await lifecycle.outdated(rows, task, question, self._waiting.of, now)
 
     async def superseded(  # noqa: PLR0917
         self,
@@ -93,7 +204,7 @@ class Holding:
         now: float,
     ) -> None:
         """End what is `outdated`, and say what is asked `instead`."""
-        await ending.superseded(rows, self._teller, task, gone, question, instead, now)
+        await lifecycle.superseded(rows, self._teller, task, gone, question, instead, now)
         self._superseded += gone
 
     async def _place(self, waiter: Waiter) -> None:
@@ -143,10 +254,10 @@ class Holding:
 
     async def _served(self, rows: "Rows", task: Task, waiter: Waiter, now: float) -> "tuple[Answer | None, list[Rule]]":
         """Take what serves an ask, if every rule of it is granted; else return those that are not."""
-        grants, unmet = await granting.serving(rows, task.id, waiter.question, now)
+        grants, unmet = await lifecycle.serving(rows, task.id, waiter.question, now)
         if unmet:
             return None, unmet
-        left = await granting.taken(rows, grants, now)
+        left = await lifecycle.taken(rows, grants, now)
         self._teller.used(task, waiter.question, left)
         approvals = [await queries.approval_of(rows, grant.approval) for grant in left]
         by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
