@@ -18,7 +18,7 @@ from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 
 if TYPE_CHECKING:
-    from enforcer.approvals.post import Post
+    from enforcer.approvals.registration import Registration
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
     from enforcer.usual import Unusual
@@ -50,8 +50,8 @@ class Watch:
         ward: LimitMonitor,
         keeper: "Keeper | None",
         began: float,
-        post: "Post | None" = None,
-        new_post: "Callable[[], Post] | None" = None,
+        post: "Registration | None" = None,
+        new_post: "Callable[[], Registration] | None" = None,
         unusual: "Unusual | None" = None,
     ) -> None:
         self.sandbox = sandbox

@@ -29,7 +29,7 @@ from rules.verdicts import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enforcer.approvals.post import Post
+    from enforcer.approvals.registration import Registration
     from enforcer.host import Host
     from enforcer.limits.cgroups import Fence
     from enforcer.sandbox.hull import Hull
@@ -169,15 +169,15 @@ def _workspace(  # noqa: PLR0917  all that it depends on
     return workspace
 
 
-def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Post":
-    from enforcer.approvals.post import Post, introduction  # only where somebody may have to be asked
+def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Registration":
+    from enforcer.approvals.registration import Registration, introduction  # only where somebody may have to be asked
 
-    return made.enter_context(contextlib.closing(Post(introduction(wanted, tenant), journal)))
+    return made.enter_context(contextlib.closing(Registration(introduction(wanted, tenant), journal)))
 
 
 def _asking(
     wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack
-) -> "tuple[Callable[[], Post], Post | None]":
+) -> "tuple[Callable[[], Registration], Registration | None]":
     """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
     new_post = partial(_post, wanted, tenant, journal, made)
     if not wanted.policy.needs_approvals:
@@ -190,7 +190,7 @@ def _asking(
 def _launch(
     recipe: "Recipe",
     io: "Stdio",
-    post: "Post | None",
+    post: "Registration | None",
     made: contextlib.ExitStack,
     *,
     empty: "Hull | None",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.approvals import post, starting
+from enforcer.approvals import registration, start
 from enforcer.errors import ExeatError
 from enforcer.starter import starter
 from proxy import message
@@ -30,7 +30,7 @@ type Say = Callable[[str, float], None]  # an approval's id, and when the wait f
 def ask(meta: "Meta", question: "Question", say: Say) -> Answer:
     """Ask, wait for as long as the rules hold it, and return the answer: what goes wrong is one that grants nothing."""
     try:
-        connection, end = post.introduced(_who(meta), Path(meta.journal), starting.PATIENCE)
+        connection, end = registration.introduced(_who(meta), Path(meta.journal), start.PATIENCE)
         with connection, end:
             message.send(end, Hello().packed())
             message.send(end, Ask(_NUMBER, question.fitted()).packed())
@@ -89,7 +89,7 @@ def _gone(connection: socket.socket) -> Answer:
         data, _ = message.packet(connection, _LARGEST)
     except OSError:
         data = b""
-    return _unavailable((data and post.reason(data)[0]) or "the registry of approvals is gone")
+    return _unavailable((data and registration.reason(data)[0]) or "the registry of approvals is gone")
 
 
 def _unavailable(why: str) -> Answer:

@@ -177,7 +177,7 @@ def meta_of(
 
 def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
-    from enforcer.approvals import post
+    from enforcer.approvals import registration
     from enforcer.starter import starter
     from proxy.approvals.approval_request import Rule
 
@@ -185,7 +185,7 @@ def _terms(wanted: "Wanted") -> dict[str, Any]:
         "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),
         "revision": wanted.policy.revision,
         "started_by": starter(),
-        "rule_files": post.rule_files(wanted),
+        "rule_files": registration.rule_files(wanted),
     }
 
 

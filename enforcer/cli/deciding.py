@@ -75,12 +75,12 @@ def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dic
 
     One of this user's is started only if nobody else answers. Raises ExeatError, with what each of them says.
     """
-    from enforcer.approvals import talking
+    from enforcer.approvals import client
 
     request = {**what, **token(arguments)}
     refused: dict[str, ExeatError] = {}  # by whose registry it was
-    started = None if talking.is_running() else talking.ask
-    for whose, ask in ((_OURS, talking.ask_running), (_ROOTS, _elsewhere), (_OURS, started)):
+    started = None if client.is_running() else client.ask
+    for whose, ask in ((_OURS, client.ask_running), (_ROOTS, _elsewhere), (_OURS, started)):
         try:
             found = None if ask is None else ask(request)
         except ExeatError as error:
@@ -116,10 +116,10 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
     Root's may refuse: whom it doesn't know it tells nothing, and that is told.
     """
-    from enforcer.approvals import talking
+    from enforcer.approvals import client
 
     request = {**what, **token(arguments)}
-    found = talking.ask(request)
+    found = client.ask(request)
     try:
         found += _elsewhere(request) or []
     except ExeatError as error:
@@ -129,10 +129,10 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
 def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """Follow this user's registry and root's at the same time, until both have ended. Raises ExeatError."""
-    from enforcer.approvals import talking
+    from enforcer.approvals import client
 
     request = {**what, **token(arguments)}
-    where = {_OURS: talking.follow} if os.geteuid() == 0 else {_OURS: talking.follow, _ROOTS: talking.follow_host}
+    where = {_OURS: client.follow} if os.geteuid() == 0 else {_OURS: client.follow, _ROOTS: client.follow_host}
     heard: queue.SimpleQueue[dict[str, Any] | ExeatError | None] = queue.SimpleQueue()
 
     def listen(whose: str) -> None:
@@ -171,9 +171,9 @@ def _ended(error: Exception, whose: str) -> ExeatError:
 
 def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask root's registry; None: there is none, or it is this user's own. Raises ExeatError."""
-    from enforcer.approvals import talking
+    from enforcer.approvals import client
 
-    return None if os.geteuid() == 0 else talking.ask_host(request)
+    return None if os.geteuid() == 0 else client.ask_host(request)
 
 
 def token(arguments: argparse.Namespace) -> dict[str, str]:

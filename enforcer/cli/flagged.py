@@ -90,7 +90,7 @@ def _ack(arguments: argparse.Namespace) -> int:
     known = _acknowledged()
     waiting = [event.id for event in events if event.id not in known]
     chosen = waiting if not arguments.ids else [_one(given, [event.id for event in events]) for given in arguments.ids]
-    from enforcer.approvals.talking import ask
+    from enforcer.approvals.client import ask
 
     new = 0
     for at in range(0, len(chosen), _AT_A_TIME):
@@ -157,7 +157,7 @@ def _read(directory: Path, arguments: argparse.Namespace, progress: "Progress", 
 
 def _acknowledged() -> dict[str, tuple[str, float]]:
     """Return who has looked at what, and when."""
-    from enforcer.approvals.talking import ask
+    from enforcer.approvals.client import ask
 
     return {each["event"]: (each["by"], each["at"]) for answer in ask({"what": "acks"}) for each in answer["acks"]}
 

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
     """Return what the registry of approvals knows of tasks, by their ids, and what is so of all others."""
-    from enforcer.approvals.talking import ask_running
+    from enforcer.approvals.client import ask_running
 
     try:
         tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _registry() -> dict[str, object] | None:
     """Return how the registry of approvals is; None: none runs, which is no fault: it is started when it is needed."""
-    from enforcer.approvals.talking import ask_running
+    from enforcer.approvals.client import ask_running
 
     said = ask_running({"what": "status"})
     return said[0] if said else None

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.approvals import lifecycle
 from proxy.approvals.approval_request import Kind
-from proxy.approvals.model import Approval, Ballot, Grant, Offer, Place, State, Task, Vote, Wider, WishKind, span
+from proxy.approvals.model import (
+    Approval,
+    Ballot,
+    Extent,
+    Grant,
+    Offer,
+    Place,
+    State,
+    Task,
+    Vote,
+    Wider,
+    WishKind,
+    sentence,
+    span,
+)
 from proxy.approvals.people import told
 from proxy.approvals.store import queries
 from proxy.telemetry.visible import unpadded, visible
@@ -325,3 +339,50 @@ def _left(grant: Grant, now: float) -> str:
     much = "" if grant.bytes is None else f", {grant.bytes} bytes left"
     end = "until the task ends" if grant.ends is None else f"for {span(grant.ends - now)} more"
     return f"{grant.width}, {uses}{much}, {end}"
+
+
+async def summary(rows: "Rows", people: "People", approval: "Approval", task: "Task") -> dict[str, object]:
+    """Return one question as JSON. Raises StoreError."""
+    rules = approval.question.rules
+    ballots = await queries.votes(rows, approval.id)
+    wanted = max((asks.terms.needed for asks in rules), default=1)
+    lacking = max((people.lacking(asks, ballots, task.started_by) for asks in rules), default=wanted)
+    grants = await queries.grants_of(rows, approval.id)
+    return {
+        "id": approval.id,
+        "task": task.run,
+        "name": task.name,
+        "kind": approval.question.kind,
+        "line": approval.question.line(),
+        "rules": [asks.rule for asks in rules],
+        "state": approval.state,
+        "lifted": approval.lifted,
+        "wish": approval.wish,
+        "asked": approval.asked,
+        "expires": approval.expires,
+        "answered": approval.answered,
+        "by": list(approval.by),
+        "why": approval.why,
+        "times": approval.times,
+        "stale": approval.stale,
+        "votes": f"{wanted - lacking} of {wanted}",
+        "said": [{"by": each.person, "vote": each.vote, "reviewer": each.reviewer} for each in ballots]
+        if any(each.vote is not Vote.PASS for each in ballots)
+        else [],
+        "grants": [_grant_summary(grant) for grant in grants],
+    }
+
+
+def _grant_summary(grant: "Grant") -> dict[str, object]:
+    reach = Extent(grant.width, grant.uses, grant.bytes, grant.ends)
+    said = sentence(reach, grant.made) if grant.over is None else f"over, {grant.ending}"
+    return {
+        "id": grant.id,
+        "rule": grant.rule,
+        "width": grant.width,
+        "uses": grant.uses,
+        "bytes": grant.bytes,
+        "ends": grant.ends,
+        "over": grant.over,
+        "said": f"{grant.rule}: {said}",
+    }

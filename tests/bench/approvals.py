@@ -26,11 +26,11 @@ from tests.proxy.approvals.approval_world import ADA, World, until
 def through_a_registry(count: int, base: Path) -> list[float]:
     """Have that many questions answered one after the other; seconds of each."""
     os.environ["XDG_STATE_HOME"] = str(base)
-    from enforcer.approvals import place, talking
-    from enforcer.approvals.post import Post
+    from enforcer.approvals import client, start
+    from enforcer.approvals.registration import Registration
 
     who = protocol.Introduction("sandbox-1", "task-1", "bench", {}, os.geteuid(), "here")
-    post = Post(who, base / "journal")
+    post = Registration(who, base / "journal")
     post.begin()
     end = socket.socket(fileno=post.given.pop("approvals"))
     end.settimeout(60)
@@ -50,10 +50,10 @@ def through_a_registry(count: int, base: Path) -> list[float]:
         thread = threading.Thread(target=hear)
         thread.start()
         began = time.perf_counter()
-        talking.ask({"what": "answer", "id": pending.approval, "vote": "approve"})
+        client.ask({"what": "answer", "id": pending.approval, "vote": "approve"})
         thread.join()
         took.append(heard[0] - began)
-    registry = int(place.lock(place.directory()).read_text())
+    registry = int(start.lock_path(start.approvals_directory()).read_text())
     end.close()
     post.close()
     os.kill(registry, signal.SIGTERM)

@@ -7,19 +7,19 @@ words it asks what its standard input says.
 import json
 import sys
 
-from enforcer.approvals import talking
+from enforcer.approvals import client
 from enforcer.errors import ExeatError
 
 
 def asked(what):
     try:
-        return {"answers": talking.ask(what)}
+        return {"answers": client.ask(what)}
     except ExeatError as error:
         return {"refused": str(error)}
 
 
 def watch(answers):
-    for told in talking.follow({"what": "watch"}):
+    for told in client.follow({"what": "watch"}):
         if told["kind"] != "asked":
             continue
         approval = told["approval"]

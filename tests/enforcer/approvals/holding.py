@@ -3,9 +3,9 @@
 import os
 import sys
 
-from enforcer.approvals import starting
+from enforcer.approvals import start
 
-connection = starting.connected()
+connection = start.connected()
 for number in (1, 7):
     os.dup2(connection.fileno(), number, inheritable=True)
 os.execvp(sys.argv[1], sys.argv[1:])

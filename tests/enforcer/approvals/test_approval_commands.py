@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.approvals import talking
-from enforcer.approvals.post import _asked, rule_files
+from enforcer.approvals import client
+from enforcer.approvals.registration import _asked, rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
@@ -241,10 +241,10 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
 
         return ask
 
-    monkeypatch.setattr(talking, "ask_running", answers(own))
+    monkeypatch.setattr(client, "ask_running", answers(own))
     monkeypatch.setattr(deciding, "_elsewhere", answers(host))
-    monkeypatch.setattr(talking, "ask", answers(started))
-    monkeypatch.setattr(talking, "is_running", lambda: own is not None)
+    monkeypatch.setattr(client, "ask", answers(started))
+    monkeypatch.setattr(client, "is_running", lambda: own is not None)
     try:
         found = deciding.asked(argparse.Namespace(token_file=None), {"what": "show"})
     except ExeatError as error:
@@ -256,9 +256,9 @@ def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
     """It said that nothing waits, where somebody waits in the registry that this user may not see."""
 
     def refuses(_request):
-        raise talking.Refused("lena is nobody who may approve: `approvers.yaml` names nobody", 1)
+        raise client.Refused("lena is nobody who may approve: `approvers.yaml` names nobody", 1)
 
-    monkeypatch.setattr(talking, "ask", lambda _request: [{"approvals": []}])
+    monkeypatch.setattr(client, "ask", lambda _request: [{"approvals": []}])
     monkeypatch.setattr(deciding, "_elsewhere", refuses)
     assert deciding.everywhere(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
     assert capsys.readouterr().err == (
@@ -291,8 +291,8 @@ def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
         return follow
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(talking, "follow", follows(ours))
-    monkeypatch.setattr(talking, "follow_host", follows(roots))
+    monkeypatch.setattr(client, "follow", follows(ours))
+    monkeypatch.setattr(client, "follow_host", follows(roots))
     following = deciding.follow(argparse.Namespace(token_file=None), {"what": "watch"})
     if heard is None:
         with pytest.raises(ExeatError, match="same"):
@@ -305,7 +305,7 @@ def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
 def test_a_terminal_is_rung_for_what_is_asked_and_for_nothing_else(called, monkeypatch, terminal):
     said = [{"kind": kind, "text": f"a card, {kind}"} for kind in ("asked", "answered")]
-    monkeypatch.setattr(talking, "follow", lambda _what: iter(said))
+    monkeypatch.setattr(client, "follow", lambda _what: iter(said))
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     status, out, err, _ = called("watch")
     assert (status, "has ended" in err) == (1, True)
@@ -317,7 +317,7 @@ def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
     box = {"name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     monkeypatch.setattr(asking, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}])
     known = [{"task": "0", "pending": 2, "tainted": True}, {"task": "1", "pending": 0, "tainted": True}]
-    monkeypatch.setattr(talking, "ask_running", lambda _what: [{"tasks": known}])
+    monkeypatch.setattr(client, "ask_running", lambda _what: [{"tasks": known}])
     assert main(["ps"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [re.split(" {2,}", row)[-2] for row in rows] == ["2 pending, tainted", "tainted", "-"]
@@ -330,7 +330,7 @@ def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys)
     box = {"task": "0", "name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     service = {"pid": 1, "began": 0.0, "control": "/c", "journal": "/j", "restarts": 0, "sandboxes": 1, "alone": [], "keyholder": 2, "workers": [{"number": 0, "pid": 3, "uid": 4, "sandboxes": 1}]}  # fmt: skip
     monkeypatch.setattr(asking, "ask", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}])
-    monkeypatch.setattr(talking, "ask_running", fails)
+    monkeypatch.setattr(client, "ask_running", fails)
     assert main(["ps"]) == 0
     said = capsys.readouterr()
     assert re.split(" {2,}", said.out.splitlines()[1])[-2] == "?"
@@ -347,7 +347,7 @@ def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, 
 
     monkeypatch.setattr(asking, "ask", nowhere)
     registry = {"pid": 7, "socket": "/r/socket", "gates": 1, "pending": 2, "told": [], "broken": ""}
-    monkeypatch.setattr(talking, "ask_running", lambda _what: [registry])
+    monkeypatch.setattr(client, "ask_running", lambda _what: [registry])
     assert main(["status"]) == 125
     assert capsys.readouterr().err.splitlines() == [
         "exeat: there is no place where a service could listen",

@@ -229,7 +229,7 @@ def test_a_receiver_has_to_prove_its_name(items, tmp_path):
 
 
 def _webhook(server):
-    from enforcer.approvals.outward import Failed, webhook
+    from enforcer.approvals.notifications import Failed, webhook
 
     send = webhook(f"https://127.0.0.1:{server.server_port}/", lambda _: {}, 30.0)
     return lambda _items: send(b"{}"), Failed

@@ -8,8 +8,8 @@ import socket
 import time
 from pathlib import Path
 
-from enforcer.approvals import place, talking
-from enforcer.approvals.post import Post
+from enforcer.approvals import client, start
+from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import Kind, Question, Rule
 from rules.decision import Asks
@@ -37,7 +37,7 @@ class Gate:
 
     def __init__(self, task, journal):
         self.who = protocol.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
-        self.post = Post(self.who, journal)
+        self.post = Registration(self.who, journal)
         self.post.begin()
         self.take(self.post.given.pop("approvals"))
 
@@ -66,7 +66,7 @@ class Gate:
 
 def pid():
     with contextlib.suppress(OSError, ValueError):
-        found = int(place.lock(place.directory()).read_text())
+        found = int(start.lock_path(start.approvals_directory()).read_text())
         if b"enforcer.approvals" in Path(f"/proc/{found}/cmdline").read_bytes():
             return found
     return 0
@@ -80,7 +80,7 @@ def kill(how=signal.SIGKILL):
 
 
 def ask(**what):
-    return talking.ask(what)
+    return client.ask(what)
 
 
 def events(journal, kind=""):

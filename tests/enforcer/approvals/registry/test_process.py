@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from enforcer import linux
-from enforcer.approvals import place, starting, talking
-from enforcer.approvals.post import _asked
+from enforcer.approvals import client, start
+from enforcer.approvals.registration import _asked
 from enforcer.cli import main
 from enforcer.errors import ExeatError
 from proxy.approvals import protocol
@@ -74,7 +74,7 @@ def test_however_many_start_one_at_once_there_is_one(here):
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
-                (said,) = talking.ask({"what": "status"})
+                (said,) = client.ask({"what": "status"})
                 (here / f"pid-{os.getpid()}").write_text(str(said["pid"]))
             os._exit(0)
         children.append(child)
@@ -94,7 +94,7 @@ def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, mo
     monkeypatch.setenv("SOME_TOKEN", "hush")
     held = os.open(here, os.O_RDONLY)
     os.set_inheritable(held, True)
-    starting.connected().close()
+    start.connected().close()
     there = until(pid)
     os.close(held)
     led = until(lambda: leads(there))
@@ -110,7 +110,7 @@ def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, mo
 def test_it_ends_when_its_directory_is_gone(here):
     ask(what="status")
     there = pid()
-    for path in (place.lock(place.directory()), place.own_socket(place.directory())):
+    for path in (start.lock_path(start.approvals_directory()), start.own_socket(start.approvals_directory())):
         path.unlink()
     until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or not Path(f"/proc/{there}/cmdline").read_bytes())
 
@@ -145,7 +145,7 @@ def test_questions_that_are_long_keep_no_other_from_being_seen_and_answered(gate
         assert [each["line"] for each in listed] == [f"POST api.example:443{path}" for path in [*paths, "/x"]]
         (shown,) = ask(what="show", id=long[0])
         assert paths[0] in shown["text"]
-        watching = talking.follow({"what": "watch"})
+        watching = client.follow({"what": "watch"})
         assert [next(watching)["approval"]["id"] for _ in range(13)] == [*long, named]
         watching.close()
         ask(what="answer", id=named, vote="approve")
@@ -205,7 +205,7 @@ def test_other_users_of_the_host_see_and_answer_what_they_may_at_root_s_registry
     harness.needs_root()
     with tempfile.TemporaryDirectory(prefix="exeat-test-") as open_to_all:
         os.chmod(open_to_all, 0o755)
-        monkeypatch.setenv(place.VARIABLE, f"{open_to_all}/host/socket")
+        monkeypatch.setenv(start.VARIABLE, f"{open_to_all}/host/socket")
         with contextlib.closing(Gate("t1", here / "journal")) as gate:
             named = gate.ask(by="dba")
             write_approvers(here, ada=harness.UID)
@@ -227,7 +227,7 @@ def other_user(uid, what):
             os.setresuid(uid, uid, uid)
             linux.prctl(linux.PR_SET_DUMPABLE, 1)  # as every program that is executed then may be
             try:
-                said = talking.ask_host(what)
+                said = client.ask_host(what)
             except ExeatError as error:
                 said = str(error)
             os.write(write, json.dumps(said).encode())

@@ -1,7 +1,8 @@
-"""Being connected to the registry, which is started where there is none: it outlives whoever started it.
+"""Starts the approvals server where there is none, and connects to it: its paths, its lock and its socket.
 
-The starter holds the lock and listens before there is a registry, and passes both on: so there is never more than one,
-nobody waits until it has imported what it needs, and whoever connects meanwhile is in its queue.
+The starter holds the lock and listens before there is a server, and passes both on: so there is never more than one,
+nobody waits until it has imported what it needs, and whoever connects meanwhile is in its queue. It outlives whoever
+started it. Runs that need it import this alone.
 """
 
 import contextlib
@@ -15,9 +16,94 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
-from enforcer import linux
-from enforcer.approvals import place
+from enforcer import linux, state
 from enforcer.errors import HostError
+
+VARIABLE: Final = "EXEAT_APPROVALS"  # another place for the host's socket: root's registry and who asks it alike
+_HOST: Final = "/run/exeat-approvals/socket"  # `/run/exeat` itself is closed to others
+_BACKLOG: Final = 1024
+_SOCKET, _LOCK, _LOG, _STORE = "socket", "lock", "log", "store"
+
+
+def approvals_directory() -> Path:
+    """Return the registry's directory: its socket, its lock, its log, and the store where that is a file."""
+    return state.state_directory() / "approvals"
+
+
+def made_directory() -> Path:
+    """Return it, made private where it wasn't there. Raises HostError."""
+    state.make_private(state.state_directory())
+    return state.make_private(approvals_directory())
+
+
+def lock_path(of: Path) -> Path:
+    """Return the file whose lock says whether there is a registry."""
+    return of / _LOCK
+
+
+def log_path(of: Path) -> Path:
+    """Return where it says what nobody is there to hear."""
+    return of / _LOG
+
+
+def store_path(of: Path) -> Path:
+    """Return where the store lies unless approvers.yaml says otherwise."""
+    return of / _STORE
+
+
+def host_socket() -> Path | None:
+    """Return where root's registry can be reached by everybody else; None: nowhere."""
+    named = os.environ.get(VARIABLE, _HOST)
+    return Path(named) if named.startswith("/") else None
+
+
+def bind(directory: Path, mode: int, name: str = _SOCKET) -> socket.socket:
+    """Return a socket that listens in a directory of ours, in the place of one that nobody listens on any more.
+
+    Raises HostError. A path may be longer than an address holds (unix(7): 108 bytes), so it goes by the directory.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # Each packet says who sent it, those too that come before anybody accepts the connection: it is inherited
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            (directory / name).unlink(missing_ok=True)
+            before = os.umask(0o177)
+            try:
+                sock.bind(f"/proc/self/fd/{at}/{name}")
+            finally:
+                os.umask(before)
+            if mode != 0o600:
+                (directory / name).chmod(mode)
+            sock.listen(_BACKLOG)
+        finally:
+            os.close(at)
+    except OSError as error:
+        sock.close()
+        raise HostError(f"cannot listen on `{directory / name}`: {error.strerror}") from error
+    return sock
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect to what listens there. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        at = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{at}/{path.name}")
+        finally:
+            os.close(at)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def own_socket(of: Path) -> Path:
+    """Return the socket's path."""
+    return of / _SOCKET
+
 
 LOCK, LISTENER = 3, 4  # its descriptors
 _OURS: Final = "EXEAT_"  # where approvers.yaml says `secret: {env: NAME}`, NAME begins with this
@@ -38,12 +124,12 @@ def connected(patience: float = PATIENCE) -> socket.socket:
 
     `patience`: how many seconds to wait for one that is just ending.
     """
-    directory = place.made()
+    directory = made_directory()
     deadline = time.monotonic() + patience
-    while (connection := there(place.own_socket(directory))) is None:
+    while (connection := there(own_socket(directory))) is None:
         if not start(directory):
             if time.monotonic() > deadline:
-                raise HostError("the registry of approvals neither answers nor ends", f"see `{place.log(directory)}`")
+                raise HostError("the registry of approvals neither answers nor ends", f"see `{log_path(directory)}`")
             time.sleep(_BETWEEN)
     return connection
 
@@ -54,7 +140,7 @@ def there(path: Path, owner: int | None = None) -> socket.socket | None:
     Raises HostError for one of somebody else's.
     """
     try:
-        connection = place.connect(path)
+        connection = connect(path)
     except OSError:
         return None
     wanted = os.geteuid() if owner is None else owner
@@ -70,7 +156,7 @@ def start(directory: Path) -> bool:
     if not sys.executable:
         raise HostError("the registry of approvals can't be started: which Python this is, is unknown")
     try:
-        lock = os.open(place.lock(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(lock_path(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise HostError(f"cannot start the registry of approvals in `{directory}`: {error.strerror}") from error
     try:
@@ -78,7 +164,7 @@ def start(directory: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        with place.bind(directory, 0o600) as listener:
+        with bind(directory, 0o600) as listener:
             pid = os.fork()
             if pid == 0:
                 _leave(directory, lock, listener)
@@ -117,7 +203,7 @@ def _leave(directory: Path, lock: int, listener: socket.socket) -> NoReturn:
 
 
 def _open_log(directory: Path) -> int:
-    path = place.log(directory)
+    path = log_path(directory)
     with contextlib.suppress(OSError):
         if path.stat().st_size > _LARGEST_LOG:
             path.unlink()

@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from enforcer.approvals import outward, telling
-from enforcer.approvals.outward import Receiver, Threads
-from enforcer.approvals.telling import Telling
+from enforcer.approvals import notifications
+from enforcer.approvals.notifications import Receiver, Telling, Threads
 from proxy.approvals.model import Vote
 from proxy.approvals.people import Notice, People, Reviewer, Secret
 
@@ -56,8 +55,8 @@ class Receivers:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(outward, "_FIRST_REST", 0.001)
-    monkeypatch.setattr(outward, "_LONGEST_REST", 0.001)
+    monkeypatch.setattr(notifications, "_FIRST_REST", 0.001)
+    monkeypatch.setattr(notifications, "_LONGEST_REST", 0.001)
 
 
 async def so(found):
@@ -113,7 +112,7 @@ def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
 
 def test_a_receiver_that_fails_is_told_once_and_no_redirect_is_followed(tmp_path):
     with Receivers([(302, b"")]) as there:
-        said = told(People(notices=(Notice(webhook=there.url),)), lambda _: len(there.got) == outward.TRIES)
+        said = told(People(notices=(Notice(webhook=there.url),)), lambda _: len(there.got) == notifications.TRIES)
     assert len(said) == 1
     said = told(People(notices=(Notice(command=("/nowhere/at/all",)),)), bool)
     assert said == ["the notifier `/nowhere/at/all`: `/nowhere/at/all` cannot be run: No such file or directory"]
@@ -140,17 +139,17 @@ def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
     async def flood():
         threads = Threads()
         receiver = held.receiver(threads)
-        for number in range(outward.MOST_WAITING * 3):
+        for number in range(notifications.MOST_WAITING * 3):
             receiver.put(b"%d" % number, "a")
             if not number:
                 await asyncio.sleep(0.01)  # the first is under way
         held.go_on.set()
-        await so(lambda: len(held.taken) > outward.MOST_WAITING)
+        await so(lambda: len(held.taken) > notifications.MOST_WAITING)
         threads.close()
 
     asyncio.run(flood())
     assert held.taken[0] == b"0"
-    assert held.taken[-1] == b"%d" % (outward.MOST_WAITING * 3 - 1)
+    assert held.taken[-1] == b"%d" % (notifications.MOST_WAITING * 3 - 1)
     assert held.said[0] == "it: too much waits for it; the oldest notices are lost"
 
 
@@ -163,24 +162,24 @@ def test_what_a_task_asks_without_end_takes_no_other_tasks_place():
         receiver.put(b"first", "hostile")
         await asyncio.sleep(0.01)  # it is under way
         receiver.put(b"other", "other")
-        for _ in range(outward.MOST_WAITING * 3):
+        for _ in range(notifications.MOST_WAITING * 3):
             receiver.put(b"more", "hostile")
         held.go_on.set()
-        await so(lambda: len(held.taken) > outward.MOST_WAITING)
+        await so(lambda: len(held.taken) > notifications.MOST_WAITING)
         threads.close()
 
     asyncio.run(flood())
     assert held.taken[:3].count(b"other") == 1
-    assert len(held.taken) == outward.MOST_WAITING + 1
+    assert len(held.taken) == notifications.MOST_WAITING + 1
 
 
 def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):
-    monkeypatch.setattr(outward, "_FIRST_REST", 3600.0)
+    monkeypatch.setattr(notifications, "_FIRST_REST", 3600.0)
     taken = []
 
     def send(body):
         if body == b"hostile":
-            raise outward.Failed("it answered 500")
+            raise notifications.Failed("it answered 500")
         taken.append(body)
         return b""
 
@@ -267,7 +266,7 @@ def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
             finally:
                 threads.close()
 
-        assert asyncio.run(review()) == telling.Reviewed(Vote.REJECT, "no")
+        assert asyncio.run(review()) == notifications.Reviewed(Vote.REJECT, "no")
     assert json.loads(there.got[0][2]) == {"type": "approval.review", "card": CARD}
 
 
@@ -278,7 +277,7 @@ def test_a_webhook_that_reviews_is_made_once_and_not_in_every_questions_turn(mon
         made.append(url)
         return lambda _body: b'{"answer": "pass"}'
 
-    monkeypatch.setattr(telling, "webhook", webhook)
+    monkeypatch.setattr(notifications, "webhook", webhook)
 
     async def review():
         threads = Threads()

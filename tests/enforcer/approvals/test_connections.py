@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer import linux
-from enforcer.approvals import peers, place
-from enforcer.approvals.desk import Desk
+from enforcer.approvals import connections, start
+from enforcer.approvals.server import Server
 from tests import harness
 
 
 @pytest.fixture
 def listener():
     """It lies where every user can reach it, unlike pytest's own directories."""
-    with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, place.bind(Path(directory), 0o666) as sock:
+    with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, start.bind(Path(directory), 0o666) as sock:
         os.chmod(directory, 0o755)
         sock.settimeout(30)
         yield sock, Path(directory) / "socket"
@@ -33,7 +33,7 @@ def other(path, *, before=lambda: None, words=b'{"exeat": 1}', descriptors=()):
     if pid == 0:
         try:
             before()
-            with place.connect(path) as connection:
+            with start.connect(path) as connection:
                 socket.send_fds(connection, [words], descriptors)
                 os.write(wake, b"y")
                 connection.recv(1)
@@ -50,9 +50,9 @@ def served(listener, *, stranger=False):
     connection, _ = listener.accept()
     with connection:
         try:
-            peer = peers.check(connection, stranger=stranger)
-            return peer.uid, json.loads(peers.receive(connection, peer).data)
-        except peers.Stranger as refused:
+            peer = connections.check(connection, stranger=stranger)
+            return peer.uid, json.loads(connections.receive(connection, peer).data)
+        except connections.Stranger as refused:
             return str(refused)
 
 
@@ -88,19 +88,19 @@ def test_whoever_is_in_another_user_namespace_is_refused_whatever_door_it_came_t
 
 def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
     sock, path = listener
-    with place.connect(path) as mine:
+    with start.connect(path) as mine:
         connection, _ = sock.accept()
         with connection:
-            peer = peers.check(connection)
+            peer = connections.check(connection)
             pid = os.fork()
             if pid == 0:
                 mine.send(b'{"exeat": 1, "what": "answer"}')
                 os._exit(0)
             os.waitpid(pid, 0)
-            with pytest.raises(peers.Stranger, match="another process"):
-                peers.receive(connection, peer)
+            with pytest.raises(connections.Stranger, match="another process"):
+                connections.receive(connection, peer)
             mine.send(b"{}")
-            assert peers.receive(connection, peer).data == b"{}"
+            assert connections.receive(connection, peer).data == b"{}"
 
 
 def test_a_packet_that_is_too_long_is_not_read_in_part_and_descriptors_beyond_the_first_are_not_taken(listener):
@@ -121,13 +121,13 @@ def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_do
                 await asyncio.sleep(0.001)
 
     async def leave():
-        desk = Desk(SimpleNamespace(), deque())
-        desk.listen(place.bind(tmp_path, 0o600))
-        with place.connect(tmp_path / "socket"):  # in the queue: nobody has taken it
+        desk = Server(SimpleNamespace(), deque())
+        desk.listen(start.bind(tmp_path, 0o600))
+        with start.connect(tmp_path / "socket"):  # in the queue: nobody has taken it
             assert not desk.is_alone(tmp_path)
             assert desk.is_needed
         await settle(desk, needed=False)
-        with place.connect(tmp_path / "socket"):  # it listens again
+        with start.connect(tmp_path / "socket"):  # it listens again
             await settle(desk, needed=True)
         await settle(desk, needed=False)
         assert desk.is_alone(tmp_path)
@@ -140,7 +140,7 @@ def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_do
 def test_a_path_may_be_longer_than_an_address(tmp_path):
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
-    with place.bind(deep, 0o600) as sock, place.connect(deep / "socket") as mine:
+    with start.bind(deep, 0o600) as sock, start.connect(deep / "socket") as mine:
         assert os.stat(deep / "socket").st_mode & 0o777 == 0o600
         mine.send(b"x")
         connection, _ = sock.accept()

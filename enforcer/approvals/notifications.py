@@ -1,23 +1,35 @@
-"""What goes out to receivers that an admin has named: each has a queue and a thread's turn of its own.
+"""Notifications and reviews: what receivers that approvers.yaml names are sent of a request, and what they answer.
 
-A receiver that is slow or down keeps nobody waiting and nothing back: it is tried again, ever more rarely and so often
-and no more, and what it failed at is told once, until it works again. What is asked for one task, however much that is
-and whatever a receiver makes of it, takes no place and no time of another's (invariant 11).
+Each receiver has a queue and a thread's turn of its own. One that is slow or down keeps nobody waiting: it is tried
+again, ever more rarely and so often and no more, and its failure is reported once, until it works again. What is asked
+for one task takes no place and no time of another's (invariant 11).
+
+Texts in a card are a task's: what a receiver would take for markup is escaped, and what a terminal would act on is
+spelled out (invariant 7). A program's failure is a pass to people, and says nothing for or against.
 """
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
+from proxy import strict_json
+from proxy.approvals.model import Vote
+from proxy.telemetry.visible import visible
+
 if TYPE_CHECKING:
+    from proxy.approvals.people import Notice, People, Reviewer, Secret
     from proxy.telemetry.sinks.http import Place
 
 MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first, of the task that has the most
@@ -187,3 +199,98 @@ def _place(url: str) -> "Place":
     tls = Trust() if parts.scheme == "https" else None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Place(parts.hostname, parts.port or (443 if tls else 80), path, tls)
+
+
+_PATIENCE: Final = 10.0  # seconds for one that is only told
+_LONGEST: Final = 500  # characters of what a program says
+_ANSWERS: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT, "pass": Vote.PASS}
+_MARKUP: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # api.slack.com/reference/surfaces/formatting
+
+
+class Reviewed(NamedTuple):
+    """What a program says to a question."""
+
+    vote: Vote
+    why: str
+
+
+class Telling:
+    """Everybody who is told. Made anew when approvers.yaml changes; `say` is told what an admin should know."""
+
+    def __init__(self, people: "People", threads: Threads, say: Callable[[str], None]) -> None:
+        self._threads = threads
+        self._say = say
+        self._receivers = [
+            (notice, Receiver(_called(notice), _sender(notice, _PATIENCE), threads, say)) for notice in people.notices
+        ]
+        self._reviewers: dict[str, Send] = {}  # by name, once they are asked: the host's roots take 20 ms to read
+
+    def asked(self, card: Mapping[str, object], text: str, task: str) -> None:
+        """Tell everybody of a question of a task's. Never waits."""
+        for notice, receiver in self._receivers:
+            receiver.put(_body(notice.shape, card, text), task)
+
+    async def review(self, reviewer: "Reviewer", card: Mapping[str, object], task: str) -> Reviewed:
+        """Ask a program, within its bound; whatever goes wrong leaves it to people."""
+        body = _generic("approval.review", card)
+        try:
+            if (send := self._reviewers.get(reviewer.name)) is None:
+                send = self._reviewers[reviewer.name] = _sender(reviewer, reviewer.timeout)
+            said = await self._threads.ask(send, body, task)
+            return _reviewed(said)
+        except Failed as failure:
+            self._say(f"reviewer {reviewer.name}: {failure}")
+            return Reviewed(Vote.PASS, f"it failed: {failure}")
+
+    def close(self) -> None:
+        """Tell nobody any more."""
+        for _, receiver in self._receivers:
+            receiver.close()
+
+
+def _called(notice: "Notice") -> str:
+    """Return how a receiver is called where it fails: a webhook's path may be all the secret that it has."""
+    return f"the notifier `{notice.command[0]}`" if notice.command else "a notifier's webhook"
+
+
+def _sender(to: "Notice | Reviewer", patience: float) -> Send:
+    if to.command:
+        return command(to.command, patience)
+    return webhook(to.webhook, lambda body: _headers(to.secret, body), patience)
+
+
+def _headers(secret: "Secret | None", body: bytes) -> dict[str, str]:
+    """Return what proves who sent it and when: Standard Webhooks 1.0. Raises Failed."""
+    own = f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
+    if secret is None:
+        return {"webhook-id": own}
+    from proxy.telemetry.sinks import credential
+    from proxy.telemetry.sinks.http import signed
+    from proxy.telemetry.sinks.sink import Unavailable
+
+    try:
+        key = credential.read(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
+        return {"webhook-id": own, **signed(key, own, int(time.time()), body)}
+    except Unavailable as error:
+        raise Failed(str(error)) from error
+
+
+def _body(shape: str, card: Mapping[str, object], text: str) -> bytes:
+    if shape == "slack":
+        shown = "\n".join(map(visible, text.split("\n")))
+        return json.dumps({"text": f"```{shown.translate(_MARKUP).replace('`', chr(0x2019))}```"}).encode()
+    return _generic("approval.asked", card)
+
+
+def _generic(kind: str, card: Mapping[str, object]) -> bytes:
+    return json.dumps({"type": kind, "card": card}, ensure_ascii=True).encode()
+
+
+def _reviewed(data: bytes) -> Reviewed:
+    """Read an answer. Raises Failed for what is none."""
+    try:
+        said = strict_json.loads(data)
+        vote, why = _ANSWERS[said["answer"]], said.get("why", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Failed('its answer is not {"answer": "approve", "reject" or "pass", "why": text}') from None
+    return Reviewed(vote, str(why)[:_LONGEST])

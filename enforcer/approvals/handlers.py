@@ -1,12 +1,12 @@
-"""What people and commands ask the registry: each request a function, as who they are and for what they may see."""
+"""Request handlers of the approvals server: what people and commands may ask, each as who they are."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.approvals import flags, place
-from enforcer.approvals.summaries import summary
+from enforcer.approvals import acknowledgements, start
+from enforcer.approvals.app import FORGIVEN
+from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.store import queries
 from proxy.approvals.votes import Refused, Said
@@ -14,10 +14,9 @@ from proxy.telemetry.chains import instant_of
 from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
-    from enforcer.approvals.clerk import Clerk
-    from enforcer.approvals.desk import Desk
-    from enforcer.approvals.lines import Line
-    from enforcer.approvals.peers import Peer
+    from enforcer.approvals.app import App
+    from enforcer.approvals.connections import Line, Peer
+    from enforcer.approvals.server import Server
     from proxy.approvals.model import Approval
     from proxy.approvals.people import Actor
 
@@ -27,8 +26,6 @@ _LONGEST_WHY: Final = 2000  # characters
 _LONGEST_ID: Final = 64
 _ENDED: Final = (State.APPROVED, State.REJECTED, State.EXPIRED, State.SUPERSEDED, State.OVER)
 _VOTES: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT}
-_MOST_WRONG, _FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
-_MOST_KNOWN: Final = 1024  # uids whose wrong tokens are counted
 _NEVER: Final = 1e18  # seconds since 1970
 
 
@@ -40,57 +37,35 @@ class Cannot(Exception):  # noqa: N818  what it says
         self.status = status
 
 
-class Wrong:
-    """How many tokens that are nobody's a uid has tried: one that tries on is not compared any more for a while."""
-
-    def __init__(self) -> None:
-        self._tries: OrderedDict[int, list[float]] = OrderedDict()
-
-    def refuses(self, uid: int, now: float) -> bool:
-        """Whether this uid has tried too many."""
-        recent = [at for at in self._tries.get(uid, ()) if now - at < _FORGIVEN]
-        if recent:
-            self._tries[uid] = recent
-        return len(recent) >= _MOST_WRONG
-
-    def add(self, uid: int, now: float) -> bool:
-        """Count one; whether it was the last that was looked at."""
-        self._tries.setdefault(uid, []).append(now)
-        self._tries.move_to_end(uid)
-        if len(self._tries) > _MOST_KNOWN:
-            self._tries.popitem(last=False)
-        return self.refuses(uid, now)
-
-
 class Asked(NamedTuple):
     """One request: who asks, what, and where the answer goes."""
 
-    clerk: "Clerk"
-    desk: "Desk"
+    app: "App"
+    server: "Server"
     who: "Actor"
     said: Mapping[str, object]
     line: "Line"
     ours: bool = True  # asked by the user whose registry this is
 
     @classmethod
-    def by(cls, clerk: "Clerk", desk: "Desk", peer: "Peer", said: dict[str, object], line: "Line") -> "Asked":
+    def by(cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "Line") -> "Asked":
         """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
         ours = peer.uid == os.geteuid()
-        people, token = clerk.registry.people, said.pop("token", None)
+        people, token = app.registry.people, said.pop("token", None)
         own = people.by_uid(peer.uid, os.uname().nodename)
         if token is None:
             if not ours and not own.known:
-                raise Cannot(f"{people.nobody(own)}{_because(clerk, ours)}")
-            return cls(clerk, desk, own, said, line, ours)
-        now = clerk.registry.clock.now()
-        if clerk.wrong.refuses(peer.uid, now):
-            raise Cannot(f"too many tokens that are nobody's: none is looked at for {_FORGIVEN:g} seconds")
+                raise Cannot(f"{people.nobody(own)}{_because(app, ours)}")
+            return cls(app, server, own, said, line, ours)
+        now = app.registry.clock.now()
+        if app.wrong.refuses(peer.uid, now):
+            raise Cannot(f"too many tokens that are nobody's: none is looked at for {FORGIVEN:g} seconds")
         found = people.by_token(str(token))
         if found is None:
-            more = "; no more are looked at for a while" if clerk.wrong.add(peer.uid, now) else ""
-            clerk.teller.refused(None, "", None, f"a token that is nobody's{more}", own.name)
-            raise Cannot(f"this token is nobody's{_because(clerk, ours)}")
-        return cls(clerk, desk, found, said, line, ours)
+            more = "; no more are looked at for a while" if app.wrong.add(peer.uid, now) else ""
+            app.teller.refused(None, "", None, f"a token that is nobody's{more}", own.name)
+            raise Cannot(f"this token is nobody's{_because(app, ours)}")
+        return cls(app, server, found, said, line, ours)
 
     def answer(self, what: Mapping[str, object]) -> None:
         """Give the only answer."""
@@ -105,16 +80,16 @@ class Asked(NamedTuple):
         return value
 
 
-def _because(clerk: "Clerk", ours: bool) -> str:  # noqa: FBT001
+def _because(app: "App", ours: bool) -> str:  # noqa: FBT001
     """Say that nobody may approve, if so; what is in the file is for the eyes of whose it is."""
-    if not clerk.broken:
+    if not app.broken:
         return ""
-    return f"; {clerk.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
+    return f"; {app.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
 
 
 async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -> None:
     """List questions, the first first, a batch a packet, as they are taken."""
-    registry = asked.clerk.registry
+    registry = asked.app.registry
     after = (since, "")
     wanted = tuple(states)
     while not asked.line.closed:
@@ -125,7 +100,7 @@ async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -
                 task = await queries.task_of(rows, approval.task)
                 if task is not None:
                     found.append(await summary(rows, registry.people, approval, task))
-        broken = {"broken": asked.clerk.broken} if asked.ours and asked.clerk.broken else {}
+        broken = {"broken": asked.app.broken} if asked.ours and asked.app.broken else {}
         asked.line.say({"answer": {"approvals": found, **broken}})
         await asked.line.drained()
         if len(batch) < _BATCH:
@@ -146,7 +121,7 @@ async def _history(asked: Asked) -> None:
 async def _found(asked: Asked) -> "Approval":
     """Return the question that is meant, by the beginning of its id. Raises Cannot."""
     given = asked.text("id", _LONGEST_ID).lower()
-    async with asked.clerk.registry.store.reading() as rows:
+    async with asked.app.registry.store.reading() as rows:
         found = await queries.beginning(rows, given) if given else []
         if len(found) > 1:
             found = [each for each in found if each.state is State.PENDING] or found
@@ -159,8 +134,8 @@ async def _found(asked: Asked) -> "Approval":
 
 async def _show(asked: Asked) -> None:
     approval = await _found(asked)
-    told = await asked.clerk.card(approval.id)
-    await asked.clerk.registry.seen(approval.id, asked.who)
+    told = await asked.app.card(approval.id)
+    await asked.app.registry.seen(approval.id, asked.who)
     asked.answer(told)
 
 
@@ -178,9 +153,9 @@ async def _answer(asked: Asked) -> None:
         raise Cannot(str(error), _MISUSE) from error
     said = Said(asked.who, vote, offer, asked.text("why", _LONGEST_WHY), asked.text("as_rule", 512))
     try:
-        decided = await asked.clerk.registry.decide(approval.id, said)
+        decided = await asked.app.registry.decide(approval.id, said)
     except Refused as refused:
-        raise Cannot(f"{approval.id}: {refused}{_because(asked.clerk, asked.ours)}") from refused
+        raise Cannot(f"{approval.id}: {refused}{_because(asked.app, asked.ours)}") from refused
     except JournalFailed as error:
         raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
     asked.answer(
@@ -197,7 +172,7 @@ async def _answer(asked: Asked) -> None:
 
 async def _revoke(asked: Asked) -> None:
     try:
-        text = await asked.clerk.registry.revoke(
+        text = await asked.app.registry.revoke(
             asked.text("grant", _LONGEST_ID).lower(), asked.who, asked.text("why", _LONGEST_WHY)
         )
     except Refused as refused:
@@ -207,37 +182,37 @@ async def _revoke(asked: Asked) -> None:
 
 async def _watch(asked: Asked) -> None:
     """Tell of everything from now on, what waits already first, until whoever watches has enough."""
-    line, clerk = asked.line, asked.clerk
+    line, app = asked.line, asked.app
 
     def tell(told: dict[str, object]) -> None:
         if line.closed:
-            clerk.watchers.discard(tell)
+            app.watchers.discard(tell)
         else:
             line.say({"answer": told})
 
-    async with clerk.registry.store.reading() as rows:
-        pending = await queries.listed(rows, (State.PENDING,), (-1.0, ""), clerk.registry.people.bounds.pending)
-    clerk.watchers.add(tell)
+    async with app.registry.store.reading() as rows:
+        pending = await queries.listed(rows, (State.PENDING,), (-1.0, ""), app.registry.people.bounds.pending)
+    app.watchers.add(tell)
     for approval in pending:
-        tell(await clerk.card(approval.id))
-        await clerk.registry.seen(approval.id, asked.who)
+        tell(await app.card(approval.id))
+        await app.registry.seen(approval.id, asked.who)
         await line.drained()
 
 
 async def _status(asked: Asked) -> None:
-    async with asked.clerk.registry.store.reading() as rows:
+    async with asked.app.registry.store.reading() as rows:
         pending = await queries.counted(rows)
     asked.answer(
         {
             "pid": os.getpid(),
             "uid": os.geteuid(),
-            "socket": str(place.own_socket(asked.clerk.directory)),
-            "gates": asked.desk.gates,
+            "socket": str(start.own_socket(asked.app.directory)),
+            "gates": asked.server.gates,
             "pending": pending,
-            "people": len(asked.clerk.registry.people.people),
-            "file": asked.clerk.registry.people.file,
-            "broken": asked.clerk.broken,
-            "told": asked.clerk.standing(asked.desk.told),
+            "people": len(asked.app.registry.people.people),
+            "file": asked.app.registry.people.file,
+            "broken": asked.app.broken,
+            "told": asked.app.standing(asked.server.told),
         }
     )
 
@@ -245,9 +220,9 @@ async def _status(asked: Asked) -> None:
 async def _tasks(asked: Asked) -> None:
     """Say of each task that has a gate here what it waits for, and whether it has read from strangers."""
     found = []
-    registry = asked.clerk.registry
+    registry = asked.app.registry
     async with registry.store.reading() as rows:
-        for task in asked.desk.tasks:
+        for task in asked.server.tasks:
             pending, tainted = await queries.counted(rows, task), await queries.taints(rows, task, 1)
             found.append({"task": task, "pending": pending, "tainted": bool(tainted)})
     for at in range(0, len(found) or 1, _BATCH):
@@ -259,12 +234,14 @@ async def _ack(asked: Asked) -> None:
     events = asked.said.get("events")
     if not isinstance(events, list):
         raise Cannot("`events` is a list of ids", _MISUSE)
-    registry, teller = asked.clerk.registry, asked.clerk.journals.recorder(None)
+    registry, teller = asked.app.registry, asked.app.journals.recorder(None)
     try:
-        for event in events[: flags.MOST]:
+        for event in events[: acknowledgements.MOST]:
             if isinstance(event, str) and instant_of(event) is not None:
                 teller.looked_at(event, asked.who.name)
-        new = await flags.acknowledge(registry.store, list(map(str, events)), asked.who.name, registry.clock.now())
+        new = await acknowledgements.acknowledge(
+            registry.store, list(map(str, events)), asked.who.name, registry.clock.now()
+        )
     except ValueError as error:
         raise Cannot(str(error), _MISUSE) from error
     except JournalFailed as error:
@@ -275,7 +252,7 @@ async def _ack(asked: Asked) -> None:
 async def _acks(asked: Asked) -> None:
     after = ""
     while not asked.line.closed:
-        found = await flags.acknowledged(asked.clerk.registry.store, after)
+        found = await acknowledgements.acknowledged(asked.app.registry.store, after)
         acks = [{"event": ack.event, "by": ack.person, "at": ack.at} for ack in found]
         asked.line.say({"answer": {"acks": acks}})
         await asked.line.drained()

@@ -1,45 +1,75 @@
-"""The registry with all that it has around it: store, people, journals, receivers, and programs that review.
+"""Approvals app: the registry with all that it has around it: store, people, journals, receivers, reviewers.
 
-When approvers.yaml changes it is read anew. One that is broken is told, and lets nobody approve: who may isn't known.
+When approvers.yaml changes it is read anew. One that is broken is reported, and lets nobody approve:
+who may isn't known.
 """
 
 import asyncio
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.approvals import approvers, flags, place
-from enforcer.approvals.journals import Journals
-from enforcer.approvals.outward import Threads
-from enforcer.approvals.requests import Wrong
-from enforcer.approvals.summaries import summary
-from enforcer.approvals.telling import Telling
+from enforcer import keeping, state
+from enforcer.approvals import acknowledgements, approvers, start
+from enforcer.approvals.notifications import Telling, Threads
 from enforcer.errors import ExeatError, HostError
 from proxy.approvals import approval_card
+from proxy.approvals.approval_card import summary
 from proxy.approvals.model import State
 from proxy.approvals.pending import News
 from proxy.approvals.people import People
-from proxy.approvals.recording import Teller
+from proxy.approvals.recording import Teller, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.store import queries
 from proxy.approvals.store.base import StoreError
 from proxy.approvals.store.sqlite import SqliteStore
 from proxy.approvals.votes import Refused, Said
+from proxy.telemetry.approving import ApprovalRecorder
+from proxy.telemetry.events import Destination, Origin
+from proxy.telemetry.journal.keeper import Keeper
+from proxy.telemetry.journal.writing import Journal
 
 if TYPE_CHECKING:
-    from proxy.approvals.model import Approval
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.model import Approval, Task
     from proxy.approvals.people import Reviewer
     from proxy.approvals.protocol import Reply
     from proxy.approvals.store.base import Place, Store
+    from proxy.telemetry.usual.looking import Before
 
+_MOST_WRONG, FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
+_MOST_KNOWN: Final = 1024  # uids whose wrong tokens are counted
 _DUE: Final = 0.05  # seconds: what the registry says of what is overdue
 _LONGEST: Final = 1000  # characters at a terminal of what is asked
 _NOBODY: Final = "nobody can approve anything: "
 _NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "superseded", "over", "revoked"})
 
 
-class Clerk:
+class WrongTokens:
+    """How many tokens that are nobody's a uid has tried: one that tries on is not compared any more for a while."""
+
+    def __init__(self) -> None:
+        self._tries: OrderedDict[int, list[float]] = OrderedDict()
+
+    def refuses(self, uid: int, now: float) -> bool:
+        """Whether this uid has tried too many."""
+        recent = [at for at in self._tries.get(uid, ()) if now - at < FORGIVEN]
+        if recent:
+            self._tries[uid] = recent
+        return len(recent) >= _MOST_WRONG
+
+    def add(self, uid: int, now: float) -> bool:
+        """Count one; whether it was the last that was looked at."""
+        self._tries.setdefault(uid, []).append(now)
+        self._tries.move_to_end(uid)
+        if len(self._tries) > _MOST_KNOWN:
+            self._tries.popitem(last=False)
+        return self.refuses(uid, now)
+
+
+class App:
     """For one event loop. `say` is told what an admin should know."""
 
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
@@ -47,7 +77,7 @@ class Clerk:
         self._say = say
         self.directory = directory
         self.broken = ""  # what is wrong with approvers.yaml, as a sentence
-        self.wrong = Wrong()
+        self.wrong = WrongTokens()
         self._file = approvers.place()
         self._seen = approvers.looked_at(self._file)
         self._threads = Threads()
@@ -59,7 +89,7 @@ class Clerk:
         self._telling = Telling(people, self._threads, say)
         try:
             self._store_place = people.store
-            store = _opened(people.store, place.store(directory))
+            store = _opened(people.store, start.store_path(directory))
         except OSError as error:
             raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
         self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)
@@ -70,7 +100,7 @@ class Clerk:
         """Open the store, and ask about what waits already. Raises HostError."""
         try:
             await self.registry.open()
-            await flags.prepare(self.registry.store)
+            await acknowledgements.prepare(self.registry.store)
             pending = await self._left_behind()
         except StoreError as error:
             raise HostError(str(error)) from error
@@ -223,3 +253,52 @@ def _opened(where: "Place", file: Path) -> "Store":
         password = Path(where.password).read_text().rstrip("\r\n") if where.password else None
         return PostgresStore(where.url, password, where.ca or None)
     return SqliteStore(file)
+
+
+class Journals:
+    """The journals that the registry writes into: that of each task's gate, and this user's own for all else."""
+
+    def __init__(self) -> None:
+        self._own = state.make_private(state.journal_directory())
+        self._of: dict[str, Path] = {}  # by task
+        self._open: dict[Path, Journal] = {}
+
+    def introduced(self, task: str, journal: Path) -> None:
+        """Know where a task's gate writes."""
+        self._of[task] = journal
+
+    def recorder(self, task: "Task | None") -> ApprovalRecorder:
+        """Return what tells of a task; None: of none that anybody knows. Raises JournalFailed."""
+        where = self._own if task is None else self._of.get(task.id, self._own)
+        journal = self._open.get(where)
+        if journal is None:
+            journal = self._open[where] = Journal(where)
+        return ApprovalRecorder(Origin(host=os.uname().nodename) if task is None else origin(task), journal)
+
+    def before(self, task: "Task", question: "Question") -> "Before | None":
+        """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
+        from proxy.telemetry.usual.looking import before
+
+        if not question.host:
+            return None
+        try:
+            kept = keeping.place(self._of.get(task.id, self._own))
+        except HostError:
+            return None
+        return before(kept, task.name, Destination(question.host, None, question.port))
+
+    def gone(self, task: str) -> None:
+        """Forget where a task's gate wrote: there is none any more. What is told of it later is in this user's own."""
+        self._of.pop(task, None)
+
+    def close(self, *, sign: bool) -> None:
+        """Close all, and have what was written signed, as whoever writes to a journal does; not where that is gone."""
+        for where, journal in self._open.items():
+            journal.close()
+            if sign:
+                Keeper(where, keeping.place(where), _say).close((os.getpid(),))
+        self._open.clear()
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Who has looked at what `flag` let go: kept in the store, beside the journal, which alone says what there was.
+"""Acknowledgements: who has looked at what `flag` let go. The journal alone says what there was.
 
 A row an event, also of `--all`: a range of ids would take in events that nobody was shown, since another process's with
 an id in it can come into the journal later.

@@ -1,8 +1,8 @@
-"""A sandbox's place with the registry, kept up by who made the sandbox: introduced once, and again where one has died.
+"""Registration of a sandbox with the approvals server: introduced once, and again where a server has died.
 
-What the worker is given is one end of a pair; the registry has the other, and knows by it which sandbox is speaking
-(invariant 4). The connection that it was introduced over stays open: its end is how a registry's death is noticed here,
-and this process's there. Without a registry every ask is denied, and the task goes on.
+The worker is given one end of a pair; the server has the other, and knows by it which sandbox is speaking (invariant
+4). The connection that it was introduced over stays open: its end is how a server's death is noticed here, and this
+process's there. Without a server every ask is denied, and the task goes on.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.approvals import starting, talking
+from enforcer.approvals import client, start
 from enforcer.errors import ExeatError, HostError
 from enforcer.saying import say
 from enforcer.starter import starter
@@ -34,7 +34,7 @@ _SHOWN: Final = 100  # columns of what is asked
 _LARGEST: Final = 1 << 16  # bytes
 
 
-class Post:
+class Registration:
     """One sandbox's place. For one thread. Close it."""
 
     def __init__(self, who: Introduction, journal: Path) -> None:
@@ -52,7 +52,7 @@ class Post:
     def begin(self) -> None:
         """Introduce the sandbox. Where that fails it is said, and tried again: whatever asks is denied until then."""
         try:
-            self.given = {"approvals": self._introduce(starting.PATIENCE)}
+            self.given = {"approvals": self._introduce(start.PATIENCE)}
         except ExeatError as error:
             say(f"nobody can approve anything for now: {error}")
             self._rest()
@@ -149,11 +149,11 @@ def introduced(
 
     `hears`: over the first is told what people are asked. Raises HostError.
     """
-    connection = starting.connected(patience)
+    connection = start.connected(patience)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}
-        rights.send(connection, talking.packet(said), [ours.fileno()])
+        rights.send(connection, client.packet(said), [ours.fileno()])
     except OSError as error:
         connection.close()
         theirs.close()

@@ -1,4 +1,4 @@
-"""Where people and runs come in: who it is, what is wanted, one request a connection.
+"""Approvals server: takes the connections of people and of runs, one request each, and says whose each is.
 
 Sandboxes are introduced by this user alone. Others are who their uid or their token says, and see and answer what they
 may: on root's registry those of this host's users whom approvers.yaml names.
@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.approvals import peers, place
-from enforcer.approvals.gates import Gate
-from enforcer.approvals.lines import Line
-from enforcer.approvals.requests import REQUESTS, Asked, Cannot
-from enforcer.approvals.talking import VERSION
+from enforcer.approvals import connections, start
+from enforcer.approvals.client import VERSION
+from enforcer.approvals.connections import Gate, Line
+from enforcer.approvals.handlers import REQUESTS, Asked, Cannot
 from enforcer.errors import HostError
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import Hello, read_introduction
@@ -27,7 +26,7 @@ from proxy.approvals.store.base import StoreError
 if TYPE_CHECKING:
     from collections import deque
 
-    from enforcer.approvals.clerk import Clerk
+    from enforcer.approvals.app import App
     from proxy.approvals.protocol import Word
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
@@ -48,11 +47,11 @@ class _Introduced(NamedTuple):
     task: str
 
 
-class Desk:
+class Server:
     """All connections of one registry. For its loop."""
 
-    def __init__(self, clerk: "Clerk", told: "deque[str]") -> None:
-        self._clerk = clerk
+    def __init__(self, app: "App", told: "deque[str]") -> None:
+        self._app = app
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
@@ -92,7 +91,7 @@ class Desk:
 
     def listen_host(self, *, wanted: bool) -> None:
         """Be reachable by the host's other users, if root's approvers.yaml names some. Idempotent. Raises HostError."""
-        path = place.host()
+        path = start.host_socket()
         if not wanted or path is None or self._host is not None or os.geteuid() != 0:
             return
         try:
@@ -104,18 +103,18 @@ class Desk:
             raise HostError(f"cannot make the directory `{path.parent}`: {error.strerror}") from error
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise HostError(f"`{path.parent}` is not root's alone to write: others could listen there")
-        self.listen(place.bind(path.parent, 0o666, path.name), strangers=True)
+        self.listen(start.bind(path.parent, 0o666, path.name), strangers=True)
         self._host = path
 
     def is_alone(self, directory: Path) -> bool:
         """Stop listening, if nobody has come meanwhile: then this registry may end."""
-        own = place.own_socket(directory)
+        own = start.own_socket(directory)
         own.unlink(missing_ok=True)  # from here on nobody comes any more
         for listener in self._listeners:
             self._accept(listener, listener is not self._listeners[0])
         if not self._lines:
             return True
-        fresh = place.bind(directory, 0o600)
+        fresh = start.bind(directory, 0o600)
         self._loop.remove_reader(self._listeners[0])
         self._listeners.pop(0).close()
         self.listen(fresh)
@@ -148,8 +147,8 @@ class Desk:
             except OSError:
                 return
             try:
-                peer = peers.check(connection, stranger=strangers)
-            except peers.Stranger as refused:
+                peer = connections.check(connection, stranger=strangers)
+            except connections.Stranger as refused:
                 _refuse(connection, str(refused))
                 continue
             if strangers and self._lines_of(peer.uid) >= _MOST_OF_ONE:
@@ -164,7 +163,7 @@ class Desk:
         if listener in self._listeners:
             self._loop.add_reader(listener, partial(self._accept, listener, strangers))
 
-    def _let_in(self, connection: socket.socket, peer: peers.Peer) -> None:
+    def _let_in(self, connection: socket.socket, peer: connections.Peer) -> None:
         heard: list[bool] = []
         timer: asyncio.TimerHandle
 
@@ -189,7 +188,7 @@ class Desk:
         timer = self._loop.call_later(_PATIENCE, line.close)
         self._lines[line] = peer.uid
 
-    def _take(self, line: Line, peer: peers.Peer, said: dict[str, object], descriptors: list[int]) -> None:
+    def _take(self, line: Line, peer: connections.Peer, said: dict[str, object], descriptors: list[int]) -> None:
         if said.pop("exeat", None) != VERSION:
             self._fail(line, f"this registry speaks version {VERSION}; `exeat --version` says which you have", _MISUSE)
         elif said.get("what") == "introduce":
@@ -202,10 +201,10 @@ class Desk:
         line.say({"failed": why, "status": status})
         line.finish()
 
-    async def _answer(self, line: Line, peer: peers.Peer, said: dict[str, object]) -> None:
+    async def _answer(self, line: Line, peer: connections.Peer, said: dict[str, object]) -> None:
         """Do what is asked, and answer."""
         try:
-            asked = Asked.by(self._clerk, self, peer, said, line)
+            asked = Asked.by(self._app, self, peer, said, line)
             does = REQUESTS.get(str(said.get("what")))
             if does is None:
                 self._fail(line, "this asks for nothing that there is", _MISUSE)
@@ -231,23 +230,23 @@ class Desk:
             if not isinstance(who, dict) or not isinstance(journal, str) or not journal.startswith("/"):
                 raise Malformed("an introduction says who, and where the journal is")
             introduction = read_introduction(who)
-            self._clerk.journals.introduced(introduction.task, Path(journal))
-            await self._clerk.registry.introduce(number, introduction)
+            self._app.journals.introduced(introduction.task, Path(journal))
+            await self._app.registry.introduce(number, introduction)
         except (ValueError, StoreError) as error:
             sock.close()
             self._fail(line, str(error), HostError.status if isinstance(error, StoreError) else _REFUSED)
             return
         gate = Gate(sock, partial(self._hear, number), partial(self._broken, line))
-        self._clerk.replies[number] = gate.reply
+        self._app.replies[number] = gate.reply
         if said.get("hears") is True:
-            self._clerk.makers[introduction.task] = line.say
+            self._app.makers[introduction.task] = line.say
         self._gates[number] = _Introduced(line, gate, introduction.task)
         if line.closed:
             self._left(line)
 
     async def _hear(self, number: Hashable, word: "Word | None") -> None:
         """Do what a gate says; at its end what it waited for is nobody's, and its task may have another."""
-        await self._clerk.registry.received(number, Hello() if word is None else word)
+        await self._app.registry.received(number, Hello() if word is None else word)
 
     def _broken(self, line: Line, why: str) -> None:
         """Give a gate up that something went wrong with: whoever introduced it does so again."""
@@ -261,15 +260,15 @@ class Desk:
         for number, introduced in tuple(self._gates.items()):
             if introduced.line is line:
                 del self._gates[number]
-                if self._clerk.makers.get(introduced.task) == line.say:
-                    del self._clerk.makers[introduced.task]
+                if self._app.makers.get(introduced.task) == line.say:
+                    del self._app.makers[introduced.task]
                 introduced.gate.close()
                 self._begin(self._leave(number, introduced.gate))
 
     async def _leave(self, number: Hashable, gate: Gate) -> None:
         await gate.ended()
-        self._clerk.replies.pop(number, None)
-        await self._clerk.registry.leave(number)
+        self._app.replies.pop(number, None)
+        await self._app.registry.leave(number)
 
     def _begin(self, what: "Coroutine[Any, Any, None]") -> None:
         task = self._loop.create_task(what)
@@ -288,10 +287,10 @@ async def turn_away(listener: socket.socket, why: str) -> None:
         await asyncio.sleep(_REST)
 
 
-def _received(connection: socket.socket, peer: peers.Peer) -> peers.Packet:
+def _received(connection: socket.socket, peer: connections.Peer) -> connections.Packet:
     try:
-        return peers.receive(connection, peer)
-    except peers.Stranger as stranger:
+        return connections.receive(connection, peer)
+    except connections.Stranger as stranger:
         raise OSError(str(stranger)) from stranger
 
 

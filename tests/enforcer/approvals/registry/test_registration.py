@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.approvals import place
-from enforcer.approvals.post import Post, _asked
+from enforcer.approvals import start
+from enforcer.approvals.registration import Registration, _asked
 from enforcer.errors import ExeatError, HostError
 from proxy.approvals import protocol
 
@@ -17,17 +17,17 @@ from .process import ask, until
 
 
 def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_and_is_tried_again(here, capfd):
-    made = place.made()
-    place.store(made).mkdir()
+    made = start.made_directory()
+    start.store_path(made).mkdir()
     with pytest.raises(ExeatError, match="can't be used"):
         ask(what="status")
-    post = Post(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
+    post = Registration(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
     with contextlib.closing(post):
         post.begin()
         post.handed_over()
         post.hear()
         assert "nobody can approve anything for now: the approvals in" in capfd.readouterr().err
-        place.store(made).rmdir()
+        start.store_path(made).rmdir()
         given = []
 
         class Worker:
@@ -52,20 +52,20 @@ def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_an
 def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, monkeypatch, before):
     """Who tries without a rest takes a processor for as long as the task runs."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("enforcer.approvals.post.time", SimpleNamespace(monotonic=lambda: clock.now))
-    post = Post(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
+    monkeypatch.setattr("enforcer.approvals.registration.time", SimpleNamespace(monotonic=lambda: clock.now))
+    post = Registration(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
     rests = []
     with contextlib.closing(post):
         if before == "one has lived long":
             ours, theirs = socket.socketpair()
             with monkeypatch.context() as patch, theirs:
-                patch.setattr("enforcer.approvals.post.introduced", lambda *_, **__: (ours, socket.socket()))
+                patch.setattr("enforcer.approvals.registration.introduced", lambda *_, **__: (ours, socket.socket()))
                 post.begin()
             post.handed_over()
             clock.now += 1000.0
             post.hear()
             rests.append(post.wait())
-        monkeypatch.setattr("enforcer.approvals.starting.connected", refused)
+        monkeypatch.setattr("enforcer.approvals.start.connected", refused)
         for _ in range(5):
             post.turn(None) if rests else post.begin()
             rests.append(post.wait())

@@ -1,4 +1,4 @@
-"""What is said to the registry by who isn't a worker, and how it answers: one JSON object a packet.
+"""Client of the approvals server for commands: one request a connection, as JSON objects in packets.
 
 Requests: `{"exeat": 1, "what": ..., ...}`, with a `token` where somebody is to be known by that and not by their uid.
 Answers: any number of `{"answer": {...}}`, or one `{"failed": text, "status": exit status}`; then the connection ends.
@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from enforcer.approvals import place, starting
+from enforcer.approvals import start
 from enforcer.errors import ExeatError, HostError
 from proxy import message, strict_json
 
@@ -37,15 +37,15 @@ def packet(what: Mapping[str, object]) -> bytes:
 def ask(what: Mapping[str, object]) -> list[dict[str, Any]]:
     """Ask this user's registry, started if there is none, and return all answers. Raises ExeatError."""
     for _ in range(_TRIES):
-        with starting.connected() as connection:
+        with start.connected() as connection:
             if answers := list(_answers(connection, what)):
                 return answers
-    raise HostError("the registry of approvals does not answer", f"see `{place.log(place.directory())}`")
+    raise HostError("the registry of approvals does not answer", f"see `{start.log_path(start.approvals_directory())}`")
 
 
 def is_running() -> bool:
     """Whether this user has a registry now. Raises ExeatError."""
-    connection = starting.there(place.own_socket(place.directory()))
+    connection = start.there(start.own_socket(start.approvals_directory()))
     if connection is not None:
         connection.close()
     return connection is not None
@@ -53,7 +53,7 @@ def is_running() -> bool:
 
 def ask_running(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask this user's registry if there is one; None: there is none. Raises ExeatError."""
-    connection = starting.there(place.own_socket(place.directory()))
+    connection = start.there(start.own_socket(start.approvals_directory()))
     if connection is None:
         return None
     with connection:
@@ -62,8 +62,8 @@ def ask_running(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
 
 def ask_host(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask root's registry, which other users reach too; None: there is none. Raises ExeatError."""
-    path = place.host()
-    connection = None if path is None else starting.there(path, owner=0)
+    path = start.host_socket()
+    connection = None if path is None else start.there(path, owner=0)
     if connection is None:
         return None
     with connection:
@@ -72,14 +72,14 @@ def ask_host(what: Mapping[str, object]) -> list[dict[str, Any]] | None:
 
 def follow(what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """Ask this user's registry for what happens from now on, until it ends. Raises ExeatError."""
-    with starting.connected() as connection:
+    with start.connected() as connection:
         yield from _answers(connection, what, patience=None)
 
 
 def follow_host(what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """Ask root's registry, if there is one, for what happens from now on, until it ends. Raises ExeatError."""
-    path = place.host()
-    connection = None if path is None else starting.there(path, owner=0)
+    path = start.host_socket()
+    connection = None if path is None else start.there(path, owner=0)
     if connection is not None:
         with connection:
             yield from _answers(connection, what, patience=None)
