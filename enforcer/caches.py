@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from enforcer import state
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox.places import contains
-from enforcer.sandbox.view import Kept
+from enforcer.sandbox.mount_plan import Kept
+from enforcer.sandbox.system_paths import contains
 
 
 class Taken(NamedTuple):

@@ -10,11 +10,11 @@ import signal
 import site
 import sys
 
-from enforcer import linux, state, userns
-from enforcer.sandbox import bpf, build, landlock, seccomp
-from enforcer.sandbox.identity import Identity, IdMap
-from enforcer.sandbox.places import SYSTEM, contains, real
-from enforcer.sandbox.steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
+from enforcer import linux, state
+from enforcer.sandbox import landlock, namespaces, seccomp
+from enforcer.sandbox.identity import Identity, IdMap, enter_own_user_namespace
+from enforcer.sandbox.mount_steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
+from enforcer.sandbox.system_paths import SYSTEM, contains, real
 
 _DEVICES = ("null", "urandom")
 
@@ -74,13 +74,13 @@ def _is_shown(path: str, binds: list[str]) -> bool:
 def enter(identity: Identity) -> None:
     """Confine the calling process for good. It must have one thread. Raises OSError or HostError; then it must end."""
     plan = steps()
-    filters = bpf.assemble(seccomp.WORKER, linux.platform_machine())
+    filters = seccomp.assemble(seccomp.WORKER, linux.platform_machine())
     if identity.privileged:
         os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     else:
         uids, gids = (IdMap(((own, own, 1),)) for own in (os.geteuid(), os.getegid()))
-        userns.enter_own(uids, gids, os.CLONE_NEWNS | os.CLONE_NEWIPC)
-    build.enter(plan)
+        enter_own_user_namespace(uids, gids, os.CLONE_NEWNS | os.CLONE_NEWIPC)
+    namespaces.enter(plan)
     linux.drop_bounding_set()
     if identity.privileged:
         _become(identity.worker_uid)
@@ -96,7 +96,7 @@ def enter_alone(identity: Identity, parent: int) -> None:
     It opens nothing any more, so it has no view: for files and the network there is no system call left, and where the
     kernel has Landlock, no file either. Raises OSError; then it must end.
     """
-    filters = bpf.assemble(seccomp.KEYHOLDER, linux.platform_machine())
+    filters = seccomp.assemble(seccomp.KEYHOLDER, linux.platform_machine())
     os.chdir("/")
     if identity.privileged:
         linux.drop_bounding_set()

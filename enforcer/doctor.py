@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from enforcer import claims, linux, rules_in_force, userns
+from enforcer import claims, linux, rules_in_force
 from enforcer.errors import HostError
 from enforcer.rules_in_force import SYSTEM
-from enforcer.sandbox import bpf, identity, seccomp, view
-from enforcer.sandbox.steps import UNMASK
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox import identity, mount_plan, seccomp
+from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
+from enforcer.sandbox.mount_steps import UNMASK
+from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.state import cache_directory, journal_directory, make_private, state_directory
 from proxy import strict_json
 
@@ -76,7 +77,7 @@ def _machine() -> Finding:
 
 
 def _roots() -> Finding:
-    found = next((path for path in view.BUNDLES if os.path.isfile(path)), "")
+    found = next((path for path in mount_plan.BUNDLES if os.path.isfile(path)), "")
     remedy = "install the system's roots: `apt-get install ca-certificates`"
     return Finding("system roots", bool(found), found or "none of the usual bundles", remedy)
 
@@ -117,7 +118,7 @@ def _passing_on() -> Finding:
 
 
 def _beginning() -> Finding:
-    from enforcer.sandbox.player import compiled as place
+    from enforcer.sandbox.init import compiled as place
 
     compiled = bool(place())
     seen = "compiled" if compiled else "by the interpreter, which takes longer"
@@ -179,7 +180,7 @@ def _enter_namespaces() -> None:
     uid, gid = os.geteuid(), os.getegid()
     identity.refuse_unmapped(uid, gid)
     uids, gids = (identity.IdMap(((0, own, 1),)) for own in (uid, gid))
-    userns.enter_own(
+    enter_own_user_namespace(
         uids, gids, os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWCGROUP
     )
 
@@ -195,11 +196,11 @@ def _try_namespaces() -> str:
 
 
 def _try_overlay() -> str:
-    from enforcer.sandbox import build
-    from enforcer.sandbox.steps import Show
+    from enforcer.sandbox import namespaces
+    from enforcer.sandbox.overlays import Show
 
     _enter_namespaces()
-    build.enter([Show("/usr")])
+    namespaces.enter([Show("/usr")])
     return "made by an ordinary user"
 
 
@@ -238,17 +239,17 @@ def _try_network() -> str:
 
 
 def _try_idmap() -> str:
-    from enforcer.sandbox import idmap
+    from enforcer.sandbox import identity
 
     if not identity.is_privileged():
         return "not needed: no sandbox gets other ids than ours"
-    os.close(idmap.tree(os.getcwd(), identity.FIRST_ID, identity.FIRST_ID))
+    os.close(identity.idmapped_tree(os.getcwd(), identity.FIRST_ID, identity.FIRST_ID))
     return f"works for {os.getcwd()}"
 
 
 def _try_seccomp() -> str:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.load_seccomp(bpf.assemble(seccomp.TASK, linux.platform_machine()))
+    linux.load_seccomp(seccomp.assemble(seccomp.TASK, linux.platform_machine()))
     try:
         os.unshare(os.CLONE_NEWUSER)
     except PermissionError:
@@ -319,7 +320,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
     mapping = "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user"
     made = (
         _Trial("ids", _try_identity, "run exeat as an ordinary user"),
-        _Trial("namespaces", _try_namespaces, userns.remedy()),
+        _Trial("namespaces", _try_namespaces, namespace_remedy()),
         _Trial("overlay", _try_overlay, overlay, after=spaces),
         _Trial("proc", _try_proc, UNMASK, after=spaces),
         _Trial("network", _try_network, module, after=spaces),

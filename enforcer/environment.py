@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.view import JAVA_STORE
+from enforcer.sandbox.mount_plan import JAVA_STORE
 from rules.own_names import DESK
 from rules.own_variables import (
     BUNDLE,

@@ -4,8 +4,8 @@ import contextlib
 import os
 
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import real
-from enforcer.sandbox.view import BUNDLES, bundle_names, java_names
+from enforcer.sandbox.mount_plan import BUNDLES, bundle_names, java_names
+from enforcer.sandbox.system_paths import real
 
 _NSSWITCH = b"""passwd: files
 group: files

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from enforcer.errors import UsageError
-from enforcer.sandbox.places import contains
+from enforcer.sandbox.system_paths import contains
 from enforcer.service.place import VARIABLE
 from enforcer.trail import What, trail
 

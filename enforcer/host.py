@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
-    from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.identity import Identity
+    from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
     from enforcer.wanted import Wanted

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from enforcer import ca, caches, confine, environment, linux, recipe, secrets, state
 from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.plan import network_plan
-from enforcer.sandbox import bpf, hull, identity, landlock, seccomp, view
+from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.room import bounded
+from enforcer.sandbox.mount_steps import bounded
 from enforcer.wanted import Wanted
 from rules.problems import printable
 from rules.sandbox import BoxUser, WorkspaceMode
@@ -44,7 +44,7 @@ def plan(wanted: Wanted) -> list[Line]:
         "rules": _rules(wanted),
         "gate": (step.describe() for step in confine.steps()),
         "ids": _ids(who),
-        "namespaces": (f"enter a new {name} namespace" for name in hull.NAMESPACES),
+        "namespaces": (f"enter a new {name} namespace" for name in namespaces.NAMESPACES),
         "network": network.describe(),
         "limits": _limits(limits),
         "files": (step.describe() for step in bounded(steps, limits.disk)),
@@ -61,13 +61,13 @@ def _who(wanted: Wanted) -> Identity:
     return who.as_root() if wanted.box.user is BoxUser.ROOT else who
 
 
-def _trees(who: Identity, wanted: Wanted, kept: Iterable[view.Kept]) -> Mapping[str, int]:
+def _trees(who: Identity, wanted: Wanted, kept: Iterable[mount_plan.Kept]) -> Mapping[str, int]:
     return dict.fromkeys((*wanted.shown, *(each.source for each in kept)), _A_TREE) if who.privileged else {}
 
 
-def _kept(wanted: Wanted, who: Identity) -> tuple[view.Kept, ...]:
+def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.Kept, ...]:
     top = caches.directory()
-    return tuple(view.Kept(f"{top}/{name}", caches.target(path, who.home)) for name, path in wanted.box.caches)
+    return tuple(mount_plan.Kept(f"{top}/{name}", caches.target(path, who.home)) for name, path in wanted.box.caches)
 
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
@@ -113,7 +113,7 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 
 def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
-    variables = environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box)
+    variables = environment.build(os.environ, who, mount_plan.BUNDLES[0], wanted.env, wanted.box)
     yield f"call its host {recipe.hostname_of(wanted)}"
     yield f"give it the variables {', '.join(sorted(variables))}"
     yield f"work in {wanted.workspace}"
@@ -122,7 +122,7 @@ def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iter
     if landlock.version() >= landlock.LEAST:
         yield from (f"let it {landlock.describe(grant)}" for grant in wall)
     reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
-    size = len(bpf.assemble(seccomp.task(reviewed=reviewed), linux.platform_machine()))
+    size = len(seccomp.assemble(seccomp.task(reviewed=reviewed), linux.platform_machine()))
     yield f"put it behind a filter of system calls of {size // 8} instructions"
     if wanted.policy.commands:
         yield f"hold each program that it starts, and ask {len(wanted.policy.commands)} commands of the rules about it"

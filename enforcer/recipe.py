@@ -12,11 +12,10 @@ from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
 from enforcer.network.constants import OWN_IPV4
 from enforcer.rules_in_force import own_files
-from enforcer.sandbox import begin, bpf, hull, idmap, landlock, launch, seccomp, stdio, view
+from enforcer.sandbox import identity, landlock, launch, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import real
-from enforcer.sandbox.room import bounded
-from enforcer.sandbox.steps import Step
+from enforcer.sandbox.mount_steps import Step, bounded
+from enforcer.sandbox.system_paths import real
 from enforcer.seccomp_supervisor import process
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
@@ -28,7 +27,7 @@ class Shown(NamedTuple):
     """What of the host was got ready for the view."""
 
     trees: Mapping[str, int]  # detached mounts, by path
-    kept: tuple[view.Kept, ...] = ()
+    kept: tuple[mount_plan.Kept, ...] = ()
     review: str = ""
     guarded: tuple[str, ...] = ()
 
@@ -43,7 +42,7 @@ def gather(
     fence: Fence,
     workspace: Workspace,
     given: Mapping[str, int],
-    empty: hull.Hull | None,
+    empty: namespaces.Hull | None,
     made: contextlib.ExitStack,
 ) -> launch.Recipe:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
@@ -57,7 +56,7 @@ def gather(
         who = who.as_root()
     own = own_etc(who, wanted, trusted, cache)
     if empty is not None:
-        empty.take(view.of_etc(own))
+        empty.take(mount_plan.of_etc(own))
     taken = caches.take(wanted.box.caches, who.home, wanted.writable)
     for lock in taken.locks:
         made.callback(os.close, lock)
@@ -102,30 +101,30 @@ def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path
 
 def compose(
     who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown
-) -> tuple[tuple[Step, ...], begin.Program]:
+) -> tuple[tuple[Step, ...], task_start.Program]:
     """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
     steps = steps_of(who, wanted, own, shown)
-    program = begin.Program(
+    program = task_start.Program(
         wanted.argv,
-        environment.build(os.environ, who, view.BUNDLES[0], wanted.env, wanted.box),
+        environment.build(os.environ, who, mount_plan.BUNDLES[0], wanted.env, wanted.box),
         wanted.workspace,
         stdio.ignored_signals(),
-        bpf.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
+        seccomp.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
         process.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
         wall=landlock.grants(steps, wanted.writable),
     )
     return steps, program
 
 
-def empty(who: Identity, fence: Fence, devices: tuple[str, ...] = ()) -> hull.Hull:
+def empty(who: Identity, fence: Fence, devices: tuple[str, ...] = ()) -> namespaces.Hull:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
-    steps = bounded(view.ahead(who, devices), fence.limits.disk)
+    steps = bounded(mount_plan.ahead(who, devices), fence.limits.disk)
     cache = state.make_private(state.cache_directory())
-    return hull.prepare(who, fence, network(cache), steps)
+    return namespaces.start_empty(who, fence, network(cache), steps)
 
 
 @functools.cache
-def network(cache: Path) -> hull.Network:
+def network(cache: Path) -> namespaces.Network:
     """Return how every sandbox's network is made: the same for all, so a service works it out once."""
     from enforcer.network import install
 
@@ -154,12 +153,12 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
     if not who.privileged:
         return {}
     ids = who.kernel_uid, who.kernel_gid
-    trees = {path: idmap.tree(path, *ids) for path in (*wanted.writable, *kept)}
+    trees = {path: identity.idmapped_tree(path, *ids) for path in (*wanted.writable, *kept)}
     for path in wanted.read:
         if path not in trees:
-            trees[path] = idmap.tree(path, *ids, needed=False)
+            trees[path] = identity.idmapped_tree(path, *ids, needed=False)
             if not os.path.isdir(path):
-                trees[view.around(path)] = idmap.around(
+                trees[mount_plan.around(path)] = identity.idmapped_around(
                     path, ids, (who.outer_uids.lines[0][1], who.outer_gids.lines[0][1])
                 )
     return trees
@@ -172,8 +171,8 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
     login = upstream.hidden(wanted.policy, wanted.shown)
     values = secrets.hidden(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *login, *values}
-    return view.plan(
-        view.Wanted(
+    return mount_plan.plan(
+        mount_plan.Wanted(
             identity=who,
             workspace=wanted.workspace,
             etc=own,

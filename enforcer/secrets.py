@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox.places import shown_in
+from enforcer.sandbox.system_paths import shown_in
 from rules.secrets import SourceKind
 
 if TYPE_CHECKING:

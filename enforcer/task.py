@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.host import Host
     from enforcer.limits.cgroups import Fence
-    from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.launch import Recipe, Sandbox
+    from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
     from enforcer.supervise import Ended
     from enforcer.usual import Unusual

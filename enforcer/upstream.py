@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox.places import shown_in
+from enforcer.sandbox.system_paths import shown_in
 from proxy.dialling import proxy_auth
 
 if TYPE_CHECKING:

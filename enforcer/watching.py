@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from enforcer import inotify, trail
 from enforcer.inotify import Inotify
-from enforcer.sandbox.places import contains
+from enforcer.sandbox.system_paths import contains
 
 QUIET = 0.15  # seconds without a change before files count as saved
 LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from enforcer.errors import UsageError
 from enforcer.interpreter import interpreter, looked_up
-from enforcer.sandbox import places, view
+from enforcer.sandbox import mount_plan, system_paths
 from enforcer.wanted import Wanted
 from rules.problems import printable, quoted
 
@@ -17,13 +17,13 @@ _DEEPEST = 4  # interpreters of interpreters, execve(2)
 
 def whereabouts(wanted: Wanted) -> str:
     """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
-    shown = (*places.SYSTEM, *wanted.shown)
+    shown = (*system_paths.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
         if found is None:
             return _nowhere(what, name) if what != quoted(wanted.argv[0]) else _is_a_line(wanted.argv)
         real = os.path.realpath(found)
-        seen = (any(places.contains(place, path) for place in shown) for path in (found, real))
+        seen = (any(system_paths.contains(place, path) for place in shown) for path in (found, real))
         hidden = next((path for path, visible in zip((found, real), seen, strict=True) if not visible), None)
         if hidden is not None:
             return f"{what} {_is(name, hidden)}; {_remedy(hidden)}"
@@ -81,9 +81,9 @@ def _remedy(hidden: str) -> str:
     folder = os.path.dirname(hidden)
     show = os.path.dirname(folder) if os.path.basename(folder) in ("bin", "sbin", "shims") else folder
     try:
-        view.to_show((show,))
+        mount_plan.to_show((show,))
     except UsageError:
         return "copy it into the workspace"
-    if any(places.contains(show, home) for home in places.homes()) or not show.isprintable():
+    if any(system_paths.contains(show, home) for home in system_paths.homes()) or not show.isprintable():
         return f"copy it into the workspace, rather than show all of `{printable(show)}`"
     return f"show it with `--read {shlex.quote(show)}`"

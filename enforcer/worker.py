@@ -18,8 +18,7 @@ from enforcer import confine, linux, secrets, upstream
 from enforcer.errors import HostError
 from enforcer.etc import system_roots
 from enforcer.keyholder.keyholder import Keyholder
-from enforcer.sandbox import idmap
-from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.identity import Identity, idmapped_tree
 from proxy import message
 from proxy.tenant import Tenant
 
@@ -233,7 +232,7 @@ def lost(worker: Worker) -> HostError:
 def open_journal(identity: Identity, directory: Path) -> int:
     """Open the journal's directory so that the worker, under its own ids, can make segments in it."""
     if identity.privileged:
-        return idmap.tree(str(directory), identity.worker_uid, identity.worker_uid)
+        return idmapped_tree(str(directory), identity.worker_uid, identity.worker_uid)
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from enforcer.sandbox import player
+from enforcer.sandbox import init
 from proxy.compiled import library
 from proxy.compiled.compiler import compile_c
 
@@ -50,10 +50,10 @@ def _playing(directory: str) -> int:
     found = os.path.join(directory, "found")
     said = ("asan", f"detect_leaks=0:log_path={found}"), ("ubsan", f"log_path={found}")
     Path(options).write_text("".join(_OPTIONS.format(*each) for each in said), encoding="ascii")
-    flags = (*_SANITIZERS, "-pie", "-fPIE", "-DEXEAT_HOSTED", f'-DEXEAT_SOURCE="{player.digest()}"')
-    if problem := compile_c([player.SOURCE, options], made, flags):
+    flags = (*_SANITIZERS, "-pie", "-fPIE", "-DEXEAT_HOSTED", f'-DEXEAT_SOURCE="{init.digest()}"')
+    if problem := compile_c([init.SOURCE, options], made, flags):
         sys.exit(problem)
-    words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/sandbox/test_begin_steps.py"]
+    words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/sandbox/test_task_start_steps.py"]
     status = subprocess.run(words, env={**os.environ, _SANITIZED: made}).returncode
     told = [file.read_text() for file in Path(directory).glob("found*")]
     print(*told, f"{len(told)} processes that play have said something", sep="\n")

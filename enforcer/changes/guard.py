@@ -19,7 +19,7 @@ from enforcer.changes.gitconfig import read_beneath
 from enforcer.changes.opened import entries, opened_up
 from enforcer.changes.sight import Hidden, Sight
 from enforcer.errors import UsageError
-from enforcer.sandbox.places import outermost
+from enforcer.sandbox.system_paths import outermost
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _MOST_NESTED: Final = 500  # repositories below a directory that are guarded

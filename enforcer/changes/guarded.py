@@ -17,7 +17,7 @@ from enforcer.changes.protected import Elsewhere, directly, elsewhere, is_obeyed
 from enforcer.changes.worktree import of_others
 from enforcer.errors import HostError
 from enforcer.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
-from enforcer.sandbox.places import contains, homes
+from enforcer.sandbox.system_paths import contains, homes
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 

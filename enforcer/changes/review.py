@@ -15,7 +15,7 @@ from enforcer.changes.beneath import MODE, Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.kept import Kept, Meta
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox import idmap
+from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from proxy.telemetry.visible import visible
 from rules.decision import Asks
@@ -109,7 +109,7 @@ class Review:
         for path in (layers, layers / "work"):
             os.chown(path, init, init)
         os.chown(upper, status.st_uid, status.st_gid)
-        return idmap.shared(
+        return identity.idmapped_shared(
             str(layers),
             IdMap(((status.st_uid, who.kernel_uid, 1), (init, init, 1))),
             IdMap(((status.st_gid, who.kernel_gid, 1), (init, init, 1))),

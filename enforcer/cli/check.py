@@ -152,7 +152,7 @@ def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
         return lambda _path: False
     from enforcer.changes.gitconfig import obeyed_of_user
     from enforcer.changes.protected import is_obeyed
-    from enforcer.sandbox.places import contains, homes
+    from enforcer.sandbox.system_paths import contains, homes
 
     of_host, of_git = homes(), obeyed_of_user()
 

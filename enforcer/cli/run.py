@@ -17,7 +17,7 @@ from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.host import StandaloneHost
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
-from enforcer.sandbox.places import homes, refuse_workspace
+from enforcer.sandbox.system_paths import homes, refuse_workspace
 from enforcer.service.place import control
 from enforcer.state import journal_directory
 from enforcer.wanted import Wanted

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from enforcer.cli import run as runs
 from enforcer.rules_in_force import SYSTEM
-from enforcer.sandbox.places import SYSTEM as SHOWN
-from enforcer.sandbox.places import contains
+from enforcer.sandbox.system_paths import SYSTEM as SHOWN
+from enforcer.sandbox.system_paths import contains
 
 _USUAL = "/bin/sh"
 _NONE = frozenset({"nologin", "false"})  # of accounts that nobody uses

@@ -26,8 +26,8 @@ from typing import NamedTuple
 from enforcer import kept
 from enforcer.network.constants import GATE_PORT, MakeSocket
 from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets, read_counters
-from enforcer.sandbox.hull import Network
-from enforcer.sandbox.sockets import Maker
+from enforcer.sandbox.init import Maker
+from enforcer.sandbox.namespaces import Network
 from proxy.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 _LARGEST_FILE = 1 << 20

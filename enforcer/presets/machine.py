@@ -87,7 +87,7 @@ def this_machine(workspaces: Iterable[Path]) -> Machine:
     import pwd
 
     from enforcer.errors import ExeatError, HostError
-    from enforcer.sandbox.places import refuse_workspace
+    from enforcer.sandbox.system_paths import refuse_workspace
 
     try:
         home = Path(pwd.getpwuid(os.geteuid()).pw_dir)

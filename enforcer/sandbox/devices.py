@@ -14,9 +14,8 @@ from typing import Final, NamedTuple
 
 from enforcer import linux
 from enforcer.errors import UsageError
-from enforcer.sandbox.player import Player
-from enforcer.sandbox.steps import NEW
-from enforcer.sandbox.walking import made, move
+from enforcer.sandbox.init import Player
+from enforcer.sandbox.path_scan import NEW, made, move
 from rules.devices import GPU, is_card
 
 NODES: Final = {  # Documentation/admin-guide/devices.txt: major and minor number

@@ -1,4 +1,4 @@
-"""Which kernel ids a sandbox runs under. A task never has kernel uid 0.
+"""Which kernel ids a sandbox runs under; user namespaces; id-mapped mounts. A task never has kernel uid 0.
 
 That one owns core_pattern without any capability.
 
@@ -10,16 +10,24 @@ user, there is only that user's id, mapped alone. The ids in both forms:
     1000  the task (root-run)         base + 1000                 -
     -     the gate's worker           base + 65533 (not mapped)   the user, in a user namespace of its own
     -     the key holder              base + 65532 (not mapped)   the user
+
+An id-mapped mount shows a host directory as if a sandbox's task (or the worker) owned it (mount_setattr(2)). Only root
+in the initial user namespace can make one; a task run by a user already has that user's id.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from enforcer import children, linux
 from enforcer.errors import HostError
+from enforcer.sandbox import init
+from enforcer.sandbox.path_scan import walk
 
 # systemd's container range ends at 0x6FFFFFFF (systemd.io/UIDS-GIDS); ours lies above it and below 2**31, where
 # programs that keep ids signed go wrong.
@@ -231,3 +239,193 @@ def _in_turn(beginning: int) -> Iterator[int]:
     At random, for the roots of two containers don't see each other's locks, and their processes have the same ids.
     """
     return ((beginning + number) % SLOTS for number in range(SLOTS))
+
+
+_ahead: Final[dict[tuple[IdMap, IdMap], int]] = {}  # descriptors of user namespaces that are used once, by their maps
+
+
+def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
+    """Clone the mount of `path`, detached, with the owner of `path` on disk shown as kernel ids `uid` and `gid`.
+
+    Every other id on disk appears as nobody's. Raises HostError where the file system can't do it; not `needed`, what
+    everybody may read is shown then, and no more. `path` is a real one: a link that somebody puts on the way to it,
+    such as another task whose workspace it lies in, is not followed.
+    """
+    try:
+        place = walk(path)
+        status = os.fstat(place)
+        mount = linux.open_tree("", directory=place)
+        os.close(place)
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
+    maps = _maps((status.st_uid, status.st_gid), (uid, gid))
+    users = _ahead.pop(maps) if maps in _ahead else _user_namespace(*maps)
+    try:
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except OSError as error:
+        if not needed:
+            return mount
+        os.close(mount)
+        raise HostError(
+            f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
+            "use a directory on ext4, xfs, btrfs or tmpfs (in a container, a volume), or run exeat as an ordinary user",
+        ) from error
+    finally:
+        os.close(users)
+    return mount
+
+
+def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) -> int:
+    """Clone the mount of the directory that a file lies in, detached: the file's owner shown as `ids`.
+
+    `others` (uid and gid) is who the directory's owner is shown as, if that is another. Where the file system can't do
+    it, the mount as it is. Raises HostError.
+    """
+    try:
+        file, directory = walk(path), walk(os.path.dirname(path))
+        of_file, of_directory = os.fstat(file), os.fstat(directory)
+        mount = linux.open_tree("", directory=directory)
+        os.close(file)
+        os.close(directory)
+    except OSError as error:
+        raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
+    users = _user_namespace(
+        _both((of_file.st_uid, ids[0]), (of_directory.st_uid, others[0])),
+        _both((of_file.st_gid, ids[1]), (of_directory.st_gid, others[1])),
+    )
+    try:
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except OSError:
+        return mount
+    finally:
+        os.close(users)
+    return mount
+
+
+def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
+    (of_file, shown), (of_directory, other) = file, directory
+    return IdMap(((of_file, shown, 1), *(((of_directory, other, 1),) if of_directory != of_file else ())))
+
+
+def make_idmap_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
+    """Make what `tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
+    maps = _maps(owner, shown)
+    _ahead[maps] = _user_namespace(*maps)
+
+
+def idmap_descriptors() -> set[int]:
+    """Return what is open of what was made ahead."""
+    return set(_ahead.values())
+
+
+def idmapped_shared(path: str, uids: IdMap, gids: IdMap) -> int:
+    """Clone the mount of `path`, detached, with ids on disk shown as kernel ids as the maps say. Raises OSError."""
+    mount = linux.open_tree(path)
+    users = -1
+    try:
+        users = _user_namespace(uids, gids)
+        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+    except BaseException:
+        os.close(mount)
+        raise
+    finally:
+        if users >= 0:
+            os.close(users)
+    return mount
+
+
+def _maps(owner: tuple[int, int], shown: tuple[int, int]) -> tuple[IdMap, IdMap]:
+    (uid, gid), (shown_uid, shown_gid) = owner, shown
+    return IdMap(((uid, shown_uid, 1),)), IdMap(((gid, shown_gid, 1),))
+
+
+def _user_namespace(uids: IdMap, gids: IdMap) -> int:
+    """Open a user namespace that exists only to carry these maps. Raises HostError where none can be made."""
+    try:
+        pid, process = init.start()
+        try:
+            process.calls.call("unshare", os.CLONE_NEWUSER)
+            process.do()
+            write_map(pid, uids, gids, deny_setgroups=False)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            process.close()
+            children.end(pid)
+    except OSError as error:
+        raise HostError(
+            f"no user namespace can be made and mapped here ({error.strerror})", namespace_remedy(error.errno)
+        ) from error
+
+
+_SWITCHES = (
+    ("/proc/sys/kernel/unprivileged_userns_clone", "1"),  # Debian's own, before 11
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),  # Ubuntu, from 23.10 on
+)
+_RAISE_LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+_ALLOW = (
+    "have the security module or filter that this runs under allow that, in a container with `--security-opt "
+    "seccomp=unconfined --security-opt apparmor=unconfined` (Kubernetes: `seccompProfile` and `appArmorProfile`)"
+)
+
+
+def enter_user_namespace() -> None:
+    """Move the calling process, which must have one thread, into a user namespace of its own. Raises HostError."""
+    try:
+        os.unshare(os.CLONE_NEWUSER)
+    except OSError as error:
+        raise HostError(
+            f"no user namespace can be made here ({error.strerror})", namespace_remedy(error.errno)
+        ) from error
+
+
+def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
+    """Move the calling process, which must have one thread, into a user namespace with these ids of its own user's.
+
+    And into `others` that belong to it (CLONE_NEW...). Raises HostError.
+    """
+    enter_user_namespace()
+    with namespace_used():
+        for name, text in (("setgroups", "deny"), ("uid_map", uids.text()), ("gid_map", gids.text())):
+            with open(f"/proc/self/{name}", "wb", buffering=0) as file:
+                file.write(text.encode())
+        os.unshare(others)
+
+
+@contextlib.contextmanager
+def namespace_used() -> Iterator[None]:
+    """Turn a refusal of the ids and capabilities that a user namespace gives, after it was made, into a HostError.
+
+    Ubuntu's AppArmor lets anybody make one, and denies its capabilities to programs without a profile.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"a user namespace can be made here, and its ids or capabilities are refused ({error.strerror})"
+        raise HostError(what, namespace_permission(error.errno)) from error
+
+
+def namespace_remedy(number: int | None = None) -> str:
+    """Say what would let an ordinary user make one, after unshare(2) has failed with this errno."""
+    if number == errno.ENOSPC:  # the limit on how many, whoever asks
+        return _RAISE_LIMIT
+    return _switch() or (_ALLOW if number in {errno.EPERM, errno.EACCES} else _RAISE_LIMIT)
+
+
+def namespace_permission(number: int | None) -> str:
+    """Say what would let a namespace be used, or something be mounted in it, after that has failed with this errno."""
+    if number == errno.ENOSPC:
+        return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
+    return _switch() or _ALLOW
+
+
+def _switch() -> str:
+    """Say which of the settings that keep user namespaces from ordinary users is on, by what turns it off."""
+    for path, wanted in _SWITCHES:
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = file.read().strip()
+        except OSError:
+            continue
+        if found != wanted:
+            return f"run `sysctl -w {path.removeprefix('/proc/sys/').replace('/', '.')}={wanted}` as root"
+    return ""

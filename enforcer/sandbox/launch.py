@@ -1,4 +1,4 @@
-"""From a plan to a running task: an empty sandbox (`hull`) is made what it is for; its sockets go to the worker."""
+"""From a plan to a running task: an empty sandbox is made what it is for; its sockets go to the worker."""
 
 import contextlib
 import errno
@@ -13,15 +13,16 @@ from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.limits.cgroups import Fence
 from enforcer.limits.limit_monitor import Inside
-from enforcer.sandbox import begin, build, hull, terminal
-from enforcer.sandbox.begin import Program
-from enforcer.sandbox.calls import ANY, ROOM
-from enforcer.sandbox.hull import Hull, Network
+from enforcer.sandbox import namespaces, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.player import Remote
-from enforcer.sandbox.steps import Review, Step
-from enforcer.sandbox.terminal import OWN, Likeness
-from enforcer.sandbox.walking import cover_again
+from enforcer.sandbox.init import Remote
+from enforcer.sandbox.mount_steps import Step
+from enforcer.sandbox.namespaces import Hull, Network
+from enforcer.sandbox.overlays import Review
+from enforcer.sandbox.path_scan import cover_again
+from enforcer.sandbox.stdio import OWN, Likeness, make_terminal
+from enforcer.sandbox.system_calls import ANY, ROOM
+from enforcer.sandbox.task_start import Program
 from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from proxy import message
@@ -114,7 +115,7 @@ def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], Non
     if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
         empty = None
-    made = empty or hull.prepare(recipe.identity, recipe.fence, recipe.network())
+    made = empty or namespaces.start_empty(recipe.identity, recipe.fence, recipe.network())
     seat = sandbox = None
     try:
         made.ready()
@@ -123,14 +124,14 @@ def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], Non
         if recipe.program.watching is not None:
             seat = SupervisorProcess(recipe.program.watching, made, recipe.fence)
         _hand_over(recipe, made.give(), seat)
-        with hull.explained():
+        with namespaces.explained():
             sandbox = _furnish(recipe, made, seat)
             stdio, own = _own_terminal(recipe, made.init, carry)
             has_keys = recipe.terminal is not None and recipe.terminal.has_keys
             program = recipe.program._replace(terminal=own if has_keys else -1)
             try:
                 made.init.calls.call("umask", recipe.umask)
-                sandbox.task = begin.begin(made.init, recipe.identity, program, stdio, _watched(seat))
+                sandbox.task = task_start.begin(made.init, recipe.identity, program, stdio, _watched(seat))
             finally:
                 if own >= 0:
                     os.close(own)
@@ -166,8 +167,8 @@ def _furnish(recipe: Recipe, made: Hull, seat: SupervisorProcess | None) -> Sand
     for lock in recipe.held:
         made.outer.calls.take(lock)
     made.outer.tell()
-    build.take(made.init, recipe.steps[len(made.done) :])
-    build.finish(made.init)
+    namespaces.take(made.init, recipe.steps[len(made.done) :])
+    namespaces.finish(made.init)
     calls, name = made.init.calls, os.fsencode(recipe.hostname)
     called = calls.get("sethostname", name, len(name), but=(errno.EPERM,))
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -195,7 +196,7 @@ def _own_terminal(recipe: Recipe, init: Remote, carry: Callable[[int], None]) ->
     if recipe.terminal is None:
         return recipe.stdio, -1
     try:
-        primary, own = terminal.make(init, recipe.terminal, recipe.identity.kernel_uid)
+        primary, own = make_terminal(init, recipe.terminal, recipe.identity.kernel_uid)
     except OSError as error:
         raise OSError(error.errno, f"could not make its terminal: {error.strerror}") from error
     try:

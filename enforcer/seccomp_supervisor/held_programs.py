@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
 from proxy.supervisor_channel import messages

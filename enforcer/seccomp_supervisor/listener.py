@@ -12,7 +12,7 @@ import struct
 from typing import Final, NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = linux.FILTER_NEW_LISTENER, linux.FILTER_WAIT_KILLABLE

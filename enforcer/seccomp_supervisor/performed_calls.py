@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.listener import Notification
 from enforcer.seccomp_supervisor.task_processes import Caller, Looks, descendants, listed, read

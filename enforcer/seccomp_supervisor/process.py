@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from enforcer import children, linux
 from enforcer.errors import HostError
-from enforcer.sandbox import bpf, seccomp
-from enforcer.sandbox.calls import OUTSIDE
+from enforcer.sandbox import seccomp
+from enforcer.sandbox.system_calls import OUTSIDE
 
 if TYPE_CHECKING:
     from enforcer.limits.cgroups import Fence
-    from enforcer.sandbox.hull import Hull
+    from enforcer.sandbox.namespaces import Hull
 
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone
 _KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
@@ -41,7 +41,7 @@ SOCKET: Final = "watch"  # what the worker knows it by
 class Watching(NamedTuple):
     """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
 
-    filters: bpf.Filter
+    filters: seccomp.Filter
     program: bytes
     needed: bool
 
@@ -50,7 +50,7 @@ class Watching(NamedTuple):
 def watching(*, commands: bool, reviewed: bool = False) -> Watching:
     """Return what to watch; with `commands`, programs are held until they are answered for."""
     filters = seccomp.task(commands=commands, reviewed=reviewed)
-    program = bpf.assemble(filters, linux.platform_machine(), watched=True)
+    program = seccomp.assemble(filters, linux.platform_machine(), watched=True)
     return Watching(filters, program, needed=commands)
 
 

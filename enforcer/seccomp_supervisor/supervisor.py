@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from enforcer.sandbox.bpf import Filter, Hold, Refuse
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.seccomp import Filter, Hold, Refuse
+from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import performed_calls
 from enforcer.seccomp_supervisor.held_programs import Programs
 from enforcer.seccomp_supervisor.listener import Listener, Notification

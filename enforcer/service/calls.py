@@ -46,14 +46,14 @@ class Calls:
 
     def carry_in(self, primary: int) -> None:
         """Pass what is typed on to the task's terminal: only who is in this session may read it."""
-        from enforcer.sandbox import terminal
+        from enforcer.sandbox import stdio
 
         client = os.getpid()
-        typed = terminal.with_keys(client)
+        typed = stdio.with_keys(client)
         if typed is not None:
             self._carrier = os.fork()
             if self._carrier == 0:
-                terminal.carry_in(typed, primary, client)
+                stdio.carry_in(typed, primary, client)
         os.close(primary)
 
     def end(self) -> None:

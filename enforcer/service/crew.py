@@ -20,7 +20,7 @@ from enforcer.errors import HostError
 from enforcer.etc import roots_now, system_roots
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from enforcer.sandbox import contents, identity
+from enforcer.sandbox import identity, init
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
@@ -162,7 +162,7 @@ class Crew:
         now = roots_now()
         if now == worker.roots:
             return
-        with os.fdopen(contents.made(system_roots()), "rb") as file:
+        with os.fdopen(init.new_file(system_roots()), "rb") as file:
             self.tell(worker, {"roots": True}, [file.fileno()])
         worker.roots = now
 

@@ -49,7 +49,7 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     for name in MODULES:
         importlib.import_module(name)
     from enforcer import linux, recipe
-    from enforcer.sandbox import bpf, seccomp
+    from enforcer.sandbox import seccomp
     from enforcer.seccomp_supervisor import process
 
     def work_out() -> None:
@@ -60,7 +60,7 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     with contextlib.suppress(HostError):
         apart(work_out)
     work_out()
-    bpf.assemble(seccomp.TASK, linux.platform_machine())
+    seccomp.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
         process.watching(commands=commands)
     warm(system)

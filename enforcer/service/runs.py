@@ -19,7 +19,7 @@ from enforcer import linux, worker
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
 from enforcer.host import choose_ids, close_journal, keep_journal, make_sandbox
-from enforcer.sandbox import contents, stdio
+from enforcer.sandbox import init, stdio
 from enforcer.saying import say
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
-    from enforcer.sandbox.hull import Hull
     from enforcer.sandbox.identity import Identity
+    from enforcer.sandbox.namespaces import Hull
     from enforcer.service.rule_sets import RuleSets
     from enforcer.wanted import Wanted
     from proxy.telemetry.journal.keeper import Keeper
@@ -135,7 +135,7 @@ def _settle_in(
     request = protocol.unpack(file)
     os.fchdir(here)
     kept = () if spare is None else spare.descriptors()
-    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *contents.descriptors(), *kept})
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *kept})
     take_on(request)
     return Caller(moved[0]), moved[1], request
 

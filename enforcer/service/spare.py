@@ -13,9 +13,9 @@ from enforcer import linux, recipe
 from enforcer.errors import ExeatError, HostError
 from enforcer.limits.cgroups import Fence, build
 from enforcer.limits.resource_limits import Limits, limits_of
-from enforcer.sandbox import contents, identity, idmap
-from enforcer.sandbox.hull import Hull
+from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.namespaces import Hull
 from enforcer.signals import dispose
 from rules.sandbox import NO_BOX
 
@@ -31,7 +31,7 @@ class Spare(NamedTuple):
     def descriptors(self) -> set[int]:
         """Return what has to stay open for it."""
         locks = (group.lock for group in self.fence.groups)
-        return {self.who.slot, *self.hull.descriptors(), *idmap.descriptors(), *locks}
+        return {self.who.slot, *self.hull.descriptors(), *identity.idmap_descriptors(), *locks}
 
     def close(self) -> None:
         """Let nobody have it."""
@@ -47,7 +47,7 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    linux.keep_only({0, 1, 2, moved.fileno(), *contents.descriptors()})
+    linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
     dispose(())
     try:
         spare = make(fenced=True)
@@ -56,7 +56,7 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     if spare.who.privileged:  # most of what a user shows is that user's own
         owner = os.geteuid(), os.getegid()
         with contextlib.suppress(HostError):
-            idmap.make_ahead(owner, (spare.who.kernel_uid, spare.who.kernel_gid))
+            identity.make_idmap_ahead(owner, (spare.who.kernel_uid, spare.who.kernel_gid))
     return spare, moved
 
 

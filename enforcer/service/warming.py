@@ -22,10 +22,10 @@ from enforcer.changes.protected import directly
 from enforcer.cli import run as command
 from enforcer.errors import ExeatError, HostError
 from enforcer.limits.resource_limits import limits_of
-from enforcer.sandbox import begin, build, identity, view
-from enforcer.sandbox.ahead import Paper
+from enforcer.sandbox import identity, mount_plan, namespaces, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.room import bounded
+from enforcer.sandbox.init import Paper
+from enforcer.sandbox.mount_steps import bounded
 from enforcer.seen import Seen
 from enforcer.service import protocol
 from enforcer.service.request import parsed, take_on
@@ -129,13 +129,13 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
         own = recipe.own_etc(who, wanted, trusted, cache)
         steps, program = recipe.compose(who, wanted, own, recipe.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
-    steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, view.ahead(who)))
+    steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.ahead(who)))
     paper = Paper()
-    build.begin_with(paper, first)
-    for some in build.pieces(steps[len(first) :]):
+    namespaces.begin_with(paper, first)
+    for some in namespaces.pieces(steps[len(first) :]):
         with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has
-            build.take(paper, some)
-    begin.give_up(paper, who, program, (0, 1, 2))
+            namespaces.take(paper, some)
+    task_start.give_up(paper, who, program, (0, 1, 2))
     paper.begin()
 
 

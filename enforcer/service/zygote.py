@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from enforcer import children, linux
-from enforcer.sandbox import contents
+from enforcer.sandbox import init
 from proxy import message
 
 PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
@@ -120,7 +120,7 @@ class Zygote:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            linux.keep_only({0, 1, 2, channel.fileno(), *contents.descriptors()})
+            linux.keep_only({0, 1, 2, channel.fileno(), *init.kept_files()})
             self._page.madvise(mmap.MADV_DONTFORK)  # what is forked is not to tell the service what it has forked
             while True:
                 asked, given = message.receive(channel, 1)

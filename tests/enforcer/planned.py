@@ -31,7 +31,7 @@ class Elsewhere:
 
 
 gate, network = Elsewhere(), Elsewhere()
-enter, execute = confine.build.enter, install.execute
+enter, execute = confine.namespaces.enter, install.execute
 
 
 def gate_enters(steps):
@@ -62,6 +62,6 @@ def told(recipe, spare, _carry):
 
 
 launch.launch = told
-confine.build = types.SimpleNamespace(enter=gate_enters)
+confine.namespaces = types.SimpleNamespace(enter=gate_enters)
 install.execute = network_is_made
 sys.exit(main(sys.argv[1:]))

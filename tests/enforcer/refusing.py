@@ -9,11 +9,11 @@ import os
 import sys
 
 from enforcer import linux
-from enforcer.sandbox import bpf
+from enforcer.sandbox import seccomp
 
 if __name__ == "__main__":
     number, call, argument, value, *program = sys.argv[1:]
-    refused = bpf.Refuse(call, getattr(errno, number), (bpf.Test(int(argument), value=int(value)),))
+    refused = seccomp.Refuse(call, getattr(errno, number), (seccomp.Test(int(argument), value=int(value)),))
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.load_seccomp(bpf.assemble(bpf.Filter((refused,)), linux.platform_machine()))
+    linux.load_seccomp(seccomp.assemble(seccomp.Filter((refused,)), linux.platform_machine()))
     os.execv(program[0], program)

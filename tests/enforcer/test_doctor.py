@@ -10,7 +10,7 @@ import pytest
 
 from enforcer import confine, doctor, rehearsal
 from enforcer.sandbox import landlock
-from enforcer.sandbox.steps import Bind
+from enforcer.sandbox.mount_steps import Bind
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"

@@ -18,7 +18,7 @@ from enforcer import ca, confine
 from enforcer.errors import HostError
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox import identity, seccomp
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import confine, userns
+from enforcer import confine
 from enforcer.errors import HostError
-from enforcer.sandbox import hull, steps
-from enforcer.sandbox.identity import Identity, IdMap
+from enforcer.sandbox import identity, mount_steps, namespaces
+from enforcer.sandbox.identity import Identity, IdMap, namespace_permission, namespace_remedy, namespace_used
 from tests import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")
 RULES = "version: 1\nname: nothing\nrules: []\n"
-CLONE, APPARMOR = (path for path, _ in userns._SWITCHES)
+CLONE, APPARMOR = (path for path, _ in identity._SWITCHES)
 LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
 UNCONFINED = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 REFUSED = "a user namespace can be made here, and its ids or capabilities are refused (Operation not permitted); "
@@ -56,7 +56,7 @@ def host(request, monkeypatch):
         return builtins.open(path, *arguments, **named)
 
     made = []
-    monkeypatch.setattr(userns, "open", fake, raising=False)
+    monkeypatch.setattr(identity, "open", fake, raising=False)
     monkeypatch.setattr(os, "unshare", made.append)
     yield making, using
     assert set(made) <= {os.CLONE_NEWUSER}
@@ -64,8 +64,8 @@ def host(request, monkeypatch):
 
 def test_the_setting_that_keeps_users_from_making_one_is_named(host):
     making, _ = host
-    assert making in userns.remedy(errno.EPERM)
-    assert userns.remedy(errno.ENOSPC) == LIMIT
+    assert making in namespace_remedy(errno.EPERM)
+    assert namespace_remedy(errno.ENOSPC) == LIMIT
 
 
 def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
@@ -80,7 +80,7 @@ def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
     """What stands for its first process has maps already, which the kernel never lets be written again."""
     _, using = host
     with pytest.raises(HostError) as raised:
-        hull.map_ids(os.getpid(), _identity())
+        namespaces.map_ids(os.getpid(), _identity())
     assert str(raised.value).startswith(REFUSED)
     assert using in raised.value.remedy
 
@@ -88,7 +88,7 @@ def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
 def test_a_limit_on_other_namespaces_is_told_apart():
     with (
         pytest.raises(HostError, match=r"\(No space left on device\); raise the limits that `sysctl user` shows"),
-        userns.used(),
+        namespace_used(),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -114,7 +114,7 @@ def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
     done = someone.run([sys.executable, REFUSING, "EPERM", *call(harness.UID), *exeat])
     [line] = done.stderr.decode().splitlines()
     assert (done.returncode, line.startswith(f"exeat: {which}: {REFUSED}")) == (125, True), line
-    assert line.endswith(userns.permission(errno.EPERM))
+    assert line.endswith(namespace_permission(errno.EPERM))
     assert not (someone.work / "started").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_masked_proc_is_told_with_what_unmasks_it(someone):
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
     masked = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /proc/version; exec "$@"', "sh"]
     done = harness.run([*masked, *harness.as_user(exeat, someone.home)], home=someone.home, cwd=someone.work)
-    why = f"Operation not permitted, since parts of this host's /proc are masked; {steps.UNMASK}"
+    why = f"Operation not permitted, since parts of this host's /proc are masked; {mount_steps.UNMASK}"
     said = f"exeat: the sandbox could not be made: could not mount a fresh proc on /proc: {why}\n"
     assert (done.returncode, done.stderr.decode()) == (125, said)
     assert not (someone.work / "started").exists()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.network.constants import LOGGED
-from enforcer.sandbox import player
+from enforcer.sandbox import init
 from enforcer.service.lodging import Lodging
 from enforcer.supervise import Watch
 from enforcer.task import tell_end
@@ -27,7 +27,7 @@ class _Sandbox:
         self.settled = False
 
     def _turn(self):
-        self.init.ended = player.Ended(2, self._status)
+        self.init.ended = init.Ended(2, self._status)
         return self.init.ended
 
     def look(self):
@@ -51,7 +51,7 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
 
 def test_an_init_that_is_gone_ends_it():
     def turn():
-        raise player.GoneError(errno.ECHILD, "gone")
+        raise init.GoneError(errno.ECHILD, "gone")
 
     ended = Watch(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
     assert (ended.status, ended.failed) == (None, "its first process ended unexpectedly")

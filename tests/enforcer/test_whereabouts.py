@@ -99,7 +99,7 @@ def test_it_is_never_advised_to_show_a_whole_home_or_what_a_sandbox_has_for_itse
     path = program(base / "tools" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools`")
     assert said(base, "python9").endswith("; copy it into the workspace, rather than show all of `BASE/tools`")
-    monkeypatch.setattr("enforcer.sandbox.places.homes", frozenset)
+    monkeypatch.setattr("enforcer.sandbox.system_paths.homes", frozenset)
     (base / "tools" / "a\x1b").mkdir()
     path = program(base / "tools" / "a\x1b" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools/a\\x1b`")

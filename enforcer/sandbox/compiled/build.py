@@ -6,7 +6,7 @@ the same, and costs more.
 
 import sys
 
-from enforcer.sandbox.player import PROGRAM, SOURCE, digest
+from enforcer.sandbox.init import PROGRAM, SOURCE, digest
 from proxy.compiled.compiler import compile_c
 
 # What a library would have brought along isn't there.

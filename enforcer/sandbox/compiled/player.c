@@ -1,4 +1,4 @@
-/* Plays programs of system calls: `enforcer/sandbox/calls.py` says what they are, and who writes them decides all.
+/* Plays programs of system calls: `enforcer/sandbox/system_calls.py` says what they are, and who writes them decides all.
  *
  * This is what a sandbox's own processes are: its outermost one, its init and, until it is executed, its task. Each has
  * a channel to who made the sandbox, which nothing of the task's ever has; over that come programs, and what came of

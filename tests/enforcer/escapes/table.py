@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 
 _BY_ERRNO: Final = {
     "EACCES": """

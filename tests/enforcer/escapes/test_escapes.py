@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 from tests import harness
 from tests.enforcer.escapes.advisories import ADVISORIES
 from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put

@@ -13,8 +13,8 @@ import pytest
 
 from enforcer.changes.globs import Globs
 from enforcer.changes.protected import reviewed
-from enforcer.sandbox.player import Here
-from enforcer.sandbox.walking import made, made_file
+from enforcer.sandbox.init import Here
+from enforcer.sandbox.path_scan import made, made_file
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"

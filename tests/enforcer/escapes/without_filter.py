@@ -9,23 +9,23 @@ import sys
 from enforcer import linux
 from enforcer.limits.cgroups import build
 from enforcer.limits.resource_limits import Limits
-from enforcer.sandbox import begin, bpf, identity, idmap, landlock, launch, view
+from enforcer.sandbox import identity, landlock, launch, mount_plan, seccomp, task_start
 
 
 def main():
     workspace, *argv = sys.argv[1:]
     who = identity.choose()
-    trees = {workspace: idmap.tree(workspace, who.kernel_uid, who.kernel_gid)} if who.privileged else {}
+    trees = {workspace: identity.idmapped_tree(workspace, who.kernel_uid, who.kernel_gid)} if who.privileged else {}
     read = (sys.base_prefix,)
     trees |= {path: linux.open_tree(path) for path in read} if who.privileged else {}
-    steps = view.plan(view.Wanted(who, workspace, {}, read=read, trees=trees))
+    steps = mount_plan.plan(mount_plan.Wanted(who, workspace, {}, read=read, trees=trees))
     gate, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program = begin.Program(
+    program = task_start.Program(
         tuple(argv),
         {"PATH": "/usr/bin:/bin", "HOME": who.home},
         workspace,
         frozenset(),
-        bpf.assemble(bpf.Filter(()), linux.platform_machine()),
+        seccomp.assemble(seccomp.Filter(()), linux.platform_machine()),
         wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
     )
     network = launch.Network(_no_network, lambda _: {})

@@ -3,13 +3,13 @@
 import sys
 
 from enforcer.cli import main
-from enforcer.sandbox import begin, player
+from enforcer.sandbox import init, task_start
 
 way = sys.argv.pop(1)
 if way == "interpreted":
-    player.COMPILED = ""
-elif not player.COMPILED:
+    init.COMPILED = ""
+elif not init.COMPILED:
     sys.exit("nobody compiled it")
 if way == "hindered":
-    begin._SIG_SETMASK = 99  # there is no such way to change a mask
+    task_start._SIG_SETMASK = 99  # there is no such way to change a mask
 sys.exit(main(sys.argv[1:]))

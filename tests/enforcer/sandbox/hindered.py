@@ -15,16 +15,16 @@ import sys
 from typing import NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox import begin, bpf, executing, landlock, player, seccomp
-from enforcer.sandbox.bpf import Filter, Refuse, Test
-from enforcer.sandbox.calls import FIRST
+from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
-from enforcer.sandbox.player import Remote
+from enforcer.sandbox.init import Remote
+from enforcer.sandbox.seccomp import Filter, Refuse, Test
+from enforcer.sandbox.system_calls import FIRST
 from enforcer.seccomp_supervisor import process as seat
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
-    player.COMPILED = made
-COMPILED = player.COMPILED
+    init.COMPILED = made
+COMPILED = init.COMPILED
 WAYS = ("compiled", "interpreted")
 MACHINE = linux.platform_machine()
 KILLS = errno.EUCLEAN  # stands for the end of who calls
@@ -102,7 +102,7 @@ CASES = {
 
 
 def _filter(refused):
-    program = bpf.assemble(Filter(refused), MACHINE)
+    program = seccomp.assemble(Filter(refused), MACHINE)
     return program.replace(_return(0x00050000 | KILLS), _return(0x80000000))
 
 
@@ -121,12 +121,12 @@ def _identity():
 
 def program_of(case):
     """What is to run."""
-    return begin.Program(
+    return task_start.Program(
         argv=("sh", "-c", "echo ran"),
-        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * executing._IN_WORDS} if case.long else {})},
+        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * task_start._IN_WORDS} if case.long else {})},
         directory="/",
         ignored=frozenset(),
-        seccomp=bpf.assemble(seccomp.TASK, MACHINE),
+        seccomp=seccomp.assemble(seccomp.TASK, MACHINE),
         watching=seat.watching(commands=False) if case.watched else None,
         terminal=os.openpty()[1] if case.terminal else -1,
         rlimits=((resource.RLIMIT_NOFILE, 64),),
@@ -136,7 +136,7 @@ def program_of(case):
 
 def _init_under(refused):
     """A first process with its own ids, whose calls and whose task's go through a filter; and that one's parent."""
-    pid, outer = player.start()
+    pid, outer = init.start()
     outer.calls.call("unshare", os.CLONE_NEWUSER | os.CLONE_NEWPID | os.CLONE_NEWNS)
     outer.do()
     write_map(pid, IdMap(((0, os.getuid(), 1),)), IdMap(((0, os.getgid(), 1),)), deny_setgroups=True)
@@ -144,34 +144,36 @@ def _init_under(refused):
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
-    init = Remote(ours)
-    calls = init.calls
+    first = Remote(ours)
+    calls = first.calls
     calls.call("setresgid", 0, 0, 0)
     calls.call("setresuid", 0, 0, 0)
     calls.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE)
     calls.call("mount", "proc", "/proc", "proc", 0, 0)
     calls.call("prctl", linux.PR_SET_DUMPABLE, 0)
-    begin._prctl(calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, begin._instructions(calls, _filter(refused)))
-    init.do()
-    return pid, outer, init
+    task_start._prctl(
+        calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, task_start._instructions(calls, _filter(refused))
+    )
+    first.do()
+    return pid, outer, first
 
 
 def begun(case, way):
     """What is said of one beginning, and what its task has printed."""
-    player.COMPILED = COMPILED if way == "compiled" else ""
+    init.COMPILED = COMPILED if way == "compiled" else ""
     out, printing = os.pipe()
-    pid, outer, init = _init_under(case.refused)
+    pid, outer, first = _init_under(case.refused)
     stdio = (os.open("/dev/null", os.O_RDWR), printing, os.dup(printing))
     try:
-        begin.begin(init, _identity(), program_of(case), stdio, os.close)
-        while (ended := init.turn()) is None:
+        task_start.begin(first, _identity(), program_of(case), stdio, os.close)
+        while (ended := first.turn()) is None:
             pass
         said = f"ended {os.waitstatus_to_exitcode(ended.status)}"
     except OSError as error:
         said = error.strerror
     for descriptor in stdio:
         os.close(descriptor)
-    with contextlib.closing(outer), contextlib.closing(init):
+    with contextlib.closing(outer), contextlib.closing(first):
         pass
     with os.fdopen(out) as file:
         printed = file.read()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox.view import SHARED
+from enforcer.sandbox.mount_plan import SHARED
 from tests import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from enforcer.sandbox import landlock, view
+from enforcer.sandbox import landlock, mount_plan
 from enforcer.sandbox.landlock import Grant
 from tests import harness
-from tests.enforcer.sandbox.test_view import _identity
+from tests.enforcer.sandbox.test_mount_plan import _identity
 
 EVERYTHING, READS, LISTS = landlock.EVERYTHING, landlock.READS, landlock.LISTS
 
@@ -124,10 +124,10 @@ def test_it_says_what_the_mounts_say(tmp_path):
     for name in ("work", "more", "shown"):
         (tmp_path / name).mkdir()
     work, more, shown = (str(tmp_path / name) for name in ("work", "more", "shown"))
-    wanted = view.Wanted(
-        _identity(), work, {}, read=(shown,), write=(more,), kept=(view.Kept("/state", "/var/cache/x"),)
+    wanted = mount_plan.Wanted(
+        _identity(), work, {}, read=(shown,), write=(more,), kept=(mount_plan.Kept("/state", "/var/cache/x"),)
     )
-    granted = {grant.path: grant.rights for grant in landlock.grants(view.plan(wanted), wanted.writable)}
+    granted = {grant.path: grant.rights for grant in landlock.grants(mount_plan.plan(wanted), wanted.writable)}
     written = ("/dev/shm", "/home/someone", "/run", "/tmp", "/var", "/var/cache/x", more, work)
     assert {path: rights for path, rights in granted.items() if rights == EVERYTHING} == dict.fromkeys(written, EVERYTHING)  # fmt: skip
     assert granted[shown] == granted["/usr"] == granted["/etc"] == READS

@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.sandbox import launch, terminal
-from enforcer.sandbox.terminal import OWN
+from enforcer.sandbox import launch
+from enforcer.sandbox.stdio import OWN
 
 
 @pytest.fixture
 def halves(monkeypatch):
     """Stands for a terminal that a sandbox has made: our half, and the task's."""
     made = os.pipe()
-    monkeypatch.setattr(terminal, "make", lambda *_: made)
+    monkeypatch.setattr(launch, "make_terminal", lambda *_: made)
     return made
 
 

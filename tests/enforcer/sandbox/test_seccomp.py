@@ -13,8 +13,8 @@ import pytest
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.sandbox import bpf, seccomp
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox import seccomp
+from enforcer.sandbox.system_calls import NUMBERS
 
 MACHINE = linux.platform_machine()
 
@@ -52,8 +52,8 @@ def _socket(*arguments):
     return lambda: socket.socket(*arguments).close()
 
 
-TASK = bpf.assemble(seccomp.TASK, MACHINE)
-WORKER = bpf.assemble(seccomp.WORKER, MACHINE)
+TASK = seccomp.assemble(seccomp.TASK, MACHINE)
+WORKER = seccomp.assemble(seccomp.WORKER, MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_the_worker_can_dial_and_can_neither_run_nor_signal_anything():
 
 def test_an_unknown_machine_gets_no_filter_and_no_start():
     with pytest.raises(HostError, match="`riscv64`"):
-        bpf.assemble(seccomp.TASK, "riscv64")
+        seccomp.assemble(seccomp.TASK, "riscv64")
 
 
 @pytest.mark.parametrize("machine", sorted(NUMBERS))
 def test_every_jump_of_a_filter_lands_inside_it(machine):
-    program = bpf.assemble(seccomp.TASK, machine)
+    program = seccomp.assemble(seccomp.TASK, machine)
     operations = list(struct.iter_unpack("=HBBI", program))
     assert len(operations) <= 4096  # BPF_MAXINSNS
     for at, (code, true, false, _) in enumerate(operations):

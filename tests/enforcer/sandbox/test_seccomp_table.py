@@ -9,9 +9,9 @@ import struct
 import pytest
 
 from enforcer import linux
-from enforcer.sandbox import bpf, seccomp
-from enforcer.sandbox.allowed import ABSENT, ALLOWED
-from enforcer.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+from enforcer.sandbox import seccomp
+from enforcer.sandbox.seccomp import ABSENT, ALLOWED
+from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
 
 ALLOW, NOTIFY, KILL, REFUSED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
 NOSYS = REFUSED | errno.ENOSYS
@@ -86,7 +86,7 @@ def verdict(program, machine, number, arguments=()):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_call_of_a_machine_is_allowed_refused_or_absent_and_nothing_else_is_there(machine):
-    unconditional = {line.call for line in seccomp.TASK.lines if isinstance(line, bpf.Refuse) and not line.tests}
+    unconditional = {line.call for line in seccomp.TASK.lines if isinstance(line, seccomp.Refuse) and not line.tests}
     refused = unconditional - ALLOWED
     known = set(NUMBERS[machine])
     assert known <= ALLOWED | ABSENT | refused
@@ -100,7 +100,7 @@ def test_every_call_of_a_machine_is_allowed_refused_or_absent_and_nothing_else_i
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
 def test_the_verdict_on_every_number_and_beyond(machine, watched):
-    program = bpf.assemble(seccomp.TASK, machine, watched=watched)
+    program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
     names = {number: name for name, number in NUMBERS[machine].items()}
     for number in [*range(471), *BEYOND]:
         name = names.get(number)
@@ -114,7 +114,7 @@ def test_the_verdict_on_every_number_and_beyond(machine, watched):
             assert found == (NOTIFY if watched and line.told else REFUSED | line.error), name
         for arguments in HARMFUL.get(name, ()):
             line = seccomp.TASK.line(name, [*arguments, 0, 0, 0, 0, 0])
-            assert isinstance(line, bpf.Refuse), (name, arguments)
+            assert isinstance(line, seccomp.Refuse), (name, arguments)
             expected = NOTIFY if watched and line.told else REFUSED | line.error
             assert verdict(program, machine, number, arguments) == expected, (name, arguments)
             # What lies above an argument's 32 bits changes nothing: the kernel doesn't look there either.
@@ -124,7 +124,7 @@ def test_the_verdict_on_every_number_and_beyond(machine, watched):
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
 def test_sync_succeeds_and_writes_out_no_disk_of_the_host(machine, watched):
-    program = bpf.assemble(seccomp.TASK, machine, watched=watched)
+    program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
     assert verdict(program, machine, NUMBERS[machine]["sync"]) == REFUSED | 0
     for promises_more in ("fsync", "fdatasync", "syncfs", "sync_file_range", "msync"):
         assert verdict(program, machine, NUMBERS[machine][promises_more]) == ALLOW
@@ -132,12 +132,12 @@ def test_sync_succeeds_and_writes_out_no_disk_of_the_host(machine, watched):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_commands_are_held_only_where_somebody_listens_and_else_nothing_can_be_executed(machine):
-    watched = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
-    alone = bpf.assemble(seccomp.TASK_WITH_COMMANDS, machine)
+    watched = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
+    alone = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine)
     for call in ("execve", "execveat"):
         assert verdict(watched, machine, NUMBERS[machine][call]) == NOTIFY
         assert verdict(alone, machine, NUMBERS[machine][call]) == REFUSED | errno.EPERM
-        assert verdict(bpf.assemble(seccomp.TASK, machine, watched=True), machine, NUMBERS[machine][call]) == ALLOW
+        assert verdict(seccomp.assemble(seccomp.TASK, machine, watched=True), machine, NUMBERS[machine][call]) == ALLOW
 
 
 # What takes room at once, and what gives it back: fallocate(2) by its modes, and ioctls.
@@ -150,8 +150,8 @@ GIVES = [("fallocate", (3, 0x3)), ("ioctl", (3, 0x4030582B)), ("ioctl", (3, 0x54
 @pytest.mark.parametrize("machine", MACHINES)
 def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
     for watched in (False, True):
-        usual = bpf.assemble(seccomp.task(commands=commands), machine, watched=watched)
-        reviewed = bpf.assemble(seccomp.task(commands=commands, reviewed=True), machine, watched=watched)
+        usual = seccomp.assemble(seccomp.task(commands=commands), machine, watched=watched)
+        reviewed = seccomp.assemble(seccomp.task(commands=commands, reviewed=True), machine, watched=watched)
         for call, arguments in TAKES:
             assert verdict(reviewed, machine, NUMBERS[machine][call], arguments) == REFUSED | errno.EOPNOTSUPP
             assert verdict(usual, machine, NUMBERS[machine][call], arguments) == ALLOW
@@ -165,25 +165,25 @@ def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_architecture_ends_the_process(machine):
-    program = bpf.assemble(seccomp.TASK, machine)
+    program = seccomp.assemble(seccomp.TASK, machine)
     for other in {*MACHINES} - {machine}:
         assert verdict(program, other, NUMBERS[other]["getpid"]) == KILL
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_worker_s_filter_lets_the_rest_through(machine):
-    program = bpf.assemble(seccomp.WORKER, machine)
+    program = seccomp.assemble(seccomp.WORKER, machine)
     names = {number: name for name, number in NUMBERS[machine].items()}
     for number in range(600):
         line = seccomp.WORKER.line(names.get(number, ""), [1] * 6)
-        refused = isinstance(line, bpf.Refuse)
+        refused = isinstance(line, seccomp.Refuse)
         assert verdict(program, machine, number, [1] * 6) == (REFUSED | line.error if refused else ALLOW)
 
 
 def test_the_kernel_reads_it_as_we_do():
     """Every call that is refused whatever its arguments, and every number that nobody knows, made for real."""
     machine = linux.platform_machine()
-    filters = bpf.assemble(seccomp.TASK, machine)
+    filters = seccomp.assemble(seccomp.TASK, machine)
     numbers = [*range(471), *(number for number in BEYOND if number < 0x40000000)]
     expected = {number: verdict(filters, machine, number) & 0xFFFF for number in numbers}
     # Only what the filter answers itself: nothing here may take effect if it doesn't.

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from enforcer.errors import UsageError
-from enforcer.sandbox import stdio, terminal
+from enforcer.sandbox import stdio
 
 _SHOW = (
     "import os, stat, sys; from enforcer.sandbox import stdio;"
@@ -99,25 +99,25 @@ def test_only_memory_devices_pass_as_they_are(tmp_path):
 def test_the_other_half_of_a_pseudo_terminal_is_no_terminal():
     """Writing to it would type at whoever sits at the terminal."""
     primary, secondary = pty.openpty()
-    assert terminal.is_terminal(secondary)
-    assert not terminal.is_terminal(primary)
+    assert stdio.is_terminal(secondary)
+    assert not stdio.is_terminal(primary)
     for descriptor in (primary, secondary):
         os.close(descriptor)
 
 
 def test_a_window_that_changes_before_the_task_has_its_terminal_is_no_mistake():
     primary, secondary = os.openpty()
-    terminal.Terminal(secondary).resize()
+    stdio.Terminal(secondary).resize()
     for descriptor in (primary, secondary):
         os.close(descriptor)
 
 
 @pytest.mark.parametrize("by_us", [True, False])
 def test_nobody_waits_for_keys_of_another_session_s_terminal_that_nobody_can_read(by_us, monkeypatch):
-    monkeypatch.setattr(terminal, "_UNTIL_RAW", 0.3)
+    monkeypatch.setattr(stdio, "_UNTIL_RAW", 0.3)
     primary, secondary = os.openpty()
     began = time.monotonic()
-    terminal.Terminal(secondary).wait_until_raw(by_us=by_us)
+    stdio.Terminal(secondary).wait_until_raw(by_us=by_us)
     assert (time.monotonic() - began < 0.3) is by_us, "a service's client may be in that session"
     for descriptor in (primary, secondary):
         os.close(descriptor)
@@ -129,7 +129,7 @@ def test_nothing_goes_on_in_a_process_that_was_to_read_a_terminal_which_has_gone
     pid = os.fork()
     if pid == 0:
         try:
-            terminal.carry_in(secondary, secondary)
+            stdio.carry_in(secondary, secondary)
         finally:
             os._exit(1)
     os.close(secondary)

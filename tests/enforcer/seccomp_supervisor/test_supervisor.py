@@ -173,7 +173,7 @@ def test_a_filter_of_the_task_s_own_lets_nothing_through(action):
 def _only_for(name, action):
     import struct
 
-    from enforcer.sandbox.syscalls import NUMBERS
+    from enforcer.sandbox.system_calls import NUMBERS
 
     from .watched import MACHINE
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 from enforcer import linux
-from enforcer.sandbox.bpf import Filter, assemble
+from enforcer.sandbox.seccomp import Filter, assemble
 from enforcer.seccomp_supervisor import listener
 
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)

@@ -10,7 +10,7 @@ import socket
 import struct
 
 from enforcer import linux
-from enforcer.sandbox.syscalls import NUMBERS
+from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import held_programs, performed_calls, supervisor
 from enforcer.seccomp_supervisor import listener as kernel
 from enforcer.seccomp_supervisor.process import watching

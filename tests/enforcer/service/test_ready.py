@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer import ca, recipe
-from enforcer.sandbox import begin, identity
+from enforcer.sandbox import identity, task_start
 from enforcer.seen import Seen
 from enforcer.service import spare, warming
 from rules.load import read
@@ -64,7 +64,7 @@ def way(tmp_path, monkeypatch):
     rules = tmp_path / "rules.yaml"
     rules.write_text("version: 1\nname: known\nrules: []\n")
     seen = SimpleNamespace(rules=rules, composed=[], written=[], taken=[], system=tmp_path / "etc")
-    compose, give_up = recipe.compose, begin.give_up
+    compose, give_up = recipe.compose, task_start.give_up
 
     def composed(who, wanted, own, shown):
         seen.composed.append(wanted)
@@ -77,7 +77,7 @@ def way(tmp_path, monkeypatch):
     monkeypatch.setattr(ca, "known", lambda *_: ca.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
     monkeypatch.setattr(recipe, "compose", composed)
     monkeypatch.setattr(recipe, "roots", lambda *_: (b"roots", b"store"))
-    monkeypatch.setattr(begin, "give_up", written)
+    monkeypatch.setattr(task_start, "give_up", written)
     monkeypatch.setattr(warming, "take_on", seen.taken.append)
     seen.who = identity.choose()
     if seen.who.slot >= 0:

@@ -3,11 +3,11 @@
     exeat ── spawns ──► the outermost process, which owns the outer user namespace and all that belongs to it
                           └── FORK ──► init, process 1, which makes the view and later begins the task
 
-Both only play what they are given (`player`): whatever is decided is decided in the process that made them.
+Both only execute what they are given (`init`): everything is decided in the process that made them.
 
-Made like this it can be made before it is known what for, while the rest of a start is worked out, or by a service
-before anybody asks. It is used for one task or for none, and holds nothing of whoever made it. Every process here ends
-when the one above it does.
+So it can be made before it is known what for, while the rest of a start is worked out, or by a service before anybody
+asks. It is used for one task or for none, and holds nothing of its maker. Every process here ends when the one above it
+does. A view is built in a fresh mount namespace and made the root, leaving no way back to the host's tree.
 """
 
 import contextlib
@@ -20,18 +20,138 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
-from enforcer import linux, userns
+from enforcer import linux
 from enforcer.errors import HostError
 from enforcer.limits.cgroups import Fence
-from enforcer.sandbox import build, player
-from enforcer.sandbox.calls import FIRST, OUTSIDE, CallFailed
-from enforcer.sandbox.identity import Identity, write_map
-from enforcer.sandbox.player import GoneError, Remote
-from enforcer.sandbox.sockets import Maker
-from enforcer.sandbox.steps import Step
+from enforcer.sandbox import init, overlays
+from enforcer.sandbox.devices import Devices
+from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map
+from enforcer.sandbox.init import GoneError, Here, Maker, Player, Remote
+from enforcer.sandbox.mount_steps import Cover, Step, mount
+from enforcer.sandbox.overlays import Show
+from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
+from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailed
+
+# Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
+_BASE = "/tmp"
+_BEGINNING = "nothing can be mounted here"
+
+
+class StepFailedError(OSError):
+    """A step that could not be taken, and why."""
+
+    def __init__(self, step: Any, error: OSError) -> None:
+        """Keep the errno of `error` and say which step it was, a `Step`."""
+        error = why(error) if (why := getattr(step, "why", None)) else error
+        super().__init__(error.errno or 0, f"could not {step.describe()}: {error.strerror or error}")
+
+
+def enter(steps: Iterable[Step]) -> None:
+    """Take the steps in the calling process, and pivot into what they made.
+
+    It owns a mount namespace with nothing shared in it. Raises HostError, OSError; then it must end: it is between two
+    roots.
+    """
+    player, mask = Here(), os.umask(0o022)
+    try:
+        begin(player)
+        take(player, steps)
+        finish(player)
+        player.do()
+    except CallFailed as error:
+        raise step_error(error) from error
+    os.umask(mask)
+
+
+def begin(player: Player) -> None:
+    """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
+    calls = player.calls
+    calls.step(_BEGINNING)
+    calls.call("umask", 0o022)
+    calls.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE, says="mount none on /")
+    mount(calls, "tmpfs", _BASE, linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    for name in (OLD, NEW, STAGE, LAYERS):
+        calls.call("mkdirat", linux.AT_FDCWD, _BASE + name, 0o755)
+    calls.call("pivot_root", _BASE, _BASE + OLD)
+    calls.call("chdir", "/")
+    mount(calls, "tmpfs", NEW, linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    overlays.prepare(calls)
+
+
+def begin_with(player: Player, steps: tuple[Step, ...]) -> None:
+    """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
+
+    Not where one has to wait and see: something is mounted inside what it shows.
+    """
+    first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
+
+    def write(player: Player) -> None:
+        begin(player)
+        take(player, steps[:first])
+
+    if overlays.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
+        write(player)
+    else:
+        init.play_shared(player, repr(steps[:first]), write)  # some of them can't be hashed
+    take(player, steps[first:])
+    player.begin()
+
+
+def take(player: Player, steps: Iterable[Step]) -> None:
+    """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
+    for some in pieces(steps):
+        if isinstance(some[0], Cover):
+            init.play_shared(player, some, partial(_take, steps=some))
+        else:
+            _take(player, some)
+
+
+def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
+    """Cut steps into those that are taken together: covers of one view are mostly the next one's, too."""
+    for covers, some in groupby(steps, lambda step: isinstance(step, Cover)):
+        if covers:
+            yield tuple(some)
+        else:
+            yield from ((step,) for step in some)
+
+
+def _take(player: Player, steps: Sequence[Step]) -> None:
+    for step in steps:
+        player.calls.step(step)
+        try:
+            step.take(player)
+        except CallFailed:
+            raise
+        except OSError as error:
+            raise StepFailedError(step, error) from error
+
+
+def finish(player: Player) -> None:
+    """Have what was made made the root, and the host's tree let go of."""
+    calls = player.calls
+    calls.step(None)
+    # pivot_root(2), "pivot_root(".", ".")": the new root is mounted on, then the whole old one below is let go.
+    calls.call("chdir", NEW)
+    calls.call("pivot_root", ".", ".")
+    calls.call("umount2", ".", linux.MNT_DETACH)
+    calls.call("chdir", "/")
+
+
+def step_error(error: CallFailed) -> OSError | HostError:
+    """Say what it means that a call of a view has failed.
+
+    A filter or security module may refuse all of it, as docker's do to who may make namespaces.
+    """
+    if error.step == _BEGINNING and error.errno in (errno.EPERM, errno.EACCES):
+        said = f"{_BEGINNING} ({os.strerror(error.errno)})"
+        return HostError(said, namespace_permission(error.errno))
+    return StepFailedError(error.step, error) if hasattr(error.step, "describe") else error
+
 
 _AT_ONCE = {
     "mount": os.CLONE_NEWNS,
@@ -105,7 +225,7 @@ class Hull:
         Why it has ended, if it has, is heard when it is told what it is for.
         """
         with explained():
-            build.take(self.init, steps)
+            take(self.init, steps)
             self.init.begin()
         self.done += steps
 
@@ -161,14 +281,14 @@ class Hull:
         return True
 
 
-def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
+def start_empty(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
     """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
     """
-    control, its_control = player.pair()
+    control, its_control = init.pair()
     try:
-        pid, outer = player.start()
+        pid, outer = init.start()
     except OSError as error:
         for end in (control, its_control):
             end.close()
@@ -182,7 +302,7 @@ def prepare(identity: Identity, fence: Fence, network: Network, steps: tuple[Ste
             fence.admit(pid)
             _begin_init(outer, its_control)
         with explained():
-            build.begin_with(hull.init, steps)
+            begin_with(hull.init, steps)
     except BaseException as error:
         hull.end()
         if isinstance(error, OSError):
@@ -200,13 +320,13 @@ def _enter_own(hull: Hull, identity: Identity) -> None:
         raise HostError("the sandbox's first process ended before it had a namespace") from error
     except OSError as error:
         why = f"no user namespace can be made here ({os.strerror(error.errno or errno.EPERM)})"
-        raise HostError(why, userns.remedy(error.errno)) from error
+        raise HostError(why, namespace_remedy(error.errno)) from error
     map_ids(hull.pid, identity)
 
 
 def map_ids(pid: int, identity: Identity) -> None:
     """Map the ids of a sandbox's outermost process. Raises HostError."""
-    with userns.used():
+    with namespace_used():
         write_map(pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
 
 
@@ -250,7 +370,7 @@ def explained() -> Iterator[None]:
     except HostError as error:
         raise HostError(f"{_COULD_NOT}: {error.what}", error.remedy) from error
     except CallFailed as error:
-        found = _used(error) if error.step == _USING else build.explained(error)
+        found = _used(error) if error.step == _USING else step_error(error)
         if isinstance(found, HostError):
             raise HostError(f"{_COULD_NOT}: {found.what}", found.remedy) from error
         raise HostError(f"{_COULD_NOT}: {found.strerror}") from error
@@ -260,7 +380,7 @@ def explained() -> Iterator[None]:
 
 def _used(error: CallFailed) -> OSError | HostError:
     try:
-        with userns.used():
+        with namespace_used():
             raise OSError(error.errno, os.strerror(error.errno or errno.EPERM))
     except HostError as found:
         return found

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.sandbox.places import real
+from enforcer.sandbox.system_paths import real
 
 PATHS = (
     "plain", "plain/below", "plain/below/missing/further", "missing", "file/below",

@@ -1,7 +1,10 @@
-"""The steps that make a file system view, as frozen values: each can be described, and taken by a player.
+"""The steps that make a file system view, as frozen values: each can be described, and executed by an init process.
 
 They are taken in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`,
 and `/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
+
+All that a task may write and that isn't the host's lies in one tmpfs (`Room`): one quota for home, /tmp and the rest. A
+tmpfs for each would be bounded by itself only, each at half of the host's memory where nobody says a size (tmpfs(5)).
 """
 
 import contextlib
@@ -9,30 +12,61 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox import layers
-from enforcer.sandbox.calls import Calls, Label, Register
-from enforcer.sandbox.player import Player
-from enforcer.sandbox.walking import change, doors, made, made_file, mask, move, named, pin, place_of, tree_of
+from enforcer.limits.resource_limits import files_in
+from enforcer.sandbox import overlays
+from enforcer.sandbox.devices import Devices
+from enforcer.sandbox.init import Player
+from enforcer.sandbox.overlays import Review, Show, ShowFile
+from enforcer.sandbox.path_scan import (
+    NEW,
+    OLD,
+    change,
+    cloned,
+    doors,
+    made,
+    made_file,
+    mask,
+    move,
+    named,
+    pin,
+    place_of,
+    tree_of,
+)
+from enforcer.sandbox.system_calls import ROOM, Calls, Label
 from rules.selectors import Pattern
 
-if TYPE_CHECKING:
-    from enforcer.sandbox.devices import Devices
-    from enforcer.sandbox.room import Part, Room
-
-NEW, STAGE = "/new", "/stage"
 UNMASK = (
     "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "
     "docker: `--security-opt systempaths=unconfined`, Kubernetes: `procMount: Unmasked`)"
 )
-_number = count()
-OLD = layers.OLD
 _PLAIN = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
+)
+
+
+type Step = (
+    Devices
+    | Room
+    | Part
+    | Tmpfs
+    | Directory
+    | Files
+    | Link
+    | Show
+    | ShowFile
+    | Bind
+    | HideMounts
+    | HideNames
+    | Kernel
+    | Sysctl
+    | Pin
+    | Cover
+    | MaskDoors
+    | ReadOnly
+    | Review
 )
 
 
@@ -92,7 +126,7 @@ class Files(NamedTuple):
 
     def take(self, player: Player) -> None:
         """Have it done."""
-        layers.fill(player.calls, NEW + self.target, self.content)
+        overlays.fill(player.calls, NEW + self.target, self.content)
 
 
 class Link(NamedTuple):
@@ -108,78 +142,6 @@ class Link(NamedTuple):
     def take(self, player: Player) -> None:
         """Have it done."""
         player.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
-
-
-class Show(NamedTuple):
-    """A host directory, read-only, through an overlay.
-
-    An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
-    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's, as they are
-    for all tasks, and `own` those that are this task's; no more than one directory of a view has any.
-    """
-
-    source: str
-    top: Mapping[str, bytes] = MappingProxyType({})
-    own: Mapping[str, bytes] = MappingProxyType({})
-    staged: int | None = None  # a detached mount of the source, where this process could not walk to it
-    guarded: bool = False  # whether a task could have planted a link on the way to it
-
-    def describe(self) -> str:
-        """Say it in a line."""
-        names = ", ".join((*self.top, *self.own))
-        own = f", with its own {names}" if names else ""
-        return f"show {self.source} read-only through an overlay{own}"
-
-    def take(self, player: Player) -> None:
-        """Have it done."""
-        calls, source = player.calls, OLD + self.source
-        status = os.stat(self.source if self.staged is None else self.staged)
-        tree = None if self.staged is None else calls.take(self.staged)
-        if tree is None and self.guarded:
-            tree = _cloned(calls, source)
-        around = tree is not None or layers.has_mounts_below(self.source)
-        if tree is not None:
-            source = _staged(calls, tree)
-        target = _aside(calls) if self.guarded else NEW + self.source
-        if not self.guarded:
-            calls.close(made(calls, target))
-        files = layers.Top(self.top, self.own) if self.top or self.own else self.top
-        layers.show(player, source, target, files, status.st_mode, around=around)
-        if self.guarded:
-            _put(calls, target, NEW + self.source)
-
-
-class ShowFile(NamedTuple):
-    """A host file, read-only, through an overlay of its directory: locks and watches on it are the sandbox's own.
-
-    Where the directory can't be an overlay's, or the sandbox may not look into it, the file is mounted as it is.
-    """
-
-    source: str
-    tree: int | None = None  # a detached mount of the file, where this process could not walk to it
-    around: int | None = None  # and one of its directory
-
-    def describe(self) -> str:
-        """Say it in a line."""
-        return f"show {self.source} read-only through an overlay of its directory"
-
-    def take(self, player: Player) -> None:
-        """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
-        if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
-            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
-        calls, name = player.calls, os.path.basename(self.source)
-        above = _cloned(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
-        aside = _staged(calls, above)
-        target = _aside(calls)
-        if layers.overlay_of(player, aside, target, f"{target}/{name}"):
-            tree = _cloned(calls, f"{target}/{name}")
-        else:
-            tree = _cloned(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
-        calls.is_kind(tree, stat.S_IFREG, says="it is something else by now")
-        change(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
-        place = made_file(calls, NEW + self.source)
-        move(calls, tree, place)
-        calls.close(place)
 
 
 class Bind(NamedTuple):
@@ -202,7 +164,7 @@ class Bind(NamedTuple):
         kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
-        tree = _cloned(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
+        tree = cloned(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
         calls.is_kind(tree, kind, says="it is something else by now")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
@@ -213,70 +175,9 @@ class Bind(NamedTuple):
         calls.close(place)
 
 
-class Review(NamedTuple):
-    """A host directory that a task may write, and isn't written: what it changes goes to a directory of its own.
-
-    As with what is shown: sockets and FIFOs in it lead nowhere, and what is mounted below it isn't entered.
-    """
-
-    source: str
-    changes: str  # where the changes go
-    tree: int | None = None  # detached mounts of the two, id-mapped, where this process could not walk to them
-    staged: int | None = None
-
-    def describe(self) -> str:
-        """Say it in a line."""
-        return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
-
-    def take(self, player: Player) -> None:
-        """Have it done."""
-        calls = player.calls
-        source, changes = (
-            _staged(calls, _cloned(calls, OLD + path) if tree is None else calls.take(tree))
-            for path, tree in ((self.source, self.tree), (self.changes, self.staged))
-        )
-        target = _aside(calls)
-        layers.review(calls, source, changes, target)
-        _put(calls, target, NEW + self.source)
-
-    def why(self, error: OSError) -> OSError:
-        """Say why it couldn't be done."""
-        return layers.why_not_written(error)
-
-
 def mount(calls: Calls, kind: str, target: str, flags: int, data: str) -> None:
     """Have a file system mounted, as mount(2) does."""
     calls.call("mount", kind, target, kind, flags, data, says=f"mount {kind} on {target}")
-
-
-def _cloned(calls: Calls, path: str) -> Register:
-    """Clone what is mounted at a path of the host's, and all below."""
-    place = place_of(calls, path)
-    tree = tree_of(calls, place)
-    calls.close(place)
-    return tree
-
-
-def _aside(calls: Calls) -> str:
-    """Make a directory for a mount, under a name that has nothing that needs escaping."""
-    path = f"{STAGE}/{next(_number)}"
-    calls.call("mkdirat", linux.AT_FDCWD, path, 0o755)
-    return path
-
-
-def _staged(calls: Calls, tree: Register) -> str:
-    """Mount a detached mount aside."""
-    path = _aside(calls)
-    move(calls, tree, path)
-    return path
-
-
-def _put(calls: Calls, aside: str, path: str) -> None:
-    """Put what is mounted aside where it belongs: what a path leads to could change before mount(2) looks it up."""
-    tree = tree_of(calls, aside)
-    place = made(calls, path)
-    move(calls, tree, place)
-    calls.close(place)
 
 
 class Kernel(NamedTuple):
@@ -434,7 +335,7 @@ class HideMounts(NamedTuple):
     def take(self, player: Player) -> None:
         """Have it done."""
         calls = player.calls
-        for point, kind in layers.mounts_below(player, NEW + self.target):
+        for point, kind in overlays.mounts_below(player, NEW + self.target):
             if kind not in _PLAIN:
                 place = place_of(calls, point)
                 mask(calls, place)
@@ -455,24 +356,57 @@ class ReadOnly(NamedTuple):
         change(player.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
-type Step = (
-    Devices
-    | Room
-    | Part
-    | Tmpfs
-    | Directory
-    | Files
-    | Link
-    | Show
-    | ShowFile
-    | Bind
-    | HideMounts
-    | HideNames
-    | Kernel
-    | Sysctl
-    | Pin
-    | Cover
-    | MaskDoors
-    | ReadOnly
-    | Review
-)
+_ROOM = "/room"
+_DEV = "/dev"  # made read-only once it is furnished
+
+
+class Room(NamedTuple):
+    """The tmpfs itself, of `size` bytes. Empty files are bounded too: they cost memory that no size counts."""
+
+    size: int
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
+
+    def take(self, player: Player) -> None:
+        """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
+        calls = player.calls
+        calls.call("mkdirat", linux.AT_FDCWD, _ROOM, 0o700)
+        options = f"mode=700,size={self.size},nr_inodes={files_in(self.size)}"
+        mount(calls, "tmpfs", _ROOM, linux.MS_NOSUID | linux.MS_NODEV, options)
+        calls.call("openat", linux.AT_FDCWD, _ROOM, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=ROOM)
+
+
+class Part(NamedTuple):
+    """An empty directory of the room, shown at its own place."""
+
+    target: str
+    mode: int = 0o755
+    owner: tuple[int, int] | None = None
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
+
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, own = player.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
+        calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
+        calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)
+        if self.owner:
+            calls.call("fchownat", linux.AT_FDCWD, own, *self.owner, 0)
+        place = made(calls, NEW + self.target)
+        move(calls, tree_of(calls, own, recursive=False), place)
+        calls.close(place)
+
+
+def bounded(steps: Iterable[Step], size: int) -> tuple[Step, ...]:
+    """Return the steps of a view with one room of `size` bytes in the place of each empty file system in memory."""
+    return (Room(size), *(_bounded(step) for step in steps))
+
+
+def _bounded(step: Step) -> Step:
+    if isinstance(step, Tmpfs) and step.target != _DEV:
+        return Part(step.target, step.mode, step.owner)
+    return step

@@ -7,17 +7,17 @@ import signal
 
 import pytest
 
-from enforcer.sandbox import player
-from enforcer.sandbox.calls import FIRST
-from enforcer.sandbox.hull import Hull, Network
-from enforcer.sandbox.player import Remote
+from enforcer.sandbox import init
+from enforcer.sandbox.init import Remote
+from enforcer.sandbox.namespaces import Hull, Network
+from enforcer.sandbox.system_calls import FIRST
 
 
 @pytest.fixture
 def outermost():
     """One that has begun another, which stands for its init."""
-    pid, outer = player.start()
-    ours, theirs = player.pair()
+    pid, outer = init.start()
+    ours, theirs = init.pair()
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()

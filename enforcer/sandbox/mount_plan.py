@@ -2,8 +2,11 @@
 
 Shown read-only: the system's directories. Writable: the directory it works in, and empty directories in memory (home,
 /tmp, /run, /var, /dev/shm). Everything else of the host isn't there. What must never be written (rules, Exeat's code)
-or read (state, the CA key) is covered where it lies inside something shown, and a start that can't cover it is refused
+or read (state, the CA key) is masked where it lies inside something shown, and a start that can't mask it is refused
 (invariant 8).
+
+A mask lies on the file or directory that is there when it is made, under whatever name that has later; directories
+above it are pinned, so that no task can put another in the way of the next start.
 """
 
 import contextlib
@@ -15,11 +18,9 @@ from typing import Final, NamedTuple
 
 from enforcer.errors import HostError, UsageError
 from enforcer.limits import resource_limits
-from enforcer.sandbox import devices, layers
-from enforcer.sandbox.covers import covers
+from enforcer.sandbox import devices, overlays, system_paths
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.places import SYSTEM, contains, homes, real, refuse_workspace, refuse_write
-from enforcer.sandbox.steps import (
+from enforcer.sandbox.mount_steps import (
     Bind,
     Cover,
     Directory,
@@ -29,14 +30,90 @@ from enforcer.sandbox.steps import (
     Kernel,
     Link,
     MaskDoors,
+    Pin,
     ReadOnly,
-    Review,
-    Show,
-    ShowFile,
     Step,
     Sysctl,
     Tmpfs,
 )
+from enforcer.sandbox.overlays import Review, Show, ShowFile
+from enforcer.sandbox.system_paths import (
+    SYSTEM,
+    Shown,
+    contains,
+    homes,
+    outermost,
+    real,
+    refuse_workspace,
+    refuse_write,
+)
+
+_OWN_SYSTEM = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
+
+
+def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[Step]:
+    """Hide what must not be read in anything shown; make read-only what must not be written. `others`: every home."""
+    hidden, protected = _hidden(wanted, read, others), _protected(wanted)
+    protected += [path for path in wanted.guarded if not any(contains(other, path) for other in (*hidden, *protected))]
+    pins: dict[str, Step] = {}
+    for path in (*hidden, *protected):
+        for place in wanted.writable:
+            if contains(place, path):
+                pins.update(_pins(place, path))
+    read_only = (Cover(path) for path in protected if path not in hidden)
+    return [*pins.values(), *(Cover(path, hide=True) for path in hidden), *read_only]
+
+
+def _hidden(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[str]:
+    """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
+    shown = Shown((*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN_SYSTEM))
+    secret = {*wanted.secret, *wanted.hide, *system_paths.places({wanted.identity.home, *others}, shown)}
+    for path in secret:
+        if place := shown.one_in(path):
+            raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
+    return outermost(real(filter(shown.hold, secret)))
+
+
+def _protected(wanted: "Wanted") -> list[str]:
+    """Rules and code in what may be written, the outermost tree of each. Raises UsageError where that is all of it."""
+    _refuse_other_names(wanted)
+    found: set[str] = set()
+    for place in wanted.writable:
+        for path in wanted.sealed:
+            if contains(path, place):
+                raise _code_within(path)
+        inside = {path for path in (*wanted.sealed, *wanted.protect) if contains(place, path)}
+        if place in inside:
+            raise _code_within(place)
+        found |= inside
+    return [path for path in sorted(found) if not any(t != path and contains(t, path) for t in wanted.sealed)]
+
+
+def _refuse_other_names(wanted: "Wanted") -> None:
+    """Raise UsageError for a rule file with a second name, which could lie where a task may write, uncovered."""
+    devices = {os.stat(place).st_dev for place in wanted.writable}
+    for path in wanted.protect:
+        status = os.stat(path) if os.path.isfile(path) else None
+        if status is not None and status.st_nlink > 1 and status.st_dev in devices:
+            raise UsageError(
+                f"`{path}` has {status.st_nlink - 1} more hard links, through which a task could write it; "
+                f"give exeat a copy of its own: `cp {path} {path}.new && mv {path}.new {path}`"
+            )
+
+
+def _code_within(path: str) -> UsageError:
+    return UsageError(
+        f"`{path}` holds exeat's own code or rules, so it cannot be a task's to write; "
+        "run from another directory, or name one with --workspace"
+    )
+
+
+def _pins(top: str, path: str) -> dict[str, Step]:
+    """Every directory strictly between `top` and `path`, outermost first."""
+    parts = os.path.relpath(os.path.dirname(path), top).split("/")
+    places = ["/".join((top, *parts[: depth + 1])) for depth in range(len(parts))] if parts != ["."] else []
+    return {place: Pin(place) for place in places if os.path.isdir(place)}
+
 
 _ETC = "/etc"
 _OF_ONE = ("hostname", "hosts")  # in it, of one task alone
@@ -162,7 +239,7 @@ def _refuse_mounts(wanted: Wanted) -> None:
         if not (wanted.identity.privileged or _is_reviewed(wanted, top)):
             continue
         known = [path for path in (*wanted.write, *wanted.read, *wanted.hide) if path != top and contains(top, path)]
-        for point, kind in layers.mounts_of_host(top):
+        for point, kind in overlays.mounts_of_host(top):
             if not any(contains(path, point) for path in known):
                 named = shlex.quote(point)
                 raise UsageError(

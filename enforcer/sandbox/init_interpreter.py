@@ -13,8 +13,8 @@ import socket
 from typing import Final, NoReturn
 
 from enforcer import linux
-from enforcer.sandbox import calls
-from enforcer.sandbox.calls import (
+from enforcer.sandbox import system_calls
+from enforcer.sandbox.system_calls import (
     CALL,
     CHECK,
     DATA,
@@ -65,7 +65,7 @@ class Stage:
             self.registers[result] = returned
             if returned >= 0:
                 at += 1
-            elif first == calls.ANY or -returned in (first, second):
+            elif first == system_calls.ANY or -returned in (first, second):
                 at = to
             else:
                 return at, -returned
@@ -159,7 +159,7 @@ def _serve(signals: int) -> NoReturn:
 
 
 def _listen(stage: Stage, channel: socket.socket) -> None:
-    program, taken, flags, _ = socket.recv_fds(channel, calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
+    program, taken, flags, _ = socket.recv_fds(channel, system_calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         os._exit(_CANNOT_MAKE)  # nobody is there any more, or not all of it could be had
     at, error = stage.play(program, taken)

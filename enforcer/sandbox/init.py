@@ -1,10 +1,16 @@
-"""A process of a sandbox, as who made it sees it: it is given programs of system calls, and says what came of them.
+"""A process of a sandbox, as its maker sees it: it is given programs of system calls, and reports their results.
 
     exeat ── programs ──► the outermost process ── FORK ──► init ── FORK ──► the task's, until it is executed
-          ◄── what came of them, and descriptors ──┘         │                │     each with a channel of its own
+          ◄── results, and descriptors ──────────┘            │                │     each with a channel of its own
 
-Programs are given ahead, and what came of them is heard when somebody has to know. One that failed has ended its
-process: nothing that was given after it is done. `Here` plays them in the calling process.
+Programs are given ahead, and results are heard when somebody has to know. One that failed has ended its process:
+nothing that was given after it is done. `Here` executes them in the calling process.
+
+Programs that are the same for many sandboxes are written once (`play_shared`), and so are the contents of files that
+every view has (`file_of`): a service gives them to each sandbox that it makes.
+
+`Maker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be done
+from outside, by who owns the namespace.
 """
 
 import contextlib
@@ -14,13 +20,56 @@ import os
 import re
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from enforcer.errors import HostError
-from enforcer.sandbox import interpreted
-from enforcer.sandbox.calls import ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
+from enforcer.sandbox import init_interpreter
+from enforcer.sandbox.system_calls import ANY, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
 from proxy import rights
+
+_MOST_FILES: Final = (
+    32  # files that are kept for the next sandbox; no fewer than a program that isn't sent yet can have
+)
+_kept: Final[dict[int, tuple[bytes, int]]] = {}  # by identity: contents never change
+_for_good: Final[set[int]] = set()  # of those
+
+
+def file_of(content: bytes) -> int:
+    """Return a descriptor of a file in memory with this content; it stays ours. Raises OSError."""
+    if found := _kept.get(id(content)):
+        return found[1]
+    file = new_file(content)
+    while len(_kept) - len(_for_good) >= _MOST_FILES:
+        os.close(_kept.pop(next(at for at, (_, other) in _kept.items() if other not in _for_good))[1])
+    _kept[id(content)] = content, file
+    return file
+
+
+def new_file(content: bytes) -> int:
+    """Return a descriptor of a new file in memory with this content; it is the caller's. Raises OSError."""
+    file = os.memfd_create("content", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def keep_files(files: Iterable[int]) -> None:
+    """Have these kept for good. Raises ValueError for one that isn't of them."""
+    if unknown := {*files} - kept_files():
+        raise ValueError(f"{len(unknown)} descriptors are of nothing that is kept")
+    _for_good.update(files)
+
+
+def kept_files() -> set[int]:
+    """Return what is open of them."""
+    return {file for _, file in _kept.values()}
+
 
 SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "player.c")
 PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "player")
@@ -173,7 +222,7 @@ class Here(Player):
 
     def __init__(self) -> None:
         super().__init__()
-        self._stage = interpreted.Stage()
+        self._stage = init_interpreter.Stage()
 
     @property
     def registers(self) -> Sequence[int]:
@@ -238,7 +287,7 @@ def start() -> tuple[int, Remote]:
         else:
             pid = os.fork()
             if pid == 0:
-                interpreted.run(theirs)
+                init_interpreter.run(theirs)
     return pid, Remote(ours)
 
 
@@ -248,9 +297,88 @@ def _spawn(program: str, channel: int) -> int:
     copy = os.dup(channel)
     try:
         actions = (
-            (os.POSIX_SPAWN_DUP2, copy, interpreted.CHANNEL),
+            (os.POSIX_SPAWN_DUP2, copy, init_interpreter.CHANNEL),
             *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)),
         )
         return os.posix_spawn(program, (_NAME,), {}, file_actions=actions, setsigmask=nothing)
     finally:
         os.close(copy)
+
+
+_MOST_WRITTEN: Final = 32  # that are kept
+_written: Final[dict[Hashable, list[Packet]]] = {}
+
+
+class Paper(Player):
+    """Nobody plays what is written here, so no step may wait for what comes of it. `given`: all that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Packet] = []
+
+    def send(self, packets: Sequence[Packet]) -> None:
+        """Take them."""
+        self.given += packets
+
+
+def play_shared(player: Player, what: Hashable, write: Callable[[Player], None]) -> None:
+    """Have the programs played that `write` writes, after all that is written already.
+
+    They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
+    each process.
+    """
+    player.begin()
+    player.send(_shared(what, write))
+
+
+def _shared(what: Hashable, write: Callable[[Player], None]) -> list[Packet]:
+    if what not in _written:
+        paper = Paper()
+        write(paper)
+        paper.begin()
+        for packet in paper.given:
+            if packet.given:
+                raise ValueError("a program that is kept has something to give")
+            keep_files(packet.descriptors)
+        while len(_written) >= _MOST_WRITTEN:
+            del _written[next(iter(_written))]
+        _written[what] = paper.given
+    return _written[what]
+
+
+type Kind = tuple[int, int, int]  # family, type and protocol: socket(2)
+
+
+class Maker:
+    """Opens them. `ahead` are those that will be asked for: one word brings them all."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+        self._there: list[tuple[Kind, int]] = []
+
+    def expect(self, kinds: Iterable[Kind]) -> None:
+        """Have these opened now; one that can't be is missed when it is asked for. Raises OSError."""
+        wanted = tuple(kinds)
+        opened = [self._open(*each) for each in wanted]
+        for each, register, descriptor in zip(wanted, opened, self._player.do(*opened), strict=True):
+            self._there.append((each, self._player.value(register) if descriptor < 0 else descriptor))
+
+    def __call__(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Return one. Raises OSError."""
+        wanted = (family, kind, protocol)
+        if all(each != wanted for each, _ in self._there):
+            self.expect([wanted])
+        at = next(number for number, (each, _) in enumerate(self._there) if each == wanted)
+        _, descriptor = self._there.pop(at)
+        if descriptor < 0:
+            raise OSError(-descriptor, os.strerror(-descriptor))
+        return socket.socket(family, kind, protocol, fileno=descriptor)
+
+    def _open(self, family: int, kind: int, protocol: int) -> Register:
+        return self._player.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
+
+    def close(self) -> None:
+        """Close those that nobody has asked for."""
+        while self._there:
+            if (descriptor := self._there.pop()[1]) >= 0:
+                os.close(descriptor)

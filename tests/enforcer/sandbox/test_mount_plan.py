@@ -5,10 +5,11 @@ import os
 import pytest
 
 from enforcer.errors import HostError, UsageError
-from enforcer.sandbox import credentials, view
+from enforcer.sandbox import mount_plan, system_paths
 from enforcer.sandbox.identity import Identity, IdMap
-from enforcer.sandbox.places import refuse_workspace
-from enforcer.sandbox.steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Show, Tmpfs
+from enforcer.sandbox.mount_steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Tmpfs
+from enforcer.sandbox.overlays import Show
+from enforcer.sandbox.system_paths import refuse_workspace
 
 ONE = IdMap(((0, 4242, 1),))
 INNER = IdMap(((4242, 0, 1),))
@@ -33,7 +34,7 @@ def _identity(home="/home/someone"):
 
 
 def _plan(workspace, **more):
-    return view.plan(view.Wanted(identity=_identity(), workspace=str(workspace), etc={}, **more))
+    return mount_plan.plan(mount_plan.Wanted(identity=_identity(), workspace=str(workspace), etc={}, **more))
 
 
 def test_only_the_workspace_is_writable_host_storage(tmp_path):
@@ -199,9 +200,9 @@ def test_credentials_that_are_links_are_hidden_where_they_lead(tmp_path, monkeyp
 
 def test_what_the_issue_lists_is_hidden():
     for name in (".ssh", ".aws", ".gnupg", ".config/gcloud", ".kube", ".docker", ".mozilla", ".config/google-chrome", ".bash_history", ".local/share/keyrings"):  # fmt: skip
-        assert name in credentials.OF_A_HOME
-    assert len(set(credentials.OF_A_HOME)) == len(credentials.OF_A_HOME)
-    assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in credentials.OF_A_HOME)
+        assert name in system_paths.OF_A_HOME
+    assert len(set(system_paths.OF_A_HOME)) == len(system_paths.OF_A_HOME)
+    assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in system_paths.OF_A_HOME)
 
 
 def test_what_is_to_be_hidden_is_and_its_own_name_that_is_a_link_too(tmp_path):
@@ -250,7 +251,7 @@ def test_each_place_comes_before_what_is_shown_in_it_in_another_way(tmp_path):
 
 def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown(tmp_path):
     home = "/home/someone"
-    kept = (view.Kept("/state/pip", f"{home}/.cache/deep/pip"), view.Kept("", "/var/cache/apt"))
+    kept = (mount_plan.Kept("/state/pip", f"{home}/.cache/deep/pip"), mount_plan.Kept("", "/var/cache/apt"))
     steps = _plan(tmp_path, kept=kept)
     made = [step.target for step in steps if isinstance(step, Directory) and step.target.startswith(home)]
     assert made == [f"{home}/.cache", f"{home}/.cache/deep"]
@@ -258,15 +259,15 @@ def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown
     assert Tmpfs("/var/cache/apt", 0o700, owner=(0, 0)) in steps
     for target in (str(tmp_path), str(tmp_path / "x"), str(tmp_path.parent)):
         with pytest.raises(UsageError, match="would stand in the way"):
-            _plan(tmp_path, kept=(view.Kept("/state/pip", target),))
+            _plan(tmp_path, kept=(mount_plan.Kept("/state/pip", target),))
 
 
 def test_what_proc_has_beside_processes_is_listed_whole():
-    assert view._of_kernel() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
+    assert mount_plan._of_kernel() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
 
 
 def test_where_proc_shows_processes_alone_there_is_no_view(tmp_path, monkeypatch):
     """A sandbox's own /proc would have all the names that can't be listed then, and none would be hidden."""
-    monkeypatch.setattr(view, "_of_kernel", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
+    monkeypatch.setattr(mount_plan, "_of_kernel", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
     with pytest.raises(HostError, match="ProcSubset=all"):
         _plan(tmp_path)

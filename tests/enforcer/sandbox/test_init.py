@@ -12,11 +12,11 @@ import pytest
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.sandbox import begin, bpf, calls, player
-from enforcer.sandbox.bpf import Filter, Refuse
-from enforcer.sandbox.calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
-from enforcer.sandbox.player import GoneError, Here, Remote
-from enforcer.sandbox.walking import cover_again
+from enforcer.sandbox import init, seccomp, system_calls, task_start
+from enforcer.sandbox.init import GoneError, Here, Remote
+from enforcer.sandbox.path_scan import cover_again
+from enforcer.sandbox.seccomp import Filter, Refuse
+from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
 from tests import harness
 
 AT = -100  # AT_FDCWD
@@ -26,15 +26,15 @@ LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 @pytest.fixture(params=["compiled", "interpreted"])
 def way(request, monkeypatch):
     if request.param == "interpreted":
-        monkeypatch.setattr(player, "COMPILED", "")
-    elif not player.COMPILED:
+        monkeypatch.setattr(init, "COMPILED", "")
+    elif not init.COMPILED:
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
     return request.param
 
 
 @pytest.fixture
 def process(way):
-    pid, remote = player.start()
+    pid, remote = init.start()
     yield remote
     remote.close()
     os.waitpid(pid, 0)
@@ -45,7 +45,7 @@ def forked(process):
     """One that `process` has begun, which looks after its own; and a leaf of that one's."""
     found = [process]
     for leaf in (False, True):
-        ours, theirs = player.pair()
+        ours, theirs = init.pair()
         with theirs:
             above = found[-1]
             channel = above.calls.take(theirs.fileno())
@@ -159,7 +159,7 @@ def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_pa
     made, refused = process.calls, Filter((Refuse("statx", errno.EIO),))
     made.call("unshare", os.CLONE_NEWNS)
     made.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE)
-    program = begin._instructions(made, bpf.assemble(refused, linux.platform_machine()))
+    program = task_start._instructions(made, seccomp.assemble(refused, linux.platform_machine()))
     made.call("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program)
     (tmp_path / "file").touch()
     cover_again(made, f"{tmp_path}/file")
@@ -167,7 +167,7 @@ def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_pa
 
 
 def test_it_ends_with_who_gave_it_programs(way):
-    pid, remote = player.start()
+    pid, remote = init.start()
     process = os.pidfd_open(pid)
     remote.close()
     poll = select.poll()
@@ -195,7 +195,7 @@ def _program(*made, data=b"", count=None, taken=0):
     return Packet(head + packed + data + bytes(48), (), (), ("it",) * 8, ())
 
 
-GETPID = calls._numbers["getpid"]
+GETPID = system_calls._numbers["getpid"]
 
 
 @pytest.mark.parametrize(
@@ -205,14 +205,17 @@ GETPID = calls._numbers["getpid"]
         (_program((GETPID, 0, 8, 0, 0, 1, *[0] * 6), taken=1), True),
         (Packet(b"x", (), (), (), ()), True),
         (_program((GETPID, DATA, 8, 0, 0, 1, 1 << 40, *[0] * 5)), False),
-        (_program((calls._numbers["dup"], REGISTER, 8, ANY, 0, 0, 9, *[0] * 5)), False),  # for ever, if it went back
+        (
+            _program((system_calls._numbers["dup"], REGISTER, 8, ANY, 0, 0, 9, *[0] * 5)),
+            False,
+        ),  # for ever, if it went back
     ],
     ids=["more calls than there are", "descriptors that didn't come", "no program", "beyond its data", "back"],
 )
 def test_a_program_that_is_none_ends_it(program, gone):
-    if not player.COMPILED:
+    if not init.COMPILED:
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
-    pid, remote = player.start()
+    pid, remote = init.start()
     remote.send([program])
     with pytest.raises(GoneError if gone else CallFailed):
         remote.hear()
@@ -227,11 +230,11 @@ def test_a_program_is_cut_between_steps_and_no_longer_than_a_packet(process, tmp
         made.call("mkdirat", AT, f"{tmp_path}/{number}", 0o755)
     packets = made.packets()
     assert len(packets) > 3
-    assert max(len(packet.data) for packet in packets) < calls.PACKET // 2
+    assert max(len(packet.data) for packet in packets) < system_calls.PACKET // 2
     process.send(packets)
     process.hear()
     assert len(list(tmp_path.iterdir())) == 3000
-    made.call("mkdirat", AT, "x" * calls.PACKET, 0o755)
+    made.call("mkdirat", AT, "x" * system_calls.PACKET, 0o755)
     with pytest.raises(ValueError, match="more than fits"):
         made.packets()
 
@@ -253,17 +256,17 @@ def test_what_goes_on_at_what_is_nowhere_is_no_program(process):
 
 
 def test_an_interpreter_s_streams_lead_nowhere_whatever_descriptor_is_free(monkeypatch):
-    monkeypatch.setattr(player, "COMPILED", "")
+    monkeypatch.setattr(init, "COMPILED", "")
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(writer, 20)
         os.closerange(3, 20)
-        pairs = [player.pair() for _ in range(2)]
+        pairs = [init.pair() for _ in range(2)]
         for each in pairs[0]:
             each.close()  # what is free now is the channel's number
-        monkeypatch.setattr(player, "pair", lambda: pairs[1])
-        _, remote = player.start()
+        monkeypatch.setattr(init, "pair", lambda: pairs[1])
+        _, remote = init.start()
         [null] = remote.do(remote.calls.get("dup", 0))
         os.write(20, os.readlink(f"/proc/self/fd/{null}").encode())
         os._exit(0)

@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.etc import system_roots
 from enforcer.network.constants import OWN_IPV4
-from enforcer.sandbox.view import BUNDLES, JAVA_STORE, JAVA_STORES
+from enforcer.sandbox.mount_plan import BUNDLES, JAVA_STORE, JAVA_STORES
 
 RULES = "version: 1\nname: nothing\nsandbox: {hostname: box-7}\nrules: []\n"
 

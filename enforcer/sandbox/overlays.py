@@ -1,4 +1,4 @@
-"""Showing a host directory through a read-only overlay, with files of ours standing before the host's.
+"""Steps that show a host directory or file through an overlay, with files of ours standing before the host's.
 
 Where an overlay can't be made because other file systems are mounted inside the directory and locked there (a
 container's /etc/resolv.conf, seen by an ordinary user), the directory is composed entry by entry around those mounts.
@@ -14,15 +14,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 from enforcer import linux
-from enforcer.sandbox import ahead, contents
-from enforcer.sandbox.calls import Calls, Label, Register
-from enforcer.sandbox.player import Player
+from enforcer.sandbox import init
+from enforcer.sandbox.init import Player
+from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE, change, cloned, made, made_file, move, tree_of
+from enforcer.sandbox.system_calls import Calls, Label, Register
 
-OLD: Final = "/old"  # where the host's tree lies while a view is made
-LAYERS: Final = "/layers"
 _TOP = f"{LAYERS}/top"  # of the one directory in a view that has files which all tasks have
 _WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _IN_WORDS = 4096  # bytes of a file that is written as it is told
@@ -41,14 +41,16 @@ def prepare(calls: Calls) -> None:
     calls.close(calls.get("openat", linux.AT_FDCWD, f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
 
 
-class Top(NamedTuple):
+class OwnFiles(NamedTuple):
     """Files of ours that stand before a directory's, by their paths in it: those of all tasks, and of one alone."""
 
     same: Mapping[str, bytes]
     own: Mapping[str, bytes]
 
 
-def show(player: Player, source: str, target: str, top: Mapping[str, bytes] | Top, mode: int, *, around: bool) -> None:
+def show(
+    player: Player, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
+) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
 
     `mode` is that of the directory. `around`: file systems may be mounted inside of it; that is waited for.
@@ -64,7 +66,7 @@ def show(player: Player, source: str, target: str, top: Mapping[str, bytes] | To
         mounted = frozenset(point for point, _ in mounts_below(player, source))
         if not mounted:
             raise OSError(errno.EINVAL, f"mount overlay on {target}: {os.strerror(errno.EINVAL)}")
-        _compose(player, source, target, {**top.same, **top.own} if isinstance(top, Top) else top, mounted)
+        _compose(player, source, target, {**top.same, **top.own} if isinstance(top, OwnFiles) else top, mounted)
 
 
 def overlay_of(player: Player, source: str, target: str, seen: str) -> bool:
@@ -85,13 +87,13 @@ def overlay_of(player: Player, source: str, target: str, seen: str) -> bool:
     return player.value(place) >= 0
 
 
-def _filled(player: Player, top: Mapping[str, bytes] | Top) -> str:
+def _filled(player: Player, top: Mapping[str, bytes] | OwnFiles) -> str:
     """Have a layer with these files, and return where."""
-    if not isinstance(top, Top):
+    if not isinstance(top, OwnFiles):
         layer = f"{LAYERS}/{next(_number)}"
         _fill(player, layer, top)
         return layer
-    ahead.play(player, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
+    init.play_shared(player, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
     for name, content in top.own.items():
         _parents(player.calls, f"{_TOP}/{name}", {_TOP})
         _write(player.calls, f"{_TOP}/{name}", content)
@@ -163,7 +165,7 @@ def _write(calls: Calls, path: str, content: bytes) -> None:
     if len(content) <= _IN_WORDS:
         calls.call("write", file, content, len(content), into=wrote, says=f"write {path}")
     else:
-        source = calls.take(contents.file_of(content))
+        source = calls.take(init.file_of(content))
         there = calls.get("mmap", 0, len(content), mmap.PROT_READ, mmap.MAP_SHARED, source, 0)
         calls.call("write", file, there, len(content), into=wrote, says=f"write {path}")
         calls.call("munmap", there, len(content))
@@ -272,3 +274,131 @@ def _copy(calls: Calls, source: str, status: os.stat_result, place: str) -> None
     calls.put(closed)
     calls.let_go(read)
     calls.close(file)
+
+
+_staging = count()
+
+
+class Show(NamedTuple):
+    """A host directory, read-only, through an overlay.
+
+    An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
+    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's, as they are
+    for all tasks, and `own` those that are this task's; no more than one directory of a view has any.
+    """
+
+    source: str
+    top: Mapping[str, bytes] = MappingProxyType({})
+    own: Mapping[str, bytes] = MappingProxyType({})
+    staged: int | None = None  # a detached mount of the source, where this process could not walk to it
+    guarded: bool = False  # whether a task could have planted a link on the way to it
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        names = ", ".join((*self.top, *self.own))
+        own = f", with its own {names}" if names else ""
+        return f"show {self.source} read-only through an overlay{own}"
+
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls, source = player.calls, OLD + self.source
+        status = os.stat(self.source if self.staged is None else self.staged)
+        tree = None if self.staged is None else calls.take(self.staged)
+        if tree is None and self.guarded:
+            tree = cloned(calls, source)
+        around = tree is not None or has_mounts_below(self.source)
+        if tree is not None:
+            source = _staged(calls, tree)
+        target = _aside(calls) if self.guarded else NEW + self.source
+        if not self.guarded:
+            calls.close(made(calls, target))
+        files = OwnFiles(self.top, self.own) if self.top or self.own else self.top
+        show(player, source, target, files, status.st_mode, around=around)
+        if self.guarded:
+            _put(calls, target, NEW + self.source)
+
+
+class ShowFile(NamedTuple):
+    """A host file, read-only, through an overlay of its directory: locks and watches on it are the sandbox's own.
+
+    Where the directory can't be an overlay's, or the sandbox may not look into it, the file is mounted as it is.
+    """
+
+    source: str
+    tree: int | None = None  # a detached mount of the file, where this process could not walk to it
+    around: int | None = None  # and one of its directory
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"show {self.source} read-only through an overlay of its directory"
+
+    def take(self, player: Player) -> None:
+        """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
+        if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
+            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
+        calls, name = player.calls, os.path.basename(self.source)
+        above = cloned(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
+        aside = _staged(calls, above)
+        target = _aside(calls)
+        if overlay_of(player, aside, target, f"{target}/{name}"):
+            tree = cloned(calls, f"{target}/{name}")
+        else:
+            tree = cloned(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
+        calls.is_kind(tree, stat.S_IFREG, says="it is something else by now")
+        change(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
+        place = made_file(calls, NEW + self.source)
+        move(calls, tree, place)
+        calls.close(place)
+
+
+class Review(NamedTuple):
+    """A host directory that a task may write, and isn't written: what it changes goes to a directory of its own.
+
+    As with what is shown: sockets and FIFOs in it lead nowhere, and what is mounted below it isn't entered.
+    """
+
+    source: str
+    changes: str  # where the changes go
+    tree: int | None = None  # detached mounts of the two, id-mapped, where this process could not walk to them
+    staged: int | None = None
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
+
+    def take(self, player: Player) -> None:
+        """Have it done."""
+        calls = player.calls
+        source, changes = (
+            _staged(calls, cloned(calls, OLD + path) if tree is None else calls.take(tree))
+            for path, tree in ((self.source, self.tree), (self.changes, self.staged))
+        )
+        target = _aside(calls)
+        review(calls, source, changes, target)
+        _put(calls, target, NEW + self.source)
+
+    def why(self, error: OSError) -> OSError:
+        """Say why it couldn't be done."""
+        return why_not_written(error)
+
+
+def _aside(calls: Calls) -> str:
+    """Make a directory for a mount, under a name that has nothing that needs escaping."""
+    path = f"{STAGE}/{next(_staging)}"
+    calls.call("mkdirat", linux.AT_FDCWD, path, 0o755)
+    return path
+
+
+def _staged(calls: Calls, tree: Register) -> str:
+    """Mount a detached mount aside."""
+    path = _aside(calls)
+    move(calls, tree, path)
+    return path
+
+
+def _put(calls: Calls, aside: str, path: str) -> None:
+    """Put what is mounted aside where it belongs: what a path leads to could change before mount(2) looks it up."""
+    tree = tree_of(calls, aside)
+    place = made(calls, path)
+    move(calls, tree, place)
+    calls.close(place)

@@ -9,7 +9,7 @@ import pytest
 
 from enforcer import linux
 from enforcer.errors import HostError
-from enforcer.sandbox import idmap, walking
+from enforcer.sandbox import identity, path_scan
 from rules.selectors import Pattern
 from tests import harness
 
@@ -18,7 +18,7 @@ def _doors(directory):
     descriptor = os.open(directory, os.O_RDONLY)
     found = []
     try:
-        for place in walking.doors(descriptor):
+        for place in path_scan.doors(descriptor):
             found.append(os.readlink(f"/proc/self/fd/{place}"))
             os.close(place)
     finally:
@@ -42,7 +42,7 @@ def test_every_socket_and_fifo_is_found_and_links_are_not_followed(tmp_path):
 
 def test_nesting_that_could_hide_a_door_is_an_error(tmp_path):
     place = tmp_path
-    for _ in range(walking.DEEPEST + 1):
+    for _ in range(path_scan.DEEPEST + 1):
         place = place / "d"
         place.mkdir()
     with pytest.raises(OSError, match="nested more than 200 deep"):
@@ -59,14 +59,14 @@ def test_a_link_in_the_way_is_never_followed(tmp_path, monkeypatch, openat2):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()
     (tmp_path / "link").symlink_to("real")
-    os.close(walking.walk(str(tmp_path / "real" / "file")))
+    os.close(path_scan.walk(str(tmp_path / "real" / "file")))
     with pytest.raises(OSError, match=r"symbolic link .`link`."):
-        walking.walk(str(tmp_path / "link" / "file"))
+        path_scan.walk(str(tmp_path / "link" / "file"))
     for link in (str(tmp_path / "link"), "/proc/self/cwd", f"/proc/{os.getpid()}/root/etc"):
         with pytest.raises(OSError, match="symbolic link"):
-            walking.walk(link)
+            path_scan.walk(link)
     with pytest.raises(FileNotFoundError):
-        walking.walk(str(tmp_path / "missing" / "file"))
+        path_scan.walk(str(tmp_path / "missing" / "file"))
 
 
 def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
@@ -98,7 +98,7 @@ def test_no_link_on_the_way_to_what_is_shown_is_followed(tmp_path):
     (tmp_path / "link").symlink_to("real")
     for path in ("link", "link/in", "link/in/file"):
         with pytest.raises(HostError, match="symbolic link"):
-            idmap.tree(str(tmp_path / path), 4242, 4242)
+            identity.idmapped_tree(str(tmp_path / path), 4242, 4242)
 
 
 def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
@@ -109,7 +109,7 @@ def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
     patterns = [[Pattern.parse(glob) for glob in globs] for globs in ([".env"], ["secrets", "*.json"], ["*.env"])]
     root = os.open(tmp_path, os.O_RDONLY)
     found = []
-    for place, last in walking.named(root, patterns):
+    for place, last in path_scan.named(root, patterns):
         found.append((os.path.relpath(os.readlink(f"/proc/self/fd/{place}"), tmp_path.resolve()), last))
         os.close(place)
     os.close(root)
@@ -126,7 +126,7 @@ def test_ids_are_mapped_from_those_on_disk_and_no_process_stays_for_it(tmp_path)
     harness.needs_root()
     os.chown(tmp_path, 12, 34)
     before = children()
-    mount = idmap.tree(str(tmp_path), 4242, 4343)
+    mount = identity.idmapped_tree(str(tmp_path), 4242, 4343)
     status = os.fstat(mount)
     os.close(mount)
     assert (status.st_uid, status.st_gid) == (4242, 4343)
@@ -137,14 +137,14 @@ def test_a_mount_takes_the_ids_that_were_mapped_ahead_once_and_only_for_the_owne
     harness.needs_root()
     os.chown(tmp_path, 12, 34)
     before = os.listdir("/proc/self/fd")
-    idmap.make_ahead((12, 34), (4242, 4343))
-    (ahead,) = idmap.descriptors()
-    os.close(idmap.tree(str(tmp_path), 4242, 5656))  # for somebody else
-    assert idmap.descriptors() == {ahead}
+    identity.make_idmap_ahead((12, 34), (4242, 4343))
+    (ahead,) = identity.idmap_descriptors()
+    os.close(identity.idmapped_tree(str(tmp_path), 4242, 5656))  # for somebody else
+    assert identity.idmap_descriptors() == {ahead}
     for _ in range(2):
-        mount = idmap.tree(str(tmp_path), 4242, 4343)
+        mount = identity.idmapped_tree(str(tmp_path), 4242, 4343)
         status = os.fstat(mount)
         os.close(mount)
         assert (status.st_uid, status.st_gid) == (4242, 4343)
-        assert not idmap.descriptors()
+        assert not identity.idmap_descriptors()
     assert os.listdir("/proc/self/fd") == before

@@ -11,10 +11,10 @@ from tests import harness
 
 LOOK = """
 import json, os, subprocess, sys
-from enforcer.sandbox import layers
+from enforcer.sandbox import overlays
 path = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "none", path + "/in it"], check=True)
-print(json.dumps([layers.mounts_of_host(path), layers.has_mounts_below(path), layers.mounts_of_host(path + "/none")]))
+print(json.dumps([overlays.mounts_of_host(path), overlays.has_mounts_below(path), overlays.mounts_of_host(path + "/none")]))
 """
 
 

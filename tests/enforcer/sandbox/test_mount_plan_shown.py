@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.sandbox.places import Shown, contains, outermost
+from enforcer.sandbox.system_paths import Shown, contains, outermost
 
 names = st.sampled_from(["a", "b", "ab", "a-", "a.b", "-", "0"])
 paths = st.lists(names, max_size=4).map(lambda parts: "/" + "/".join(parts))

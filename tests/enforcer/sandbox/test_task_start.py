@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox import player
+from enforcer.sandbox import init
 from tests import harness
 
 SCRIPT = Path(__file__).with_name("begun.py")
@@ -41,7 +41,7 @@ def run(someone, way, *command, options=()):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
-    if not player.COMPILED:
+    if not init.COMPILED:
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
 
 

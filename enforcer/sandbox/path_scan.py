@@ -7,10 +7,11 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from enforcer import linux
-from enforcer.sandbox import layers
-from enforcer.sandbox.calls import ANY, Calls, Label, Register
+from enforcer.sandbox.system_calls import ANY, Calls, Label, Register
 from rules.selectors import Pattern
 
+# While a view is made: the host's tree, the view, what overlays are made of, and what is mounted aside.
+OLD, NEW, LAYERS, STAGE = "/old", "/new", "/layers", "/stage"
 DEEPEST = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -93,6 +94,14 @@ def tree_of(calls: Calls, place: Register | str, *, recursive: bool = True) -> R
     return calls.get("open_tree", place, "", flags | linux.AT_EMPTY_PATH)
 
 
+def cloned(calls: Calls, path: str) -> Register:
+    """Clone what is mounted at a path of the host's, and all below."""
+    place = place_of(calls, path)
+    tree = tree_of(calls, place)
+    calls.close(place)
+    return tree
+
+
 def move(calls: Calls, tree: Register, target: Register | str) -> None:
     """Have a detached mount attached, and its descriptor closed (move_mount(2))."""
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH
@@ -121,11 +130,11 @@ def mask(calls: Calls, place: Register) -> None:
     """Have an empty, unreadable, read-only file or directory put over what is opened there."""
     file, over = Label(), Label()
     calls.is_kind(place, stat.S_IFDIR, to=file)
-    tree = tree_of(calls, f"{layers.LAYERS}/nothing/directory", recursive=False)
+    tree = tree_of(calls, f"{LAYERS}/nothing/directory", recursive=False)
     calls.skip(over)
     calls.put(file)
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
-    calls.call("open_tree", linux.AT_FDCWD, f"{layers.LAYERS}/nothing/file", flags, into=tree)
+    calls.call("open_tree", linux.AT_FDCWD, f"{LAYERS}/nothing/file", flags, into=tree)
     calls.put(over)
     change(calls, tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
     move(calls, tree, place)

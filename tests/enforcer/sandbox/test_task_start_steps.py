@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox import begin, landlock
-from enforcer.sandbox.ahead import Paper
-from enforcer.sandbox.begin import Program
+from enforcer.sandbox import landlock, task_start
+from enforcer.sandbox.init import Paper
+from enforcer.sandbox.task_start import Program
 from tests import harness
 from tests.enforcer.sandbox import hindered
 
@@ -43,7 +43,7 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
 def test_every_step_that_can_fail_does():
     paper, case = Paper(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
-    begin.give_up(paper, hindered._identity(), program, (0, 0, 0))
+    task_start.give_up(paper, hindered._identity(), program, (0, 0, 0))
     paper.begin()
     named = {name for packet in paper.given for name in packet.named}
     os.close(program.terminal)
@@ -59,4 +59,4 @@ def test_every_step_that_can_fail_does():
 def test_words_that_would_be_taken_for_others_begin_nothing(words, variables):
     program = Program(words, variables, "/", frozenset(), b"")
     with pytest.raises(ValueError, match="in its midst"):
-        begin.begin(None, None, program, (-1, -1, -1), None)
+        task_start.begin(None, None, program, (-1, -1, -1), None)

@@ -6,13 +6,13 @@ import stat
 import pytest
 
 from enforcer.errors import HostError
-from enforcer.sandbox import ahead, build, contents, layers, player
-from enforcer.sandbox.calls import CallFailed
+from enforcer.sandbox import init, namespaces, overlays
 from enforcer.sandbox.identity import IdMap, write_map
-from enforcer.sandbox.steps import NEW, OLD
+from enforcer.sandbox.path_scan import NEW, OLD
+from enforcer.sandbox.system_calls import CallFailed
 from tests import harness
 
-FILES = {f"file{number}": bytes([65 + number]) * (layers._IN_WORDS + number) for number in range(40)}
+FILES = {f"file{number}": bytes([65 + number]) * (overlays._IN_WORDS + number) for number in range(40)}
 ROOT = IdMap(((0, 0, 1),))
 
 
@@ -22,9 +22,9 @@ def process(request, monkeypatch, tmp_path):
     if os.geteuid():
         harness.missing("root: somebody who may mount")
     if request.param == "interpreted":
-        monkeypatch.setattr(player, "COMPILED", "")
+        monkeypatch.setattr(init, "COMPILED", "")
     (tmp_path / "shown" / "mounted").mkdir(parents=True)
-    pid, remote = player.start()
+    pid, remote = init.start()
     calls = remote.calls
     calls.call("unshare", os.CLONE_NEWNS)
     calls.call("mount", "none", "/", 0, 0x44000)  # MS_REC, MS_PRIVATE
@@ -33,7 +33,7 @@ def process(request, monkeypatch, tmp_path):
     remote.do()
     write_map(pid, ROOT, ROOT, deny_setgroups=True)
     try:
-        build.begin(remote)
+        namespaces.begin(remote)
         remote.do()
     except (CallFailed, HostError) as error:
         harness.missing(f"user namespaces in which something can be mounted ({error})")
@@ -46,7 +46,7 @@ def _shown(process, source, top):
     calls = process.calls
     calls.call("mkdirat", -100, f"{NEW}/shown", 0o755)
     calls.step("show it")
-    layers.show(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
+    overlays.show(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     [directory] = process.do(calls.get("openat", -100, f"{NEW}/shown", flags))
     return directory
@@ -58,10 +58,10 @@ def _read(name, directory):
 
 
 TOP = {"file1": b"own"}, {"below/own": b"own, too"}
-ONE, TWO = {**TOP[0], **TOP[1]}, layers.Top(*TOP)
+ONE, TWO = {**TOP[0], **TOP[1]}, overlays.OwnFiles(*TOP)
 
 
-@pytest.mark.parametrize("top", [ONE, TWO, layers.Top({}, ONE)], ids=["one", "of all and of one", "of one"])
+@pytest.mark.parametrize("top", [ONE, TWO, overlays.OwnFiles({}, ONE)], ids=["one", "of all and of one", "of one"])
 def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path, top):
     source = tmp_path / "shown"
     for name, content in FILES.items():
@@ -72,7 +72,7 @@ def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path,
     (source / "link").symlink_to("below")
     os.mkfifo(source / "door")
     with (source / "large").open("wb") as large:
-        large.truncate(layers._FILES_AT_MOST + 1)
+        large.truncate(overlays._FILES_AT_MOST + 1)
     directory = _shown(process, source, top)
     assert sorted(os.listdir(directory)) == sorted(("below", "link", *FILES))
     assert {name: _read(name, directory) for name in FILES} == FILES | {"file1": b"own"}
@@ -88,25 +88,25 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
     large = b"x" * 5000
     given = []
     for number in range(2):
-        paper = ahead.Paper()
-        top = layers.Top({"all": b"small", "all/large": large}, {"own": b"%d" % number})
-        layers.show(paper, "/old/shown", "/new/shown", top, 0o755, around=False)
+        paper = init.Paper()
+        top = overlays.OwnFiles({"all": b"small", "all/large": large}, {"own": b"%d" % number})
+        overlays.show(paper, "/old/shown", "/new/shown", top, 0o755, around=False)
         paper.begin()
         given.append(paper.given)
     (first, *rest), (second, *others) = given
     assert first is second
     assert [packet.data for packet in rest] != [packet.data for packet in others]
-    for number in range(2 * contents._MOST):  # and what it is written from stays open
-        contents.file_of(b"%5000d" % number)
+    for number in range(2 * init._MOST_FILES):  # and what it is written from stays open
+        init.file_of(b"%5000d" % number)
     (file,) = first.descriptors
     assert os.pread(file, len(large) + 1, 0) == large
-    assert file in contents.descriptors()
-    assert len(contents.descriptors()) <= contents._MOST + len(contents._for_good)
+    assert file in init.kept_files()
+    assert len(init.kept_files()) <= init._MOST_FILES + len(init._for_good)
 
 
 def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
     with pytest.raises(ValueError, match="nothing that is kept"):
-        ahead.play(ahead.Paper(), "with one", lambda player: player.calls.take(0))
+        init.play_shared(init.Paper(), "with one", lambda player: player.calls.take(0))
 
 
 def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
