@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.errors import UsageError
+from enforcer.system.errors import UsageError
 from rules.boxes import NUMBERS, within
 from rules.devices import device
 from rules.problems import quoted

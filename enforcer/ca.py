@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer import kept
-from enforcer.apart import apart
-from enforcer.errors import HostError
+from enforcer.system import state
+from enforcer.system.errors import HostError
+from enforcer.system.processes import run_in_child
 from proxy import strict_json
 from proxy.ca.authority_file import FILE, fingerprint, load
 
@@ -35,7 +35,7 @@ def public(directory: Path, cache: Path) -> PublicAuthority:
     """Return what is public of the CA in `directory`, made there if there is none. Raises HostError."""
     found = known(directory, cache)
     if found is None:
-        apart(lambda: _remember(directory, cache))
+        run_in_child(lambda: _remember(directory, cache))
         found = known(directory, cache)
     if found is None:
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
@@ -49,7 +49,7 @@ def _fingerprint(directory: Path) -> list[int]:
 def known(directory: Path, cache: Path) -> PublicAuthority | None:
     """Return what is remembered of the CA in `directory`; None: it has to be looked at, or made."""
     try:
-        found = PublicAuthority(**strict_json.loads(kept.read(cache / _NAME, _LARGEST) or b""))
+        found = PublicAuthority(**strict_json.loads(state.read_private(cache / _NAME, _LARGEST) or b""))
         fresh = found.expires - time.time() > _RENEWED_BEFORE and found.fingerprint == _fingerprint(directory)
     except (OSError, ValueError, TypeError):
         return None
@@ -68,4 +68,4 @@ def _remember(directory: Path, cache: Path) -> None:
     known = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
         raise HostError(f"the CA in `{directory}` changes while it is read; start again")
-    kept.write(cache / _NAME, json.dumps(known._asdict()).encode())
+    state.write_private(cache / _NAME, json.dumps(known._asdict()).encode())

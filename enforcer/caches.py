@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from enforcer import state
-from enforcer.errors import HostError, UsageError
 from enforcer.sandbox.mount_plan import Kept
 from enforcer.sandbox.system_paths import contains
+from enforcer.system import state
+from enforcer.system.errors import HostError, UsageError
 
 
 class Taken(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.errors import HostError, UsageError
 from enforcer.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.system.errors import HostError, UsageError
 from rules.grammar.fields import slug, slugged
 
 if TYPE_CHECKING:

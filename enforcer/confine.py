@@ -10,11 +10,11 @@ import signal
 import site
 import sys
 
-from enforcer import linux, state
 from enforcer.sandbox import landlock, namespaces, seccomp
 from enforcer.sandbox.identity import Identity, IdMap, enter_own_user_namespace
 from enforcer.sandbox.mount_steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
 from enforcer.sandbox.system_paths import SYSTEM, contains, real
+from enforcer.system import linux, state
 
 _DEVICES = ("null", "urandom")
 

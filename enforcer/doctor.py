@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from enforcer import claims, linux, rules_in_force
-from enforcer.errors import HostError
+from enforcer import claims, rules_in_force
 from enforcer.rules_in_force import SYSTEM
 from enforcer.sandbox import identity, mount_plan, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
 from enforcer.sandbox.mount_steps import UNMASK
 from enforcer.sandbox.system_calls import NUMBERS
-from enforcer.state import cache_directory, journal_directory, make_private, state_directory
+from enforcer.system import linux
+from enforcer.system.errors import HostError
+from enforcer.system.state import cache_directory, journal_directory, make_private, state_directory
 from proxy import strict_json
 
 _LEAST_ROOM = 64 << 20  # bytes
@@ -88,7 +89,7 @@ _AUTHORITY = "see what it says of the file; `exeat ca rotate` puts a new one in 
 def _try_authority() -> str:
     from datetime import UTC, datetime
 
-    from enforcer.state import authority_directory
+    from enforcer.system.state import authority_directory
     from proxy.ca.authority import existing
 
     authority = existing(authority_directory())

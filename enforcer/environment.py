@@ -6,9 +6,9 @@ Only names that carry no credential are taken over from the caller; anything els
 import math
 from collections.abc import Mapping, Sequence
 
-from enforcer.errors import UsageError
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_plan import JAVA_STORE
+from enforcer.system.errors import UsageError
 from rules.own_names import DESK
 from rules.own_variables import (
     BUNDLE,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from enforcer.errors import UsageError
 from enforcer.keeping import place
-from enforcer.state import make_private
+from enforcer.system.errors import UsageError
+from enforcer.system.state import make_private
 
 if TYPE_CHECKING:
     import argparse

@@ -9,9 +9,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from enforcer.errors import UsageError
 from enforcer.sandbox.system_paths import contains
-from enforcer.service.place import VARIABLE
+from enforcer.system.control_socket import VARIABLE
+from enforcer.system.errors import UsageError
 from enforcer.trail import What, trail
 
 _held: Final[list[int]] = []  # descriptors of what is covered, until this process ends

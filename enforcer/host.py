@@ -9,9 +9,9 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from enforcer import worker
-from enforcer.errors import HostError
 from enforcer.sandbox import identity
 from enforcer.seen import Seen, read
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,8 @@ class StandaloneHost:
 
     def announce(self) -> None:
         """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
-        from enforcer.saying import say
         from enforcer.service.asking import is_there
+        from enforcer.system.notices import say
 
         if is_there():
             say("this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it")

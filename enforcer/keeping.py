@@ -7,9 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import linux, state
-from enforcer.errors import HostError
-from enforcer.saying import say
+from enforcer.system import linux, state
+from enforcer.system.errors import HostError
+from enforcer.system.notices import say
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import ca, caches, confine, environment, linux, recipe, secrets, state
+from enforcer import ca, caches, confine, environment, recipe, secrets
 from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.plan import network_plan
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import bounded
+from enforcer.system import linux, state
 from enforcer.wanted import Wanted
 from rules.problems import printable
 from rules.sandbox import BoxUser, WorkspaceMode

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer import caches, confine, environment, etc, linux, secrets, state, truststore, upstream
+from enforcer import caches, confine, environment, etc, secrets, truststore, upstream
 from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
 from enforcer.network.constants import OWN_IPV4
@@ -17,6 +17,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import Step, bounded
 from enforcer.sandbox.system_paths import real
 from enforcer.seccomp_supervisor import process
+from enforcer.system import linux, state
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
 from enforcer.workspace import Workspace

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enforcer import task
-from enforcer.errors import HostError
 from enforcer.host import StandaloneHost
 from enforcer.seen import read
+from enforcer.system.errors import HostError
 from enforcer.wanted import Wanted
 
 _PREFIX = "rehearsal-"

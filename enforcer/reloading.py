@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from enforcer import exposure, rules_in_force, trail
-from enforcer.saying import say
+from enforcer.system.notices import say
 from proxy import strict_json
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from enforcer import exposure, linux, rules_in_force, trail
-from enforcer.errors import HostError
+from enforcer import exposure, rules_in_force, trail
 from enforcer.reloading import absolute, bounded, fingerprint, replaced
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from enforcer.unwritten import unwritten
 from rules.problems import RuleFileError
 

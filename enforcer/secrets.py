@@ -8,8 +8,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from enforcer.errors import HostError, UsageError
 from enforcer.sandbox.system_paths import shown_in
+from enforcer.system.errors import HostError, UsageError
 from rules.secrets import SourceKind
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
 from enforcer.reloading import Reloader
 from enforcer.sandbox.launch import Sandbox
-from enforcer.saying import say
-from enforcer.signals import read_signal
+from enforcer.system.notices import say
+from enforcer.system.signals import read_signal
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker
 

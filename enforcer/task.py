@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer import ca, state, worker
-from enforcer.errors import ExeatError, HostError
+from enforcer import ca, worker
 from enforcer.limits.resource_limits import limits_of
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity
-from enforcer.signals import close_signals, open_signals
-from enforcer.starter import started_by
+from enforcer.system import state
+from enforcer.system.errors import ExeatError, HostError
+from enforcer.system.signals import close_signals, open_signals
+from enforcer.system.started_by import started_by
 from enforcer.wanted import Wanted
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
@@ -251,7 +252,8 @@ def _finish(
 def _check_secrets(wanted: Wanted) -> None:
     if not wanted.policy.secrets:
         return
-    from enforcer import environment, linux, secrets  # before a command of theirs is run
+    from enforcer import environment, secrets
+    from enforcer.system import linux  # before a command of theirs is run
 
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
     secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from enforcer import kept
-from enforcer.apart import apart
+from enforcer.system import state
+from enforcer.system.processes import run_in_child
 
 _PREFIX, _SUFFIX = "java-", ".p12"
 _LARGEST = 1 << 24  # bytes
@@ -21,11 +21,11 @@ _LARGEST = 1 << 24  # bytes
 def java(bundle: bytes, cache: Path) -> bytes:
     """Return the trust store of a PEM bundle; empty if there is no certificate in it. Raises HostError."""
     name = f"{_PREFIX}{hashlib.sha256(bundle).hexdigest()[:32]}{_SUFFIX}"
-    known = kept.read(cache / name, _LARGEST)
+    known = state.read_private(cache / name, _LARGEST)
     if known is None:
         with _alone(cache):  # else another start could take ours away for an old one before it is read
-            apart(lambda: _make(bundle, cache, name))
-            known = kept.read(cache / name, _LARGEST)
+            run_in_child(lambda: _make(bundle, cache, name))
+            known = state.read_private(cache / name, _LARGEST)
     return known or b""
 
 
@@ -48,4 +48,4 @@ def _make(bundle: bytes, cache: Path, name: str) -> None:
     for old in cache.glob(f"{_PREFIX}*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             old.unlink()
-    kept.write(cache / name, store)
+    state.write_private(cache / name, store)

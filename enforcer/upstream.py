@@ -7,8 +7,8 @@ knows where it lies and nothing else.
 import os
 from typing import TYPE_CHECKING
 
-from enforcer.errors import HostError, UsageError
 from enforcer.sandbox.system_paths import shown_in
+from enforcer.system.errors import HostError, UsageError
 from proxy.dialling import proxy_auth
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable
 
-from enforcer import inotify, trail
-from enforcer.inotify import Inotify
+from enforcer import trail
 from enforcer.sandbox.system_paths import contains
+from enforcer.system import inotify
+from enforcer.system.inotify import Inotify
 
 QUIET = 0.15  # seconds without a change before files count as saved
 LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same

@@ -5,9 +5,9 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 
-from enforcer.errors import UsageError
 from enforcer.interpreter import interpreter, looked_up
 from enforcer.sandbox import mount_plan, system_paths
+from enforcer.system.errors import UsageError
 from enforcer.wanted import Wanted
 from rules.problems import printable, quoted
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer import confine, linux, secrets, upstream
-from enforcer.errors import HostError
+from enforcer import confine, secrets, upstream
 from enforcer.etc import system_roots
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox.identity import Identity, idmapped_tree
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from proxy import message
 from proxy.tenant import Tenant
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
@@ -51,7 +51,7 @@ class Workspace:
         if not _may_lead_elsewhere(f"{wanted.workspace}/.git"):
             return
         from enforcer.changes.worktree import read_only
-        from enforcer.saying import say
+        from enforcer.system.notices import say
 
         if line := read_only(wanted.workspace, wanted.shown, wanted.write):
             say(line)
@@ -96,7 +96,7 @@ class Workspace:
             self._seen = True
             if called := {path: name for place in self._places for path, name in place.hide().items()}:
                 from enforcer.changes.guarded import some
-                from enforcer.saying import say
+                from enforcer.system.notices import say
 
                 names = some([f"{path} is {name}" for path, name in called.items()])
                 say(f"protected files that weren't there have other names now: {names}")

@@ -15,11 +15,11 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from enforcer import linux
 from enforcer.approvals import start
 from enforcer.approvals.app import App
 from enforcer.approvals.server import Server, turn_away
-from enforcer.errors import ExeatError
+from enforcer.system import linux
+from enforcer.system.errors import ExeatError
 
 IDLE: Final = 60.0  # seconds
 _LOOK: Final = 1.0  # seconds between looks at whether it is needed, and whether anything has changed on the disk

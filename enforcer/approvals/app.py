@@ -11,10 +11,11 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer import keeping, state
+from enforcer import keeping
 from enforcer.approvals import acknowledgements, approvers, start
 from enforcer.approvals.notifications import Telling, Threads
-from enforcer.errors import ExeatError, HostError
+from enforcer.system import state
+from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import approval_card
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import State

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import state
-from enforcer.errors import HostError
 from enforcer.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.system import state
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from proxy.approvals.people import People

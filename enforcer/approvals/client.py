@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from enforcer.approvals import start
-from enforcer.errors import ExeatError, HostError
+from enforcer.system.errors import ExeatError, HostError
 from proxy import message, strict_json
 
 VERSION: Final = 1

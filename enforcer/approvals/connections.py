@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.service.peers import is_alive, namespace
+from enforcer.system.peers import is_alive, namespace
 from proxy import strict_json
 from proxy.approvals.protocol import Malformed, read_word
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import client, start
-from enforcer.errors import ExeatError, HostError
-from enforcer.saying import say
-from enforcer.starter import starter
+from enforcer.system.errors import ExeatError, HostError
+from enforcer.system.notices import say
+from enforcer.system.started_by import starter
 from proxy import message, rights, strict_json
 from proxy.approvals.protocol import Introduction
 from proxy.bucket import Bucket

@@ -18,7 +18,7 @@ from enforcer.approvals import connections, start
 from enforcer.approvals.client import VERSION
 from enforcer.approvals.connections import Gate, Line
 from enforcer.approvals.handlers import REQUESTS, Asked, Cannot
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import Hello, read_introduction
 from proxy.approvals.store.base import StoreError

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
-from enforcer import linux, state
-from enforcer.errors import HostError
+from enforcer.system import linux, state
+from enforcer.system.errors import HostError
 
 VARIABLE: Final = "EXEAT_APPROVALS"  # another place for the host's socket: root's registry and who asks it alike
 _HOST: Final = "/run/exeat-approvals/socket"  # `/run/exeat` itself is closed to others

@@ -23,7 +23,7 @@ from enforcer.changes.lookalikes import plain
 from enforcer.changes.place import MeanwhileError, New, Place
 from enforcer.changes.sides import Sides, Versions, opened
 from enforcer.changes.telling import Teller
-from enforcer.errors import HostError, UsageError
+from enforcer.system.errors import HostError, UsageError
 from proxy.approvals.protocol import Answer, Result
 from proxy.telemetry.events import Kind
 from proxy.telemetry.visible import visible

@@ -21,7 +21,7 @@ from enforcer.changes.gather import by_path, longest
 from enforcer.changes.kept import Kept, Meta, remove
 from enforcer.changes.opened import entries, open_up, opened_up
 from enforcer.changes.snapshot import Known, Snapshot
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:

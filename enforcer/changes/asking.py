@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import registration, start
-from enforcer.errors import ExeatError
-from enforcer.starter import starter
+from enforcer.system.errors import ExeatError
+from enforcer.system.started_by import starter
 from proxy import message
 from proxy.approvals.model import MERGING
 from proxy.approvals.protocol import Answer, Ask, Hello, Introduction, Pending, Result, read_reply

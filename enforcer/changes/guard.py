@@ -18,8 +18,8 @@ from enforcer.changes.beneath import TOP, Entry, Tree, What, joined
 from enforcer.changes.gitconfig import read_beneath
 from enforcer.changes.opened import entries, opened_up
 from enforcer.changes.sight import Hidden, Sight
-from enforcer.errors import UsageError
 from enforcer.sandbox.system_paths import outermost
+from enforcer.system.errors import UsageError
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _MOST_NESTED: Final = 500  # repositories below a directory that are guarded

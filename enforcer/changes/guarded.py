@@ -15,9 +15,9 @@ from enforcer.changes.gitconfig import obeyed_of_user
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import Elsewhere, directly, elsewhere, is_obeyed
 from enforcer.changes.worktree import of_others
-from enforcer.errors import HostError
-from enforcer.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.sandbox.system_paths import contains, homes
+from enforcer.system.errors import HostError
+from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 

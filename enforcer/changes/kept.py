@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from enforcer import state
 from enforcer.changes.change import Change, read_change
-from enforcer.errors import ExeatError, HostError
+from enforcer.system import state
+from enforcer.system.errors import ExeatError, HostError
 from proxy import strict_json
 
 if TYPE_CHECKING:

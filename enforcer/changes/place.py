@@ -13,11 +13,11 @@ import os
 import secrets
 from typing import Final, NamedTuple
 
-from enforcer import linux
 from enforcer.changes import content
 from enforcer.changes.beneath import MODE, Entry, Tree, What, look_in, of_status
 from enforcer.changes.kept import Kept
 from enforcer.changes.snapshot import entry_of
+from enforcer.system import linux
 
 _PREFIX: Final = ".exeat-"
 _KEPT: Final = ("user.", "system.posix_acl_access")  # attributes of the file that is replaced which its successor gets

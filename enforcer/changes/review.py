@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from enforcer import linux, state
 from enforcer.changes import copying, protected, repository, snapshot
 from enforcer.changes.acting import acting_as
 from enforcer.changes.beneath import MODE, Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.kept import Kept, Meta
-from enforcer.errors import HostError, UsageError
 from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
+from enforcer.system import linux, state
+from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.visible import visible
 from rules.decision import Asks
 
@@ -178,7 +178,7 @@ def meta_of(
 def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import registration
-    from enforcer.starter import starter
+    from enforcer.system.started_by import starter
     from proxy.approvals.approval_request import Rule
 
     return {

@@ -13,7 +13,7 @@ from enforcer.changes.beneath import Entry, Tree
 from enforcer.changes.change import Change
 from enforcer.changes.kept import Kept
 from enforcer.changes.upper import Upper
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 
 
 @contextlib.contextmanager

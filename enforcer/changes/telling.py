@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.changes.kept import Meta
-from enforcer.errors import HostError
-from enforcer.starter import logged_in
+from enforcer.system.errors import HostError
+from enforcer.system.started_by import logged_in
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
 from proxy.telemetry.ids import IdMaker

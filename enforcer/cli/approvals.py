@@ -11,7 +11,7 @@ from enforcer.cli import deciding
 from enforcer.cli.columns import moment, table
 from enforcer.cli.journals import instant
 from enforcer.cli.words import several
-from enforcer.errors import ExeatError, UsageError
+from enforcer.system.errors import ExeatError, UsageError
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
 _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")

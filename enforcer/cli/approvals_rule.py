@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enforcer.errors import HostError, UsageError
+from enforcer.system.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from enforcer import claims
-from enforcer.errors import ExeatError, HostError
 from enforcer.rules_in_force import RULES_OPTION, SYSTEM, rule_files
 from enforcer.seen import read
+from enforcer.system.errors import ExeatError, HostError
 from rules.problems import RuleFileError
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.box import ANYWHERE, OPTIONS, Places, lets, places, settle
-from enforcer.errors import UsageError
+from enforcer.system.errors import UsageError
 from rules.policy import Policy
 from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, WorkspaceMode

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer.errors import HostError
-from enforcer.state import authority_directory, make_private, state_directory
+from enforcer.system.errors import HostError
+from enforcer.system.state import authority_directory, make_private, state_directory
 
 if TYPE_CHECKING:
     from proxy.ca.authority import Authority

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enforcer.errors import ExeatError, UsageError
+from enforcer.system.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
     from enforcer.changes.accept import Outcome, Protection, Selection

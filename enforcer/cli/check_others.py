@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.cli.words import several
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enforcer.errors import ExeatError, HostError, UsageError
+from enforcer.system.errors import ExeatError, HostError, UsageError
 
 if TYPE_CHECKING:
     from enforcer.cli.approvals_rule import Written

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli.words import day
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
     from rules.cases import Question

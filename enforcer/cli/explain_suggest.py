@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.errors import ExeatError, UsageError
-from enforcer.state import journal_directory
+from enforcer.system.errors import ExeatError, UsageError
+from enforcer.system.state import journal_directory
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

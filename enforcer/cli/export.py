@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from enforcer.errors import ExeatError, HostError, UsageError
-from enforcer.state import journal_directory
+from enforcer.system.errors import ExeatError, HostError, UsageError
+from enforcer.system.state import journal_directory
 
 if TYPE_CHECKING:
     import socket

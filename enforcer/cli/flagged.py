@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from enforcer.cli import journals
 from enforcer.cli.columns import moment, table
 from enforcer.cli.words import several
-from enforcer.errors import ExeatError, UsageError
+from enforcer.system.errors import ExeatError, UsageError
 from proxy import strict_json
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli import no_room
-from enforcer.state import journal_directory
+from enforcer.system.state import journal_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from enforcer import state
-from enforcer.errors import HostError
 from enforcer.keeping import place
+from enforcer.system import state
+from enforcer.system.errors import HostError
 
 _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from enforcer import state
-from enforcer.errors import HostError
 from enforcer.keeping import keys, place
+from enforcer.system import state
+from enforcer.system.errors import HostError
 
 _ACTIONS = ("list", "make", "export", "rotate")
 

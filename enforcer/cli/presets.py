@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List, show or lock. 0; 1 when a preset's tests fail or it could not be locked; 2 on misuse or a broken lock."""
-    from enforcer.errors import ExeatError
+    from enforcer.system.errors import ExeatError
     from rules.problems import RuleFileError
 
     try:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from enforcer.errors import UsageError
+    from enforcer.system.errors import UsageError
     from rules.load import preset_names
     from rules.presets.shipped import preset
 
@@ -69,7 +69,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from enforcer.errors import UsageError
+    from enforcer.system.errors import UsageError
     from rules.load import preset_names
     from rules.presets.shipped import preset
     from rules.problems import did_you_mean, quoted
@@ -189,8 +189,8 @@ def _lock(arguments: argparse.Namespace) -> int:
 
 def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
     """Read `NAME`, `NAME=URL` and `NAME.PLACE=URL`; the same place twice has both."""
-    from enforcer.errors import UsageError
     from enforcer.presets.locking import CLIENTS
+    from enforcer.system.errors import UsageError
     from rules.load import preset_names
     from rules.problems import did_you_mean, quoted
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 from enforcer.cli.columns import table
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 _WIDEST = 40  # columns
 _HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "APPROVALS", "WHERE")

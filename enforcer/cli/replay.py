@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from enforcer.cli import journals
 from enforcer.cli.words import several
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
     from proxy.telemetry.journal.reading import Progress

@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import claims, linux
+from enforcer import claims
 from enforcer.cli import box_options
-from enforcer.errors import ExeatError, HostError, UsageError
 from enforcer.exposure import covered, exposed, refuse_service
 from enforcer.host import StandaloneHost
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
 from enforcer.sandbox.system_paths import homes, refuse_workspace
-from enforcer.service.place import control
-from enforcer.state import journal_directory
+from enforcer.system import linux
+from enforcer.system.control_socket import control
+from enforcer.system.errors import ExeatError, HostError, UsageError
+from enforcer.system.state import journal_directory
 from enforcer.wanted import Wanted
 from rules.problems import RuleFileError
 

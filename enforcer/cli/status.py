@@ -6,7 +6,7 @@ import time
 
 from enforcer.cli import deciding
 from enforcer.cli.words import several
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from enforcer.errors import ExeatError, UsageError
+from enforcer.system.errors import ExeatError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

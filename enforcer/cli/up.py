@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from enforcer.cli.run import DEFAULT_METRICS, listen
-from enforcer.errors import ExeatError, HostError
 from enforcer.rules_in_force import SYSTEM
+from enforcer.system.errors import ExeatError, HostError
 
 _MOST_WORKERS = 64
 
@@ -48,10 +48,11 @@ def _have_streams() -> None:
 
 
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
-    from enforcer import ca, state, worker
+    from enforcer import ca, worker
     from enforcer.service.listening import Control
     from enforcer.service.service import Service, raise_limits
     from enforcer.service.systemd import Notifier, passed
+    from enforcer.system import state
 
     size = arguments.workers or len(os.sched_getaffinity(0))
     if not 0 < size <= _MOST_WORKERS:

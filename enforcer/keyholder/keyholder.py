@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import children
-from enforcer.errors import HostError
-from enforcer.saying import say
+from enforcer.system import processes
+from enforcer.system.errors import HostError
+from enforcer.system.notices import say
 from proxy import message
 from proxy.ca import authority_file
 
@@ -194,7 +194,7 @@ class Keyholder:
             self._unwatch(self._control)
             self._control.close()
             self._control = None
-        children.end(self.pid)
+        processes.end(self.pid)
         self.pid = 0
 
     def _forget(self, number: int) -> None:

@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import children, linux
-from enforcer.errors import HostError
+from enforcer.system import linux, processes
+from enforcer.system.errors import HostError
 from enforcer.worker import detach
 from proxy import message
 from proxy.ca import authority_file
@@ -38,7 +38,7 @@ def fork(
     `served` says how many sandboxes those have.
     """
     its = dict(ends), dict(served)
-    return children.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, *its))
+    return processes.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, *its))
 
 
 def _be_it(  # noqa: PLR0917  what it is and has

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from enforcer.errors import HostError
 from enforcer.limits.cgroup_places import (
     CONTROLLERS,
     V2,
@@ -38,6 +37,7 @@ from enforcer.limits.cgroup_places import (
     words,
 )
 from enforcer.limits.resource_limits import Limits, Rlimit, in_bytes, in_seconds, needed
+from enforcer.system.errors import HostError
 
 # No name that a service manager gives: those end in `.service`, `.scope` or `.slice`.
 _PREFIX, _ASIDE = "exeat-task-", "exeat-runner-"

@@ -21,9 +21,9 @@ from collections.abc import Generator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.limits.resource_limits import Limits, files_in, in_bytes
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 
 _BLOCK: Final = 512  # bytes, stat(2): also where st_blksize says another
 _DEPTH: Final = 64  # directories that are open one in the other; what is deeper is gone to again from the top

@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from enforcer.errors import HostError
 from enforcer.limits.cgroup_places import hierarchies
 from enforcer.limits.cgroups import Means, build, remedy
 from enforcer.limits.resource_limits import PROCESSES, Limits, limits_of
+from enforcer.system.errors import HostError
 from rules.sandbox import Box
 
 _COUNTS_BY_NAMESPACE = (5, 14)  # the Linux from which on RLIMIT_NPROC is counted in the task's own user namespace

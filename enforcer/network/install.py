@@ -7,8 +7,8 @@ no more: the kernel answers every message that fails, whether or not it asks for
 (netlink(7); net/netlink/af_netlink.c, net/netfilter/nfnetlink.c). What was installed before a failure is closed:
 without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
 
-The kept file decides what a sandbox's ruleset is: it is used only when it is ours alone (`enforcer.kept`) and whole
-(SHA-256). Anything else is not repaired but made again.
+The kept file decides what a sandbox's ruleset is: it is used only when it is ours alone (`enforcer.system.state`) and
+whole (SHA-256). Anything else is not repaired but made again.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer import kept
 from enforcer.network.constants import GATE_PORT, MakeSocket
 from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets, read_counters
 from enforcer.sandbox.init import Maker
 from enforcer.sandbox.namespaces import Network
+from enforcer.system import state
 from proxy.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 _LARGEST_FILE = 1 << 20
@@ -102,14 +102,14 @@ def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
     A directory that can't be written costs time, not the start.
     """
     path = directory / f"network-{_key(gate_port)}"
-    encoded = _unpack(kept.read(path, _LARGEST_FILE) or b"")
+    encoded = _unpack(state.read_private(path, _LARGEST_FILE) or b"")
     if encoded is None:
         from enforcer.network.encode import encode  # 140 ms, only when there is nothing to use
         from enforcer.network.plan import network_plan
 
         encoded = encode(network_plan(gate_port))
         with contextlib.suppress(OSError):
-            kept.write(path, _pack(encoded))
+            state.write_private(path, _pack(encoded))
     return encoded
 
 

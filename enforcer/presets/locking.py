@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enforcer.errors import HostError
 from enforcer.presets import apt, containers, languages, npm, pip
 from enforcer.presets.client import Client, Learnt, Setting, inside
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.presets.machine import Machine
+from enforcer.system.errors import HostError
 from rules.addresses import Address, block_of, parse_network
 from rules.load import failures, read_preset
 from rules.names import HostName

@@ -86,8 +86,8 @@ def this_machine(workspaces: Iterable[Path]) -> Machine:
     """Give the machine we run on. A workspace that `exeat run` would refuse, such as a home, is none."""
     import pwd
 
-    from enforcer.errors import ExeatError, HostError
     from enforcer.sandbox.system_paths import refuse_workspace
+    from enforcer.system.errors import ExeatError, HostError
 
     try:
         home = Path(pwd.getpwuid(os.geteuid()).pw_dir)

@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from enforcer import linux
-from enforcer.errors import UsageError
 from enforcer.sandbox.init import Player
 from enforcer.sandbox.path_scan import NEW, made, move
+from enforcer.system import linux
+from enforcer.system.errors import UsageError
 from rules.devices import GPU, is_card
 
 NODES: Final = {  # Documentation/admin-guide/devices.txt: major and minor number

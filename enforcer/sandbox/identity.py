@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enforcer import children, linux
-from enforcer.errors import HostError
 from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import walk
+from enforcer.system import linux, processes
+from enforcer.system.errors import HostError
 
 # systemd's container range ends at 0x6FFFFFFF (systemd.io/UIDS-GIDS); ours lies above it and below 2**31, where
 # programs that keep ids signed go wrong.
@@ -350,7 +350,7 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             process.close()
-            children.end(pid)
+            processes.end(pid)
     except OSError as error:
         raise HostError(
             f"no user namespace can be made and mapped here ({error.strerror})", namespace_remedy(error.errno)

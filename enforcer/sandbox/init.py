@@ -23,9 +23,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from enforcer.errors import HostError
 from enforcer.sandbox import init_interpreter
 from enforcer.sandbox.system_calls import ANY, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
+from enforcer.system.errors import HostError
 from proxy import rights
 
 _MOST_FILES: Final = (

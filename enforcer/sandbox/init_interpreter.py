@@ -12,7 +12,6 @@ import signal
 import socket
 from typing import Final, NoReturn
 
-from enforcer import linux
 from enforcer.sandbox import system_calls
 from enforcer.sandbox.system_calls import (
     CALL,
@@ -28,6 +27,7 @@ from enforcer.sandbox.system_calls import (
     REPLY,
     STORE,
 )
+from enforcer.system import linux
 from proxy import rights
 
 CHANNEL: Final = 3

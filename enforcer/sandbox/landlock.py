@@ -14,10 +14,10 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from enforcer import linux
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.mount_steps import Bind, Files, Kernel, Step, Tmpfs
 from enforcer.sandbox.overlays import Show, ShowFile
+from enforcer.system import linux
 
 LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCESS_FS_REFER)
 # landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.

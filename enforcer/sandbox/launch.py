@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.limits.cgroups import Fence
 from enforcer.limits.limit_monitor import Inside
 from enforcer.sandbox import namespaces, task_start
@@ -25,6 +23,8 @@ from enforcer.sandbox.system_calls import ANY, ROOM
 from enforcer.sandbox.task_start import Program
 from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from proxy import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})

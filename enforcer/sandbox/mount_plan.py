@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.errors import HostError, UsageError
 from enforcer.limits import resource_limits
 from enforcer.sandbox import devices, overlays, system_paths
 from enforcer.sandbox.identity import Identity
@@ -47,6 +46,7 @@ from enforcer.sandbox.system_paths import (
     refuse_workspace,
     refuse_write,
 )
+from enforcer.system.errors import HostError, UsageError
 
 _OWN_SYSTEM = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
 

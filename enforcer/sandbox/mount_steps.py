@@ -14,7 +14,6 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import linux
 from enforcer.limits.resource_limits import files_in
 from enforcer.sandbox import overlays
 from enforcer.sandbox.devices import Devices
@@ -36,6 +35,7 @@ from enforcer.sandbox.path_scan import (
     tree_of,
 )
 from enforcer.sandbox.system_calls import ROOM, Calls, Label
+from enforcer.system import linux
 from rules.selectors import Pattern
 
 UNMASK = (

@@ -25,8 +25,6 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.limits.cgroups import Fence
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
@@ -36,6 +34,8 @@ from enforcer.sandbox.mount_steps import Cover, Step, mount
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
 from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailed
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 
 # Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
 _BASE = "/tmp"

@@ -17,11 +17,11 @@ from itertools import count
 from types import MappingProxyType
 from typing import NamedTuple
 
-from enforcer import linux
 from enforcer.sandbox import init
 from enforcer.sandbox.init import Player
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE, change, cloned, made, made_file, move, tree_of
 from enforcer.sandbox.system_calls import Calls, Label, Register
+from enforcer.system import linux
 
 _TOP = f"{LAYERS}/top"  # of the one directory in a view that has files which all tasks have
 _WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

@@ -6,8 +6,8 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import ANY, Calls, Label, Register
+from enforcer.system import linux
 from rules.selectors import Pattern
 
 # While a view is made: the host's tree, the view, what overlays are made of, and what is mounted aside.

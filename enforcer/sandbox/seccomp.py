@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from enforcer.errors import HostError
 from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
+from enforcer.system.errors import HostError
 
 _LD, _JEQ, _JGE, _JSET, _AND, _RET, _JA = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06, 0x05
 _ALLOW, _NOTIFY, _ERRNO, _KILL = 0x7FFF0000, 0x7FC00000, 0x00050000, 0x80000000

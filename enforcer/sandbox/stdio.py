@@ -25,11 +25,11 @@ import tty
 from collections.abc import Callable
 from typing import NamedTuple
 
-from enforcer import linux, signals
-from enforcer.errors import UsageError
-from enforcer.hangup import Terminals
 from enforcer.sandbox import devices
 from enforcer.sandbox.init import Player
+from enforcer.system import linux, signals
+from enforcer.system.errors import UsageError
+from enforcer.system.terminals import Terminals
 
 _TERMINAL_CHUNK = 1 << 14
 _LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground

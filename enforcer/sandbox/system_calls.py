@@ -17,7 +17,7 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from enforcer import linux
+from enforcer.system import linux
 
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 

@@ -21,7 +21,6 @@ from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from enforcer import linux
 from enforcer.limits import resource_limits
 from enforcer.limits.resource_limits import Bound, Rlimit, least
 from enforcer.sandbox import devices, init, landlock
@@ -43,6 +42,7 @@ from enforcer.sandbox.system_calls import (
 )
 from enforcer.sandbox.system_paths import SYSTEM
 from enforcer.seccomp_supervisor.process import Watching
+from enforcer.system import linux
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127
 _LONGEST: Final = 4096  # bytes of what is said of a program that can't be executed

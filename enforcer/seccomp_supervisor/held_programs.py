@@ -17,10 +17,10 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
+from enforcer.system import linux
 from proxy.supervisor_channel import messages
 
 if TYPE_CHECKING:

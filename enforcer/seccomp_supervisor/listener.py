@@ -11,8 +11,8 @@ import select
 import struct
 from typing import Final, NamedTuple
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.system import linux
 
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER, _WAIT_KILLABLE_RECV = linux.FILTER_NEW_LISTENER, linux.FILTER_WAIT_KILLABLE

@@ -28,11 +28,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.listener import Notification
 from enforcer.seccomp_supervisor.task_processes import Caller, Looks, descendants, listed, read
+from enforcer.system import linux
 
 AT_FDCWD: Final = -100
 # /proc/self is nobody for the watcher. The C library's fchmodat() goes by this path (glibc 2.32 to 2.38, musl).

@@ -19,10 +19,10 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
-from enforcer import children, linux
-from enforcer.errors import HostError
 from enforcer.sandbox import seccomp
 from enforcer.sandbox.system_calls import OUTSIDE
+from enforcer.system import linux, processes
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from enforcer.limits.cgroups import Fence
@@ -115,7 +115,7 @@ class SupervisorProcess:
         if self._over is not None:
             self._over.close()
         pid, self._pid = self._pid, 0
-        children.end(pid)
+        processes.end(pid)
 
     def _worker_asks_nothing(self) -> bool:
         """Take a worker's greeting, or its end, after which only the filter is heard; False: someone asks something."""
@@ -164,7 +164,7 @@ class SupervisorProcess:
         outer, flags = self._hull.outer, os.O_RDONLY | os.O_CLOEXEC
         namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
         try:
-            self._pid, self._over = children.fork(lambda parent, over: self._be_watcher(parent, over, namespaces))
+            self._pid, self._over = processes.fork(lambda parent, over: self._be_watcher(parent, over, namespaces))
         finally:
             for namespace in namespaces:
                 os.close(namespace)
@@ -172,7 +172,7 @@ class SupervisorProcess:
             self._fence.admit_more(self._pid)
         except BaseException:
             pid, self._pid = self._pid, 0
-            children.end(pid)  # what it costs would be nobody's
+            processes.end(pid)  # what it costs would be nobody's
             raise
         self._let_go()
 

@@ -5,8 +5,9 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from enforcer.errors import HostError
-from enforcer.service import place, protocol
+from enforcer.service import protocol
+from enforcer.system import control_socket
+from enforcer.system.errors import HostError
 from proxy import message, rights, strict_json
 
 _PATIENCE: Final = 30.0  # seconds
@@ -15,7 +16,7 @@ _LARGEST: Final = 1 << 18  # bytes of a packet
 
 def is_there() -> bool:
     """Whether a service of the caller's listens. Nothing is asked."""
-    if not (path := place.control()):
+    if not (path := control_socket.control()):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
@@ -23,12 +24,12 @@ def is_there() -> bool:
             connection.connect(path)
         except OSError:
             return False
-        return place.is_ours(connection)
+        return control_socket.is_ours(connection)
 
 
 def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
-    if not (path := place.control()):
+    if not (path := control_socket.control()):
         wanted = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
         raise HostError("there is no place where a service could listen", wanted)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -37,7 +38,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             connection.connect(path)
         except OSError as error:
             raise HostError(f"no service listens on `{path}`", "start one with `exeat up`") from error
-        if not place.is_ours(connection):
+        if not control_socket.is_ours(connection):
             raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
         answers = []
         try:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.errors import UsageError
-from enforcer.saying import say
-from enforcer.service import peers
 from enforcer.service.endings import record_end
 from enforcer.service.sandboxes import Sandbox
+from enforcer.system import peers
+from enforcer.system.errors import UsageError
+from enforcer.system.notices import say
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:

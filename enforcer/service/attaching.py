@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from enforcer import state
-from enforcer.errors import HostError, UsageError
 from enforcer.network import attached_namespace
 from enforcer.network.install import cached
-from enforcer.service import peers
 from enforcer.service.asking import ask
 from enforcer.service.endings import recorder_for
-from enforcer.starter import started_by
+from enforcer.system import peers, state
+from enforcer.system.errors import HostError, UsageError
+from enforcer.system.started_by import started_by
 from proxy import message
 from proxy.tenant import Task
 from rules.verdicts import Outcome

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from enforcer.service import calls
-from enforcer.signals import Arrived
+from enforcer.system.signals import Arrived
 from proxy import rights
 
 _LONGEST = 256  # bytes of a call

@@ -3,7 +3,7 @@
 import _signal  # what signal wraps, whose enumerations take long to make
 import os
 
-from enforcer.hangup import Terminals
+from enforcer.system.terminals import Terminals
 
 SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
 FORWARDED: frozenset[int] = frozenset(

@@ -13,8 +13,9 @@ import errno
 import os
 import sys
 
-from enforcer.service import place, protocol
+from enforcer.service import protocol
 from enforcer.service.calls import WATCHED, Calls
+from enforcer.system import control_socket
 
 _SCM_RIGHTS = 1  # linux/socket.h
 _WHOLE = 1 << 16
@@ -29,13 +30,13 @@ def run(words: list[str]) -> int | None:
 
     What is wrong with the words is said by the service, to this process's standard error.
     """
-    path = place.control()
+    path = control_socket.control()
     if not path:
         return None
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         connection.connect(path)
-        if not place.is_ours(connection):
+        if not control_socket.is_ours(connection):
             connection.close()
             return None
     except OSError:

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from enforcer import confine, linux
-from enforcer.errors import HostError
+from enforcer import confine
 from enforcer.etc import roots_now, system_roots
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
 from enforcer.service.outbox import Channel, Overflowed
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from enforcer.usual import Unusual
 from enforcer.worker import detach, open_journal
 from proxy import message, turn

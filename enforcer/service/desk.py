@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from enforcer.errors import ExeatError
-from enforcer.service import peers, protocol
+from enforcer.service import protocol
 from enforcer.service.line import decline
+from enforcer.system import peers
+from enforcer.system.errors import ExeatError
 from proxy import strict_json
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet

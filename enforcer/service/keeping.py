@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import keeping, linux
+from enforcer import keeping
+from enforcer.system import linux
 from enforcer.worker import detach
 from proxy.telemetry.journal.writing import look_ahead
 

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from enforcer.errors import ExeatError
 from enforcer.service import protocol
 from enforcer.service.outbox import copied
+from enforcer.system.errors import ExeatError
 
 _A_PROCESSOR: Final = 5  # starts: they wait for each other's locks in the kernel, and for workers
 _LEAST: Final = 6

@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from enforcer.errors import HostError
-from enforcer.service import place
+from enforcer.system import control_socket
+from enforcer.system.errors import HostError
 
 _BACKLOG: Final = 1024
 
@@ -21,11 +21,11 @@ class Control:
 
     def __init__(self, given: socket.socket | None = None) -> None:
         """Listen, or take over a socket that systemd has `given`. Raises HostError, which says who is there already."""
-        path = place.control()
+        path = control_socket.control()
         if not path:
             raise HostError(
                 "there is no place for the service's socket",
-                f"set XDG_RUNTIME_DIR (pam_systemd does), or {place.VARIABLE} to an absolute path",
+                f"set XDG_RUNTIME_DIR (pam_systemd does), or {control_socket.VARIABLE} to an absolute path",
             )
         self.path = Path(path)
         _private(self.path.parent)
@@ -49,7 +49,9 @@ def _private(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise HostError(f"`{directory}` is not a directory of yours", f"name another place with {place.VARIABLE}")
+            raise HostError(
+                f"`{directory}` is not a directory of yours", f"name another place with {control_socket.VARIABLE}"
+            )
         directory.chmod(0o700)
     except OSError as error:
         raise HostError(f"cannot make the directory `{directory}`: {error.strerror}") from error

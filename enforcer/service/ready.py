@@ -9,9 +9,9 @@ import importlib
 from pathlib import Path
 from typing import Final
 
-from enforcer.apart import apart
-from enforcer.errors import HostError
 from enforcer.service.warming import warm
+from enforcer.system.errors import HostError
+from enforcer.system.processes import run_in_child
 
 MODULES: Final = (
     "enforcer.changes.guarded",
@@ -48,9 +48,10 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     """
     for name in MODULES:
         importlib.import_module(name)
-    from enforcer import linux, recipe
+    from enforcer import recipe
     from enforcer.sandbox import seccomp
     from enforcer.seccomp_supervisor import process
+    from enforcer.system import linux
 
     def work_out() -> None:
         recipe.network(cache)
@@ -58,7 +59,7 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
     with contextlib.suppress(HostError):
-        apart(work_out)
+        run_in_child(work_out)
     work_out()
     seccomp.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.cli import run as command
 from enforcer.cli.parsing import Parser
-from enforcer.signals import dispose
+from enforcer.system.signals import dispose
 
 if TYPE_CHECKING:
     from argparse import Namespace

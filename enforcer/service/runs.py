@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import linux, worker
+from enforcer import worker
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
 from enforcer.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
-from enforcer.saying import say
 from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
@@ -30,7 +29,9 @@ from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
 from enforcer.service.warming import rehearse
 from enforcer.service.zygote import Zygote
-from enforcer.starter import act_for
+from enforcer.system import linux
+from enforcer.system.notices import say
+from enforcer.system.started_by import act_for
 from proxy import message
 from proxy.telemetry.journal.writing import look_ahead
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy.dns.names import KEPT, PARTS
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from enforcer import children, confine, linux
-from enforcer.errors import HostError
+from enforcer import confine
 from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
+from enforcer.system import linux, processes
+from enforcer.system.errors import HostError
 from enforcer.worker import detach
 from proxy import message
 from proxy.telemetry.prometheus.processes import read_process
@@ -73,7 +74,7 @@ class Scraping:
     def _end(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        children.end(self.pid)
+        processes.end(self.pid)
         self.pid = 0
 
 

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer import state
-from enforcer.errors import HostError
 from enforcer.service import protocol, runs
 from enforcer.service.attached import Attached
 from enforcer.service.crew import Crew, Worker
@@ -31,6 +29,8 @@ from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
 from enforcer.service.scraping import Scraping
 from enforcer.service.spares import Spares
+from enforcer.system import state
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,14 +9,15 @@ import os
 import socket
 from typing import NamedTuple
 
-from enforcer import linux, recipe
-from enforcer.errors import ExeatError, HostError
+from enforcer import recipe
 from enforcer.limits.cgroups import Fence, build
 from enforcer.limits.resource_limits import Limits, limits_of
 from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.namespaces import Hull
-from enforcer.signals import dispose
+from enforcer.system import linux
+from enforcer.system.errors import ExeatError, HostError
+from enforcer.system.signals import dispose
 from rules.sandbox import NO_BOX
 
 

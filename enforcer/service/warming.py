@@ -16,11 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import ca, linux, recipe, state, task
+from enforcer import ca, recipe, task
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly
 from enforcer.cli import run as command
-from enforcer.errors import ExeatError, HostError
 from enforcer.limits.resource_limits import limits_of
 from enforcer.sandbox import identity, mount_plan, namespaces, task_start
 from enforcer.sandbox.identity import Identity
@@ -30,6 +29,8 @@ from enforcer.seen import Seen
 from enforcer.service import protocol
 from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import make
+from enforcer.system import linux, state
+from enforcer.system.errors import ExeatError, HostError
 from enforcer.wanted import Wanted
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics

@@ -17,8 +17,8 @@ import socket
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from enforcer import children, linux
 from enforcer.sandbox import init
+from enforcer.system import linux, processes
 from proxy import message
 
 PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
@@ -69,7 +69,7 @@ class Zygote:
 
     def close(self) -> None:
         """End it. Idempotent."""
-        children.end(self.pid)
+        processes.end(self.pid)
         self.pid = 0
         if self._channel is not None:
             self._channel.close()
@@ -87,7 +87,7 @@ class Zygote:
                 pass
             except BaseException:
                 self.close()
-                children.end(self._forked.value)
+                processes.end(self._forked.value)
                 raise
             if not said:  # what it would still say is of this fork, and would be taken for the next one's
                 self.close()
@@ -105,7 +105,7 @@ class Zygote:
             self._under = known
             self._page.madvise(mmap.MADV_DOFORK)
             try:
-                self.pid, self._channel = children.fork(self._be_it)
+                self.pid, self._channel = processes.fork(self._be_it)
             finally:
                 self._page.madvise(mmap.MADV_DONTFORK)
             self._channel.settimeout(PATIENCE)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from enforcer import linux
+from enforcer.system import linux
 
 _CORES = sorted(os.sched_getaffinity(0))
 CLIENT_CORE, PROXY_CORE = _CORES[0], _CORES[-1]

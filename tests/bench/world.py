@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from enforcer import linux
+from enforcer.system import linux
 
 ORIGIN = "10.77.0.1"
 REDIRECTED = "10.77.9.0"  # /24

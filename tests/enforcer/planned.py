@@ -8,9 +8,9 @@ import types
 
 from enforcer import confine
 from enforcer.cli import main
-from enforcer.errors import HostError
 from enforcer.network import install
 from enforcer.sandbox import landlock, launch
+from enforcer.system.errors import HostError
 from tests.soak.left import until
 
 

@@ -8,8 +8,8 @@ import errno
 import os
 import sys
 
-from enforcer import linux
 from enforcer.sandbox import seccomp
+from enforcer.system import linux
 
 if __name__ == "__main__":
     number, call, argument, value, *program = sys.argv[1:]

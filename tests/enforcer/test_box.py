@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.cli import box_options
-from enforcer.errors import UsageError
+from enforcer.system.errors import UsageError
 from rules.load import read
 from rules.sandbox import BoxUser, WorkspaceMode
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import ca, linux, truststore
-from enforcer.errors import HostError
+from enforcer import ca, truststore
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from proxy.ca import authority
 from proxy.ca.authority_file import AuthorityError
 from tests import harness
@@ -262,11 +263,11 @@ def test_starts_with_other_roots_at_the_same_time_have_each_their_own(tmp_path, 
     monkeypatch.setattr("proxy.ca.truststore.java", lambda bundle: b"store of " + bundle)
     cache = tmp_path / "cache"
     cache.mkdir(0o700)
-    apart, others, parent = truststore.apart, [], os.getpid()
+    run_in_child, others, parent = truststore.run_in_child, [], os.getpid()
 
     def begin_another(make):
-        apart(make)
-        monkeypatch.setattr(truststore, "apart", apart)
+        run_in_child(make)
+        monkeypatch.setattr(truststore, "run_in_child", run_in_child)
         others.append(os.fork())
         if others == [0]:
             try:
@@ -277,7 +278,7 @@ def test_starts_with_other_roots_at_the_same_time_have_each_their_own(tmp_path, 
         while not waits_for_a_lock(cache) and not (tmp_path / "got").exists():
             time.sleep(0.01)
 
-    monkeypatch.setattr(truststore, "apart", begin_another)
+    monkeypatch.setattr(truststore, "run_in_child", begin_another)
     assert truststore.java(b"one", cache) == b"store of one"
     os.waitpid(others[0], 0)
     assert (tmp_path / "got").read_bytes() == b"store of two"

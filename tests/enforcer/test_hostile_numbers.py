@@ -13,7 +13,7 @@ import pytest
 from tests.proxy.approvals.test_wire import REPLIES, WORDS
 
 from enforcer.changes import kept
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy import message, strict_json
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from keyholder_harness import PATIENCE, descriptors, until
 
 from enforcer import ca, confine
-from enforcer.errors import HostError
 from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox import identity, seccomp
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.system.errors import HostError
 from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request

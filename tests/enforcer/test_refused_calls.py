@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from enforcer.sandbox.identity import FIRST_ID
-from enforcer.starter import starter
+from enforcer.system.started_by import starter
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"

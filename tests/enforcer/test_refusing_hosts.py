@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from enforcer import confine
-from enforcer.errors import HostError
 from enforcer.sandbox import identity, mount_steps, namespaces
 from enforcer.sandbox.identity import Identity, IdMap, namespace_permission, namespace_remedy, namespace_used
+from enforcer.system.errors import HostError
 from tests import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")

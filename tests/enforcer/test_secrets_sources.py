@@ -8,7 +8,7 @@ import pytest
 
 from enforcer import secrets
 from enforcer.environment import build
-from enforcer.errors import HostError, UsageError
+from enforcer.system.errors import HostError, UsageError
 from rules.own_variables import TAKEN, is_own_variable
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests import harness

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enforcer import claims
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from tests import harness
 
 ALLOW = "version: 1\nname: web\nrules:\n  - {id: all, to: '*', ports: [443], tls: splice, action: allow}\n"

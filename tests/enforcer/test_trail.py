@@ -6,9 +6,9 @@ import pytest
 
 from enforcer import exposure, trail
 from enforcer.claims import task_labels, task_name
-from enforcer.errors import HostError, UsageError
 from enforcer.reloading import fingerprint
 from enforcer.rules_in_force import check_roots, system_files
+from enforcer.system.errors import HostError, UsageError
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from enforcer import upstream
-from enforcer.errors import HostError, UsageError
+from enforcer.system.errors import HostError, UsageError
 from tests import harness
 from tests.lab import Lab, Name
 from tests.rules.writing import policy

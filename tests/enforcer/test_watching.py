@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import inotify, watching
+from enforcer import watching
 from enforcer.reloading import Reloader, absolute, fingerprint
+from enforcer.system import inotify
 from enforcer.wanted import Wanted
 from rules.load import read
 

@@ -15,7 +15,7 @@ from collections import deque
 from functools import partial
 from pathlib import Path
 
-from enforcer.linux import die_with_parent
+from enforcer.system.linux import die_with_parent
 
 from .certificates import Authority
 from .names import Name, Zone

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from enforcer.linux import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount
+from enforcer.system.linux import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, mount
 
 from .names import UPSTREAM_RESOLVER
 

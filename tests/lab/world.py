@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enforcer.linux import die_with_parent
+from enforcer.system.linux import die_with_parent
 
 from . import views
 from .certificates import Authority

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from enforcer import linux
+from enforcer.system import linux
 
 PATIENCE = 60.0  # seconds
 _JOURNAL = ("exeat/journal/", "exeat/keeper/journal/")

@@ -16,7 +16,7 @@ exec "$@"
 """
 ASK = """
 from enforcer import secrets
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from rules.load import load
 policy = load(["rules.yaml"])
 try:

@@ -8,7 +8,7 @@ import json
 import sys
 
 from enforcer.approvals import client
-from enforcer.errors import ExeatError
+from enforcer.system.errors import ExeatError
 
 
 def asked(what):

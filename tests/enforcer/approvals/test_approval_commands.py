@@ -14,8 +14,8 @@ from enforcer.approvals.registration import _asked, rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
-from enforcer.errors import ExeatError, HostError
 from enforcer.service import asking
+from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals.people import hashed
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer import linux
 from enforcer.approvals import connections, start
 from enforcer.approvals.server import Server
+from enforcer.system import linux
 from tests import harness
 
 

@@ -14,7 +14,7 @@ from enforcer.changes.kept import Kept, Meta, find
 from enforcer.changes.prints import Print, Thing
 from enforcer.changes.sides import Sides
 from enforcer.changes.telling import Teller
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import Kind, Question, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result

@@ -15,7 +15,7 @@ from enforcer.changes import accept, aside, away, content, kept
 from enforcer.changes.beneath import Tree
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, reviewed
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 from tests import harness
 
 NAMES = (".envrc", ".vscode/tasks.json", ".github/workflows/new\nline.yml", ".github/workflows/\udcff")

@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.changes.kept import Kept, directory, find
 from enforcer.cli import main
-from enforcer.state import state_directory
+from enforcer.system.state import state_directory
 from tests.harness import whole_lines
 
 

@@ -13,7 +13,7 @@ from enforcer.changes.change import Change
 from enforcer.changes.globs import Globs
 from enforcer.changes.guard import Guard
 from enforcer.changes.protected import directly, reviewed
-from enforcer.errors import UsageError
+from enforcer.system.errors import UsageError
 from tests import harness
 
 MATCHES = [

@@ -8,9 +8,9 @@ from enforcer.changes import guard as guard_module
 from enforcer.changes.beneath import Tree
 from enforcer.changes.gather import gather
 from enforcer.changes.guard import Guard
-from enforcer.errors import UsageError
 from enforcer.limits import disk_quota
 from enforcer.limits.resource_limits import Limits
+from enforcer.system.errors import UsageError
 
 MANY = 4000
 # Of a look at all of them. One name that was kept had some 700 bytes.

@@ -9,7 +9,7 @@ import pytest
 from stepping import at_line, killed_at
 
 from enforcer.changes import place
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 
 STRIDE = 7  # every so many lines of it
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Final
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.system import linux
 
 _BY_ERRNO: Final = {
     "EACCES": """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import linux
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.system import linux
 from tests import harness
 from tests.enforcer.escapes.advisories import ADVISORIES
 from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put

@@ -6,10 +6,10 @@ Run as a program of its own: `python without_filter.py WORKSPACE PROGRAM [ARGUME
 import socket
 import sys
 
-from enforcer import linux
 from enforcer.limits.cgroups import build
 from enforcer.limits.resource_limits import Limits
 from enforcer.sandbox import identity, landlock, launch, mount_plan, seccomp, task_start
+from enforcer.system import linux
 
 
 def main():

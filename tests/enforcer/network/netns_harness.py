@@ -14,9 +14,9 @@ import socket
 import warnings
 from dataclasses import dataclass
 
-from enforcer import linux
 from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
 from enforcer.network.install import Installed, execute
+from enforcer.system import linux
 from tests.waiting import readable
 
 ORDINARY = 64321  # a uid and gid that nobody has

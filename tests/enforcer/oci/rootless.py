@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from enforcer.linux import MS_PRIVATE, MS_REC, die_with_parent, mount
+from enforcer.system.linux import MS_PRIVATE, MS_REC, die_with_parent, mount
 from tests.lab import views
 
 FIRST, COUNT = 0x60000000, 65536

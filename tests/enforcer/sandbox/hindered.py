@@ -14,13 +14,13 @@ import struct
 import sys
 from typing import NamedTuple
 
-from enforcer import linux
 from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.init import Remote
 from enforcer.sandbox.seccomp import Filter, Refuse, Test
 from enforcer.sandbox.system_calls import FIRST
 from enforcer.seccomp_supervisor import process as seat
+from enforcer.system import linux
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
     init.COMPILED = made

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from enforcer.errors import HostError
 from enforcer.sandbox import identity
+from enforcer.system.errors import HostError
 
 
 @pytest.fixture

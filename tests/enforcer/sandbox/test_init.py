@@ -10,13 +10,13 @@ import stat
 
 import pytest
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.sandbox import init, seccomp, system_calls, task_start
 from enforcer.sandbox.init import GoneError, Here, Remote
 from enforcer.sandbox.path_scan import cover_again
 from enforcer.sandbox.seccomp import Filter, Refuse
 from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from tests import harness
 
 AT = -100  # AT_FDCWD

@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from enforcer.errors import HostError, UsageError
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.sandbox.identity import Identity, IdMap
 from enforcer.sandbox.mount_steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Tmpfs
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.system_paths import refuse_workspace
+from enforcer.system.errors import HostError, UsageError
 
 ONE = IdMap(((0, 4242, 1),))
 INNER = IdMap(((4242, 0, 1),))

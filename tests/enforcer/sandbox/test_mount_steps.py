@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.sandbox import identity, path_scan
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 from rules.selectors import Pattern
 from tests import harness
 

@@ -5,11 +5,11 @@ import stat
 
 import pytest
 
-from enforcer.errors import HostError
 from enforcer.sandbox import init, namespaces, overlays
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.path_scan import NEW, OLD
 from enforcer.sandbox.system_calls import CallFailed
+from enforcer.system.errors import HostError
 from tests import harness
 
 FILES = {f"file{number}": bytes([65 + number]) * (overlays._IN_WORDS + number) for number in range(40)}

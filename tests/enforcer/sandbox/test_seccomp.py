@@ -11,10 +11,10 @@ import struct
 
 import pytest
 
-from enforcer import linux
-from enforcer.errors import HostError
 from enforcer.sandbox import seccomp
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.system import linux
+from enforcer.system.errors import HostError
 
 MACHINE = linux.platform_machine()
 

@@ -8,10 +8,10 @@ import struct
 
 import pytest
 
-from enforcer import linux
 from enforcer.sandbox import seccomp
 from enforcer.sandbox.seccomp import ABSENT, ALLOWED
 from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
+from enforcer.system import linux
 
 ALLOW, NOTIFY, KILL, REFUSED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
 NOSYS = REFUSED | errno.ENOSYS

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from enforcer.errors import UsageError
 from enforcer.sandbox import stdio
+from enforcer.system.errors import UsageError
 
 _SHOW = (
     "import os, stat, sys; from enforcer.sandbox import stdio;"

@@ -160,7 +160,7 @@ def test_a_task_cannot_have_a_listener_of_its_own_in_its_place():
 
 @pytest.mark.parametrize("action", [0x7FF00000, 0x7FFC0000, 0x7FFF0000], ids=["trace", "log", "allow"])
 def test_a_filter_of_the_task_s_own_lets_nothing_through(action):
-    from enforcer import linux
+    from enforcer.system import linux
 
     def attempt():
         linux.load_seccomp(filter_that_answers(action) if action == 0x7FFF0000 else _only_for("mount", action))

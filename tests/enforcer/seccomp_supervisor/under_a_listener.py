@@ -3,9 +3,9 @@
 import os
 import sys
 
-from enforcer import linux
 from enforcer.sandbox.seccomp import Filter, assemble
 from enforcer.seccomp_supervisor import listener
+from enforcer.system import linux
 
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 os.set_inheritable(listener.install(assemble(Filter(()), linux.platform_machine())), True)

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enforcer.errors import ExeatError
 from enforcer.service import attaching, spares
 from enforcer.service.asking import ask
+from enforcer.system.errors import ExeatError
 from rules.policy import Policy
 from tests.enforcer.service.cast import Up, until
 from tests.soak import left

@@ -18,7 +18,7 @@ import sys
 import termios
 from pathlib import Path
 
-from enforcer import linux
+from enforcer.system import linux
 from tests import confined
 from tests.enforcer.service.alone import alone  # noqa: F401 - a scenario, found by its name
 from tests.enforcer.service.cast import (

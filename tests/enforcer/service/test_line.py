@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from enforcer.errors import HostError
 from enforcer.service import line, protocol
 from enforcer.service.line import Line
+from enforcer.system.errors import HostError
 from proxy import message
 
 

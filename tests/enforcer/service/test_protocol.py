@@ -6,9 +6,10 @@ import os
 import pytest
 from hypothesis import given, settings, strategies
 
-from enforcer.errors import HostError
-from enforcer.service import asking, calls, place, protocol
+from enforcer.service import asking, calls, protocol
 from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
+from enforcer.system import control_socket
+from enforcer.system.errors import HostError
 
 WORDS = strategies.text(strategies.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=20)
 NAMES = WORDS.filter(lambda name: name and "=" not in name)
@@ -76,6 +77,6 @@ def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
 
 
 def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):
-    monkeypatch.setattr(place, "control", lambda: "")
+    monkeypatch.setattr(control_socket, "control", lambda: "")
     with pytest.raises(HostError, match=r"no place where a service could listen; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"):
         asking.ask({"what": "ps"})

@@ -8,8 +8,8 @@ import socket
 import sys
 import time
 
-from enforcer import children as children_module
 from enforcer.service import zygote
+from enforcer.system import processes as children_module
 from proxy import message
 
 PATIENCE = 30  # seconds

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import linux
 from enforcer.approvals import client, start
 from enforcer.approvals.registration import _asked
 from enforcer.cli import main
-from enforcer.errors import ExeatError
+from enforcer.system import linux
+from enforcer.system.errors import ExeatError
 from proxy.approvals import protocol
 from proxy.approvals.people import hashed
 from tests import harness

@@ -10,7 +10,7 @@ import pytest
 
 from enforcer.approvals import start
 from enforcer.approvals.registration import Registration, _asked
-from enforcer.errors import ExeatError, HostError
+from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import protocol
 
 from .process import ask, until

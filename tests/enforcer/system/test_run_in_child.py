@@ -5,15 +5,15 @@ import signal
 
 import pytest
 
-from enforcer.apart import apart
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
+from enforcer.system.processes import run_in_child
 
 
 def _ask(what):
     """Do it apart; should a child ever come back from there, it ends at once and isn't taken for the test."""
     parent = os.getpid()
     try:
-        apart(what)
+        run_in_child(what)
     finally:
         if os.getpid() != parent:
             os.write(2, b"a child came back\n")

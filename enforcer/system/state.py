@@ -1,11 +1,11 @@
-"""Where Exeat keeps what lasts: the CA, the journal, caches. Never readable in a sandbox (invariant 8)."""
+"""State directories (CA, journal, caches) and private files in them. Never readable in a sandbox (invariant 8)."""
 
 import errno
 import os
 import stat
 from pathlib import Path
 
-from enforcer.errors import HostError
+from enforcer.system.errors import HostError
 
 
 def state_directory() -> Path:
@@ -49,6 +49,35 @@ def make_private(directory: Path) -> Path:
     if status.st_mode & 0o022:
         raise HostError(f"`{directory}` can be written by others", f"run `chmod go-w {directory}`")
     return directory
+
+
+def read_private(path: Path, largest: int) -> bytes | None:
+    """Return what a file of the cache has; None: it isn't there, is not ours alone, or is over `largest` bytes.
+
+    It decides what a sandbox is made of, so it counts only when owner, permissions and kind are as `write_private` left
+    them. Anything else is made again, not repaired.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+            return file.read(largest) if ours and status.st_size <= largest else None
+    except OSError:
+        return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also when two starts write at once or one is killed. Raises OSError."""
+    fresh = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def remedy(error: OSError) -> str:

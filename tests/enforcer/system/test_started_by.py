@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from enforcer import starter
 from enforcer.changes.telling import somebody
+from enforcer.system import started_by
 from tests import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"
@@ -24,14 +24,14 @@ def client():
 
 def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch):
     monkeypatch.delenv("SUDO_UID", raising=False)
-    monkeypatch.setattr(starter, "_process", "self")
-    assert starter.starter() != 4242
-    starter.act_for(client)
-    assert starter.starter() == 4242
+    monkeypatch.setattr(started_by, "_process", "self")
+    assert started_by.starter() != 4242
+    started_by.act_for(client)
+    assert started_by.starter() == 4242
 
 
 def test_what_is_done_to_changes_is_told_with_the_login_of_whoever_asked_for_it(client, monkeypatch):
-    monkeypatch.setattr(starter, "_process", "self")
+    monkeypatch.setattr(started_by, "_process", "self")
     assert "4242" not in somebody()
-    starter.act_for(client)
+    started_by.act_for(client)
     assert somebody() == "root (uid 0), logged in as uid 4242"

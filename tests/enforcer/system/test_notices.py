@@ -11,8 +11,8 @@ import tty
 
 import pytest
 
-from enforcer import saying
-from enforcer.saying import say
+from enforcer.system import notices
+from enforcer.system.notices import say
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def _waited(*_):
 
 
 def test_nobody_who_doesn_t_read_keeps_a_run_waiting(monkeypatch):
-    monkeypatch.setattr(saying, "_PATIENCE", 0.1)
+    monkeypatch.setattr(notices, "_PATIENCE", 0.1)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
