@@ -73,7 +73,7 @@ def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.Kept, ...]:
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
     """Return where changes would go that are reviewed, and what is protected of what is written directly."""
-    from enforcer.changes import guarded
+    from enforcer.workspace import guarded
 
     is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
     changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""

@@ -20,7 +20,7 @@ from enforcer.seccomp_supervisor import process
 from enforcer.system import linux, state
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
-from enforcer.workspace import Workspace
+from enforcer.workspace.task_workspace import Workspace
 from rules.sandbox import BoxUser
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.stdio import Stdio
     from enforcer.supervise import Ended
     from enforcer.usual import Unusual
-    from enforcer.workspace import Workspace
+    from enforcer.workspace.task_workspace import Workspace
 
 
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
@@ -163,7 +163,7 @@ def tenant_of(wanted: Wanted) -> Tenant:
 def _workspace(  # noqa: PLR0917  all that it depends on
     wanted: Wanted, tenant: Tenant, journal: Path, who: identity.Identity, fence: "Fence", made: contextlib.ExitStack
 ) -> "Workspace":
-    from enforcer.workspace import Workspace
+    from enforcer.workspace.task_workspace import Workspace
 
     workspace = made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
     workspace.bound(fence.limits)

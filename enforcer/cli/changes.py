@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from enforcer.system.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
-    from enforcer.changes.accept import Outcome, Protection, Selection
-    from enforcer.changes.change import Change
-    from enforcer.changes.git_trees import Difference
-    from enforcer.changes.kept import Kept
-    from enforcer.changes.objects import Objects
-    from enforcer.changes.sides import Sides
+    from enforcer.workspace.accept import Outcome, Protection, Selection
+    from enforcer.workspace.change import Change
+    from enforcer.workspace.git_trees import Difference
+    from enforcer.workspace.kept import Kept
+    from enforcer.workspace.objects import Objects
+    from enforcer.workspace.sides import Sides
 
 _VERBS = ("accept", "discard", "cat")
 _HEAD = ("BEGAN (UTC)", "TASK", "NAME", "WORKSPACE", "STATE")
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         paths = [_relative(path, kept) for path in words[1:]]
         if verb == "cat":
             return _cat(kept, paths)
-        from enforcer.changes.accept import Selection
+        from enforcer.workspace.accept import Selection
 
         selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
         if verb:
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _named(task: str) -> "Kept":
     """Find the changes of a task. Raises UsageError for none, or several."""
-    from enforcer.changes import kept
+    from enforcer.workspace import kept
 
     found = kept.find()
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
@@ -103,14 +103,14 @@ def _relative(path: str, kept: "Kept") -> str:
 
 
 def _protection(kept: "Kept") -> "Protection":
-    from enforcer.changes.accept import Protection
+    from enforcer.workspace.accept import Protection
 
     return Protection(kept.meta.protected, [asks.terms.by for asks in kept.meta.asks()])
 
 
 def _list(form: str) -> int:
-    from enforcer.changes import kept
     from enforcer.cli.columns import moment, table
+    from enforcer.workspace import kept
 
     rows: list[dict[str, Any]] = []
     for one in kept.find():
@@ -134,7 +134,7 @@ def _list(form: str) -> int:
 
 def _is_nothing(kept: "Kept") -> bool:
     """Whether a run that was killed has left nothing; then it is removed."""
-    from enforcer.changes.accept import pending, tidy
+    from enforcer.workspace.accept import pending, tidy
 
     if kept.is_busy():
         return False
@@ -148,7 +148,7 @@ def _is_nothing(kept: "Kept") -> bool:
 
 
 def _state(kept: "Kept") -> dict[str, Any]:
-    from enforcer.changes.accept import pending
+    from enforcer.workspace.accept import pending
 
     if not kept.is_gathered and kept.is_busy():
         return {"state": "the task still runs", "changes": None}
@@ -156,13 +156,13 @@ def _state(kept: "Kept") -> dict[str, Any]:
         changes = pending(kept)
     except ExeatError as error:
         return {"state": str(error), "changes": None}
-    from enforcer.changes.change import described
+    from enforcer.workspace.change import described
 
     return {"state": described(changes), "changes": len(changes)}
 
 
 def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
-    from enforcer.changes.accept import chosen, pending
+    from enforcer.workspace.accept import chosen, pending
 
     changes = pending(kept)
     chosen(changes, selection)  # says what isn't there
@@ -170,7 +170,7 @@ def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
 
 
 def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -> int:
-    from enforcer.changes.sides import Sides
+    from enforcer.workspace.sides import Sides
 
     changes = _meant(kept, selection)
     protection = _protection(kept)
@@ -188,7 +188,7 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
 
 
 def _objects() -> "Objects":
-    from enforcer.changes.objects import Objects
+    from enforcer.workspace.objects import Objects
 
     return Objects()
 
@@ -196,7 +196,7 @@ def _objects() -> "Objects":
 def _diffs(
     sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
 ) -> Iterator[str]:
-    from enforcer.changes.show import brought, diff
+    from enforcer.workspace.show import brought, diff
     from proxy.telemetry.visible import visible
 
     for change in changes:
@@ -210,8 +210,8 @@ def _diffs(
 def _stat(
     sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
 ) -> Iterator[str]:
-    from enforcer.changes.change import ChangeKind, described
-    from enforcer.changes.show import count, notes
+    from enforcer.workspace.change import ChangeKind, described
+    from enforcer.workspace.show import count, notes
     from proxy.telemetry.visible import visible
 
     for change in changes:
@@ -235,7 +235,7 @@ def _stat(
 
 
 def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: bool) -> dict[str, Any]:
-    from enforcer.changes.show import count, diff
+    from enforcer.workspace.show import count, diff
 
     lines = count(sides, change)
     found = protection.git.get(change.path)
@@ -266,9 +266,9 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 def _cat(kept: "Kept", paths: list[str]) -> int:
     """Write what the task left at a path, byte for byte: for whoever settles a conflict by hand."""
-    from enforcer.changes.accept import pending
-    from enforcer.changes.beneath import What
-    from enforcer.changes.sides import Sides
+    from enforcer.workspace.accept import pending
+    from enforcer.workspace.beneath import What
+    from enforcer.workspace.sides import Sides
 
     if len(paths) != 1:
         raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
@@ -283,9 +283,9 @@ def _cat(kept: "Kept", paths: list[str]) -> int:
 
 
 def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
-    from enforcer.changes import asking
-    from enforcer.changes.accept import accept, tidy
-    from enforcer.changes.change import described
+    from enforcer.workspace import asking
+    from enforcer.workspace.accept import accept, tidy
+    from enforcer.workspace.change import described
 
     with _locked(kept):
         protection = _protection(kept)
@@ -313,7 +313,7 @@ def _say_how(kept: "Kept", left: "list[Change]") -> None:
     """Say how a conflict is settled, by the first file that has one."""
     import shlex
 
-    from enforcer.changes.beneath import What
+    from enforcer.workspace.beneath import What
     from proxy.telemetry.visible import visible
 
     path = next((each.path for each in left if each.theirs is not None and each.theirs.what is What.FILE), None)
@@ -344,8 +344,8 @@ def _say_left(left: "list[Outcome]") -> None:
 
 
 def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
-    from enforcer.changes.accept import discard, tidy
-    from enforcer.changes.change import described
+    from enforcer.workspace.accept import discard, tidy
+    from enforcer.workspace.change import described
 
     with _locked(kept):
         changes = discard(kept, selection)
@@ -360,8 +360,8 @@ def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
 @contextlib.contextmanager
 def _locked(kept: "Kept") -> Iterator[None]:
     """Have these changes to ourselves, and what is told of them signed."""
-    from enforcer.changes.accept import gathered
     from enforcer.keeping import sign
+    from enforcer.workspace.accept import gathered
 
     gathered(kept)
     kept.lock()

@@ -150,9 +150,9 @@ def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
     """Return what says whether this host runs or obeys all of a path that files write."""
     if not loaded.policy.box.write:
         return lambda _path: False
-    from enforcer.changes.gitconfig import obeyed_of_user
-    from enforcer.changes.protected import is_obeyed
     from enforcer.sandbox.system_paths import contains, homes
+    from enforcer.workspace.gitconfig import obeyed_of_user
+    from enforcer.workspace.protected import is_obeyed
 
     of_host, of_git = homes(), obeyed_of_user()
 

@@ -14,9 +14,9 @@ from enforcer.system.errors import HostError
 from enforcer.system.processes import run_in_child
 
 MODULES: Final = (
-    "enforcer.changes.guarded",
-    "enforcer.changes.review",
-    "enforcer.changes.snapshot",
+    "enforcer.workspace.guarded",
+    "enforcer.workspace.review",
+    "enforcer.workspace.snapshot",
     "enforcer.keeping",
     "enforcer.limits.cgroups",
     "enforcer.limits.limit_monitor",
@@ -28,7 +28,7 @@ MODULES: Final = (
     "enforcer.supervise",
     "enforcer.task",
     "enforcer.watching",
-    "enforcer.workspace",
+    "enforcer.workspace.task_workspace",
     "proxy.handover",
     "proxy.telemetry.decoding",
     "proxy.telemetry.masking",

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer import ca, recipe, task
-from enforcer.changes.guard import Guard
-from enforcer.changes.protected import directly
 from enforcer.cli import run as command
 from enforcer.limits.resource_limits import limits_of
 from enforcer.sandbox import identity, mount_plan, namespaces, task_start
@@ -32,6 +30,8 @@ from enforcer.service.spare import make
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.wanted import Wanted
+from enforcer.workspace.guard import Guard
+from enforcer.workspace.protected import directly
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder

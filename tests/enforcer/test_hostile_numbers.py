@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from tests.proxy.approvals.test_wire import REPLIES, WORDS
 
-from enforcer.changes import kept
 from enforcer.system.errors import HostError
+from enforcer.workspace import kept
 from proxy import message, strict_json
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.changes.globs import Globs
-from enforcer.changes.protected import reviewed
 from enforcer.sandbox.init import Here
 from enforcer.sandbox.path_scan import made, made_file
+from enforcer.workspace.globs import Globs
+from enforcer.workspace.protected import reviewed
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from enforcer.changes.telling import somebody
 from enforcer.system import started_by
+from enforcer.workspace.telling import somebody
 from tests import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"

@@ -1,0 +1,419 @@
+"""Which protected files the Git data among a task's changes brings along: in commits, in an index, in a submodule.
+
+A file needs not stand in the workspace to get out of it: a commit has it, and the next push ships it. So what merging a
+reference, a reflog or an index makes reachable is compared, tree by tree, with what is protected:
+
+    each commit that no reference of the workspace reaches     with each of its parents
+    a reference that is moved                                  what it names with what it named
+    an index                                                   with the workspace's index
+
+What can't be told counts as protected itself: a name of no object, an object that is not what it is called, a file
+that Git believes instead of its objects, more than is looked into.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.workspace.beneath import Entry, What
+from enforcer.workspace.change import Change
+from enforcer.workspace.content import TEXT_AT_MOST
+from enforcer.workspace.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError, deadline
+from enforcer.workspace.git_trees import Difference, Index, Version, are_others, between, differences, index, listing
+from enforcer.workspace.gitconfig import settings, until_nul
+from enforcer.workspace.globs import Globs
+
+if TYPE_CHECKING:
+    from enforcer.workspace.accept import Protection
+    from enforcer.workspace.sides import Sides
+
+type _Read = Callable[[str], bytes]
+
+_NAME: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{40}(?:[0-9a-f]{24})?(?![0-9a-f])")
+_WORKTREE: Final = r"(?:worktrees/[^/]+/)?"
+_REFERENCE: Final = re.compile(rf"{_WORKTREE}(?:HEAD|refs/.+)")
+_FOLLOWS_NONE: Final = re.compile(rf"{_WORKTREE}refs/(?!remotes/[^/]+/HEAD$).+")  # as Git makes them
+_NAMES_OBJECTS: Final = re.compile(rf"{_WORKTREE}(?:[A-Z_]*HEAD|(?:refs|logs)/.+|packed-refs)")
+_MAY_NAME_OBJECTS: Final = re.compile(rf"{_NAMES_OBJECTS.pattern}|{_WORKTREE}[A-Z_]+")
+_INDEX: Final = re.compile(rf"{_WORKTREE}index")
+_OF_BARE: Final = re.compile(r"(?:objects|modules|worktrees)/.+")
+_LARGEST: Final = 64 << 20  # bytes of a file with names, and of an index
+_MOST_COMMITS: Final = 20_000
+_MOST_LOOKS: Final = 200  # sets of names that are looked at one by one
+_MOST_FILES: Final = 1000  # versions of protected files that one change brings
+_MOST_SHOWN: Final = 100  # of them, whose contents are read
+_NOTHING: Final[Mapping[str, bytes | None]] = MappingProxyType({})
+_DOT_GIT: Final = Globs([".git"])
+
+
+class Found(NamedTuple):
+    """What is to be known of one change to Git data."""
+
+    files: tuple[Difference, ...] = ()  # protected ones that it brings; paths are relative to the workspace
+    why: str = ""  # it is protected itself; empty: it is not
+    contents: Mapping[str, bytes | None] = _NOTHING  # of those files, by their names; None: too large to show
+
+
+def look(sides: "Sides", changes: Collection[Change], protection: "Protection") -> dict[str, Found]:
+    """Return what is to be known of changes to Git data, by path."""
+    by_path = {change.path: change for change in changes}
+    repositories: dict[str, dict[str, Change]] = {}
+    for path, change in by_path.items():
+        place = _repository(path, sides.kept.meta.repositories)
+        if place is not None and path != place:
+            place = _module(sides, by_path, place, path)
+            repositories.setdefault(place, {})[path.removeprefix(f"{place}/") if place else path] = change
+    found: dict[str, Found] = {}
+    ends = deadline()  # a task can make any number of repositories
+    for place, inside in repositories.items():
+        try:
+            found.update(_Repository(sides, place, inside, protection).found(ends))
+        except (UnreadableError, OSError, ValueError) as error:
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            why = f"it can't be told what it brings: {said}"
+            found.update((each.path, Found(why=why)) for each in inside.values() if not _is_directory(each))
+    return found
+
+
+def _repository(path: str, places: Collection[str]) -> str | None:
+    """Return the repository that a path lies in; empty: the workspace is one."""
+    for place in places:
+        if place != "." and path.startswith(f"{place}/"):
+            return place
+    parts = path.split("/")
+    for depth, part in enumerate(parts, 1):
+        if _is_dot_git(part):
+            return "/".join(parts[:depth])
+    of_bare = any(each.fullmatch(path) for each in (_MAY_NAME_OBJECTS, _INDEX, _OF_BARE))
+    return "" if "." in places and of_bare else None
+
+
+@cache
+def _is_dot_git(name: str) -> bool:
+    return name == ".git" or _DOT_GIT.match(name)
+
+
+def _module(sides: "Sides", changes: Collection[str], place: str, path: str) -> str:
+    """Return the repository of the submodule that a path in `modules` lies in; else the one that it was found in."""
+    parts = path.removeprefix(f"{place}/").split("/") if place else path.split("/")
+    at = place
+    while parts[0] == "modules":
+        names = ("/".join(parts[:end]) for end in range(2, len(parts)))
+        inner = next((name for name in names if _stands(sides, changes, _joined(at, f"{name}/HEAD"))), None)
+        if inner is None:
+            break
+        at, parts = _joined(at, inner), parts[inner.count("/") + 1 :]
+    return at
+
+
+def _stands(sides: "Sides", changes: Collection[str], path: str) -> bool:
+    try:
+        with sides.acting():
+            return path in changes or sides.workspace.look(path) is not None
+    except OSError:
+        return False
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
+
+
+class _Repository:
+    """One repository, as the workspace has it and as the task left it."""
+
+    def __init__(self, sides: "Sides", place: str, changes: Mapping[str, Change], protection: "Protection") -> None:
+        self._sides = sides
+        self._place = place
+        self._changes = changes  # by their paths in it
+        self._protection = protection
+        above, _, module = place.partition("/modules/")
+        self._prefix = f"{module.replace('/modules/', '/')}/" if module else above.rpartition("/")[0]
+        self._prefix = f"{self._prefix.rstrip('/')}/" if self._prefix else ""
+        self._files = {name: change for name, change in changes.items() if not _is_directory(change)}
+        self._scratch: Scratch
+        self._seen: dict[frozenset[str], tuple[Difference, ...]] = {}
+        self._old: dict[str, str] = {}  # what the workspace's references name
+        self._reached: frozenset[str] = frozenset()  # the commits behind those
+
+    def found(self, ends: float) -> dict[str, Found]:
+        """Look at all of it, until `ends`. Raises UnreadableError, OSError, ValueError."""
+        found = {change.path: Found(why=why) for name, change in self._files.items() if (why := self._odd(name))}
+        meta = self._sides.kept.meta
+        with Scratch.opened((meta.uid, meta.gid), ends) as self._scratch:
+            self._begin()
+            if odd := [*self._not_objects()]:
+                found.update(
+                    (self._files[name].path, Found(why="it is not the object that it is called")) for name in odd
+                )
+                found.update(self._gone("objects/", Found(why="what is to replace it is protected")))
+            for name, files, why in (*self._references(), *self._indexes()):
+                if not files and not why:
+                    continue
+                one = Found(files, why, self._contents(files))
+                found.setdefault(self._files[name].path, one)
+                if name == "packed-refs":
+                    found.update(self._gone("refs/", one))
+        return found
+
+    def _gone(self, beginning: str, found: Found) -> dict[str, Found]:
+        """Have what was packed deleted no sooner than the pack is accepted."""
+        gone = (change for name, change in self._files.items() if change.theirs is None and name.startswith(beginning))
+        return {change.path: found for change in gone}
+
+    def _odd(self, name: str) -> str:
+        """Say why a change is nothing that Git makes there, or is what Git believes instead of its objects."""
+        theirs = self._files[name].theirs
+        if theirs is None:
+            return ""
+        if theirs.what is What.LINK:
+            return "it is a symbolic link inside a repository"
+        inner = name.removeprefix("objects/")
+        if inner == name or any(each.fullmatch(inner) for each in (LOOSE, PACKED, HARMLESS)):
+            return ""
+        return "Git believes it instead of its objects; discard it, and Git makes it anew"
+
+    def _ours(self, name: str) -> bytes:
+        """Read a file as the workspace has it; empty where there is none. Raises UnreadableError, OSError."""
+        path = _joined(self._place, name)
+        with self._sides.acting():
+            entry = self._sides.workspace.look(path)
+            if entry is None or entry.what is What.DIRECTORY:
+                return b""
+            file = self._sides.workspace.file(path)
+        return _whole(file)
+
+    def _now(self, name: str) -> bytes:
+        """Read a file as it is once all is merged. Raises UnreadableError, OSError."""
+        change = self._files.get(name)
+        if change is None:
+            return self._ours(name)
+        is_file = change.theirs is not None and change.theirs.what is What.FILE
+        return _whole(self._sides.their_file(change)) if is_file else b""
+
+    def _begin(self) -> None:
+        """Lay out the scratch repository, with nothing of the task's in it yet."""
+        said = [*settings(until_nul(self._ours("config") or self._now("config")))]
+        sha256 = any(each.name == "extensions.objectformat" and each.value == "sha256" for each in said)
+        objects = _joined(self._place, "objects")
+        whole = f"{self._sides.kept.meta.workspace.rstrip('/')}/{objects}"
+        there = whole if _stands(self._sides, (), objects) else ""
+        self._scratch.begin(there, sha256=sha256, shallow=self._ours("shallow"))
+        self._old = self._named(self._listed(), self._ours)
+        self._reached = frozenset(self._peeled(self._old.values()).values())
+
+    def _listed(self) -> Iterator[str]:
+        """Yield the paths of the workspace's references."""
+        yield "HEAD"
+        pending = ["refs", "worktrees"]
+        while pending:
+            at = pending.pop()
+            try:
+                with self._sides.acting():
+                    entries = list(self._sides.workspace.entries(_joined(self._place, at)))
+            except OSError:
+                continue  # what can't be listed reaches nothing
+            pending += [f"{at}/{name}" for name, entry in entries if entry.what is What.DIRECTORY]
+            files = (f"{at}/{name}" for name, entry in entries if entry.what is What.FILE)
+            yield from (path for path in files if _REFERENCE.fullmatch(path))
+
+    def _named(self, paths: Iterable[str], read: _Read) -> dict[str, str]:
+        """Return the objects that references name: packed ones, and files before those."""
+        lines = (line.split() for line in read("packed-refs").splitlines() if not line.startswith((b"#", b"^")))
+        found: dict[str, str] = {}
+        for fields in lines:
+            if len(fields) != 2:
+                continue
+            packed = fields[1].decode("utf-8", "replace")
+            if packed in found:  # which of the two Git takes is chance
+                raise UnreadableError("packed-refs has one reference twice")
+            found[packed] = fields[0].decode().lower()
+        for path in paths:
+            said = read(path)
+            if not said.startswith(b"ref:") and (names := _names(said)):
+                found[path] = names[0].decode()
+        return found
+
+    def _not_objects(self) -> Iterator[str]:
+        """Take the task's objects; yield the paths of those that are none."""
+        packs: dict[str, dict[str, int]] = {}
+        for name, change in self._files.items():
+            inner = name.removeprefix("objects/")
+            if inner == name or change.theirs is None or change.theirs.what is not What.FILE:
+                continue
+            if LOOSE.fullmatch(inner) and not self._scratch.add_loose(inner, self._sides.their_file(change)):
+                yield name
+            if match := PACKED.fullmatch(inner):
+                packs.setdefault(match[1], {})[match[2]] = self._sides.their_file(change)
+        for pack, files in packs.items():
+            if not self._scratch.add_pack(pack, files):
+                yield from (f"objects/pack/{pack}.{end}" for end in files)
+
+    def _references(self) -> Iterator[tuple[str, tuple[Difference, ...], str]]:
+        """Yield each change that names objects, the protected files that it brings, and why it is protected itself."""
+        anew: dict[str, set[str]] = {}
+        for name in self._files:
+            if _MAY_NAME_OBJECTS.fullmatch(name):
+                found = {*_names(self._now(name))} - {*_names(self._ours(name))}
+                anew[name] = {each.decode() for each in found if each.strip(b"0")}
+        peeled = self._peeled(each for every in anew.values() for each in every)
+        moved = self._moved()
+        for name, every in anew.items():
+            missing = sorted(every - {*peeled})
+            if missing and _NAMES_OBJECTS.fullmatch(name):
+                yield name, (), f"it names {missing[0]}, and there is no such object"
+            elif _FOLLOWS_NONE.fullmatch(name) and self._now(name).startswith(b"ref:"):
+                yield name, (), "it is another reference by a second name, and has that one's commits"
+            elif name == "packed-refs" and b"refs/replace/" in self._now(name):
+                yield name, (), "it has Git take some objects for others (refs/replace)"
+            else:
+                yield name, self._brought({peeled[each] for each in every & {*peeled}} | moved.get(name, set())), ""
+
+    def _moved(self) -> dict[str, set[str]]:
+        """Return what to compare for each change by which a reference names another object: `new old`."""
+        paths = {*self._old, *self._files}
+        now = self._named((path for path in paths if _REFERENCE.fullmatch(path)), self._now)
+        pairs = {name: (now[name], was) for name, was in self._old.items() if now.get(name, was) != was}
+        peeled = self._peeled(each for pair in pairs.values() for each in pair)
+        found: dict[str, set[str]] = {}
+        for name, (new, was) in pairs.items():
+            if new in peeled and was in peeled:
+                by = name if name in self._files else "packed-refs"
+                found.setdefault(by, set()).add(f"{peeled[new]} {peeled[was]}")
+        return found
+
+    def _peeled(self, names: Iterable[str]) -> dict[str, str]:
+        """Return what is behind each name of an object: of a tag what it is for, at last, else the object itself."""
+        ask = "cat-file", "--batch-check=%(objectname)"
+        answers = self._scratch.git(*ask, lines=sorted({*names})).decode().splitlines()
+        there = [line for line in answers if " " not in line]
+        last = self._scratch.git(*ask, lines=(f"{each}^{{}}" for each in there)).decode().splitlines()
+        return {name: name if " " in each else each for name, each in zip(there, last, strict=True)}
+
+    def _brought(self, wanted: Collection[str]) -> tuple[Difference, ...]:
+        """Return the protected files in what these commits, trees and moves make reachable."""
+        new = frozenset(wanted) - self._reached
+        if new and new not in self._seen:
+            if len(self._seen) == _MOST_LOOKS:
+                raise UnreadableError("there are too many references to look into")
+            self._seen[new] = tuple(self._covered(self._compared(new)))
+        return self._seen[new] if new else ()
+
+    def _compared(self, new: Collection[str]) -> Iterator[Difference]:
+        git = self._scratch.git
+        moves = [each for each in new if " " in each]
+        tips = [each for each in new if " " not in each]
+        kinds = dict(zip(tips, self._kinds(tips), strict=True))
+        old = sorted(self._reached)
+        ends = (f"^{each}" for each, kind in zip(old, self._kinds(old), strict=True) if kind == "commit")
+        heads = [each for each in tips if kinds[each] == "commit"]
+        most = f"--max-count={_MOST_COMMITS + 1}"
+        commits = git("rev-list", most, "--stdin", lines=(*heads, *ends)).decode().split() if heads else []
+        if len(commits) > _MOST_COMMITS:
+            raise UnreadableError(f"it brings more than {_MOST_COMMITS} commits")
+        words = "diff-tree", "--stdin", "-r", "-m", "--root", "--raw", "-z", "--no-renames", "--no-abbrev"
+        yield from differences(git(*words, "--no-ext-diff", "--no-textconv", lines=(*commits, *moves)))
+        for each in tips:
+            if kinds[each] == "tree":
+                yield from listing(git("ls-tree", "-r", "-z", "--full-tree", each), f"tree {each}")
+
+    def _kinds(self, names: Iterable[str]) -> list[str]:
+        return self._scratch.git("cat-file", "--batch-check=%(objecttype)", lines=names).decode().splitlines()
+
+    def _covered(self, every: Iterable[Difference]) -> Iterator[Difference]:
+        """Leave out what is not protected, and what was there before."""
+        there: set[tuple[str, Version, Version]] = set()
+        for each in every:
+            key = each.path, each.was, each.now
+            if key in there or not self._is_protected(each):
+                continue
+            there.add(key)
+            if len(there) > _MOST_FILES:
+                raise UnreadableError(f"it brings more than {_MOST_FILES} versions of protected files")
+            yield each._replace(path=f"{self._prefix}{each.path}")
+
+    def _is_protected(self, each: Difference) -> bool:
+        if each.was.is_gitlink or each.now.is_gitlink:
+            return True  # whose files nobody has looked at
+        was, now = self._entry(each.was), self._entry(each.now)
+        paths = {each.path, f"{self._prefix}{each.path}"}
+        return any(self._protection.covers(Change(path, True, was, now)) for path in paths)
+
+    def _entry(self, version: Version) -> Entry | None:
+        if not version.mode:
+            return None
+        if not version.is_link:
+            return Entry(What.FILE, version.mode & 0o777, 0)
+        target = self._content(version.name)
+        return Entry(What.LINK, 0o777, 0, target="/" if target is None else target.decode("utf-8", "surrogateescape"))
+
+    def _content(self, name: str) -> bytes | None:
+        """Return a blob, if there is one and it can be shown."""
+        size = self._scratch.git("cat-file", "--batch-check=%(objectsize)", lines=[name]).strip()
+        is_small = size.isdigit() and int(size) <= TEXT_AT_MOST
+        return self._scratch.git("cat-file", "blob", name) if is_small else None
+
+    def _contents(self, files: Iterable[Difference]) -> dict[str, bytes | None]:
+        versions = {version for each in [*files][:_MOST_SHOWN] for version in (each.was, each.now)}
+        return {each.name: self._content(each.name) for each in versions if each.mode and not each.is_gitlink}
+
+    def _indexes(self) -> Iterator[tuple[str, tuple[Difference, ...], str]]:
+        """Yield each index that is changed, the protected files that it brings, and what it hides anew."""
+        for name in self._files:
+            if not _INDEX.fullmatch(name):
+                continue
+            before, (after, is_odd) = self._index(name, self._ours)[0], self._index(name, self._now)
+            hidden = sorted(after.hidden - before.hidden)
+            more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+            why = f"it has Git not look at {hidden[0]}{more} (skip-worktree, assume-unchanged)" if hidden else ""
+            if is_odd:
+                why = "it has Git commit other trees than its files are: discard it, and `git reset` makes it anew"
+            yield name, tuple(self._covered(between(before, after))), why
+
+    def _index(self, name: str, read: _Read) -> tuple[Index, bool]:
+        """Read an index, and whether it remembers other trees than its files'."""
+        said = read(name)
+        if not said:
+            return index(b""), False
+        above = name.removesuffix("index")
+        shared = [each for each in self._shared(above) if (content := read(each)) and self._add(each, content)]
+        self._scratch.add_file("index", said)
+        try:
+            listed = index(self._scratch.git("ls-files", "--stage", "-v", "-z"))
+            return listed, read == self._now and are_others(self._scratch, listed)
+        finally:
+            for each in ("index", *(each.rpartition("/")[2] for each in shared)):
+                self._scratch.remove_file(each)
+
+    def _add(self, name: str, said: bytes) -> bool:
+        self._scratch.add_file(name.rpartition("/")[2], said)
+        return True
+
+    def _shared(self, above: str) -> set[str]:
+        """Return the paths of the files that an index may be split into."""
+        found = {name for name in self._files if name.startswith(f"{above}sharedindex.")}
+        try:
+            with self._sides.acting():
+                entries = list(self._sides.workspace.entries(_joined(self._place, above.rstrip("/")) or "."))
+        except OSError:
+            return found
+        return found | {f"{above}{name}" for name, _ in entries if name.startswith("sharedindex.")}
+
+
+def _names(said: bytes) -> list[bytes]:
+    """Return the names of objects in a text. Git reads them in capitals, too."""
+    return _NAME.findall(said.lower())
+
+
+def _is_directory(change: Change) -> bool:
+    entry = change.theirs or change.base
+    return entry is not None and entry.what is What.DIRECTORY
+
+
+def _whole(file: int) -> bytes:
+    with open(file, "rb") as opened:
+        found = opened.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise UnreadableError("a file is too large to look into")
+    return found

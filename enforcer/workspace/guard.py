@@ -1,0 +1,327 @@
+"""Protected files of a workspace that a task writes directly: which there are, and which differ at the end.
+
+What is there is covered read-only for the task (`sandbox.covers`). What mounts can't prevent is found out: a protected
+file that the task makes where there was none, which is put aside (`aside`), a link or a file where a directory of
+protected ones would be, one whose cover went because the host replaced it.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import islice
+from typing import Final
+
+from enforcer.sandbox.system_paths import outermost
+from enforcer.system.errors import UsageError
+from enforcer.workspace import repository
+from enforcer.workspace.acting import acting_as
+from enforcer.workspace.beneath import TOP, Entry, Tree, What, joined
+from enforcer.workspace.gitconfig import read_beneath
+from enforcer.workspace.opened import entries, opened_up
+from enforcer.workspace.sight import Hidden, Sight
+
+_MOST: Final = 1000  # paths that globs match, each of which is a mount
+_MOST_NESTED: Final = 500  # repositories below a directory that are guarded
+# However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
+_MOST_BELOW: Final = 50_000
+_MOST_MATCHED: Final = 10_000
+_MANY: Final = -1  # the size of a directory that has more names below it than are looked at
+_DEEPEST: Final = 100  # levels of directories that `**` is looked for in
+# What every module or worktree has that is protected: it was there if one of these was.
+_OF_GIT: Final = ("config", "commondir")
+_AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
+_ANY: Final = ("*", "**")
+
+
+class Guard:
+    """The protected files of one workspace. Close it."""
+
+    def __init__(self, workspace: str, globs: Iterable[str]) -> None:
+        """Look at what is there now. Raises OSError, and UsageError where that is too much to cover."""
+        self._tree = Tree.open(workspace)
+        self._workspace = workspace
+        status = os.fstat(self._tree.descriptor)
+        self._owner = status.st_uid, status.st_gid
+        with acting_as(*self._owner):
+            places = repository.places(self._tree, workspace)
+            also = repository.globs(self._tree, workspace)
+            self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
+            root, directories = repository.around(self._tree, workspace)
+            self._around = root, directories[0] if directories else ""
+            self._sight = repository.as_of_now(self._tree, workspace)
+            self._nested: tuple[str, ...] = ()
+            submodules = self._dots()
+            below, self.is_searched = repository.below(self._entries) if root != workspace else ([], True)
+            nested = [dot for dot in below if dot not in submodules]
+            self._nested = tuple(nested[:_MOST_NESTED])
+            self.unguarded = len(nested) - len(self._nested)  # repositories below that nobody looks at
+            dots = [*submodules, *self._nested]
+            there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
+            led = {dot: repository.led_to(self._tree, workspace, dot, self._sight) for dot in there}
+            known = {
+                dot: (entry, self._sight.directory(f"{workspace}/{dot}"))
+                for dot in (".git", *there)
+                if (entry := self._entry(dot)) is not None and entry.what is not What.DIRECTORY
+            }
+        for dot, entry in there.items():
+            also = (*also, *(() if entry.what is What.DIRECTORY else (dot,)), *led[dot])
+        inner = {joined(place, name) for place in (*places, *self._nested) for name in ("worktrees", "modules")}
+        self._git = tuple(f"{path}/" for path in (".git", *inner))
+        self._globs: dict[str, list[list[str]]] = {}  # what follows, by their first part: few of those are there
+        for glob in (*globs, *also):
+            first, *rest = glob.rstrip("/").split("/")
+            self._globs.setdefault(first, []).append(rest)
+        self._starred = frozenset(first for first in self._globs if "*" in first and first not in _ANY)
+        self._submodules: dict[str, Entry] | None = None
+        self._before: dict[str, Entry] = {}
+        self.is_cut = False  # whether more paths match than the last look has found
+        self._found, self._before = self._look()
+        if self.is_cut:
+            raise self._too_much()
+        self._submodules = there
+        self._sight = Sight(self._tree, workspace, known)
+        self._directories: dict[str, Entry] = {}  # that are covered
+
+    def close(self) -> None:
+        """Look no more."""
+        self._tree.close()
+
+    def paths(self) -> tuple[str, ...]:
+        """Return the whole paths of what is to be covered, the outermost of each; links can't be.
+
+        Of repositories below, as many as there is room for: what changes in the others is reported.
+        """
+        found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
+        nested = tuple(f"{dot}/" for dot in self._nested)
+        found.sort(key=lambda path: f"{path}/".startswith(nested))
+        if len(found) > _MOST and not f"{found[_MOST]}/".startswith(nested):
+            raise self._too_much()
+        found = sorted(found[:_MOST])
+        outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
+        entries = {path: self._before.get(path) for path in outer}
+        self._directories = {path: entry for path, entry in entries.items() if entry and entry.what is What.DIRECTORY}
+        return tuple(f"{self._workspace.rstrip('/')}/{path}" for path in outer)
+
+    def _too_much(self) -> UsageError:
+        return UsageError(
+            f"`protected` means more than {_MOST} files in `{self._workspace}`, each of which has to be covered; "
+            "name directories, or review the task's changes (`--review`)"
+        )
+
+    def changed(self) -> list[str]:
+        """Return the paths, relative to the workspace, that are not what they were.
+
+        Of very many that the task has made, only some (`is_cut`): the others are found once those are elsewhere.
+        """
+        _, now = self._look()
+        differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
+        with acting_as(*self._owner):
+            plain = {path for path in differing if path not in self._before and self._is_plain_worktree(path)}
+        return sorted(path for path in differing - plain if not self._was_covered(path, now))
+
+    def made(self, changed: Sequence[str]) -> list[str]:
+        """Return of what is `changed` what stands where nothing did, the outermost of each.
+
+        Not of a repository, a submodule or a worktree that is new as a whole: without its configuration it is none.
+        """
+        return [
+            path for path in outermost(path for path in changed if path not in self._before) if not self._is_new(path)
+        ]
+
+    def made_at_once(self) -> list[str]:
+        """Return of what `made` will what can be told without a look at a whole tree, which a task can make long."""
+        with acting_as(*self._owner):
+            return self.made(self._matched(deep=False))
+
+    @property
+    def tree(self) -> Tree:
+        """The workspace."""
+        return self._tree
+
+    def _is_new(self, path: str) -> bool:
+        """Whether a path is protected as part of a repository, a module or a worktree that wasn't there."""
+        if not path.startswith(self._git):
+            return False
+        above, name = os.path.split(path)
+        if name == "attributes" and os.path.basename(above) == "info":
+            above = os.path.dirname(above)
+        return above not in self._repositories and not any(f"{above}/{one}" in self._before for one in _OF_GIT)
+
+    def _is_plain_worktree(self, path: str) -> bool:
+        """Whether a file is what `git worktree add` makes: it says that the repository is the one that it lies in."""
+        above, _, name = path.rpartition("/")
+        is_one = name == "commondir" and os.path.basename(os.path.dirname(above)) == "worktrees"
+        return is_one and path.startswith(self._git) and read_beneath(self._tree, path) in _AS_GIT_ADDS
+
+    def _is_directory(self, path: str) -> bool:
+        entry = self._entry(path)
+        return entry is not None and entry.what is What.DIRECTORY
+
+    def _was_covered(self, path: str, now: Mapping[str, Entry]) -> bool:
+        """Whether a path lies in a directory that was read-only for the task all the time: then it wasn't the task.
+
+        Editors write such directories all day. A file with other names could have been written under one of those.
+        """
+        for above, directory in self._directories.items():
+            there = now.get(above)
+            if path.startswith(above + "/") and there is not None and there.inode == directory.inode:
+                entries = (self._before.get(path), now.get(path))
+                return all(entry is None or entry.what is What.DIRECTORY or entry.links == 1 for entry in entries)
+        return False
+
+    def _look(self) -> tuple[list[str], dict[str, Entry]]:
+        """Return the paths that globs match, and with what lies below them what each is.
+
+        It looks as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it.
+        What the owner has closed to itself, the task may have.
+        """
+        matched: list[str] = []
+        found: dict[str, Entry] = {}
+        left = _MOST_BELOW
+        with acting_as(*self._owner):
+            for path in self._matched():
+                entry = self._entry(path)
+                if entry is None:
+                    continue
+                matched.append(path)
+                below = dict(islice(self._below(path), left + 1)) if entry.what is What.DIRECTORY else {}
+                if len(below) > left:  # then only that there are so many is known of it
+                    below, entry = {}, entry._replace(size=_MANY)
+                left -= len(below)
+                found[path] = entry
+                found.update(below)
+        return matched, found
+
+    def _matched(self, *, deep: bool = True) -> list[str]:
+        found: set[str] = set()
+        known = 0  # of those, as part of a repository that is new: what is said of it needs no more of them
+        self.is_cut = False
+        for path in self._every(deep=deep):
+            if path in found:
+                continue
+            if self._submodules is not None and path not in self._before and self._is_new(path):
+                known += 1
+                if known > _MOST:
+                    continue
+            found.add(path)
+            if len(found) > _MOST_MATCHED:
+                self.is_cut = True
+                break
+        return sorted(found)
+
+    def _every(self, *, deep: bool) -> Iterator[str]:
+        """Yield every path that a glob matches, and every repository that wasn't there; some more than once."""
+        for first, name, entry in self._begun():
+            for rest in self._globs[first]:
+                if not deep and "**" in {first, *rest}:
+                    continue
+                if entry is None:
+                    yield from self._expanded(TOP, [first, *rest], _DEEPEST)
+                else:
+                    yield from self._beyond((name, first), entry, rest)
+        if self._submodules is not None:
+            for dot in self._dots(deep=deep):
+                before, now = self._submodules.get(dot), self._entry(dot)
+                if now is not None and (before is None or before.inode != now.inode):
+                    yield dot
+
+    def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
+        """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for."""
+        for first in self._globs:
+            if first in _ANY:
+                yield first, "", None
+            elif first not in self._starred and (entry := self._entry(first)) is not None:
+                yield first, first, entry
+        for name, entry in self._entries(TOP) if self._starred else ():
+            if _matching(self._starred).fullmatch(name):
+                matched = (first for first in self._starred if _matching(frozenset([first])).fullmatch(name))
+                yield from ((first, name, entry) for first in matched)
+
+    def _dots(self, *, deep: bool = True) -> list[str]:
+        """Return where repositories are that Git goes into by itself, and those below as of the start."""
+        try:
+            found = [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
+        except Hidden:
+            every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
+            found = [path for path in every if not f"{path}/".startswith(".git/")]
+        return [*found, *(path for path in self._nested if path not in found)]
+
+    def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
+        """Yield every path that a glob matches; symbolic links are matched and not followed."""
+        if not parts:
+            yield at
+            return
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            if rest:
+                yield from self._expanded(at, rest, depth)
+            for name, inner in self._entries(at) if depth else ():
+                if not rest:
+                    yield joined(at, name)
+                if inner.what is What.DIRECTORY:
+                    yield from self._expanded(joined(at, name), parts, depth - 1)
+            return
+        for name, inner in self._named(at, part):
+            yield from self._beyond((joined(at, name), part), inner, rest, depth)
+
+    def _beyond(
+        self, found: tuple[str, str], entry: Entry, rest: Sequence[str], depth: int = _DEEPEST
+    ) -> Iterator[str]:
+        """Go on from a path, and the part of a glob that it matches.
+
+        A link leads to what the rest of the glob means, and a file may say where that is: `.git` does.
+        """
+        path, part = found
+        if not rest or entry.what is What.DIRECTORY:
+            yield from self._expanded(path, rest, depth)
+        elif entry.what is What.LINK or (entry.what is What.FILE and "*" not in part):
+            yield path
+
+    def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
+        """Yield the names in a directory that one part of a glob matches."""
+        if part == "*":
+            yield from self._entries(at)
+        elif "*" in part:
+            matching = _matching(frozenset([part]))
+            yield from ((name, entry) for name, entry in self._entries(at) if matching.fullmatch(name))
+        elif (entry := self._entry(joined(at, part))) is not None:
+            yield part, entry
+
+    def _below(self, path: str) -> Iterator[tuple[str, Entry]]:
+        pending = [path]
+        while pending:
+            above = pending.pop()
+            for name, entry in self._entries(above):
+                inner = joined(above, name)
+                yield inner, entry
+                if entry.what is What.DIRECTORY:
+                    pending.append(inner)
+
+    def _entries(self, path: str) -> Iterator[tuple[str, Entry]]:
+        return entries(self._tree, path, self._owner[0])
+
+    def _entry(self, path: str) -> Entry | None:
+        try:
+            try:
+                return self._tree.look(path)
+            except PermissionError:
+                with opened_up(self._tree, os.path.dirname(path), self._owner[0]):
+                    return self._tree.look(path)
+        except OSError:
+            return None  # reached through a link or a mount: nothing that could be covered
+
+
+@cache
+def _matching(parts: frozenset[str]) -> re.Pattern[str]:
+    """Return what matches a name that any of some parts of globs means."""
+    wanted = sorted(".*".join(map(re.escape, part.split("*"))) for part in parts)
+    return re.compile("|".join(wanted), re.DOTALL | re.IGNORECASE)
+
+
+def _is_same(before: Entry | None, now: Entry | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    if before.what is What.DIRECTORY:
+        return now.what is What.DIRECTORY and (before.mode, before.size) == (now.mode, now.size)
+    return before.is_untouched(now)

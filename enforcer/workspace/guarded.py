@@ -1,0 +1,196 @@
+"""The places that a task writes itself, with what is protected in each: its workspace, and what `write` names besides.
+
+What a host runs or obeys is protected wherever it lies: a hook in `.git` of another project, the settings of an agent
+in a home. Where all of a place is that, the task was given it by name: nothing of it is covered, and what is changed in
+it is told.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from enforcer.sandbox.system_paths import contains, homes
+from enforcer.system.errors import HostError
+from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
+from enforcer.workspace.gitconfig import obeyed_of_user
+from enforcer.workspace.guard import Guard
+from enforcer.workspace.protected import Elsewhere, directly, elsewhere, is_obeyed
+from enforcer.workspace.worktree import of_others
+from proxy.telemetry.visible import visible
+from rules.sandbox import WorkspaceMode
+
+if TYPE_CHECKING:
+    from enforcer.wanted import Wanted
+    from enforcer.workspace.change import Change
+    from enforcer.workspace.kept import Meta
+
+_SHOWN = 5  # paths that are said
+_BY_REVIEW: Final = ", or let the task do it under `--review`"
+
+
+class Report(NamedTuple):
+    """What a task has done to what is protected in one place: paths, relative to a workspace and else whole."""
+
+    differing: tuple[str, ...] = ()
+    kept: "tuple[Change, ...]" = ()  # put aside
+    said: tuple[str, ...] = ()
+
+
+class Guarded:
+    """One place. Close it."""
+
+    def __init__(
+        self, place: str, guard: Guard, *, globs: Sequence[str] = (), number: int = 0, covered: bool = True
+    ) -> None:
+        """Take a guard of it. `number`: 0 is the workspace. `globs`: what is protected there and in no workspace."""
+        self._guard = guard
+        self._place = place
+        self._globs = tuple(globs)
+        self._number = number
+        self._covered = covered
+        self._refused = _Refused(place, guard) if covered else None
+        self._called: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
+
+    def paths(self) -> tuple[str, ...]:
+        """Return the whole paths that the task must not write."""
+        return self._guard.paths() if self._covered else ()
+
+    def hide(self) -> dict[str, str]:
+        """Give what the task made another name, where that can be told quickly. Return which, by the old one."""
+        if self._called is None:
+            self._called = self._called_otherwise(self._guard.made_at_once()) if self._covered else {}
+        return {self._named(path): self._named(name) for path, name in self._called.items()}
+
+    def finish(self, meta: "Callable[[], Meta]") -> Report:
+        """Put aside what the task made, and tell what differs. `meta`: whose it is, as of the workspace."""
+        self.hide()
+        called = self._called or {}
+        changed = self._guard.changed()
+        if not self._covered:
+            paths = tuple(map(self._named, changed))
+            line = f"this host runs or obeys what was changed; look at it first: {some(paths)}"
+            return Report(paths, said=(line,) if paths else ())
+        made = sorted({*called, *self._guard.made(changed)})
+        kept, left, said = self._put_aside(meta(), made, called) if made else ((), [], [])
+        aside = [path for path in made if path not in left]
+        called |= self._called_otherwise([path for path in left if path not in called])
+        if names := [f"{self._named(path)} is {self._named(called[path])}" for path in left if path in called]:
+            told = "protected files that weren't there and can't be put aside have other names now"
+            said.append(f"{told}: {some(names)}")
+        while self._guard.is_cut and self._called_otherwise(self._guard.made(self._guard.changed())):
+            pass  # of those that a task made without number, no more than some are in memory at a time
+        gone = {*aside, *called}
+        differing = sorted({*changed, *made, *(change.path for change in kept)})
+        stay = [path for path in differing if not any(path == one or path.startswith(f"{one}/") for one in gone)]
+        if self._refused is not None and self._refused.happened() and self._refused.path not in differing:
+            path, or_reviewed = visible(self._named(self._refused.path)), "" if self._number else _BY_REVIEW
+            said.append(
+                f"git could not change `{path}`, which is protected (it says `Device or resource busy`): change it "
+                f"yourself{or_reviewed}; what it needs for itself, `git config --global` takes as long as it runs"
+            )
+        if self._guard.unguarded:
+            said.append(f"{self._guard.unguarded} repositories in `{visible(self._place)}` were too many to guard")
+        if not self._guard.is_searched:
+            told = "has more directories than are looked through for repositories"
+            said.append(f"`{visible(self._place)}` {told}: name those far below with `--write`, or they aren't guarded")
+        if stay:
+            told = "protected files are not what they were; look at them before anything runs them"
+            said.append(f"{told}: {some([*map(self._named, stay)])}")
+        return Report(tuple(map(self._named, differing)), kept, tuple(said))
+
+    def close(self) -> None:
+        """Look no more."""
+        self._guard.close()
+        if self._refused is not None:
+            self._refused.close()
+
+    def _put_aside(
+        self, meta: "Meta", made: Sequence[str], called: dict[str, str]
+    ) -> "tuple[tuple[Change, ...], list[str], list[str]]":
+        from enforcer.workspace.aside import put_aside
+
+        # Of a repository its configuration and hooks are protected anyway
+        also = [path for path in made if os.path.basename(path) != ".git"]
+        meta = replace(meta, protected=(*meta.protected, *self._globs, *also))
+        if self._number:
+            status = os.fstat(self._guard.tree.descriptor)
+            meta = replace(meta, id=f"{meta.id}-{self._number}", workspace=self._place)
+            meta = replace(meta, device=status.st_dev, inode=status.st_ino, uid=status.st_uid, gid=status.st_gid)
+        try:
+            changes, left = put_aside(meta, self._guard.tree, made, called)
+        except HostError as error:
+            return (), list(made), [str(error)]
+        aside = [self._named(path) for path in made if path not in left]
+        said = (
+            f"protected files that weren't there are put aside ({some(aside)}): see them with "
+            f"`exeat changes {meta.id}`, then accept or discard them"
+        )
+        return tuple(changes), left, [said] if changes else []
+
+    def _called_otherwise(self, paths: Sequence[str]) -> dict[str, str]:
+        if not paths:
+            return {}
+        from enforcer.workspace.away import renamed
+
+        return renamed(self._guard.tree, paths, os.fstat(self._guard.tree.descriptor).st_uid)
+
+    def _named(self, path: str) -> str:
+        return f"{self._place.rstrip('/')}/{path}" if self._number else path
+
+
+class _Refused:
+    """Whether Git was refused to write a repository's configuration anew: it makes `config.lock` first. Close it."""
+
+    def __init__(self, place: str, guard: Guard) -> None:
+        self._events: Inotify | None = None
+        top = place.rstrip("/")
+        # Of a place that is a repository itself, as that of a linked worktree, the configuration is at its top
+        self.path = next((path for path in (".git/config", "config") if f"{top}/{path}" in guard.paths()), "")
+        if not self.path:
+            return
+        with contextlib.suppress(OSError):  # a user may have no more: nothing is said then
+            self._events = Inotify()
+            self._events.add(os.path.dirname(f"{top}/{self.path}"), IN_CREATE | IN_ONLYDIR | IN_DONT_FOLLOW)
+
+    def happened(self) -> bool:
+        """Say so once the task has ended."""
+        more, found = self._events is not None, False
+        while more and self._events is not None:
+            events, more = self._events.read()
+            found = found or any(event.name == "config.lock" for event in events)
+        return found
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._events is not None:
+            self._events.close()
+
+
+def places(wanted: "Wanted") -> Iterator[Guarded]:
+    """Look at each place that a task will write itself. Raises OSError, UsageError."""
+    is_direct = wanted.box.workspace is not WorkspaceMode.REVIEW
+    if is_direct:
+        yield Guarded(wanted.workspace, Guard(wanted.workspace, directly(wanted.box.protected)))
+    of_host = () if not wanted.write else homes() if wanted.homes is None else wanted.homes
+    of_git = obeyed_of_user() if wanted.write else frozenset()
+    for number, place in enumerate(wanted.write, 1):
+        if is_direct and contains(wanted.workspace, place):
+            continue
+        if os.path.isdir(place):
+            found = elsewhere(place, of_host)
+            if any(contains(path, place) for path in of_git):
+                found = Elsewhere(("*",), is_covered=False)
+            found = found._replace(globs=(*found.globs, *of_others(wanted.workspace, place)))
+            guard = Guard(place, found.globs)
+            yield Guarded(place, guard, globs=found.globs, number=number, covered=found.is_covered)
+        elif place in of_git or is_obeyed(place, of_host):
+            above, name = os.path.split(place)
+            yield Guarded(above, Guard(above, (name,)), number=number, covered=False)
+
+
+def some(paths: Sequence[str]) -> str:
+    """Name the first of several paths."""
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(map(visible, paths[:_SHOWN])) + more

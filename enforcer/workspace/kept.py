@@ -1,0 +1,289 @@
+"""Where the changes of a task are kept until somebody accepts or discards them: a directory by its id.
+
+`meta.json` says whose they are and where they belong. `lock` is held by whoever writes here: first the run itself.
+`layers` is what the overlay is made of. `base.jsonl`, what the workspace was like at the start (`snapshot`), is there
+once it is complete; `base` has copies of what the task changed, as it was at the start, and `copies.jsonl` says of what
+(`copying`). `record.jsonl`, the changes (`change`), is there once the task has ended and they have been gathered;
+`settled.jsonl` says what was accepted or discarded of them. `intents.jsonl` says what is being done in the workspace
+right now, for whoever comes after a crash.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from enforcer.system import state
+from enforcer.system.errors import ExeatError, HostError
+from enforcer.workspace.change import Change, read_change
+from proxy import strict_json
+
+if TYPE_CHECKING:
+    from proxy.approvals.approval_request import Rule
+
+ACCEPTED, DISCARDED = "accepted", "discarded"
+_TRIES, _PAUSE = 100, 0.01  # seconds
+
+
+class BusyError(ExeatError):
+    """The task still runs, or somebody else is accepting or discarding its changes."""
+
+    status = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Whose changes they are, and where they belong."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    sandbox: str
+    workspace: str  # a real path, and which directory it was
+    device: int
+    inode: int
+    uid: int  # the workspace's owner
+    gid: int
+    began: int  # ns since 1970
+    start: int  # ctime, in ns, of a file that was made before the task ran
+    protected: tuple[str, ...]  # every glob that was in force
+    journal: str  # the directory that the run wrote its journal to
+    approval: tuple[Mapping[str, object], ...] = ()  # whose approval merging what is protected takes, as JSON
+    revision: str = ""  # of the policy that said so
+    started_by: int = -1  # uid
+    rule_files: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()  # of the workspace that have another name than `.git`
+
+    def asks(self) -> "tuple[Rule, ...]":
+        """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
+        if not self.approval:
+            return ()
+        from proxy.approvals.approval_request import Rule
+
+        try:
+            return tuple(map(Rule.read, self.approval))
+        except ValueError as error:
+            raise HostError(f"whose approval the changes of `{self.id}` take can't be read: {error}") from error
+
+
+def directory() -> Path:
+    """Where the changes of every task lie."""
+    return state.state_directory() / "changes"
+
+
+class Kept:
+    """The changes of one task."""
+
+    def __init__(self, place: Path, meta: Meta) -> None:
+        """Take what `create` or `find` found."""
+        self.place = place
+        self.meta = meta
+        self._lock = -1
+
+    @classmethod
+    def create(cls, meta: Meta) -> Self:
+        """Make the place for a task that is about to start, and lock it. `start` is filled in. Raises HostError."""
+        try:
+            place = state.make_private(directory()) / meta.id
+            kept = cls(place, meta)
+            kept._make()
+            for name in ("layers", "layers/upper", "layers/work", "base"):
+                (place / name).mkdir(mode=0o700)
+            start = os.stat(place / "lock").st_ctime_ns  # the clock that the kernel sets ctimes by
+            kept.meta = Meta(**{**asdict(meta), "start": start})
+            unfinished = place / "meta.unfinished"
+            unfinished.write_text(json.dumps(asdict(kept.meta)), "ascii")
+            unfinished.rename(place / "meta.json")
+        except OSError as error:
+            raise HostError(f"no place can be made for the task's changes: {error.strerror or error}") from error
+        return kept
+
+    def _make(self) -> None:
+        """Make the directory, and lock it. Somebody who sweeps may come between: then once more. Raises OSError."""
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError, BusyError):
+                self.place.mkdir(mode=0o700, exist_ok=True)
+                self.lock()
+                if os.stat(self.place / "lock").st_ino == os.fstat(self._lock).st_ino:
+                    return
+            self.unlock()
+            time.sleep(_PAUSE)
+        raise OSError(errno.EAGAIN, "others remove it")
+
+    @property
+    def upper(self) -> Path:
+        """The overlay's upper layer."""
+        return self.place / "layers" / "upper"
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether the task has ended and its changes have been gathered."""
+        return (self.place / "record.jsonl").exists()
+
+    def lock(self) -> None:
+        """Keep everybody else from writing here until `unlock`. Raises BusyError."""
+        descriptor = os.open(self.place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BusyError(f"the task `{self.meta.id}` still runs, or somebody else is at its changes") from None
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Let others. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def is_busy(self) -> bool:
+        """Whether somebody writes here."""
+        try:
+            self.lock()
+        except BusyError:
+            return True
+        self.unlock()
+        return False
+
+    def record(self, changes: Iterable[Change]) -> None:
+        """Keep what was gathered. Raises OSError."""
+        unfinished = self.place / "record.unfinished"
+        with open(unfinished, "w", encoding="ascii") as file:
+            file.writelines(json.dumps(change) + "\n" for change in changes)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(self.place / "record.jsonl")
+
+    def changes(self) -> list[Change]:
+        """Return every change, in the order of their paths. Raises OSError or ValueError."""
+        with open(self.place / "record.jsonl", encoding="ascii") as file:
+            return [read_change(strict_json.loads(line)) for line in file]
+
+    def settled(self) -> dict[str, str]:
+        """Return what was accepted or discarded, by path."""
+        return {str(path): str(how) for path, how in self.lines("settled.jsonl")}
+
+    def settle(self, paths: Iterable[str], how: str) -> None:
+        """Keep that these were accepted or discarded. Raises OSError."""
+        with open(self.place / "settled.jsonl", "a", encoding="ascii") as file:
+            file.writelines(json.dumps([path, how]) + "\n" for path in paths)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def open_intents(self) -> int:
+        """Open the file that is added to before anything is done in the workspace. Raises OSError."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.place / "intents.jsonl", flags, 0o600)
+
+    def intents(self) -> list[list[object]]:
+        """Return what was about to be done when somebody was stopped."""
+        return self.lines("intents.jsonl")
+
+    def done(self) -> None:
+        """Forget what was about to be done."""
+        (self.place / "intents.jsonl").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove all of it, whatever a task has left there. Raises OSError."""
+        # First what makes it a task's changes: half of them are none
+        (self.place / "meta.json").unlink(missing_ok=True)
+        _clear(self.place)
+        self.unlock()
+
+    def lines(self, name: str) -> list[list[object]]:
+        """Read a file that is added to, without a last line that its writer was killed over."""
+        try:
+            text = (self.place / name).read_text("ascii")
+        except FileNotFoundError:
+            return []
+        return [strict_json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def find() -> list[Kept]:
+    """Return the changes of every task, oldest first, and remove what is nobody's. Raises HostError."""
+    found = []
+    for place in directory().iterdir() if directory().is_dir() else ():
+        try:
+            fields = strict_json.loads((place / "meta.json").read_text("ascii"))
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                _sweep(place)
+            continue
+        except (OSError, ValueError) as error:
+            raise HostError(f"`{place}` can't be read: {error}") from error
+        try:
+            for name in ("protected", "approval", "rule_files", "repositories"):
+                fields[name] = tuple(fields.get(name, ()))
+            meta = Meta(**fields)
+            if not all(type(number) is int for number in (meta.device, meta.inode, meta.uid, meta.gid, meta.began)):
+                raise TypeError("a number in it is none")  # noqa: TRY301
+            found.append(Kept(place, meta))
+        except (TypeError, AttributeError) as error:
+            raise HostError(f"`{place}` can't be read: {error}") from error
+    return sorted(found, key=lambda kept: kept.meta.began)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what somebody was making or removing and was killed over; who still does has locked it. Raises OSError."""
+    try:
+        lock = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        place.rmdir()  # the lock is there before everything else, and goes last
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (place / "meta.json").exists():
+            _clear(place)
+    finally:
+        os.close(lock)
+
+
+def _clear(place: Path) -> None:
+    """Remove a directory here, its lock last: until then nobody else does. Raises OSError."""
+    for entry in list(os.scandir(place)):
+        if entry.is_dir(follow_symlinks=False):
+            remove(Path(entry.path))
+        elif entry.name != "lock":
+            os.unlink(entry.path)
+    (place / "lock").unlink(missing_ok=True)
+    place.rmdir()
+
+
+def remove(place: Path) -> None:
+    """Remove a directory and all below it, however deep and whatever its modes. Raises OSError.
+
+    A task nests directories deeper than any path is long; so whatever is found inside one is brought up first.
+    """
+    place.chmod(0o700)
+    number = 0
+    pending = [place]
+    while pending:
+        at = pending[-1]
+        inner = False
+        with os.scandir(at) as entries:
+            for entry in list(entries):
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                try:
+                    os.rmdir(entry.path)
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+                    target = Path(entry.path)
+                    if at != place:
+                        while (target := place / f"removed-{number}").exists():
+                            number += 1
+                        os.rename(entry.path, target)
+                    pending.append(target)
+                    inner = True
+        if not inner:
+            os.rmdir(at)
+            pending.pop()

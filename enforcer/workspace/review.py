@@ -1,0 +1,195 @@
+"""A task whose workspace is reviewed: where its changes go while it runs, and what is kept of them afterwards."""
+
+import contextlib
+import hashlib
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from enforcer.sandbox import identity
+from enforcer.sandbox.identity import IdMap
+from enforcer.system import linux, state
+from enforcer.system.errors import HostError, UsageError
+from enforcer.workspace import copying, protected, repository, snapshot
+from enforcer.workspace.acting import acting_as
+from enforcer.workspace.beneath import MODE, Tree
+from enforcer.workspace.gather import gather
+from enforcer.workspace.kept import Kept, Meta
+from proxy.telemetry.visible import visible
+from rules.decision import Asks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from enforcer.sandbox.identity import Identity
+    from enforcer.wanted import Wanted
+    from enforcer.workspace.change import Change
+    from proxy.tenant import Tenant
+    from rules.sandbox import MergeTerms
+
+_NICE = 10  # nobody waits for a snapshot
+_MOST = 400_000  # changes that are gathered at a task's end: a few more than one may make before it is ended for it
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What the overlay is made of beside the workspace: a directory with `upper` and `work` in it."""
+
+    path: str
+    tree: int | None  # a detached mount of it, id-mapped, where this process can't reach it as the sandbox's init
+
+
+class Review:
+    """One task's changes, from before its start to after its end. Close it."""
+
+    def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: "Path", who: "Identity") -> None:
+        """Make the place, and begin to note what the workspace is like. Raises HostError, UsageError."""
+        place = os.path.realpath(state.state_directory())
+        if f"{place}/".startswith(f"{wanted.workspace.rstrip('/')}/"):
+            raise UsageError(
+                f"changes to `{wanted.workspace}` can't be kept in `{place}`, which lies inside it; "
+                "set XDG_STATE_HOME to another place"
+            )
+        try:
+            self._workspace = Tree.open(wanted.workspace)
+        except OSError as error:
+            raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
+        status = os.fstat(self._workspace.descriptor)
+        with acting_as(status.st_uid, status.st_gid):
+            places = repository.places(self._workspace, wanted.workspace)
+            also = repository.globs(self._workspace, wanted.workspace)
+        self.kept = Kept.create(replace(meta_of(wanted, tenant, journal, status, also), repositories=places))
+        self._snapshot = -1  # the process that notes what is there
+        self._noted = -1  # from which nothing more can be read once it has
+        try:
+            self.layers = Layers(str(self.kept.upper.parent), self._give(who, status))
+            self._snapshot = self._fork()
+        except OSError as error:
+            self.kept.remove()
+            raise HostError(f"the task's changes cannot be kept in `{self.kept.place}`: {error.strerror}") from error
+
+    def finish(self) -> "list[Change]":
+        """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""
+        try:
+            changes = gather(self.kept, self._workspace, self._wait, _MOST)
+            if not changes:
+                self._stop()
+                self.kept.remove()
+        except (OSError, ValueError) as error:
+            why = visible(str(error))
+            raise HostError(
+                f"the task's changes are kept in `{self.kept.place}`, and could not be gathered: {why}; "
+                f"`exeat changes {self.kept.meta.id}` tries again"
+            ) from error
+        return changes
+
+    def close(self) -> None:
+        """Let go of everything; what the task changed stays, if it is anything. Idempotent."""
+        self._stop()
+        with contextlib.suppress(OSError):
+            if self.kept.place.exists() and not any(self.kept.upper.iterdir()):
+                self.kept.remove()
+        self.kept.unlock()
+        if self.layers.tree is not None:
+            os.close(self.layers.tree)
+            self.layers = Layers(self.layers.path, None)
+        if self._workspace.descriptor >= 0:
+            self._workspace.close()
+            self._workspace.descriptor = -1
+
+    def _give(self, who: "Identity", status: os.stat_result) -> int | None:
+        """Make the layers such that the task owns in them what it owns in the workspace, and init the rest."""
+        upper, layers = self.kept.upper, self.kept.upper.parent
+        upper.chmod(status.st_mode & MODE)  # a merged directory is what it is in the upper layer
+        if not who.privileged:
+            return None
+        init = who.outer_uids.lines[0][1]
+        for path in (layers, layers / "work"):
+            os.chown(path, init, init)
+        os.chown(upper, status.st_uid, status.st_gid)
+        return identity.idmapped_shared(
+            str(layers),
+            IdMap(((status.st_uid, who.kernel_uid, 1), (init, init, 1))),
+            IdMap(((status.st_gid, who.kernel_gid, 1), (init, init, 1))),
+        )
+
+    def _fork(self) -> int:
+        parent = os.getpid()
+        self._noted, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                linux.die_with_parent(signal.SIGKILL, parent)
+                linux.keep_only({0, 1, 2, self._workspace.descriptor, tell})
+                os.nice(_NICE)
+                snapshot.write(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
+                os.close(tell)
+                copying.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
+            finally:
+                os._exit(0)  # without it, what is certain is found out at the end
+        os.close(tell)
+        return pid
+
+    def _wait(self) -> None:
+        """Wait until what was there is noted, or nobody does."""
+        if self._noted >= 0:
+            os.read(self._noted, 1)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._noted >= 0:
+            os.close(self._noted)
+            self._noted = -1
+        if self._snapshot >= 0:
+            os.kill(self._snapshot, signal.SIGKILL)
+            os.waitpid(self._snapshot, 0)
+        self._snapshot = -1
+
+
+def meta_of(
+    wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result, also: Sequence[str] = ()
+) -> Meta:
+    """Return whose changes a task's are, and where they belong: `status` is the workspace's.
+
+    `also`: what is protected in it besides what is in every one.
+    """
+    import time
+
+    return Meta(
+        id=tenant.task.id,
+        name=tenant.task.name,
+        labels=dict(tenant.task.labels),
+        sandbox=tenant.sandbox,
+        workspace=wanted.workspace,
+        device=status.st_dev,
+        inode=status.st_ino,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        began=time.time_ns(),
+        start=0,
+        protected=(*protected.reviewed(wanted.box.protected), *also),
+        journal=os.path.abspath(journal),
+        **(_terms(wanted) if wanted.box.approval else {}),
+    )
+
+
+def _terms(wanted: "Wanted") -> dict[str, Any]:
+    """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
+    from enforcer.approvals import registration
+    from enforcer.system.started_by import starter
+    from proxy.approvals.approval_request import Rule
+
+    return {
+        "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),
+        "revision": wanted.policy.revision,
+        "started_by": starter(),
+        "rule_files": registration.rule_files(wanted),
+    }
+
+
+def _asks(terms: "MergeTerms") -> Asks:
+    """Return what one file wants as what people are asked about: a grant names it by all that it says."""
+    said = hashlib.sha256(repr(("merge", *terms)).encode()).hexdigest()
+    return Asks(terms.cite, said, terms.terms, "changes of protected files are merged when they are approved")

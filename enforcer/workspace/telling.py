@@ -1,0 +1,111 @@
+"""Tell the journal what becomes of a task's changes: who decides before anything is done, and what came of it after."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.system.errors import HostError
+from enforcer.system.started_by import logged_in
+from enforcer.workspace.kept import Meta
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
+from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.journal.writing import Journal, JournalFailed
+from rules.verdicts import Outcome, Reason
+
+if TYPE_CHECKING:
+    from proxy.approvals.approval_request import Question
+
+
+class Teller:
+    """Writes events of one task's changes. Close it."""
+
+    def __init__(self, meta: Meta) -> None:
+        """Open the journal that the task's run wrote to. Raises HostError: what can't be told isn't done."""
+        self._where = meta.journal
+        self._origin = Origin.of(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
+        self._ids = IdMaker()
+        try:
+            self._journal = Journal(Path(meta.journal))
+        except JournalFailed as error:
+            raise self._failed(error) from error
+
+    def tell(
+        self,
+        kind: Kind,
+        paths: Sequence[str],
+        *,
+        detail: str = "",
+        cause: str | None = None,
+        approval: Approval | None = None,
+    ) -> str:
+        """Tell what somebody does, or what came of it (`cause`), and return the event's id. Raises HostError.
+
+        `approval`: by whose leave.
+        """
+        now = time.time_ns()
+        event = Event(
+            Instant(now),
+            self._ids.make(now),
+            kind,
+            **self._origin._asdict(),
+            outcome=Outcome.PASSED,
+            cause=cause,
+            detail=detail,
+            by=somebody(),
+            paths=tuple(paths),
+            approval=approval,
+        )
+        self._write(event)
+        return event.id
+
+    def unasked(self, question: "Question", why: str) -> None:
+        """Tell that nobody could be asked for an approval. Raises HostError."""
+        now = time.time_ns()
+        event = Event(
+            Instant(now),
+            self._ids.make(now),
+            Kind.APPROVAL_REFUSED,
+            **self._origin._asdict(),
+            rules=tuple(asks.rule for asks in question.rules),
+            revision=question.revision,
+            outcome=Outcome.BLOCKED,
+            reason=Reason.APPROVAL_UNAVAILABLE,
+            detail=why,
+            by=somebody(),
+            paths=tuple(file.path for file in question.files),
+            approval=Approval("", question.kind, answer=Answer.UNAVAILABLE),
+        )
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
+        try:
+            self._journal.append(encode(event), event.time)
+        except JournalFailed as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Write no more."""
+        self._journal.close()
+
+    def _failed(self, error: JournalFailed) -> HostError:
+        return HostError(
+            f"the journal `{self._where}` cannot be written, so nothing is done: {error.strerror or error}"
+        )
+
+
+def somebody() -> str:
+    """Say who this is: the user, and who logged in where that is another, which no sudo changes."""
+    user, login = os.getuid(), logged_in()
+    return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
+
+
+def _named(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

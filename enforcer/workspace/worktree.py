@@ -1,0 +1,144 @@
+"""A workspace whose repository lies elsewhere: a linked worktree, or a submodule's. What of that a task needs is found.
+
+Its `.git` is a file that names the repository's directory (gitrepository-layout(5), git-worktree(1)). Whoever writes
+a workspace could write one, so the repository has to say the same: a worktree's `gitdir` file, or `core.worktree` of a
+submodule's configuration, which no task can write. A repository that doesn't isn't shown.
+"""
+
+import os
+import shlex
+import stat
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from enforcer.sandbox.system_paths import contains, refuse_write
+from enforcer.system.errors import UsageError
+from enforcer.workspace.acting import acting_as
+from enforcer.workspace.gitconfig import read, settings
+
+# What of the common directory is of the main worktree alone, or of all: a task in another has no business there
+_OF_OTHERS: Final = ("HEAD", "index", "info", "modules", "config.worktree", "rebase-merge", "rebase-apply", "sequencer")
+
+
+class Linked(NamedTuple):
+    """The parts of a repository elsewhere that a task is shown, as real paths."""
+
+    shown: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+
+
+NOTHING: Final = Linked()
+
+
+def linked(workspace: str, lets: Callable[[str, str], bool]) -> Linked:
+    """Return what of the repository that a workspace's `.git` names a task needs.
+
+    `lets`: whether layers let a path be shown (`read`), or written (`write`).
+    """
+    dot = f"{workspace}/.git"
+    try:
+        if not stat.S_ISREG(os.lstat(dot).st_mode):
+            return NOTHING
+        owner = os.stat(workspace)
+        with acting_as(owner.st_uid, owner.st_gid):
+            found = _found(workspace, dot)
+            if found is None or os.stat(found).st_uid != owner.st_uid or not os.access(found, os.R_OK | os.X_OK):
+                return NOTHING
+        refuse_write(found, "/nonexistent", ())
+    except (OSError, UsageError):
+        return NOTHING
+    if not lets("read", found):
+        return NOTHING
+    return Linked((found,), (found,) if lets("write", found) else ())
+
+
+def of_others(workspace: str, common: str) -> tuple[str, ...]:
+    """Return what in a common directory isn't this worktree's, relative to it; nothing where it isn't its common one.
+
+    Raises OSError.
+    """
+    dot = f"{workspace}/.git"
+    if not os.path.isfile(dot):
+        return ()
+    owner = os.stat(workspace)
+    with acting_as(owner.st_uid, owner.st_gid):
+        own = os.path.realpath(os.path.join(workspace, read(dot).removeprefix("gitdir:").strip()))
+    if os.path.dirname(own) != f"{common}/worktrees":
+        return ()
+    others = (name for name in sorted(os.listdir(f"{common}/worktrees")) if name != os.path.basename(own))
+    return (*_OF_OTHERS, *(f"worktrees/{name}" for name in others))
+
+
+def unseen(workspace: str, shown: Iterable[str]) -> str:
+    """Say that the repository of a workspace isn't shown to a task, and what helps; empty: it is, or there is none."""
+    directory = _elsewhere(workspace)
+    if not directory or any(contains(place, directory) for place in shown):
+        return ""
+    directory = shlex.quote(_common(workspace, directory))
+    return (
+        "`.git` leads to a repository elsewhere that the task isn't shown: "
+        f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
+    )
+
+
+def read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> str:
+    """Say that a reviewed task can't commit, as its repository is outside of the workspace; empty: it can."""
+    directory = _elsewhere(workspace)
+    if not directory or contains(workspace, directory) or any(contains(place, directory) for place in written):
+        return ""
+    if not any(contains(place, directory) for place in shown):
+        return ""  # that is said otherwise (`unseen`)
+    return (
+        f"the task can't commit: a review shows the repository of this workspace, `{directory}`, read-only. "
+        "Review the main worktree, or let the task commit with `--direct`"
+    )
+
+
+def _elsewhere(workspace: str) -> str:
+    """Return the directory of the repository that a workspace's `.git` names, as a file or a link; empty: none.
+
+    Whoever wrote the workspace says it: a directory that is no repository is not named to its reader.
+    """
+    dot = f"{workspace}/.git"
+    try:
+        kind = stat.S_IFMT(os.lstat(dot).st_mode)
+        if kind not in {stat.S_IFREG, stat.S_IFLNK}:
+            return ""
+        owner = os.stat(workspace)
+        with acting_as(owner.st_uid, owner.st_gid):
+            said = f"gitdir: {os.path.realpath(dot)}" if kind == stat.S_IFLNK else read(dot)
+            directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
+            is_one = said.startswith("gitdir:") and os.path.isfile(f"{directory}/HEAD")
+    except OSError:
+        return ""
+    return directory if is_one else ""
+
+
+def _common(workspace: str, directory: str) -> str:
+    """Return the directory that a repository's worktrees share, without which none of them can be read."""
+    try:
+        owner = os.stat(workspace)
+        with acting_as(owner.st_uid, owner.st_gid):
+            said = read(f"{directory}/commondir").strip()
+            shared = os.path.realpath(os.path.join(directory, said))
+            return shared if said and os.path.isfile(f"{shared}/HEAD") else directory
+    except OSError:
+        return directory
+
+
+def _found(workspace: str, dot: str) -> str | None:
+    """Return the repository's common directory; None where there is none that names this workspace."""
+    said = read(dot)
+    if not said.startswith("gitdir:"):
+        return None
+    directory = os.path.realpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
+    common = os.path.realpath(os.path.join(directory, read(f"{directory}/commondir").strip() or "."))
+    if contains(workspace, directory) or contains(workspace, common) or contains(common, workspace):
+        return None
+    if common == directory:
+        tops = [each.value for each in settings(read(f"{directory}/config")) if each.name == "core.worktree"]
+        is_its = bool(tops) and os.path.realpath(os.path.join(directory, tops[-1])) == workspace
+        return directory if is_its else None
+    back = read(f"{directory}/gitdir").strip()
+    is_its = os.path.realpath(os.path.join(directory, back)) == dot and contains(f"{common}/worktrees", directory)
+    return common if back and is_its else None

@@ -1,0 +1,397 @@
+"""Protected changes whose merge people are asked about: what is merged is what was approved, or nothing of it."""
+
+import asyncio
+import json
+import os
+import socket
+
+import pytest
+from test_commits import ADD, Repository, commit_first
+
+from enforcer.system.errors import HostError
+from enforcer.workspace import accept, approving, asking, prints
+from enforcer.workspace.beneath import What
+from enforcer.workspace.kept import Kept, Meta, find
+from enforcer.workspace.prints import Print, Thing
+from enforcer.workspace.sides import Sides
+from enforcer.workspace.telling import Teller
+from proxy.approvals.approval_request import Kind, Question, Rule
+from proxy.approvals.model import MERGING, Vote
+from proxy.approvals.protocol import Answer, Introduction, Result
+from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.votes import Said
+from proxy.telemetry.events import Kind as Event
+from rules.decision import Asks
+from rules.limits import ApprovalTerms
+from tests.harness import whole_lines
+from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
+from tests.proxy.approvals.approval_world import World as Registry
+
+RELEASE = Rule.of(Asks("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0)))
+DBA = Rule.of(Asks("org:sandbox.approval", "d2" * 32, ApprovalTerms("dba", lasts=0.0, hold=60.0, open=3600.0)))
+CI = ".github/workflows/ci.yml"
+
+
+class People:
+    """A registry in this process, and what is said to each question while it is held."""
+
+    def __init__(self, base):
+        self.loop = asyncio.new_event_loop()
+        self.registry = Registry(SqliteStore(base / "approvals.sqlite"))
+        self.run(self.registry.registry.open())
+        self.questions, self.answers = [], []
+        self.says = []  # (uid, whether) in turn
+        self.meanwhile = lambda: None
+        self.task = "1-2"
+
+    def run(self, what):
+        return self.loop.run_until_complete(what)
+
+    def ask(self, question):
+        answer = self.run(self._ask(question))
+        self.answers.append(answer)
+        return answer
+
+    async def _ask(self, question):
+        registry = self.registry.registry
+        who = Introduction("sandbox-1-2", self.task + MERGING, "agent", {"team": "web"}, STARTER, "host")
+        await registry.introduce("merging", who)
+        number = await self.registry.ask("merging", question.fitted())
+        if (id_ := self.registry.pending(number)) is not None:
+            self.questions.append((id_, (await registry.card(id_)).text()))
+            for uid, yes in self.says:
+                await (self.registry.approve if yes else self.registry.reject)(id_, uid)
+            self.meanwhile()
+            if self.registry.answer(number) is None:
+                self.registry.hands.pass_(61.0)
+                await registry.expire()
+        await registry.leave("merging")
+        return self.registry.answer(number)
+
+    def close(self):
+        self.run(self.registry.registry.close())
+        self.loop.close()
+
+
+@pytest.fixture
+def people(tmp_path):
+    made = People(tmp_path)
+    yield made
+    made.close()
+
+
+def begin(world, *rules):
+    world.begin(protected=["**/.github/workflows", "**/.envrc"])
+    meta = world.kept.place / "meta.json"
+    fields = json.loads(meta.read_text())
+    fields["approval"] = [asks.packed() for asks in rules or (RELEASE,)]
+    meta.write_text(json.dumps(fields))
+    (world.kept,) = find()
+
+
+def merge(world, people, *protected, ask=None):
+    accept.gathered(world.kept)
+    world.kept.lock()
+    try:
+        selection = accept.Selection((), protected or (CI,))
+        protection = accept.Protection(world.kept.meta.protected)
+        outcomes = accept.accept(world.kept, selection, protection, ask or people.ask)
+    finally:
+        world.kept.unlock()
+    files = [each for each in outcomes if each.change.theirs is None or each.change.theirs.what is not What.DIRECTORY]
+    return {each.change.path: str(each.way) if each.accepted else each.why for each in files}
+
+
+def find_and_merge(world, people):
+    (world.kept,) = find()
+    merge(world, people)
+
+
+def events(world, kind):
+    lines = []
+    for segment in sorted((world.work.parent / "journal").glob("*/*.jsonl")):
+        lines += [json.loads(line) for line in whole_lines(segment)]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_what_is_approved_is_merged_and_every_step_names_it(world, people):
+    world.write(CI, "on: push\n")
+    begin(world)
+    world.task_writes(CI, "on: push\nrun: x\n", 0o755)
+    world.task_writes("plain", "p")
+    people.says = [(ADA, True)]
+    assert merge(world, people) == {CI: "taken", "plain": "taken"}
+    assert world.files()[CI] == "on: push\nrun: x\n"
+    ((id_, card),) = people.questions
+    digest = card.partition("content      ")[2][:64]
+    assert f"pending: change {CI}\n" in card
+    assert "agent (1-2) team=web" in card
+    was = "file 0644, 9 bytes -> file 0755, 16 bytes, +1 -0, SHA-256 "
+    assert f"  changed      {CI}: {was}{prints.content.digest_of(b'on: push\nrun: x\n')}\n" in card
+    assert len(digest) == 64
+    assert f"  {'wanted':<12} 1 more of release, for web:sandbox.approval\n" in card
+    for kind in ("changes.accepted", "changes.merged"):
+        (event,) = events(world, kind)
+        assert event["approval"] == {**event["approval"], "id": id_, "about": "merge", "by": ["ada"]}
+    told = [(event["kind"], event["task"]["id"]) for event in people.registry.journal.events]
+    assert told == [(f"approval.{step}", "1-2") for step in ("asked", "answered", "used")]
+
+
+def test_an_answer_that_comes_late_serves_the_next_accept_and_that_alone(world, people):
+    begin(world)
+    world.task_writes(CI, "evil")
+    world.task_writes("plain", "p")
+    said = merge(world, people)
+    ((id_, _),) = people.questions
+    assert said == {CI: f"it waits for approval {id_}: accept again when that is given", "plain": "taken"}
+    assert CI not in world.files()
+    assert "somebody else" in people.run(people.registry.refused(people.registry.approve(id_, STARTER)))
+    people.run(people.registry.approve(id_))
+    people.registry.hands.pass_(1800.0)
+    people.task = "3-4"
+    merge(world, people)
+    assert people.answers[-1].result is Result.TIMEOUT, "another task's is none of it"
+    people.task = "1-2"
+    assert merge(world, people)[CI] == "taken"
+    assert len(people.questions) == 2
+    # The very same once more: the grant is used
+    (world.work / CI).unlink()
+    (world.kept.place / "settled.jsonl").unlink()
+    assert merge(world, people)[CI].startswith("it waits for approval ")
+
+
+def test_an_answer_after_its_time_serves_nothing(world, people):
+    begin(world)
+    world.task_writes(CI, "evil")
+    merge(world, people)
+    people.run(people.registry.approve(people.questions[0][0]))
+    people.registry.hands.pass_(3601.0)
+    assert merge(world, people)[CI].startswith("it waits for approval ")
+    assert len(people.questions) == 2
+    assert CI not in world.files()
+
+
+def other_content(world):
+    world.task_writes(CI, "worse")
+
+
+def link_instead(world):
+    (world.upper / CI).unlink()
+    (world.upper / CI).symlink_to("/etc/passwd")
+
+
+def other_base(world):
+    world.write(CI, "the host's")
+
+
+def gone(world):
+    (world.work / CI).unlink()
+
+
+def linked_directory(world):
+    (world.work / ".github").rename(world.work / "away")
+    (world.work / ".github").symlink_to("away")
+
+
+SWAPS = [other_content, link_instead, other_base, gone, linked_directory]
+
+
+@pytest.mark.parametrize("swap", SWAPS, ids=lambda swap: swap.__name__)
+def test_what_is_swapped_while_people_look_at_it_is_not_merged(world, people, swap):
+    world.write(CI, "on: push\n")
+    begin(world)
+    world.task_writes(CI, "good!")
+    world.task_writes(".envrc", "good")
+    before = {}
+    people.says = [(ADA, True)]
+    people.meanwhile = lambda: (swap(world), before.update(world.files()))
+    said = merge(world, people, CI, ".envrc")
+    assert set(said.values()) == {f"it, or what it replaces, is not what was approved as {people.questions[0][0]}: accept again to ask anew"}  # fmt: skip
+    assert world.files() == before, "nor is anything else of that approval"
+    people.says, people.meanwhile = [], lambda: None
+    said = merge(world, people, CI, ".envrc")
+    assert len(people.questions) == 2, "it is asked anew"
+    assert said[".envrc"].startswith("it waits for approval ")
+
+
+@pytest.mark.parametrize("swap", [other_content, other_base], ids=lambda swap: swap.__name__)
+def test_what_is_swapped_after_the_last_look_is_not_merged_either(world, people, swap, monkeypatch):
+    world.write(CI, "on: push\n")
+    begin(world)
+    world.task_writes(CI, "good!")
+    people.says = [(ADA, True)]
+    tell = Teller.tell
+
+    def late(teller, kind, *rest, **more):
+        if kind is Event.CHANGES_ACCEPTED:
+            swap(world)
+        return tell(teller, kind, *rest, **more)
+
+    monkeypatch.setattr(Teller, "tell", late)
+    (said,) = merge(world, people).values()
+    assert said in ("it is not what was approved any more", "there is no copy", "both sides changed the same lines")
+    assert world.files()[CI] == ("the host's" if swap is other_base else "on: push\n")
+
+
+def test_everybody_whom_any_file_wants_has_to_approve(world, people):
+    begin(world, RELEASE, DBA)
+    world.task_writes(CI, "x")
+    people.says = [(ADA, True)]
+    assert merge(world, people)[CI].startswith("it waits")
+    people.run(people.registry.approve(people.questions[0][0], CY))
+    assert merge(world, people) == {CI: "taken"}
+
+
+def test_nothing_protected_is_merged_without_a_yes(world, people):
+    begin(world)
+    world.task_writes(CI, "x")
+    world.task_writes("plain", "p")
+    people.says = [(BO, False)]
+    assert merge(world, people) == {CI: f"bo said no to approval {people.questions[0][0]}", "plain": "taken"}
+    assert merge(world, people)[CI].startswith("bo said no")
+    assert len(people.questions) == 1, "who is asked often enough gives in"
+    people.registry.journal.broken = True
+    people.task = "3-4"
+    assert "nobody could be asked: " in merge(world, people)[CI]
+    assert events(world, "approval.refused")[0]["reason"] == "approval_unavailable"
+    granted = Answer(1, Result.GRANTED, "forged", ("x",), grants=())
+    assert "other terms" in merge(world, people, ask=lambda _: granted)[CI]
+    assert CI not in world.files()
+
+
+@pytest.mark.parametrize("terms", [[{}], "web", None, [None], [{"rule": "x"}]], ids=str)
+def test_terms_that_can_t_be_read_let_nothing_be_merged(world, people, terms):
+    begin(world)
+    world.task_writes(CI, "x")
+    meta = world.kept.place / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": terms}))
+    with pytest.raises(HostError, match="can't be read"):
+        find_and_merge(world, people)
+    assert world.files() == {}
+
+
+def test_what_would_not_be_merged_is_not_asked_about(world, people):
+    world.write(CI, "one\n")
+    begin(world)
+    world.task_writes(CI, "two\n")
+    world.task_writes(".envrc", "same")
+    world.changes()
+    world.write(CI, "three\n")
+    world.write(".envrc", "same")
+    said = merge(world, people, CI, ".envrc")
+    assert said == {CI: "both sides changed the same lines", ".envrc": "already in"}
+    assert people.questions == []
+
+
+def test_a_name_moves_no_terminal_and_stands_for_no_line(world, people):
+    begin(world)
+    name = ".envrc/\x1b[2J\u202e\n  rule         web:ok  (fine)"
+    world.task_writes(name, "x")
+    (world.upper / ".envrc/out").symlink_to("/etc, SHA-256 0\x07")
+    merge(world, people, name, ".envrc/out")
+    ((_, card),) = people.questions
+    assert all(line.isprintable() for line in card.split("\n"))
+    assert "\\x1b[2J\\u202e\\x0a" in card
+    assert not any(line.startswith("  rule         web:ok") for line in card.split("\n"))
+    assert "  added        .envrc/out: nothing -> link to '/etc, SHA-256 0\\x07'\n" in card
+    assert card.index(".envrc/out") < card.index("\\x1b[2J", card.index("content  ")), "links are shown first"
+
+
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_digest_of_each(world, people):
+    begin(world)
+    wanted = [Print(f".envrc/{'x' * 200}{n}", "added", Thing(), Thing(What.LINK, 0, "a")) for n in range(100_000)]
+    with Sides.opened(world.kept) as sides:
+        question = approving.about(sides, {}, wanted)
+        some = approving.about(sides, {}, wanted[:1000])
+        wanted[777] = wanted[777]._replace(now=Thing(What.LINK, 0, "b"))
+        other = approving.about(sides, {}, wanted[:1000])
+    assert (question.total, question.cut, question.kind) == (100_000, False, Kind.MERGE)
+    assert some.files == other.files
+    assert len({question.digest, some.digest, other.digest}) == 3
+    assert question._replace(rules=(RELEASE,)).fitted() == question._replace(rules=(RELEASE,))
+    people.ask(question._replace(rules=(RELEASE,)))
+    ((_, card),) = people.questions
+    assert len(card) < 100_000
+    assert f"100000 paths, and {100_000 - len(question.files)} of them are not shown here" in card
+    assert question.digest in card
+
+
+def test_old_meta_without_terms_reads_as_before(world):
+    world.begin()
+    (kept,) = find()
+    assert isinstance(kept, Kept)
+    assert Meta(**{**json.loads((kept.place / "meta.json").read_text()), "approval": ()}).asks() == ()
+    assert os.stat(kept.place).st_mode & 0o077 == 0, "nobody else writes there"
+
+
+SAID = [
+    # what the registry says over the pair and over the connection, and why nothing is merged
+    ([], [], "the registry of approvals is gone"),
+    ([], [{"failed": "the store is down", "status": 125}], "the store is down"),
+    ([{"pending": 1, "approval": "abc", "until": 1.0}], [], "the registry of approvals is gone"),
+    ([{"answer": 2, "result": "granted", "grants": [{"rule": "a", "digest": "b", "grant": "c"}]}], [], "is gone"),
+    ([{"answer": 1, "result": "granted"}], [], "grants nothing"),
+    (["hello"], [], "no message"),
+    ([{"state": {"tainted": False, "tainted_by": []}}], [], "is gone"),
+]
+
+
+@pytest.mark.parametrize(("words", "last", "why"), SAID, ids=range(len(SAID)))
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, words, last, why):
+    begin(world)
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    for (theirs, _), said in zip(pairs, (last, words), strict=True):
+        for word in said:
+            theirs.send(json.dumps(word).encode())
+        theirs.shutdown(socket.SHUT_WR)
+    introduced = []
+    monkeypatch.setattr(asking.post, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1]))
+    answer = asking.ask(world.kept.meta, Question(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
+    assert answer.result is Result.UNAVAILABLE
+    assert why in answer.why
+    assert introduced[0].task == "1-2/changes"
+    for theirs, _ in pairs:
+        theirs.close()
+
+
+def test_a_program_that_reviews_counts_as_anywhere(world, people):
+    begin(world, RELEASE._replace(terms=RELEASE.terms._replace(needed=2)))
+    world.task_writes(CI, "x")
+    merge(world, people)
+    ((id_, _),) = people.questions
+    decide = people.registry.registry.decide
+    people.run(decide(id_, Said(LINTER, Vote.APPROVE)))
+    assert merge(world, people)[CI].startswith("it waits")
+    people.run(people.registry.approve(id_, BO))
+    assert merge(world, people) == {CI: "taken"}
+    assert events(world, "changes.merged")[-1]["approval"]["by"] == ["reviewer linter", "bo"]
+
+
+def test_no_more_is_given_than_this_once(world, people):
+    begin(world)
+    world.task_writes(CI, "x")
+    merge(world, people)
+    ((id_, card),) = people.questions
+    for words in (["task"], ["1h"], ["uses 2"]):
+        assert "one use and no more" in people.run(people.registry.refused(people.registry.approve(id_, ADA, *words)))
+    wider = people.registry.refused(people.registry.approve(id_, ADA, covers="rule"))
+    assert "is wider" in people.run(wider)
+    assert card.count("-> merges this very attempt, once, in the next") == 1
+    assert "--for" not in card
+    assert "\n  lines        `exeat changes " in card
+
+
+@pytest.mark.parametrize("world", ["own"], indirect=True)
+def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people, tmp_path):
+    Repository(world, commit_first(tmp_path)).task(f"{ADD}; rm -r .git/logs .github")
+    meta = world.kept.place / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [RELEASE.packed()]}))
+    (world.kept,) = find()
+    people.says = [(ADA, True)]
+    outcomes = merge(world, people)
+    assert outcomes[".git/refs/heads/main"] == outcomes[".git/index"] == "taken"
+    [(_, card)] = people.questions
+    assert CI in card
+    assert ".git/refs/heads/main" in card

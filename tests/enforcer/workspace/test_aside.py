@@ -1,0 +1,356 @@
+"""What a task made at protected paths where nothing stood: taken out, kept, accepted again; and what can't be."""
+
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from changes_harness import OWNER, World
+
+from enforcer.system.errors import HostError
+from enforcer.workspace import accept, aside, away, content, kept
+from enforcer.workspace.beneath import Tree
+from enforcer.workspace.guard import Guard
+from enforcer.workspace.protected import directly, reviewed
+from tests import harness
+
+NAMES = (".envrc", ".vscode/tasks.json", ".github/workflows/new\nline.yml", ".github/workflows/\udcff")
+
+
+@pytest.fixture(params=["beside", "elsewhere", "somebody's", "somebody's elsewhere"])
+def world(request, monkeypatch):
+    """A workspace, whose changes are kept on the same file system or on another one; as root also one of somebody's."""
+    base = Path(tempfile.mkdtemp(prefix="exeat-test-"))
+    base.chmod(0o755)
+    if "somebody's" in request.param:
+        harness.needs_root()  # to act as somebody else
+    made = World(base, monkeypatch, OWNER if "somebody's" in request.param else None)
+    made.base = base
+    if "elsewhere" in request.param:
+        other = Path(tempfile.mkdtemp(prefix="exeat-test-", dir="/dev/shm"))
+        assert other.stat().st_dev != base.stat().st_dev
+        monkeypatch.setenv("XDG_STATE_HOME", str(other))
+        made.base = other
+    made.elsewhere = "elsewhere" in request.param
+    yield made
+    for each in {base, made.base}:
+        kept.remove(each)
+
+
+class Task:
+    """What a task does in a workspace, between a look at it and another."""
+
+    def __init__(self, world, globs=()):
+        if world.owner is not None:
+            os.chown(world.work, world.owner, world.owner)
+        self.world = world
+        self.guard = Guard(str(world.work), directly(tuple(globs)))
+        self.guard.paths()
+
+    def write(self, path, text="made", mode=0o644):
+        place = Path(self.world.work, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+        place.chmod(mode)
+        return place
+
+    def end(self, last=lambda: None):
+        """Have what was made put aside; returns what is kept and what was left, and the paths that were meant."""
+        world = self.world
+        if world.owner is not None:
+            for path in (world.work, *world.work.rglob("*")):
+                os.chown(path, world.owner, world.owner, follow_symlinks=False)
+        last()
+        made = self.guard.made(self.guard.changed())
+        status = world.work.stat()
+        meta = kept.Meta(
+            id="1-2", name="agent", labels={}, sandbox="sandbox-1-2", workspace=str(world.work), device=status.st_dev,
+            inode=status.st_ino, uid=status.st_uid, gid=status.st_gid, began=1, start=0, protected=reviewed(()),
+            journal=str(world.base / "journal"),
+        )  # fmt: skip
+        tree = Tree.open(str(world.work))
+        try:
+            found = aside.put_aside(meta, tree, made)
+        finally:
+            tree.close()
+            self.guard.close()
+        world.kept = next(iter(kept.find()), None)
+        return SimpleNamespace(changes=[change.path for change in found.changes], left=found.left, made=made)
+
+
+def test_what_is_put_aside_is_gone_until_it_is_accepted(world):
+    world.write("src/main.c", "before")
+    world.write(".github/ISSUE.md", "before")
+    task = Task(world)
+    for name in NAMES:
+        task.write(name, f"made {name!r}")
+    task.write(".vscode/run", "#!", 0o755)
+    Path(world.work, ".idea").symlink_to("/etc")
+    task.write("src/main.c", "the task's")
+    before = world.files()
+    ended = task.end()
+    assert ended.left == []
+    assert ended.made == sorted([".envrc", ".github/workflows", ".idea", ".vscode"])
+    assert ended.changes == sorted(
+        [".envrc", ".idea", ".vscode", ".vscode/run", ".vscode/tasks.json", ".github/workflows", *NAMES[2:]],
+        key=os.fsencode,
+    )
+    assert world.files() == {
+        ".github": None, ".github/ISSUE.md": "before", "src": None, "src/main.c": "the task's",
+    }  # fmt: skip
+    assert set(world.accept().values()) == {"taken"} | {
+        f"left: it is protected: say so with `--protected {name}`" for name in (*NAMES, ".vscode/run", ".idea")
+    }
+    for name in (*NAMES, ".vscode/run", ".idea"):
+        assert world.accept(protected=[name])[name] == "taken"
+    assert world.files() == before
+    assert stat.S_IMODE(Path(world.work, ".vscode/run").stat().st_mode) == 0o755
+    if world.owner is not None:
+        assert {path.lstat().st_uid for path in world.work.rglob("*")} == {world.owner}
+
+
+def test_what_is_discarded_is_gone(world):
+    task = Task(world)
+    task.write(".envrc")
+    task.end()
+    world.kept.lock()
+    accept.discard(world.kept, accept.Selection())
+    assert accept.tidy(world.kept)
+    world.kept.unlock()
+    assert world.files() == {}
+    assert kept.find() == []
+
+
+def shut(path, mode):
+    Path(path).chmod(mode)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o111, 0o333, 0o444, 0o555])
+def test_a_task_that_takes_rights_away_keeps_nothing_by_that(world, mode):
+    """Whoever knows a name needs no list of names, and who wonders why there is none opens the directory again."""
+    world.write(".git/config")
+    world.write(".git/info/exclude")
+    task = Task(world)
+    task.write(".vscode/tasks.json", mode=0o111)
+    task.write(".envrc", mode=mode)
+    for name in (".github/workflows/deep/ci.yml", ".git/hooks/pre-commit", ".claude/settings.json"):
+        task.write(name)
+    closed = (".vscode", ".github/workflows/deep", ".github/workflows", ".github", ".git", ".claude", "")
+    ended = task.end(lambda: [shut(world.work / name, mode) for name in closed])
+    assert ended.left == []
+    assert ended.made == [".claude/settings.json", ".envrc", ".git/hooks", ".github/workflows", ".vscode"]
+    assert [stat.S_IMODE((world.work / name).stat().st_mode) for name in closed[3:]] == [mode] * 4
+    for name in reversed(closed[3:]):
+        shut(world.work / name, 0o755)
+    assert world.files() == {".claude": None, ".git": None, ".git/config": "", ".git/info": None, ".git/info/exclude": "",
+                             ".github": None}  # fmt: skip
+    for path in world.kept.upper.rglob("*"):
+        assert path.exists()
+
+
+def test_what_nobody_could_accept_is_left_where_it_is(world):
+    task = Task(world)
+    os.mkfifo(world.work / ".envrc")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.path.relpath(world.work / ".exrc"))
+    task.write(".mise.toml")
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([".envrc", ".exrc"], [".mise.toml"])
+    assert {path.name for path in world.work.iterdir()} == {".envrc", ".exrc"}
+
+
+def test_what_the_host_s_root_put_there_is_no_task_s(world):
+    harness.needs_root()
+    if world.owner is None:
+        return
+    task = Task(world)
+    place = task.write(".envrc", "root's own", 0o600)
+    made = task.guard.changed
+    task.guard.changed = lambda: (os.chown(place, 0, 0), made())[1]
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([".envrc"], [])
+    assert kept.find() == []
+
+
+def test_where_nothing_can_be_put_aside_nothing_is_kept(world):
+    task = Task(world)
+    os.mkfifo(world.work / ".envrc")
+    assert task.end().left == [".envrc"]
+    assert kept.find() == []
+    assert list(kept.directory().iterdir()) == []
+
+
+def test_a_file_of_holes_takes_no_room(world):
+    task = Task(world)
+    with task.write(".envrc").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert task.end().left == []
+    (made,) = kept.directory().glob("*/layers/upper/.envrc")
+    assert (made.stat().st_size, made.stat().st_blocks < 100) == (1 << 40, True)
+
+
+@pytest.mark.parametrize(("names", "left"), [(2, []), (3, [".vscode"])], ids=["as many as may be", "one more"])
+def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, names, left):
+    """Each is a change in memory, and a task makes a million of them."""
+    monkeypatch.setattr(aside, "_MOST", 5)
+    task = Task(world)
+    for number in range(names):
+        task.write(f".vscode/{number}/file")
+    before = world.files()
+    ended = task.end()
+    assert ended.left == left
+    if left:
+        assert ended.changes == []
+        assert world.files() == before
+        assert list(kept.directory().iterdir()) == []
+
+
+def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
+    monkeypatch.setattr(aside, "_MOST", 3)
+    task = Task(world)
+    for path in (".envrc", *(f".vscode/{number}" for number in range(4))):
+        task.write(path)
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([".vscode"], [".envrc"])
+
+
+def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
+    monkeypatch.setattr(aside, "_MOST_BYTES", 10_000)
+    task = Task(world)
+    for path in (".envrc", ".idea/a", ".vscode/a"):
+        task.write(path, "x" * 8192)
+    ended = task.end()
+    assert ended.left == ([".idea", ".vscode"] if world.elsewhere else [])
+    assert ended.changes[:1] == [".envrc"]
+    assert len(ended.changes) == (1 if world.elsewhere else 5)
+
+
+def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, monkeypatch):
+    if not world.elsewhere:
+        return
+    task = Task(world)
+    place = task.write(".envrc", "made")
+    poured = content.pour
+
+    def pour(source, to):
+        poured(source, to)
+        place.write_text("edited")
+
+    monkeypatch.setattr(content, "pour", pour)
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([".envrc"], [".envrc"])
+    assert place.read_text() == "edited"
+    (made,) = kept.directory().glob("*/layers/upper/.envrc")
+    assert made.read_text() == "made"
+
+
+def test_what_can_t_be_noted_is_said_to_be_there(world, monkeypatch):
+    task = Task(world)
+    task.write(".envrc", "made")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept.Kept, "record", full)
+    with pytest.raises(HostError, match=r"is in `.*`, and couldn't be noted: No space left on device"):
+        task.end()
+    monkeypatch.undo()
+    assert world.files() == {}
+    monkeypatch.setenv("XDG_STATE_HOME", str(world.base if world.elsewhere else world.base / "state"))
+    (one,) = kept.find()
+    assert [change.path for change in accept.gathered(one)] == [".envrc"]
+
+
+def test_a_link_or_a_file_that_stands_for_a_directory_is_put_aside(world):
+    """What is behind it would be read as if it were there."""
+    world.write("payload/settings.json")
+    world.write("payload/config")
+    task = Task(world, ["deploy/*.yaml", "*/x.lock"])
+    Path(world.work, ".claude").symlink_to("payload")
+    Path(world.work, "deploy").symlink_to("payload")
+    Path(world.work, "any").symlink_to("payload")
+    task.write("plain")
+    task.write(".git", "gitdir: payload")
+    ended = task.end()
+    assert ended.made == [".claude", ".git", "any", "deploy"]
+    assert sorted(path.name for path in world.work.iterdir()) == ["payload", "plain"]
+
+
+def test_a_repository_that_is_new_stays_whole(world):
+    """Without its configuration it is none; that there is one is told."""
+    task = Task(world)
+    for name in (".git/config", ".git/hooks/pre-commit", ".git/info/attributes"):
+        task.write(name)
+    changed = task.guard.changed()
+    assert ".git/config" in changed
+    assert task.end().made == []
+
+
+def test_what_is_new_in_a_repository_is_put_aside_but_for_a_module_of_its_own(world):
+    for name in (".git/config", ".git/info/exclude"):
+        world.write(name)
+    task = Task(world)
+    for name in (".git/hooks/pre-commit", ".git/info/attributes", ".git/commondir", ".git/modules/new/config",
+                 ".git/worktrees/new/commondir"):  # fmt: skip
+        task.write(name)
+    changed = task.guard.changed()
+    assert {".git/modules/new/config", ".git/worktrees/new/commondir"} <= {*changed}
+    assert task.end().made == [".git/commondir", ".git/hooks", ".git/info/attributes"]
+
+
+def test_what_is_new_in_a_module_or_a_worktree_that_was_there_is_put_aside(world):
+    for name in (".git/config", ".git/modules/lib/config", ".git/worktrees/w/commondir"):
+        world.write(name)
+    task = Task(world)
+    for name in ("modules/lib/hooks/post-checkout", "modules/lib/info/attributes", "modules/lib/commondir",
+                 "worktrees/w/config.worktree", "info/attributes"):  # fmt: skip
+        task.write(f".git/{name}")
+    assert task.end().made == [
+        ".git/info/attributes", ".git/modules/lib/commondir", ".git/modules/lib/hooks",
+        ".git/modules/lib/info/attributes", ".git/worktrees/w/config.worktree",
+    ]  # fmt: skip
+
+
+def test_what_can_t_be_put_aside_is_called_otherwise(world):
+    task = Task(world)
+    task.write(".vscode/tasks.json")
+    os.mkfifo(world.work / ".vscode/fifo")
+    os.mkfifo(world.work / ".envrc")
+    task.write(".github/workflows/ci.yml")
+    task.write(".exrc", "somebody else's")
+    if world.owner is not None:
+        for path in world.work.rglob("*"):
+            os.chown(path, world.owner, world.owner)
+        os.chown(world.work / ".exrc", world.owner + 1, world.owner)
+        os.chown(world.work, world.owner, world.owner)
+    owner = world.work.stat().st_uid
+    shut(world.work / ".github", 0o300)
+    with contextlib.closing(Tree.open(str(world.work))) as tree:
+        names = away.renamed(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
+    shut(world.work / ".github", 0o755)
+    somebody_s = [".exrc"] if world.owner is not None else []
+    assert [*names] == [".vscode", ".envrc", ".github/workflows", *([] if somebody_s else [".exrc"])]
+    assert {path.name for path in world.work.iterdir()} == {".github", *somebody_s, *names.values()}
+    assert not any((world.work / ".github").iterdir())
+    assert (world.work / names[".vscode"] / "tasks.json").read_text() == "made"
+
+
+def test_what_went_by_itself_is_passed_over(world):
+    task = Task(world)
+    task.write(".envrc")
+    task.write(".exrc")
+    made = task.guard.made
+
+    def gone(changed):
+        found = made(changed)
+        with contextlib.suppress(FileNotFoundError):
+            (world.work / ".envrc").unlink()
+        return found
+
+    task.guard.made = gone
+    ended = task.end()
+    assert (ended.left, ended.changes) == ([], [".exrc"])

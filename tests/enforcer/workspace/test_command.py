@@ -1,0 +1,269 @@
+"""`exeat changes` as people use it: what it prints, its exit status, and what the journal has of it."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from enforcer.cli import main
+from enforcer.system.state import state_directory
+from enforcer.workspace.kept import Kept, directory, find
+from tests.harness import whole_lines
+
+
+@pytest.fixture
+def changes(world, capsysbinary):
+    """Run `exeat changes`: its status, its output and its errors."""
+
+    def run(*words):
+        status = main(["changes", *words])
+        captured = capsysbinary.readouterr()
+        return status, captured.out.decode(), captured.err.decode()
+
+    return run
+
+
+def events(world):
+    lines = []
+    for segment in sorted((world.work.parent / "journal").glob("*/*.jsonl")):
+        lines += [json.loads(line) for line in whole_lines(segment)]
+    return [line for line in lines if line["kind"].startswith("changes.")]
+
+
+def test_the_whole_way(world, changes):
+    world.write("a.txt", "one\ntwo\n")
+    world.write("gone", "bye\n")
+    world.write("picture", b"\0\1")
+    world.begin(protected=["ci.yml"])
+    world.task_writes("a.txt", "one\nTWO\x1b[31m\n", 0o755)
+    world.task_writes("picture", b"\0\1\2")
+    world.task_writes("ci.yml", "run: evil\n")
+    world.task_deletes("gone")
+    (world.upper / "out").symlink_to("/etc/passwd")
+
+    assert changes() == (0, changes()[1], "")
+    assert "2 added, 2 changed, 1 deleted" in changes()[1]
+    status, said, _ = changes("agent")
+    assert status == 0
+    assert said == (
+        "diff --exeat a/a.txt b/a.txt\nold mode 100644\nnew mode 100755\n--- a/a.txt\n+++ b/a.txt\n"
+        "@@ -1,2 +1,2 @@\n one\n-two\n+TWO\\x1b[31m\n"
+        "diff --exeat a/ci.yml b/ci.yml\n# protected: accepted only with `--protected ci.yml`\nnew file mode 100644\n"
+        "--- /dev/null\n+++ b/ci.yml\n@@ -0,0 +1 @@\n+run: evil\n"
+        "diff --exeat a/gone b/gone\ndeleted file mode 100644\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-bye\n"
+        "diff --exeat a/out b/out\n# a link that may lead out of the workspace\n"
+        "# protected: accepted only with `--protected out`\nnew file mode 120000\n"
+        "--- /dev/null\n+++ b/out\n@@ -0,0 +1 @@\n+/etc/passwd\n\\ No newline at end of file\n"
+        "diff --exeat a/picture b/picture\nBinary files differ: 2 bytes before, 3 bytes now\n"
+    )
+    assert changes("agent", "a.txt", "--stat")[1] == "changed  a.txt  +1 -1\n1 changed\n"
+    value = json.loads(changes("1-2", "--format", "json", "--stat")[1])
+    assert [(c["path"], c["kind"], c["protected"], c["leads_out"]) for c in value["changes"]] == [
+        ("a.txt", "changed", False, False),
+        ("ci.yml", "added", True, False),
+        ("gone", "deleted", False, False),
+        ("out", "added", True, True),
+        ("picture", "changed", False, False),
+    ]
+    assert changes("cat", "agent", "a.txt") == (0, "one\nTWO\x1b[31m\n", "")
+
+    assert changes("discard", "agent", "picture") == (0, "discarded: 1 changed\n", "")
+    status, said, errors = changes("accept", "agent")
+    assert (status, said) == (1, "accepted: 1 changed, 1 deleted\n")
+    assert "left: ci.yml: it is protected: say so with `--protected ci.yml`\n" in errors
+    assert world.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
+    assert changes("accept", "agent", str(world.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
+    assert changes("discard", "agent")[0] == 0
+    assert changes()[1] == "no task has changes that wait for anybody\n"
+    assert not any((state_directory() / "changes").iterdir())
+    told = events(world)
+    assert [(event["kind"], event.get("paths")) for event in told] == [
+        ("changes.discarded", ["picture"]),
+        ("changes.accepted", ["a.txt", "gone"]),
+        ("changes.merged", ["gone", "a.txt"]),
+        ("changes.accepted", ["ci.yml"]),
+        ("changes.merged", ["ci.yml"]),
+        ("changes.discarded", ["out"]),
+    ]
+    assert (told[2]["cause"], told[2]["detail"]) == (told[1]["id"], "2 left")
+    assert all("uid " in event["by"] and event["task"]["name"] == "agent" for event in told)
+    segments = (world.work.parent / "journal").glob("*/*.jsonl")
+    written = [[json.loads(line)["kind"] for line in whole_lines(segment)] for segment in segments]
+    ends = {kinds[-1] for kinds in written if any(kind.startswith("changes.") for kind in kinds)}
+    assert ends == {"journal.sealed"}  # else whoever closed what it wrote is taken for killed
+    assert not any("journal.repaired" in kinds for kinds in written)
+
+
+def test_how_a_conflict_is_settled_is_said_and_works(world, changes):
+    world.write("a b.txt", "one\n")
+    world.begin(protected=["ci.yml"])
+    world.task_writes("a b.txt", "task\n")
+    world.task_writes("ci.yml", "x\n")
+    world.write("a b.txt", "host\n")
+    status, said, errors = changes("accept", "agent")
+    assert (status, said) == (1, "accepted: nothing\n")
+    assert errors.endswith(
+        "to settle a conflict, edit the file as it should be (`exeat changes cat 1-2 'a b.txt'` prints the task's), "
+        "then `exeat changes discard 1-2 'a b.txt'`\n"
+    )
+    assert changes("cat", "1-2", "a b.txt")[1] == "task\n"
+    assert changes("discard", "1-2", "a b.txt")[0] == 0
+    assert "to settle" not in changes("accept", "agent")[2]  # what is protected alone is left, and no conflict
+
+
+def objects_of_a_commit(place):
+    """Two loose objects, and a pack with its index: content by path, as git makes them."""
+    environment = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "GIT_DIR": str(place)}
+    pack = "git cat-file --batch-all-objects --batch-check='%(objectname)'"
+    script = f"git init -q --bare; for x in a b; do echo $x | git hash-object -w --stdin; done; {pack}"
+    script += f" | git pack-objects -q {place}/objects/pack/pack"
+    subprocess.run(["sh", "-ec", script], env=environment, check=True, capture_output=True)
+    found = {path.relative_to(place): path.read_bytes() for path in (place / "objects").rglob("*") if path.is_file()}
+    return {str(path): content for path, content in found.items() if path.suffix != ".rev"}
+
+
+def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
+    world.write(".git/HEAD", "ref: refs/heads/main\n")
+    world.write(f".git/objects/ff/{'2' * 38}", b"\0")
+    world.write(".git/modules/lib/HEAD", "ref: refs/heads/main\n")
+    world.begin(protected=["**/evil"])
+    plain = {
+        f".git/modules/lib/{path}" if "/pack/" in path else f".git/{path}": content
+        for path, content in objects_of_a_commit(world.work.parent / "bare").items()
+    }
+    for path, content in plain.items():
+        world.task_writes(path, content)
+    loose = min(path for path in plain if "/pack/" not in path)
+    sizes = [
+        sum(len(content) for path, content in plain.items() if ("lib" in path) is inner) for inner in (True, False)
+    ]
+    shown = [f"{loose}.txt", ".git/objects/info/alternates", ".git/objects/0a/evil", f"src/objects/0a/{'1' * 38}"]
+    for path in ("a.txt", ".git/refs/heads/main", *shown):
+        world.task_writes(path, "y\n")
+    world.task_writes(f".git/objects/0b/{'3' * 38}", "#!/bin/sh\n", 0o755)
+    world.task_writes(f".git/objects/ff/{'2' * 38}", "changed\n")
+    (world.upper / ".git/objects/0c").mkdir()
+    (world.upper / f".git/objects/0c/{'4' * 38}").symlink_to("0")
+
+    _, whole, errors = changes("agent")
+    assert errors == ""
+    heads = {line.split(" b/")[1] for line in whole.splitlines() if line.startswith("diff ")}
+    assert heads >= {"a.txt", ".git/refs/heads/main", *shown}
+    assert heads >= {f".git/objects/{name}" for name in ("0b/" + "3" * 38, "ff/" + "2" * 38, "0c/" + "4" * 38)}
+    assert not heads & set(plain)
+    assert [line for line in whole.splitlines() if " of git, " in line] == [
+        f"# 2 objects of git, {sizes[0]:,} bytes, in .git/modules/lib/objects: name that, and each is shown",
+        f"# 2 objects of git, {sizes[1]:,} bytes, in .git/objects: name that, and each is shown",
+    ]
+    stat = changes("agent", "--stat")[1].splitlines()
+    assert f"added    .git/objects  (2 objects of git, {sizes[1]:,} bytes: name that, and each is shown)" in stat
+    assert not any(line.split()[1] in plain for line in stat)
+    assert f"diff --exeat a/{loose} b/{loose}\n" in changes("agent", ".git/objects")[1]
+    told = json.loads(changes("agent", "--format", "json", "--stat")[1])["changes"]
+    assert {each["path"] for each in told} >= {*heads, *plain}
+    assert stat[-1].startswith(f"{len(told) - 1} added, 1 changed")
+
+
+MISUSE = [
+    (["nobody"], "there are no changes of a task `nobody`"),
+    (["accept"], "which task?"),
+    (["accept", "agent", "nothing/here"], "`nothing/here` is not among the changes"),
+    (["accept", "agent", "--protected", "dir"], "`dir` is not among the changes"),
+    (["agent", "--protected", "new"], "--protected goes with `exeat changes accept`"),
+    (["accept", "agent", "../outside"], "`../outside` is no path in the workspace"),
+    (["discard", "agent", "/etc"], "`/etc` is no path in the workspace"),
+    (["cat", "agent"], "name one path"),
+    (["cat", "agent", "dir"], "the task left no file at `dir`"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISUSE, ids=[" ".join(row[0]).replace("/", "|") for row in MISUSE])
+def test_wrong_words(world, changes, words, said):
+    world.write("dir/old", "x")
+    world.begin()
+    world.task_writes("dir/new", "x")
+    status, out, errors = changes(*words)
+    assert (status, out) == (2, "")
+    assert said in errors
+    assert set(world.files()) == {"dir", "dir/old"}
+
+
+def test_while_somebody_else_is_at_it_nothing_is_done(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    world.changes()
+    world.kept.lock()
+    status, _, errors = changes("accept", "agent")
+    assert status == 1
+    assert "still runs, or somebody else is at its changes" in errors
+    world.kept.unlock()
+    assert world.files() == {}
+
+
+def test_another_directory_in_the_workspace_s_place_gets_nothing(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    world.changes()
+    world.work.rename(world.work.parent / "moved")
+    outside = world.work.parent / "outside"
+    outside.mkdir()
+    world.work.symlink_to(outside)
+    assert changes("accept", "agent")[0] == 125
+    assert "new file mode" in changes("agent")[1]  # what the task did can still be seen
+    world.work.unlink()
+    world.work.mkdir()
+    status, _, errors = changes("accept", "agent")
+    assert status == 125
+    assert "another directory than the one that the task worked in" in errors
+    assert list(world.work.iterdir()) == list(outside.iterdir()) == []
+
+
+def test_without_a_journal_nothing_is_done(world, changes):
+    world.begin()
+    world.task_writes("new", "x")
+    (world.work.parent / "journal").write_text("in the way")
+    for verb in ("accept", "discard"):
+        status, _, errors = changes(verb, "agent")
+        assert status == 125
+        assert "cannot be written" in errors
+    assert world.files() == {}
+    assert set(world.changes()) == {"new"}
+
+
+def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, changes):
+    """At whatever point it was, and nothing that somebody is at still."""
+    world.write("a", "one")
+    world.begin()
+    world.task_writes("a", "two")
+    for number, there in enumerate((["lock", "layers/upper/x", "meta.unfinished"], ["lock"], [])):
+        for name in there:
+            path = directory() / f"left-{number}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        (directory() / f"left-{number}").mkdir(exist_ok=True)
+    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    (made.place / "meta.json").unlink()
+    assert "1 changed" in changes()[1]
+    assert {path.name for path in directory().iterdir()} == {"1-2", "3-4"}
+    made.unlock()
+    changes()
+    assert [path.name for path in directory().iterdir()] == ["1-2"]
+
+
+def test_who_sweeps_comes_between_the_making_of_one_and_its_lock(world, monkeypatch):
+    world.begin()
+    lock, swept = Kept.lock, []
+
+    def quicker(kept):
+        if not swept:
+            swept.append(True)
+            assert [each.meta.id for each in find()] == ["1-2"]
+        lock(kept)
+
+    monkeypatch.setattr(Kept, "lock", quicker)
+    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    assert swept
+    assert made.upper.is_dir()
+    made.unlock()

@@ -1,0 +1,174 @@
+"""What a task may write outside of its workspace: whatever the host runs or obeys in there is protected as well."""
+
+import os
+
+import pytest
+
+from enforcer.workspace.protected import elsewhere, is_obeyed
+from tests import harness
+
+RULES = "version: 1\nname: nothing\nrules: []\n"
+HOOK = "#!/bin/sh\ntouch /tmp/owned\n"
+
+PLACES = [
+    # what is written, and what of it is protected
+    ("{home}/.codex", ["config.toml", "hooks.json", "AGENTS.md", "prompts"]),
+    ("{home}/.claude", ["settings.json", "hooks", "CLAUDE.md", "agents", "plugins"]),
+    ("{home}/.config", ["git", "systemd", "autostart", "fish", "opencode", "environment.d"]),
+    ("{home}/.local", ["bin", "share/applications", "lib"]),
+    ("{home}/.cargo", ["bin", "config.toml"]),
+    ("{home}/src/main/.git", ["config", "hooks", "objects/info/alternates", "modules/**/config"]),
+    ("{home}/src/main/.git/worktrees/w", ["commondir", "config.worktree"]),
+    ("{home}/src/main/.git/modules/x", ["**/config", "**/hooks"]),
+    ("{home}/src/main/.git/objects", ["info/alternates"]),
+    ("{home}/src/main/.github", ["workflows", "actions", "CODEOWNERS"]),
+    ("{home}/src/main", [".git/hooks", ".vscode", ".github/workflows"]),
+]
+ALL_OF_IT = [
+    "{home}/src/main/.git/hooks",
+    "{home}/src/main/.vscode/x",
+    "{home}/.config/systemd/user",
+    "{home}/.local/bin",
+]
+FILES = [
+    ("{home}/.codex/config.toml", True), ("{home}/.claude.json", True), ("{home}/.bashrc", True),
+    ("{home}/src/main/.git/config", True), ("{home}/src/main/.envrc", True), ("{home}/.codex/history.jsonl", False),
+    ("{home}/src/main/README.md", False), ("/srv/.bashrc", False),
+    ("{home}/.aws/config", True), ("{home}/.subversion/config", True), ("{home}/.config/kitty/kitty.conf", True),
+    ("{home}/.config/chromium/NativeMessagingHosts/x.json", True), ("{home}/.cache/pre-commit/x/hook", True),
+    ("{home}/.config/user-dirs.dirs", True), ("{home}/.config/pipewire/pipewire.conf", True), ("{home}/.m2/wrapper/dists/x", True),
+    ("{home}/.aws/sso/cache/x", False), ("{home}/.cache/pip/x", False), ("{home}/src/main/.git/arc/config", True),
+]  # fmt: skip
+
+
+def test_what_is_protected_in_other_places_is_what_the_host_obeys(tmp_path):
+    home = str(tmp_path / "u")
+    for place, expected in PLACES:
+        found = elsewhere(place.format(home=home), [home])
+        assert found.is_covered, place
+        assert [glob for glob in expected if glob not in found.globs] == [], place
+    for place in ALL_OF_IT:
+        assert elsewhere(place.format(home=home), [home]) == (("*",), False), place
+    assert [file for file, is_it in FILES if is_obeyed(file.format(home=home), [home]) is not is_it] == []
+
+
+def test_a_bare_repository_of_any_name_is_one(tmp_path):
+    for name in ("HEAD", "objects", "refs"):
+        (tmp_path / "main.git" / name).mkdir(parents=True)
+    assert "config" in elsewhere(str(tmp_path / "main.git"), []).globs
+    assert "info/alternates" in elsewhere(str(tmp_path / "main.git/objects"), []).globs
+
+
+def run(someone, script, *options):
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    return someone.exeat("run", "--no-service", "--rules", rules, *options, "--", "sh", "-c", script)
+
+
+@pytest.mark.parametrize("mode", ["--direct", "--review"])
+def test_a_repository_elsewhere_is_guarded_as_in_the_workspace(someone, mode):
+    main = someone.home / "main"
+    someone.run(["git", "init", "-q", str(main)])
+    someone.run(["rm", "-r", str(main / ".git/hooks")])
+    before = (main / ".git/config").read_text()
+    script = (
+        f"cd {main}/.git; git config core.pager evil; echo '[core] pager = evil' >> config; mkdir hooks;"
+        f" printf '{HOOK}' > hooks/pre-commit; mkdir -p objects/info; echo /srv > objects/info/alternates;"
+        " echo x > description; true"
+    )
+    done = run(someone, script, "--write", main / ".git", mode)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (main / ".git/config").read_text() == before
+    assert not (main / ".git/hooks").exists()
+    assert not (main / ".git/objects/info/alternates").exists()
+    assert (main / ".git/description").read_text() == "x\n"
+    said = done.stderr.decode()
+    assert f"protected files that weren't there are put aside ({main}/.git/hooks" in said
+    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    assert event["reason"] == "protected_path"
+    assert f"{main}/.git/hooks" in event["paths"]
+    task = event["task"]["id"]
+    shown = someone.exeat("changes", f"{task}-1", "--stat").stdout.decode()
+    assert "hooks/pre-commit" in shown
+    assert someone.exeat("changes", "accept", f"{task}-1").returncode == 1  # each takes its path
+
+
+@harness.as_a_user
+def test_settings_of_agents_in_a_home_are_guarded(someone):
+    config = someone.write(someone.home / ".codex/config.toml", "model = 'x'\n")
+    os.chown(config.parent, harness.UID, harness.UID)
+    script = "cd ~/.codex; echo 'notify=[\"evil\"]' >> config.toml; echo do evil > AGENTS.md; echo x > history.jsonl"
+    done = run(someone, script.replace("~", str(someone.home)), "--write", config.parent)
+    assert config.read_text() == "model = 'x'\n"
+    assert sorted(path.name for path in config.parent.iterdir()) == ["config.toml", "history.jsonl"]
+    assert "config.toml: Read-only file system" in done.stderr.decode()
+    assert f"put aside ({config.parent}/AGENTS.md)" in done.stderr.decode()
+
+
+@harness.as_a_user
+def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(someone):
+    file = someone.write(someone.home / ".bashrc", "true\n")
+    autostart = someone.home / ".config/autostart"
+    autostart.mkdir(parents=True)
+    for path in (autostart.parent, autostart):
+        os.chown(path, harness.UID, harness.UID)
+    script = f"echo evil >> {file}; echo evil > {autostart}/x.desktop"
+    done = run(someone, script, "--write", file, "--write", autostart)
+    said = done.stderr.decode()
+    assert f"this host runs or obeys what was changed; look at it first: {file}" in said
+    assert f"look at it first: {autostart}/x.desktop" in said
+    paths = {path for event in someone.events() if event["kind"] == "tamper" for path in event["paths"]}
+    assert paths == {str(file), f"{autostart}/x.desktop"}
+
+
+@harness.as_a_user
+def test_what_the_user_s_git_includes_and_runs_is_guarded_wherever_it_lies(someone):
+    extra = someone.write(someone.home / "dot/git/extra", "[user]\nname = x\n")
+    hook = someone.write(someone.home / "hooks/pre-commit", "#!/bin/sh\n")
+    single = someone.write(someone.home / "single/file", "")
+    someone.write(
+        someone.home / ".gitconfig",
+        f"[include]\npath = ~/dot/git/extra\n[core]\nhooksPath = {hook.parent}\n[include]\npath = {single}\n",
+    )
+    for path in (extra.parents[1], extra.parent, hook.parent):
+        os.chown(path, harness.UID, harness.UID)
+    script = (
+        f"echo '[core] pager = evil' | tee -a {extra} >> {single}; echo evil >> {hook}; echo x > {extra.parent}/more"
+    )
+    written = [extra.parents[1], hook.parent, single]
+    done = run(someone, script, *(word for path in written for word in ("--write", path)))
+    assert extra.read_text() == "[user]\nname = x\n"
+    assert (extra.parent / "more").exists()
+    said = done.stderr.decode()
+    for path in (hook, single):
+        assert f"this host runs or obeys what was changed; look at it first: {path}" in said
+
+
+@harness.as_a_user
+def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
+    config = someone.write(someone.home / ".codex/config.toml", "")
+    rules = someone.write(someone.home / "rules.yaml", RULES)
+    words = ["run", "--rules", rules, "--plan", "--write", config.parent, "--", "true"]
+    assert str(config) in someone.exeat(*words).stdout.decode()
+
+
+@harness.as_a_user
+@pytest.mark.parametrize("options", [("--write",), ("--direct",)], ids=["written elsewhere", "a workspace"])
+def test_a_directory_of_projects_keeps_their_hooks_and_configurations(someone, options):
+    source = someone.home / "src"
+    someone.run(["git", "init", "-q", "--template=", str(source / "p")])
+    for path in (source, source / "p", *(source / "p").rglob("*")):
+        os.chown(path, harness.UID, harness.UID)
+    before = (source / "p/.git/config").read_text()
+    script = (
+        f"cd {source}; mkdir p/.git/hooks; printf '{HOOK}' > p/.git/hooks/pre-commit; git init -q new;"
+        " echo '[core] pager = evil' >> p/.git/config; true"
+    )
+    where = ("--write", source) if options == ("--write",) else ("--direct", "--workspace", source)
+    done = run(someone, script, *where)
+    said = done.stderr.decode()
+    assert (source / "p/.git/config").read_text() == before, said
+    assert not (source / "p/.git/hooks").exists()
+    assert "p/.git/hooks" in said
+    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    assert [path.removeprefix(f"{source}/") for path in event["paths"]] == ["p/.git/hooks", "p/.git/hooks/pre-commit"]
+    assert (source / "new/.git/config").exists()

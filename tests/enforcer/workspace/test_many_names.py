@@ -1,0 +1,137 @@
+"""A task that makes names without number: what looks at them at its end has only so many in memory."""
+
+import tracemalloc
+
+import pytest
+
+from enforcer.limits import disk_quota
+from enforcer.limits.resource_limits import Limits
+from enforcer.system.errors import UsageError
+from enforcer.workspace import guard as guard_module
+from enforcer.workspace.beneath import Tree
+from enforcer.workspace.gather import gather
+from enforcer.workspace.guard import Guard
+
+MANY = 4000
+# Of a look at all of them. One name that was kept had some 700 bytes.
+MOST = 1_500_000
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Bounds that a test reaches quickly."""
+    monkeypatch.setattr(guard_module, "_MOST_BELOW", 50)
+    monkeypatch.setattr(guard_module, "_MOST_MATCHED", 100)
+    monkeypatch.setattr(guard_module, "_MOST", 60)
+
+
+def _fill(directory, names=MANY):
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(names):
+        (directory / f"l{number}").symlink_to("nowhere")
+
+
+def _peak(act):
+    tracemalloc.start()
+    try:
+        found = act()
+        return found, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("globs", "where"),
+    [
+        ([".vscode"], ".vscode"),  # a directory of protected ones
+        (["**/.envrc"], "deep"),  # one that a glob has to be looked for in
+        ([".git/modules/**/hooks"], ".git/modules/x/hooks"),
+    ],
+)
+def test_names_that_a_task_makes_are_not_all_in_memory(tmp_path, few, globs, where):
+    guard = Guard(str(tmp_path), globs)
+    _fill(tmp_path / where)
+    changed, peak = _peak(guard.changed)
+    guard.close()
+    assert peak < MOST
+    assert len(changed) < 100
+
+
+def test_a_covered_directory_with_many_names_is_the_same_while_nothing_is_done_to_it(tmp_path, few):
+    _fill(tmp_path / ".vscode")
+    guard, peak = _peak(lambda: Guard(str(tmp_path), [".vscode"]))
+    assert guard.changed() == []
+    guard.close()
+    assert peak < MOST
+
+
+def test_a_directory_that_had_few_names_and_has_many_is_changed(tmp_path, few):
+    _fill(tmp_path / ".vscode", 10)
+    guard = Guard(str(tmp_path), [".vscode"])
+    _fill(tmp_path / ".vscode" / "more")
+    assert ".vscode" in guard.changed()
+    guard.close()
+
+
+def test_protected_files_without_number_are_found_bit_by_bit_until_none_is_left(tmp_path, few):
+    """None of them stays where the host would obey it, though no more than some are in memory at a time."""
+    guard = Guard(str(tmp_path), ["**/.envrc"])
+    for number in range(350):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / ".envrc").write_text("evil")
+    for _ in range(4):
+        made = guard.made(guard.changed())
+        assert len(made) <= 101
+        for path in made:
+            (tmp_path / path).rename(f"{tmp_path / path}.aside")
+        if not guard.is_cut:
+            break
+    guard.close()
+    assert not guard.is_cut
+    assert list(tmp_path.rglob(".envrc")) == []
+
+
+def test_what_a_new_repository_has_hides_nothing_that_was_made_beside_it(tmp_path, few):
+    guard = Guard(str(tmp_path), [".git/modules/*/config", "**/.envrc"])
+    for number in range(300):
+        (tmp_path / ".git" / "modules" / str(number)).mkdir(parents=True)
+        (tmp_path / ".git" / "modules" / str(number) / "config").write_text("")
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / ".envrc").write_text("evil")
+    changed = guard.changed()
+    assert guard.made(changed) == ["z/.envrc"]
+    assert len(changed) < 100
+    guard.close()
+
+
+def test_more_protected_files_than_can_be_covered_refuse_the_start(tmp_path, few):
+    for number in range(150):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / ".envrc").write_text("")
+    with pytest.raises(UsageError, match="more than 60 files"):
+        Guard(str(tmp_path), ["**/.envrc"]).paths()
+
+
+def test_more_changes_than_there_is_memory_for_are_gathered_by_whoever_looks_at_them(world):
+    world.begin()
+    for number in range(5):
+        world.task_writes(f"made/{number}")
+    workspace = Tree.open(str(world.work))
+    with pytest.raises(OSError, match="more than 3"):
+        gather(world.kept, workspace, most=3)
+    assert not world.kept.is_gathered
+    assert len(gather(world.kept, workspace, most=6)) == 6
+    workspace.close()
+    assert len(world.changes()) == 6
+
+
+def test_a_reviewed_task_may_change_only_so_many_files(tmp_path, monkeypatch):
+    """However much disk it may have."""
+    monkeypatch.setattr(disk_quota, "_MOST_NAMES", 10)
+    one = disk_quota.Layer(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
+    for number in range(12):
+        (tmp_path / str(number)).touch()
+    over = one.last()
+    one.close()
+    assert over is not None
+    assert "they may be 10" in over.detail
