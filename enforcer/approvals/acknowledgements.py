@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.approvals.store.base import Store
+    from proxy.approvals.store import Store
 
 MOST: Final = 1000  # events that are acknowledged at a time
 _LONGEST: Final = 64  # characters of an event's id

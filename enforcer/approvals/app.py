@@ -16,16 +16,15 @@ from enforcer.approvals import acknowledgements, approvers, start
 from enforcer.approvals.notifications import Telling, Threads
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
-from proxy.approvals import approval_card
+from proxy.approvals import approval_card, queries
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import State
 from proxy.approvals.pending import News
 from proxy.approvals.people import People
 from proxy.approvals.recording import Teller, origin
 from proxy.approvals.registry import Registry
-from proxy.approvals.store import queries
-from proxy.approvals.store.base import StoreError
-from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import StoreError
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination, Origin
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from proxy.approvals.model import Approval, Task
     from proxy.approvals.people import Reviewer
     from proxy.approvals.protocol import Reply
-    from proxy.approvals.store.base import Place, Store
+    from proxy.approvals.store import Place, Store
     from proxy.telemetry.usual.looking import Before
 
 _MOST_WRONG, FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
@@ -249,7 +248,7 @@ class App:
 def _opened(where: "Place", file: Path) -> "Store":
     """Make the store of a place; nothing is opened yet. Raises OSError where its password can't be read."""
     if where.url:
-        from proxy.approvals.store.postgres import PostgresStore  # 15 MB that a store in a file does without
+        from proxy.approvals.postgres_store import PostgresStore  # 15 MB that a store in a file does without
 
         password = Path(where.password).read_text().rstrip("\r\n") if where.password else None
         return PostgresStore(where.url, password, where.ca or None)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.approvals import acknowledgements, start
 from enforcer.approvals.app import FORGIVEN
+from proxy.approvals import queries
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
-from proxy.approvals.store import queries
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.chains import instant_of
 from proxy.telemetry.journal.writing import JournalFailed

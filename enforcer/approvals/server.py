@@ -21,7 +21,7 @@ from enforcer.approvals.handlers import REQUESTS, Asked, Cannot
 from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import Hello, read_introduction
-from proxy.approvals.store.base import StoreError
+from proxy.approvals.store import StoreError
 
 if TYPE_CHECKING:
     from collections import deque

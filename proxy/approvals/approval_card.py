@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.approvals import lifecycle
+from proxy.approvals import lifecycle, queries
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.model import (
     Approval,
@@ -26,7 +26,6 @@ from proxy.approvals.model import (
     span,
 )
 from proxy.approvals.people import told
-from proxy.approvals.store import queries
 from proxy.telemetry.visible import unpadded, visible
 from rules.limits import Covers
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import Question, Rule, Source
     from proxy.approvals.people import People
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
     from proxy.telemetry.usual.looking import Before
 
 _NOTHING: "Mapping[str, str]" = {}

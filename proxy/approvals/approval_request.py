@@ -62,10 +62,10 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
         return replace(self, **changes)
 
 
-def read(value: object, of: Any) -> Any:
-    """Read a value of JSON as a type. Raises Malformed."""
+def read(value: object, of: Any, *, strict: bool = True) -> Any:
+    """Read a value of JSON as a type; not `strict`: numbers may stand for others. Raises Malformed."""
     try:
-        return convert(_told_apart(value), of)
+        return convert(_told_apart(value), of, strict=strict)
     except (MsgspecError, ValueError, RecursionError) as error:
         raise Malformed(f"no message or record of approvals: {error}") from error
 

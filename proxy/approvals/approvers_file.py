@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
-from proxy.approvals.store.base import Place, check_url
+from proxy.approvals.store import Place, check_url
 from rules.grammar.document import Mapping, Node
 from rules.grammar.fields import Reader, duration, slug, whole
 from rules.grammar.values import count, pattern, shaped, variable_name

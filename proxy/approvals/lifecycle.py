@@ -8,9 +8,9 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from proxy.approvals import queries
 from proxy.approvals.approval_request import key, keys
 from proxy.approvals.model import Grant, State, Vote, Wider, given_by, sentence
-from proxy.approvals.store import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question, Rule
     from proxy.approvals.model import Approval, Ballot, Extent, Offer, Task
     from proxy.approvals.recording import Teller
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
 _LENGTH: Final = 8

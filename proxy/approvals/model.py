@@ -10,7 +10,7 @@ from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.approvals.approval_request import Message, Question, Real, Whole, narrower
+from proxy.approvals.approval_request import Message, Question, Real, Text, Texts, Whole, narrower
 from rules.grammar.fields import duration
 from rules.grammar.values import count, day, size
 from rules.limits import Covers
@@ -202,13 +202,13 @@ class Task(NamedTuple):
     id: str
     sandbox: str
     name: str
-    labels: Mapping[str, str]
+    labels: Mapping[Text, Text]
     started_by: str  # a person, as `People` name them
     host: str
-    rule_files: tuple[str, ...]
+    rule_files: Texts
     workspace: str
-    introduced: float
-    ended: float | None = None
+    introduced: Real
+    ended: Real | None = None
 
     @property
     def run(self) -> str:
@@ -229,7 +229,7 @@ class Ballot(NamedTuple):
     reviewer: bool
     offer: Offer
     why: str
-    at: float
+    at: Real
 
 
 class Approval(NamedTuple):
@@ -242,10 +242,10 @@ class Approval(NamedTuple):
     key: str  # the same for the same question, of one task; empty: it was rejected, and that was lifted
     question: Question  # its rules are those that were not granted when it was asked
     said: str  # the agent's own words
-    asked: float
-    expires: float
-    answered: float | None = None
-    by: tuple[str, ...] = ()
+    asked: Real
+    expires: Real
+    answered: Real | None = None
+    by: Texts = ()
     why: str = ""  # of whoever decided
     times: int = 1  # how often it was asked
     stale: bool = False  # nobody waits for the answer
@@ -268,10 +268,10 @@ class Grant(NamedTuple):
     key: str  # of questions.key
     uses: int | None  # that are left
     bytes: int | None  # that are left
-    ends: float | None  # None: with the task
+    ends: Real | None  # None: with the task
     cuts: bool  # whether what still passes then is cut
-    made: float
-    over: float | None = None
+    made: Real
+    over: Real | None = None
     ending: str = ""  # why it is over
 
 

@@ -10,20 +10,19 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import lifecycle, pre_request
+from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import State, Task
 from proxy.approvals.protocol import Answer, Granted, Over, Pending, Reply, Result
 from proxy.approvals.recording import Recorders, Teller
-from proxy.approvals.store import queries
-from proxy.approvals.store.base import Store, StoreError
-from proxy.approvals.submit import Asked, is_told
+from proxy.approvals.store import Store, StoreError
+from proxy.approvals.submit import Asked, Rates, is_told
 from proxy.telemetry.journal.writing import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question, Rule
     from proxy.approvals.model import Approval
     from proxy.approvals.people import People
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
 
 
 class Waiter:
@@ -166,8 +165,8 @@ class Holding:
         self.clock = clock or Clock()
         self.news = news
         self.asked = Asked(teller := Teller(recorders))
-        self.rates = pre_request.Rates()  # of wishes
-        self.strays = pre_request.Rates()  # of looks at what is another's, as far as they are told
+        self.rates = Rates()  # of wishes
+        self.strays = Rates()  # of looks at what is another's, as far as they are told
         self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
         self._teller = teller
         self._reply = reply

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals.model import Ballot, Offer, Vote
-from proxy.approvals.store.base import Place
+from proxy.approvals.store import Place
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:

@@ -6,23 +6,19 @@ bounded in number, rate and size, because nobody but the agent decides how many 
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import lifecycle
+from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, Wish, WishState
-from proxy.approvals.store import queries
-from proxy.approvals.store.base import StoreError
-from proxy.bucket import Bucket
+from proxy.approvals.store import StoreError
 from proxy.telemetry.journal.writing import JournalFailed
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.model import Approval, Task
-    from proxy.approvals.pending import Link
-    from proxy.approvals.registry import Registry
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.pending import Holding, Link
+    from proxy.approvals.store import Rows
     from proxy.approvals.submit import Put
 
-_BURST, _A_SECOND = 10, 1 / 30
 _NOBODY: Final = "nobody can approve this"
 _STANDING: Final = {
     State.PENDING: Standing.PENDING,
@@ -34,22 +30,7 @@ _STANDING: Final = {
 }
 
 
-class Rates:
-    """How often each task may wish: ten at once, and then two a minute."""
-
-    def __init__(self) -> None:
-        self._buckets: dict[str, Bucket] = {}
-
-    def take(self, task: str) -> bool:
-        """Whether there is room for one more."""
-        return self._buckets.setdefault(task, Bucket(_BURST, _A_SECOND)).take() == 1
-
-    def forget(self, task: str) -> None:
-        """Forget a task that has ended."""
-        self._buckets.pop(task, None)
-
-
-async def wish(registry: "Registry", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
+async def wish(registry: "Holding", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
     """Put what an agent asks for, or say why that makes no sense. With the turn."""
     line = said.attempt.question.line()
     if said.attempt.verdict in {Verdict.ALLOW, Verdict.FLAG}:
@@ -69,7 +50,7 @@ async def wish(registry: "Registry", link: "Link", said: Wish) -> "tuple[WishSta
         return WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment"), None
 
 
-async def look(registry: "Registry", link: "Link", id_: str) -> WishState:
+async def look(registry: "Holding", link: "Link", id_: str) -> WishState:
     """Say what became of a question of this task; of another's nothing is known."""
     try:
         async with registry.store.reading() as rows:
@@ -84,7 +65,7 @@ async def look(registry: "Registry", link: "Link", id_: str) -> WishState:
 
 
 async def _put(
-    registry: "Registry", rows: "Rows", link: "Link", said: Wish, kind: WishKind
+    registry: "Holding", rows: "Rows", link: "Link", said: Wish, kind: WishKind
 ) -> "tuple[WishState, Put | None]":
     now = await registry.now(rows)
     task = await queries.task_of(rows, link.task.id)
@@ -97,7 +78,7 @@ async def _put(
 
 
 async def _put_to(  # noqa: PLR0917
-    registry: "Registry", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
+    registry: "Holding", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
 ) -> "tuple[WishState, Put | None]":
     question = said.attempt.question
     if question.rules:

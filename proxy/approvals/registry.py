@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import approval_card, lifecycle, pre_request, votes
+from proxy.approvals import approval_card, lifecycle, pre_request, queries, votes
 from proxy.approvals.approval_card import Card
 from proxy.approvals.model import State, Task
 from proxy.approvals.pending import TROUBLE, Holding, Link, News, Waiter
@@ -34,13 +34,12 @@ from proxy.approvals.protocol import (
     Word,
 )
 from proxy.approvals.protocol import State as TaskState
-from proxy.approvals.store import queries
-from proxy.approvals.store.base import StoreError
+from proxy.approvals.store import StoreError
 from proxy.approvals.votes import Decided, Refused, Said
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Actor
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
 
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
 _AT_ONCE: Final = 16  # who wait that are served in the transaction that grants

@@ -6,10 +6,10 @@ again and again gives in at last.
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import lifecycle
+from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result
-from proxy.approvals.store import queries
+from proxy.bucket import Bucket
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from proxy.approvals.model import Task
     from proxy.approvals.people import Bounds
     from proxy.approvals.recording import Teller
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
 
+_BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task
 OPEN: Final = 86400.0  # seconds that a wish stays open that no rule says anything about
 _LOOK: Final = 50  # questions of a task between looks at how many of its are kept
 
@@ -49,6 +50,21 @@ class Floods:
     def forget(self, whose: str) -> None:
         """Forget a task that has ended."""
         self._under_way.discard(whose)
+
+
+class Rates:
+    """How often each task may wish: ten at once, and then two a minute."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, task: str) -> bool:
+        """Whether there is room for one more."""
+        return self._buckets.setdefault(task, Bucket(_BURST, _A_SECOND)).take() == 1
+
+    def forget(self, task: str) -> None:
+        """Forget a task that has ended."""
+        self._buckets.pop(task, None)
 
 
 class Asked:

@@ -6,10 +6,9 @@ answered.
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import lifecycle
+from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import Approval, Ballot, Offer, State, Vote, Wider, WishKind
 from proxy.approvals.people import told
-from proxy.approvals.store import queries
 from proxy.telemetry.events import Answer
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.approvals.model import Grant, Task
     from proxy.approvals.people import Actor, People
     from proxy.approvals.recording import Teller
-    from proxy.approvals.store.base import Rows
+    from proxy.approvals.store import Rows
 
 _LONGEST_WHY: Final = 1000  # characters
 _IDLE: Final = "; nobody waits for it now: it serves the next try, unless its rules have changed by then"

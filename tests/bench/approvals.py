@@ -64,7 +64,7 @@ def through_a_registry(count: int, base: Path) -> list[float]:
 
 async def across_hosts(count: int, url: str) -> list[float]:
     """Have that many questions held here and answered there; seconds of each."""
-    from proxy.approvals.store.postgres import PostgresStore
+    from proxy.approvals.postgres_store import PostgresStore
 
     here, there = World(PostgresStore(url)), World(PostgresStore(url))
     await here.registry.open()

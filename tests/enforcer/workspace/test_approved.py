@@ -18,7 +18,7 @@ from enforcer.workspace.telling import Teller
 from proxy.approvals.approval_request import Kind, Question, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
-from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.sqlite_store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Kind as Event
 from rules.decision import Asks

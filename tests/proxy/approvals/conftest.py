@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.sqlite_store import SqliteStore
 from tests import event_schema
 from tests.proxy.approvals.approval_postgres import Server
 from tests.proxy.approvals.approval_world import World
@@ -19,7 +19,7 @@ def postgres():
 @pytest.fixture
 def shared(postgres):
     """What makes a store in PostgreSQL, each time the same one, empty at first. For tests of the group `postgres`."""
-    from proxy.approvals.store.postgres import PostgresStore
+    from proxy.approvals.postgres_store import PostgresStore
 
     async def emptied():
         import asyncpg

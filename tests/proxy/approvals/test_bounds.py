@@ -2,10 +2,10 @@
 
 import asyncio
 
+from proxy.approvals import queries
 from proxy.approvals import submit as asking
 from proxy.approvals.model import Vote
 from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
-from proxy.approvals.store import queries
 from proxy.approvals.votes import Said
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST

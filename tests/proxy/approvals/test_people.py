@@ -8,7 +8,7 @@ from proxy.approvals import approvers_file as file
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.approvers_file import parse_people, read_people
 from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed
-from proxy.approvals.store.base import Place, is_local
+from proxy.approvals.store import Place, is_local
 from rules.problems import RuleFileError
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST

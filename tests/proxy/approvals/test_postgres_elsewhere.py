@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from proxy.approvals.store.base import StoreError
-from proxy.approvals.store.postgres import PostgresStore
+from proxy.approvals.postgres_store import PostgresStore
+from proxy.approvals.store import StoreError
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # PostgreSQL's protocol, "SSLRequest"
 

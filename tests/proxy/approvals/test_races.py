@@ -13,8 +13,8 @@ import pytest
 
 from proxy.approvals.model import State, Vote
 from proxy.approvals.protocol import Over, Result
-from proxy.approvals.store.base import StoreError
-from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import StoreError
 from proxy.approvals.votes import Refused, Said
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import CONNECTION, PUSH, REQUEST
@@ -117,7 +117,7 @@ def test_a_server_that_is_gone_denies_and_comes_back(shared, postgres):
 
 @pytest.mark.xdist_group("postgres")
 def test_a_server_that_hangs_denies(shared, monkeypatch):
-    from proxy.approvals.store import postgres as module
+    from proxy.approvals import postgres_store as module
 
     monkeypatch.setattr(module, "_PATIENCE", 3.0)
 
@@ -140,7 +140,7 @@ def test_a_server_that_hangs_denies(shared, monkeypatch):
 
 
 def test_a_server_that_never_says_a_word_is_asked_rarely(monkeypatch):
-    from proxy.approvals.store import postgres as module
+    from proxy.approvals import postgres_store as module
 
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
     monkeypatch.setattr(module, "_PAUSE", 60.0)
@@ -174,8 +174,7 @@ def _accepted(listener):
 
 def test_two_takers_of_one_use(play, store):
     async def story(world):
-        from proxy.approvals import lifecycle
-        from proxy.approvals.store import queries
+        from proxy.approvals import lifecycle, queries
 
         task = await world.task()
         _, id_ = await world.held(task, CONNECTION)
@@ -203,7 +202,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.proxy.approvals.approval_world import World
 from tests.proxy.approvals.approval_samples import REQUEST
-from proxy.approvals.store.sqlite import SqliteStore
+from proxy.approvals.sqlite_store import SqliteStore
 
 async def main():
     world = World(SqliteStore(Path(sys.argv[1])))
@@ -235,7 +234,7 @@ def test_a_registry_that_is_killed_leaves_nothing_half_done(tmp_path, play, afte
         writer.stdout.close()
 
     async def story(world):
-        from proxy.approvals.store import queries
+        from proxy.approvals import queries
 
         async with world.registry.store.reading() as rows:
             assert await rows.run("PRAGMA integrity_check") == [("ok",)]

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from proxy.approvals.store.base import Row, Rows, StoreError, Value, prepare, storable
+from proxy.approvals.store import Row, Rows, StoreError, Value, prepare, storable
 
 _PATIENCE: Final = 5000  # ms that a writer waits for another
 _SETTINGS: Final = (

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from proxy.approvals.store.base import Row, Rows, StoreError, Value, prepare, storable
+from proxy.approvals.store import Row, Rows, StoreError, Value, prepare, storable
 
 _PATIENCE: Final = 5.0  # seconds for a statement, the wait for the lock among them
 _PAUSE: Final = 1.0  # seconds after a failure before the next try
@@ -164,7 +164,7 @@ class PostgresStore:
 
     def _tls(self) -> Any:
         """Say how to speak to the server: elsewhere only under TLS, with its certificate verified."""
-        from proxy.approvals.store.base import is_local
+        from proxy.approvals.store import is_local
 
         if is_local(self._url):
             return False

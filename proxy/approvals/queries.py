@@ -6,31 +6,30 @@ The journal keeps all of it longer.
 """
 
 import json
-import math
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 from proxy import strict_json
-from proxy.approvals.approval_request import Malformed, Question, Source, Text, Texts, read
-from proxy.approvals.model import Approval, Ballot, Grant, Offer, Place, State, Task, Vote, WishKind
-from proxy.approvals.store.base import StoreError
-from rules.limits import Covers
+from proxy.approvals.approval_request import Message, Real, Source, read
+from proxy.approvals.model import Approval, Ballot, Grant, Place, State, Task
+from proxy.approvals.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from proxy.approvals.approval_request import Rule
-    from proxy.approvals.store.base import Row, Rows, Value
+    from proxy.approvals.store import Row, Rows, Value
 
-_TASK: Final = "id, sandbox, name, labels, started_by, host, rule_files, workspace, introduced, ended"
-_APPROVAL: Final = "id, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale"
-_GRANT: Final = "id, approval, task, rule, digest, width, key, uses, bytes, ends, cuts, made, over, ending"
+_TASK: Final = ", ".join(Task._fields)
+_APPROVAL: Final = ", ".join(Approval._fields)
+_GRANT: Final = ", ".join(Grant._fields)
 USED: Final = "used"  # why a grant is over whose uses are taken: what passes under it goes on
 _MOST_SOURCES: Final = 64  # of one task
 
 
 async def latest(rows: "Rows") -> float:
     """Return the latest time that anybody has seen, seconds since 1970."""
-    return _real(float(_text((await rows.run("SELECT value FROM exeat_approvals WHERE key = 'latest'"))[0][0])))
+    return _real((await rows.run("SELECT value FROM exeat_approvals WHERE key = 'latest'"))[0][0])
 
 
 async def saw(rows: "Rows", now: float) -> None:
@@ -46,11 +45,7 @@ async def task_of(rows: "Rows", task: str) -> Task | None:
 
 async def put_task(rows: "Rows", task: Task) -> None:
     """Keep a task that is new."""
-    values: list[Value] = [
-        task.id, task.sandbox, task.name, _json(dict(task.labels)), task.started_by, task.host, _json(task.rule_files),
-        task.workspace, task.introduced, task.ended,
-    ]  # fmt: skip
-    await _insert(rows, "tasks", _TASK, values)
+    await _insert(rows, "tasks", _TASK, _values(task))
 
 
 async def started_by(rows: "Rows", task: str, person: str) -> None:
@@ -75,7 +70,7 @@ async def taint(rows: "Rows", task: str, source: Source, now: float) -> bool:
 async def taints(rows: "Rows", task: str, most: int = _MOST_SOURCES) -> tuple[Source, ...]:
     """List what a task read from, the first first."""
     sql = "SELECT rule, destination, event FROM taints WHERE task = ? ORDER BY at, rule, destination LIMIT ?"
-    return tuple(Source(*map(_text, row)) for row in await rows.run(sql, task, most))
+    return tuple(Source(*map(str, row)) for row in await rows.run(sql, task, most))
 
 
 async def approval_of(rows: "Rows", approval: str) -> Approval | None:
@@ -103,13 +98,8 @@ async def last_of(rows: "Rows", task: str, key: str, states: "Sequence[State]") 
 
 async def put_approval(rows: "Rows", approval: Approval) -> None:
     """Keep a question that is new."""
-    question = approval.question
-    values: list[Value] = [
-        approval.id, approval.task, approval.state, approval.wish, approval.key, _json(question.packed()),
-        approval.said, approval.asked, approval.expires, approval.answered, _json(approval.by), approval.why,
-        approval.times, int(approval.stale), question.host, question.port,
-    ]  # fmt: skip
-    await _insert(rows, "approvals", f"{_APPROVAL}, host, port", values)
+    place = approval.question.host, approval.question.port
+    await _insert(rows, "approvals", f"{_APPROVAL}, host, port", [*_values(approval), *place])
 
 
 async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Rule]") -> list[Approval]:
@@ -203,8 +193,7 @@ async def vote(rows: "Rows", approval: str, ballot: Ballot) -> None:
         "ON CONFLICT (approval, person) DO UPDATE SET verdict = excluded.verdict, offer = excluded.offer, "
         "why = excluded.why, at = excluded.at"
     )
-    person, verdict, reviewer, offer, why, at = ballot
-    await rows.run(sql, approval, person, verdict, int(reviewer), _json(offer.packed()), why, at)
+    await rows.run(sql, approval, *_values(ballot))
 
 
 async def votes(rows: "Rows", approval: str) -> tuple[Ballot, ...]:
@@ -222,16 +211,12 @@ async def viewed(rows: "Rows", approval: str, person: str, now: float) -> bool:
 async def viewers(rows: "Rows", approval: str) -> tuple[str, ...]:
     """List who looked at a question, the first first."""
     sql = "SELECT person FROM views WHERE approval = ? ORDER BY at, person LIMIT 64"
-    return tuple(_text(person) for (person,) in await rows.run(sql, approval))
+    return tuple(str(person) for (person,) in await rows.run(sql, approval))
 
 
 async def put_grant(rows: "Rows", grant: Grant) -> None:
     """Keep a grant that is new."""
-    values = [
-        grant.id, grant.approval, grant.task, grant.rule, grant.digest, grant.width, grant.key, grant.uses, grant.bytes,
-        grant.ends, int(grant.cuts), grant.made, grant.over, grant.ending,
-    ]  # fmt: skip
-    await _insert(rows, "grants", _GRANT, values)
+    await _insert(rows, "grants", _GRANT, _values(grant))
 
 
 async def grant_of(rows: "Rows", grant: str) -> Grant | None:
@@ -318,69 +303,51 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
-def _text(value: "Value") -> str:
-    if not isinstance(value, str):
-        raise StoreError("a text in the store is none")
-    return value
+def _values(record: "Iterable[object]") -> "list[Value]":
+    """Return a record as the store's columns have it: what is more than a text or a number is JSON."""
+    found: list[Value] = []
+    for each in record:
+        if isinstance(each, Message):
+            found.append(_json(each.packed()))
+        elif each is None or isinstance(each, str | int | float):
+            found.append(int(each) if isinstance(each, bool) else each)
+        else:
+            found.append(_json(dict(each) if isinstance(each, Mapping) else each))
+    return found
 
 
-def _whole(value: "Value") -> int:
-    if not isinstance(value, int):
-        raise StoreError("a number in the store is none")
-    return value
-
-
-def _real(value: "Value") -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise StoreError("a number in the store is none")
-    return float(value)
-
-
-def _loaded(text: "Value") -> object:
+def _read[R](kind: type[R], row: "Row", json_at: "Collection[int]" = ()) -> R:
+    """Return the record that `_values` made a row of; `json_at`: its columns that are JSON. Raises StoreError."""
     try:
-        return strict_json.loads(_text(text))
+        values = [strict_json.loads(str(value)) if at in json_at else value for at, value in enumerate(row)]
+        found: R = read(values, kind, strict=False)  # a column has 0 and 1 for no and yes
     except ValueError as error:
-        raise StoreError("what is in the store can't be read") from error
-
-
-def _read(text: "Value", of: Any) -> Any:
-    try:
-        return read(_loaded(text), of)
-    except Malformed as error:
         raise StoreError(f"what is in the store can't be read: {error}") from error
+    return found
 
 
 def _task(row: "Row") -> Task:
-    id_, sandbox, name, labels, started_by, host, files, workspace, introduced, ended = row
-    return Task(
-        _text(id_), _text(sandbox), _text(name), _read(labels, dict[Text, Text]), _text(started_by), _text(host),
-        _read(files, Texts), _text(workspace), _real(introduced or 0), None if ended is None else _real(ended),
-    )  # fmt: skip
+    return _read(Task, row, json_at=(3, 6))
 
 
 def _approval(row: "Row") -> Approval:
-    id_, task, state, wish, key, question, said, asked, expires, answered, by, why, times, stale_ = row
-    return Approval(
-        _text(id_), _text(task), State(_text(state)), WishKind(_text(wish)), _text(key), _read(question, Question),
-        _text(said), _real(asked or 0), _real(expires or 0), None if answered is None else _real(answered),
-        _read(by, Texts), _text(why), _whole(times), bool(stale_),
-    )  # fmt: skip
+    return _read(Approval, row, json_at=(5, 10))
 
 
 def _ballot(row: "Row") -> Ballot:
-    person, verdict, reviewer, offer, why, at = row
-    found = _read(offer, Offer)
-    return Ballot(_text(person), Vote(_text(verdict)), bool(reviewer), found, _text(why), _real(at or 0))
+    return _read(Ballot, row, json_at=(3,))
 
 
 def _grant(row: "Row") -> Grant:
-    id_, approval, task, rule, digest, width, key, uses, bytes_, ends, cuts, made, over, ending = row
-    return Grant(
-        _text(id_), _text(approval), _text(task), _text(rule), _text(digest), Covers(_text(width)), _text(key),
-        None if uses is None else _whole(uses), None if bytes_ is None else _whole(bytes_),
-        None if ends is None else _real(ends), bool(cuts), _real(made or 0), None if over is None else _real(over),
-        _text(ending),
-    )  # fmt: skip
+    return _read(Grant, row)
+
+
+def _whole(value: "Value") -> int:
+    return _read(tuple[int], (value,))[0]
+
+
+def _real(value: "Value") -> float:
+    return _read(tuple[Real], (value,))[0]
 
 
 MOST_REJECTED: Final = 500  # of one task that stand: then nothing more is asked for it
@@ -412,7 +379,7 @@ async def forget_of(rows: "Rows", task: str, now: float) -> None:
 async def rejections(rows: "Rows", task: str, now: float) -> int:
     """Return how many rejections of a task's questions stand."""
     sql = "SELECT count(*) FROM approvals WHERE task = ? AND state = ? AND expires > ?"
-    return int(str((await rows.run(sql, task, State.REJECTED, now))[0][0]))
+    return _whole((await rows.run(sql, task, State.REJECTED, now))[0][0])
 
 
 async def _take_out(rows: "Rows", tables: tuple[str, ...], which: str, *values: "Value") -> None:
