@@ -12,11 +12,11 @@ from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
 from enforcer.network.constants import OWN_IPV4
 from enforcer.rules_in_force import own_files
-from enforcer.sandbox import identity, landlock, launch, mount_plan, namespaces, seccomp, stdio, task_start
+from enforcer.run import launch
+from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import Step, bounded
 from enforcer.sandbox.system_paths import real
-from enforcer.seccomp_supervisor import process
 from enforcer.system import linux, state
 from enforcer.wanted import Wanted
 from enforcer.worker import Worker, wait_until_confined
@@ -111,7 +111,7 @@ def compose(
         wanted.workspace,
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
-        process.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
+        seccomp.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
         wall=landlock.grants(steps, wanted.writable),
     )
     return steps, program

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
 from enforcer.reloading import Reloader
-from enforcer.sandbox.launch import Sandbox
+from enforcer.run.launch import Sandbox
 from enforcer.system.notices import say
 from enforcer.system.signals import read_signal
 from enforcer.wanted import Wanted

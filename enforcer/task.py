@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.host import Host
     from enforcer.limits.cgroups import Fence
-    from enforcer.sandbox.launch import Recipe, Sandbox
+    from enforcer.run.launch import Recipe, Sandbox
     from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
     from enforcer.supervise import Ended
@@ -198,7 +198,7 @@ def _launch(
     gate: worker.Worker,
 ) -> "Sandbox":
     """Start the sandbox, and keep nothing of what was made for it alone."""
-    from enforcer.sandbox import launch
+    from enforcer.run import launch
 
     try:
         sandbox = launch.launch(recipe, empty, io.has_terminal)

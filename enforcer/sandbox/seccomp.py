@@ -16,12 +16,14 @@ comparisons for any of hundreds of calls. What depends on nothing but the number
 """
 
 import errno
+import functools
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
+from enforcer.system import linux
 from enforcer.system.errors import HostError
 
 _LD, _JEQ, _JGE, _JSET, _AND, _RET, _JA = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06, 0x05
@@ -403,6 +405,22 @@ def task(*, commands: bool = False, reviewed: bool = False) -> Filter:
     """Return a task's. `commands`: each program that it starts is held; `reviewed`: so is its workspace."""
     usual = TASK_WITH_COMMANDS if commands else TASK
     return usual._replace(lines=(*NOT_AT_ONCE, *usual.lines)) if reviewed else usual
+
+
+class Watching(NamedTuple):
+    """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
+
+    filters: Filter
+    program: bytes
+    needed: bool
+
+
+@functools.cache
+def watching(*, commands: bool, reviewed: bool = False) -> Watching:
+    """Return what to watch; with `commands`, programs are held until they are answered for."""
+    filters = task(commands=commands, reviewed=reviewed)
+    program = assemble(filters, linux.platform_machine(), watched=True)
+    return Watching(filters, program, needed=commands)
 
 
 _NOT_ITSELF = (Test(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own

@@ -26,6 +26,7 @@ from enforcer.limits.resource_limits import Bound, Rlimit, least
 from enforcer.sandbox import devices, init, landlock
 from enforcer.sandbox.identity import Identity, namespace_remedy
 from enforcer.sandbox.init import GoneError, Player, Remote, pair
+from enforcer.sandbox.seccomp import Watching
 from enforcer.sandbox.system_calls import (
     ANY,
     ARGV,
@@ -41,7 +42,6 @@ from enforcer.sandbox.system_calls import (
     Register,
 )
 from enforcer.sandbox.system_paths import SYSTEM
-from enforcer.seccomp_supervisor.process import Watching
 from enforcer.system import linux
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127

@@ -10,16 +10,15 @@ it costs counts as the task's.
 """
 
 import contextlib
-import functools
 import os
 import select
 import selectors
 import signal
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.sandbox import seccomp
+from enforcer.sandbox.seccomp import Watching
 from enforcer.sandbox.system_calls import OUTSIDE
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
@@ -36,22 +35,6 @@ _LONGEST: Final = 500  # bytes of an error that is told
 # The user namespace first: it gives the rights to enter the others.
 _NAMESPACES: Final = ("user", "net", "ipc", "uts", "cgroup", "mnt")
 SOCKET: Final = "watch"  # what the worker knows it by
-
-
-class Watching(NamedTuple):
-    """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
-
-    filters: seccomp.Filter
-    program: bytes
-    needed: bool
-
-
-@functools.cache
-def watching(*, commands: bool, reviewed: bool = False) -> Watching:
-    """Return what to watch; with `commands`, programs are held until they are answered for."""
-    filters = seccomp.task(commands=commands, reviewed=reviewed)
-    program = seccomp.assemble(filters, linux.platform_machine(), watched=True)
-    return Watching(filters, program, needed=commands)
 
 
 class SupervisorProcess:

@@ -5,9 +5,9 @@ import os
 import select
 import socket
 
+from enforcer.sandbox.seccomp import watching
 from enforcer.seccomp_supervisor import listener as kernel
 from enforcer.seccomp_supervisor import task_memory
-from enforcer.seccomp_supervisor.process import watching
 from enforcer.system import linux
 
 _PATIENCE = 5.0  # seconds

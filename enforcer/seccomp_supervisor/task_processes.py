@@ -313,7 +313,7 @@ def listed(proc: int, path: str, looks: Looks) -> list[str]:
         return names
     try:
         with contextlib.suppress(ProcessLookupError), os.scandir(directory) as entries:
-            names.extend(entry.name for entry in islice(entries, looks.left + 1))
+            names.extend([entry.name for entry in islice(entries, looks.left + 1)])
     finally:
         os.close(directory)
     looks.take(len(names))

@@ -22,7 +22,7 @@ MODULES: Final = (
     "enforcer.limits.limit_monitor",
     "enforcer.seccomp_supervisor.supervisor",
     "enforcer.recipe",
-    "enforcer.sandbox.launch",
+    "enforcer.run.launch",
     "enforcer.service.spare",
     "enforcer.sandbox.stdio",
     "enforcer.supervise",
@@ -50,7 +50,6 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
         importlib.import_module(name)
     from enforcer import recipe
     from enforcer.sandbox import seccomp
-    from enforcer.seccomp_supervisor import process
     from enforcer.system import linux
 
     def work_out() -> None:
@@ -63,5 +62,5 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     work_out()
     seccomp.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
-        process.watching(commands=commands)
+        seccomp.watching(commands=commands)
     warm(system)

@@ -184,7 +184,8 @@ class ProcessAttribution:
 
 def process_of(who: messages.Who, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
     """Return what events say of a process that the watcher has named."""
-    uid, sandbox_uid = (each if each >= 0 else None for each in (who.uid, who.sandbox_uid))
+    uid, sandbox_uid = [each if each >= 0 else None for each in (who.uid, who.sandbox_uid)]
     argv = tuple(map(os.fsdecode, who.argv))
-    above = tuple(os.fsdecode(each.exe) for each in ancestors)
-    return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, tuple(each.pid for each in ancestors), sandbox_uid)
+    above = tuple(map(os.fsdecode, [each.exe for each in ancestors]))
+    pids = (*[each.pid for each in ancestors],)
+    return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, pids, sandbox_uid)

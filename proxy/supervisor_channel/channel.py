@@ -63,7 +63,7 @@ class SupervisorChannel:
         self._poller = poller
         self._refused: dict[int, _Refused] = {}  # what each process was refused last
         self._finishing = False  # nobody is asked any more
-        self._leave = ProgramApprovals(recorder.tenant, self._decide, self._say, self._conclude)
+        self._approvals: ProgramApprovals | None = None  # once people are asked
 
     def start(self) -> None:
         """Begin to hear. What people were asked about by another worker gets no answer any more."""
@@ -84,7 +84,8 @@ class SupervisorChannel:
 
     def review(self) -> None:
         """Decide again on programs that people are asked about: other rules are in force."""
-        self._leave.review()
+        if self._approvals is not None:
+            self._approvals.review()
 
     def failed(self, error: Exception) -> None:
         """Hear nothing any more: whoever asks gets no answer, and starts no program."""
@@ -93,7 +94,8 @@ class SupervisorChannel:
 
     def finish(self) -> None:
         """Take all that was said until now, and hear no more. Idempotent."""
-        self._leave.close()
+        if self._approvals is not None:
+            self._approvals.close()
         self._finishing = True
         try:
             while self._channel.fileno() >= 0 and (packet := message.packet(self._channel, messages.LONGEST)[0]):
@@ -112,10 +114,10 @@ class SupervisorChannel:
         match told:
             case messages.RunAsked():
                 self._asked(told)
-            case messages.Gone(number):
-                self._leave.gone(number)
-            case messages.Still(number, changed):
-                self._leave.still(number, os.fsdecode(changed))
+            case messages.Gone(number) if self._approvals is not None:
+                self._approvals.gone(number)
+            case messages.Still(number, changed) if self._approvals is not None:
+                self._approvals.still(number, os.fsdecode(changed))
             case messages.CallRefused(call, who, more):
                 self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
             case messages.Counted(calls):
@@ -136,8 +138,11 @@ class SupervisorChannel:
         if decision.asks and self._looks_on(asked):
             self._say(messages.Answer(asked.number, go=False))
             return
-        if decision.asks and not self._finishing and self._leave.ask(starting, decision):
-            return
+        if decision.asks and not self._finishing:
+            if self._approvals is None:
+                self._approvals = ProgramApprovals(self._recorder.tenant, self._decide, self._say, self._conclude)
+            if self._approvals.ask(starting, decision):
+                return
         self._conclude(starting, decision, "" if asked.readable else _UNREADABLE, "")
 
     def _conclude(self, starting: Starting, decision: Decision, detail: str, approval: str) -> None:

@@ -9,7 +9,8 @@ import types
 from enforcer import confine
 from enforcer.cli import main
 from enforcer.network import install
-from enforcer.sandbox import landlock, launch
+from enforcer.run import launch
+from enforcer.sandbox import landlock
 from enforcer.system.errors import HostError
 from tests.soak.left import until
 

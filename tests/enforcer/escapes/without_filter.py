@@ -8,7 +8,8 @@ import sys
 
 from enforcer.limits.cgroups import build
 from enforcer.limits.resource_limits import Limits
-from enforcer.sandbox import identity, landlock, launch, mount_plan, seccomp, task_start
+from enforcer.run import launch
+from enforcer.sandbox import identity, landlock, mount_plan, seccomp, task_start
 from enforcer.system import linux
 
 

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
+from enforcer.sandbox.seccomp import watching
 from enforcer.seccomp_supervisor import process
-from enforcer.seccomp_supervisor.process import SupervisorProcess, watching
+from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system.errors import HostError
 from proxy.supervisor_channel import messages
 

@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from enforcer.sandbox.seccomp import watching
 from enforcer.seccomp_supervisor import listener as kernel
-from enforcer.seccomp_supervisor.process import SupervisorProcess, watching
+from enforcer.seccomp_supervisor.process import SupervisorProcess
 from proxy.supervisor_channel import messages
 from tests.enforcer.seccomp_supervisor.watched import call
 

@@ -9,10 +9,10 @@ import signal
 import socket
 import struct
 
+from enforcer.sandbox.seccomp import watching
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import held_programs, performed_calls, supervisor
 from enforcer.seccomp_supervisor import listener as kernel
-from enforcer.seccomp_supervisor.process import watching
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
 

@@ -44,7 +44,7 @@ class World:
     def __init__(self):
         self.said, self.came, self.then = [], [], None
         self.asking = SimpleNamespace(ask=self._ask, passes=Passes(lambda *_: True))
-        tenant = SimpleNamespace(asking=self.asking, taint=None)
+        tenant = SimpleNamespace(asking=self.asking, sources=())
         self.leave = ProgramApprovals(tenant, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what))
         self.leave.ask(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.sandbox import launch
+from enforcer.run import launch
 from enforcer.sandbox.stdio import OWN
 
 
