@@ -188,7 +188,7 @@ def test_one_that_is_left_half_way_leaves_nothing_open(tmp_path):
 
 MOUNTED = """
 import os, sys
-from enforcer import linux
+from enforcer.system import linux
 from enforcer.limits.disk_quota import Measure
 os.unshare(os.CLONE_NEWNS)
 linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
