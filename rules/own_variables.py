@@ -1,4 +1,4 @@
-"""Environment variables that are a sandbox's own (`enforcer.environment`): no placeholder can stand there."""
+"""Environment variables that are a sandbox's own (`enforcer.run.environment`): no placeholder can stand there."""
 
 from typing import Final
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer import keeping
 from enforcer.approvals import acknowledgements, approvers, start
 from enforcer.approvals.notifications import Telling, Threads
+from enforcer.journal import signing
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import approval_card, queries
@@ -282,7 +282,7 @@ class Journals:
         if not question.host:
             return None
         try:
-            kept = keeping.place(self._of.get(task.id, self._own))
+            kept = signing.place(self._of.get(task.id, self._own))
         except HostError:
             return None
         return before(kept, task.name, Destination(question.host, None, question.port))
@@ -296,7 +296,7 @@ class Journals:
         for where, journal in self._open.items():
             journal.close()
             if sign:
-                Keeper(where, keeping.place(where), _say).close((os.getpid(),))
+                Keeper(where, signing.place(where), _say).close((os.getpid(),))
         self._open.clear()
 
 

@@ -22,8 +22,8 @@ from proxy.approvals.protocol import Introduction
 from proxy.bucket import Bucket
 
 if TYPE_CHECKING:
-    from enforcer.wanted import Wanted
-    from enforcer.worker import Worker
+    from enforcer.policy.run_request import Wanted
+    from enforcer.worker.worker import Worker
     from proxy.tenant import Tenant
 
 _RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again

@@ -81,7 +81,7 @@ class Written:
 
 
 def _read(named: list[Path], instead: "Mapping[Path, bytes]") -> "Loaded":
-    from enforcer.rules_in_force import SYSTEM, parse
+    from enforcer.policy.rules_in_force import SYSTEM, parse
 
     return parse(named, SYSTEM, instead)
 

@@ -5,9 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from enforcer import claims
-from enforcer.rules_in_force import RULES_OPTION, SYSTEM, rule_files
-from enforcer.seen import read
+from enforcer.policy import task_identity
+from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, rule_files
+from enforcer.policy.seen import read
 from enforcer.system.errors import ExeatError, HostError
 from rules.problems import RuleFileError
 
@@ -27,8 +27,8 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     from proxy.telemetry.visible import visible
 
     try:
-        name, labels = claims.task_name(arguments.task, "attached"), claims.task_labels(arguments.label)
-        claims.check(name, labels, system)
+        name, labels = task_identity.task_name(arguments.task, "attached"), task_identity.task_labels(arguments.label)
+        task_identity.check(name, labels, system)
         files = [Path(path) for path in rule_files(arguments.rules)]
         policy, asked, seen = read(files, system)
         target = attaching.target(arguments.namespace)

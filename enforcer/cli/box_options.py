@@ -5,7 +5,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.box import ANYWHERE, OPTIONS, Places, lets, places, settle
+from enforcer.policy.sandbox_settings import ANYWHERE, OPTIONS, Places, lets, places, settle
 from enforcer.system.errors import UsageError
 from rules.policy import Policy
 from rules.problems import quoted

@@ -360,7 +360,7 @@ def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
 @contextlib.contextmanager
 def _locked(kept: "Kept") -> Iterator[None]:
     """Have these changes to ourselves, and what is told of them signed."""
-    from enforcer.keeping import sign
+    from enforcer.journal.signing import sign
     from enforcer.workspace.accept import gathered
 
     gathered(kept)

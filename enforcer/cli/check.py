@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps({"files": [_value(report) for report in reports]}, indent=2))
     elif arguments.format == "sarif":
-        from enforcer.sarif import log_of
+        from enforcer.cli.sarif import log_of
 
         once = dict.fromkeys(finding for report in reports for finding in report.findings)  # of files included twice
         print(json.dumps(log_of(once), indent=2))

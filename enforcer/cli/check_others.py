@@ -101,9 +101,9 @@ def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Pa
             read_people(file)
 
         return _approvers, approvers.place(), trusted
-    from enforcer import claims
+    from enforcer.policy import task_identity
 
-    return _identities, claims.path_of(), lambda _: claims.known()
+    return _identities, task_identity.path_of(), lambda _: task_identity.known()
 
 
 def _approvers(data: bytes, file: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from enforcer.doctor import Finding, examine
+from enforcer.doctor.checks import Finding, examine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.rules_in_force import SYSTEM, load, rule_files
+    from enforcer.policy.rules_in_force import SYSTEM, load, rule_files
     from rules.explain import explain
     from rules.problems import RuleFileError
 
@@ -89,8 +89,8 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
 def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
-    from enforcer.claims import task_labels
     from enforcer.cli.client_words import attempt_of
+    from enforcer.policy.task_identity import task_labels
     from rules.cases import parse_attempt
 
     if not arguments.attempt:

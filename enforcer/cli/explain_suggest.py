@@ -160,7 +160,7 @@ def _tried(
 ) -> "tuple[list[str], Decision | None]":
     """Check the rules as `exeat check` does, and decide the attempt by them beside those in force."""
     from enforcer.cli.check import findings_of
-    from enforcer.rules_in_force import parse, rule_files
+    from enforcer.policy.rules_in_force import parse, rule_files
 
     with tempfile.TemporaryDirectory(prefix="exeat-suggest-") as directory:
         file = Path(directory) / f"{_NAME}.yaml"

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from enforcer.keeping import place
+from enforcer.journal.signing import place
 from enforcer.system import state
 from enforcer.system.errors import HostError
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from enforcer.keeping import keys, place
+from enforcer.journal.signing import keys, place
 from enforcer.system import state
 from enforcer.system.errors import HostError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli.log import backslashed, no_journal
-from enforcer.keeping import keys
+from enforcer.journal.signing import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

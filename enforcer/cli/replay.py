@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.rules_in_force import SYSTEM, load
+    from enforcer.policy.rules_in_force import SYSTEM, load
     from proxy.telemetry.journal.reading import Progress
     from proxy.telemetry.replaying import Replay
     from rules.problems import RuleFileError

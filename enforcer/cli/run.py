@@ -10,27 +10,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer import claims
 from enforcer.cli import box_options
-from enforcer.exposure import covered, exposed, refuse_service
-from enforcer.host import StandaloneHost
 from enforcer.limits.resource_limits import TIMED_OUT
-from enforcer.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
+from enforcer.policy import task_identity
+from enforcer.policy.exposure import covered, exposed, refuse_service
+from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
+from enforcer.policy.run_request import Wanted
+from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import homes, refuse_workspace
 from enforcer.system import linux
 from enforcer.system.control_socket import control
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
-from enforcer.wanted import Wanted
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from enforcer.host import Host
-    from enforcer.planning import Line
-    from enforcer.seen import Seen
-    from enforcer.task import Result
+    from enforcer.policy.seen import Seen
+    from enforcer.run.dry_run import Line
+    from enforcer.run.host import Host
+    from enforcer.run.task import Result
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 _COUNTED = ", or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it"
@@ -83,11 +83,11 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     try:
         wanted = wanted_of(arguments, system, host.read_rules)
         if arguments.plan:
-            from enforcer.planning import plan
+            from enforcer.run.dry_run import plan
 
             lines = plan(wanted)
         else:
-            from enforcer import task
+            from enforcer.run import task
 
             host.announce()
             result = task.run(wanted, host)
@@ -137,8 +137,8 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
-    name, labels = claims.task_name(arguments.task, command[0]), claims.task_labels(arguments.label)
-    claims.check(name, labels, system)
+    name, labels = task_identity.task_name(arguments.task, command[0]), task_identity.task_labels(arguments.label)
+    task_identity.check(name, labels, system)
     workspace = _directory(arguments.workspace or _here(), "--workspace")
     files = rule_files(arguments.rules)
     policy, asked, seen = reading([Path(path) for path in files], system)

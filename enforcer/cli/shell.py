@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from enforcer.cli import run as runs
-from enforcer.rules_in_force import SYSTEM
+from enforcer.policy.rules_in_force import SYSTEM
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
 from enforcer.sandbox.system_paths import contains
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from enforcer.cli.run import DEFAULT_METRICS, listen
-from enforcer.rules_in_force import SYSTEM
+from enforcer.policy.rules_in_force import SYSTEM
 from enforcer.system.errors import ExeatError, HostError
 
 _MOST_WORKERS = 64
@@ -48,11 +48,11 @@ def _have_streams() -> None:
 
 
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
-    from enforcer import ca, worker
     from enforcer.service.listening import Control
     from enforcer.service.service import Service, raise_limits
     from enforcer.service.systemd import Notifier, passed
     from enforcer.system import state
+    from enforcer.worker import authority, worker
 
     size = arguments.workers or len(os.sched_getaffinity(0))
     if not 0 < size <= _MOST_WORKERS:
@@ -63,7 +63,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         raise_limits()
         state.make_private(state.state_directory())
         journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
-        trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(),
             trusted.fingerprint,

@@ -15,23 +15,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from enforcer import confine
-from enforcer.etc import roots_now, system_roots
-from enforcer.keyholder.keyholder import Keyholder
+from enforcer.journal.anomaly_counts import Unusual
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
+from enforcer.run.etc_files import roots_now, system_roots
 from enforcer.sandbox import identity, init
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.usual import Unusual
-from enforcer.worker import detach, open_journal
+from enforcer.worker import confinement
+from enforcer.worker.signer import Keyholder
+from enforcer.worker.worker import detach, open_journal
 from proxy import message, turn
 from proxy.telemetry.prometheus import merging
 from proxy.telemetry.prometheus.reports import Reported
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
-    from enforcer.worker import Stations
+    from enforcer.worker.worker import Stations
     from proxy.telemetry.metrics import Metrics
     from rules.addresses import Address
 
@@ -329,7 +329,7 @@ def _fork(
             linux.leave_no_core()
             detach({journal, theirs.fileno(), keyholder.fileno()}, None)
             roots = system_roots()
-            confine.enter(who)
+            confinement.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
             message.send(theirs, {"confined": True})
             from proxy.worker import server  # from the view that it is confined to

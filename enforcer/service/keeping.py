@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import keeping
+from enforcer.journal import signing
 from enforcer.system import linux
-from enforcer.worker import detach
+from enforcer.worker.worker import detach
 from proxy.telemetry.journal.writing import look_ahead
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Keeping:
     def __init__(self, journal: Path) -> None:
         """Start it. Raises HostError."""
         self._journal = journal
-        self._place = keeping.place(journal)
+        self._place = signing.place(journal)
         self._due = self._look = 0.0
         self.pid = 0
         self.turn()
@@ -68,7 +68,7 @@ def _fork(journal: Path, place: Path) -> int:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             from proxy.telemetry.journal.keeper import EVERY, Keeper  # here, so that no run is forked with it
 
-            keeping.confine()
+            signing.confine()
             linux.die_with_parent(signal.SIGKILL, parent)
             _keep(Keeper(journal, place, lambda text: _say(out, text)), EVERY / 5)
         except Exception as error:  # noqa: BLE001 - it is tried again; meanwhile the journal is not signed

@@ -1,17 +1,17 @@
 """A sandbox's place in a worker of the service, as the process that looks after its task sees it.
 
-It takes the part of a worker of its own (`enforcer.worker`): what is said to it the service passes on, and a worker
-that died and was replaced is never noticed here.
+It takes the part of a worker of its own (`enforcer.worker.worker`): what is said to it the service passes on, and a
+worker that died and was replaced is never noticed here.
 """
 
 import os
 import socket
 from typing import TYPE_CHECKING
 
-from enforcer.worker import Worker
+from enforcer.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from enforcer.wanted import Wanted
+    from enforcer.policy.run_request import Wanted
     from proxy.tenant import Tenant
 
 

@@ -17,17 +17,17 @@ MODULES: Final = (
     "enforcer.workspace.guarded",
     "enforcer.workspace.review",
     "enforcer.workspace.snapshot",
-    "enforcer.keeping",
+    "enforcer.journal.signing",
     "enforcer.limits.cgroups",
     "enforcer.limits.limit_monitor",
     "enforcer.seccomp_supervisor.supervisor",
-    "enforcer.recipe",
+    "enforcer.run.sandbox_spec",
     "enforcer.run.launch",
     "enforcer.service.spare",
     "enforcer.sandbox.stdio",
-    "enforcer.supervise",
-    "enforcer.task",
-    "enforcer.watching",
+    "enforcer.run.supervise",
+    "enforcer.run.task",
+    "enforcer.policy.watch",
     "enforcer.workspace.task_workspace",
     "proxy.handover",
     "proxy.telemetry.decoding",
@@ -48,13 +48,13 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     """
     for name in MODULES:
         importlib.import_module(name)
-    from enforcer import recipe
+    from enforcer.run import sandbox_spec
     from enforcer.sandbox import seccomp
     from enforcer.system import linux
 
     def work_out() -> None:
-        recipe.network(cache)
-        recipe.roots(certificate, cache)
+        sandbox_spec.network(cache)
+        sandbox_spec.roots(certificate, cache)
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
     with contextlib.suppress(HostError):

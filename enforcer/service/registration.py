@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy import message
 
 if TYPE_CHECKING:
-    from enforcer.worker import Worker
+    from enforcer.worker.worker import Worker
 
 _EVERY: Final = 2.0  # seconds
 _MOST_PIECES: Final = 100  # of a report: a worker that says more is not believed

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.reloading import Reloader, fingerprint
-from enforcer.seen import Seen
-from enforcer.wanted import Wanted
+from enforcer.policy.reload import Reloader, fingerprint
+from enforcer.policy.run_request import Wanted
+from enforcer.policy.seen import Seen
 
 if TYPE_CHECKING:
     from rules.policy import Policy

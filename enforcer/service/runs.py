@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer import worker
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
-from enforcer.host import choose_ids, close_journal, keep_journal, make_sandbox
+from enforcer.policy.seen import Seen, read
+from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
-from enforcer.seen import Seen, read
 from enforcer.service import protocol
 from enforcer.service.caller import Caller
 from enforcer.service.lodging import take
@@ -32,6 +31,7 @@ from enforcer.service.zygote import Zygote
 from enforcer.system import linux
 from enforcer.system.notices import say
 from enforcer.system.started_by import act_for
+from enforcer.worker import worker
 from proxy import message
 from proxy.telemetry.journal.writing import look_ahead
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
+    from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import Hull
     from enforcer.service.rule_sets import RuleSets
-    from enforcer.wanted import Wanted
     from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
@@ -151,7 +151,7 @@ def _run(request: protocol.Run, host: "ServiceHost") -> int:
 
 
 class ServiceHost:
-    """What the service has for one run (`enforcer.host.Host`): its rules, its workers, and the way to the caller."""
+    """What the service has for one run (`enforcer.run.host.Host`): rules, workers, and the way to the caller."""
 
     def __init__(  # noqa: PLR0917  what it has
         self,

@@ -8,12 +8,12 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from enforcer import confine
 from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
-from enforcer.worker import detach
+from enforcer.worker import confinement
+from enforcer.worker.worker import detach
 from proxy import message
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces
@@ -85,7 +85,7 @@ def _fork(who: "Identity", listener: socket.socket) -> tuple[int, socket.socket]
     if pid == 0:
         try:
             detach({theirs.fileno()}, listener)
-            confine.enter(who)
+            confinement.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
             message.send(theirs, {"confined": True})
             from proxy.telemetry.prometheus import scraper  # from the view that it is confined to

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from enforcer.service.listening import Control
     from enforcer.service.systemd import Notifier
-    from enforcer.worker import Stations
+    from enforcer.worker.worker import Stations
 
 _GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
 _KILLING: Final = 2.0  # seconds that a run has to tell of the end of a task that it is to kill

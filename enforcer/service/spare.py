@@ -9,9 +9,9 @@ import os
 import socket
 from typing import NamedTuple
 
-from enforcer import recipe
 from enforcer.limits.cgroups import Fence, build
 from enforcer.limits.resource_limits import Limits, limits_of
+from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.namespaces import Hull
@@ -72,7 +72,7 @@ def make(*, fenced: bool) -> Spare:
             made.callback(os.close, who.slot)
         fence = build(limits) if fenced else Fence(limits, (), (), {})
         made.callback(fence.remove)
-        hull = recipe.empty(who, fence)
+        hull = sandbox_spec.empty(who, fence)
         made.callback(hull.end)
         hull.ready()
         made.pop_all()

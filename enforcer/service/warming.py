@@ -16,20 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer import ca, recipe, task
 from enforcer.cli import run as command
 from enforcer.limits.resource_limits import limits_of
+from enforcer.policy.run_request import Wanted
+from enforcer.policy.seen import Seen
+from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import Paper
 from enforcer.sandbox.mount_steps import bounded
-from enforcer.seen import Seen
 from enforcer.service import protocol
 from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import make
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.wanted import Wanted
+from enforcer.worker import authority
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
 from proxy.telemetry.journal.writing import Journal
@@ -121,14 +122,14 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
     """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
     wanted = command.wanted_of(parsed(request), system, reading)
     cache = state.cache_directory()
-    trusted = ca.known(state.authority_directory(), cache)
+    trusted = authority.known(state.authority_directory(), cache)
     if trusted is None:
         raise HostError("there is no CA that would be as it is remembered")
     # What rules protect is looked for in a small directory of ours: there may be thousands below the other.
     with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
         trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
-        own = recipe.own_etc(who, wanted, trusted, cache)
-        steps, program = recipe.compose(who, wanted, own, recipe.Shown(trees, guarded=guard.paths()))
+        own = sandbox_spec.own_etc(who, wanted, trusted, cache)
+        steps, program = sandbox_spec.compose(who, wanted, own, sandbox_spec.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
     steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.ahead(who)))
     paper = Paper()

@@ -22,7 +22,7 @@ from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
 if TYPE_CHECKING:
-    from enforcer.wanted import Wanted
+    from enforcer.policy.run_request import Wanted
     from enforcer.workspace.change import Change
     from enforcer.workspace.kept import Meta
 

@@ -23,8 +23,8 @@ from rules.decision import Asks
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
-    from enforcer.wanted import Wanted
     from enforcer.workspace.change import Change
     from proxy.tenant import Tenant
     from rules.sandbox import MergeTerms

@@ -13,8 +13,8 @@ from rules.sandbox import WorkspaceMode
 if TYPE_CHECKING:
     from enforcer.limits.disk_quota import Layer
     from enforcer.limits.resource_limits import Limits
+    from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
-    from enforcer.wanted import Wanted
     from enforcer.workspace.guarded import Guarded
     from enforcer.workspace.review import Review
     from proxy.tenant import Tenant

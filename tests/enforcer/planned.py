@@ -6,12 +6,12 @@ import os
 import sys
 import types
 
-from enforcer import confine
 from enforcer.cli import main
 from enforcer.network import install
 from enforcer.run import launch
 from enforcer.sandbox import landlock
 from enforcer.system.errors import HostError
+from enforcer.worker import confinement
 from tests.soak.left import until
 
 
@@ -32,7 +32,7 @@ class Elsewhere:
 
 
 gate, network = Elsewhere(), Elsewhere()
-enter, execute = confine.namespaces.enter, install.execute
+enter, execute = confinement.namespaces.enter, install.execute
 
 
 def gate_enters(steps):
@@ -63,6 +63,6 @@ def told(recipe, spare, _carry):
 
 
 launch.launch = told
-confine.namespaces = types.SimpleNamespace(enter=gate_enters)
+confinement.namespaces = types.SimpleNamespace(enter=gate_enters)
 install.execute = network_is_made
 sys.exit(main(sys.argv[1:]))

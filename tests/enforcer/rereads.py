@@ -4,8 +4,8 @@ import os
 import selectors
 import time
 
-from enforcer import reloading, rules_in_force
-from enforcer.wanted import Wanted
+from enforcer.policy import reload, rules_in_force
+from enforcer.policy.run_request import Wanted
 from proxy import handover
 from proxy.dialling import proxy_auth
 from rules.cases import parse_attempt
@@ -41,12 +41,12 @@ class Run:
             self.root.write_text(root)
         self.gate, self.selector = Gate(), selectors.DefaultSelector()
         loaded = rules_in_force.load([self.own], base / "etc")
-        asked = reloading.absolute(loaded.asked)
+        asked = reload.absolute(loaded.asked)
         self.wanted = Wanted(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
-            asked=asked, seen=reloading.fingerprint(asked, base / "etc"),
+            asked=asked, seen=reload.fingerprint(asked, base / "etc"),
         )  # fmt: skip
-        self.reloader = reloading.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
+        self.reloader = reload.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
 
     def close(self):
         self.reloader.close()

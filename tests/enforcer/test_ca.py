@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import ca, truststore
 from enforcer.system import linux
 from enforcer.system.errors import HostError
+from enforcer.worker import authority as ca
+from enforcer.worker import truststore
 from proxy.ca import authority
 from proxy.ca.authority_file import AuthorityError
 from tests import harness
@@ -83,8 +84,8 @@ def test_one_that_others_could_have_read_is_shown_to_nobody_and_can_be_replaced(
         done = someone.exeat("ca", *words)
         assert (done.returncode, done.stdout) == (1, b"")
         assert b"is open to others" in done.stderr
-    doctor = json.loads(someone.exeat("doctor", "--format", "json").stdout)
-    [finding] = [finding for finding in doctor["findings"] if finding["name"] == "certificate authority"]
+    checks = json.loads(someone.exeat("doctor", "--format", "json").stdout)
+    [finding] = [finding for finding in checks["findings"] if finding["name"] == "certificate authority"]
     assert not finding["works"]
     assert "is open to others" in finding["seen"]
     assert someone.exeat("ca", "rotate").returncode == 0
@@ -111,13 +112,13 @@ DUE = [(timedelta(days=31), False), (timedelta(days=29), True), (timedelta(days=
 
 @pytest.mark.parametrize(("left", "due"), DUE)
 def test_the_doctor_says_when_a_new_one_is_due(tmp_path, monkeypatch, left, due):
-    from enforcer import doctor
+    from enforcer.doctor import checks
 
     monkeypatch.setattr(authority, "LIFE", left)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert doctor._try_authority() == "none yet: the first run makes one"
+    assert checks._try_authority() == "none yet: the first run makes one"
     authority.rotate(tmp_path / "exeat" / "ca")
-    said = doctor._try_authority()
+    said = checks._try_authority()
     assert said.startswith(f"good until {datetime.now(UTC) + left:%Y-%m-%d}")
     assert ("the next run makes a new one" in said) is due
 
@@ -177,7 +178,7 @@ def test_a_task_goes_on_with_its_own_when_a_new_one_is_made(lab, who):
 
 def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
     """The sandbox would trust one and be shown leaves of the other."""
-    from enforcer import worker
+    from enforcer.worker import worker
 
     (tmp_path / "ca").mkdir(mode=0o700)
     (tmp_path / "cache").mkdir(mode=0o700)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import confine, doctor, rehearsal
+from enforcer.doctor import checks, self_test
 from enforcer.sandbox import landlock
 from enforcer.sandbox.mount_steps import Bind
+from enforcer.worker import confinement
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -57,9 +58,9 @@ def test_a_directory_of_a_doctor_that_was_killed_is_removed_by_the_next(tmp_path
     descriptor = os.open(used, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with rehearsal._place(tmp_path) as place:
+        with self_test._place(tmp_path) as place:
             assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rehearsal-b", os.path.basename(place)])
-            with rehearsal._place(tmp_path) as other:
+            with self_test._place(tmp_path) as other:
                 assert os.path.isdir(place), "another doctor at the same time removes nothing that is in use"
                 assert other != place
         assert [path.name for path in tmp_path.iterdir()] == ["rehearsal-b"]
@@ -119,8 +120,8 @@ def test_what_needs_namespaces_is_not_tried_without_them_and_no_remedy_is_given_
 
 
 def tried(name, system):
-    [trial] = [trial for trial in doctor._trials(system) if trial.name == name]
-    return doctor._tried(trial)
+    [trial] = [trial for trial in checks._trials(system) if trial.name == name]
+    return checks._tried(trial)
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def state(tmp_path, monkeypatch):
 
 def test_what_no_single_trial_sees_is_seen_by_starting_a_sandbox(state, tmp_path, monkeypatch):
     assert tried("a whole sandbox", tmp_path / "none").works
-    monkeypatch.setattr(confine, "steps", lambda: (Bind("/no/such/place", "/no/such/place"),))
+    monkeypatch.setattr(confinement, "steps", lambda: (Bind("/no/such/place", "/no/such/place"),))
     found = tried("a whole sandbox", tmp_path / "none")
     assert not found.works
     assert found.seen.startswith("the gate could not be started: could not ")
@@ -182,5 +183,5 @@ def test_each_directory_of_the_state_is_held_to_what_a_run_holds_it_to(state, na
 
 
 def test_a_trial_that_dies_is_a_no(state):
-    died = doctor._tried(doctor._Trial("x", lambda: os._exit(0), "mend it"))
+    died = checks._tried(checks._Trial("x", lambda: os._exit(0), "mend it"))
     assert (died.works, died.seen, died.remedy) == (False, "the trial ended unexpectedly", "mend it")

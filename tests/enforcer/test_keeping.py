@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from enforcer import keeping
-from enforcer.worker import Worker, lost
+from enforcer.journal import signing
+from enforcer.worker.worker import Worker, lost
 from proxy import message
 from proxy.telemetry.journal.sealing import is_left, unsealed
 from proxy.telemetry.journal.writing import Journal
@@ -25,7 +25,7 @@ def _recorder(journal):
 
 @pytest.mark.parametrize("says", [{"failed": "no room"}, None], ids=["its words", "nothing"])
 def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, says):
-    monkeypatch.setattr("enforcer.worker._LAST_WORDS", 0.05)
+    monkeypatch.setattr("enforcer.worker.worker._LAST_WORDS", 0.05)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, theirs:  # it is there still
         if says is not None:
@@ -57,5 +57,5 @@ def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monke
         worker.stop()
         worker.see_out()
     assert worker.said == {"summary": "of it"}
-    keeping.end(journal, _recorder(journal), worker)
+    signing.end(journal, _recorder(journal), worker)
     assert (list(unsealed(journal)), is_left(journal, pid)) == ([], False)

@@ -14,11 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from keyholder_harness import PATIENCE, descriptors, until
 
-from enforcer import ca, confine
-from enforcer.keyholder.keyholder import Keyholder
 from enforcer.sandbox import identity, seccomp
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system.errors import HostError
+from enforcer.worker import authority as ca
+from enforcer.worker import confinement
+from enforcer.worker.signer import Keyholder
 from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
@@ -142,7 +143,7 @@ def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
     if pid == 0:
         found = {}
         try:
-            confine.enter_alone(world.who, parent)
+            confinement.enter_alone(world.who, parent)
             for name, trying in TRIED.items():
                 try:
                     trying()
@@ -193,7 +194,7 @@ def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_start
 
 
 def test_one_that_hangs_is_replaced(world, monkeypatch):
-    monkeypatch.setattr("enforcer.keyholder.keyholder.ASKED_EVERY", 1000.0)  # seconds
+    monkeypatch.setattr("enforcer.worker.signer.ASKED_EVERY", 1000.0)  # seconds
     with world.keyholder.pair(1) as pair:
         assert read_answer(world.answer(pair, asked()))[0] == 1
         first = world.keyholder.pid
@@ -251,7 +252,7 @@ def test_a_worker_s_view_has_no_key_in_it_where_the_code_lies_above_that(world, 
     pid = os.fork()
     if pid == 0:
         try:
-            confine.enter(world.who)
+            confinement.enter(world.who)
             above, within = os.listdir(tmp_path), os.listdir(tmp_path / "state/exeat")
             message.send(theirs, {"above": above, "within": within})
         finally:

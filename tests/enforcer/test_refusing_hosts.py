@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import confine
 from enforcer.sandbox import identity, mount_steps, namespaces
 from enforcer.sandbox.identity import Identity, IdMap, namespace_permission, namespace_remedy, namespace_used
 from enforcer.system.errors import HostError
+from enforcer.worker import confinement
 from tests import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")
@@ -71,7 +71,7 @@ def test_the_setting_that_keeps_users_from_making_one_is_named(host):
 def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
     _, using = host
     with pytest.raises(HostError) as raised:
-        confine.enter(_identity())
+        confinement.enter(_identity())
     assert str(raised.value).startswith(REFUSED)
     assert using in raised.value.remedy
 

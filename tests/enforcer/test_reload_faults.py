@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer import reloading, rereading, rules_in_force, supervise
-from enforcer.wanted import Wanted
+from enforcer.policy import reload, rules_in_force
+from enforcer.policy import reread as rereading
+from enforcer.policy.run_request import Wanted
+from enforcer.run import supervise
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
 WAIT = 30  # seconds for what must happen
@@ -42,7 +44,7 @@ def reread(wanted):
     """Read the files again, and give what the gate was told."""
     gate = Gate()
     with selectors.DefaultSelector() as selector:
-        reloader = reloading.Reloader(wanted, gate, lambda _paths: None, selector)
+        reloader = reload.Reloader(wanted, gate, lambda _paths: None, selector)
         reloader.now()
         deadline = time.monotonic() + WAIT
         while not gate.told and time.monotonic() < deadline:
@@ -98,7 +100,7 @@ def test_a_reader_that_fails_hands_nothing_on(wanted, monkeypatch, reading, mess
 
 def test_a_reader_that_hangs_is_ended(wanted, monkeypatch):
     monkeypatch.setattr(rereading, "_try_to_read", _hanging)
-    monkeypatch.setattr(reloading, "_PATIENCE", 0.1)
+    monkeypatch.setattr(reload, "_PATIENCE", 0.1)
     started, fork = [], os.fork
     monkeypatch.setattr(os, "fork", lambda: started.append(pid := fork()) or pid)
     [(what, descriptors)] = reread(wanted)

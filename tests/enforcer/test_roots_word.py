@@ -5,7 +5,7 @@ import os
 import pytest
 from rereads import OWN, Run
 
-from enforcer import reloading, rereading, rules_in_force
+from enforcer.policy import reload, reread, rules_in_force
 from enforcer.service.rule_sets import RuleSets
 from proxy import handover
 from proxy.dialling import proxy_auth
@@ -30,8 +30,8 @@ WRONG = {
     "a setting laxer than root's": lambda run, _: run.own.write_text(f"{OWN}settings: {{idle_timeout: 1h}}\n"),
     "a setting that can't change": lambda run, _: run.own.write_text(f"{OWN}settings: {{dns_pool: 198.18.0.0/16}}\n"),
     "root's own name": lambda run, _: run.own.write_text(OWN.replace("web", "root")),
-    "never the same twice": lambda _, patch: patch.setattr(rereading, "_TRIES", 0),
-    "never read": lambda _, patch: patch.setattr(rereading, "_settled", lambda *_: os._exit(0)),
+    "never the same twice": lambda _, patch: patch.setattr(reread, "_TRIES", 0),
+    "never read": lambda _, patch: patch.setattr(reread, "_settled", lambda *_: os._exit(0)),
 }  # fmt: skip
 
 
@@ -87,10 +87,10 @@ def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobo
     sets = RuleSets(run.selector, publish, lambda _rules: None)
     system = run.wanted.system
     loaded = rules_in_force.load([run.own], system)
-    asked = reloading.absolute(loaded.asked)
+    asked = reload.absolute(loaded.asked)
     said = {
         "files": [str(run.own)], "system": str(system), "shared": True, "asked": list(asked),
-        "seen": reloading.fingerprint(asked, system),
+        "seen": reload.fingerprint(asked, system),
     }  # fmt: skip
     with open(os.memfd_create("policy"), "wb") as file:
         proxy_auth.send(None, file)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer import secrets
-from enforcer.environment import build
+from enforcer.run.environment import build
 from enforcer.system.errors import HostError, UsageError
+from enforcer.worker import secrets
 from rules.own_variables import TAKEN, is_own_variable
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests import harness

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.network.constants import LOGGED
+from enforcer.run.supervise import Watch
+from enforcer.run.task import tell_end
 from enforcer.sandbox import init
 from enforcer.service.lodging import Lodging
-from enforcer.supervise import Watch
-from enforcer.task import tell_end
 from proxy import message
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from enforcer import exposure, trail
-from enforcer.claims import task_labels, task_name
-from enforcer.reloading import fingerprint
-from enforcer.rules_in_force import check_roots, system_files
+from enforcer.policy import exposure, path_resolution
+from enforcer.policy.reload import fingerprint
+from enforcer.policy.rules_in_force import check_roots, system_files
+from enforcer.policy.task_identity import task_labels, task_name
 from enforcer.system.errors import HostError, UsageError
 
 
@@ -48,13 +48,13 @@ TRAILS = {
 
 @pytest.mark.parametrize("path", TRAILS)
 def test_every_name_that_is_looked_up(tree, path):
-    steps = trail.trail(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
+    steps = path_resolution.trail(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
     inside = [os.path.relpath(step.path, tree) for step in steps if step.path.startswith(f"{tree}/")]
     assert inside == TRAILS[path]
 
 
 def test_a_circle_of_links_ends(tree):
-    assert len(trail.trail(f"{tree}/rules/loop.yaml")) < 100
+    assert len(path_resolution.trail(f"{tree}/rules/loop.yaml")) < 100
 
 
 EXPOSED = {

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import upstream
 from enforcer.system.errors import HostError, UsageError
+from enforcer.worker import upstream
 from tests import harness
 from tests.lab import Lab, Name
 from tests.rules.writing import policy

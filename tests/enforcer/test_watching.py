@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from enforcer import watching
-from enforcer.reloading import Reloader, absolute, fingerprint
+from enforcer.policy import watch as watching
+from enforcer.policy.reload import Reloader, absolute, fingerprint
+from enforcer.policy.run_request import Wanted
 from enforcer.system import inotify
-from enforcer.wanted import Wanted
 from rules.load import read
 
 

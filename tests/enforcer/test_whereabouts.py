@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.interpreter import interpreter
-from enforcer.wanted import Wanted
-from enforcer.whereabouts import whereabouts
+from enforcer.policy.run_request import Wanted
+from enforcer.run.interpreter import interpreter
+from enforcer.run.missing_command import whereabouts
 from rules.load import read
 
 
@@ -103,7 +103,9 @@ def test_it_is_never_advised_to_show_a_whole_home_or_what_a_sandbox_has_for_itse
     (base / "tools" / "a\x1b").mkdir()
     path = program(base / "tools" / "a\x1b" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools/a\\x1b`")
-    monkeypatch.setattr("enforcer.whereabouts._find", lambda name, _workspace: "/tmp/tool" if name == "x" else None)
+    monkeypatch.setattr(
+        "enforcer.run.missing_command._find", lambda name, _workspace: "/tmp/tool" if name == "x" else None
+    )
     assert said(base, "x").endswith("; copy it into the workspace")
 
 

@@ -9,9 +9,9 @@ import zlib
 
 import pytest
 
-from enforcer.reloading import _LONGEST, _MOST_PROBLEMS
+from enforcer.policy.reload import _LONGEST, _MOST_PROBLEMS
 from enforcer.service.outbox import Channel
-from enforcer.worker import Worker
+from enforcer.worker.worker import Worker
 from proxy import message
 from proxy.telemetry.summary import Summary
 

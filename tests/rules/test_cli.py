@@ -312,7 +312,7 @@ def test_explain_wants_a_day(exeat, capsys):
 
 def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
     """What holds for every run holds for what is said of one."""
-    from enforcer import rules_in_force
+    from enforcer.policy import rules_in_force
 
     (tmp_path / "rules.d").mkdir(mode=0o755)
     (tmp_path / "rules.d/corp.yaml").write_text("version: 1\nrules:\n  - {id: no, to: x.example, action: deny}\n")

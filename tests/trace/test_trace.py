@@ -101,8 +101,8 @@ def test_a_run_is_recorded_in_all_its_processes(someone):
     files = {call.file for call in calls}
     assert {
         "enforcer/cli/run.py",
-        "enforcer/task.py",
-        "enforcer/supervise.py",
+        "enforcer/run/task.py",
+        "enforcer/run/supervise.py",
         "proxy/worker/process.py",
         "rules/load.py",
     } < files

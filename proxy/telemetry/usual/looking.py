@@ -179,7 +179,7 @@ class Before(NamedTuple):
 def before(state: "Path", name: str, destination: "Destination") -> Before | None:
     """Say so; None: nothing is known of that name, or nothing can be read. Never raises.
 
-    `state` is where the journal's keeper keeps what belongs to it (`enforcer.keeping.place`).
+    `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.place`).
     """
     try:
         habits, *_ = load(state / FILE)

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer import ca, recipe
+from enforcer.policy.seen import Seen
+from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
-from enforcer.seen import Seen
 from enforcer.service import spare, warming
+from enforcer.worker import authority
 from rules.load import read
 from tests.enforcer.keyholder_harness import until
 from tests.soak import left
@@ -52,7 +53,7 @@ def test_runs_in_a_service_import_nothing_of_exeat_each(tmp_path):
     finally:
         up.terminate()
         up.wait()
-    assert re.search(r"\| +enforcer\.task\n", log.read_text())  # else imports are not told
+    assert re.search(r"\| +enforcer\.run\.task\n", log.read_text())  # else imports are not told
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def way(tmp_path, monkeypatch):
     rules = tmp_path / "rules.yaml"
     rules.write_text("version: 1\nname: known\nrules: []\n")
     seen = SimpleNamespace(rules=rules, composed=[], written=[], taken=[], system=tmp_path / "etc")
-    compose, give_up = recipe.compose, task_start.give_up
+    compose, give_up = sandbox_spec.compose, task_start.give_up
 
     def composed(who, wanted, own, shown):
         seen.composed.append(wanted)
@@ -74,9 +75,9 @@ def way(tmp_path, monkeypatch):
         seen.written.append(program.argv)
         return give_up(task, who, program, stdio)
 
-    monkeypatch.setattr(ca, "known", lambda *_: ca.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
-    monkeypatch.setattr(recipe, "compose", composed)
-    monkeypatch.setattr(recipe, "roots", lambda *_: (b"roots", b"store"))
+    monkeypatch.setattr(authority, "known", lambda *_: authority.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
+    monkeypatch.setattr(sandbox_spec, "compose", composed)
+    monkeypatch.setattr(sandbox_spec, "roots", lambda *_: (b"roots", b"store"))
     monkeypatch.setattr(task_start, "give_up", written)
     monkeypatch.setattr(warming, "take_on", seen.taken.append)
     seen.who = identity.choose()
@@ -140,10 +141,10 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
     elif wrong == "unknown by now":
         sets.known = lambda _files, _system: None
     elif wrong == "no CA":
-        monkeypatch.setattr(ca, "known", lambda *_: None)
+        monkeypatch.setattr(authority, "known", lambda *_: None)
     else:
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
-        monkeypatch.setattr(recipe, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(sandbox_spec, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
     warming.rehearse(sets, way.system, way.who)
     assert way.written == []
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)

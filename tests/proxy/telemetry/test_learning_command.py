@@ -11,7 +11,7 @@ from telemetry_harness import full_event
 from test_replaying import AUDITED, connection, lookup, refused, request
 
 from enforcer.cli import main
-from enforcer.planning import Line
+from enforcer.run.dry_run import Line
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.learning import Learner, without_secrets
@@ -228,7 +228,7 @@ def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, 
     (tmp_path / "work").mkdir()
     exeat("learn", "journal", events=SOME)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
-    monkeypatch.setattr("enforcer.planning.plan", lambda _: [Line("gate", "nothing")])
+    monkeypatch.setattr("enforcer.run.dry_run.plan", lambda _: [Line("gate", "nothing")])
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     if words[0] == "run":

@@ -237,7 +237,7 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert status == 0
     assert run(capfdbinary, "keys", "make")[0] == 1
     assert run(capfdbinary, "keys")[1] == f"{made.strip()}  signs now\n"
-    from enforcer.keeping import place
+    from enforcer.journal.signing import place
     from proxy.telemetry.journal.keeper import Keeper
 
     Keeper(directory, place(directory), pytest.fail).close((os.getpid(),))

@@ -241,9 +241,7 @@ def other_user(uid, what):
 
 
 def test_a_run_whose_rules_ask_nobody_imports_nothing_of_this():
-    code = (
-        "import sys, enforcer.task, enforcer.recipe, enforcer.supervise, enforcer.service.client; print(*sys.modules)"
-    )
+    code = "import sys, enforcer.run.task, enforcer.run.sandbox_spec, enforcer.run.supervise, enforcer.service.client; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=harness.PROJECT, check=True)
     assert [name for name in done.stdout.split() if "approvals" in name] == []
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer import rules_in_force
-from enforcer.reloading import absolute, fingerprint
+from enforcer.policy import rules_in_force
+from enforcer.policy.reload import absolute, fingerprint
 from rules.policy import Policy
 
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from enforcer import exposure, rules_in_force, trail
+from enforcer.policy import exposure, path_resolution, rules_in_force
 from enforcer.system.notices import say
 from proxy import strict_json
 
 if TYPE_CHECKING:
-    from enforcer.wanted import Wanted
-    from enforcer.watching import Watch
+    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.watch import Watch
 
 _FIRST_LOOK: Final = 0.25  # seconds into a run: shorter ones don't pay for watching
 _PATIENCE: Final = 60.0  # seconds for reading
@@ -72,7 +72,7 @@ class Reloader:
         self._unwritten: list[str] = []  # what was told of a file that somebody is writing
         self._good = -1  # where the last policy is that all files made; below 0: the one that the task was started with
         self._sent = wanted.policy.revision  # of the policy that was handed on last
-        self._covering: dict[str, trail.What | None] = {}  # what was covered again last, by path
+        self._covering: dict[str, path_resolution.What | None] = {}  # what was covered again last, by path
         self._deaf = 0.0  # until then nobody listens for changes; 0: somebody does
 
     def wait(self) -> float:
@@ -128,7 +128,7 @@ class Reloader:
     def _begin_watching(self) -> None:
         if self._watch is not None:
             return
-        from enforcer.watching import Watch
+        from enforcer.policy.watch import Watch
 
         self._watch = Watch(self._wanted.writable)
         self._listen()
@@ -142,7 +142,7 @@ class Reloader:
 
     def _notice(self) -> None:
         """Read what happened, and for a moment no more of it: whoever causes it can't keep this process busy."""
-        from enforcer.watching import DEAF
+        from enforcer.policy.watch import DEAF
 
         if self._watch is not None and (descriptor := self._watch.fileno()) is not None:
             self._watch.read()
@@ -166,7 +166,7 @@ class Reloader:
 
     def _look_after_covers(self) -> None:
         """Have covered again what was replaced, so that a task can't write what later runs would read."""
-        there = {path: trail.trail(path)[-1].what for path in self._uncovered()}
+        there = {path: path_resolution.trail(path)[-1].what for path in self._uncovered()}
         before, self._covering = self._covering, there
         # Compared as a whole: a file that took the place of another may have been given its inode.
         if any(what is not None and what != before.get(path) for path, what in there.items()):
@@ -180,7 +180,7 @@ class Reloader:
 
         Where there are problems already, root's files alone are read.
         """
-        from enforcer import rereading  # hardly any run's files change
+        from enforcer.policy import reread  # hardly any run's files change
 
         parent = os.getpid()
         made: list[int] = []
@@ -196,8 +196,8 @@ class Reloader:
             return
         says, its, policy = made
         if pid == 0:
-            before = rereading.Before(self._wanted, self._asked, self._good, tuple(problems))
-            rereading.be_reader(parent, its, policy, before)
+            before = reread.Before(self._wanted, self._asked, self._good, tuple(problems))
+            reread.be_reader(parent, its, policy, before)
         os.close(its)
         os.set_blocking(says, False)
         self._said = b""
@@ -298,7 +298,7 @@ def bounded(problems: Sequence[str]) -> list[str]:
 def fingerprint(asked: Sequence[str], system: Path) -> str:
     """Return a text that changes with whatever these paths, or root's rules, hold."""
     directory = str(rules_in_force.directory_of(system))
-    steps = {*trail.fingerprint((*asked, directory)), trail.listed(directory)}
+    steps = {*path_resolution.fingerprint((*asked, directory)), path_resolution.listed(directory)}
     return hashlib.sha256(repr(sorted(map(repr, steps))).encode("utf-8", "surrogateescape")).hexdigest()
 
 

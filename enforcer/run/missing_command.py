@@ -5,10 +5,10 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 
-from enforcer.interpreter import interpreter, looked_up
+from enforcer.policy.run_request import Wanted
+from enforcer.run.interpreter import interpreter, looked_up
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.system.errors import UsageError
-from enforcer.wanted import Wanted
 from rules.problems import printable, quoted
 
 _OF_SHELLS = frozenset({"alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "."})

@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer import ca, worker
 from enforcer.limits.resource_limits import limits_of
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
+from enforcer.policy.run_request import Wanted
 from enforcer.sandbox import identity
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.signals import close_signals, open_signals
 from enforcer.system.started_by import started_by
-from enforcer.wanted import Wanted
+from enforcer.worker import authority, worker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.approvals.registration import Registration
-    from enforcer.host import Host
+    from enforcer.journal.anomaly_counts import Unusual
     from enforcer.limits.cgroups import Fence
+    from enforcer.run.host import Host
     from enforcer.run.launch import Recipe, Sandbox
+    from enforcer.run.supervise import Ended
     from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.supervise import Ended
-    from enforcer.usual import Unusual
     from enforcer.workspace.task_workspace import Workspace
 
 
@@ -71,7 +71,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = tenant_of(wanted)
-        trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(),
             trusted.fingerprint,
@@ -84,9 +84,9 @@ def run(wanted: Wanted, host: "Host") -> Result:
         made.callback(_let_go, gate)
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
-        from enforcer import recipe
         from enforcer.limits.limit_monitor import LimitMonitor
-        from enforcer.supervise import Watch, supervise
+        from enforcer.run import sandbox_spec
+        from enforcer.run.supervise import Watch, supervise
 
         fence, empty = host.make_sandbox(wanted, who, made, last)
         recorder = _recorder(tenant, journal, gate, host, made)
@@ -95,7 +95,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, fence, made)
         new_post, post = _asking(wanted, tenant, journal, made)
-        ingredients = recipe.gather(
+        ingredients = sandbox_spec.gather(
             who,
             wanted,
             trusted,
@@ -189,7 +189,7 @@ def _asking(
 
 
 def _launch(
-    recipe: "Recipe",
+    sandbox_spec: "Recipe",
     io: "Stdio",
     post: "Registration | None",
     made: contextlib.ExitStack,
@@ -201,7 +201,7 @@ def _launch(
     from enforcer.run import launch
 
     try:
-        sandbox = launch.launch(recipe, empty, io.has_terminal)
+        sandbox = launch.launch(sandbox_spec, empty, io.has_terminal)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise worker.lost(gate) from error
     made.callback(sandbox.end)
@@ -252,8 +252,9 @@ def _finish(
 def _check_secrets(wanted: Wanted) -> None:
     if not wanted.policy.secrets:
         return
-    from enforcer import environment, secrets
+    from enforcer.run import environment
     from enforcer.system import linux  # before a command of theirs is run
+    from enforcer.worker import secrets
 
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
     secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
@@ -264,7 +265,7 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
     """Raise UnreachableError for a command that is there, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
-        from enforcer.whereabouts import whereabouts
+        from enforcer.run.missing_command import whereabouts
 
         if hint := whereabouts(wanted):
             raise UnreachableError(hint, code)
@@ -281,7 +282,7 @@ def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", 
 
 
 def _unusual(journal: Path, tenant: Tenant) -> "Unusual":
-    from enforcer.usual import Unusual
+    from enforcer.journal.anomaly_counts import Unusual
 
     return Unusual(journal, tenant.task.id)
 

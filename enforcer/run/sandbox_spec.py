@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer import caches, confine, environment, etc, secrets, truststore, upstream
-from enforcer.ca import PublicAuthority
 from enforcer.limits.cgroups import Fence
 from enforcer.network.constants import OWN_IPV4
-from enforcer.rules_in_force import own_files
-from enforcer.run import launch
+from enforcer.policy.rules_in_force import own_files
+from enforcer.policy.run_request import Wanted
+from enforcer.run import caches, environment, etc_files, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import Step, bounded
 from enforcer.sandbox.system_paths import real
 from enforcer.system import linux, state
-from enforcer.wanted import Wanted
-from enforcer.worker import Worker, wait_until_confined
+from enforcer.worker import confinement, secrets, truststore, upstream
+from enforcer.worker.authority import PublicAuthority
+from enforcer.worker.worker import Worker, wait_until_confined
 from enforcer.workspace.task_workspace import Workspace
 from rules.sandbox import BoxUser
 
@@ -97,7 +97,7 @@ def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path
     """Return the files of /etc that the task has for itself, by where they lie in it."""
     certificate = trusted.certificate.encode()
     bundle, java = roots(certificate, cache)
-    return etc.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    return etc_files.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
 def compose(
@@ -134,12 +134,12 @@ def network(cache: Path) -> namespaces.Network:
 
 def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
     """Return what a sandbox trusts, as PEM and as Java's trust store; what the host's roots are is looked at anew."""
-    return _roots(certificate, cache, etc.roots_now())
+    return _roots(certificate, cache, etc_files.roots_now())
 
 
 @functools.lru_cache(maxsize=1)
 def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
-    bundle = etc.bundle(certificate)
+    bundle = etc_files.bundle(certificate)
     return bundle, truststore.java(bundle, cache)
 
 
@@ -178,8 +178,8 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
             workspace=wanted.workspace,
             etc=own,
             read=wanted.read,
-            protect=(*sorted(rules), *confine.code_places()),
-            sealed=confine.code_trees(),
+            protect=(*sorted(rules), *confinement.code_places()),
+            sealed=confinement.code_trees(),
             secret=tuple(sorted(real(secret))),
             trees=shown.trees,
             write=wanted.write,

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from enforcer import exposure, rules_in_force, trail
-from enforcer.reloading import absolute, bounded, fingerprint, replaced
+from enforcer.policy import exposure, path_resolution, rules_in_force
+from enforcer.policy.partial_write import unwritten
+from enforcer.policy.reload import absolute, bounded, fingerprint, replaced
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.unwritten import unwritten
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
-    from enforcer.wanted import Wanted
+    from enforcer.policy.run_request import Wanted
     from proxy.dialling.proxy_auth import Login
     from rules.policy import Policy
 
@@ -78,7 +78,7 @@ def _settled(before: Before, policy: int) -> dict[str, Any]:
 
 def _files(asked: Sequence[str], system: Path) -> list[str]:
     directory = rules_in_force.directory_of(system)
-    return [*asked, *(str(directory / name) for name in trail.listed(str(directory)).name.split("/") if name)]
+    return [*asked, *(str(directory / name) for name in path_resolution.listed(str(directory)).name.split("/") if name)]
 
 
 def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, object]:
@@ -86,7 +86,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
 
     Raises RuleFileError and HostError.
     """
-    from enforcer import upstream
+    from enforcer.worker import upstream
     from proxy import handover
     from proxy.dialling import proxy_auth
     from rules.raised import raised
@@ -118,7 +118,7 @@ def _write(policy: "Policy", login: "Login | None", descriptor: int) -> None:
 
 def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return what there is to say, and which files were looked for."""
-    from enforcer import upstream
+    from enforcer.worker import upstream
 
     try:
         loaded = rules_in_force.load([Path(path) for path in wanted.rules], wanted.system)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from enforcer.policy.path_resolution import trail
 from enforcer.system.errors import HostError, UsageError
-from enforcer.trail import trail
 from rules.files import contents, own_configuration, why
 from rules.load import Loaded, failures, read
 from rules.problems import RuleFileError

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
-from enforcer.reloading import Reloader
+from enforcer.policy.reload import Reloader
+from enforcer.policy.run_request import Wanted
 from enforcer.run.launch import Sandbox
 from enforcer.system.notices import say
 from enforcer.system.signals import read_signal
-from enforcer.wanted import Wanted
-from enforcer.worker import Worker
+from enforcer.worker.worker import Worker
 
 if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
+    from enforcer.journal.anomaly_counts import Unusual
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
-    from enforcer.usual import Unusual
     from proxy.telemetry.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
-from enforcer.worker import detach
+from enforcer.worker.worker import detach
 from proxy import message
 from proxy.ca import authority_file
 
@@ -57,10 +57,10 @@ def _be_it(  # noqa: PLR0917  what it is and has
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         linux.die_with_parent(signal.SIGKILL, parent)
         authority = _read(*known)
-        from enforcer import confine
+        from enforcer.worker import confinement
 
         poll = select.epoll()
-        confine.enter_alone(who, parent)
+        confinement.enter_alone(who, parent)
         gc.freeze()
         _Holder(authority, control, poll, ends, served).serve()
     except BaseException as error:  # noqa: BLE001 - one that isn't confined must not run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from enforcer.keeping import place
+from enforcer.journal.signing import place
 from enforcer.system.errors import UsageError
 from enforcer.system.state import make_private
 

@@ -10,14 +10,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer import ca, caches, confine, environment, recipe, secrets
 from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
 from enforcer.network.plan import network_plan
+from enforcer.policy.run_request import Wanted
+from enforcer.run import caches, environment, sandbox_spec
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.system import linux, state
-from enforcer.wanted import Wanted
+from enforcer.worker import authority, confinement, secrets
 from rules.problems import printable
 from rules.sandbox import BoxUser, WorkspaceMode
 
@@ -39,11 +40,11 @@ def plan(wanted: Wanted) -> list[Line]:
     limits = limits_of(wanted.box)
     network = network_plan()
     kept = _kept(wanted, who)
-    shown = recipe.Shown(_trees(who, wanted, kept), kept, *_workspace(wanted))
-    steps = recipe.steps_of(who, wanted, _etc(wanted, who), shown)
+    shown = sandbox_spec.Shown(_trees(who, wanted, kept), kept, *_workspace(wanted))
+    steps = sandbox_spec.steps_of(who, wanted, _etc(wanted, who), shown)
     said: dict[str, Iterable[str]] = {
         "rules": _rules(wanted),
-        "gate": (step.describe() for step in confine.steps()),
+        "gate": (step.describe() for step in confinement.steps()),
         "ids": _ids(who),
         "namespaces": (f"enter a new {name} namespace" for name in namespaces.NAMESPACES),
         "network": network.describe(),
@@ -83,8 +84,8 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
 
 
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
-    trusted = ca.public(state.authority_directory(), state.make_private(state.cache_directory()))
-    return recipe.own_etc(who, wanted, trusted, state.cache_directory())
+    trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
+    return sandbox_spec.own_etc(who, wanted, trusted, state.cache_directory())
 
 
 def _rules(wanted: Wanted) -> Iterator[str]:
@@ -115,7 +116,7 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
     variables = environment.build(os.environ, who, mount_plan.BUNDLES[0], wanted.env, wanted.box)
-    yield f"call its host {recipe.hostname_of(wanted)}"
+    yield f"call its host {sandbox_spec.hostname_of(wanted)}"
     yield f"give it the variables {', '.join(sorted(variables))}"
     yield f"work in {wanted.workspace}"
     yield "enter one more user namespace, which has nothing in it but the task"

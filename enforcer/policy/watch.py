@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable
 
-from enforcer import trail
+from enforcer.policy import path_resolution
 from enforcer.sandbox.system_paths import contains
 from enforcer.system import inotify
 from enforcer.system.inotify import Inotify
@@ -45,7 +45,7 @@ class Watch:
         names: dict[str, set[str]] = {directory: set() for directory in directories}
         files: set[str] = set()
         for path in paths:
-            for step in trail.trail(path):
+            for step in path_resolution.trail(path):
                 if step.directory not in directories:
                     names.setdefault(step.directory, set()).add(step.name)
                 if step.what is not None and not step.what.is_directory and not step.what.is_link:

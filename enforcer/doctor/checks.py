@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from enforcer import claims, rules_in_force
-from enforcer.rules_in_force import SYSTEM
+from enforcer.policy import rules_in_force, task_identity
+from enforcer.policy.rules_in_force import SYSTEM
 from enforcer.sandbox import identity, mount_plan, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
 from enforcer.sandbox.mount_steps import UNMASK
@@ -302,14 +302,14 @@ def _try_state() -> str:
 def _try_roots_rules(system: Path) -> str:
     count = len(rules_in_force.system_files(system))
     rules_in_force.load([], system)
-    who = claims.known(system) is not None
+    who = task_identity.known(system) is not None
     if not count and not who:
         return f"none in {system}"
     return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")
 
 
 def _try_all(system: Path) -> str:
-    from enforcer.rehearsal import rehearse
+    from enforcer.doctor.self_test import rehearse
 
     return rehearse(make_private(state_directory()), system)
 

@@ -122,12 +122,14 @@ class Keyholder:
 
     def start(self) -> None:
         """Start it, and have it serve the pairs that there are. Raises OSError, HostError."""
-        from enforcer.keyholder import process  # only where there is one
+        from enforcer.worker import signer_process  # only where there is one
 
         self._began = time.monotonic()
         key = _open(self._directory) if self._key is None else os.dup(self._key)
         try:
-            self.pid, self._control = process.fork(key, self._certificate, self._who, self._waiting, self._served)
+            self.pid, self._control = signer_process.fork(
+                key, self._certificate, self._who, self._waiting, self._served
+            )
         finally:
             os.close(key)
         self._control.setblocking(False)

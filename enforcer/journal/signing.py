@@ -13,7 +13,7 @@ from enforcer.system.notices import say
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
-    from enforcer.worker import Worker
+    from enforcer.worker.worker import Worker
     from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
 

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from enforcer import task
-from enforcer.host import StandaloneHost
-from enforcer.seen import read
+from enforcer.policy.run_request import Wanted
+from enforcer.policy.seen import read
+from enforcer.run import task
+from enforcer.run.host import StandaloneHost
 from enforcer.system.errors import HostError
-from enforcer.wanted import Wanted
 
 _PREFIX = "rehearsal-"
 _RULES = "version: 1\nname: rehearsal\nrules: []\n"

@@ -9,10 +9,10 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from enforcer.policy.path_resolution import What, trail
 from enforcer.sandbox.system_paths import contains
 from enforcer.system.control_socket import VARIABLE
 from enforcer.system.errors import UsageError
-from enforcer.trail import What, trail
 
 _held: Final[list[int]] = []  # descriptors of what is covered, until this process ends
 

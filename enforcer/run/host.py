@@ -8,10 +8,10 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from enforcer import worker
+from enforcer.policy.seen import Seen, read
 from enforcer.sandbox import identity
-from enforcer.seen import Seen, read
 from enforcer.system.errors import HostError
+from enforcer.worker import worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
+    from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
-    from enforcer.wanted import Wanted
-    from enforcer.worker import Stations, Worker
+    from enforcer.worker.worker import Stations, Worker
     from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
@@ -142,14 +142,14 @@ def make_sandbox(
     wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
 ) -> "tuple[Fence, Hull | None]":
     """Make the resource limits, and within them an empty sandbox that goes on making itself. Raises HostError."""
-    from enforcer import recipe
     from enforcer.limits.cgroups import build
     from enforcer.limits.resource_limits import limits_of
+    from enforcer.run import sandbox_spec
 
     fence = build(limits_of(wanted.box))
     last.callback(fence.remove)
     with contextlib.suppress(HostError, OSError):
-        empty = recipe.empty(who, fence, wanted.box.devices)
+        empty = sandbox_spec.empty(who, fence, wanted.box.devices)
         made.callback(empty.end)
         return fence, empty
     return fence, None
@@ -157,14 +157,14 @@ def make_sandbox(
 
 def keep_journal(journal: "Path", recorder: "Recorder") -> "Keeper":
     """Sign a journal from now on. Raises HostError."""
-    from enforcer import keeping  # while the sandbox is being made: it imports cryptography
+    from enforcer.journal import signing  # while the sandbox is being made: it imports cryptography
 
-    return keeping.begin(journal, recorder)
+    return signing.begin(journal, recorder)
 
 
 def close_journal(journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
     """Wait for the worker's last record, then sign everything. Raises HostError."""
-    from enforcer import keeping
+    from enforcer.journal import signing
 
     gate.see_out()
-    keeping.end(journal, recorder, gate)
+    signing.end(journal, recorder, gate)

@@ -56,7 +56,7 @@ def settle(policy: "Policy", asked: Box = NO_BOX, said: Iterable[str] = ()) -> B
             found[name] = tuple(sorted({*mine, *other}))
         elif name == "caches":
             found[name] = tuple(sorted({**dict(other), **dict(mine)}.items()))
-        elif name not in {"keep", "variables"}:  # options say these for themselves: `enforcer.environment`
+        elif name not in {"keep", "variables"}:  # options say these for themselves: `enforcer.run.environment`
             found[name] = mine
     return policy.box._replace(**found)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
 from rules.grammar.fields import slug, slugged
 

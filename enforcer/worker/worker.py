@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer import confine, secrets, upstream
-from enforcer.etc import system_roots
-from enforcer.keyholder.keyholder import Keyholder
+from enforcer.run.etc_files import system_roots
 from enforcer.sandbox.identity import Identity, idmapped_tree
 from enforcer.system import linux
 from enforcer.system.errors import HostError
+from enforcer.worker import confinement, secrets, upstream
+from enforcer.worker.signer import Keyholder
 from proxy import message
 from proxy.tenant import Tenant
 
@@ -178,7 +178,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
             detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
             roots, login = system_roots(), upstream.login(tenant.policy)
             tenant.entrust(secrets.broker(tenant.policy, os.environ), login)
-            confine.enter(identity)
+            confinement.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
             message.send(its_control, {"confined": True, "placeholders": placeholders})

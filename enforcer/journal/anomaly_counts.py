@@ -31,7 +31,7 @@ class Unusual:
 
     def _read(self) -> "Numbers | None":
         """Return what has been written since this was last asked; None: nothing, or nothing that can be read."""
-        from enforcer.keeping import place  # which imports more than a short task has time for
+        from enforcer.journal.signing import place  # which imports more than a short task has time for
         from enforcer.system.errors import ExeatError
         from proxy.telemetry.usual.looking import TOLD, read_numbers
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.rules_in_force import SYSTEM
+from enforcer.policy.rules_in_force import SYSTEM
 from rules.policy import Policy
 from rules.sandbox import NO_BOX, Box
 
 if TYPE_CHECKING:
-    from enforcer.trail import What
+    from enforcer.policy.path_resolution import What
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 

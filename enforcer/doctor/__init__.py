@@ -1,0 +1,1 @@
+"""What this machine lets Exeat do."""
