@@ -8,7 +8,6 @@ Why one is refused, its caller reads on its standard error. It is written throug
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -17,7 +16,6 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
 from enforcer.system import linux
@@ -31,30 +29,20 @@ if TYPE_CHECKING:
 _STDERR: Final = 2
 _AT_MOST: Final = 512  # bytes: PIPE_BUF at the least, so that a pipe with any room has room for it
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
 
 def say(pid: int, line: bytes) -> None:
     """Write one line, if it can be. Never raises."""
     text = line[: _AT_MOST - 1] + b"\n"
     with contextlib.suppress(OSError):
-        descriptor = _copied(pid, _STDERR)
+        process = os.pidfd_open(pid)
+        try:
+            descriptor = linux.pidfd_getfd(process, _STDERR)
+        finally:
+            os.close(process)
         try:
             _write_line(descriptor, text)
         finally:
             os.close(descriptor)
-
-
-def _copied(pid: int, number: int) -> int:
-    process = os.pidfd_open(pid)
-    try:
-        found = _libc.syscall(NUMBERS[linux.platform_machine()]["pidfd_getfd"], process, number, 0)
-        if found < 0:
-            raise OSError(ctypes.get_errno(), "pidfd_getfd")
-        return int(found)
-    finally:
-        os.close(process)
 
 
 def _write_line(descriptor: int, text: bytes) -> None:

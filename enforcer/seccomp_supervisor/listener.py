@@ -3,7 +3,6 @@
 Whoever is asked and dies, or closes the listener, has every call that waits answered with ENOSYS: closed when broken.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -11,18 +10,10 @@ import select
 import struct
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.system_calls import NUMBERS
-from enforcer.system import linux
-
-_SET_MODE_FILTER: Final = 1
-_NEW_LISTENER, _WAIT_KILLABLE_RECV = linux.FILTER_NEW_LISTENER, linux.FILTER_WAIT_KILLABLE
 _RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 class Notification(NamedTuple):
@@ -34,35 +25,8 @@ class Notification(NamedTuple):
     arguments: tuple[int, ...]
 
 
-class _SockFprog(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-
-
-def install(program: bytes) -> int:
-    """Install a filter for this thread and return the descriptor on which its notifications are heard, close-on-exec.
-
-    Raises OSError: EBUSY where a filter above this one is listened to already, EINVAL from a kernel before 5.0.
-    """
-    try:
-        return _install(program, _NEW_LISTENER | _WAIT_KILLABLE_RECV)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return _install(program, _NEW_LISTENER)
-
-
-def _install(program: bytes, flags: int) -> int:
-    buffer = ctypes.create_string_buffer(program, len(program))
-    prog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    number = NUMBERS[linux.platform_machine()]["seccomp"]
-    result = _libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(prog))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), f"seccomp with a listener: {os.strerror(ctypes.get_errno())}")
-    return int(result)
-
-
 class Listener:
-    """The other end of `install`. For one thread."""
+    """The descriptor of a filter that somebody listens to (`linux.load_seccomp_with_listener`). For one thread."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

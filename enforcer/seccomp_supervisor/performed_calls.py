@@ -19,7 +19,6 @@ may be made.
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -28,7 +27,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.listener import Notification
 from enforcer.seccomp_supervisor.task_processes import Caller, Looks, descendants, listed, read
@@ -178,9 +176,6 @@ _MOST_LOOKS: Final = 400_000  # processes, threads and descriptors: a second; wh
 _MADE: Final = 2  # by one call at most: it may split another one
 _OF_FILES: Final = frozenset({37, 38})  # F_OFD_SETLK, F_OFD_SETLKW
 _REST: Final = 0.1  # seconds between two counts, where there are many
-_FILES: Final = 2  # KCMP_FILES (kcmp(2))
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Locks:
@@ -213,15 +208,9 @@ def held(proc: int, first: int) -> int:
     try:
         for pid in (first, *descendants(proc, first, looks)):
             for thread in map(int, listed(proc, f"{pid}/task", looks)):
-                if thread == pid or not _is_one_table(pid, thread):
+                if thread == pid or not linux.share_descriptors(pid, thread):
                     table = f"{pid}/task/{thread}/fdinfo"
                     found += sum(read(proc, f"{table}/{name}").count(b"\nlock:") for name in listed(proc, table, looks))
     except ValueError:
         return MOST
     return found
-
-
-def _is_one_table(pid: int, thread: int) -> bool:
-    """Whether a thread has the descriptors of its process, as all have but those that want their own."""
-    number = NUMBERS[linux.platform_machine()]["kcmp"]
-    return int(_libc.syscall(number, pid, thread, _FILES, 0, 0)) == 0

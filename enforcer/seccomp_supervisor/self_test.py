@@ -6,8 +6,8 @@ import select
 import socket
 
 from enforcer.sandbox.seccomp import watching
-from enforcer.seccomp_supervisor import listener as kernel
 from enforcer.seccomp_supervisor import task_memory
+from enforcer.seccomp_supervisor.listener import Listener
 from enforcer.system import linux
 
 _PATIENCE = 5.0  # seconds
@@ -26,7 +26,7 @@ def try_watching() -> str:
     if not descriptors:
         os.waitpid(pid, 0)
         raise OSError(said.decode() or "the process to be watched ended")
-    listener = kernel.Listener(descriptors[0])
+    listener = Listener(descriptors[0])
     select.select([listener.descriptor], [], [], _PATIENCE)
     try:
         call = listener.receive()
@@ -45,7 +45,7 @@ def try_watching() -> str:
 def _be_held(channel: socket.socket) -> None:
     try:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        listener = kernel.install(watching(commands=True).program)
+        listener = linux.load_seccomp_with_listener(watching(commands=True).program)
     except OSError as error:
         channel.send(str(error.strerror).encode())
         os._exit(0)

@@ -49,6 +49,9 @@ _CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_KCMP, _KCMP_FILES = {"x86_64": 312, "aarch64": 272}, 2  # kcmp(2)
+_PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Looked up here: each process that is forked later would do it for itself, in memory that it shares until then.
@@ -264,6 +267,30 @@ def load_seccomp(program: bytes) -> None:
         _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
         "prctl PR_SET_SECCOMP",
     )
+
+
+def load_seccomp_with_listener(program: bytes) -> int:
+    """Install a filter for this thread and return the descriptor that its notifications come from, close-on-exec.
+
+    Raises OSError: EBUSY where a filter above this one is listened to already, EINVAL from a kernel before 5.0.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    prog = ctypes.byref(_SockFprog(len(program) // 8, ctypes.addressof(buffer)))
+    number, flags = _number(_SECCOMP, "seccomp"), FILTER_NEW_LISTENER
+    result = _syscall(number, SECCOMP_SET_MODE_FILTER, flags | FILTER_WAIT_KILLABLE, prog)
+    if result < 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.19
+        result = _syscall(number, SECCOMP_SET_MODE_FILTER, flags, prog)
+    return _check(result, "seccomp with a listener")
+
+
+def pidfd_getfd(process: int, descriptor: int) -> int:
+    """Return a copy of a descriptor of the process that a pidfd is of, as pidfd_getfd(2) does."""
+    return _check(_syscall(_PIDFD_GETFD, process, descriptor, 0), "pidfd_getfd")
+
+
+def share_descriptors(one: int, other: int) -> bool:
+    """Whether two threads have one table of descriptors (kcmp(2), KCMP_FILES); False where that can't be told."""
+    return int(_syscall(_number(_KCMP, "kcmp"), one, other, _KCMP_FILES, 0, 0)) == 0
 
 
 def landlock_create_ruleset(attributes: bytes, flags: int = 0) -> int:

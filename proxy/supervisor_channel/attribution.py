@@ -2,7 +2,6 @@
 
 The kernel knows which socket it is, the seccomp supervisor which process has that open.
 
-
 The kernel is asked with the exact tuple (inet_diag, no capability needed) over a socket that belongs to the sandbox's
 namespace; the supervisor looks for the process with that inode open (`enforcer.seccomp_supervisor.task_processes`).
 Asked while the connection waits on its decision: afterwards the process may be gone. Whatever is not certain is None,

@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from enforcer.sandbox.seccomp import watching
-from enforcer.seccomp_supervisor import listener as kernel
 from enforcer.seccomp_supervisor.process import SupervisorProcess
+from enforcer.system import linux
 from proxy.supervisor_channel import messages
 from tests.enforcer.seccomp_supervisor.watched import call
 
@@ -23,7 +23,7 @@ def task():
         try:
             ours.close()
             call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-            listener = kernel.install(watching(commands=False).program)
+            listener = linux.load_seccomp_with_listener(watching(commands=False).program)
             socket.send_fds(theirs, [b"l"], [listener])
             os.close(listener)
             if theirs.recv(1) == b"r":

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from enforcer.seccomp_supervisor import listener as kernel
+from enforcer.system import linux
 
 from .watched import Watched, call, execute, filter_that_answers
 
@@ -146,7 +146,7 @@ def test_a_task_cannot_have_a_listener_of_its_own_in_its_place():
                 program = filter_that_answers(action)
                 code = 0
                 try:
-                    kernel.install(program)
+                    linux.load_seccomp_with_listener(program)
                 except OSError as error:
                     code = error.errno
                 os._exit(code)
@@ -160,7 +160,6 @@ def test_a_task_cannot_have_a_listener_of_its_own_in_its_place():
 
 @pytest.mark.parametrize("action", [0x7FF00000, 0x7FFC0000, 0x7FFF0000], ids=["trace", "log", "allow"])
 def test_a_filter_of_the_task_s_own_lets_nothing_through(action):
-    from enforcer.system import linux
 
     def attempt():
         linux.load_seccomp(filter_that_answers(action) if action == 0x7FFF0000 else _only_for("mount", action))

@@ -4,9 +4,8 @@ import os
 import sys
 
 from enforcer.sandbox.seccomp import Filter, assemble
-from enforcer.seccomp_supervisor import listener
 from enforcer.system import linux
 
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-os.set_inheritable(listener.install(assemble(Filter(()), linux.platform_machine())), True)
+os.set_inheritable(linux.load_seccomp_with_listener(assemble(Filter(()), linux.platform_machine())), True)
 os.execvp(sys.argv[1], sys.argv[1:])

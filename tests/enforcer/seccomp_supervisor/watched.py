@@ -12,7 +12,6 @@ import struct
 from enforcer.sandbox.seccomp import watching
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import held_programs, performed_calls, supervisor
-from enforcer.seccomp_supervisor import listener as kernel
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
 
@@ -90,9 +89,9 @@ class Watched:
             for number, descriptor in self._streams.items():
                 os.dup2(descriptor, int(number.removeprefix("fd")))
             if not self._killable:
-                kernel._WAIT_KILLABLE_RECV = 0
+                linux.FILTER_WAIT_KILLABLE = 0
             linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-            listener = kernel.install(self._wanted.program)
+            listener = linux.load_seccomp_with_listener(self._wanted.program)
             socket.send_fds(theirs, [b"l"], [listener])
             os.close(listener)
             theirs.close()
