@@ -9,7 +9,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from terminals import Terminal
+from tests.enforcer.terminals import Terminal
 
 from enforcer.cli.shell import shell_for
 from tests import harness

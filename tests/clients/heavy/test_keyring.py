@@ -15,7 +15,7 @@ printf sk-keyring-0123456789 | secret-tool store --label=test service exeat acco
 exec "$@"
 """
 ASK = """
-from enforcer import secrets
+from enforcer.worker import secrets
 from enforcer.system.errors import HostError
 from rules.load import load
 policy = load(["rules.yaml"])

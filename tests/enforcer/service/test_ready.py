@@ -16,7 +16,7 @@ from enforcer.sandbox import identity, task_start
 from enforcer.service import spare, warming
 from enforcer.worker import authority
 from rules.load import read
-from tests.enforcer.keyholder_harness import until
+from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 
 PROGRAM = """

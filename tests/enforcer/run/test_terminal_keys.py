@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from terminals import WAIT, Terminal
+from tests.enforcer.terminals import WAIT, Terminal
 
 from tests import harness
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from terminals import Terminal
+from tests.enforcer.terminals import Terminal
 
 from tests import harness
 

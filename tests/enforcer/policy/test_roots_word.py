@@ -3,12 +3,12 @@
 import os
 
 import pytest
-from rereads import OWN, Run
 
 from enforcer.policy import reload, reread, rules_in_force
 from enforcer.service.rule_sets import RuleSets
 from proxy import handover
 from proxy.dialling import proxy_auth
+from tests.enforcer.policy.rereads import OWN, Run
 
 ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: no, to: %s, action: deny}\n"
 DENIED = "GET https://bad.example/"

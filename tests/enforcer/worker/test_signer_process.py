@@ -12,7 +12,6 @@ import time
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from keyholder_harness import PATIENCE, descriptors, until
 
 from enforcer.sandbox import identity, seccomp
 from enforcer.sandbox.system_calls import NUMBERS
@@ -24,6 +23,7 @@ from proxy import message
 from proxy.ca import authority
 from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
 from tests import harness
+from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
 from tests.soak.left import started
 
 

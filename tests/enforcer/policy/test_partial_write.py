@@ -4,10 +4,10 @@ import threading
 import time
 
 import pytest
-from rereads import OWN, Run
 
 from enforcer.policy import partial_write
 from rules.load import read
+from tests.enforcer.policy.rereads import OWN, Run
 
 DENIED = "GET https://bad.example/"
 DENY = "  - {id: no, to: bad.example, action: deny}\n"

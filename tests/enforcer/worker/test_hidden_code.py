@@ -11,7 +11,7 @@ import pytest
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
-OURS = Path(__file__).parents[2]
+OURS = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

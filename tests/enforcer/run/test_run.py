@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminals import Terminal
+from tests.enforcer.terminals import Terminal
 
 from tests import harness
 from tests.enforcer import remains

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from keyholder_harness import descriptors, until
 
 from tests import harness
+from tests.enforcer.worker.signer_harness import descriptors, until
 from tests.soak.left import started
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
