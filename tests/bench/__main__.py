@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import alone, origin, peers, report, rules, servers, serving, under_load, workers, world
+from tests.bench import alone, origin, packages, peers, report, rules, servers, serving, under_load, workers, world
 from tests.bench.ask import Asked, AskError
 from tests.bench.figures import Findings, Goal, Values
 from tests.bench.gate import Gate
@@ -41,12 +41,15 @@ class Pace:
     decisions: int  # rounds
     loadings: int  # rounds
     sandboxes: int  # at once
+    installs: int  # rounds
 
 
 FULL = Pace(
-    rounds=5, seconds=1.25, latencies=200, starts=11, bodies=2, idle=1000, decisions=5, loadings=3, sandboxes=1000
-)
-QUICK = Pace(rounds=3, seconds=0.3, latencies=50, starts=3, bodies=1, idle=200, decisions=3, loadings=1, sandboxes=50)
+    rounds=5, seconds=1.25, latencies=200, starts=11, bodies=2, idle=1000, decisions=5, loadings=3, sandboxes=1000,
+    installs=5,
+)  # fmt: skip
+QUICK = Pace(rounds=3, seconds=0.3, latencies=50, starts=3, bodies=1, idle=200, decisions=3, loadings=1, sandboxes=50,
+             installs=1)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -59,7 +62,9 @@ class Bench:
     closing: contextlib.ExitStack
     findings: Findings = field(default_factory=Findings)
     failed: list[str] = field(default_factory=list)  # what could not be measured, and why
+    unfetched: dict[str, str] = field(default_factory=dict)  # measurements whose packages can't be had, and why
     _gate: Gate | None = None
+    _commands: packages.Commands | None = None
     _outside: Asked | None = None
     _origin: tuple[int, ...] = ()
     _ways: dict[str, Way | None] = field(default_factory=dict)  # None: it could not be started
@@ -96,6 +101,13 @@ class Bench:
             self._outside = Asked(process, log)
         gate = self.gate()
         return under_load.Clients(self._outside, gate and gate.asked, self.pace.rounds, self.pace.seconds)
+
+    def commands(self) -> packages.Commands:
+        """Start what runs commands on both ways, and the origin before it."""
+        self.origin()
+        if self._commands is None:
+            self._commands = packages.Commands(self.work, self.closing)
+        return self._commands
 
     def passing(self) -> list[Way]:
         """Every way on which TLS is passed through."""
@@ -320,6 +332,21 @@ def many(bench: Bench) -> None:
             bench.hold(f"{way}: {found[name].says}", values, limit, unit=unit, at_least=at_least)
 
 
+def _installing(name: str, says: str, command, limit: float) -> Callable[[Bench], None]:
+    def measure(bench: Bench) -> None:
+        if name in bench.unfetched:
+            bench.findings.notes.append(f"{name} is left out: {bench.unfetched[name]}")
+            return
+        commands = bench.commands()
+        argv, environment = command()
+        with servers.on_any_core(bench.origin(), servers.CLIENT_CORE):
+            found = commands.times(argv, bench.pace.installs, environment)
+        bench.findings.figures[says] = list(found.values())
+        bench.hold(f"{says}, of the time without a sandbox", _over(found["took"], "exeat", "direct"), limit)
+
+    return measure
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "connections": connections,
     "hellos": hellos,
@@ -334,6 +361,9 @@ MEASUREMENTS: dict[str, Callable[[Bench], None]] = {
     "waits": waits,
     "streams": streams,
     "memory": memory,
+    "npm-install": _installing("npm-install", "npm install of some 130 packages", packages.npm_install, 1.1),
+    "pip-download": _installing("pip-download", "pip download of 20 wheels", packages.pip_download, 1.05),
+    "git-clone": _installing("git-clone", "a shallow git clone of 50 MB", packages.git_clone, 1.05),
     "decide": decide,
     "loading": loading,
     "reloading": reloading,
@@ -357,11 +387,14 @@ def main() -> int:
     for name in ("rules", "proxy", "enforcer"):  # as an installation does; a sandbox's worker couldn't keep it
         compileall.compile_dir(name, quiet=2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is made is taken down
+    unfetched = packages.fetch([name for name in arguments.only or MEASUREMENTS if name in packages.FETCHED])
     work = Path(tempfile.mkdtemp(prefix="exeat-bench-"))
     work.chmod(0o755)
     try:
         longest = _LONGEST_QUICK if arguments.quick else _LONGEST
-        status = world.inside(lambda: _measure(work, arguments, result, int(longest) - _REST), seconds=longest)
+        status = world.inside(
+            lambda: _measure(work, arguments, unfetched, result, int(longest) - _REST), seconds=longest
+        )
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if status == world.LATE:
@@ -377,13 +410,15 @@ def _be_late(*_: object) -> None:
     raise _LateError
 
 
-def _measure(work: Path, arguments: argparse.Namespace, result: Path | None, seconds: int) -> int:
+def _measure(
+    work: Path, arguments: argparse.Namespace, unfetched: dict[str, str], result: Path | None, seconds: int
+) -> int:
     authority = Authority.make("exeat bench CA")
     (work / "ca.pem").write_bytes(authority.pem())
     world.furnish(work, authority.pem())
     world.redirect(peers.REDIRECTS)
     with contextlib.ExitStack() as closing:
-        bench = Bench(work, authority, QUICK if arguments.quick else FULL, closing)
+        bench = Bench(work, authority, QUICK if arguments.quick else FULL, closing, unfetched=unfetched)
         signal.signal(signal.SIGALRM, _be_late)
         signal.alarm(seconds)
         name = ""

@@ -33,6 +33,7 @@ http {{
     ssl_certificate {work}/origin.pem; ssl_certificate_key {work}/origin.pem;
     root {work}/origin;
     location = / {{ return 200 "{answer}"; }}
+    location ~ \\.git/ {{ proxy_pass http://{address}:{git}; proxy_buffering off; client_max_body_size 0; }}
     location = /events {{ proxy_pass http://{address}:{events}; proxy_http_version 1.1; proxy_buffering off; }}
   }}
 }}
@@ -47,7 +48,7 @@ def start(work: Path, certificate: bytes, closing: contextlib.ExitStack) -> tupl
         file.truncate(BODY)
     settings = work / "nginx.conf"
     values = {"work": work, "address": world.ORIGIN, "http": world.HTTP, "tls": world.TLS, "hello": world.HELLO}
-    values["events"] = world.EVENTS
+    values["events"], values["git"] = world.EVENTS, world.GIT
     settings.write_text(_NGINX.format(**values, answer="x" * 256))
     log = work / "nginx.out"
     started = []

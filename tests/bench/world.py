@@ -18,7 +18,7 @@ from enforcer.system import linux
 ORIGIN = "10.77.0.1"
 REDIRECTED = "10.77.9.0"  # /24
 SPLICED, INSPECTED = "splice.bench.test", "inspect.bench.test"
-HTTP, TLS, BULK, HELLO, EVENTS = 80, 443, 9000, 9001, 9002
+HTTP, TLS, BULK, HELLO, EVENTS, GIT = 80, 443, 9000, 9001, 9002, 9003
 
 LATE = 124  # as timeout(1) says it
 
@@ -26,7 +26,7 @@ _ACCEPT = 1
 _OUTPUT = "output"
 _RAW_PRIORITY, _NAT_PRIORITY = -300, -100
 _NOTRACK = {"attrs": [("NFTA_EXPR_NAME", "notrack")]}  # it has no data, which pyroute2 would want to encode
-_TRUST = "/etc/ssl/certs/ca-certificates.crt"
+TRUST = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def inside(run, *, seconds: float) -> int:
@@ -75,7 +75,7 @@ def furnish(work: Path, ca: bytes) -> None:
     # Squid leaves things there.
     linux.mount("tmpfs", "/dev/shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
     _replace("/etc/hosts", f"127.0.0.1 localhost\n{ORIGIN} {SPLICED} {INSPECTED}\n".encode(), work / "hosts")
-    trust = os.path.realpath(_TRUST)
+    trust = os.path.realpath(TRUST)
     _replace(trust, Path(trust).read_bytes().rstrip(b"\n") + b"\n" + ca, work / "roots.pem")
     _addresses()
     for name, value in (("ip_local_port_range", "10000 65000"), ("tcp_tw_reuse", "1")):
@@ -93,7 +93,7 @@ def as_found[Found](measure: Callable[[], Found]) -> Found:
         answer: Found | Exception
         try:
             os.unshare(os.CLONE_NEWNS)
-            for path in ("/etc/hosts", os.path.realpath(_TRUST)):
+            for path in ("/etc/hosts", os.path.realpath(TRUST)):
                 linux.umount(path)
             answer = measure()
         except Exception as error:  # noqa: BLE001 - whoever waits raises it
