@@ -19,7 +19,6 @@ from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.init import Remote
 from enforcer.sandbox.seccomp import Filter, Refuse, Test
 from enforcer.sandbox.system_calls import FIRST
-from enforcer.seccomp_supervisor import process as seat
 from enforcer.system import linux
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
@@ -127,7 +126,7 @@ def program_of(case):
         directory="/",
         ignored=frozenset(),
         seccomp=seccomp.assemble(seccomp.TASK, MACHINE),
-        watching=seat.watching(commands=False) if case.watched else None,
+        watching=seccomp.watching(commands=False) if case.watched else None,
         terminal=os.openpty()[1] if case.terminal else -1,
         rlimits=((resource.RLIMIT_NOFILE, 64),),
         wall=(landlock.Grant("/", landlock.EVERYTHING),) if case.granted else (),
