@@ -150,7 +150,9 @@ def _fetch(argv: list[str], work: Path) -> None:
     except subprocess.TimeoutExpired:
         raise UnreachableError(f"`{Path(argv[0]).name}` took longer than {_LONGEST} seconds") from None
     if done.returncode:
-        raise UnreachableError(f"`{Path(argv[0]).name}` ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
+        raise UnreachableError(
+            f"`{Path(argv[0]).name}` ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}"
+        )
 
 
 def fetch(names) -> dict[str, str]:

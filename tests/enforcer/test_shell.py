@@ -9,10 +9,10 @@ import termios
 from pathlib import Path
 
 import pytest
-from tests.enforcer.terminals import Terminal
 
 from enforcer.cli.shell import shell_for
 from tests import harness
+from tests.enforcer.terminals import Terminal
 
 
 class Shell(Terminal):

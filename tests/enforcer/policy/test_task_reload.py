@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.enforcer.terminals import Terminal
 
 from tests import harness
+from tests.enforcer.terminals import Terminal
 
 EXEAT = Path(sys.executable).with_name("exeat")
 FIRST = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"

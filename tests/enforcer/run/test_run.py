@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.enforcer.terminals import Terminal
 
 from tests import harness
 from tests.enforcer import remains
+from tests.enforcer.terminals import Terminal
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 KEPT = (

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from tests.enforcer.terminals import WAIT, Terminal
 
 from tests import harness
+from tests.enforcer.terminals import WAIT, Terminal
 
 ASKS = """sh -c 'stty -echo </dev/tty; printf "PASS""WORD: " >/dev/tty; read key </dev/tty; read line; echo got $key-$line'"""
 TYPED = [(b"PASSWORD: ", b"secret\n")]
