@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.peers import is_alive, namespace
 from proxy import strict_json
-from proxy.approvals.protocol import Malformed, read_word
+from proxy.approvals.approval_request import Malformed
+from proxy.approvals.protocol import read_word
 
 if TYPE_CHECKING:
     from proxy.approvals.protocol import Reply, Word

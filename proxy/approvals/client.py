@@ -13,12 +13,14 @@ comes with another channel (`renew`), and all begins anew.
 import asyncio
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from proxy import message
 from proxy.approvals import protocol
+from proxy.approvals.approval_request import Malformed
 from proxy.approvals.leases import Passes
-from proxy.approvals.protocol import Answer, Malformed, Result
+from proxy.approvals.protocol import Answer, Result
 from proxy.bucket import Bucket
 from proxy.poller import IN, OUT
 from proxy.telemetry.events import Answer as Said
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from proxy.approvals.approval_request import Question, Source
+    from proxy.approvals.approval_request import Message, Question, Source
     from proxy.approvals.protocol import WishState
     from proxy.poller import Poller
     from rules.decision import Decision
@@ -49,39 +51,23 @@ _FLOOD: Final = "too much is asked about at once"
 _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have 62 bits
 
 
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """One question that is asked. `approval` is its id as soon as people are asked."""
+    """One request without an answer: who is told of it. `approval` is its id as soon as people are asked."""
 
-    __slots__ = ("_asking", "approval", "number")
-
-    def __init__(self, asking: "Asking", number: int) -> None:
-        self._asking = asking
-        self.number = number
-        self.approval = ""
+    asking: "Asking"
+    number: int
+    timer: asyncio.TimerHandle
+    then: "Callable[[Answer], None] | None" = None
+    seen: "Callable[[WishState | None], None] | None" = None
+    approval: str = ""
 
     def drop(self) -> None:
         """Wait no more: nobody is told of the answer. Idempotent."""
-        self._asking.drop(self)
-
-
-class _Open:
-    """A question without an answer: who is to be told, and by when."""
-
-    __slots__ = ("seen", "then", "ticket", "timer")
-
-    def __init__(
-        self,
-        ticket: Ticket,
-        timer: asyncio.TimerHandle,
-        then: "Callable[[Answer], None] | None" = None,
-        seen: "Callable[[WishState | None], None] | None" = None,
-    ) -> None:
-        self.ticket = ticket
-        self.timer = timer
-        self.then = then
-        self.seen = seen
+        self.asking.drop(self)
 
     def settle(self, answer: "Answer | None", state: "WishState | None" = None) -> None:
+        """Tell of the answer, or of what became of a pre-request."""
         self.timer.cancel()
         if self.then is not None and answer is not None:
             self.then(answer)
@@ -92,12 +78,7 @@ class _Open:
 class Asking:
     """What is asked for one sandbox. For one thread, within a running loop; the channel stays the caller's."""
 
-    def __init__(
-        self,
-        channel: "socket.socket",
-        poller: "Poller",
-        tell: "Callable[[Where, str], None]",
-    ) -> None:
+    def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Where, str], None]") -> None:
         """`tell` takes what went wrong."""
         self.told: Callable[[protocol.Done], None] = lambda _: None  # takes what the registry says of the task
         self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
@@ -109,7 +90,7 @@ class Asking:
         self._tell = tell
         self._room = Bucket(*ASKS)
         self._loop = asyncio.get_running_loop()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Ticket] = {}
         self._asked: dict[str, int] = {}  # of each approval: attempts that wait for it, or did and are not told yet
         self._next = int.from_bytes(os.urandom(_FIRST_BYTES))
         self._fence: int | None = None  # None: what is said now is meant for us
@@ -126,10 +107,10 @@ class Asking:
         self._started = True
         self._poller.watch(self._channel.fileno(), IN, self)
         self._fence = self._number()
-        self._send(protocol.Look(self._fence, "").packed())
-        self._send(protocol.Hello().packed())
+        self._send(protocol.Look(self._fence, ""))
+        self._send(protocol.Hello())
         for source in self.known():
-            self._send(protocol.Tainted(source).packed())
+            self._send(protocol.Tainted(source))
 
     def renew(self, channel: "socket.socket") -> "socket.socket":
         """Go on over another channel, and return the one before it: what was asked there has no answer any more."""
@@ -155,17 +136,15 @@ class Asking:
 
     def ask(self, question: "Question", then: "Callable[[Answer], None]") -> Ticket:
         """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
-        ticket = Ticket(self, self._number())
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
-        late = self._loop.call_later(hold + SLACK, self._late, ticket)
-        self._open[ticket.number] = _Open(ticket, late, then)
+        ticket = self._ticket(hold + SLACK, then=then)
         if self.is_there and (len(self._open) > MOST_OPEN or not self._room.take()):
             self._loop.call_soon(self._settle, ticket.number, Answer(ticket.number, Result.FLOOD, why=_FLOOD))
             return ticket
         problem = "" if self.is_there else _NOBODY
         if not problem:
             try:
-                if self._send(protocol.Ask(ticket.number, question.fitted()).packed()):
+                if self._send(protocol.Ask(ticket.number, question.fitted())):
                     return ticket
                 problem = "the registry of approvals doesn't take what is asked"
             except Malformed as malformed:
@@ -178,28 +157,27 @@ class Asking:
     ) -> Ticket:
         """Pass on what the agent asks for by itself; `seen` is called with what became of it, None: nobody says."""
 
-        def word(number: int) -> "Mapping[str, object]":
+        def word(number: int) -> "Message":
             verdict = Verdict.ASK if question.rules else decision.verdict
             attempt = protocol.Attempted(question.fitted(), verdict, decision.reason, decision.rules)
-            return protocol.Wish(number, attempt, why).packed()
+            return protocol.Wish(number, attempt, why)
 
         return self._look(word, seen)
 
     def look(self, approval: str, seen: "Callable[[WishState | None], None]") -> Ticket:
         """Ask what became of an approval of this task's; `seen` is called with that, None: nobody says."""
-        return self._look(lambda number: protocol.Look(number, approval).packed(), seen)
+        return self._look(lambda number: protocol.Look(number, approval), seen)
 
     def tainted(self, source: "Source") -> bool:
         """Tell what the task is about to read; False: the registry has not got that, so it must not be read."""
-        return not self._gone and not self._unsent and self._send(protocol.Tainted(source).packed(), keep=False)
+        return not self._gone and not self._unsent and self._send(protocol.Tainted(source), keep=False)
 
     def drop(self, ticket: Ticket) -> None:
         """Forget a question (`Ticket.drop`)."""
-        one = self._open.pop(ticket.number, None)
-        if one is not None:
-            one.timer.cancel()
-            if one.then is not None:
-                self._send(protocol.Drop(ticket.number).packed())
+        if self._open.pop(ticket.number, None) is not None:
+            ticket.timer.cancel()
+            if ticket.then is not None:
+                self._send(protocol.Drop(ticket.number))
                 self.waiting.over(ticket.number, None)
 
     def was_asked(self, approval: str) -> bool:
@@ -248,7 +226,7 @@ class Asking:
                 self._settle(number, reply)
             case protocol.Pending(number, approval, _):
                 if (one := self._open.get(number)) is not None:
-                    self._named(one.ticket, approval)
+                    self._named(one, approval)
                     self.waiting.began(number)
             case protocol.Over(grants):
                 self.passes.over(grants)
@@ -261,12 +239,13 @@ class Asking:
             case protocol.State(done) if self._fence is None:
                 self.told(done)
 
-    def _look(
-        self, word: "Callable[[int], Mapping[str, object]]", seen: "Callable[[WishState | None], None]"
-    ) -> Ticket:
-        ticket = Ticket(self, self._number())
-        late = self._loop.call_later(LOOK, self._late, ticket)
-        self._open[ticket.number] = _Open(ticket, late, seen=seen)
+    def _ticket(self, patience: float, **told: Any) -> Ticket:
+        number = self._number()
+        ticket = self._open[number] = Ticket(self, number, self._loop.call_later(patience, self._late, number), **told)
+        return ticket
+
+    def _look(self, word: "Callable[[int], Message]", seen: "Callable[[WishState | None], None]") -> Ticket:
+        ticket = self._ticket(LOOK, seen=seen)
         try:
             sent = self.is_there and self._send(word(ticket.number))
         except Malformed:
@@ -276,12 +255,11 @@ class Asking:
         return ticket
 
     def _settle(self, number: int, answer: Answer) -> None:
-        one = self._open.pop(number, None)
-        if one is not None:  # else nobody waits for it any more, or ever did
-            if one.ticket.approval and answer.approval:
-                self._named(one.ticket, answer.approval)  # it may be that of another grant which is used beside it
-            self._counted(one, answer)
-            one.settle(answer)
+        ticket = self._open.pop(number, None)
+        if ticket is not None:  # else nobody waits for it any more, or ever did
+            if ticket.approval and answer.approval:
+                self._named(ticket, answer.approval)  # it may be that of another grant which is used beside it
+            self._conclude(ticket, answer)
 
     def _named(self, ticket: Ticket, approval: str) -> None:
         """Take note of what people are asked for a ticket under which id, instead of the one before."""
@@ -291,29 +269,31 @@ class Asking:
             self._asked.pop(next(iter(self._asked)))
         self._asked[approval] = self._asked.get(approval, 0) + 1
 
-    def _counted(self, one: _Open, answer: Answer) -> None:
-        if one.then is not None:
+    def _conclude(self, ticket: Ticket, answer: Answer) -> None:
+        if ticket.then is not None:
             self.waiting.ended(answer.number, _SAID[answer.result])
+        ticket.settle(answer)
 
-    def _late(self, ticket: Ticket) -> None:
-        one = self._open.get(ticket.number)
-        if one is None:
+    def _late(self, number: int) -> None:
+        ticket = self._open.get(number)
+        if ticket is None:
             return
-        if one.then is not None:
-            self._send(protocol.Drop(ticket.number).packed())
-        self._settle(ticket.number, _unavailable(ticket.number, "the registry of approvals doesn't answer"))
+        if ticket.then is not None:
+            self._send(protocol.Drop(number))
+        self._settle(number, _unavailable(number, "the registry of approvals doesn't answer"))
 
     def _use(self, grant: str, size: int) -> bool:
-        return self._send(protocol.Used(grant, size).packed())
+        return self._send(protocol.Used(grant, size))
 
     def _number(self) -> int:
         number, self._next = self._next, self._next + 1
         return number
 
-    def _send(self, said: "Mapping[str, object]", *, keep: bool = True) -> bool:
+    def _send(self, word: "Message", *, keep: bool = True) -> bool:
         """Send, or keep for later; False: neither could be done."""
         if self._gone or not self._started or len(self._unsent) >= MOST_UNSENT:
             return False
+        said = word.packed()
         if self._unsent:
             self._unsent.append(said)
             return True
@@ -352,10 +332,8 @@ class Asking:
         if why:
             self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
         waiting, self._open = list(self._open.values()), {}
-        for one in waiting:
-            answer = _unavailable(one.ticket.number, "the registry of approvals is gone")
-            self._counted(one, answer)
-            one.settle(answer)
+        for ticket in waiting:
+            self._conclude(ticket, _unavailable(ticket.number, "the registry of approvals is gone"))
         self.passes.lost()
 
 

@@ -4,6 +4,7 @@ Bytes are told ahead of their passing, a piece at a time, so that a worker that 
 registry knows of: a grant may give less by a piece for each worker that died, and never more.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,19 +75,17 @@ class Budget:
             self._left = 0
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """One attempt that passes under grants: `end` says that it is over."""
 
-    __slots__ = ("_passes", "cut", "grants")
-
-    def __init__(self, passes: "Passes", grants: "tuple[Grant, ...]", cut: "Callable[[Grant], None]") -> None:
-        self._passes = passes
-        self.grants = grants
-        self.cut = cut
+    passes: "Passes"
+    grants: "tuple[Grant, ...]"
+    cut: "Callable[[Grant], None]"
 
     def end(self) -> None:
         """Take it off the list. Idempotent."""
-        self._passes.ended(self)
+        self.passes.ended(self)
 
 
 class Passes:

@@ -8,6 +8,7 @@ ended is good again after the host's clock was set back.
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals import lifecycle, queries
@@ -25,32 +26,28 @@ if TYPE_CHECKING:
     from proxy.approvals.store import Rows
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """One ask that has no answer yet. `busy`: it is being seen to, and its time doesn't run out meanwhile."""
 
-    __slots__ = ("approval", "busy", "deadline", "done", "link", "number", "question")
-
-    def __init__(self, link: "Link", number: int, question: "Question", deadline: float) -> None:
-        self.link = link
-        self.number = number
-        self.question = question
-        self.deadline = deadline
-        self.approval = ""
-        self.busy = False
-        self.done = False
+    link: "Link"
+    number: int
+    question: "Question"
+    deadline: float
+    approval: str = ""
+    busy: bool = False
+    done: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Link:
     """One sandbox's pair of sockets, as the registry knows it."""
 
-    __slots__ = ("connection", "grants", "task", "uid", "waiters")
-
-    def __init__(self, connection: "Hashable", task: "Task", uid: int) -> None:
-        self.connection = connection
-        self.uid = uid  # of who started the task
-        self.task = task
-        self.waiters: dict[int, Waiter] = {}
-        self.grants: set[str] = set()  # that its worker was told of
+    connection: Hashable
+    task: Task
+    uid: int  # of who started the task
+    waiters: dict[int, Waiter] = field(default_factory=dict)
+    grants: set[str] = field(default_factory=set)  # that its worker was told of
 
 
 class Waiting:

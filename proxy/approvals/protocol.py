@@ -34,31 +34,6 @@ from proxy.approvals.approval_request import (
 )
 from rules.verdicts import Reason, Verdict
 
-__all__ = [
-    "Answer",
-    "Ask",
-    "Drop",
-    "Granted",
-    "Hello",
-    "Introduction",
-    "Look",
-    "Malformed",
-    "Over",
-    "Pending",
-    "Reply",
-    "Result",
-    "Seen",
-    "Standing",
-    "State",
-    "Tainted",
-    "Used",
-    "Wish",
-    "WishState",
-    "Word",
-    "read_introduction",
-    "read_reply",
-    "read_word",
-]
 VERSION: Final = 1
 LONGEST_WHY: Final = 2000  # characters of what an agent says it wants
 

@@ -257,7 +257,9 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
-    too = "" if other is None or decision.passes or decision.asks else "its `Destination` is decided on as well"
+    if decision.passes:
+        return ""
+    too = "" if other is None or decision.asks else "its `Destination` is decided on as well"
     return in_vain(decision) or too
 
 

@@ -51,11 +51,7 @@ def signature(key: bytes, scope: Scope, date: bytes, canonical: bytes) -> bytes:
 
 
 def canonical_request(
-    method: bytes,
-    path: bytes,
-    query: bytes,
-    headers: "Sequence[tuple[bytes, Sequence[bytes]]]",
-    payload: bytes,
+    method: bytes, path: bytes, query: bytes, headers: "Sequence[tuple[bytes, Sequence[bytes]]]", payload: bytes
 ) -> bytes:
     """Put together what is signed. `path` and `query`: spelled already; `headers`: in lower case and in order."""
     lines = [name + b":" + b",".join(b" ".join(value.split()) for value in values) for name, values in headers]

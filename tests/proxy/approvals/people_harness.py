@@ -5,9 +5,10 @@ import contextlib
 import socket
 
 from proxy import message
+from proxy.approvals.approval_request import Malformed
 from proxy.approvals.client import Asking
 from proxy.approvals.model import Offer, Vote
-from proxy.approvals.protocol import Introduction, Malformed, Pending, Tainted, read_word
+from proxy.approvals.protocol import Introduction, Pending, Tainted, read_word
 from proxy.approvals.recording import origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.sqlite_store import SqliteStore

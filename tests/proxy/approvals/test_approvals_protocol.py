@@ -5,7 +5,7 @@ import json
 import pytest
 
 from proxy.approvals import protocol
-from proxy.approvals.protocol import Malformed
+from proxy.approvals.approval_request import Malformed
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import PUSH, REQUEST, SOURCE
 
