@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
 RESERVED: Final = 96  # descriptors that are nobody's: the worker's own
 OWN: Final = 12  # that every tenant has from its start: its sockets, and its place in the poller
 LEAST: Final = 128  # that a tenant must have beside them: 64 connections

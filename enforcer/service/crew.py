@@ -8,6 +8,7 @@ import contextlib
 import gc
 import mmap
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -26,6 +27,7 @@ from enforcer.worker import confinement
 from enforcer.worker.signer import Keyholder
 from enforcer.worker.worker import detach, open_journal
 from proxy import message, turn
+from proxy.shares import MOST, Shares
 from proxy.telemetry.prometheus import merging
 from proxy.telemetry.prometheus.reports import Reported
 
@@ -40,6 +42,7 @@ _ASK_EVERY: Final = 2.0  # seconds
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
 _FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
 MOST_APART: Final = 8  # workers that serve one sandbox each, beside the others
+MOST_FURTHER: Final = 32  # workers beside those that it began with, for more sandboxes than these have descriptors for
 _KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that one of those stays without a sandbox: until its last counts are here
 _LONGEST: Final = 500  # characters of what a worker says of its own end
 
@@ -57,6 +60,7 @@ class Worker:
         "deaths",
         "due",
         "empty",
+        "further",
         "number",
         "page",
         "pid",
@@ -67,11 +71,12 @@ class Worker:
         "who",
     )
 
-    def __init__(self, number: int, who: "Identity", *, apart: bool = False) -> None:
+    def __init__(self, number: int, who: "Identity", *, apart: bool = False, further: bool = False) -> None:
         self.number = number
         self.who = who
+        self.further = further  # the others were full: it ends when it has no sandbox any more
         self.apart = apart  # it serves one sandbox, which a worker has died of
-        self.empty = 0.0  # since when one of those has none; 0: it has
+        self.empty = 0.0  # since when one that is apart or further has none; 0: it has
         self.page: mmap.mmap | None = None  # in which it marks whose turn it is
         self.pid = 0
         self.roots: object = None  # what the host's bundles were like when it was given their content
@@ -121,6 +126,7 @@ class Crew:
         self._gone = merging.total()  # what was counted by workers that are gone
         self._others: dict[str, Reported] = {}  # of runs that have a worker of their own, by sandbox
         self.restarts = 0
+        self.most_each = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST).most  # sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
         self.keyholder = Keyholder(
             stations.authority, stations.certificate, self.workers[0].who, fingerprint=stations.authority_is
@@ -132,11 +138,34 @@ class Crew:
             self._start(worker)
 
     def least_busy(self) -> Worker:
-        """Return the worker that has the fewest sandboxes. Raises HostError when there is none now."""
+        """Return the worker that has the fewest sandboxes, a further one where all are full. Raises HostError."""
         there = [worker for worker in self.workers if worker.channel is not None and not worker.apart]
         if not there:
             raise HostError("all of the service's workers have died; it starts others")
-        return min(there, key=lambda worker: len(worker.sandboxes))
+        least = min(there, key=lambda worker: len(worker.sandboxes))
+        return least if len(least.sandboxes) < self.most_each else self._start_further()
+
+    def make_room(self, sandboxes: int) -> None:
+        """Start further workers until there is room for so many sandboxes. Raises HostError where that can't be."""
+        while sum(not worker.apart for worker in self.workers) * self.most_each < sandboxes:
+            self._start_further()
+
+    def _start_further(self) -> Worker:
+        if sum(worker.further for worker in self.workers) >= MOST_FURTHER:
+            raise HostError(
+                f"the service has no room for another sandbox: its workers have descriptors for {self.most_each} each; "
+                "raise its limit of open files (LimitNOFILE= of its unit), or try again when other tasks have ended"
+            )
+        worker = Worker(max(worker.number for worker in self.workers) + 1, identity.choose(), further=True)
+        try:
+            self._start(worker)
+        except BaseException:
+            self.keyholder.drop(worker.number)
+            if worker.who.slot >= 0:
+                os.close(worker.who.slot)
+            raise
+        self.workers.append(worker)
+        return worker
 
     def apart(self) -> Worker | None:
         """Return a further worker, for one sandbox alone: it starts with the next `turn`. None: there are enough."""
@@ -172,11 +201,13 @@ class Crew:
         now = time.monotonic()
         self.keyholder.turn()
         for worker in tuple(self.workers):
-            if worker.apart and not worker.sandboxes:
+            if not worker.sandboxes and (worker.apart or worker.further):
                 worker.empty = worker.empty or now
                 if worker.channel is None or now - worker.empty > _KEPT_EMPTY:
                     self._dismiss(worker)
-            elif worker.channel is None and now >= worker.due:
+                continue
+            worker.empty = 0.0
+            if worker.channel is None and now >= worker.due:
                 self._start(worker)
                 self._replaced(worker)
             elif worker.asked and now - worker.asked > PATIENCE:
@@ -290,7 +321,7 @@ class Crew:
         self._lost(worker)
 
     def _dismiss(self, worker: Worker) -> None:
-        """End a worker that was there for one sandbox: that is gone."""
+        """End a worker that was there for what is gone."""
         if worker.channel is not None:
             self._see_it_gone(worker)
         self.workers.remove(worker)

@@ -331,6 +331,7 @@ class Service:
         task = {"id": str(said["id"]), "name": str(said["name"]), "labels": dict(said["labels"])}
         sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
         try:
+            self._crew.make_room(len(self.sandboxes) + 1)
             self._crew.least_busy()
             self.sandboxes.add(sandbox)
         except HostError as error:

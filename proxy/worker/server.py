@@ -21,7 +21,7 @@ from proxy import message, turn
 from proxy.ca.leaves import SignerLink
 from proxy.inspection import Roots
 from proxy.poller import Loop
-from proxy.shares import Shares
+from proxy.shares import MOST, Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writing import Journal
 from proxy.telemetry.prometheus.merging import add, total
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.policy import Policy
 
-MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no tenancy
 

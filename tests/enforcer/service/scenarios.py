@@ -43,6 +43,7 @@ from tests.enforcer.service.cast import (
     until,
 )
 from tests.enforcer.service.deaths import backlog, blamed, crash, faults, killed  # noqa: F401 - scenarios, found by their names
+from tests.enforcer.service.full import full  # noqa: F401 - so
 from tests.enforcer.service.handed import handed  # noqa: F401 - so
 from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.waiting import readable

@@ -229,3 +229,12 @@ def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
     assert ("serves nobody else" in found["uid"]) == (not someone.user)
     assert set(found["said"]) == {"declined"}
     assert (found["done"], found["ended"]) == (0, 0)
+
+
+@harness.as_a_user
+def test_a_further_worker_serves_what_the_others_have_no_descriptors_for(seen):
+    """As a user: root raises the limit again."""
+    found = seen("full")
+    assert found["began"] == [0, 0]
+    assert (found["named"], found["served"]) == ([True] * 3, [1, 1, 1])
+    assert (found["statuses"], found["ended"]) == ([0] * 3, 0)

@@ -1,0 +1,43 @@
+"""How many workers the service has: as many as its sandboxes need, and no more than it may have."""
+
+import pytest
+
+from enforcer.service import crew
+from enforcer.service.crew import MOST_FURTHER, Crew, Worker
+from enforcer.system.errors import HostError
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """Two that have room for three sandboxes each, and whoever is started beside them."""
+    made = Crew.__new__(Crew)
+    made.most_each = 3
+    made.workers = [Worker(1, None), Worker(2, None)]
+    for each in made.workers:
+        each.channel = made
+    monkeypatch.setattr(crew.identity, "choose", lambda: None)
+    monkeypatch.setattr(Crew, "_start", lambda _self, worker: setattr(worker, "channel", made))
+    return made
+
+
+def test_a_further_worker_is_started_only_when_all_are_full(workers):
+    workers.make_room(6)
+    assert len(workers.workers) == 2
+    workers.make_room(7)
+    assert [worker.further for worker in workers.workers] == [False, False, True]
+    for each in workers.workers[:2]:
+        each.sandboxes |= {"a", "b", "c"}
+    assert workers.least_busy() is workers.workers[2]
+
+
+def test_sandboxes_beyond_the_most_workers_are_declined(workers):
+    workers.make_room(3 * (2 + MOST_FURTHER))
+    with pytest.raises(HostError, match="LimitNOFILE"):
+        workers.make_room(3 * (2 + MOST_FURTHER) + 1)
+    assert len(workers.workers) == 2 + MOST_FURTHER
+
+
+def test_a_worker_apart_gives_no_room(workers):
+    workers.workers.append(Worker(3, None, apart=True))
+    workers.make_room(7)
+    assert [worker.further for worker in workers.workers] == [False, False, False, True]
