@@ -52,7 +52,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.service.service import Service, raise_limits
     from enforcer.service.systemd import Notifier, passed
     from enforcer.system import state
-    from enforcer.worker import authority, worker
+    from enforcer.worker import trust, worker
 
     size = arguments.workers or len(os.sched_getaffinity(0))
     if not 0 < size <= _MOST_WORKERS:
@@ -63,7 +63,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         raise_limits()
         state.make_private(state.state_directory())
         journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
-        trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(),
             trusted.fingerprint,

@@ -86,7 +86,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
 
     Raises RuleFileError and HostError.
     """
-    from enforcer.worker import upstream
+    from enforcer.worker import credentials
     from proxy import handover
     from proxy.dialling import proxy_auth
     from rules.raised import raised
@@ -97,7 +97,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
             login, good = proxy_auth.take(file), handover.take(file)
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
-            login = upstream.login(good)
+            login = credentials.login(good)
     if not rules_in_force.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
         return {}
     over = raised(good, rules_in_force.parse([], before.wanted.system).policy, bounded(problems))
@@ -118,7 +118,7 @@ def _write(policy: "Policy", login: "Login | None", descriptor: int) -> None:
 
 def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return what there is to say, and which files were looked for."""
-    from enforcer.worker import upstream
+    from enforcer.worker import credentials
 
     try:
         loaded = rules_in_force.load([Path(path) for path in wanted.rules], wanted.system)
@@ -138,7 +138,7 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     if problems:
         return {"problems": problems}, found
     try:
-        login = upstream.login(loaded.policy)
+        login = credentials.login(loaded.policy)
     except HostError as error:
         return {"problems": [str(error)]}, found
     _write(loaded.policy, login, policy)

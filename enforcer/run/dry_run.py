@@ -18,7 +18,7 @@ from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.system import linux, state
-from enforcer.worker import authority, confinement, secrets
+from enforcer.worker import confinement, credentials, trust
 from rules.problems import printable
 from rules.sandbox import BoxUser, WorkspaceMode
 
@@ -35,7 +35,7 @@ class Line(NamedTuple):
 def plan(wanted: Wanted) -> list[Line]:
     """Say it all, in the order of a start. Raises what a start would raise over the same values."""
     if wanted.policy.secrets:
-        secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
+        credentials.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
     who = _who(wanted)
     limits = limits_of(wanted.box)
     network = network_plan()
@@ -84,7 +84,7 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
 
 
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
-    trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
+    trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
     return sandbox_spec.own_etc(who, wanted, trusted, state.cache_directory())
 
 

@@ -1,10 +1,9 @@
 """The files of /etc that a sandbox has for itself: names, users, and where lookups go."""
 
-import contextlib
 import os
 
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.mount_plan import BUNDLES, bundle_names, java_names
+from enforcer.sandbox.mount_plan import bundle_names, java_names
 from enforcer.sandbox.system_paths import real
 
 _NSSWITCH = b"""passwd: files
@@ -29,30 +28,6 @@ def browser_policies(certificate: bytes) -> dict[str, bytes]:
     places = [f"/etc/{place}" for place in _BROWSERS]
     found = [place for place, leads in zip(_BROWSERS, real(places), strict=True) if leads == f"/etc/{place}"]
     return {f"{place}/policies/managed/exeat-ca.json": policy for place in found}
-
-
-def system_roots() -> bytes:
-    """Return the host's own bundle of roots: what its administrator trusts."""
-    for path in BUNDLES:
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            return file.read()
-    return b""
-
-
-def roots_now() -> tuple[tuple[int, ...], ...]:
-    """Return what the host's bundles are like: with another one it is something else."""
-    found = []
-    for path in BUNDLES:
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return tuple(found)
-
-
-def bundle(certificate: bytes) -> bytes:
-    """Return what a sandbox trusts (PEM): the host's roots and our CA."""
-    roots = system_roots().rstrip(b"\n")
-    return (roots + b"\n" if roots else b"") + certificate
 
 
 def files(  # noqa: PLR0917 - what they are made of

@@ -17,8 +17,8 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import Step, bounded
 from enforcer.sandbox.system_paths import real
 from enforcer.system import linux, state
-from enforcer.worker import confinement, secrets, truststore, upstream
-from enforcer.worker.authority import PublicAuthority
+from enforcer.worker import confinement, credentials, trust
+from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
 from enforcer.workspace.task_workspace import Workspace
 from rules.sandbox import BoxUser
@@ -96,7 +96,7 @@ def _umask() -> int:
 def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
     """Return the files of /etc that the task has for itself, by where they lie in it."""
     certificate = trusted.certificate.encode()
-    bundle, java = roots(certificate, cache)
+    bundle, java = trust.roots(certificate, cache)
     return etc_files.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
@@ -132,17 +132,6 @@ def network(cache: Path) -> namespaces.Network:
     return install.network(cache)
 
 
-def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
-    """Return what a sandbox trusts, as PEM and as Java's trust store; what the host's roots are is looked at anew."""
-    return _roots(certificate, cache, etc_files.roots_now())
-
-
-@functools.lru_cache(maxsize=1)
-def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
-    bundle = etc_files.bundle(certificate)
-    return bundle, truststore.java(bundle, cache)
-
-
 def hostname_of(wanted: Wanted) -> str:
     """Return what the sandbox's host is called."""
     made = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-")
@@ -169,9 +158,8 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
     """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
     obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}
-    login = upstream.hidden(wanted.policy, wanted.shown)
-    values = secrets.hidden(wanted.policy, os.environ, wanted.shown)
-    secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *login, *values}
+    hidden = credentials.hidden(wanted.policy, os.environ, wanted.shown)
+    secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *hidden}
     return mount_plan.plan(
         mount_plan.Wanted(
             identity=who,

@@ -19,7 +19,7 @@ from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.signals import close_signals, open_signals
 from enforcer.system.started_by import started_by
-from enforcer.worker import authority, worker
+from enforcer.worker import trust, worker
 from proxy.telemetry.journal.writing import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
@@ -71,7 +71,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = tenant_of(wanted)
-        trusted = authority.public(state.authority_directory(), state.make_private(state.cache_directory()))
+        trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
         stations = worker.Stations(
             state.authority_directory(),
             trusted.fingerprint,
@@ -254,11 +254,11 @@ def _check_secrets(wanted: Wanted) -> None:
         return
     from enforcer.run import environment
     from enforcer.system import linux  # before a command of theirs is run
-    from enforcer.worker import secrets
+    from enforcer.worker import credentials
 
     linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
-    secrets.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
-    secrets.hidden(wanted.policy, os.environ, wanted.shown)
+    credentials.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
+    credentials.hidden(wanted.policy, os.environ, wanted.shown)
 
 
 def _say_where(wanted: Wanted, ended: "Ended") -> None:

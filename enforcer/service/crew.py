@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.journal.anomaly_counts import Unusual
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from enforcer.run.etc_files import roots_now, system_roots
 from enforcer.sandbox import identity, init
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.system import linux
 from enforcer.system.errors import HostError
+from enforcer.system.processes import detach
 from enforcer.worker import confinement
 from enforcer.worker.signer import Keyholder
-from enforcer.worker.worker import detach, open_journal
+from enforcer.worker.trust import bundles_now, system_roots
+from enforcer.worker.worker import open_journal
 from proxy import message, turn
 from proxy.shares import MOST, Shares
 from proxy.telemetry.prometheus import merging
@@ -189,7 +190,7 @@ class Crew:
 
     def refresh_roots(self, worker: Worker) -> None:
         """Send a worker the host's roots if they have changed: sandboxes that it is given from now on trust these."""
-        now = roots_now()
+        now = bundles_now()
         if now == worker.roots:
             return
         with os.fdopen(init.new_file(system_roots()), "rb") as file:
@@ -289,7 +290,7 @@ class Crew:
 
     def _start(self, worker: Worker) -> None:
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        worker.roots = roots_now()  # before they are read
+        worker.roots = bundles_now()  # before they are read
         with self.keyholder.pair(worker.number) as pair:
             worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair, page)
         page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's

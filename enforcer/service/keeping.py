@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.journal import signing
 from enforcer.system import linux
-from enforcer.worker.worker import detach
+from enforcer.system.processes import detach
 from proxy.telemetry.journal.writing import look_ahead
 
 if TYPE_CHECKING:

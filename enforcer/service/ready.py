@@ -51,10 +51,11 @@ def be_ready(cache: Path, certificate: bytes, system: Path) -> None:
     from enforcer.run import sandbox_spec
     from enforcer.sandbox import seccomp
     from enforcer.system import linux
+    from enforcer.worker.trust import roots
 
     def work_out() -> None:
         sandbox_spec.network(cache)
-        sandbox_spec.roots(certificate, cache)
+        roots(certificate, cache)
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
     with contextlib.suppress(HostError):

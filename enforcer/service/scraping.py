@@ -12,8 +12,8 @@ from enforcer.sandbox import identity
 from enforcer.service.outbox import Channel, Overflowed
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
+from enforcer.system.processes import detach
 from enforcer.worker import confinement
-from enforcer.worker.worker import detach
 from proxy import message
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces

@@ -30,7 +30,7 @@ from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import make
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.worker import authority
+from enforcer.worker import trust
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
 from proxy.telemetry.journal.writing import Journal
@@ -122,7 +122,7 @@ def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) 
     """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
     wanted = command.wanted_of(parsed(request), system, reading)
     cache = state.cache_directory()
-    trusted = authority.known(state.authority_directory(), cache)
+    trusted = trust.known_authority(state.authority_directory(), cache)
     if trusted is None:
         raise HostError("there is no CA that would be as it is remembered")
     # What rules protect is looked for in a small directory of ours: there may be thousands below the other.

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
+from enforcer.system import linux
 from enforcer.system.errors import HostError
 
 _DONE = b"\0"  # no error's text; nothing at all means that the child was killed, as where memory has run out
@@ -38,6 +39,18 @@ def end(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
+
+
+def detach(keep: set[int], metrics: socket.socket | None) -> None:
+    """Leave the terminal and every descriptor that isn't needed behind."""
+    os.setsid()  # ^C is the task's
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    linux.keep_only({0, 1, 2, *keep, *([metrics.fileno()] if metrics else [])})
 
 
 def run_in_child(what: Callable[[], None]) -> None:

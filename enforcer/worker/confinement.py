@@ -5,6 +5,7 @@ the owner of the sandboxes' namespaces and can't enter them or inspect the user'
 of the system and of Exeat's code, no capabilities, no new privileges, no program to execute, no process to signal.
 """
 
+import importlib
 import os
 import signal
 import site
@@ -21,13 +22,10 @@ _DEVICES = ("null", "urandom")
 
 def code_trees() -> tuple[str, ...]:
     """Every directory tree that Exeat's code, its libraries and its interpreter are loaded from; real paths."""
-    import enforcer
-    import proxy
-    import rules
-
     trees = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(sys.executable)}
     trees.update(site.getsitepackages())
-    trees.update(path for package in (rules, proxy, enforcer) for path in package.__path__)
+    for package in ("rules", "proxy", "enforcer"):
+        trees.update(importlib.import_module(package).__path__)
     return tuple(sorted({*real(path for path in trees if path)} - {"/"}))
 
 

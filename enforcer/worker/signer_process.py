@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
-from enforcer.worker.worker import detach
+from enforcer.system.processes import detach
 from proxy import message
 from proxy.ca import authority_file
 

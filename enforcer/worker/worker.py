@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.run.etc_files import system_roots
 from enforcer.sandbox.identity import Identity, idmapped_tree
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.worker import confinement, secrets, upstream
+from enforcer.system.processes import detach
+from enforcer.worker import confinement, credentials
 from enforcer.worker.signer import Keyholder
+from enforcer.worker.trust import system_roots
 from proxy import message
 from proxy.tenant import Tenant
 
@@ -176,8 +177,8 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
         try:
             linux.leave_no_core()  # before there are secrets in it
             detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
-            roots, login = system_roots(), upstream.login(tenant.policy)
-            tenant.entrust(secrets.broker(tenant.policy, os.environ), login)
+            roots, login = system_roots(), credentials.login(tenant.policy)
+            tenant.entrust(credentials.broker(tenant.policy, os.environ), login)
             confinement.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
@@ -235,15 +236,3 @@ def open_journal(identity: Identity, directory: Path) -> int:
     if identity.privileged:
         return idmapped_tree(str(directory), identity.worker_uid, identity.worker_uid)
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def detach(keep: set[int], metrics: socket.socket | None) -> None:
-    """Leave the terminal and every descriptor that isn't needed behind."""
-    os.setsid()  # ^C is the task's
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
-        os.dup2(null, descriptor)
-    linux.keep_only({0, 1, 2, *keep, *([metrics.fileno()] if metrics else [])})

@@ -14,7 +14,7 @@ from enforcer.policy.seen import Seen
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
 from enforcer.service import spare, warming
-from enforcer.worker import authority
+from enforcer.worker import trust
 from rules.load import read
 from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
@@ -75,7 +75,7 @@ def way(tmp_path, monkeypatch):
         seen.written.append(program.argv)
         return give_up(task, who, program, stdio)
 
-    monkeypatch.setattr(authority, "known", lambda *_: authority.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
+    monkeypatch.setattr(trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
     monkeypatch.setattr(sandbox_spec, "compose", composed)
     monkeypatch.setattr(sandbox_spec, "roots", lambda *_: (b"roots", b"store"))
     monkeypatch.setattr(task_start, "give_up", written)
@@ -141,7 +141,7 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
     elif wrong == "unknown by now":
         sets.known = lambda _files, _system: None
     elif wrong == "no CA":
-        monkeypatch.setattr(authority, "known", lambda *_: None)
+        monkeypatch.setattr(trust, "known_authority", lambda *_: None)
     else:
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
         monkeypatch.setattr(sandbox_spec, "compose", lambda *_, **__: (_ for _ in ()).throw(error))

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enforcer.sandbox import identity, seccomp
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system.errors import HostError
-from enforcer.worker import authority as ca
-from enforcer.worker import confinement
+from enforcer.worker import confinement, trust
 from enforcer.worker.signer import Keyholder
 from proxy import message
 from proxy.ca import authority
@@ -34,7 +33,7 @@ class World:
         for name in ("ca", "cache"):
             (directory / name).mkdir(mode=0o700)
         self.directory = directory / "ca"
-        self.public = ca.public(self.directory, directory / "cache")
+        self.public = trust.public_authority(self.directory, directory / "cache")
         self.who = identity.choose()
         self.selector = selectors.DefaultSelector()
         self.said, self.pairs = [], {}

@@ -14,8 +14,7 @@ import pytest
 
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.worker import authority as ca
-from enforcer.worker import truststore
+from enforcer.worker import trust
 from proxy.ca import authority
 from proxy.ca.authority_file import AuthorityError
 from tests import harness
@@ -61,7 +60,7 @@ def test_what_is_shown_and_written_is_the_certificate_alone(someone):
 
 
 def test_the_name_in_a_directory_of_certificates_is_openssl_s(tmp_path):
-    made = ca.public(tmp_path / "ca", tmp_path)
+    made = trust.public_authority(tmp_path / "ca", tmp_path)
     words = ["openssl", "x509", "-noout", "-subject_hash"]
     said = subprocess.run(words, input=made.certificate.encode(), capture_output=True, check=True)
     assert made.link == f"{said.stdout.decode().strip()}.0"
@@ -182,7 +181,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
 
     (tmp_path / "ca").mkdir(mode=0o700)
     (tmp_path / "cache").mkdir(mode=0o700)
-    known = ca.public(tmp_path / "ca", tmp_path / "cache")
+    known = trust.public_authority(tmp_path / "ca", tmp_path / "cache")
     authority.rotate(tmp_path / "ca")
     at = tmp_path / "ca"
     stations = worker.Stations(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
@@ -250,12 +249,12 @@ def test_java_trusts_what_everybody_does(lab, who, compiled, command):
 
 def test_java_s_store_is_made_once_and_again_for_another_ca(tmp_path):
     bundles = [authority.create().certificate_pem for _ in range(2)]
-    first = truststore.java(bundles[0], tmp_path)
+    first = trust.java_store(bundles[0], tmp_path)
     [made] = tmp_path.iterdir()
     times = made.stat().st_mtime_ns
-    assert truststore.java(bundles[0], tmp_path) == first
+    assert trust.java_store(bundles[0], tmp_path) == first
     assert made.stat().st_mtime_ns == times
-    assert truststore.java(bundles[1], tmp_path) != first
+    assert trust.java_store(bundles[1], tmp_path) != first
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -264,23 +263,23 @@ def test_starts_with_other_roots_at_the_same_time_have_each_their_own(tmp_path, 
     monkeypatch.setattr("proxy.ca.truststore.java", lambda bundle: b"store of " + bundle)
     cache = tmp_path / "cache"
     cache.mkdir(0o700)
-    run_in_child, others, parent = truststore.run_in_child, [], os.getpid()
+    run_in_child, others, parent = trust.run_in_child, [], os.getpid()
 
     def begin_another(make):
         run_in_child(make)
-        monkeypatch.setattr(truststore, "run_in_child", run_in_child)
+        monkeypatch.setattr(trust, "run_in_child", run_in_child)
         others.append(os.fork())
         if others == [0]:
             try:
                 linux.die_with_parent(signal.SIGKILL, parent)
-                (tmp_path / "got").write_bytes(truststore.java(b"two", cache))
+                (tmp_path / "got").write_bytes(trust.java_store(b"two", cache))
             finally:
                 os._exit(0)
         while not waits_for_a_lock(cache) and not (tmp_path / "got").exists():
             time.sleep(0.01)
 
-    monkeypatch.setattr(truststore, "run_in_child", begin_another)
-    assert truststore.java(b"one", cache) == b"store of one"
+    monkeypatch.setattr(trust, "run_in_child", begin_another)
+    assert trust.java_store(b"one", cache) == b"store of one"
     os.waitpid(others[0], 0)
     assert (tmp_path / "got").read_bytes() == b"store of two"
 
@@ -293,11 +292,11 @@ def waits_for_a_lock(path):
 
 def test_a_store_that_others_could_have_written_is_made_anew(tmp_path):
     bundle = authority.create().certificate_pem
-    first = truststore.java(bundle, tmp_path)
+    first = trust.java_store(bundle, tmp_path)
     [made] = tmp_path.iterdir()
     made.write_bytes(b"theirs")
     made.chmod(0o666)
-    again = truststore.java(bundle, tmp_path)
+    again = trust.java_store(bundle, tmp_path)
     assert again.startswith(first[:4])
     assert b"theirs" not in again
 

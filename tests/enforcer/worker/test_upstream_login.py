@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.system.errors import HostError, UsageError
-from enforcer.worker import upstream
+from enforcer.worker import credentials
 from tests import harness
 from tests.lab import Lab, Name
 from tests.rules.writing import policy
@@ -357,11 +357,11 @@ def test_the_file_is_hidden_as_it_really_lies(tmp_path):
         "- {id: a, to: x.example, action: deny}",
         f"settings: {{upstream: 'http://p:1', upstream_auth: {tmp_path}/link}}",
     )
-    assert upstream.hidden(said, ["/elsewhere"]) == (str(tmp_path / "real"),)
+    assert credentials.hidden(said, {}, ["/elsewhere"]) == (str(tmp_path / "real"),)
     with pytest.raises(UsageError, match="which the task is shown"):
-        upstream.hidden(said, [str(tmp_path)])
+        credentials.hidden(said, {}, [str(tmp_path)])
     with pytest.raises(HostError, match="symbolic links"):
-        upstream.login(said)
+        credentials.login(said)
     none = policy("- {id: a, to: x.example, action: deny}")
-    assert upstream.hidden(none, ["/"]) == ()
-    assert upstream.login(none) is None
+    assert credentials.hidden(none, {}, ["/"]) == ()
+    assert credentials.login(none) is None

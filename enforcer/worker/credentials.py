@@ -1,7 +1,7 @@
-"""The values of secrets, read outside of every sandbox when a task starts, by the process that becomes its worker.
+"""Credentials of a task's rules: values of `secrets` and the login at the upstream proxy, read outside of its sandbox.
 
-The supervisor, which the task descends from, learns placeholders and nothing else. Nothing here shows a value, not even
-an error about it; a command that gets one is run without a shell, and what it says besides is thrown away.
+The process that becomes the worker (or reads rules for one) reads them. The supervisor, which the task descends from,
+learns placeholders and where the files lie. No error shows a value; a command that prints one is run without a shell.
 """
 
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.sandbox.system_paths import shown_in
 from enforcer.system.errors import HostError, UsageError
+from proxy.dialling import proxy_auth
 from rules.secrets import SourceKind
 
 if TYPE_CHECKING:
@@ -49,13 +50,32 @@ def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None
     return Broker(held)
 
 
+def login(policy: "Policy") -> "proxy_auth.Login | None":
+    """Return the login at the upstream proxy; None: there is none. Raises HostError when its file can't be used."""
+    path = policy.settings.upstream_auth
+    if path is None:
+        return None
+    try:
+        return proxy_auth.read(path)
+    except proxy_auth.LoginError as error:
+        raise HostError(str(error)) from error
+
+
 def hidden(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[str]") -> tuple[str, ...]:
     """Return the files that no sandbox may show, as they really lie; `shown`: the workspace, and what else is named.
 
-    Raises UsageError where one lies in these, and where a command does: a task could write what is then run outside.
+    Raises UsageError where one lies in these: a host program that saves it anew would uncover it. And where a command
+    does: a task could write what is then run outside.
     """
     found: list[str] = []
     shown = tuple(shown)
+    if (login_file := policy.settings.upstream_auth) is not None:
+        if (place := shown_in(login_file, shown)) is not None:
+            raise UsageError(
+                f"`{login_file}` (`upstream_auth`) lies in `{place}`, which the task is shown; keep it elsewhere, "
+                "as in `/etc/exeat/`"
+            )
+        found.append(os.path.realpath(login_file))
     for secret in policy.secrets:
         kind, words = secret.source
         if kind is SourceKind.COMMAND:

@@ -1,0 +1,148 @@
+"""Trusted roots of a sandbox: our CA's certificate, the host's bundle with it, and Java's trust store.
+
+Reading a certificate and making a trust store take libraries whose imports cost more than the rest of a start. So their
+results are kept in the cache, found by what they were made from, and made in a child: the CA's key is never in the
+memory of a process that a task descends from.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from enforcer.sandbox.mount_plan import BUNDLES
+from enforcer.system import state
+from enforcer.system.errors import HostError
+from enforcer.system.processes import run_in_child
+from proxy import strict_json
+from proxy.ca.authority_file import FILE, fingerprint, load
+
+_NAME = "ca.json"
+_LARGEST = 1 << 16  # bytes
+_RENEWED_BEFORE = 30 * 86400.0  # seconds before its end from which on a CA is looked at, and renewed, by its own module
+_PREFIX, _SUFFIX = "java-", ".p12"
+_LARGEST_STORE = 1 << 24  # bytes
+
+
+class PublicAuthority(NamedTuple):
+    """What may be known of the CA by anybody."""
+
+    certificate: str  # PEM
+    link: str  # the name OpenSSL looks it up by in a directory of certificates
+    expires: float  # seconds since 1970
+    fingerprint: list[int]  # of the file that the key is in
+
+
+def public_authority(directory: Path, cache: Path) -> PublicAuthority:
+    """Return the public part of the CA in `directory`, which is made if there is none. Raises HostError."""
+    found = known_authority(directory, cache)
+    if found is None:
+        run_in_child(lambda: _remember(directory, cache))
+        found = known_authority(directory, cache)
+    if found is None:
+        raise HostError(f"the CA in `{directory}` changes while it is read; start again")
+    return found
+
+
+def _fingerprint(directory: Path) -> list[int]:
+    return fingerprint(os.stat(directory / FILE, follow_symlinks=False))
+
+
+def known_authority(directory: Path, cache: Path) -> PublicAuthority | None:
+    """Return the cached public part of the CA in `directory`; None: it has to be read, or made."""
+    try:
+        found = PublicAuthority(**strict_json.loads(state.read_private(cache / _NAME, _LARGEST) or b""))
+        fresh = found.expires - time.time() > _RENEWED_BEFORE and found.fingerprint == _fingerprint(directory)
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if fresh else None
+
+
+def _remember(directory: Path, cache: Path) -> None:
+    from OpenSSL import crypto
+
+    from proxy.ca.authority import load_or_create
+
+    authority = load_or_create(directory)
+    pem = authority.certificate_pem
+    subject = crypto.load_certificate(crypto.FILETYPE_PEM, pem).subject_name_hash()
+    name = f"{subject:08x}.0"  # under which OpenSSL looks for it in a directory: openssl-rehash(1)
+    known = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
+    if load(directory) != authority.to_pem():
+        raise HostError(f"the CA in `{directory}` changes while it is read; start again")
+    state.write_private(cache / _NAME, json.dumps(known._asdict()).encode())
+
+
+def system_roots() -> bytes:
+    """Return the host's own bundle of roots: what its administrator trusts."""
+    for path in BUNDLES:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            return file.read()
+    return b""
+
+
+def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
+    """Return what a sandbox trusts, the host's roots and our CA's `certificate`: as PEM, and as Java's trust store.
+
+    The host's roots are looked at anew each time. Raises HostError.
+    """
+    return _roots(certificate, cache, bundles_now())
+
+
+@functools.lru_cache(maxsize=1)
+def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
+    host = system_roots().rstrip(b"\n")
+    bundle = (host + b"\n" if host else b"") + certificate
+    return bundle, java_store(bundle, cache)
+
+
+def bundles_now() -> tuple[tuple[int, ...], ...]:
+    """Return the identity and times of the host's bundles, which change when one is replaced."""
+    found = []
+    for path in BUNDLES:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(found)
+
+
+def java_store(bundle: bytes, cache: Path) -> bytes:
+    """Return the trust store of a PEM bundle; empty if there is no certificate in it. Raises HostError.
+
+    One is kept; of starts with other roots at the same time each has its own.
+    """
+    name = f"{_PREFIX}{hashlib.sha256(bundle).hexdigest()[:32]}{_SUFFIX}"
+    known = state.read_private(cache / name, _LARGEST_STORE)
+    if known is None:
+        with _alone(cache):  # else another start could take ours away for an old one before it is read
+            run_in_child(lambda: _make_store(bundle, cache, name))
+            known = state.read_private(cache / name, _LARGEST_STORE)
+    return known or b""
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Let nobody else make one meanwhile (flock(2): freed when we end)."""
+    folder = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)  # whoever was forked meanwhile has the descriptor too
+        os.close(folder)
+
+
+def _make_store(bundle: bytes, cache: Path, name: str) -> None:
+    from proxy.ca import truststore
+
+    store = truststore.java(bundle)
+    for old in cache.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            old.unlink()
+    state.write_private(cache / name, store)
