@@ -6,7 +6,7 @@ The journal keeps all of it longer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set  # noqa: PYI025
 from typing import TYPE_CHECKING, Final
 
 from proxy import strict_json
@@ -15,14 +15,13 @@ from proxy.approvals.model import Approval, Ballot, Grant, Place, State, Task
 from proxy.approvals.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from proxy.approvals.approval_request import Rule
     from proxy.approvals.store import Row, Rows, Value
 
-_TASK: Final = ", ".join(Task._fields)
-_APPROVAL: Final = ", ".join(Approval._fields)
-_GRANT: Final = ", ".join(Grant._fields)
+_TABLES: Final[Mapping[type, str]] = {Task: "tasks", Approval: "approvals", Grant: "grants"}
+_JSON: Final[Mapping[type, Set[int]]] = {Task: {3, 6}, Approval: {5, 10}, Ballot: {3}}  # columns
 USED: Final = "used"  # why a grant is over whose uses are taken: what passes under it goes on
 _MOST_SOURCES: Final = 64  # of one task
 
@@ -39,13 +38,12 @@ async def saw(rows: "Rows", now: float) -> None:
 
 async def task_of(rows: "Rows", task: str) -> Task | None:
     """Return a task."""
-    found = await rows.run(f"SELECT {_TASK} FROM tasks WHERE id = ?", task)  # noqa: S608  of constants
-    return _task(found[0]) if found else None
+    return await _first(rows, Task, "WHERE id = ?", task)
 
 
 async def put_task(rows: "Rows", task: Task) -> None:
     """Keep a task that is new."""
-    await _insert(rows, "tasks", _TASK, _values(task))
+    await _insert(rows, task)
 
 
 async def started_by(rows: "Rows", task: str, person: str) -> None:
@@ -75,31 +73,25 @@ async def taints(rows: "Rows", task: str, most: int = _MOST_SOURCES) -> tuple[So
 
 async def approval_of(rows: "Rows", approval: str) -> Approval | None:
     """Return a question."""
-    found = await rows.run(f"SELECT {_APPROVAL} FROM approvals WHERE id = ?", approval)  # noqa: S608
-    return _approval(found[0]) if found else None
+    return await _first(rows, Approval, "WHERE id = ?", approval)
 
 
 async def beginning(rows: "Rows", start: str, most: int = 8) -> list[Approval]:
     """List questions whose id begins like this, the latest first."""
-    sql = f"SELECT {_APPROVAL} FROM approvals WHERE substr(id, 1, ?) = ? ORDER BY asked DESC LIMIT ?"  # noqa: S608
-    return [_approval(row) for row in await rows.run(sql, len(start), start, most)]
+    sql = "WHERE substr(id, 1, ?) = ? ORDER BY asked DESC LIMIT ?"
+    return await _every(rows, Approval, sql, len(start), start, most)
 
 
 async def last_of(rows: "Rows", task: str, key: str, states: "Sequence[State]") -> Approval | None:
     """Return the latest question of a task with a key that is in one of these states."""
     marks = ", ".join("?" * len(states))
-    sql = (
-        f"SELECT {_APPROVAL} FROM approvals WHERE task = ? AND key = ? AND state IN ({marks}) "  # noqa: S608
-        "ORDER BY asked DESC LIMIT 1"
-    )
-    found = await rows.run(sql, task, key, *states)
-    return _approval(found[0]) if found else None
+    sql = f"WHERE task = ? AND key = ? AND state IN ({marks}) ORDER BY asked DESC LIMIT 1"
+    return await _first(rows, Approval, sql, task, key, *states)
 
 
 async def put_approval(rows: "Rows", approval: Approval) -> None:
     """Keep a question that is new."""
-    place = approval.question.host, approval.question.port
-    await _insert(rows, "approvals", f"{_APPROVAL}, host, port", [*_values(approval), *place])
+    await _insert(rows, approval, host=approval.question.host, port=approval.question.port)
 
 
 async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Rule]") -> list[Approval]:
@@ -107,8 +99,8 @@ async def asked_otherwise(rows: "Rows", task: str, rules: "Sequence[Rule]") -> l
     texts = [text for one in rules for text in (f'"rule":{_json(one.rule)},', f'"digest":{_json(one.digest)}')]
     # No text of a task reads as these: its quotes are escaped
     other = " OR ".join(["replace(question, ?, '') <> question AND replace(question, ?, '') = question"] * len(rules))
-    sql = f"SELECT {_APPROVAL} FROM approvals WHERE task = ? AND state = ? AND ({other}) ORDER BY asked, id"  # noqa: S608
-    return [_approval(row) for row in await rows.run(sql, task, State.PENDING, *texts)]
+    sql = f"WHERE task = ? AND state = ? AND ({other}) ORDER BY asked, id"
+    return await _every(rows, Approval, sql, task, State.PENDING, *texts)
 
 
 async def asked_again(rows: "Rows", approval: str) -> int:
@@ -162,18 +154,15 @@ async def listed(
     """List questions in the order in which they were asked, those that come after a time and an id first."""
     marks = ", ".join("?" * len(states))
     of = "AND task = ?" if task else ""
-    sql = (
-        f"SELECT {_APPROVAL} FROM approvals WHERE state IN ({marks}) {of} "  # noqa: S608
-        "AND (asked > ? OR (asked = ? AND id > ?)) ORDER BY asked, id LIMIT ?"
-    )
+    sql = f"WHERE state IN ({marks}) {of} AND (asked > ? OR (asked = ? AND id > ?)) ORDER BY asked, id LIMIT ?"
     values = (*states, *((task,) if task else ()), after[0], after[0], after[1], most)
-    return [_approval(row) for row in await rows.run(sql, *values)]
+    return await _every(rows, Approval, sql, *values)
 
 
 async def due(rows: "Rows", now: float, most: int = 500) -> list[Approval]:
     """List pending questions whose time is over."""
-    sql = f"SELECT {_APPROVAL} FROM approvals WHERE state = ? AND expires <= ? ORDER BY expires LIMIT ?"  # noqa: S608
-    return [_approval(row) for row in await rows.run(sql, State.PENDING, now, most)]
+    sql = "WHERE state = ? AND expires <= ? ORDER BY expires LIMIT ?"
+    return await _every(rows, Approval, sql, State.PENDING, now, most)
 
 
 async def next_end(rows: "Rows") -> float | None:
@@ -199,7 +188,7 @@ async def vote(rows: "Rows", approval: str, ballot: Ballot) -> None:
 async def votes(rows: "Rows", approval: str) -> tuple[Ballot, ...]:
     """List what was said to a question, the first first."""
     sql = "SELECT person, verdict, reviewer, offer, why, at FROM votes WHERE approval = ? ORDER BY at, person"
-    return tuple(_ballot(row) for row in await rows.run(sql, approval))
+    return tuple(_read(Ballot, row) for row in await rows.run(sql, approval))
 
 
 async def viewed(rows: "Rows", approval: str, person: str, now: float) -> bool:
@@ -216,37 +205,34 @@ async def viewers(rows: "Rows", approval: str) -> tuple[str, ...]:
 
 async def put_grant(rows: "Rows", grant: Grant) -> None:
     """Keep a grant that is new."""
-    await _insert(rows, "grants", _GRANT, _values(grant))
+    await _insert(rows, grant)
 
 
 async def grant_of(rows: "Rows", grant: str) -> Grant | None:
     """Return a grant."""
-    found = await rows.run(f"SELECT {_GRANT} FROM grants WHERE id = ?", grant)  # noqa: S608
-    return _grant(found[0]) if found else None
+    return await _first(rows, Grant, "WHERE id = ?", grant)
 
 
 async def grants_of(rows: "Rows", approval: str) -> tuple[Grant, ...]:
     """List what an approval granted."""
-    sql = f"SELECT {_GRANT} FROM grants WHERE approval = ? ORDER BY made, id"  # noqa: S608
-    return tuple(map(_grant, await rows.run(sql, approval)))
+    return tuple(await _every(rows, Grant, "WHERE approval = ? ORDER BY made, id", approval))
 
 
 async def in_force(rows: "Rows", task: str, asks: "Rule", keys: "Sequence[str]", now: float) -> Grant | None:
     """Return the grant of a task that satisfies a rule for attempts of these keys; of several the first that ends."""
     marks = ", ".join("?" * len(keys))
     sql = (
-        f"SELECT {_GRANT} FROM grants WHERE task = ? AND digest = ? AND rule = ? AND key IN ({marks}) "  # noqa: S608
+        f"WHERE task = ? AND digest = ? AND rule = ? AND key IN ({marks}) "
         "AND over IS NULL AND (ends IS NULL OR ends > ?) AND (uses IS NULL OR uses > 0) "
         "AND (bytes IS NULL OR bytes > 0) ORDER BY CASE WHEN ends IS NULL THEN 1 ELSE 0 END, ends, made, id LIMIT 1"
     )
-    found = await rows.run(sql, task, asks.digest, asks.rule, *keys, now)
-    return _grant(found[0]) if found else None
+    return await _first(rows, Grant, sql, task, asks.digest, asks.rule, *keys, now)
 
 
 async def granted_to(rows: "Rows", task: str) -> list[Grant]:
     """List the grants of a task that are not over."""
-    sql = f"SELECT {_GRANT} FROM grants WHERE task = ? AND over IS NULL ORDER BY made, id"  # noqa: S608
-    return [_grant(row) for row in await rows.run(sql, task)]
+    sql = "WHERE task = ? AND over IS NULL ORDER BY made, id"
+    return await _every(rows, Grant, sql, task)
 
 
 async def take(rows: "Rows", grant: str) -> int | None:
@@ -278,8 +264,8 @@ async def end_grant(rows: "Rows", grant: str, now: float, why: str) -> None:
 
 async def due_grants(rows: "Rows", now: float, most: int = 500) -> list[Grant]:
     """List grants whose time is over."""
-    sql = f"SELECT {_GRANT} FROM grants WHERE over IS NULL AND ends <= ? ORDER BY ends LIMIT ?"  # noqa: S608
-    return [_grant(row) for row in await rows.run(sql, now, most)]
+    sql = "WHERE over IS NULL AND ends <= ? ORDER BY ends LIMIT ?"
+    return await _every(rows, Grant, sql, now, most)
 
 
 async def place_of(rows: "Rows", host: str, port: int) -> Place | None:
@@ -294,9 +280,20 @@ async def place_of(rows: "Rows", host: str, port: int) -> Place | None:
     return Place(_real(first), int(times or 0), int(approved or 0), int(rejected or 0))
 
 
-async def _insert(rows: "Rows", table: str, columns: str, values: "Sequence[Value]") -> None:
-    marks = ", ".join("?" * len(values))
-    await rows.run(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *values)  # noqa: S608
+async def _every[R: (Task, Approval, Grant)](rows: "Rows", kind: type[R], where: str, *values: "Value") -> list[R]:
+    sql = f"SELECT {', '.join(kind._fields)} FROM {_TABLES[kind]} {where}"  # noqa: S608
+    return [_read(kind, row) for row in await rows.run(sql, *values)]
+
+
+async def _first[R: (Task, Approval, Grant)](rows: "Rows", kind: type[R], where: str, *values: "Value") -> R | None:
+    return next(iter(await _every(rows, kind, where, *values)), None)
+
+
+async def _insert(rows: "Rows", record: Task | Approval | Grant, **more: "Value") -> None:
+    columns, values = (*record._fields, *more), (*_values(record), *more.values())
+    marks = ", ".join("?" * len(columns))
+    sql = f"INSERT INTO {_TABLES[type(record)]} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+    await rows.run(sql, *values)
 
 
 def _json(value: object) -> str:
@@ -316,30 +313,15 @@ def _values(record: "Iterable[object]") -> "list[Value]":
     return found
 
 
-def _read[R](kind: type[R], row: "Row", json_at: "Collection[int]" = ()) -> R:
-    """Return the record that `_values` made a row of; `json_at`: its columns that are JSON. Raises StoreError."""
+def _read[R](kind: type[R], row: "Row") -> R:
+    """Return the record that `_values` made a row of. Raises StoreError."""
+    json_at = _JSON.get(kind, frozenset())
     try:
         values = [strict_json.loads(str(value)) if at in json_at else value for at, value in enumerate(row)]
         found: R = read(values, kind, strict=False)  # a column has 0 and 1 for no and yes
     except ValueError as error:
         raise StoreError(f"what is in the store can't be read: {error}") from error
     return found
-
-
-def _task(row: "Row") -> Task:
-    return _read(Task, row, json_at=(3, 6))
-
-
-def _approval(row: "Row") -> Approval:
-    return _read(Approval, row, json_at=(5, 10))
-
-
-def _ballot(row: "Row") -> Ballot:
-    return _read(Ballot, row, json_at=(3,))
-
-
-def _grant(row: "Row") -> Grant:
-    return _read(Grant, row)
 
 
 def _whole(value: "Value") -> int:
