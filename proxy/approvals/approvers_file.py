@@ -83,6 +83,15 @@ class _Reader(Reader):
         self._renamed(node, of)
         return self.mapping(node, of, known)
 
+    def one[T, U](self, fields: dict[str, Node], key: str, parse: Callable[[str], T], usual: U) -> T | U:
+        """Read the value of a key that may be missing, or wrong: then it is `usual`."""
+        found = self.parsed(fields[key], key, parse) if key in fields else None
+        return usual if found is None else found
+
+    def several[T](self, fields: dict[str, Node], key: str, parse: Callable[[str], T]) -> tuple[T, ...]:
+        """Read the list of a key that may be missing."""
+        return tuple(self.each(fields[key], key, parse)) if key in fields else ()
+
     def _renamed(self, node: Node, of: str) -> None:
         if isinstance(node, Mapping):
             for word, (key, _) in list(node.pairs.items()):
@@ -133,9 +142,9 @@ class _Reader(Reader):
             self.complain(node, "a person needs `user`, `uid`, `tokens` or `oidc`: nobody could be known for them")
         found = Person(
             name or "",
-            (self.parsed(fields["user"], "user", _user) or "") if "user" in fields else "",
-            self.parsed(fields["uid"], "uid", _uid) if "uid" in fields else None,
-            tuple(self.each(fields["tokens"], "tokens", _token)) if "tokens" in fields else (),
+            self.one(fields, "user", _user, ""),
+            self.one(fields, "uid", _uid, None),
+            self.several(fields, "tokens", _token),
             (self.text(fields["oidc"], "oidc") or "") if "oidc" in fields else "",
         )
         return found if name else None
@@ -176,22 +185,18 @@ class _Reader(Reader):
         if "rules" not in fields:
             self.complain(node, 'a reviewer needs `rules`: the ids that its word counts for, as in `["web:*"]`')
         command, webhook, secret = self._receiver(node, fields, "a reviewer")
-        timeout = self.parsed(fields["timeout"], "timeout", duration) if "timeout" in fields else None
-        if timeout is not None and timeout > _LONGEST_REVIEW:
+        timeout = self.one(fields, "timeout", duration, 30.0)
+        if timeout > _LONGEST_REVIEW:
             self.complain(fields["timeout"], f"a review takes {_LONGEST_REVIEW:g}s at most: people wait for it")
-        kinds = (
-            [self.choice(item, "kinds", Kind) for item in self.items(fields["kinds"], "kinds")]
-            if "kinds" in fields
-            else []
-        )
+        kinds = self.items(fields["kinds"], "kinds") if "kinds" in fields else []
         found = Reviewer(
             name or "",
-            tuple(self.each(fields["rules"], "rules", pattern)) if "rules" in fields else (),
-            tuple(kind for kind in kinds if kind is not None),
+            self.several(fields, "rules", pattern),
+            tuple(kind for item in kinds if (kind := self.choice(item, "kinds", Kind)) is not None),
             command,
             webhook,
             secret,
-            timeout or 30.0,
+            timeout,
         )
         return found if name else None
 
@@ -210,11 +215,14 @@ class _Reader(Reader):
             self.complain(node, f"{of} needs either `command` or `webhook`")
         if "secret" in fields and "webhook" not in fields:
             self.complain(fields["secret"], "`secret` signs what a `webhook` gets")
-        command = tuple(self.each(fields["command"], "command", str)) if "command" in fields else ()
+        command = self.several(fields, "command", str)
         if command and not command[0].startswith("/"):
             self.complain(fields["command"], f"{quoted(command[0])} must be the whole path of a program")
-        webhook = (self.parsed(fields["webhook"], "webhook", _webhook) or "") if "webhook" in fields else ""
-        return command, webhook, self._secret(fields["secret"]) if "secret" in fields else None
+        return (
+            command,
+            self.one(fields, "webhook", _webhook, ""),
+            self._secret(fields["secret"]) if "secret" in fields else None,
+        )
 
     def _secret(self, node: Node) -> Secret | None:
         fields = self.known(node, "a secret", SECRET_KEYS)
@@ -222,18 +230,11 @@ class _Reader(Reader):
             return None
         if len(fields) != 1:
             self.complain(node, "a secret comes from a `file` or from a variable, `env`")
-        return Secret(
-            (self.parsed(fields["file"], "file", _path) or "") if "file" in fields else "",
-            (self.parsed(fields["env"], "env", variable_name) or "") if "env" in fields else "",
-        )
+        return Secret(self.one(fields, "file", _path, ""), self.one(fields, "env", variable_name, ""))
 
     def _bounds(self, node: Node) -> Bounds:
         fields = self.known(node, "the bounds", BOUNDS_KEYS) or {}
-        usual = Bounds()
-        task, whole = (
-            (self.parsed(fields[key], key, count) or usual_one) if key in fields else usual_one
-            for key, usual_one in zip(BOUNDS_KEYS, usual, strict=True)
-        )
+        task, whole = (self.one(fields, *each) for each in zip(BOUNDS_KEYS, (count, count), Bounds(), strict=True))
         if task > whole:
             self.complain(node, f"`pending_per_task` is more than `pending`, which is {whole}")
         return Bounds(task, whole)
@@ -245,9 +246,9 @@ class _Reader(Reader):
         if "url" not in fields:
             self.complain(node, "the store needs `url`; leave it out and approvals are kept in a file")
         return Place(
-            (self.parsed(fields["url"], "url", check_url) or "") if "url" in fields else "",
-            (self.parsed(fields["password"], "password", _path) or "") if "password" in fields else "",
-            (self.parsed(fields["ca"], "ca", _path) or "") if "ca" in fields else "",
+            self.one(fields, "url", check_url, ""),
+            self.one(fields, "password", _path, ""),
+            self.one(fields, "ca", _path, ""),
         )
 
     def _name(self, node: Node, fields: dict[str, Node], of: str) -> str | None:
