@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from enforcer.approvals import acknowledgements, approvers, start
 from enforcer.approvals.notifications import Telling, Threads
 from enforcer.journal import signing
+from enforcer.journal.keeper import Keeper
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import approval_card, queries
@@ -28,8 +29,7 @@ from proxy.approvals.store import StoreError
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination, Origin
-from proxy.telemetry.journal.keeper import Keeper
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question
@@ -214,7 +214,7 @@ class App:
 
     async def _review(self, reviewer: "Reviewer", news: News, card: dict[str, object]) -> None:
         """Have a program answer; what it says counts as its word, and its failure is a pass."""
-        from proxy.telemetry.journal.writing import JournalFailed
+        from proxy.telemetry.journal.writer import JournalFailed
 
         approval = news.approval
         said = await self._telling.review(reviewer, card, news.task)

@@ -11,7 +11,7 @@ from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.chains import instant_of
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from enforcer.approvals.app import App

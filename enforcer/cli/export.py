@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
     from enforcer.journal.export_sink import position_file, sink
-    from proxy.telemetry.journal.position import Bookmark, Reader
+    from proxy.telemetry.journal.bookmark import Bookmark, Reader
     from proxy.telemetry.sinks.delivery import Delivery, Numbers
 
     journal = arguments.journal or journal_directory()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.reading import Progress
+    from proxy.telemetry.journal.query import Progress
 
 _VERBS = ("list", "ack")
 _HEAD = ("ID", "TIME (UTC)", "TASK", "RULES", "WHAT")
@@ -123,7 +123,7 @@ def _one(given: str, ids: list[str]) -> str:
 def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
     """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
     from proxy.telemetry.events import Kind
-    from proxy.telemetry.journal.reading import Progress
+    from proxy.telemetry.journal.query import Progress
     from rules.verdicts import Outcome, Verdict
 
     directory = journals.found(arguments.journal)
@@ -144,7 +144,7 @@ def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
 
 
 def _read(directory: Path, arguments: argparse.Namespace, progress: "Progress", holding: str) -> "Iterator[Event]":
-    from proxy.telemetry.journal.reading import Sought, read_journal
+    from proxy.telemetry.journal.query import Sought, read_journal
 
     sought = Sought(((holding.encode(),),), arguments.since)
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.reading import Entry, Progress, Sought
+    from proxy.telemetry.journal.query import Entry, Progress, Sought
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -59,7 +59,7 @@ def last(directory: Path) -> str | None:
     """Return the id of the task that was started last, as `--task` takes it. Raises OSError."""
     from glob import escape
 
-    from proxy.telemetry.journal.reading import last_task
+    from proxy.telemetry.journal.query import last_task
 
     task = last_task(directory)
     return None if task is None else escape(task)  # whoever made it may have called it `*`
@@ -67,7 +67,7 @@ def last(directory: Path) -> str | None:
 
 def sieve(task: str | None, since: int) -> "Sought":
     """Return what the lines of a task hold, as they stand in the journal."""
-    from proxy.telemetry.journal.reading import Sought
+    from proxy.telemetry.journal.query import Sought
     from proxy.telemetry.pieces import quoted
 
     if task is None or any(character in task for character in "*?["):
@@ -87,7 +87,7 @@ def found(journal: Path | None) -> Path | None:
 
 def entries(path: Path, task: str | None, since: int, progress: "Progress | None" = None) -> "Iterator[Entry]":
     """Yield what a journal has of a task. Raises OSError."""
-    from proxy.telemetry.journal.reading import read_journal
+    from proxy.telemetry.journal.query import read_journal
 
     return (entry for entry in read_journal(path, progress, sieve(task, since)) if belongs(entry.event, task))
 

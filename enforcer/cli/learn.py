@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
     if output is not None and output.exists() and not arguments.force:
         print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
         return 2
-    from proxy.telemetry.journal.reading import Progress
+    from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.learning import Learner
     from rules.learning.unsaid import noted
     from rules.problems import RuleFileError

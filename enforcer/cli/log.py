@@ -15,7 +15,7 @@ from enforcer.system.state import journal_directory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.telemetry.journal.reading import Entry
+    from proxy.telemetry.journal.query import Entry
 
 PARTS = {
     "show": "everything that one event says",
@@ -86,7 +86,7 @@ def no_journal(directory: Path) -> int:
 
 
 def _show(arguments: argparse.Namespace, directory: Path) -> int:
-    from proxy.telemetry.journal.reading import Progress, follow, read_events
+    from proxy.telemetry.journal.query import Progress, follow, read_events
 
     task = journals.last(directory) if arguments.last else arguments.task
     if arguments.last and task is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.chains import Caused, Chain
     from proxy.telemetry.conversations import Joined
     from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.reading import Entry
+    from proxy.telemetry.journal.query import Entry
 
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:

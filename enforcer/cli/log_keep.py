@@ -15,7 +15,7 @@ _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Say or change it; 0 when that was done, 1 when it couldn't be, 2 for misuse."""
-    from proxy.telemetry.journal.keeper import tend_now
+    from enforcer.journal.keeper import tend_now
     from proxy.telemetry.journal.keys import KeyProblem
     from proxy.telemetry.journal.retention import Keep
 

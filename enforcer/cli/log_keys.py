@@ -62,8 +62,7 @@ def _rotate(directory: Path) -> int:
     """
     from proxy.telemetry.events import Kind, Mark
     from proxy.telemetry.journal.keys import rotate, says, signer
-    from proxy.telemetry.journal.ledger import Ledger, Remark
-    from proxy.telemetry.journal.sealing import sweep
+    from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
 
     lock = place(directory) / "ledger.lock"
     if directory.is_dir():

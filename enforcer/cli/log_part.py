@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.reading import Sought
+    from proxy.telemetry.journal.query import Sought
 
 _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
 _GLOB = frozenset("*?[")
@@ -63,7 +63,7 @@ class Part:
 
     def sought(self) -> "Sought":
         """Return what lines have to hold, as they stand in the journal."""
-        from proxy.telemetry.journal.reading import Sought
+        from proxy.telemetry.journal.query import Sought
 
         groups = [
             self._judged(),

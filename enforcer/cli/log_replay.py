@@ -11,7 +11,7 @@ from rules.problems import quoted
 
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
-    from proxy.telemetry.journal.reading import Progress, read_events
+    from proxy.telemetry.journal.query import Progress, read_events
     from proxy.telemetry.story import story
 
     if not directory.is_dir():

@@ -21,7 +21,7 @@ _HEADINGS = ("destinations", "rules", "reasons", "tasks")
 def run(arguments: argparse.Namespace, directory: Path) -> int:
     """Print them; 0 when all could be read, 1 when some lines could not, 2 for misuse."""
     from proxy.telemetry.events import DECISIONS
-    from proxy.telemetry.journal.reading import Progress, read_events
+    from proxy.telemetry.journal.query import Progress, read_events
 
     if not directory.is_dir():
         return no_journal(directory)

@@ -11,7 +11,7 @@ from enforcer.journal.signing import keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.telemetry.journal.checking import Keys
+    from proxy.telemetry.journal.segment_check import Keys
     from proxy.telemetry.journal.verify import Report
 
 

@@ -12,7 +12,7 @@ from enforcer.cli.words import several
 from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
-    from proxy.telemetry.journal.reading import Progress
+    from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.replaying import Group, Replay, Said, Tally
 
 _WORDS = {
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     `system`: where root's rules lie; for tests, not for users.
     """
     from enforcer.policy.rules_in_force import SYSTEM, load
-    from proxy.telemetry.journal.reading import Progress
+    from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.replaying import Replay
     from rules.problems import RuleFileError
 

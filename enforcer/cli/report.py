@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
-    from proxy.telemetry.journal.reading import Progress, last_task
+    from proxy.telemetry.journal.query import Progress, last_task
     from proxy.telemetry.report.gathered import gather
 
     if problem := _misuse(arguments):

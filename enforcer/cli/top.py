@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
-    from proxy.telemetry.journal.reading import Progress, follow, read_events
+    from proxy.telemetry.journal.query import Progress, follow, read_events
     from proxy.telemetry.live.state import State
 
     path = journals.found(arguments.journal)

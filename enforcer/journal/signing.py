@@ -13,8 +13,8 @@ from enforcer.system.notices import say
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
+    from enforcer.journal.keeper import Keeper
     from enforcer.worker.worker import Worker
-    from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
 
 
@@ -36,16 +36,16 @@ def keys() -> Path:
 
 def begin(journal: Path, recorder: "Recorder") -> "Keeper":
     """Look after a journal from here on. Raises HostError."""
+    from enforcer.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
     from proxy.telemetry import decoding  # noqa: F401  at the end it is needed, and somebody waits
-    from proxy.telemetry.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
 
     return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)
 
 
 def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
-    from proxy.telemetry.journal.keeper import Keeper
-    from proxy.telemetry.journal.sealing import is_left
+    from enforcer.journal.keeper import Keeper
+    from proxy.telemetry.journal.ledger import is_left
 
     recorder.journal.close()
     keeper = Keeper(journal, place(journal), say, confine)
@@ -57,7 +57,7 @@ def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
 
 def sign(journal: Path) -> None:
     """Sign what this process has told of a run that is over: else it is taken for one that was killed. Never raises."""
-    from proxy.telemetry.journal.keeper import Keeper
+    from enforcer.journal.keeper import Keeper
 
     with contextlib.suppress(HostError):  # whoever writes there next signs it
         Keeper(journal, place(journal), say, confine).close((os.getpid(),))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from enforcer.journal.keeper import Keeper
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
     from enforcer.worker.worker import Stations, Worker
-    from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
 

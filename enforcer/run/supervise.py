@@ -20,9 +20,9 @@ from enforcer.worker.worker import Worker
 if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.journal.anomaly_counts import Unusual
+    from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
     from enforcer.sandbox.stdio import Stdio
     from enforcer.service.caller import Caller
-    from proxy.telemetry.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told

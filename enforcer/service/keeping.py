@@ -1,6 +1,6 @@
 """The process that looks after the journal while the service runs, and has the key that signs it.
 
-It reads what workers wrote and believes none of it (`proxy.telemetry.journal.keeper`). It has no descriptor of the
+It reads what workers wrote and believes none of it (`enforcer.journal.keeper`). It has no descriptor of the
 service's, no capabilities, and no way to get any.
 """
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from enforcer.journal import signing
 from enforcer.system import linux
 from enforcer.system.processes import detach
-from proxy.telemetry.journal.writing import look_ahead
+from proxy.telemetry.journal.writer import look_ahead
 
 if TYPE_CHECKING:
-    from proxy.telemetry.journal.keeper import Keeper
+    from enforcer.journal.keeper import Keeper
 
 _AGAIN: Final = 5.0  # seconds between two beginnings
 _LOOK_EVERY: Final = 60.0  # seconds
@@ -66,7 +66,7 @@ def _fork(journal: Path, place: Path) -> int:
             detach({out}, None)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            from proxy.telemetry.journal.keeper import EVERY, Keeper  # here, so that no run is forked with it
+            from enforcer.journal.keeper import EVERY, Keeper  # here, so that no run is forked with it
 
             signing.confine()
             linux.die_with_parent(signal.SIGKILL, parent)

@@ -33,18 +33,18 @@ from enforcer.system.notices import say
 from enforcer.system.started_by import act_for
 from enforcer.worker import worker
 from proxy import message
-from proxy.telemetry.journal.writing import look_ahead
+from proxy.telemetry.journal.writer import look_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from enforcer.journal.keeper import Keeper
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import Hull
     from enforcer.service.rule_sets import RuleSets
-    from proxy.telemetry.journal.keeper import Keeper
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from rules.policy import Policy

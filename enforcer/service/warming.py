@@ -33,7 +33,7 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.worker import trust
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from rules.load import read

@@ -12,7 +12,7 @@ from enforcer.workspace.kept import Meta
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from proxy.approvals.protocol import Answer, Granted, Over, Pending, Reply, Resu
 from proxy.approvals.recording import Recorders, Teller
 from proxy.approvals.store import Store, StoreError
 from proxy.approvals.submit import Asked, Rates, is_told
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question, Rule

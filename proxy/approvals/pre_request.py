@@ -10,7 +10,7 @@ from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, Wish, WishState
 from proxy.approvals.store import StoreError
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.dns.names import TTL
 from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_answer, build_records, parse_query
 from proxy.telemetry.events import Dns, Kind
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.attempt import Protocol
 from rules.decision import denied
 from rules.names import HostName, InvalidName

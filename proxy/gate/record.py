@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from proxy.dialling.connecting import written
 from proxy.telemetry.events import Kind, Tls
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from proxy.inband import otlp
 from proxy.inband.desk import Answer, refused
 from proxy.inband.requests import Bad, Counter
 from proxy.telemetry.events import Agent
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

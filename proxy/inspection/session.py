@@ -29,7 +29,7 @@ from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.refusal import Page, Refusal, page
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.telemetry.events import GONE
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from proxy.tenant import UNNOTED
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict

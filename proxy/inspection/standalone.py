@@ -23,7 +23,7 @@ from proxy.poller import Poller
 from proxy.request.request_head import Unclear
 from proxy.slices import at_once
 from proxy.telemetry.events import Kind, Tls
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

@@ -13,7 +13,7 @@ from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.attribution import process_of
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.visible import visible
 from rules.commands import Run, decide_run
 from rules.decision import Decision

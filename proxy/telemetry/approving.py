@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Destination, Event, Git, Http, Instant, Kind, Origin, Process
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

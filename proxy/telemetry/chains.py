@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.reading import Entry, Progress, Sought, read_events
+from proxy.telemetry.journal.query import Entry, Progress, Sought, read_events
 from proxy.telemetry.pieces import quoted
 
 if TYPE_CHECKING:

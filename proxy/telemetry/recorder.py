@@ -30,8 +30,7 @@ from proxy.telemetry.events import (
     Where,
 )
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal.portion import Portion
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import DiskQuota, Journal, JournalFailed
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
@@ -53,14 +52,14 @@ os.register_at_fork(after_in_child=_ids.forked)
 class Recorder:
     """Records what happens to one tenant. For one thread."""
 
-    __slots__ = ("_asked", "_open", "_portion", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
+    __slots__ = ("_asked", "_open", "_quota", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
                  "tenant")  # fmt: skip
 
     def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
         self.tenant = tenant
         self.journal = journal
         self.metrics = metrics
-        self._portion = Portion(journal)
+        self._quota = DiskQuota(journal)
         self.failed = False  # whether the last event could not be written; the next one tries again
         task = tenant.task
         # Whose events these are, for others that record events of the same task, too
@@ -466,10 +465,10 @@ class Recorder:
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
 
     def _claim(self) -> None:
-        """Have it that one more attempt may be told. Raises JournalFailed, whatever the rules want then (`portion`)."""
-        if not self._portion.has_room():
+        """Check the disk quota. Raises JournalFailed, whatever `on_journal_failure` says (`DiskQuota`)."""
+        if not self._quota.has_room():
             self.metrics.events_dropped += 1
-            raise self._portion.used_up(partial(self.error, Where.JOURNAL))
+            raise self._quota.used_up(partial(self.error, Where.JOURNAL))
 
     def _write(self, event: Event) -> None:
         """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalFailed.
@@ -488,7 +487,7 @@ class Recorder:
                 return
             raise
         self.failed = False
-        self._portion.taken += written
+        self._quota.taken += written
         self.metrics.told(event.kind, written)
 
 

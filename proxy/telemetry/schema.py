@@ -26,7 +26,7 @@ _ID: Final[Schema] = {
 _TEXT: Final[Schema] = {"type": "string"}
 _WHOLE: Final[Schema] = {"type": "integer"}
 
-# What a line of the journal ends with (`chain`); an event that is passed on otherwise has none of it.
+# What a line of the journal ends with (`journal.segments`); an event that is passed on otherwise has none of it.
 _LINKS: Final[Schema] = {
     "prev": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},

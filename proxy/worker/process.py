@@ -17,7 +17,7 @@ from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import Shares
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxy.refusals import Kind, parse_refusal
 from proxy.telemetry import events
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Reason

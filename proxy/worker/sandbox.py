@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from proxy.dialling.proxy_auth import Login
     from proxy.inspection import Roots
     from proxy.shares import Shares
-    from proxy.telemetry.journal.writing import Journal
+    from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
     from proxy.tenant import Tenant
     from rules.addresses import Address

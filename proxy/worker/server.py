@@ -23,7 +23,7 @@ from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import MOST, Shares
 from proxy.telemetry.events import Where
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.merging import add, total
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.approvals.approval_request import Source
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
 
 if TYPE_CHECKING:

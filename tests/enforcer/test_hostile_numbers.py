@@ -21,8 +21,8 @@ from proxy.supervisor_channel import messages
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import compressed, retention
-from proxy.telemetry.journal.position import Bookmark
+from proxy.telemetry.journal import compression, retention
+from proxy.telemetry.journal.bookmark import Bookmark
 from proxy.telemetry.prometheus import merging
 from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.telemetry.report.gathered import gather
@@ -60,7 +60,7 @@ def over_a_pair(text, _tmp_path):
 
 def an_index(text, _tmp_path):
     body = text.encode()
-    return compressed.index(io.BytesIO(body + compressed._FOOTER.pack(len(body), compressed._MAGIC)))
+    return compression.index(io.BytesIO(body + compression._FOOTER.pack(len(body), compression._MAGIC)))
 
 
 def a_word(text, _tmp_path):

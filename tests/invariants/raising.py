@@ -37,7 +37,7 @@ PARTS = {
     "proxy.dns.lookup:in_order": "spliced inspected clear raw",
     "proxy.telemetry.recorder:Recorder.decided": "spliced inspected clear raw",
     "proxy.telemetry.recorder:encode": "spliced inspected clear raw",
-    "proxy.telemetry.journal.writing:Journal.append": "spliced inspected clear raw",
+    "proxy.telemetry.journal.writer:Journal.append": "spliced inspected clear raw",
     "proxy.inspection.deciding:Requests.requestheaders": "inspected clear",
     "proxy.inspection.deciding:Requests._decided": "inspected clear",
     "proxy.inspection.deciding:head_of": "inspected clear",

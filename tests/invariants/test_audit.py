@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.telemetry.journal.reading import read_events
+from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.learning import Learner, without_secrets
 from proxy.telemetry.replaying import Effect, Replay
 from rules.learning.writing import rule_file

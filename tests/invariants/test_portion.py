@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from proxy.telemetry.journal.portion import LITTLE
+from proxy.telemetry.journal.writer import LITTLE
 
 from .disk import Disk
 from .running import Journal, by_the_gate

@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from tests.proxy.loopback import let_out
 
 

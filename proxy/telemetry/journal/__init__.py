@@ -1,1 +1,1 @@
-"""The journal: `writing` and `chain` make its lines, `keeper` looks after them, `reading` reads them back."""
+"""The journal: `writer` appends, `ledger` signs, `query` and `bookmark` read, `retention` removes, `verify` checks."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from proxy import strict_json
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.compressed import compress
+from proxy.telemetry.journal.bookmark import Bookmark, lags
+from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.ledger import Ledger, Remark, last_hash
-from proxy.telemetry.journal.position import Bookmark, lags
 from proxy.telemetry.journal.segments import (
     COMPRESSED,
     LEDGER,

@@ -1,10 +1,15 @@
-"""A journal's files by name: `YYYY-MM-DD/NNNN.jsonl`, `.jsonl.zst` once closed and compressed, and each day's ledger.
+"""Segments of a journal: file names, safe opening, blocks of lines, and the hash chain of the lines.
 
-A segment is called by its day and its stem, `2026-11-18/0003`, whatever form it has: it may be compressed between two
-looks at it, and is then still the same lines at the same offsets. Offsets are always those of the lines as written.
+The files of a day are `YYYY-MM-DD/NNNN.jsonl`, `.jsonl.zst` once closed and compressed, and the ledger. A segment is
+named by its day and stem, `2026-11-18/0003`, in either form: it may be compressed between two looks, and then has the
+same lines at the same offsets. Offsets always count the lines as they were written.
 
-Workers can make files here, and whoever reads or signs them may do more than a worker may: nothing is reached through a
-link, and nothing opened but regular files (`open_regular`).
+A worker can create files here, and a process that reads or signs them has more rights than a worker: no link is
+followed, and only regular files are opened (`open_regular`).
+
+A line ends with two members: `prev`, the hash of the line before it in its file, and `hash`, its own, SHA-256 (FIPS
+180-4) over all bytes of the line before the member. A signed line has a `signature` between them: ed25519 (RFC 8032)
+over all bytes before it, and so over everything in the file up to there. Lines are checked as bytes, unparsed.
 """
 
 import contextlib
@@ -12,18 +17,20 @@ import errno
 import io
 import os
 import stat
+from base64 import b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from proxy.telemetry.encoding import LONGEST_LINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LEDGER = "ledger"  # the stem of the file in which the heads of a day's segments are signed
 PLAIN, COMPRESSED = ".jsonl", ".jsonl.zst"
 BLOCK = 1 << 20  # bytes read at once
-_DIGITS = frozenset("0123456789")
+_DECIMALS = frozenset("0123456789")
 
 
 class Segment(NamedTuple):
@@ -41,7 +48,7 @@ class Segment(NamedTuple):
 def segment_number(name: str) -> int | None:
     """Return the number of a segment's file name, compressed or not; None for any other file."""
     stem, dot, suffix = name.partition(".")
-    return int(stem) if dot + suffix in {PLAIN, COMPRESSED} and stem and _DIGITS.issuperset(stem) else None
+    return int(stem) if dot + suffix in {PLAIN, COMPRESSED} and stem and _DECIMALS.issuperset(stem) else None
 
 
 def days(directory: "Path", since: int = 0) -> "list[Path]":
@@ -175,6 +182,62 @@ def _opened(path: "Path", offset: int, since: str) -> BinaryIO:
     if path.suffix != ".zst":
         file.seek(offset)
         return io.BufferedReader(file, BLOCK)
-    from proxy.telemetry.journal.compressed import reader
+    from proxy.telemetry.journal.compression import reader
 
     return reader(file, offset, since)
+
+
+BEGINNING = b"0" * 64  # what the first line of a file has for the hash of the line before it
+_HASH_DIGITS = 64
+_HASH, _PREV, _SIGNATURE = b',"hash":"', b',"prev":"', b',"signature":"'
+_HASH_TAIL = len(_HASH) + _HASH_DIGITS + len(b'"}\n')
+_PREV_TAIL = len(_PREV) + _HASH_DIGITS + len(b'"')
+_SIGNATURE_TAIL = len(_SIGNATURE) + 88 + len(b'"')  # 64 bytes in Base64
+
+
+class Links(NamedTuple):
+    """What a line says of itself, and what it is said over."""
+
+    prev: bytes
+    hash: bytes
+    hashed: bytes  # what `hash` is to be the SHA-256 of
+    signature: bytes = b""  # as it is written, in Base64; empty: it is not signed
+    signed: bytes = b""  # what it is over
+
+
+def link(line: bytes, prev: bytes) -> tuple[bytes, bytes]:
+    """Put a line of JSON (an object with a member, newline included) behind the one with the hash `prev`.
+
+    Return it as it is to be written, and its hash.
+    """
+    return _closed(b'%b,"prev":"%b"' % (line[:-2], prev))
+
+
+def link_signed(line: bytes, prev: bytes, sign: "Callable[[bytes], bytes]") -> tuple[bytes, bytes]:
+    """Do what `link` does, with a signature."""
+    body = b'%b,"prev":"%b"' % (line[:-2], prev)
+    return _closed(b'%b,"signature":"%b"' % (body, b64encode(sign(body))))
+
+
+def links(line: bytes) -> Links | None:
+    """Return what a whole line (newline included) says of itself; None: it has no links where they belong."""
+    if line[-_HASH_TAIL : -_HASH_TAIL + len(_HASH)] != _HASH or not line.endswith(b'"}\n'):
+        return None
+    own, rest = line[-_HASH_TAIL + len(_HASH) : -3], line[:-_HASH_TAIL]
+    signature, before = b"", rest
+    if rest[-_SIGNATURE_TAIL : -_SIGNATURE_TAIL + len(_SIGNATURE)] == _SIGNATURE:
+        signature, before = rest[-_SIGNATURE_TAIL + len(_SIGNATURE) : -1], rest[:-_SIGNATURE_TAIL]
+    if before[-_PREV_TAIL : -_PREV_TAIL + len(_PREV)] != _PREV:
+        return None
+    return Links(before[-_HASH_DIGITS - 1 : -1], own, rest, signature, before if signature else b"")
+
+
+def hash_of(line: bytes) -> bytes:
+    """Return the hash that a line says it has; empty where it says none."""
+    found = links(line)
+    return b"" if found is None else found.hash
+
+
+def _closed(body: bytes) -> tuple[bytes, bytes]:
+    own = sha256(body).hexdigest().encode()
+    return b'%b,"hash":"%b"}\n' % (body, own), own

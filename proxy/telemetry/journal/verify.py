@@ -1,4 +1,4 @@
-"""Whether a journal is as it was written: each of its files (`checking`), and all of them against each other.
+"""Whether a journal is as it was written: each of its files (`segment_check`), and all of them against each other.
 
 What a ledger knows is there, or was removed and that is signed; what a segment knew of a ledger is in it; each ledger
 follows the one before it; and what is newer than the last signature is said. What nobody has signed may have been
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.decoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.chain import links
-from proxy.telemetry.journal.checking import Checked, Claim, Finding, Gravity, Keys, check
 from proxy.telemetry.journal.keys import valid
-from proxy.telemetry.journal.segments import LEDGER, Segment, days, find, ledger, segments
+from proxy.telemetry.journal.segment_check import Checked, Claim, Finding, Gravity, Keys, check
+from proxy.telemetry.journal.segments import LEDGER, Segment, days, find, ledger, links, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -14,8 +14,8 @@ from proxy.telemetry.shapes.record import nanoseconds, read, shortened
 from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
 
 if TYPE_CHECKING:
-    from proxy.telemetry.journal.position import Reader
-    from proxy.telemetry.journal.position import Record as Line
+    from proxy.telemetry.journal.bookmark import Reader
+    from proxy.telemetry.journal.bookmark import Record as Line
     from proxy.telemetry.sinks.sink import Sink
 
 MOST_LINES: Final = 1000  # of a batch

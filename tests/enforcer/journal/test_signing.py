@@ -9,8 +9,8 @@ import pytest
 from enforcer.journal import signing
 from enforcer.worker.worker import Worker, lost
 from proxy import message
-from proxy.telemetry.journal.sealing import is_left, unsealed
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.ledger import is_left, unsealed
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

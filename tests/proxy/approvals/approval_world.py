@@ -14,7 +14,7 @@ from proxy.approvals.registry import Registry
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.selectors import Pattern
 
 STARTER, ADA, BO, CY, MALLORY = 1000, 1001, 1002, 1003, 6666

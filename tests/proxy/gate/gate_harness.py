@@ -17,7 +17,7 @@ from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.gate.listener import Gate, original_destination
 from proxy.poller import Loop, Poller
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

@@ -27,7 +27,7 @@ from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

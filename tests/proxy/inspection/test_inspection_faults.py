@@ -15,7 +15,7 @@ from proxy.dialling.connecting import DialFailed
 from proxy.inspection import conversation, deciding, engine, http, http1, http2, judging, link, session, stream, tls
 from proxy.inspection.context import far
 from proxy.inspection.judging import Place
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
 from rules.verdicts import Reason
 

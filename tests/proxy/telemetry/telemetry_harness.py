@@ -27,7 +27,7 @@ from proxy.telemetry.events import (
     Unusual,
     Where,
 )
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant

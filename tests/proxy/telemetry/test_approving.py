@@ -8,7 +8,7 @@ from telemetry_harness import HOSTILE, ORIGIN, REVISION, connect, rig
 from proxy.telemetry.approving import ApprovalRecorder, Grant, Subject
 from proxy.telemetry.decoding import decode
 from proxy.telemetry.events import Answer, Destination, Http, Kind, Process
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.sayings import what
 from rules.attempt import Protocol

@@ -11,7 +11,7 @@ from enforcer.cli import main
 from proxy.telemetry.approving import ApprovalRecorder, Subject
 from proxy.telemetry.conversations import MOST
 from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from rules.attempt import Protocol
 
 SECOND = 1_000_000_000

@@ -6,7 +6,7 @@ import resource
 import pytest
 from export_harness import ids, in_order, write
 
-from proxy.telemetry.journal.position import Bookmark, Reader
+from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from proxy.telemetry.sinks.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
 from proxy.telemetry.sinks.file import FileSink
 from proxy.telemetry.sinks.formats import FORMATS

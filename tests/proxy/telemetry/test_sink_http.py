@@ -16,7 +16,7 @@ import pytest
 from export_harness import free_port, ids, write
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.telemetry.journal.position import Bookmark, Reader
+from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from proxy.telemetry.shapes.record import read
 from proxy.telemetry.sinks.formats import FORMATS
 from proxy.telemetry.sinks.http import OtlpSink, Place, Poster, WebhookSink

@@ -13,7 +13,7 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Kind, Process, Tls
-from proxy.telemetry.journal.position import Bookmark, Reader
+from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from proxy.telemetry.shapes.record import read
 from proxy.telemetry.sinks import syslog
 from proxy.telemetry.sinks.formats import FORMATS

@@ -12,7 +12,7 @@ from proxy.limits import Connections
 from proxy.refusals import Kind as RefusedKind
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Where
-from proxy.telemetry.journal.chain import BEGINNING, link_signed
+from proxy.telemetry.journal.segments import BEGINNING, link_signed
 from proxy.telemetry.metrics import PACKET_KINDS
 from rules.attempt import Protocol
 from rules.limits import Limits

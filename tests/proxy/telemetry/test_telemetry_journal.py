@@ -15,9 +15,9 @@ from telemetry_harness import full_event, missing
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import writing as journal_module
-from proxy.telemetry.journal.reading import Progress, read_events
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal import writer as journal_module
+from proxy.telemetry.journal.query import Progress, read_events
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000
@@ -178,7 +178,7 @@ def test_a_directory_that_cannot_be_is_said_so(tmp_path):
 def test_writers_at_once_take_segments_of_their_own(tmp_path):
     """Four processes begin in the same day at the same moment, each event in a segment of its own."""
     program = (
-        "import sys, pathlib, time; from proxy.telemetry.journal.writing import Journal\n"
+        "import sys, pathlib, time; from proxy.telemetry.journal.writer import Journal\n"
         "journal = Journal(pathlib.Path(sys.argv[1]), segment_bytes=1)\n"
         "sys.stdin.buffer.readline()\n"
         "for line in sys.stdin.buffer: journal.append(line, int(sys.argv[2]))\n"
@@ -275,8 +275,8 @@ if ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"tmpf
 
 import errno
 from telemetry_harness import connect, rig
-from proxy.telemetry.journal.writing import JournalFailed
-from proxy.telemetry.journal.reading import Progress, read_events
+from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.query import Progress, read_events
 directory = pathlib.Path(sys.argv[1])
 filler = directory / "filler"
 filler.write_bytes(b"x" * 40000)

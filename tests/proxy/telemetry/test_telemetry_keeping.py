@@ -11,20 +11,19 @@ import time
 import pytest
 from telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
 
+from enforcer.journal.keeper import Keeper, tend_now
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import keys as keyring
-from proxy.telemetry.journal import sealing
-from proxy.telemetry.journal.compressed import compress, index
-from proxy.telemetry.journal.keeper import Keeper, tend_now
-from proxy.telemetry.journal.ledger import Ledger
-from proxy.telemetry.journal.position import Bookmark, Reader, lags
-from proxy.telemetry.journal.reading import Progress, Sought, read_events
+from proxy.telemetry.journal import ledger as journal_ledger
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
+from proxy.telemetry.journal.compression import compress, index
+from proxy.telemetry.journal.ledger import Ledger, sweep
+from proxy.telemetry.journal.query import Progress, Sought, read_events
 from proxy.telemetry.journal.retention import HELD, Keep
-from proxy.telemetry.journal.sealing import sweep
 from proxy.telemetry.journal.segments import days, find, opened
 from proxy.telemetry.journal.verify import verify
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.verdicts import OnJournalFailure
 
 DAY = 86_400_000_000_000
@@ -33,7 +32,7 @@ DAY = 86_400_000_000_000
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """What somebody else has left is mended without waiting for him."""
-    monkeypatch.setattr(sealing, "_QUIET", 0.0)
+    monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
 @pytest.fixture
@@ -331,7 +330,7 @@ def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
 
 
 def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place, monkeypatch):
-    monkeypatch.setattr(sealing, "_QUIET", 10.0)
+    monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
         "from telemetry_harness import rig, connect\n"

@@ -11,8 +11,8 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_eve
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
-from proxy.telemetry.journal.compressed import compress
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.story import story
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Verdict
@@ -237,8 +237,8 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert status == 0
     assert run(capfdbinary, "keys", "make")[0] == 1
     assert run(capfdbinary, "keys")[1] == f"{made.strip()}  signs now\n"
+    from enforcer.journal.keeper import Keeper
     from enforcer.journal.signing import place
-    from proxy.telemetry.journal.keeper import Keeper
 
     Keeper(directory, place(directory), pytest.fail).close((os.getpid(),))
     status, out, _ = run(capfdbinary, "verify")

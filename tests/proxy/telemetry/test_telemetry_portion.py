@@ -7,9 +7,8 @@ import pytest
 from telemetry_harness import ALLOWED, StandInPolicy, StandInSettings, close, connect, rig
 
 from proxy.telemetry.events import Agent, Kind, Where
-from proxy.telemetry.journal import portion
-from proxy.telemetry.journal.portion import LITTLE, Portion
-from proxy.telemetry.journal.writing import JournalFailed
+from proxy.telemetry.journal import writer
+from proxy.telemetry.journal.writer import LITTLE, DiskQuota, JournalFailed
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 
@@ -29,8 +28,8 @@ class Disk:
 def clock(monkeypatch):
     """Seconds since 1970 and of the monotonic clock, as they are set."""
     now = {"time": 1_795_000_000.0, "monotonic": 1000.0}
-    monkeypatch.setattr(portion.time, "time", lambda: now["time"])
-    monkeypatch.setattr(portion.time, "monotonic", lambda: now["monotonic"])
+    monkeypatch.setattr(writer.time, "time", lambda: now["time"])
+    monkeypatch.setattr(writer.time, "monotonic", lambda: now["monotonic"])
     return now
 
 
@@ -45,27 +44,27 @@ def fill(mine, disk, piece):
 
 def test_a_little_is_nobodys_business():
     disk = Disk(0)
-    mine = Portion(disk)
+    mine = DiskQuota(disk)
     assert fill(mine, disk, 4096) == LITTLE
 
 
 def test_one_task_fills_a_third_of_what_was_free():
     size = 900 << 20
     disk = Disk(size)
-    assert size // 3 <= fill(Portion(disk), disk, 4096) <= size // 3 + (2 << 20)
+    assert size // 3 <= fill(DiskQuota(disk), disk, 4096) <= size // 3 + (2 << 20)
 
 
 def test_each_of_several_leaves_room_for_others():
     disk = Disk(900 << 20)
     for _ in range(5):
-        fill(Portion(disk), disk, 4096)
+        fill(DiskQuota(disk), disk, 4096)
     assert disk.size > 100 << 20
-    assert Portion(disk).has_room()
+    assert DiskQuota(disk).has_room()
 
 
 def test_the_disk_is_looked_at_seldom():
     disk = Disk(1 << 40)
-    mine = Portion(disk)
+    mine = DiskQuota(disk)
     for _ in range(10_000):
         mine.has_room()
         mine.taken += 4096
@@ -74,7 +73,7 @@ def test_the_disk_is_looked_at_seldom():
 
 def test_without_room_it_is_looked_at_once_a_second(clock):
     disk = Disk(0)
-    mine = Portion(disk)
+    mine = DiskQuota(disk)
     mine.taken = LITTLE
     assert [mine.has_room() for _ in range(100)] == [False] * 100
     assert disk.looks == 1
@@ -87,7 +86,7 @@ def test_without_room_it_is_looked_at_once_a_second(clock):
 
 def test_another_day_is_another_portion(clock):
     disk = Disk(0)
-    mine = Portion(disk)
+    mine = DiskQuota(disk)
     mine.taken = 2 * LITTLE
     assert not mine.has_room()
     clock["time"] += 86_400
@@ -102,16 +101,16 @@ def used_up(request, tmp_path, monkeypatch):
     here = rig(tmp_path)
     here.recorder.tenant.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=request.param))
     monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
-    here.recorder._portion.taken = LITTLE
+    here.recorder._quota.taken = LITTLE
     return here
 
 
 @pytest.fixture
 def opened(used_up):
     """The event of a connection that it has still."""
-    used_up.recorder._portion.taken = 0
+    used_up.recorder._quota.taken = 0
     event = connect(used_up.recorder)
-    used_up.recorder._portion.taken = LITTLE
+    used_up.recorder._quota.taken = LITTLE
     return event
 
 
@@ -150,7 +149,7 @@ def test_room_that_is_made_is_used(used_up, monkeypatch):
     with pytest.raises(JournalFailed):
         connect(used_up.recorder)
     monkeypatch.setattr(type(used_up.recorder.journal), "free", lambda _: 1 << 40)
-    used_up.recorder._portion._look_when = time.monotonic()
+    used_up.recorder._quota._look_when = time.monotonic()
     connect(used_up.recorder)
     assert used_up.metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE] == 1
 

@@ -7,9 +7,9 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.compressed import compress
-from proxy.telemetry.journal.position import Bookmark, Reader, lags
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
+from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.writer import Journal
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000

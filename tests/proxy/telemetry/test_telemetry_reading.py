@@ -7,8 +7,8 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import reading
-from proxy.telemetry.journal.reading import Progress, follow, read_events
+from proxy.telemetry.journal import query
+from proxy.telemetry.journal.query import Progress, follow, read_events
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000
@@ -42,7 +42,7 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
     for number in range(50):
         segment(tmp_path, f"2026-11-18/{number:04d}.jsonl", line(NOON + 2 * number), line(NOON + 2 * number + 1))
     open_now, most = 0, 0
-    real = reading._segment
+    real = query._segment
 
     def counted(path, progress, sought):
         nonlocal open_now, most
@@ -53,7 +53,7 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
         finally:
             open_now -= 1
 
-    monkeypatch.setattr(reading, "_segment", counted)
+    monkeypatch.setattr(query, "_segment", counted)
     assert times(read_events(tmp_path)) == list(range(100))
     assert open_now == 0
     assert most <= 3

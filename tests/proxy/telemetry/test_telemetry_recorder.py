@@ -10,7 +10,7 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Dns, Http, Kind, Tls, Where
-from proxy.telemetry.journal.writing import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict

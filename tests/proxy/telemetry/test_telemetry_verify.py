@@ -11,14 +11,13 @@ from telemetry_harness import full_event
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal import keys as keyring
-from proxy.telemetry.journal import sealing
-from proxy.telemetry.journal.chain import link
-from proxy.telemetry.journal.checking import Gravity
-from proxy.telemetry.journal.compressed import compress
-from proxy.telemetry.journal.ledger import Ledger, LedgerFailed, Remark
-from proxy.telemetry.journal.sealing import Broken, seal, sweep
+from proxy.telemetry.journal import ledger as journal_ledger
+from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.ledger import Broken, Ledger, LedgerFailed, Remark, seal, sweep
+from proxy.telemetry.journal.segment_check import Gravity
+from proxy.telemetry.journal.segments import link
 from proxy.telemetry.journal.verify import verify
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 
 DAY = time.strftime("%Y-%m-%d", time.gmtime())
 
@@ -62,7 +61,7 @@ def write(journal, text):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """What somebody else has left is mended without waiting for him."""
-    monkeypatch.setattr(sealing, "_QUIET", 0.0)
+    monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
 @pytest.fixture
@@ -320,7 +319,7 @@ def test_whoever_seals_may_be_killed_at_any_moment_and_the_next_goes_on(home, mo
         if killed == "before it is in the ledger":
             patch.setattr(ledger, "checkpoint", _be_killed)
         else:
-            patch.setattr(sealing.os, "fchmod", _be_killed)
+            patch.setattr(journal_ledger.os, "fchmod", _be_killed)
         with pytest.raises(KeyboardInterrupt):
             list(sweep(home / "journal", ledger))
     assert lines_of(home, "0002.jsonl")[-1].count(b"journal.sealed") == 1

@@ -10,15 +10,15 @@ import pytest
 from recorder_harness import FLAGGED
 from telemetry_harness import HOSTILE, connect, rig
 
+from enforcer.journal.keeper import Keeper
 from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin, Transferred, Unusual
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal.keeper import Keeper
 from proxy.telemetry.journal.keys import known
-from proxy.telemetry.journal.reading import read_events
+from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.journal.verify import verify
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.usual.habits import (
     ENOUGH,

@@ -9,7 +9,7 @@ import pytest
 from proxy.inspection import Roots
 from proxy.poller import Loop
 from proxy.shares import LEAST, OWN, RESERVED, Shares
-from proxy.telemetry.journal.writing import Journal
+from proxy.telemetry.journal.writer import Journal
 from proxy.tenant import Task, Tenant
 from proxy.worker.sandbox import Common, Tenancy
 from rules.load import load

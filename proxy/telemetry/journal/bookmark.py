@@ -12,8 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from proxy import strict_json
-from proxy.telemetry.journal.chain import hash_of
-from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, of_day, opened
+from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, hash_of, of_day, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

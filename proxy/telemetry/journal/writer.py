@@ -1,27 +1,29 @@
-"""Where events are kept: `YYYY-MM-DD/NNNN.jsonl` in one directory, a line an event, written by one process a segment.
+"""Journal writer: appends events to `YYYY-MM-DD/NNNN.jsonl`, one line an event, one process a segment.
 
-An event is on its way to the disk when `append` returns: one write(2), nothing queued, so that a worker that is killed
-loses nothing it let out (the page cache survives a process, not a power cut). What can't be written raises, and what it
-spoke of must then not be let out (invariants 2 and 6). Each line carries the hash of the one before it (`chain`); a
-segment's first line says who writes it and how far the day's ledger was then. Signing is not done here: a writer reads
-hostile bytes all day and holds no key. It says how far it is (`news`), and whoever has the key signs that (`ledger`).
-Reading is `reading`'s business.
+An event is in the page cache when `append` returns: one write(2), no queue, so a killed worker loses no event of what
+it allowed. An event that cannot be written raises, and what it describes must then not be allowed (invariants 2, 6).
+Each line carries the hash of the line before it (`segments`); a segment's first line names its writer and the head of
+the day's ledger. A writer reads hostile bytes and holds no key: it reports how far it is (`news`), and a process with
+the key signs that (`ledger`).
+
+DiskQuota bounds what one task may fill of the journal's disk.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Instant, Kind, Mark
 from proxy.telemetry.ids import IdMaker
-from proxy.telemetry.journal.chain import BEGINNING, hash_of
-from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, PLAIN, segment_number
+from proxy.telemetry.journal.segments import BEGINNING, COMPRESSED, LEDGER, PLAIN, hash_of, segment_number
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
@@ -128,7 +130,7 @@ class Journal:
 
     def _write(self, line: bytes) -> None:
         """Link a line to the one before it, and write it."""
-        # What chain.link does, without a call: this is done for every event.
+        # What segments.link does, without a call: this is done for every event.
         body = b'%b,"prev":"%b"' % (line[:-2], self._head)
         own = sha256(body).hexdigest().encode()
         line = b'%b,"hash":"%b"}\n' % (body, own)
@@ -283,3 +285,45 @@ def _next_segment(day: int) -> tuple[int, int]:
         with contextlib.suppress(OSError):  # a file system without locks: what is mended there is looked at by its age
             fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return number, segment
+
+
+LITTLE: Final = 16 << 20  # bytes that are nobody's business
+_BETWEEN: Final = 1 << 20  # bytes, from one look at the disk to the next
+_AGAIN: Final = 1.0  # seconds, likewise, while there is no room
+_DAY: Final = 86_400  # seconds
+
+
+class DiskQuota:
+    """One task's, of the disk that `journal` is on."""
+
+    __slots__ = ("_day", "_journal", "_look_at", "_look_when", "_said", "taken")
+
+    def __init__(self, journal: "Journal") -> None:
+        self._journal = journal
+        self._look_at = LITTLE
+        self._look_when = 0.0  # time.monotonic(), while there is no room
+        self._day = 0
+        self.taken = 0  # bytes, today
+        self._said = False  # that there is no room
+
+    def has_room(self) -> bool:
+        """Whether more may be told of the task."""
+        if self.taken < self._look_at or time.monotonic() < self._look_when:
+            return not self._look_when
+        day = int(time.time()) // _DAY
+        if day != self._day:
+            self._day, self.taken = day, 0 if self._day else self.taken
+        if self.taken < LITTLE or self.taken <= self._journal.free() // 2:
+            self._look_at, self._look_when, self._said = max(LITTLE, self.taken + _BETWEEN), 0.0, False
+            return True
+        self._look_when = time.monotonic() + _AGAIN
+        return False
+
+    def used_up(self, say: Callable[[str], None]) -> JournalFailed:
+        """Return what to raise where there is no room; `say` what is to be known of that, once."""
+        told = f"{self.taken >> 20} MiB were told of the task today"
+        if not self._said:
+            self._said = True
+            more = "more than half of what is free on the journal's disk: what it tries is refused"
+            say(f"{told}, {more}, so that others' attempts can be told")
+        return JournalFailed(errno.EDQUOT, told)

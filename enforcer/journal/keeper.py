@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.journal.keys import KeyProblem, signer
-from proxy.telemetry.journal.ledger import Ledger
-from proxy.telemetry.journal.sealing import Broken, Walk, sweep, unsealed
-from proxy.telemetry.journal.writing import Head
+from proxy.telemetry.journal.ledger import Broken, Ledger, Walk, sweep, unsealed
+from proxy.telemetry.journal.writer import Head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
