@@ -16,7 +16,6 @@ class LinkUp(NamedTuple):
     """Bring `lo` up: it is the first device of every network namespace."""
 
     def describe(self) -> str:
-        """Say what this does."""
         return "bring `lo` up"
 
 
@@ -26,7 +25,6 @@ class OwnAddress(NamedTuple):
     address: IPv4Address | IPv6Address
 
     def describe(self) -> str:
-        """Say what this does."""
         return f"add the address {self.address} to `lo`"
 
 
@@ -36,7 +34,6 @@ class EverythingIsLocal(NamedTuple):
     source: IPv4Address | IPv6Address
 
     def describe(self) -> str:
-        """Say what this does."""
         everything = "0.0.0.0/0" if self.source.version == 4 else "::/0"
         return f"route {everything} to `lo`, from {self.source}"
 

@@ -45,7 +45,6 @@ class Table(NamedTuple):
     name: str
 
     def describe(self) -> str:
-        """Say what this adds."""
         return f"add the table `{self.name}`"
 
 
@@ -56,7 +55,6 @@ class Counter(NamedTuple):
     name: str
 
     def describe(self) -> str:
-        """Say what this adds."""
         return f"add the counter `{self.name}`"
 
 
@@ -69,7 +67,6 @@ class AddressSet(NamedTuple):
     timeout: int
 
     def describe(self) -> str:
-        """Say what this adds."""
         return f"add the set `{self.name}` of at most {self.size} IPv6 addresses, each for {self.timeout} s"
 
 
@@ -82,7 +79,6 @@ class Chain(NamedTuple):
     leave: bool = False
 
     def describe(self) -> str:
-        """Say what this adds."""
         if self.priority is None:
             return f"add the chain `{self.name}`"
         way = f"packets {'leave' if self.leave else 'come in'} (priority {self.priority})"
@@ -98,7 +94,6 @@ class Rule(NamedTuple):
     expressions: tuple[Expression, ...]
 
     def describe(self) -> str:
-        """Say what this adds."""
         return f"rule of `{self.chain}`: {self.says}"
 
     @property

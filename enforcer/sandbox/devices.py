@@ -54,7 +54,6 @@ class Devices(NamedTuple):
     owner: tuple[int, int] = (0, 0)
 
     def describe(self) -> str:
-        """Say it in a line."""
         names = ", ".join((*NODES, *self.given))
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 

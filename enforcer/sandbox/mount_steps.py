@@ -1,4 +1,7 @@
-"""The steps that make a file system view, as frozen values: each can be described, and executed by an init process.
+"""The steps that make a file system view, as frozen values.
+
+Each can say in a line what it does (`describe`), have an init process do it (`take`), and some can explain an error
+(`why`).
 
 They are taken in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`,
 and `/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
@@ -79,11 +82,9 @@ class Tmpfs(NamedTuple):
     owner: tuple[int, int] | None = None
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls, path = player.calls, NEW + self.target
         calls.close(made(calls, path))
         size = f",size={self.size}" if self.size else ""
@@ -100,11 +101,9 @@ class Directory(NamedTuple):
     owner: tuple[int, int] | None = None
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"make the directory {self.target}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls = player.calls
         place = made(calls, NEW + self.target)
         directory = calls.get("openat", place, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -121,11 +120,9 @@ class Files(NamedTuple):
     content: Mapping[str, bytes]
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"write {len(self.content)} small files of its own below {self.target}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         overlays.fill(player.calls, NEW + self.target, self.content)
 
 
@@ -136,11 +133,9 @@ class Link(NamedTuple):
     to: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"link {self.target} to {self.to}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         player.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
 
 
@@ -154,7 +149,6 @@ class Bind(NamedTuple):
     tree: int | None = None  # a detached mount of the source, made (and id-mapped) by who could
 
     def describe(self) -> str:
-        """Say it in a line."""
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
@@ -188,18 +182,15 @@ class Kernel(NamedTuple):
     data: str = ""
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"mount a fresh {self.kind} on {self.target}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls, path = player.calls, NEW + self.target
         calls.close(made(calls, path))
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
         mount(calls, self.kind, path, flags, self.data)
 
     def why(self, error: OSError) -> OSError:
-        """Say why it couldn't be done."""
         if self.kind != "proc" or error.errno != errno.EPERM:
             return error
         # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
@@ -214,11 +205,9 @@ class Sysctl(NamedTuple):
     value: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"set {self.name} to {self.value}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls, path = player.calls, f"{NEW}/proc/sys/{self.name}"
         file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
         calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
@@ -231,11 +220,9 @@ class Pin(NamedTuple):
     target: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"pin {self.target} in place"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls = player.calls
         directory = place_of(calls, NEW + self.target)
         pin(calls, directory)
@@ -249,7 +236,6 @@ class Cover(NamedTuple):
     hide: bool = False
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
     def take(self, player: Player) -> None:
@@ -272,7 +258,6 @@ class MaskDoors(NamedTuple):
     target: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"mask every socket and FIFO below {self.target}"
 
     def take(self, player: Player) -> None:
@@ -288,7 +273,6 @@ class HideNames(NamedTuple):
     patterns: tuple[tuple[str, ...], ...]
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
     def take(self, player: Player) -> None:
@@ -329,11 +313,9 @@ class HideMounts(NamedTuple):
     target: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls = player.calls
         for point, kind in overlays.mounts_below(player, NEW + self.target):
             if kind not in _PLAIN:
@@ -348,11 +330,9 @@ class ReadOnly(NamedTuple):
     target: str
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"make {self.target} itself read-only"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         change(player.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
@@ -366,7 +346,6 @@ class Room(NamedTuple):
     size: int
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
     def take(self, player: Player) -> None:
@@ -386,11 +365,9 @@ class Part(NamedTuple):
     owner: tuple[int, int] | None = None
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls, own = player.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
         calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
         calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)

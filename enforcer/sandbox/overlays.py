@@ -294,13 +294,11 @@ class Show(NamedTuple):
     guarded: bool = False  # whether a task could have planted a link on the way to it
 
     def describe(self) -> str:
-        """Say it in a line."""
         names = ", ".join((*self.top, *self.own))
         own = f", with its own {names}" if names else ""
         return f"show {self.source} read-only through an overlay{own}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls, source = player.calls, OLD + self.source
         status = os.stat(self.source if self.staged is None else self.staged)
         tree = None if self.staged is None else calls.take(self.staged)
@@ -329,7 +327,6 @@ class ShowFile(NamedTuple):
     around: int | None = None  # and one of its directory
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"show {self.source} read-only through an overlay of its directory"
 
     def take(self, player: Player) -> None:
@@ -363,11 +360,9 @@ class Review(NamedTuple):
     staged: int | None = None
 
     def describe(self) -> str:
-        """Say it in a line."""
         return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
 
     def take(self, player: Player) -> None:
-        """Have it done."""
         calls = player.calls
         source, changes = (
             _staged(calls, cloned(calls, OLD + path) if tree is None else calls.take(tree))
@@ -378,7 +373,6 @@ class Review(NamedTuple):
         _put(calls, target, NEW + self.source)
 
     def why(self, error: OSError) -> OSError:
-        """Say why it couldn't be done."""
         return why_not_written(error)
 
 
