@@ -75,7 +75,9 @@ def way(tmp_path, monkeypatch):
         seen.written.append(program.argv)
         return give_up(task, who, program, stdio)
 
-    monkeypatch.setattr(trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, []))
+    monkeypatch.setattr(
+        trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, [])
+    )
     monkeypatch.setattr(sandbox_spec, "compose", composed)
     monkeypatch.setattr(sandbox_spec, "roots", lambda *_: (b"roots", b"store"))
     monkeypatch.setattr(task_start, "give_up", written)
