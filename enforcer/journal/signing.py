@@ -49,10 +49,10 @@ def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
 
     recorder.journal.close()
     keeper = Keeper(journal, place(journal), say, confine)
-    keeper.close((gate.pid,))
-    if is_left(journal, gate.pid):  # it has said that it had closed what it wrote
+    keeper.close(gate.writers)
+    if any(is_left(journal, pid) for pid in gate.writers):  # it has said that it had closed what it wrote
         gate.kill()
-        keeper.close((gate.pid,))
+        keeper.close(gate.writers)
 
 
 def sign(journal: Path) -> None:

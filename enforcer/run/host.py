@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from enforcer.limits.cgroups import Fence
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
+    from enforcer.run.caller import Caller
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import Hull
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.service.caller import Caller
     from enforcer.worker.worker import Stations, Worker
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
@@ -80,7 +80,7 @@ class StandaloneHost:
 
     def announce(self) -> None:
         """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
-        from enforcer.service.asking import is_there
+        from enforcer.system.control_socket import is_there
         from enforcer.system.notices import say
 
         if is_there():
@@ -106,7 +106,7 @@ class StandaloneHost:
 
     def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":  # noqa: ARG002
         """Start a worker for this sandbox alone."""
-        return worker.start(who, tenant, stations)
+        return worker.start(who, tenant, stations, worker.WorkerProcess)
 
     def arrange_stdio(self, owner: int) -> "Stdio":
         """Put pipes or a terminal in front of this process's own."""

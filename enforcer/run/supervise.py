@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.journal.anomaly_counts import Unusual
     from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
+    from enforcer.run.caller import Caller
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.service.caller import Caller
 
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
@@ -75,21 +75,14 @@ class Watch:
             selector.register(source, selectors.EVENT_READ)
         if self.sandbox.seat is not None:
             self.sandbox.seat.watch(selector)
-        if self.gate.keyholder is not None:
-            self.gate.keyholder.watch(selector)
-        if self.gate.registration is not None:
-            self.gate.registration.watch(selector, partial(self.sandbox.signal, signal.SIGKILL, group=False))
-            self.gate.registration.turn(self.gate)
+        self.gate.watch(selector, self._kill)
+        self.gate.turn()
         if self.post is not None:
             self.post.watch(selector)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait())
-        if self.gate.keyholder is not None:
-            due = min(due, self.gate.keyholder.wait())
-        if self.gate.registration is not None:
-            due = min(due, self.gate.registration.wait())
+        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait(), self.gate.wait())
         return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> Ended | None:
@@ -102,10 +95,7 @@ class Watch:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
                 self.gate.tell(news)
-        if self.gate.keyholder is not None:
-            self.gate.keyholder.turn()
-        if self.gate.registration is not None:
-            self.gate.registration.turn(self.gate)
+        self.gate.turn()
         if self.post is not None:
             self.post.turn(self.gate)
         return self._ended(None, "") if self.ward.turn(partial(self.sandbox.signal, group=True)) else None
@@ -117,21 +107,13 @@ class Watch:
             self.post.later()
             self.post.watch(self.selector)
 
-    def hear(self, what: Callable[[], None], rules: "Rules") -> None:
-        """Do what a descriptor is ready for: the reloader's are under its guard."""
-        others = (self.post, self.gate.keyholder, self.gate.registration, self.sandbox.seat)
-        if any(what == each.hear for each in others if each is not None):
-            what()
-        else:
-            rules.hear(what)
-
     def hear_gate(self) -> bool:
         """Listen to the worker; False once there is none any more."""
         if self.gate.hear() and "failed" not in self.gate.said:
             if self.gate.said.pop("asks", None):
                 self.ask_people()
-            if self.gate.said.pop("kill", None) and self.gate.pid < 0:  # no worker says so, but the service
-                self.sandbox.signal(signal.SIGKILL, group=False)
+            if self.gate.said.pop("kill", None):
+                self._kill()
             return True
         self.lost_gate = True
         why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
@@ -161,6 +143,9 @@ class Watch:
                 self.gate.tell({"refused": counters})
         self.ward.see(at)
 
+    def _kill(self) -> None:
+        self.sandbox.signal(signal.SIGKILL, group=False)
+
     def _ended(self, status: int | None, failed: str) -> Ended:
         return Ended(status, failed, self.lost_gate, self.counters)
 
@@ -178,7 +163,7 @@ def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller:
                 ready = selector.select(min(watch.wait(), rules.wait()))
                 for key, _ in ready:
                     if key.data is not None:
-                        watch.hear(key.data, rules)
+                        rules.hear(key.data)
                     elif key.fileobj in signals.sources:
                         signals.act(key.fileobj, rules, selector)
                     elif key.fileobj is gate.control:
@@ -205,9 +190,11 @@ class Rules:
         return _COUNTERS_EVERY if self._reloader is None else self._reloader.wait()
 
     def hear(self, what: Callable[[], None]) -> None:
-        """Do what a descriptor of the reloader's is ready for."""
-        if self._reloader is not None:
+        """Do what a descriptor is ready for: what is the reloader's can't end the task."""
+        if getattr(what, "__self__", None) is self._reloader is not None:
             self._try(what)
+        else:
+            what()
 
     def turn(self) -> None:
         """Do what is due."""

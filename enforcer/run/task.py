@@ -90,7 +90,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
 
         fence, empty = host.make_sandbox(wanted, who, made, last)
         recorder = _recorder(tenant, journal, gate, host, made)
-        gate.tell_of_keyholder(partial(recorder.error, "worker"))
+        gate.report_to(partial(recorder.error, "worker"))
         io = host.arrange_stdio(who.kernel_uid)
         made.callback(io.finish)
         workspace = _workspace(wanted, tenant, journal, who, fence, made)

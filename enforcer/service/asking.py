@@ -14,19 +14,6 @@ _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
 
 
-def is_there() -> bool:
-    """Whether a service of the caller's listens. Nothing is asked."""
-    if not (path := control_socket.control()):
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(_PATIENCE)
-        try:
-            connection.connect(path)
-        except OSError:
-            return False
-        return control_socket.is_ours(connection)
-
-
 def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
     if not (path := control_socket.control()):

@@ -14,14 +14,18 @@ import os
 import sys
 
 from enforcer.service import protocol
-from enforcer.service.calls import WATCHED, Calls
 from enforcer.system import control_socket
+from enforcer.system.terminals import Terminals
 
 _SCM_RIGHTS = 1  # linux/socket.h
 _WHOLE = 1 << 16
 _LIMITS = 16  # RLIM_NLIMITS
 _STATUSES = 1 << 16
-_WATCHED = {*WATCHED, _signal.SIGIO}
+_SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
+_WATCHED = {
+    _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGALRM,
+    _signal.SIGCONT, _signal.SIGWINCH, _signal.SIGIO,
+}  # fmt: skip
 LOST = 125  # the exit status of what could not be done
 
 
@@ -101,11 +105,44 @@ def _ignored() -> int:
     return found
 
 
+class _Events:
+    """What happens to this process while its task runs elsewhere: signals, and keys that are typed."""
+
+    def __init__(self) -> None:
+        self._terminals = Terminals()
+        self._carrier = 0  # the process that carries in what is typed
+
+    def packet(self, number: int, code: int) -> bytes:
+        """Return what to send of a signal (`run.caller.arrived_in`)."""
+        # A shell that says SIGHUP because its terminal has gone away means the end, as the terminal itself does.
+        hung_up = number == _signal.SIGHUP and self._terminals.have_gone()
+        return b"signal %d %d" % (number, code == _SI_KERNEL or hung_up)
+
+    def carry_in(self, primary: int) -> None:
+        """Pass what is typed on to the task's terminal: only who is in this session may read it."""
+        from enforcer.sandbox import stdio  # few tasks have a terminal
+
+        client = os.getpid()
+        typed = stdio.with_keys(client)
+        if typed is not None:
+            self._carrier = os.fork()
+            if self._carrier == 0:
+                stdio.carry_in(typed, primary, client)
+        os.close(primary)
+
+    def end(self) -> None:
+        """Carry in no more, and give the terminal back as it was."""
+        if self._carrier:
+            os.kill(self._carrier, _signal.SIGTERM)
+            os.waitpid(self._carrier, 0)
+            self._carrier = 0
+
+
 def _wait(connection: _socket.socket) -> int | None:
     """Wait for the end, passing on what happens here; None: the service doesn't do it for us."""
     import fcntl  # while the service works
 
-    calls = Calls()
+    events = _Events()
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever there is something
     try:
@@ -114,8 +151,8 @@ def _wait(connection: _socket.socket) -> int | None:
                 said, ancillary, _, _ = connection.recvmsg(_WHOLE, _socket.CMSG_SPACE(4))
             except BlockingIOError:
                 arrived = _signal.sigwaitinfo(_WATCHED)
-                if arrived.si_signo != _signal.SIGIO and (call := calls.say(arrived.si_signo, arrived.si_code)):
-                    _tell(connection, call)
+                if arrived.si_signo != _signal.SIGIO:
+                    _tell(connection, events.packet(arrived.si_signo, arrived.si_code))
                 continue
             except ConnectionResetError:
                 continue  # something of ours stayed unread: told once, before what was said last (`message.packet`)
@@ -123,7 +160,7 @@ def _wait(connection: _socket.socket) -> int | None:
                 said, ancillary = b"", []  # who looked after the task was killed
             word, _, rest = said.partition(b" ")
             if word == b"terminal" and ancillary:
-                calls.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
+                events.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
             elif word == b"status" and (status := _status(rest)) is not None:
                 return status
             elif word == b"declined":
@@ -133,7 +170,7 @@ def _wait(connection: _socket.socket) -> int | None:
                 _say("what looked after the task has ended, and the task with it")
                 return LOST << 8
     finally:
-        calls.end()
+        events.end()
         fcntl.fcntl(connection, fcntl.F_SETFL, 0)
 
 
@@ -143,9 +180,9 @@ def _status(said: bytes) -> int | None:
     return status if status < _STATUSES and status & 0x7F != 0x7F else None
 
 
-def _tell(connection: _socket.socket, call: bytes) -> None:
+def _tell(connection: _socket.socket, packet: bytes) -> None:
     try:  # noqa: SIM105  contextlib takes longer to import than all of this
-        connection.send(call)
+        connection.send(packet)
     except OSError:
         pass  # it is over, as will be heard
 

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from enforcer.cli import run as command
 from enforcer.cli import status_if_unsaid
 from enforcer.policy.seen import Seen, read
+from enforcer.run.caller import Caller
 from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
-from enforcer.service import protocol
-from enforcer.service.caller import Caller
-from enforcer.service.lodging import take
-from enforcer.service.registration import Registration
+from enforcer.service import placement, protocol
+from enforcer.service.placement import RegisteredWorker
 from enforcer.service.request import parsed, take_on
 from enforcer.service.spare import Spare, prepare
 from enforcer.service.warming import rehearse
@@ -247,12 +246,11 @@ class ServiceHost:
                 "workspace": wanted.workspace,
                 "rules": list(wanted.asked)[:1],
             }
-            registration = Registration(self._service, described)
             say(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
-            gate = worker.start(who, tenant, stations)
-            gate.registration = registration
+            gate = worker.start(who, tenant, stations, RegisteredWorker)
+            gate.register(self._service, described)
             return gate
-        return take(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
+        return placement.place(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
 
 
 def _why_alone(policy: "Policy", wanted: worker.Stations, ours: worker.Stations) -> str:

@@ -16,6 +16,7 @@ VARIABLE = "EXEAT_CONTROL"  # another place for the socket; for who starts the s
 _NAME = "control"
 _SOL_SOCKET, _SO_PEERCRED, _UCRED, _SO_PEERPIDFD = 1, 17, 12, 77  # asm-generic/socket.h
 _ENOPROTOOPT, _LARGEST = 92, 1 << 14
+_PATIENCE = 30.0  # seconds
 
 
 def control() -> str:
@@ -27,6 +28,23 @@ def control() -> str:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     # The XDG Base Directory Specification: a relative path is invalid and is ignored.
     return f"{base}/exeat/{_NAME}" if base.startswith("/") else ""
+
+
+def is_there() -> bool:
+    """Whether a service of the caller's listens. Nothing is asked."""
+    import _socket  # not for `control`, which every run asks for
+
+    if not (path := control()):
+        return False
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        connection.settimeout(_PATIENCE)
+        connection.connect(path)
+        return is_ours(connection)
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def is_ours(connection: "_socket.socket") -> bool:

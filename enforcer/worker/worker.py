@@ -5,14 +5,16 @@ What the worker does is `proxy.worker.process`'s; here it only loses everything 
 
 import contextlib
 import gc
+import math
 import os
+import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from enforcer.sandbox.identity import Identity, idmapped_tree
 from enforcer.system import linux
@@ -24,11 +26,8 @@ from enforcer.worker.trust import system_roots
 from proxy import message
 from proxy.tenant import Tenant
 
-if TYPE_CHECKING:
-    from enforcer.service.registration import Registration
-
 _ONLY = 1  # the worker's number
-_SAID = frozenset({"asks", "confined", "failed", "kill", "placeholders", "summary", "unknown"})
+_WORDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
@@ -45,43 +44,24 @@ class Stations(NamedTuple):
 
 
 class Worker:
-    """A running worker: its process, the channel to it, and the channel that a sandbox sends its sockets through."""
+    """A task's gate as its supervisor sees it: a channel to it, and one that the sandbox's sockets are sent through.
 
-    __slots__ = (
-        "alive",
-        "control",
-        "gate",
-        "keyholder",
-        "leaving",
-        "over",
-        "pid",
-        "registration",
-        "said",
-        "watches_rules",
-    )
+    It is a process of this run (`WorkerProcess`), or a place in a worker of the service (`service.placement`).
+    """
 
-    def __init__(
-        self,
-        pid: int,
-        control: socket.socket,
-        gate: socket.socket,
-        *,
-        watches_rules: bool = False,
-        keyholder: Keyholder | None = None,
-    ) -> None:
-        self.pid = pid
+    words: frozenset[str] = _WORDS  # of what it says: the rest is not kept
+    watches_rules = False  # whether somebody else reads the rule files again when they change
+    writers: tuple[int, ...] = ()  # processes whose segments of the journal belong to this run
+
+    def __init__(self, control: socket.socket, gate: socket.socket) -> None:
         self.control = control
         self.gate = gate
         self.alive = True
-        self.over = False  # and its id may be another's
-        self.leaving = False  # it was told to stop, and may have more to say
-        self.said: dict[str, object] = {}  # its last words
-        self.watches_rules = watches_rules  # whether somebody else reads the rule files again when they change
-        self.keyholder = keyholder  # None: the service's
-        self.registration: Registration | None = None  # with a service, of a run that has this worker for itself
+        self.said: dict[str, object] = {}
+        self._leaving = False  # it was told to stop, and may have more to say
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Send it a message; a worker that is gone hears nothing, and one that can't be told of other rules goes."""
+        """Send it a message. One that is gone gets none; one that can't be told of other rules has to end."""
         try:
             message.send(self.control, what, descriptors)
         except message.Unsent:
@@ -92,78 +72,124 @@ class Worker:
     def hear(self) -> bool:
         """Read one message; False when the worker is gone.
 
-        What it says is what a task might: of it is kept what a worker has to say, and who says no message is ended.
+        A task may have chosen what it says: only `words` are kept, and a worker that says no message is ended.
         """
         try:
             said, _ = message.receive(self.control)
         except ValueError:
             said = {}
-            if self.pid > 0:  # and not the service
-                self._kill()
-        if "metrics" in said and self.registration is not None:
-            self.registration.report(said)
-        self.said.update((name, value) for name, value in said.items() if name in _SAID)
+            self._give_up()
+        self._report(said)
+        self.said.update((name, value) for name, value in said.items() if name in self.words)
         self.alive = bool(said) and self.alive
         return bool(said)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
-        """Say the last that there is to say, and let it close what is open: `see_out` waits until it has."""
-        if self.registration is not None:
-            self.registration.last()
+        """Send the last message, and have it close what is open: `see_out` waits until it has."""
         self.tell({**last, "stop": True})
-        self.leaving = True
+        self._leaving = True
 
     def see_out(self) -> None:
-        """Wait for its last words, if it was told to stop. Idempotent.
-
-        One that has said them goes while the rest is seen to: an interpreter takes a while to be taken apart.
-        """
-        if not self.leaving:
+        """Wait for its last message, if it was told to stop. Idempotent."""
+        if not self._leaving:
             return
-        self.leaving = False
+        self._leaving = False
         self.control.settimeout(_LAST_WORDS)
         deadline = time.monotonic() + _LAST_WORDS
         with contextlib.suppress(TimeoutError):
             while time.monotonic() < deadline and self.alive and "summary" not in self.said and self.hear():
                 pass
-        if self.pid > 0 and "summary" in self.said:
-            self._kill()
-        else:
-            self.kill()
+        self._leave()
 
-    def tell_of_keyholder(self, tell: Callable[[str], None]) -> None:
-        """Have what is to be known of its key holder told so."""
-        if self.keyholder is not None:
-            self.keyholder.said = tell
+    def kill(self) -> None:
+        """See that it serves this task no more. Idempotent."""
+        self.alive = False
+        self.control.close()
+        self.gate.close()
+
+    # What a supervisor's loop has to do for it: nothing, for a worker that is looked after elsewhere.
+
+    def report_to(self, tell: Callable[[str], None]) -> None:
+        """Have faults of what belongs to it told."""
+
+    def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:
+        """Have what is said about it noticed. `kill` kills the task."""
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return math.inf
+
+    def turn(self) -> None:
+        """Do what is due."""
+
+    def _report(self, said: Mapping[str, object]) -> None:
+        """Pass on what it has counted, where somebody wants that."""
+
+    def _give_up(self) -> None:
+        """Have it let nothing out any more: `hear` finds it gone."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
+
+    def _leave(self) -> None:
+        self.kill()
+
+
+class WorkerProcess(Worker):
+    """A worker that this process has forked for one sandbox, with its signer."""
+
+    def __init__(
+        self, pid: int, control: socket.socket, gate: socket.socket, keyholder: Keyholder | None = None
+    ) -> None:
+        super().__init__(control, gate)
+        self.pid = pid
+        self.writers = (pid,)
+        self.over = False  # and its id may be another's
+        self._keyholder = keyholder
 
     def kill(self) -> None:
         """See that it is gone. Idempotent."""
-        self._kill()
+        self._give_up()
         if not self.over:
             self.over = True
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
-        self.alive = False
-        self.control.close()
-        self.gate.close()
-        if self.keyholder is not None:
-            self.keyholder.close()
+        super().kill()
+        if self._keyholder is not None:
+            self._keyholder.close()
+
+    def report_to(self, tell: Callable[[str], None]) -> None:
+        """Have faults of its signer told."""
+        if self._keyholder is not None:
+            self._keyholder.said = tell
+
+    def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:  # noqa: ARG002
+        """Have its signer's requests noticed."""
+        if self._keyholder is not None:
+            self._keyholder.watch(selector)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return math.inf if self._keyholder is None else self._keyholder.wait()
+
+    def turn(self) -> None:
+        """Do what is due for its signer."""
+        if self._keyholder is not None:
+            self._keyholder.turn()
 
     def _give_up(self) -> None:
-        """Have it let nothing out any more; whoever hears it finds it gone."""
-        if self.pid > 0:
-            self._kill()
-        else:  # the service, which lets go of whose channel has ended
-            with contextlib.suppress(OSError):
-                self.control.shutdown(socket.SHUT_RDWR)
-
-    def _kill(self) -> None:
         if not self.over:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
+    def _leave(self) -> None:
+        """End it; after its last message it goes while the rest is seen to: an interpreter's end takes a while."""
+        if "summary" in self.said:
+            self._give_up()
+        else:
+            self.kill()
 
-def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
+
+def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, stations: Stations, kind: type[Kind]) -> Kind:
     """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it, or the CA isn't there."""
     keyholder = Keyholder(stations.authority, stations.certificate, identity, fingerprint=stations.authority_is)
     its_keyholder = keyholder.pair(_ONLY)
@@ -210,7 +236,7 @@ def start(identity: Identity, tenant: Tenant, stations: Stations) -> Worker:
     for end in (its_control, its_gate, its_keyholder):
         end.close()
     os.close(journal)
-    worker = Worker(pid, control, gate, keyholder=keyholder)
+    worker = kind(pid, control, gate, keyholder)
     keyholder.renew = lambda _number, pair: worker.tell({"keyholder": True}, [pair.fileno()])
     return worker
 

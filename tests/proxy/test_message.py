@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.policy.reload import _LONGEST, _MOST_PROBLEMS
 from enforcer.service.outbox import Channel
-from enforcer.worker.worker import Worker
+from enforcer.worker.worker import Worker, WorkerProcess
 from proxy import message
 from proxy.telemetry.summary import Summary
 
@@ -62,7 +62,7 @@ def test_a_worker_that_says_no_message_is_ended_and_its_supervisor_goes_on(packe
         os._exit(0)
     there.close()
     its_gate.close()
-    worker = Worker(pid, here, gate)
+    worker = WorkerProcess(pid, here, gate)
     assert worker.hear()
     assert worker.said == {"asks": True}, "what no worker has to say isn't kept"
     assert not worker.hear()
@@ -165,7 +165,7 @@ def test_who_cannot_be_told_of_other_rules_goes_by_the_old_ones_no_more(monkeypa
         pair[1].recv(1)  # for ever
         os._exit(0)
     with gate, its_gate:
-        worker = Worker(pid, pair[0], gate)
+        worker = WorkerProcess(pid, pair[0], gate)
         worker.tell({"rules": "1"}, [_file(TOO_LARGE)])
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
         worker.over = True
@@ -188,7 +188,7 @@ def test_a_run_that_cannot_tell_the_service_of_other_rules_is_let_go(monkeypatch
     _passes_none(monkeypatch)
     gate, its_gate = socket.socketpair()
     with gate, its_gate:
-        run = Worker(-1, pair[0], gate)
+        run = Worker(pair[0], gate)
         run.tell({"rules": "1"}, [_file(TOO_LARGE)])
         assert message.receive(pair[1]) == ({}, [])
         assert not run.hear()

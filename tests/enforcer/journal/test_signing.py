@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from enforcer.journal import signing
-from enforcer.worker.worker import Worker, lost
+from enforcer.worker.worker import Worker, WorkerProcess, lost
 from proxy import message
 from proxy.telemetry.journal.ledger import is_left, unsealed
 from proxy.telemetry.journal.writer import Journal
@@ -30,7 +30,7 @@ def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, sa
     with control, theirs:  # it is there still
         if says is not None:
             message.send(theirs, says)
-        why = str(lost(Worker(-1, control, control)))
+        why = str(lost(Worker(control, control)))
     assert why == f"the gate could not be started: {'its process ended' if says is None else 'no room'}"
 
 
@@ -50,10 +50,10 @@ def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monke
         signal.pause()
     theirs.close()
     its_gate.close()
-    worker = Worker(pid, control, gate)
+    worker = WorkerProcess(pid, control, gate)
     request.addfinalizer(worker.kill)
     with monkeypatch.context() as slow:
-        slow.setattr(Worker, "_kill", lambda _: None)  # it takes long to die
+        slow.setattr(WorkerProcess, "_give_up", lambda _: None)  # it takes long to die
         worker.stop()
         worker.see_out()
     assert worker.said == {"summary": "of it"}

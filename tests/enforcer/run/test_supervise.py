@@ -10,7 +10,7 @@ from enforcer.network.constants import LOGGED
 from enforcer.run.supervise import Watch
 from enforcer.run.task import tell_end
 from enforcer.sandbox import init
-from enforcer.service.lodging import Lodging
+from enforcer.service.placement import SharedWorker
 from proxy import message
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
@@ -59,7 +59,7 @@ def test_an_init_that_is_gone_ends_it():
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
     control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    gate, journal, seen = Lodging(-1, control, control, watches_rules=True), [], []
+    gate, journal, seen = SharedWorker(control, shared=True), [], []
     sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
     with worker:
         ended = Watch(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
@@ -98,5 +98,5 @@ def test_the_gate_hears_the_end_also_where_what_the_task_left_can_t_be_seen_to()
     with ours, worker:
         worker.shutdown(socket.SHUT_WR)
         with pytest.raises(OSError, match="no room"):
-            tell_end(recorder, Lodging(-1, ours, ours, watches_rules=True), "its start", ended, 1.5, finish)
+            tell_end(recorder, SharedWorker(ours, shared=True), "its start", ended, 1.5, finish)
         assert message.receive(worker)[0]["stop"]

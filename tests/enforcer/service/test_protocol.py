@@ -6,7 +6,8 @@ import os
 import pytest
 from hypothesis import given, settings, strategies
 
-from enforcer.service import asking, calls, protocol
+from enforcer.run.caller import arrived_in
+from enforcer.service import asking, protocol
 from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
@@ -54,7 +55,7 @@ def test_a_piece_of_a_request_is_none(run, data):
 def test_noise_is_refused_in_one_way(noise):
     with contextlib.suppress(Unreadable):
         assert isinstance(read(noise), Run)
-    assert calls.read(noise) is None or noise.startswith(b"signal ")
+    assert arrived_in(noise) is None or noise.startswith(b"signal ")
 
 
 def test_only_this_version_is_spoken():
@@ -65,15 +66,15 @@ def test_only_this_version_is_spoken():
 
 
 @pytest.mark.parametrize(
-    "call", [b"", b"signal", b"signal 9", b"signal x 0", b"signal 9 2", b"signal -9 0", b"signals 9 0"]
+    "call", [b"", b"signal", b"signal 2", b"signal x 0", b"signal 2 2", b"signal -9 0", b"signals 2 0", b"signal 9 0"]
 )
 def test_what_is_no_call_ends_the_task(call):
-    assert calls.read(call) is None
+    assert arrived_in(call) is None
 
 
 def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
-    assert calls.read(b"signal 2 1") == (2, True)
-    assert calls.read(b"signal 15 0") == (15, False)
+    assert arrived_in(b"signal 2 1") == (2, True)
+    assert arrived_in(b"signal 15 0") == (15, False)
 
 
 def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):

@@ -79,7 +79,7 @@ def way(tmp_path, monkeypatch):
         trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, [])
     )
     monkeypatch.setattr(sandbox_spec, "compose", composed)
-    monkeypatch.setattr(sandbox_spec, "roots", lambda *_: (b"roots", b"store"))
+    monkeypatch.setattr(trust, "roots", lambda *_: (b"roots", b"store"))
     monkeypatch.setattr(task_start, "give_up", written)
     monkeypatch.setattr(warming, "take_on", seen.taken.append)
     seen.who = identity.choose()

@@ -2,67 +2,79 @@
 
 import selectors
 import socket
-from types import SimpleNamespace
 
 import pytest
 
-from enforcer.service.registration import Registration
+from enforcer.service.placement import RegisteredWorker
 from proxy import message
 
 
 @pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        theirs.settimeout(0.0)
-        yield ours, theirs
+def pairs():
+    """Return the run's and the service's end of a pair, and a worker's two."""
+    run, service = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with run, service, control, worker:
+        for end in (service, worker):
+            end.settimeout(0.0)
+        yield run, service, control, worker
 
 
-def heard(service):
+def heard(end):
     found = []
     while True:
         try:
-            found.append(message.receive(service)[0])
+            found.append(message.receive(end)[0])
         except BlockingIOError:
             return found
 
 
-def test_a_worker_that_reports_without_end_is_passed_on_once(pair):
-    run, service = pair
-    asked = []
-    worker = SimpleNamespace(tell=asked.append)
-    registration = Registration(run, {"alone": "why"})
+def registered(run, control):
+    made = RegisteredWorker(-1, control, control)
+    made.register(run, {"alone": "why"})
+    return made
+
+
+def test_a_worker_that_reports_without_end_is_passed_on_once(pairs):
+    run, service, control, worker = pairs
+    gate = registered(run, control)
+
+    def report(said):
+        message.send(worker, said)
+        assert gate.hear()
+
     piece = {"metrics": "{", "left": 1, "lodge": "another"}
-    registration.report(piece)  # nobody has asked
+    report(piece)  # nobody has asked
     assert heard(service) == [{"alone": "why"}]
     for _ in range(3):
-        registration.turn(worker)  # it is not time again
-    assert asked == [{"report": True}]
+        gate.turn()  # it is not time again
+    assert heard(worker) == [{"report": True}]
     for _ in range(3):
-        registration.report(piece)
-    registration.report({"metrics": "}", "left": 0})
-    registration.report(piece)
+        report(piece)
+    report({"metrics": "}", "left": 0})
+    report(piece)
     assert heard(service) == [{"metrics": "{", "left": 1}] * 3 + [{"metrics": "}", "left": 0}]
-    registration.last()
+    gate.stop()
     told = []
     for _ in range(1000):
-        registration.report({"metrics": [1], "left": "x"})
+        report({"metrics": [1], "left": "x"})
         told += heard(service)
     assert len(told) == 100
 
 
-def test_the_service_s_word_kills_the_task_and_its_end_is_no_trouble(pair):
-    run, service = pair
+def test_the_service_s_word_kills_the_task_and_its_end_is_no_trouble(pairs):
+    run, service, control, worker = pairs
     killed = []
     with selectors.DefaultSelector() as selector:
-        registration = Registration(run, {"alone": "why"})
-        registration.watch(selector, lambda: killed.append(True))
+        gate = registered(run, control)
+        gate.watch(selector, lambda: killed.append(True))
         for word in ({"asks": True}, {"kill": True}):
             message.send(service, word)
-            registration.hear()
+            gate.hear_service()
         assert killed == [True]
         service.close()
-        registration.hear()
+        gate.hear_service()
         assert not selector.get_map()
-        registration.last()
-        registration.report({"metrics": "{}", "left": 0})
+        gate.stop()
+        message.send(worker, {"metrics": "{}", "left": 0})
+        assert gate.hear()

@@ -1,14 +1,13 @@
-"""Whoever asked the service for a run, as the process that looks after the task sees it: the other end of `client`.
+"""The process that asked the service for a run: the connection to it, the other end of `service.client`.
 
-It says what happens to it; when it is gone, so is its task, as `exeat run` without a service takes its task along.
+When it is gone, so is its task, as `exeat run` without a service takes its task along.
 """
 
 import signal
 import socket
 import sys
 
-from enforcer.service import calls
-from enforcer.system.signals import Arrived
+from enforcer.system.signals import WATCHED, Arrived
 from proxy import rights
 
 _LONGEST = 256  # bytes of a call
@@ -29,12 +28,10 @@ class Caller:
     def read(self) -> Arrived:
         """Read what has happened there: a signal. One that is gone, or says what is no signal, is a SIGKILL."""
         try:
-            call = calls.read(self.connection.recv(_LONGEST))
+            arrived = arrived_in(self.connection.recv(_LONGEST))
         except OSError:
-            call = None
-        if call is None or call[0] not in calls.FORWARDED | {signal.SIGWINCH}:
-            return Arrived(signal.SIGKILL, from_terminal=False)
-        return Arrived(*call)
+            arrived = None
+        return arrived or Arrived(signal.SIGKILL, from_terminal=False)
 
     @property
     def pid(self) -> int:
@@ -48,3 +45,12 @@ class Caller:
     def ended(self, status: int) -> None:
         """Say how it ended: a wait status, as waitpid(2) has it."""
         self.connection.send(b"status %d" % status)
+
+
+def arrived_in(packet: bytes) -> Arrived | None:
+    """Return the signal of a packet `signal NUMBER FROM_TERMINAL`, if it is one that is passed on."""
+    word, _, rest = packet.partition(b" ")
+    number, _, terminal = rest.partition(b" ")
+    if word != b"signal" or not number.isdigit() or terminal not in (b"0", b"1") or int(number) not in WATCHED:
+        return None
+    return Arrived(int(number), from_terminal=terminal == b"1")
