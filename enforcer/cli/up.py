@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from enforcer.cli import run as run_command
 from enforcer.cli.run import DEFAULT_METRICS, listen
 from enforcer.policy.rules_in_force import SYSTEM
 from enforcer.system.errors import ExeatError, HostError
@@ -48,7 +49,10 @@ def _have_streams() -> None:
 
 
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
+    from enforcer.cli import status_if_unsaid
+    from enforcer.cli.parsing import Parser
     from enforcer.service.listening import Control
+    from enforcer.service.request import RunCommand
     from enforcer.service.service import Service, raise_limits
     from enforcer.service.systemd import Notifier, passed
     from enforcer.system import state
@@ -73,7 +77,10 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
             None,
         )
         metrics = listen(arguments.metrics) if arguments.metrics else None
-        service = Service(control, stations, size, system=system, notifier=notifier, metrics=metrics)
+        command = RunCommand(
+            Parser.of("run", run_command).read, run_command.wanted_of, run_command.perform, status_if_unsaid
+        )
+        service = Service(control, stations, size, system=system, command=command, notifier=notifier, metrics=metrics)
     except BaseException:
         control.close()
         raise

@@ -1,21 +1,31 @@
-"""What a request is to the process that carries it out: words to be read, and what of its client it takes on."""
+"""A request for a run, to the process that carries it out: how to read its words, and what to take on of its client."""
 
 import contextlib
-import functools
 import os
 import resource
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.cli import run as command
-from enforcer.cli.parsing import Parser
 from enforcer.system.signals import dispose
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.seen import Seen
+    from enforcer.run.host import Host
     from enforcer.service import protocol
+
+
+class RunCommand(NamedTuple):
+    """`exeat run` as the command line has it: the service is given it, made once, and each run is forked with it."""
+
+    read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit, having said what is wrong with the words
+    wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], Seen]], Wanted]"
+    perform: "Callable[[Namespace, Path, Host], int]"  # returns a wait status
+    status_if_unsaid: "Callable[[OSError], int | None]"  # the status where our output can't be written
 
 
 def take_on(request: "protocol.Run") -> None:
@@ -37,14 +47,3 @@ def _take_environment(wanted: "Mapping[str, str]") -> None:
     for name, value in wanted.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
-
-
-def parsed(request: "protocol.Run") -> "Namespace":
-    """Read the words of a run. Raises SystemExit, having said what is wrong with them."""
-    return parser().read(request.words)
-
-
-@functools.cache
-def parser() -> Parser:
-    """Return what reads the words of a run: the service makes it once, and each run is forked with it."""
-    return Parser.of("run", command)

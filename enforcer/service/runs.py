@@ -15,17 +15,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.cli import run as command
-from enforcer.cli import status_if_unsaid
 from enforcer.policy.seen import Seen, read
 from enforcer.run.caller import Caller
 from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol
 from enforcer.service.placement import RegisteredWorker
-from enforcer.service.request import parsed, take_on
+from enforcer.service.preload import rehearse
+from enforcer.service.request import RunCommand, take_on
 from enforcer.service.spare import Spare, prepare
-from enforcer.service.warming import rehearse
 from enforcer.service.zygote import Zygote
 from enforcer.system import linux
 from enforcer.system.notices import say
@@ -52,7 +50,7 @@ _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
 
 
-def zygote(sets: "RuleSets", stations: worker.Stations, system: Path) -> Zygote:
+def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: RunCommand) -> Zygote:
     """Return what the processes of runs are forked from.
 
     Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
@@ -60,13 +58,18 @@ def zygote(sets: "RuleSets", stations: worker.Stations, system: Path) -> Zygote:
     """
 
     def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
-        _be_run(service, channel, (sets, stations, system), ahead=ahead)
+        _be_run(service, channel, (sets, stations, system), command, ahead=ahead)
 
     return Zygote(be, lambda: look_ahead(stations.journal), sets.generation)
 
 
 def _be_run(
-    parent: int, service: socket.socket, known: "tuple[RuleSets, worker.Stations, Path]", *, ahead: bool
+    parent: int,
+    service: socket.socket,
+    known: "tuple[RuleSets, worker.Stations, Path]",
+    command: RunCommand,
+    *,
+    ahead: bool,
 ) -> NoReturn:
     """Be the process of one run, to its end; `ahead` of anybody's asking for it, with an empty sandbox."""
     status, spare = _FAILED << 8, None
@@ -78,7 +81,7 @@ def _be_run(
             message.send(service, {"ready": True})
             if spare is not None and not _is_asked(service):
                 message.send(service, {"busy": True})  # with files that may be slow to read: others are asked meanwhile
-                rehearse(known[0], known[2], spare.who)
+                rehearse(known[0], known[2], spare.who, command)
                 message.send(service, {"ready": True})
         client, given = _await(service, spare)
         caller, service, request = _settle_in(client, given, service, spare)
@@ -86,11 +89,11 @@ def _be_run(
         host = ServiceHost(caller, service, *known, spare)
         with host.left:
             try:
-                status = _run(request, host)
+                status = _run(command, request, host)
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
             except OSError as error:
-                if (unsaid := status_if_unsaid(error)) is None:
+                if (unsaid := command.status_if_unsaid(error)) is None:
                     raise
                 status = unsaid << 8
             with contextlib.suppress(OSError):  # it is gone, and its task with it
@@ -140,10 +143,10 @@ def _settle_in(
     return Caller(moved[0]), moved[1], request
 
 
-def _run(request: protocol.Run, host: "ServiceHost") -> int:
+def _run(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int:
     """Do what `exeat run` does, and return a wait status."""
     try:
-        arguments = parsed(request)
+        arguments = command.read(request.words)
     except SystemExit as error:
         return int(error.code or 0) << 8
     return command.perform(arguments, host.system, host)

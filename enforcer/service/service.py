@@ -24,7 +24,7 @@ from enforcer.service.keeping import Keeping
 from enforcer.service.leftovers import Leftovers
 from enforcer.service.line import Line, most_at_once, most_waiting
 from enforcer.service.outbox import Channel, Overflowed
-from enforcer.service.ready import be_ready
+from enforcer.service.preload import preload
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
 from enforcer.service.scraping import Scraping
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.service.listening import Control
+    from enforcer.service.request import RunCommand
     from enforcer.service.systemd import Notifier
     from enforcer.worker.worker import Stations
 
@@ -69,6 +70,7 @@ class Service:
         size: int,
         *,
         system: "Path",
+        command: "RunCommand",
         notifier: "Notifier",
         metrics: socket.socket | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class Service:
         self._control = control
         self._stations = stations
         self._system = system
+        self._command = command
         self._notifier = notifier
         self._began = time.time()
         self._selector = selectors.DefaultSelector()
@@ -106,14 +109,14 @@ class Service:
         self._scraping = None if metrics is None else Scraping(metrics, self._selector)
         self._keeping = Keeping(stations.journal)
         self._leftovers = Leftovers()
-        self._zygote = runs.zygote(self._sets, stations, system)
+        self._zygote = runs.zygote(self._sets, stations, system, command)
         self._spares = Spares(self._selector, lambda: self._zygote.fork(ahead=True), self._sets.generation)
         self._line = Line(self._run, most_at_once(), most_waiting())
         self._desk = Desk(control.socket, self._selector, self._line.ask, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
-        be_ready(state.cache_directory(), self._stations.certificate, self._system)
+        preload(state.cache_directory(), self._stations.certificate, self._system, self._command)
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months

@@ -1,13 +1,16 @@
-"""The way of a start, walked before anybody asks for one, as far as nothing is made.
+"""Preloading of the service: imports, and the way of a start walked before anybody asks for one.
 
-The service walks it before it forks, and makes empty sandboxes that nobody gets: CPython writes into its code what it
-meets there (PEP 659), the linker where functions are, and a process that is forked from one which has been that way
-runs it quicker and has less to write. A process that waits with an empty
-sandbox walks it once more: a start writes to pages that it shares with the service, and each of them is copied at the
-first write. What would be written goes to a file in memory meanwhile, what would be sent to nobody.
+A process that is forked has all that already. CPython writes into its code what it meets on the way (PEP 659), the
+linker where functions are, and each page that is written after a fork is copied. So the service imports what every run
+uses, walks a start as far as nothing is made, and makes empty sandboxes that nobody gets; a process that waits for a
+request walks it once more. What a start would write goes to a file in memory, what it would send to nobody.
+
+Only what every run uses on its way, or once it has lasted for some seconds, is in MODULES; a name that is missing costs
+each run time, and nothing else.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import time
@@ -16,20 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.cli import run as command
 from enforcer.limits.resource_limits import limits_of
 from enforcer.policy.run_request import Wanted
 from enforcer.policy.seen import Seen
 from enforcer.run import sandbox_spec, task
-from enforcer.sandbox import identity, mount_plan, namespaces, task_start
+from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import Paper
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.service import protocol
-from enforcer.service.request import parsed, take_on
+from enforcer.service.request import RunCommand, take_on
 from enforcer.service.spare import make
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
+from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
@@ -41,6 +44,32 @@ from rules.load import read
 if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
 
+MODULES: Final = (
+    "enforcer.workspace.guarded",
+    "enforcer.workspace.review",
+    "enforcer.workspace.snapshot",
+    "enforcer.journal.signing",
+    "enforcer.limits.cgroups",
+    "enforcer.limits.limit_monitor",
+    "enforcer.seccomp_supervisor.supervisor",
+    "enforcer.run.sandbox_spec",
+    "enforcer.run.launch",
+    "enforcer.service.spare",
+    "enforcer.sandbox.stdio",
+    "enforcer.run.supervise",
+    "enforcer.run.task",
+    "enforcer.policy.watch",
+    "enforcer.workspace.task_workspace",
+    "proxy.handover",
+    "proxy.telemetry.decoding",
+    "proxy.telemetry.masking",
+    "proxy.telemetry.recorder",
+    "proxy.telemetry.summary",
+    "proxy.telemetry.usual.looking",
+    "proxy.telemetry.visible",
+    "proxy.udp.door",
+    "tty",
+)
 _TIMES: Final = 3  # by then code has taken the form that it keeps
 _RULES: Final = "version: 1\nname: warming\nrules: []\n"
 _WORKSPACE: Final = "/usr/share"  # stands for one: nothing is written in it, or shown of it
@@ -50,7 +79,29 @@ _NEVER: Final = (1 << 63) - 1
 type Reading = Callable[[Sequence[Path], Path], Seen]
 
 
-def warm(system: Path) -> bool:
+def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) -> None:
+    """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept.
+
+    `certificate` is our CA's (PEM), `system` where root's rules are.
+    """
+    for name in MODULES:
+        importlib.import_module(name)
+
+    def work_out() -> None:
+        sandbox_spec.network(cache)
+        trust.roots(certificate, cache)
+
+    # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
+    with contextlib.suppress(HostError):
+        run_in_child(work_out)
+    work_out()
+    seccomp.assemble(seccomp.TASK, linux.platform_machine())
+    for commands in (False, True):
+        seccomp.watching(commands=commands)
+    warm(system, command)
+
+
+def warm(system: Path, command: RunCommand) -> bool:
     """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
     linux.where_arguments_lie()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
@@ -58,14 +109,14 @@ def warm(system: Path) -> bool:
         if who.slot >= 0:
             os.close(who.slot)
         for _ in range(_TIMES):
-            _walk(_request([file]), lambda _files, _system: seen, system, who)
+            _walk(command, _request([file]), lambda _files, _system: seen, system, who)
         for _ in range(_TIMES):
             make(fenced=False).close()  # who makes a cgroup may have to leave its own (`limits.places`)
         return True
     return False
 
 
-def rehearse(sets: "RuleSets", system: Path, who: Identity) -> None:
+def rehearse(sets: "RuleSets", system: Path, who: Identity, command: RunCommand) -> None:
     """Walk it in the process of a run that nobody has asked for yet, under rules that are known already.
 
     Whatever goes wrong with it is nobody's trouble: a start that comes to it says so.
@@ -74,7 +125,7 @@ def rehearse(sets: "RuleSets", system: Path, who: Identity) -> None:
         if files := sets.last():
             request = _request(files)
             take_on(request)
-            _walk(request, partial(_known, sets), system, who)
+            _walk(command, request, partial(_known, sets), system, who)
 
 
 def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Seen:
@@ -118,9 +169,9 @@ def _request(files: Sequence[Path]) -> protocol.Run:
         os.close(file)
 
 
-def _walk(request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
+def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
     """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
-    wanted = command.wanted_of(parsed(request), system, reading)
+    wanted = command.wanted(command.read(request.words), system, reading)
     cache = state.cache_directory()
     trusted = trust.known_authority(state.authority_directory(), cache)
     if trusted is None:

@@ -10,18 +10,23 @@ from types import SimpleNamespace
 
 import pytest
 
+from enforcer.cli import run as run_command
+from enforcer.cli import status_if_unsaid
+from enforcer.cli.parsing import Parser
 from enforcer.policy.seen import Seen
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
-from enforcer.service import spare, warming
+from enforcer.service import preload, spare
+from enforcer.service.request import RunCommand
 from enforcer.worker import trust
 from rules.load import read
 from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 
+COMMAND = RunCommand(Parser.of("run", run_command).read, run_command.wanted_of, run_command.perform, status_if_unsaid)
 PROGRAM = """
-import enforcer.service.service, importlib, sys
-from enforcer.service.ready import MODULES
+import enforcer.cli.up, enforcer.service.service, importlib, sys
+from enforcer.service.preload import MODULES
 for name in MODULES:
     importlib.import_module(name)
 print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "random", "shutil", "ssl", "tempfile", "threading"} & set(sys.modules)))
@@ -81,7 +86,7 @@ def way(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox_spec, "compose", composed)
     monkeypatch.setattr(trust, "roots", lambda *_: (b"roots", b"store"))
     monkeypatch.setattr(task_start, "give_up", written)
-    monkeypatch.setattr(warming, "take_on", seen.taken.append)
+    monkeypatch.setattr(preload, "take_on", seen.taken.append)
     seen.who = identity.choose()
     if seen.who.slot >= 0:
         os.close(seen.who.slot)
@@ -104,7 +109,7 @@ def _known(way, policy):
 
 
 def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
-    assert warming.warm(way.system)
+    assert preload.warm(way.system, COMMAND)
     assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
     assert len(way.composed) == len(way.written) > 1
     kept = [path for path in _files(tmp_path) if path.name.startswith("network-")]  # what every sandbox is made with
@@ -117,10 +122,10 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
 
 def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
     made, ended = [], []
-    monkeypatch.setattr(warming, "make", lambda **how: made.append(spare.make(**how)) or made[-1])
+    monkeypatch.setattr(preload, "make", lambda **how: made.append(spare.make(**how)) or made[-1])
     before, close = set(left.children(os.getpid())), spare.Spare.close
     monkeypatch.setattr(spare.Spare, "close", lambda each: ended.append(close(each)))
-    assert warming.warm(way.system)
+    assert preload.warm(way.system, COMMAND)
     assert len(made) == len(ended) > 1
     assert set(left.children(os.getpid())) == before
     assert [each.fence.groups for each in made] == [()] * len(made)  # a service stays in the cgroup that it is in
@@ -128,7 +133,7 @@ def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
 
 def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
     variables = dict(os.environ)
-    warming.rehearse(_known(way, read([way.rules]).policy), way.system, way.who)
+    preload.rehearse(_known(way, read([way.rules]).policy), way.system, way.who, COMMAND)
     assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
     assert way.written == [("true",)]
     assert [(asked.environment, asked.ignored) for asked in way.taken] == [(variables, 0)]
@@ -147,11 +152,11 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
     else:
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
         monkeypatch.setattr(sandbox_spec, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
-    warming.rehearse(sets, way.system, way.who)
+    preload.rehearse(sets, way.system, way.who, COMMAND)
     assert way.written == []
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
 
 
 def test_a_service_that_can_t_walk_it_says_so(way, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(way.rules / "missing"))
-    assert not warming.warm(way.system)
+    assert not preload.warm(way.system, COMMAND)
