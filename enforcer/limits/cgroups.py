@@ -230,7 +230,7 @@ class Means(StrEnum):
     CGROUP2 = "cgroup v2"
 
 
-class Fence(NamedTuple):
+class ResourceLimits(NamedTuple):
     """What keeps a task within its limits. `limits` are those that hold, with what groups above the task's say."""
 
     limits: Limits
@@ -289,7 +289,7 @@ class Fence(NamedTuple):
         return ", ".join((*said, f"disk {in_bytes(limits.disk)} in memory"))
 
 
-def build(limits: Limits) -> Fence:
+def build(limits: Limits) -> ResourceLimits:
     """Make the groups. The caller sees that they are removed. Raises HostError when what was said can't be kept."""
     made: list[Group] = []
     means: dict[str, Means] = {}
@@ -302,7 +302,7 @@ def build(limits: Limits) -> Fence:
             continue
         made.append(group)
         means.update(dict.fromkeys(_limited(place), Means.CGROUP2 if place.version == V2 else Means.CGROUP1))
-    fence = Fence(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
+    fence = ResourceLimits(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
     if limits.cpu is not None and fence.means["cpu"] is Means.NONE:
         fence.remove()
         why = f" ({'; '.join(troubles)})" if troubles else ""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.limits.cgroups import Counts, Fence, Means
+from enforcer.limits.cgroups import Counts, Means, ResourceLimits
 from enforcer.limits.resource_limits import Limits, files_in, in_bytes, in_seconds
 from rules.verdicts import Outcome, Reason
 
@@ -251,7 +251,7 @@ class LimitMonitor:
     The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
     """
 
-    def __init__(self, fence: Fence, tell: Tell, layer: "Layer | None" = None) -> None:
+    def __init__(self, fence: ResourceLimits, tell: Tell, layer: "Layer | None" = None) -> None:
         self._fence = fence
         self._tell = tell
         self._layer = layer

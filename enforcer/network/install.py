@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from enforcer.network.constants import GATE_PORT, MakeSocket
 from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets, read_counters
-from enforcer.sandbox.init import Maker
+from enforcer.sandbox.init import SocketMaker
 from enforcer.sandbox.namespaces import Network
 from enforcer.system import state
 from proxy.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
@@ -81,7 +81,7 @@ def network(cache: Path) -> Network:
     """Return how each sandbox's network is made by who made the sandbox. Worked out once. Raises OSError."""
     encoded = cached(cache)
 
-    def prepare(make: Maker) -> tuple[Mapping[str, int], socket.socket]:
+    def prepare(make: SocketMaker) -> tuple[Mapping[str, int], socket.socket]:
         make.expect((*_USED, *SOCKETS))
         try:
             installed = execute(encoded, make=make)

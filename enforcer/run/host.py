@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.journal.keeper import Keeper
-    from enforcer.limits.cgroups import Fence
+    from enforcer.limits.cgroups import ResourceLimits
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
     from enforcer.run.caller import Caller
     from enforcer.sandbox.identity import Identity
-    from enforcer.sandbox.namespaces import Hull
+    from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Stations, Worker
     from proxy.telemetry.recorder import Recorder
@@ -51,7 +51,7 @@ class Host(Protocol):
 
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
-    ) -> "tuple[Fence, Hull | None]":
+    ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return resource limits and an empty sandbox under these ids; None: `launch` makes one, and says why not."""
 
     def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":
@@ -69,7 +69,7 @@ class Host(Protocol):
     def counts_anomalies(self, wanted: "Wanted") -> bool:
         """Whether somebody reads the task's metrics, and so the anomalies among them."""
 
-    def leave(self, hull: "Hull") -> None:
+    def leave(self, hull: "SandboxNamespaces") -> None:
         """Give up the sandbox of a task that has ended; nothing else uses what is in it."""
 
 
@@ -100,7 +100,7 @@ class StandaloneHost:
 
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
-    ) -> "tuple[Fence, Hull | None]":
+    ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Begin to make one."""
         return make_sandbox(wanted, who, made, last)
 
@@ -126,7 +126,7 @@ class StandaloneHost:
         """Only with `--metrics` is there anything to read."""
         return wanted.metrics is not None
 
-    def leave(self, hull: "Hull") -> None:
+    def leave(self, hull: "SandboxNamespaces") -> None:
         """Do nothing: it ends with the run."""
 
 
@@ -140,7 +140,7 @@ def choose_ids(made: contextlib.ExitStack) -> "Identity":
 
 def make_sandbox(
     wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
-) -> "tuple[Fence, Hull | None]":
+) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
     """Make the resource limits, and within them an empty sandbox that goes on making itself. Raises HostError."""
     from enforcer.limits.cgroups import build
     from enforcer.limits.resource_limits import limits_of

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.limits.cgroups import Fence
+from enforcer.limits.cgroups import ResourceLimits
 from enforcer.limits.limit_monitor import Inside
 from enforcer.sandbox import namespaces, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.init import Remote
+from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.mount_steps import Step
-from enforcer.sandbox.namespaces import Hull, Network
+from enforcer.sandbox.namespaces import Network, SandboxNamespaces
 from enforcer.sandbox.overlays import Review
 from enforcer.sandbox.path_scan import cover_again
 from enforcer.sandbox.stdio import OWN, Likeness, make_terminal
@@ -31,7 +31,7 @@ _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
-class Recipe(NamedTuple):
+class SandboxSpec(NamedTuple):
     """Everything that a sandbox is made of. `gate` is where the sockets made inside are sent."""
 
     identity: Identity
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     network: Callable[[], Network]
     gate: socket.socket
     hostname: str
-    fence: Fence
+    fence: ResourceLimits
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
     named: bool = True  # whether rules or options say what its host is called
@@ -54,14 +54,14 @@ class Sandbox:
 
     __slots__ = ("_inside", "hull", "seat", "task")
 
-    def __init__(self, made: Hull, inside: Inside, seat: SupervisorProcess | None) -> None:
+    def __init__(self, made: SandboxNamespaces, inside: Inside, seat: SupervisorProcess | None) -> None:
         self.hull = made
         self.seat = seat
         self.task = 0
         self._inside = inside
 
     @property
-    def init(self) -> Remote:
+    def init(self) -> RemoteExecutor:
         """What says that the task has ended."""
         return self.hull.init
 
@@ -106,7 +106,9 @@ class Sandbox:
             self.seat.close()
 
 
-def launch(recipe: Recipe, empty: Hull | None = None, carry: Callable[[int], None] = os.close) -> Sandbox:
+def launch(
+    recipe: SandboxSpec, empty: SandboxNamespaces | None = None, carry: Callable[[int], None] = os.close
+) -> Sandbox:
     """Start the sandbox, in `empty` if its view begins as this one does. It is the caller's to `end`.
 
     `carry` is given our half of the task's terminal, and returns when what passes through it is carried. Raises
@@ -151,7 +153,7 @@ def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
-def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: SupervisorProcess | None) -> None:
+def _hand_over(recipe: SandboxSpec, sockets: Mapping[str, int], seat: SupervisorProcess | None) -> None:
     """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays."""
     given = dict(sockets) if seat is None else {**sockets, WATCH: seat.give()}
     try:
@@ -162,7 +164,7 @@ def _hand_over(recipe: Recipe, sockets: Mapping[str, int], seat: SupervisorProce
             os.close(descriptor)
 
 
-def _furnish(recipe: Recipe, made: Hull, seat: SupervisorProcess | None) -> Sandbox:
+def _furnish(recipe: SandboxSpec, made: SandboxNamespaces, seat: SupervisorProcess | None) -> Sandbox:
     """Have the rest of the view made, and be in it."""
     for lock in recipe.held:
         made.outer.calls.take(lock)
@@ -188,7 +190,9 @@ def _unnamed(name: str) -> HostError:
     return HostError(why, "in a container, leave it out, or say the same to the container's engine (`--hostname`)")
 
 
-def _own_terminal(recipe: Recipe, init: Remote, carry: Callable[[int], None]) -> tuple[tuple[int, int, int], int]:
+def _own_terminal(
+    recipe: SandboxSpec, init: RemoteExecutor, carry: Callable[[int], None]
+) -> tuple[tuple[int, int, int], int]:
     """Have the task's terminal made, and our half of it carried; the task's streams, and its half.
 
     A key that is typed before that is carried is the caller's terminal's still, and ^C would mean the run.

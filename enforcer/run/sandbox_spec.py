@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer.limits.cgroups import Fence
+from enforcer.limits.cgroups import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
 from enforcer.policy.rules_in_force import own_files
 from enforcer.policy.run_request import Wanted
@@ -40,12 +40,12 @@ def gather(
     *,
     gate: Worker,
     io: stdio.Stdio,
-    fence: Fence,
+    fence: ResourceLimits,
     workspace: Workspace,
     given: Mapping[str, int],
-    empty: namespaces.Hull | None,
+    empty: namespaces.SandboxNamespaces | None,
     made: contextlib.ExitStack,
-) -> launch.Recipe:
+) -> launch.SandboxSpec:
     """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
 
     `empty` is told of its /etc, which takes it as long as the rest takes here.
@@ -70,7 +70,7 @@ def gather(
     wait_until_confined(gate)
     variables = dict(program.environment)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
-    return launch.Recipe(
+    return launch.SandboxSpec(
         who,
         bounded(steps, fence.limits.disk),
         program._replace(environment=variables, rlimits=fence.rlimits),
@@ -117,7 +117,7 @@ def compose(
     return steps, program
 
 
-def empty(who: Identity, fence: Fence, devices: tuple[str, ...] = ()) -> namespaces.Hull:
+def empty(who: Identity, fence: ResourceLimits, devices: tuple[str, ...] = ()) -> namespaces.SandboxNamespaces:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
     steps = bounded(mount_plan.ahead(who, devices), fence.limits.disk)
     cache = state.make_private(state.cache_directory())

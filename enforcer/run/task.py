@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.registration import Registration
     from enforcer.journal.anomaly_counts import Unusual
-    from enforcer.limits.cgroups import Fence
+    from enforcer.limits.cgroups import ResourceLimits
     from enforcer.run.host import Host
-    from enforcer.run.launch import Recipe, Sandbox
+    from enforcer.run.launch import Sandbox, SandboxSpec
     from enforcer.run.supervise import Ended
-    from enforcer.sandbox.namespaces import Hull
+    from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.workspace.task_workspace import Workspace
 
@@ -143,7 +143,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
     return result
 
 
-def _with_limits(error: ExeatError, fence: "Fence") -> ExeatError:
+def _with_limits(error: ExeatError, fence: "ResourceLimits") -> ExeatError:
     """Return what to raise of a start that has failed: which of its limits it came up against is said with it."""
     if not isinstance(error, HostError):
         return error
@@ -161,7 +161,12 @@ def tenant_of(wanted: Wanted) -> Tenant:
 
 
 def _workspace(  # noqa: PLR0917  all that it depends on
-    wanted: Wanted, tenant: Tenant, journal: Path, who: identity.Identity, fence: "Fence", made: contextlib.ExitStack
+    wanted: Wanted,
+    tenant: Tenant,
+    journal: Path,
+    who: identity.Identity,
+    fence: "ResourceLimits",
+    made: contextlib.ExitStack,
 ) -> "Workspace":
     from enforcer.workspace.task_workspace import Workspace
 
@@ -189,12 +194,12 @@ def _asking(
 
 
 def _launch(
-    sandbox_spec: "Recipe",
+    sandbox_spec: "SandboxSpec",
     io: "Stdio",
     post: "Registration | None",
     made: contextlib.ExitStack,
     *,
-    empty: "Hull | None",
+    empty: "SandboxNamespaces | None",
     gate: worker.Worker,
 ) -> "Sandbox":
     """Start the sandbox, and keep nothing of what was made for it alone."""
@@ -220,7 +225,7 @@ def _let_go(gate: worker.Worker) -> None:
         gate.kill()
 
 
-def _kill_rest(fence: "Fence", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
+def _kill_rest(fence: "ResourceLimits", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
     """See that nothing of the task is left, and no mount of what is looked at next."""
     fence.kill()
     if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
@@ -287,7 +292,7 @@ def _unusual(journal: Path, tenant: Tenant) -> "Unusual":
     return Unusual(journal, tenant.task.id)
 
 
-def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "Fence") -> str:
+def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "ResourceLimits") -> str:
     try:
         return recorder.task_started(wanted.argv, fence.describe(), started_by=started_by(), workspace=wanted.workspace)
     except JournalFailed as error:

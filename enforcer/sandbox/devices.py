@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.init import Player
+from enforcer.sandbox.init import Executor
 from enforcer.sandbox.path_scan import NEW, made, move
 from enforcer.system import linux
 from enforcer.system.errors import UsageError
@@ -57,7 +57,7 @@ class Devices(NamedTuple):
         names = ", ".join((*NODES, *self.given))
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Make the file system here, and have the sandbox attach it."""
         calls, tree = player.calls, make(self.given, self.owner)
         try:

@@ -4,13 +4,13 @@
           ◄── results, and descriptors ──────────┘            │                │     each with a channel of its own
 
 Programs are given ahead, and results are heard when somebody has to know. One that failed has ended its process:
-nothing that was given after it is done. `Here` executes them in the calling process.
+nothing that was given after it is done. `LocalExecutor` executes them in the calling process.
 
 Programs that are the same for many sandboxes are written once (`play_shared`), and so are the contents of files that
 every view has (`file_of`): a service gives them to each sandbox that it makes.
 
-`Maker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be done
-from outside, by who owns the namespace.
+`SocketMaker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be
+done from outside, by who owns the namespace.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class GoneError(OSError):
     """The process is gone, and hasn't said why."""
 
 
-class Player:
+class Executor:
     """What can be given programs. `calls` are those that are written and not given yet."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Player:
         return self.registers[register.number]
 
 
-class Remote(Player):
+class RemoteExecutor(Executor):
     """A process, at the other end of a channel. `ended` is whose end it has told of, once it has."""
 
     def __init__(self, channel: socket.socket) -> None:
@@ -217,12 +217,12 @@ class Remote(Player):
         raise GoneError(errno.ECHILD, "its process ended")
 
 
-class Here(Player):
+class LocalExecutor(Executor):
     """The calling process itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._stage = init_interpreter.Stage()
+        self._stage = init_interpreter.Interpreter()
 
     @property
     def registers(self) -> Sequence[int]:
@@ -278,7 +278,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def start() -> tuple[int, Remote]:
+def start() -> tuple[int, RemoteExecutor]:
     """Start a process that plays. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
     ours, theirs = pair()
     with theirs:
@@ -288,7 +288,7 @@ def start() -> tuple[int, Remote]:
             pid = os.fork()
             if pid == 0:
                 init_interpreter.run(theirs)
-    return pid, Remote(ours)
+    return pid, RemoteExecutor(ours)
 
 
 def _spawn(program: str, channel: int) -> int:
@@ -309,7 +309,7 @@ _MOST_WRITTEN: Final = 32  # that are kept
 _written: Final[dict[Hashable, list[Packet]]] = {}
 
 
-class Paper(Player):
+class StepRecorder(Executor):
     """Nobody plays what is written here, so no step may wait for what comes of it. `given`: all that it was given."""
 
     def __init__(self) -> None:
@@ -321,7 +321,7 @@ class Paper(Player):
         self.given += packets
 
 
-def play_shared(player: Player, what: Hashable, write: Callable[[Player], None]) -> None:
+def play_shared(player: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
     """Have the programs played that `write` writes, after all that is written already.
 
     They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
@@ -331,9 +331,9 @@ def play_shared(player: Player, what: Hashable, write: Callable[[Player], None])
     player.send(_shared(what, write))
 
 
-def _shared(what: Hashable, write: Callable[[Player], None]) -> list[Packet]:
+def _shared(what: Hashable, write: Callable[[Executor], None]) -> list[Packet]:
     if what not in _written:
-        paper = Paper()
+        paper = StepRecorder()
         write(paper)
         paper.begin()
         for packet in paper.given:
@@ -349,10 +349,10 @@ def _shared(what: Hashable, write: Callable[[Player], None]) -> list[Packet]:
 type Kind = tuple[int, int, int]  # family, type and protocol: socket(2)
 
 
-class Maker:
+class SocketMaker:
     """Opens them. `ahead` are those that will be asked for: one word brings them all."""
 
-    def __init__(self, player: Player) -> None:
+    def __init__(self, player: Executor) -> None:
         self._player = player
         self._there: list[tuple[Kind, int]] = []
 

@@ -43,7 +43,7 @@ class _New(Exception):  # noqa: N818  what has happened
     """This process was begun by the program that it is in."""
 
 
-class Stage:
+class Interpreter:
     """What a process that plays has: registers, and whose end it tells of."""
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ def _signals() -> int:
 
 
 def _serve(signals: int) -> NoReturn:
-    stage, channel = Stage(), socket.socket(fileno=CHANNEL)
+    stage, channel = Interpreter(), socket.socket(fileno=CHANNEL)
     while True:
         try:
             poll = select.poll()
@@ -158,7 +158,7 @@ def _serve(signals: int) -> NoReturn:
             signals = -1
 
 
-def _listen(stage: Stage, channel: socket.socket) -> None:
+def _listen(stage: Interpreter, channel: socket.socket) -> None:
     program, taken, flags, _ = socket.recv_fds(channel, system_calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         os._exit(_CANNOT_MAKE)  # nobody is there any more, or not all of it could be had
@@ -174,7 +174,7 @@ def _listen(stage: Stage, channel: socket.socket) -> None:
         os._exit(_CANNOT_MAKE)
 
 
-def _reap(stage: Stage, channel: socket.socket, signals: int) -> None:
+def _reap(stage: Interpreter, channel: socket.socket, signals: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.read(signals, 128)
     with contextlib.suppress(ChildProcessError):

@@ -21,14 +21,14 @@ from enforcer.sandbox import devices, overlays, system_paths
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import (
     Bind,
-    Cover,
     Directory,
     Files,
     HideMounts,
     HideNames,
     Kernel,
     Link,
-    MaskDoors,
+    Mask,
+    MaskSockets,
     Pin,
     ReadOnly,
     Step,
@@ -60,8 +60,8 @@ def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> 
         for place in wanted.writable:
             if contains(place, path):
                 pins.update(_pins(place, path))
-    read_only = (Cover(path) for path in protected if path not in hidden)
-    return [*pins.values(), *(Cover(path, hide=True) for path in hidden), *read_only]
+    read_only = (Mask(path) for path in protected if path not in hidden)
+    return [*pins.values(), *(Mask(path, hide=True) for path in hidden), *read_only]
 
 
 def _hidden(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[str]:
@@ -225,7 +225,7 @@ def plan(wanted: Wanted) -> tuple[Step, ...]:
         *_kept(wanted),
         *covers(wanted, read, others),
         *(HideNames(path, wanted.names) for path in (*wanted.writable, *read) if wanted.names and os.path.isdir(path)),
-        *(MaskDoors(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
+        *(MaskSockets(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
     )
 
@@ -321,7 +321,7 @@ def of_etc(own: Mapping[str, bytes]) -> tuple[Step, ...]:
     of_one = {name: content for name, content in own.items() if name in _OF_ONE}
     steps: list[Step] = [Show(_ETC, same, of_one)] if os.path.isdir(_ETC) else []
     if os.path.isdir("/etc/exeat"):
-        steps.append(Cover("/etc/exeat", hide=True))
+        steps.append(Mask("/etc/exeat", hide=True))
     return tuple(steps)
 
 
@@ -381,9 +381,9 @@ def _proc() -> list[Step]:
         *(Sysctl(name, str(most)) for name, most in resource_limits.of_namespace()),
         # Of each membership the kernel keeps 240 bytes that no cgroup counts; it may be 20 a socket otherwise.
         Sysctl("net/ipv4/igmp_max_memberships", str(_MOST_GROUPS)),
-        *(Cover(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
-        Cover("/proc/sys"),
-        *(Cover(f"/proc/sys/{name}", hide=True) for name in _SYS_HIDDEN if os.path.exists(f"/proc/sys/{name}")),
+        *(Mask(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
+        Mask("/proc/sys"),
+        *(Mask(f"/proc/sys/{name}", hide=True) for name in _SYS_HIDDEN if os.path.exists(f"/proc/sys/{name}")),
     ]
 
 

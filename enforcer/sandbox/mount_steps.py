@@ -20,7 +20,7 @@ from typing import NamedTuple
 from enforcer.limits.resource_limits import files_in
 from enforcer.sandbox import overlays
 from enforcer.sandbox.devices import Devices
-from enforcer.sandbox.init import Player
+from enforcer.sandbox.init import Executor
 from enforcer.sandbox.overlays import Review, Show, ShowFile
 from enforcer.sandbox.path_scan import (
     NEW,
@@ -66,8 +66,8 @@ type Step = (
     | Kernel
     | Sysctl
     | Pin
-    | Cover
-    | MaskDoors
+    | Mask
+    | MaskSockets
     | ReadOnly
     | Review
 )
@@ -84,7 +84,7 @@ class Tmpfs(NamedTuple):
     def describe(self) -> str:
         return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls, path = player.calls, NEW + self.target
         calls.close(made(calls, path))
         size = f",size={self.size}" if self.size else ""
@@ -103,7 +103,7 @@ class Directory(NamedTuple):
     def describe(self) -> str:
         return f"make the directory {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls = player.calls
         place = made(calls, NEW + self.target)
         directory = calls.get("openat", place, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,7 +122,7 @@ class Files(NamedTuple):
     def describe(self) -> str:
         return f"write {len(self.content)} small files of its own below {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         overlays.fill(player.calls, NEW + self.target, self.content)
 
 
@@ -135,7 +135,7 @@ class Link(NamedTuple):
     def describe(self) -> str:
         return f"link {self.target} to {self.to}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         player.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
 
 
@@ -152,7 +152,7 @@ class Bind(NamedTuple):
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done. What is there is of the kind that it is when this is worked out, or it isn't done."""
         calls = player.calls
         kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
@@ -184,7 +184,7 @@ class Kernel(NamedTuple):
     def describe(self) -> str:
         return f"mount a fresh {self.kind} on {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls, path = player.calls, NEW + self.target
         calls.close(made(calls, path))
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
@@ -207,7 +207,7 @@ class Sysctl(NamedTuple):
     def describe(self) -> str:
         return f"set {self.name} to {self.value}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls, path = player.calls, f"{NEW}/proc/sys/{self.name}"
         file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
         calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
@@ -222,14 +222,14 @@ class Pin(NamedTuple):
     def describe(self) -> str:
         return f"pin {self.target} in place"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls = player.calls
         directory = place_of(calls, NEW + self.target)
         pin(calls, directory)
         calls.close(directory)
 
 
-class Cover(NamedTuple):
+class Mask(NamedTuple):
     """A path inside something shown that a task must not write, or (`hide`) not even read."""
 
     target: str
@@ -238,7 +238,7 @@ class Cover(NamedTuple):
     def describe(self) -> str:
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done; what isn't there needs no cover when it is to be hidden."""
         calls, gone = player.calls, Label()
         place = place_of(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
@@ -252,7 +252,7 @@ class Cover(NamedTuple):
         calls.put(gone)
 
 
-class MaskDoors(NamedTuple):
+class MaskSockets(NamedTuple):
     """Every socket and FIFO below a directory that is shown as it is: read-only mounts don't stop a connect."""
 
     target: str
@@ -260,7 +260,7 @@ class MaskDoors(NamedTuple):
     def describe(self) -> str:
         return f"mask every socket and FIFO below {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done: who made the sandbox looks for them, at what is shown in it."""
         with _listed(player, self.target) as root:
             _cover(player, ((place, True) for place in doors(root)))
@@ -275,7 +275,7 @@ class HideNames(NamedTuple):
     def describe(self) -> str:
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done, and directories that a pattern names above pinned: renamed, they would show it next time."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
         with _listed(player, self.target) as root:
@@ -283,7 +283,7 @@ class HideNames(NamedTuple):
 
 
 @contextlib.contextmanager
-def _listed(player: Player, target: str) -> Iterator[int]:
+def _listed(player: Executor, target: str) -> Iterator[int]:
     """Have a directory as it is shown."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     path = NEW + target
@@ -294,7 +294,7 @@ def _listed(player: Player, target: str) -> Iterator[int]:
         os.close(root)
 
 
-def _cover(player: Player, places: Iterable[tuple[int, bool]]) -> None:
+def _cover(player: Executor, places: Iterable[tuple[int, bool]]) -> None:
     """Have a mask put over these, or have them pinned; they are closed."""
     calls = player.calls
     for place, masked in places:
@@ -315,7 +315,7 @@ class HideMounts(NamedTuple):
     def describe(self) -> str:
         return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls = player.calls
         for point, kind in overlays.mounts_below(player, NEW + self.target):
             if kind not in _PLAIN:
@@ -332,7 +332,7 @@ class ReadOnly(NamedTuple):
     def describe(self) -> str:
         return f"make {self.target} itself read-only"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         change(player.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
@@ -348,7 +348,7 @@ class Room(NamedTuple):
     def describe(self) -> str:
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
         calls = player.calls
         calls.call("mkdirat", linux.AT_FDCWD, _ROOM, 0o700)
@@ -367,7 +367,7 @@ class Part(NamedTuple):
     def describe(self) -> str:
         return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls, own = player.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
         calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
         calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)

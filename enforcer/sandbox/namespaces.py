@@ -25,12 +25,12 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from enforcer.limits.cgroups import Fence
+from enforcer.limits.cgroups import ResourceLimits
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map
-from enforcer.sandbox.init import GoneError, Here, Maker, Player, Remote
-from enforcer.sandbox.mount_steps import Cover, Step, mount
+from enforcer.sandbox.init import Executor, GoneError, LocalExecutor, RemoteExecutor, SocketMaker
+from enforcer.sandbox.mount_steps import Mask, Step, mount
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
 from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailed
@@ -57,7 +57,7 @@ def enter(steps: Iterable[Step]) -> None:
     It owns a mount namespace with nothing shared in it. Raises HostError, OSError; then it must end: it is between two
     roots.
     """
-    player, mask = Here(), os.umask(0o022)
+    player, mask = LocalExecutor(), os.umask(0o022)
     try:
         begin(player)
         take(player, steps)
@@ -68,7 +68,7 @@ def enter(steps: Iterable[Step]) -> None:
     os.umask(mask)
 
 
-def begin(player: Player) -> None:
+def begin(player: Executor) -> None:
     """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
     calls = player.calls
     calls.step(_BEGINNING)
@@ -83,14 +83,14 @@ def begin(player: Player) -> None:
     overlays.prepare(calls)
 
 
-def begin_with(player: Player, steps: tuple[Step, ...]) -> None:
+def begin_with(player: Executor, steps: tuple[Step, ...]) -> None:
     """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
 
     Not where one has to wait and see: something is mounted inside what it shows.
     """
     first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
 
-    def write(player: Player) -> None:
+    def write(player: Executor) -> None:
         begin(player)
         take(player, steps[:first])
 
@@ -102,10 +102,10 @@ def begin_with(player: Player, steps: tuple[Step, ...]) -> None:
     player.begin()
 
 
-def take(player: Player, steps: Iterable[Step]) -> None:
+def take(player: Executor, steps: Iterable[Step]) -> None:
     """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
     for some in pieces(steps):
-        if isinstance(some[0], Cover):
+        if isinstance(some[0], Mask):
             init.play_shared(player, some, partial(_take, steps=some))
         else:
             _take(player, some)
@@ -113,14 +113,14 @@ def take(player: Player, steps: Iterable[Step]) -> None:
 
 def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
     """Cut steps into those that are taken together: covers of one view are mostly the next one's, too."""
-    for covers, some in groupby(steps, lambda step: isinstance(step, Cover)):
+    for covers, some in groupby(steps, lambda step: isinstance(step, Mask)):
         if covers:
             yield tuple(some)
         else:
             yield from ((step,) for step in some)
 
 
-def _take(player: Player, steps: Sequence[Step]) -> None:
+def _take(player: Executor, steps: Sequence[Step]) -> None:
     for step in steps:
         player.calls.step(step)
         try:
@@ -131,7 +131,7 @@ def _take(player: Player, steps: Sequence[Step]) -> None:
             raise StepFailedError(step, error) from error
 
 
-def finish(player: Player) -> None:
+def finish(player: Executor) -> None:
     """Have what was made made the root, and the host's tree let go of."""
     calls = player.calls
     calls.step(None)
@@ -175,16 +175,18 @@ class Network(NamedTuple):
     `counters` reads what the kernel refused.
     """
 
-    prepare: Callable[[Maker], tuple[Mapping[str, int], socket.socket]]
+    prepare: Callable[[SocketMaker], tuple[Mapping[str, int], socket.socket]]
     counters: Callable[[socket.socket], Mapping[str, int]]
 
 
-class Hull:
+class SandboxNamespaces:
     """One that is being made: its outermost process, and its init."""
 
     __slots__ = ("counting", "done", "first", "init", "made", "network", "outer", "over", "pid", "settled")
 
-    def __init__(self, pid: int, outer: Remote, init: Remote, done: tuple[Step, ...], network: Network) -> None:
+    def __init__(
+        self, pid: int, outer: RemoteExecutor, init: RemoteExecutor, done: tuple[Step, ...], network: Network
+    ) -> None:
         self.pid = pid
         self.outer = outer
         self.init = init
@@ -200,7 +202,7 @@ class Hull:
         """Wait until it has its network. Returns its sockets, by name. Raises HostError."""
         if self.made is None:
             with explained():
-                sockets, self.counting = self.network.prepare(Maker(self.outer))
+                sockets, self.counting = self.network.prepare(SocketMaker(self.outer))
             self.made = dict(sockets)
             self.first = self.outer.value(FIRST)
         return self.made
@@ -281,7 +283,9 @@ class Hull:
         return True
 
 
-def start_empty(identity: Identity, fence: Fence, network: Network, steps: tuple[Step, ...] = ()) -> Hull:
+def start_empty(
+    identity: Identity, fence: ResourceLimits, network: Network, steps: tuple[Step, ...] = ()
+) -> SandboxNamespaces:
     """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
@@ -293,7 +297,7 @@ def start_empty(identity: Identity, fence: Fence, network: Network, steps: tuple
         for end in (control, its_control):
             end.close()
         raise HostError(f"{_COULD_NOT}: {error.strerror}") from error
-    hull = Hull(pid, outer, Remote(control), steps, network)
+    hull = SandboxNamespaces(pid, outer, RemoteExecutor(control), steps, network)
     try:
         with its_control:
             _enter_own(hull, identity)
@@ -311,7 +315,7 @@ def start_empty(identity: Identity, fence: Fence, network: Network, steps: tuple
     return hull
 
 
-def _enter_own(hull: Hull, identity: Identity) -> None:
+def _enter_own(hull: SandboxNamespaces, identity: Identity) -> None:
     """Have the outermost process enter its user namespace, and map its ids. Raises HostError."""
     hull.outer.calls.call("unshare", os.CLONE_NEWUSER)
     try:
@@ -330,7 +334,7 @@ def map_ids(pid: int, identity: Identity) -> None:
         write_map(pid, identity.outer_uids, identity.outer_gids, deny_setgroups=not identity.privileged)
 
 
-def _enter_others(outer: Remote, identity: Identity) -> None:
+def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
     calls = outer.calls
     calls.step(_USING)
     if identity.slot >= 0:
@@ -352,7 +356,7 @@ def _enter_others(outer: Remote, identity: Identity) -> None:
     outer.begin()
 
 
-def _begin_init(outer: Remote, channel: socket.socket) -> None:
+def _begin_init(outer: RemoteExecutor, channel: socket.socket) -> None:
     calls = outer.calls
     # Only now: what it is in at this moment is all that can be seen from inside.
     calls.call("unshare", os.CLONE_NEWCGROUP)

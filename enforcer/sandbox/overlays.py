@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from enforcer.sandbox import init
-from enforcer.sandbox.init import Player
+from enforcer.sandbox.init import Executor
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE, change, cloned, made, made_file, move, tree_of
 from enforcer.sandbox.system_calls import Calls, Label, Register
 from enforcer.system import linux
@@ -49,7 +49,7 @@ class OwnFiles(NamedTuple):
 
 
 def show(
-    player: Player, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
+    player: Executor, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
 ) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
 
@@ -69,7 +69,7 @@ def show(
         _compose(player, source, target, {**top.same, **top.own} if isinstance(top, OwnFiles) else top, mounted)
 
 
-def overlay_of(player: Player, source: str, target: str, seen: str) -> bool:
+def overlay_of(player: Executor, source: str, target: str, seen: str) -> bool:
     """Mount `source` on the existing directory `target`, read-only, and whether a path in it can be opened there.
 
     Not where file systems are mounted inside of it and locked, where its file system can't be a layer, or where this
@@ -87,7 +87,7 @@ def overlay_of(player: Player, source: str, target: str, seen: str) -> bool:
     return player.value(place) >= 0
 
 
-def _filled(player: Player, top: Mapping[str, bytes] | OwnFiles) -> str:
+def _filled(player: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
     """Have a layer with these files, and return where."""
     if not isinstance(top, OwnFiles):
         layer = f"{LAYERS}/{next(_number)}"
@@ -100,7 +100,7 @@ def _filled(player: Player, top: Mapping[str, bytes] | OwnFiles) -> str:
     return _TOP
 
 
-def _fill(player: Player, layer: str, files: Mapping[str, bytes]) -> None:
+def _fill(player: Executor, layer: str, files: Mapping[str, bytes]) -> None:
     player.calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
     fill(player.calls, layer, files)
 
@@ -179,7 +179,7 @@ def _write(calls: Calls, path: str, content: bytes) -> None:
     calls.close(file)
 
 
-def mounts_below(player: Player, source: str) -> list[tuple[str, str]]:
+def mounts_below(player: Executor, source: str) -> list[tuple[str, str]]:
     """List every mount strictly below `source`, as (mount point, kind); proc_pid_mountinfo(5)."""
     path = f"{OLD}/proc/self/mountinfo"
     mounts = player.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
@@ -218,7 +218,7 @@ def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
             yield point, os.fsdecode(after.split(b" ")[0])
 
 
-def _compose(player: Player, source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
+def _compose(player: Executor, source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
     """Build `target` from the entries of `source`: overlays for directories, copies for files, nothing for the rest."""
     calls = player.calls
     calls.call("mount", "tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
@@ -298,7 +298,7 @@ class Show(NamedTuple):
         own = f", with its own {names}" if names else ""
         return f"show {self.source} read-only through an overlay{own}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls, source = player.calls, OLD + self.source
         status = os.stat(self.source if self.staged is None else self.staged)
         tree = None if self.staged is None else calls.take(self.staged)
@@ -329,7 +329,7 @@ class ShowFile(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} read-only through an overlay of its directory"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
         if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
@@ -362,7 +362,7 @@ class Review(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
 
-    def take(self, player: Player) -> None:
+    def take(self, player: Executor) -> None:
         calls = player.calls
         source, changes = (
             _staged(calls, cloned(calls, OLD + path) if tree is None else calls.take(tree))

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from enforcer.sandbox import devices
-from enforcer.sandbox.init import Player
+from enforcer.sandbox.init import Executor
 from enforcer.system import linux, signals
 from enforcer.system.errors import UsageError
 from enforcer.system.terminals import Terminals
@@ -120,7 +120,7 @@ class Terminal:
                 time.sleep(_LOOK)
 
 
-def make_terminal(player: Player, like: Likeness, owner: int) -> tuple[int, int]:
+def make_terminal(player: Executor, like: Likeness, owner: int) -> tuple[int, int]:
     """Have one opened in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's.
 
     That one is `owner`'s, a kernel uid. Raises OSError.

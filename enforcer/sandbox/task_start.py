@@ -25,7 +25,7 @@ from enforcer.limits import resource_limits
 from enforcer.limits.resource_limits import Bound, Rlimit, least
 from enforcer.sandbox import devices, init, landlock
 from enforcer.sandbox.identity import Identity, namespace_remedy
-from enforcer.sandbox.init import GoneError, Player, Remote, pair
+from enforcer.sandbox.init import Executor, GoneError, RemoteExecutor, pair
 from enforcer.sandbox.seccomp import Watching
 from enforcer.sandbox.system_calls import (
     ANY,
@@ -60,7 +60,7 @@ class _Strings(NamedTuple):
     number: int
 
 
-def execute(task: Remote, argv: Sequence[str], environment: Mapping[str, str], bounds: Iterable[Bound]) -> None:
+def execute(task: RemoteExecutor, argv: Sequence[str], environment: Mapping[str, str], bounds: Iterable[Bound]) -> None:
     """Have it kept to these bounds, and execute the first of the programs that can be, as os.execvpe does."""
     calls = task.calls
     words = tuple(_strings(each) for each in (map(os.fsencode, argv), _variables(environment)))
@@ -79,7 +79,7 @@ def execute(task: Remote, argv: Sequence[str], environment: Mapping[str, str], b
         task.tell()
 
 
-def _tried(task: Remote, programs: Sequence[bytes], words: Sequence[_Strings]) -> list[int]:
+def _tried(task: RemoteExecutor, programs: Sequence[bytes], words: Sequence[_Strings]) -> list[int]:
     """Have them executed one after the other; the errors, or none if one is. Raises GoneError where it ended before.
 
     `words`: the words and variables that go along with each; none: they are in memory there.
@@ -113,7 +113,7 @@ def _along(calls: Calls, strings: _Strings) -> Data:
     return there
 
 
-def _map(task: Remote, words: Sequence[_Strings]) -> None:
+def _map(task: RemoteExecutor, words: Sequence[_Strings]) -> None:
     """Have them in memory of their own: they may be more than a program has room for."""
     calls, files = task.calls, []
     try:
@@ -143,7 +143,7 @@ def _programs(word: str, environment: Mapping[str, str]) -> list[bytes]:
     return [os.path.join(os.fsencode(place), name) for place in os.get_exec_path(dict(environment))]
 
 
-def _is_there(task: Remote, path: str) -> bool:
+def _is_there(task: RemoteExecutor, path: str) -> bool:
     """Whether there is anything at a path, as the task sees it."""
     path = os.fsdecode(os.fsencode(path)[:_PATH_MAX])
     found = task.calls.get("faccessat", linux.AT_FDCWD, path, os.F_OK, but=(ANY,))
@@ -202,7 +202,7 @@ class Program(NamedTuple):
 
 
 def begin(
-    init: Remote,
+    init: RemoteExecutor,
     identity: Identity,
     program: Program,
     stdio: tuple[int, int, int],
@@ -218,7 +218,7 @@ def begin(
     try:
         program = program._replace(bounds=_bounds(identity, program))
         ours, theirs = pair()
-        task = Remote(ours)
+        task = RemoteExecutor(ours)
         try:
             pid = _fork(init, theirs)
             _enter_own(init, task, identity, pid)
@@ -244,7 +244,7 @@ def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
     return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 
-def _fork(init: Remote, channel: socket.socket) -> int:
+def _fork(init: RemoteExecutor, channel: socket.socket) -> int:
     with channel:
         theirs = init.calls.take(channel.fileno())
         init.calls.fork(theirs, FIRST, leaf=True)
@@ -253,7 +253,7 @@ def _fork(init: Remote, channel: socket.socket) -> int:
     return init.value(FIRST)
 
 
-def _enter_own(init: Remote, task: Remote, identity: Identity, pid: int) -> None:
+def _enter_own(init: RemoteExecutor, task: RemoteExecutor, identity: Identity, pid: int) -> None:
     """Have it enter the inner user namespace, and init map its ids."""
     calls = task.calls
     # Its id maps are written through /proc, where nothing of a process that can't be dumped is init's (proc(5)).
@@ -277,7 +277,11 @@ def _enter_own(init: Remote, task: Remote, identity: Identity, pid: int) -> None
 
 
 def _have_it_give_up(
-    task: Remote, identity: Identity, program: Program, stdio: tuple[int, int, int], watch: Callable[[int], None]
+    task: RemoteExecutor,
+    identity: Identity,
+    program: Program,
+    stdio: tuple[int, int, int],
+    watch: Callable[[int], None],
 ) -> None:
     give_up(task, identity, program, stdio)
     try:
@@ -302,7 +306,7 @@ class _Same(NamedTuple):
     wall: tuple[landlock.Grant, ...]
 
 
-def give_up(task: Player, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
+def give_up(task: Executor, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
     """Have it give everything up, in an order that leaves no way back; the last of it is written and not given yet."""
     usual = tuple(grant for grant in program.wall if grant.path in _USUAL)
     same = _Same(identity.uid, identity.gid, program.ignored, landlock.ruled(), usual)
@@ -315,7 +319,7 @@ def give_up(task: Player, identity: Identity, program: Program, stdio: tuple[int
     _filter(task.calls, program)
 
 
-def _give_up_rights(task: Player, same: _Same) -> None:
+def _give_up_rights(task: Executor, same: _Same) -> None:
     """Have it give up all that it is, but for where it may read and write: that is only begun with."""
     calls = task.calls
     calls.call("setresgid", *(same.gid,) * 3)

@@ -29,7 +29,7 @@ from typing import Final
 
 from enforcer.seccomp_supervisor import task_memory
 from enforcer.seccomp_supervisor.listener import Notification
-from enforcer.seccomp_supervisor.task_processes import Caller, Looks, descendants, listed, read
+from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, descendants, listed, read
 from enforcer.system import linux
 
 AT_FDCWD: Final = -100
@@ -204,7 +204,7 @@ class Locks:
 
 def held(proc: int, first: int) -> int:
     """Count the locks of a process and all that it has begot; MOST where that is too much to look at."""
-    looks, found = Looks(_MOST_LOOKS), 0
+    looks, found = LookBudget(_MOST_LOOKS), 0
     try:
         for pid in (first, *descendants(proc, first, looks)):
             for thread in map(int, listed(proc, f"{pid}/task", looks)):

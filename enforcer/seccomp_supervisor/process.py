@@ -24,8 +24,8 @@ from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
-    from enforcer.limits.cgroups import Fence
-    from enforcer.sandbox.namespaces import Hull
+    from enforcer.limits.cgroups import ResourceLimits
+    from enforcer.sandbox.namespaces import SandboxNamespaces
 
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone
 _KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
@@ -40,7 +40,7 @@ SOCKET: Final = "watch"  # what the worker knows it by
 class SupervisorProcess:
     """Of one sandbox. Whatever goes wrong with it refuses what is asked: a listener that is closed answers nothing."""
 
-    def __init__(self, watching: Watching, made: "Hull", fence: "Fence") -> None:
+    def __init__(self, watching: Watching, made: "SandboxNamespaces", fence: "ResourceLimits") -> None:
         self._watching = watching
         self._hull = made
         self._fence = fence

@@ -21,7 +21,7 @@ from enforcer.seccomp_supervisor import performed_calls
 from enforcer.seccomp_supervisor.held_programs import Programs
 from enforcer.seccomp_supervisor.listener import Listener, Notification
 from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CALL, MODE_CALLS, Locks
-from enforcer.seccomp_supervisor.task_processes import Caller, Looking
+from enforcer.seccomp_supervisor.task_processes import Caller, SocketOwnerLookup
 from proxy.supervisor_channel import messages
 
 EACH: Final = 60.0  # seconds between two events of the same
@@ -93,7 +93,7 @@ class SeccompSupervisor:
         self._counted = time.monotonic()
         self._programs = Programs(self._listener, proc, self._tell)
         self._whose: list[messages.WhoseAsked] = []
-        self._looking = Looking()
+        self._looking = SocketOwnerLookup()
         self._locks = Locks(proc, first)
         self._free, self._freed = float(_FREE), time.monotonic()
         self._spent = 0  # on what was refused, since

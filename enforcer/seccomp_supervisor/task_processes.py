@@ -216,7 +216,7 @@ class Holder(NamedTuple):
     ancestors: tuple[Ancestor, ...]
 
 
-class Looking:
+class SocketOwnerLookup:
     """Looks for holders as long as that takes little of a processor; what is asked beyond is "unknown"."""
 
     __slots__ = ("_at", "_clock", "_left", "_used")
@@ -241,7 +241,7 @@ class Looking:
             self._left -= self._used() - began
 
 
-class Looks:
+class LookBudget:
     """How many looks into /proc are left."""
 
     def __init__(self, most: int | None = None) -> None:
@@ -256,7 +256,7 @@ class Looks:
 
 def holder(proc: int, init: int, inode: int) -> Holder | None:
     """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
-    link, looks = f"socket:[{inode}]", Looks()
+    link, looks = f"socket:[{inode}]", LookBudget()
     try:
         parents = descendants(proc, init, looks)
         holders = [pid for pid in parents if _has_open(proc, pid, link, looks)]
@@ -265,12 +265,12 @@ def holder(proc: int, init: int, inode: int) -> Holder | None:
         [pid] = holders
         found = Holder(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
         # The id may have changed hands since it was found: then the socket isn't there any more.
-        return found if _has_open(proc, pid, link, Looks()) else None
+        return found if _has_open(proc, pid, link, LookBudget()) else None
     except (OSError, ValueError):
         return None
 
 
-def descendants(proc: int, init: int, looks: Looks) -> dict[int, int]:
+def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
     """Return the parent of each process below `init`: proc_tid_children(5). What is orphaned is init's."""
     todo = [init]
     parents: dict[int, int] = {}
@@ -292,7 +292,7 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, 
     return tuple(found)
 
 
-def _has_open(proc: int, pid: int, link: str, looks: Looks) -> bool:
+def _has_open(proc: int, pid: int, link: str, looks: LookBudget) -> bool:
     """Whether a process has what /proc calls `link` open."""
     for name in listed(proc, f"{pid}/fd", looks):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -301,7 +301,7 @@ def _has_open(proc: int, pid: int, link: str, looks: Looks) -> bool:
     return False
 
 
-def listed(proc: int, path: str, looks: Looks) -> list[str]:
+def listed(proc: int, path: str, looks: LookBudget) -> list[str]:
     """List a directory; one of a process that is gone, or is nobody's to look into, is empty.
 
     No further than looks last. Raises ValueError where they don't.

@@ -25,7 +25,7 @@ from enforcer.policy.seen import Seen
 from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.init import Paper
+from enforcer.sandbox.init import StepRecorder
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.service import protocol
 from enforcer.service.request import RunCommand, take_on
@@ -183,7 +183,7 @@ def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: 
         steps, program = sandbox_spec.compose(who, wanted, own, sandbox_spec.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
     steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.ahead(who)))
-    paper = Paper()
+    paper = StepRecorder()
     namespaces.begin_with(paper, first)
     for some in namespaces.pieces(steps[len(first) :]):
         with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has

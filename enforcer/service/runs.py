@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from enforcer.journal.keeper import Keeper
-    from enforcer.limits.cgroups import Fence
+    from enforcer.limits.cgroups import ResourceLimits
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
-    from enforcer.sandbox.namespaces import Hull
+    from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.rule_sets import RuleSets
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
@@ -196,7 +196,7 @@ class ServiceHost:
 
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
-    ) -> "tuple[Fence, Hull | None]":
+    ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return the one whose ids were chosen, or begin to make one."""
         if self._spare is None:
             return make_sandbox(wanted, who, made, last)
@@ -221,7 +221,7 @@ class ServiceHost:
         """Count them for the service's metrics."""
         return True
 
-    def leave(self, hull: "Hull") -> None:
+    def leave(self, hull: "SandboxNamespaces") -> None:
         """End it when the caller has its status."""
         hull.end_later(self.left)
 

@@ -9,12 +9,12 @@ import os
 import socket
 from typing import NamedTuple
 
-from enforcer.limits.cgroups import Fence, build
+from enforcer.limits.cgroups import ResourceLimits, build
 from enforcer.limits.resource_limits import Limits, limits_of
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.namespaces import Hull
+from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.system import linux
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.signals import dispose
@@ -26,8 +26,8 @@ class Spare(NamedTuple):
 
     who: Identity
     limits: Limits
-    fence: Fence
-    hull: Hull
+    fence: ResourceLimits
+    hull: SandboxNamespaces
 
     def descriptors(self) -> set[int]:
         """Return what has to stay open for it."""
@@ -70,7 +70,7 @@ def make(*, fenced: bool) -> Spare:
         who, limits = identity.choose(), limits_of(NO_BOX)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
-        fence = build(limits) if fenced else Fence(limits, (), (), {})
+        fence = build(limits) if fenced else ResourceLimits(limits, (), (), {})
         made.callback(fence.remove)
         hull = sandbox_spec.empty(who, fence)
         made.callback(hull.end)

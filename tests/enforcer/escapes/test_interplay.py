@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox.init import Here
+from enforcer.sandbox.init import LocalExecutor
 from enforcer.sandbox.path_scan import made, made_file
 from enforcer.workspace.globs import Globs
 from enforcer.workspace.protected import reviewed
@@ -79,11 +79,11 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
     outside.mkdir()
     (tmp_path / "link").symlink_to(outside)
     for attempt, path in ((made, "link/new"), (made, "link"), (made_file, "link/new"), (made_file, "link")):
-        player = Here()
+        player = LocalExecutor()
         with pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"):
             player.do(attempt(player.calls, str(tmp_path / path)))
     assert list(outside.iterdir()) == []
-    player = Here()
+    player = LocalExecutor()
     for descriptor in player.do(made(player.calls, f"{tmp_path}/a/b"), made_file(player.calls, f"{tmp_path}/a/c")):
         os.close(descriptor)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)

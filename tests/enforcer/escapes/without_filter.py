@@ -31,7 +31,7 @@ def main():
     )
     network = launch.Network(_no_network, lambda _: {})
     fence = build(Limits())
-    sandbox = launch.launch(launch.Recipe(who, steps, program, (0, 1, 2), lambda: network, gate, "sandbox", fence))
+    sandbox = launch.launch(launch.SandboxSpec(who, steps, program, (0, 1, 2), lambda: network, gate, "sandbox", fence))
     while sandbox.init.turn() is None:
         pass
     sandbox.end()

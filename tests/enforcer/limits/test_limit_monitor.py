@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.limits import limit_monitor
-from enforcer.limits.cgroups import Counts, Fence, Means
+from enforcer.limits.cgroups import Counts, Means, ResourceLimits
 from enforcer.limits.disk_quota import Over
 from enforcer.limits.limit_monitor import at, reached
 from enforcer.limits.resource_limits import Limits, limits_of
@@ -77,9 +77,9 @@ def test_without_a_limit_of_processors_nobody_waited_for_it():
 
 def test_each_time_is_told_once_and_waiting_only_when_it_is_over(monkeypatch):
     counts = iter([Counts(1, 1, 0, 5.0), Counts(1, 1, 3, 6.0), Counts(1, 1, 3, 7.0)])
-    monkeypatch.setattr(Fence, "counts", lambda _: next(counts))
+    monkeypatch.setattr(ResourceLimits, "counts", lambda _: next(counts))
     heard = []
-    watched = limit_monitor.LimitMonitor(Fence(LIMITS, (), (), {}), lambda *what: heard.append(what[0]))
+    watched = limit_monitor.LimitMonitor(ResourceLimits(LIMITS, (), (), {}), lambda *what: heard.append(what[0]))
     watched.look()
     watched.look()
     watched.look(over=True)
@@ -124,11 +124,15 @@ def test_what_is_told_of_what_was_found_in_its_sandbox(limit, found, reason, sai
 
 def warded(monkeypatch, layer=None, timeout=None):
     """A ward without any count of the kernel's, what it told, and a clock that stands still."""
-    monkeypatch.setattr(Fence, "counts", lambda _: NOTHING)
+    monkeypatch.setattr(ResourceLimits, "counts", lambda _: NOTHING)
     now, heard = [1000.0], []
     monkeypatch.setattr(limit_monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))
     limits = LIMITS._replace(disk=8 << 20, timeout=timeout)
-    return limit_monitor.LimitMonitor(Fence(limits, (), (), {}), lambda *what: heard.append(what), layer), heard, now
+    return (
+        limit_monitor.LimitMonitor(ResourceLimits(limits, (), (), {}), lambda *what: heard.append(what), layer),
+        heard,
+        now,
+    )
 
 
 def test_a_limit_is_told_when_it_is_reached_and_not_while_it_stays(monkeypatch):
@@ -226,7 +230,9 @@ def test_what_no_rule_says_is_bounded_by_the_host():
 @pytest.mark.parametrize("means", [Means.RLIMIT, Means.CGROUP2])
 def test_memory_of_an_rlimit_is_told_where_the_task_ends_as_one_that_is_refused_memory(status, name, means):
     told = []
-    over = limit_monitor.LimitMonitor(Fence(LIMITS, (), (), {"memory": means}), lambda *what: told.append(what))
+    over = limit_monitor.LimitMonitor(
+        ResourceLimits(LIMITS, (), (), {"memory": means}), lambda *what: told.append(what)
+    )
     over.look(over=True, status=status)
     said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have 64 MiB"
     expected = name is not None and means is Means.RLIMIT

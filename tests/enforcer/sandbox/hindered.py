@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
-from enforcer.sandbox.init import Remote
+from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.seccomp import Filter, Refuse, Test
 from enforcer.sandbox.system_calls import FIRST
 from enforcer.system import linux
@@ -143,7 +143,7 @@ def _init_under(refused):
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
-    first = Remote(ours)
+    first = RemoteExecutor(ours)
     calls = first.calls
     calls.call("setresgid", 0, 0, 0)
     calls.call("setresuid", 0, 0, 0)

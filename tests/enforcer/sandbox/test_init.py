@@ -11,7 +11,7 @@ import stat
 import pytest
 
 from enforcer.sandbox import init, seccomp, system_calls, task_start
-from enforcer.sandbox.init import GoneError, Here, Remote
+from enforcer.sandbox.init import GoneError, LocalExecutor, RemoteExecutor
 from enforcer.sandbox.path_scan import cover_again
 from enforcer.sandbox.seccomp import Filter, Refuse
 from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
@@ -52,7 +52,7 @@ def forked(process):
             above.calls.fork(channel, FIRST, leaf=leaf)
             above.calls.close(channel)
             above.do()
-        found.append(Remote(ours))
+        found.append(RemoteExecutor(ours))
     yield found[1:]
     for each in found[1:]:
         each.close()
@@ -299,7 +299,7 @@ def test_descriptors_that_there_is_no_room_for_are_missed(process):
 
 
 def test_the_calling_process_can_play_too(tmp_path):
-    here = Here()
+    here = LocalExecutor()
     [file] = here.do(here.calls.get("openat", AT, f"{tmp_path}/file", os.O_WRONLY | os.O_CREAT, 0o600))
     here.calls.call("write", file, Data(0), 3)
     here.do()

@@ -6,7 +6,7 @@ import pytest
 
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.sandbox.identity import Identity, IdMap
-from enforcer.sandbox.mount_steps import Bind, Cover, Directory, HideNames, MaskDoors, Pin, ReadOnly, Tmpfs
+from enforcer.sandbox.mount_steps import Bind, Directory, HideNames, Mask, MaskSockets, Pin, ReadOnly, Tmpfs
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.system_paths import refuse_workspace
 from enforcer.system.errors import HostError, UsageError
@@ -45,7 +45,7 @@ def test_only_the_workspace_is_writable_host_storage(tmp_path):
 def test_the_root_is_made_read_only_last_and_doors_are_masked_after_the_covers(tmp_path):
     steps = _plan(tmp_path)
     assert steps[-1] == ReadOnly("/")
-    assert steps[-2] == MaskDoors(str(tmp_path))
+    assert steps[-2] == MaskSockets(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -78,16 +78,16 @@ def test_rules_in_the_workspace_are_covered_and_every_directory_above_them_is_pi
     rules.parent.mkdir(parents=True)
     rules.touch()
     steps = _plan(tmp_path, protect=(str(rules),))
-    assert Cover(str(rules)) in steps
+    assert Mask(str(rules)) in steps
     pins = [step.target for step in steps if isinstance(step, Pin)]
     assert pins == [str(tmp_path / "conf"), str(tmp_path / "conf" / "net")]
-    assert steps.index(Pin(pins[-1])) < steps.index(Cover(str(rules)))
+    assert steps.index(Pin(pins[-1])) < steps.index(Mask(str(rules)))
 
 
 def test_state_in_the_workspace_is_hidden(tmp_path):
     state = tmp_path / "state"
     state.mkdir()
-    assert Cover(str(state), hide=True) in _plan(tmp_path, secret=(str(state),))
+    assert Mask(str(state), hide=True) in _plan(tmp_path, secret=(str(state),))
 
 
 def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
@@ -95,7 +95,7 @@ def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
     for path in (shown / "state", work):
         path.mkdir(parents=True)
     steps = _plan(work, read=(str(shown),), secret=(str(shown / "state"),))
-    assert steps.index(Show(str(shown), guarded=True)) < steps.index(Cover(str(shown / "state"), hide=True))
+    assert steps.index(Show(str(shown), guarded=True)) < steps.index(Mask(str(shown / "state"), hide=True))
 
 
 @pytest.mark.parametrize("inside", [".", "sub"])
@@ -127,7 +127,7 @@ def test_credentials_in_a_workspace_below_home_are_hidden(tmp_path, monkeypatch)
     (tmp_path / "home" / ".ssh").mkdir()
     work = tmp_path / "work"
     work.mkdir()
-    covered = [step.target for step in _plan(work, read=(str(shown),)) if isinstance(step, Cover) and step.hide]
+    covered = [step.target for step in _plan(work, read=(str(shown),)) if isinstance(step, Mask) and step.hide]
     assert f"{shown}/gcloud" in covered
     with pytest.raises(UsageError, match="which stays hidden"):
         _plan(work, read=(str(tmp_path / "home" / ".ssh"),))
@@ -176,7 +176,7 @@ def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
     shown = tmp_path / "real" / ".config"
     (shown / "gcloud").mkdir(parents=True)
     hidden = [
-        step.target for step in _plan(_other(tmp_path), read=(str(shown),)) if isinstance(step, Cover) and step.hide
+        step.target for step in _plan(_other(tmp_path), read=(str(shown),)) if isinstance(step, Mask) and step.hide
     ]
     assert f"{shown}/gcloud" in hidden
 
@@ -194,7 +194,7 @@ def test_credentials_that_are_links_are_hidden_where_they_lead(tmp_path, monkeyp
     (home / ".ssh").symlink_to("../dotfiles/keys")
     (home / ".config").symlink_to(work / "cfg")
     monkeypatch.setenv("HOME", str(home))
-    hidden = {step.target for step in _plan(work) if isinstance(step, Cover) and step.hide}
+    hidden = {step.target for step in _plan(work) if isinstance(step, Mask) and step.hide}
     assert {str(work / "keys"), str(work / "cfg" / "gcloud")} <= hidden
 
 
@@ -210,7 +210,7 @@ def test_what_is_to_be_hidden_is_and_its_own_name_that_is_a_link_too(tmp_path):
     kept.mkdir(parents=True)
     (work / "link").symlink_to("sub/kept")
     steps = _plan(work, hide=(str(work / "link"), str(kept)), names=((".env",),))
-    hidden = [step.target for step in steps if isinstance(step, Cover) and step.hide]
+    hidden = [step.target for step in steps if isinstance(step, Mask) and step.hide]
     assert [path for path in hidden if path.startswith(str(tmp_path))] == [str(kept)]
     assert Pin(str(work / "sub")) in steps
     assert HideNames(str(work), ((".env",),)) in steps
@@ -228,7 +228,7 @@ def test_what_may_be_written_besides_is_bound_covered_and_masked_as_the_workspac
     steps = _plan(work, write=(str(more), str(single)), protect=(str(rules),))
     for path in (work, more, single):
         assert Bind(str(path), str(path), writable=True) in steps
-    assert all(step in steps for step in (Pin(str(rules.parent)), Cover(str(rules)), MaskDoors(str(more))))
+    assert all(step in steps for step in (Pin(str(rules.parent)), Mask(str(rules)), MaskSockets(str(more))))
     with pytest.raises(UsageError, match="exeat's own code or rules"):
         _plan(work, write=(str(rules),), protect=(str(rules),))
 

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from enforcer.sandbox import init
-from enforcer.sandbox.init import Remote
-from enforcer.sandbox.namespaces import Hull, Network
+from enforcer.sandbox.init import RemoteExecutor
+from enforcer.sandbox.namespaces import Network, SandboxNamespaces
 from enforcer.sandbox.system_calls import FIRST
 
 
@@ -21,7 +21,7 @@ def outermost():
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
-    hull = Hull(pid, outer, Remote(ours), (), Network(None, None))
+    hull = SandboxNamespaces(pid, outer, RemoteExecutor(ours), (), Network(None, None))
     hull.first = outer.value(FIRST)
     yield hull
     with contextlib.suppress(ChildProcessError, ProcessLookupError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.sandbox import landlock, task_start
-from enforcer.sandbox.init import Paper
+from enforcer.sandbox.init import StepRecorder
 from enforcer.sandbox.task_start import Program
 from tests import harness
 from tests.enforcer.sandbox import hindered
@@ -41,7 +41,7 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
 
 
 def test_every_step_that_can_fail_does():
-    paper, case = Paper(), hindered.Case((), None, terminal=True)
+    paper, case = StepRecorder(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
     task_start.give_up(paper, hindered._identity(), program, (0, 0, 0))
     paper.begin()

@@ -13,7 +13,7 @@ from enforcer.system.errors import HostError
 from proxy.supervisor_channel import messages
 
 
-class Hull:
+class SandboxNamespaces:
     """Stands for a sandbox of which nobody may want anything: nobody is to be begun in it."""
 
 
@@ -35,7 +35,7 @@ def listener():
 
 @pytest.fixture
 def seat(listener):
-    made = SupervisorProcess(watching(commands=False), Hull(), Full())
+    made = SupervisorProcess(watching(commands=False), SandboxNamespaces(), Full())
     yield made
     made.close()
 
@@ -74,7 +74,7 @@ def test_a_worker_asks_nobody_where_there_is_no_listener(seat, worker):
 
 def test_who_can_t_be_kept_to_the_task_s_limits_watches_nothing(seat, worker, listener, monkeypatch):
     reader, tasks = listener
-    monkeypatch.setattr(Hull, "outer", Outer(), raising=False)
+    monkeypatch.setattr(SandboxNamespaces, "outer", Outer(), raising=False)
     monkeypatch.setattr(SupervisorProcess, "_be_watcher", lambda *_: os._exit(0))
     seat.listen(reader)
     with selectors.DefaultSelector() as selector:

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from enforcer.seccomp_supervisor import task_processes
-from enforcer.seccomp_supervisor.task_processes import Looking, holder
+from enforcer.seccomp_supervisor.task_processes import SocketOwnerLookup, holder
 from proxy.supervisor_channel.messages import Ancestor
 
 from .watched import Watched, call
@@ -130,7 +130,7 @@ def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkey
     monkeypatch.setattr(
         task_processes, "holder", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found"
     )  # 20 ms each
-    looking = Looking(lambda: now[0], lambda: used[0])
+    looking = SocketOwnerLookup(lambda: now[0], lambda: used[0])
     assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 2 + [
         None
     ] * 3  # the second is more than is left
