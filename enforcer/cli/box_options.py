@@ -64,7 +64,7 @@ def with_repository(workspace: str, box: Box, policy: Policy, shown: Places) -> 
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
-    from enforcer.workspace.worktree import linked  # few workspaces are
+    from enforcer.workspace.linked_worktree import linked  # few workspaces are
 
     found = linked(workspace, partial(lets, policy.floor))
     written = () if box.workspace is WorkspaceMode.REVIEW else found.written

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from enforcer.system.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
-    from enforcer.workspace.accept import Outcome, Protection, Selection
-    from enforcer.workspace.change import Change
-    from enforcer.workspace.git_trees import Difference
-    from enforcer.workspace.kept import Kept
-    from enforcer.workspace.objects import Objects
-    from enforcer.workspace.sides import Sides
+    from enforcer.workspace.accept import Outcome, Selection
+    from enforcer.workspace.change_store import Change, Kept
+    from enforcer.workspace.git_objects import Difference
+    from enforcer.workspace.merge_inputs import Sides
+    from enforcer.workspace.protection import Protection
+    from enforcer.workspace.show_changes import Objects
 
 _VERBS = ("accept", "discard", "cat")
 _HEAD = ("BEGAN (UTC)", "TASK", "NAME", "WORKSPACE", "STATE")
@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _named(task: str) -> "Kept":
     """Find the changes of a task. Raises UsageError for none, or several."""
-    from enforcer.workspace import kept
+    from enforcer.workspace import change_store
 
-    found = kept.find()
+    found = change_store.find()
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
     shown = ascii(task)[1:-1]
     if not named:
@@ -103,17 +103,17 @@ def _relative(path: str, kept: "Kept") -> str:
 
 
 def _protection(kept: "Kept") -> "Protection":
-    from enforcer.workspace.accept import Protection
+    from enforcer.workspace.protection import Protection
 
     return Protection(kept.meta.protected, [asks.terms.by for asks in kept.meta.asks()])
 
 
 def _list(form: str) -> int:
     from enforcer.cli.columns import moment, table
-    from enforcer.workspace import kept
+    from enforcer.workspace import change_store
 
     rows: list[dict[str, Any]] = []
-    for one in kept.find():
+    for one in change_store.find():
         if _is_nothing(one):
             continue
         began = datetime.fromtimestamp(one.meta.began / 1e9, UTC)
@@ -156,7 +156,7 @@ def _state(kept: "Kept") -> dict[str, Any]:
         changes = pending(kept)
     except ExeatError as error:
         return {"state": str(error), "changes": None}
-    from enforcer.workspace.change import described
+    from enforcer.workspace.change_store import described
 
     return {"state": described(changes), "changes": len(changes)}
 
@@ -170,7 +170,7 @@ def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
 
 
 def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -> int:
-    from enforcer.workspace.sides import Sides
+    from enforcer.workspace.merge_inputs import Sides
 
     changes = _meant(kept, selection)
     protection = _protection(kept)
@@ -178,7 +178,11 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
         protection.look(sides, kept.changes())
         if arguments.format == "json":
             values = [_value(sides, change, protection, stat=arguments.stat) for change in changes]
-            meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
+            meta = {
+                "task": kept.meta.id,
+                "name": kept.meta.name,
+                "workspace": kept.meta.workspace,
+            }
             print(json.dumps({**meta, "changes": values}, indent=2))
         else:
             how = _stat if arguments.stat else _diffs
@@ -188,7 +192,7 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
 
 
 def _objects() -> "Objects":
-    from enforcer.workspace.objects import Objects
+    from enforcer.workspace.show_changes import Objects
 
     return Objects()
 
@@ -196,7 +200,7 @@ def _objects() -> "Objects":
 def _diffs(
     sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
 ) -> Iterator[str]:
-    from enforcer.workspace.show import brought, diff
+    from enforcer.workspace.show_changes import brought, diff
     from proxy.telemetry.visible import visible
 
     for change in changes:
@@ -210,8 +214,8 @@ def _diffs(
 def _stat(
     sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
 ) -> Iterator[str]:
-    from enforcer.workspace.change import ChangeKind, described
-    from enforcer.workspace.show import count, notes
+    from enforcer.workspace.change_store import ChangeKind, described
+    from enforcer.workspace.show_changes import count, notes
     from proxy.telemetry.visible import visible
 
     for change in changes:
@@ -235,7 +239,7 @@ def _stat(
 
 
 def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: bool) -> dict[str, Any]:
-    from enforcer.workspace.show import count, diff
+    from enforcer.workspace.show_changes import count, diff
 
     lines = count(sides, change)
     found = protection.git.get(change.path)
@@ -267,8 +271,8 @@ def _entry(entry: Any) -> dict[str, Any]:
 def _cat(kept: "Kept", paths: list[str]) -> int:
     """Write what the task left at a path, byte for byte: for whoever settles a conflict by hand."""
     from enforcer.workspace.accept import pending
-    from enforcer.workspace.beneath import What
-    from enforcer.workspace.sides import Sides
+    from enforcer.workspace.merge_inputs import Sides
+    from enforcer.workspace.safe_path import What
 
     if len(paths) != 1:
         raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
@@ -283,13 +287,18 @@ def _cat(kept: "Kept", paths: list[str]) -> int:
 
 
 def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
-    from enforcer.workspace import asking
+    from enforcer.workspace import merge_approval
     from enforcer.workspace.accept import accept, tidy
-    from enforcer.workspace.change import described
+    from enforcer.workspace.change_store import described
 
     with _locked(kept):
         protection = _protection(kept)
-        outcomes = accept(kept, selection, protection, lambda question: asking.ask(kept.meta, question, _waiting))
+        outcomes = accept(
+            kept,
+            selection,
+            protection,
+            lambda question: merge_approval.ask(kept.meta, question, _waiting),
+        )
         taken = [outcome.change for outcome in outcomes if outcome.accepted]
         left = [outcome for outcome in outcomes if not outcome.accepted]
         tidy(kept)
@@ -313,7 +322,7 @@ def _say_how(kept: "Kept", left: "list[Change]") -> None:
     """Say how a conflict is settled, by the first file that has one."""
     import shlex
 
-    from enforcer.workspace.beneath import What
+    from enforcer.workspace.safe_path import What
     from proxy.telemetry.visible import visible
 
     path = next((each.path for each in left if each.theirs is not None and each.theirs.what is What.FILE), None)
@@ -345,7 +354,7 @@ def _say_left(left: "list[Outcome]") -> None:
 
 def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
     from enforcer.workspace.accept import discard, tidy
-    from enforcer.workspace.change import described
+    from enforcer.workspace.change_store import described
 
     with _locked(kept):
         changes = discard(kept, selection)

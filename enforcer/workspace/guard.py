@@ -14,12 +14,20 @@ from typing import Final
 
 from enforcer.sandbox.system_paths import outermost
 from enforcer.system.errors import UsageError
-from enforcer.workspace import repository
-from enforcer.workspace.acting import acting_as
-from enforcer.workspace.beneath import TOP, Entry, Tree, What, joined
-from enforcer.workspace.gitconfig import read_beneath
-from enforcer.workspace.opened import entries, opened_up
-from enforcer.workspace.sight import Hidden, Sight
+from enforcer.workspace import repository_scan
+from enforcer.workspace.safe_path import (
+    TOP,
+    Entry,
+    Hidden,
+    Sight,
+    Tree,
+    What,
+    acting_as,
+    entries,
+    joined,
+    opened_up,
+    read_beneath,
+)
 
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _MOST_NESTED: Final = 500  # repositories below a directory that are guarded
@@ -44,21 +52,21 @@ class Guard:
         status = os.fstat(self._tree.descriptor)
         self._owner = status.st_uid, status.st_gid
         with acting_as(*self._owner):
-            places = repository.places(self._tree, workspace)
-            also = repository.globs(self._tree, workspace)
+            places = repository_scan.other_names(self._tree, workspace)
+            also = repository_scan.protected_globs(self._tree, workspace)
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
-            root, directories = repository.around(self._tree, workspace)
+            root, directories = repository_scan.around(self._tree, workspace)
             self._around = root, directories[0] if directories else ""
-            self._sight = repository.as_of_now(self._tree, workspace)
+            self._sight = repository_scan.as_of_now(self._tree, workspace)
             self._nested: tuple[str, ...] = ()
             submodules = self._dots()
-            below, self.is_searched = repository.below(self._entries) if root != workspace else ([], True)
+            below, self.is_searched = repository_scan.below(self._entries) if root != workspace else ([], True)
             nested = [dot for dot in below if dot not in submodules]
             self._nested = tuple(nested[:_MOST_NESTED])
             self.unguarded = len(nested) - len(self._nested)  # repositories below that nobody looks at
             dots = [*submodules, *self._nested]
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
-            led = {dot: repository.led_to(self._tree, workspace, dot, self._sight) for dot in there}
+            led = {dot: repository_scan.led_to(self._tree, workspace, dot, self._sight) for dot in there}
             known = {
                 dot: (entry, self._sight.directory(f"{workspace}/{dot}"))
                 for dot in (".git", *there)
@@ -241,7 +249,7 @@ class Guard:
     def _dots(self, *, deep: bool = True) -> list[str]:
         """Return where repositories are that Git goes into by itself, and those below as of the start."""
         try:
-            found = [f"{path}/.git" for path in repository.submodules(self._workspace, *self._around, self._sight)]
+            found = [f"{path}/.git" for path in repository_scan.submodules(self._workspace, *self._around, self._sight)]
         except Hidden:
             every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
             found = [path for path in every if not f"{path}/".startswith(".git/")]

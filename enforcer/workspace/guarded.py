@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.sandbox.system_paths import contains, homes
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
-from enforcer.workspace.gitconfig import obeyed_of_user
 from enforcer.workspace.guard import Guard
+from enforcer.workspace.linked_worktree import of_others
 from enforcer.workspace.protected import Elsewhere, directly, elsewhere, is_obeyed
-from enforcer.workspace.worktree import of_others
+from enforcer.workspace.repository_scan import obeyed_of_user
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from enforcer.workspace.change import Change
-    from enforcer.workspace.kept import Meta
+    from enforcer.workspace.change_store import Change, Meta
 
 _SHOWN = 5  # paths that are said
 _BY_REVIEW: Final = ", or let the task do it under `--review`"
@@ -109,7 +108,7 @@ class Guarded:
     def _put_aside(
         self, meta: "Meta", made: Sequence[str], called: dict[str, str]
     ) -> "tuple[tuple[Change, ...], list[str], list[str]]":
-        from enforcer.workspace.aside import put_aside
+        from enforcer.workspace.quarantine import put_aside
 
         # Of a repository its configuration and hooks are protected anyway
         also = [path for path in made if os.path.basename(path) != ".git"]
@@ -132,7 +131,7 @@ class Guarded:
     def _called_otherwise(self, paths: Sequence[str]) -> dict[str, str]:
         if not paths:
             return {}
-        from enforcer.workspace.away import renamed
+        from enforcer.workspace.quarantine import renamed
 
         return renamed(self._guard.tree, paths, os.fstat(self._guard.tree.descriptor).st_uid)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
-from enforcer.workspace.obeyed import HOME, INSTALLED, PROJECT, TOLD, globs_of
+from enforcer.workspace.protected_lists import HOME, INSTALLED, PROJECT, TOLD, globs_of
 
 # `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
 # `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and

@@ -12,11 +12,10 @@ from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
-from enforcer.workspace import copying, protected, repository, snapshot
-from enforcer.workspace.acting import acting_as
-from enforcer.workspace.beneath import MODE, Tree
-from enforcer.workspace.gather import gather
-from enforcer.workspace.kept import Kept, Meta
+from enforcer.workspace import overlay_changes, protected, repository_scan, snapshot
+from enforcer.workspace.change_store import Kept, Meta
+from enforcer.workspace.overlay_changes import gather
+from enforcer.workspace.safe_path import MODE, Tree, acting_as
 from proxy.telemetry.visible import visible
 from rules.decision import Asks
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
-    from enforcer.workspace.change import Change
+    from enforcer.workspace.change_store import Change
     from proxy.tenant import Tenant
     from rules.sandbox import MergeTerms
 
@@ -58,8 +57,8 @@ class Review:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
         with acting_as(status.st_uid, status.st_gid):
-            places = repository.places(self._workspace, wanted.workspace)
-            also = repository.globs(self._workspace, wanted.workspace)
+            places = repository_scan.other_names(self._workspace, wanted.workspace)
+            also = repository_scan.protected_globs(self._workspace, wanted.workspace)
         self.kept = Kept.create(replace(meta_of(wanted, tenant, journal, status, also), repositories=places))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
@@ -126,7 +125,7 @@ class Review:
                 os.nice(_NICE)
                 snapshot.write(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
                 os.close(tell)
-                copying.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
+                overlay_changes.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
             finally:
                 os._exit(0)  # without it, what is certain is found out at the end
         os.close(tell)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from enforcer.workspace.beneath import TOP, Entry, Tree, What, joined
+from enforcer.workspace.safe_path import TOP, Entry, Tree, What, joined
 from proxy import strict_json
 
 

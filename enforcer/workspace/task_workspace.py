@@ -51,7 +51,7 @@ class Workspace:
         if not _may_lead_elsewhere(f"{wanted.workspace}/.git"):
             return
         from enforcer.system.notices import say
-        from enforcer.workspace.worktree import read_only
+        from enforcer.workspace.linked_worktree import read_only
 
         if line := read_only(wanted.workspace, wanted.shown, wanted.write):
             say(line)
@@ -82,7 +82,7 @@ class Workspace:
         said = self._guarded(kept, protected) if self._places else []
         wanted = self._whose[0]
         if _may_lead_elsewhere(f"{wanted.workspace}/.git"):
-            from enforcer.workspace.worktree import unseen
+            from enforcer.workspace.linked_worktree import unseen
 
             said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
         return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
@@ -114,7 +114,7 @@ class Workspace:
 
         At first they get other names: all that comes then may take as long as a task likes, and be ended by anybody.
         """
-        from enforcer.workspace.change import described
+        from enforcer.workspace.change_store import described
         from enforcer.workspace.review import meta_of
 
         self._seen = True
@@ -131,7 +131,7 @@ class Workspace:
         return [line for report in reports for line in report.said]
 
     def _reviewed(self, review: "Review", tell: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
-        from enforcer.workspace.change import described
+        from enforcer.workspace.change_store import described
 
         try:
             changes = review.finish()

@@ -13,7 +13,7 @@ import pytest
 from tests.proxy.approvals.test_wire import REPLIES, WORDS
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import kept
+from enforcer.workspace import change_store
 from proxy import message, strict_json
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed
@@ -126,7 +126,7 @@ READERS = {
     "habits": (file_with(load), LOOKED, ValueError),
     "numbers of habits": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
     "an index": (an_index, [[1, 2, "a", "b"]], ()),
-    "a task's changes": (file_with(lambda _: kept.find(), "changes/t1/meta.json"), META, HostError),
+    "a task's changes": (file_with(lambda _: change_store.find(), "changes/t1/meta.json"), META, HostError),
     **{f"a word: {type(word).__name__}": (a_word, word.packed(), (Malformed, ValueError)) for word in WORDS},
     **{f"a reply: {type(reply).__name__}": (a_reply, reply.packed(), (Malformed, ValueError)) for reply in REPLIES},
     "a line": (everything_about_an_event, json.loads(encode(full_event(Kind.CONNECTION_CLOSED))), ValueError),
@@ -136,7 +136,7 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_a_number_that_is_none_of_ours_is_refused_as_such_or_read(name, tmp_path, monkeypatch):
     read, said, refused = READERS[name]
-    monkeypatch.setattr(kept, "directory", lambda: tmp_path / "changes")
+    monkeypatch.setattr(change_store, "directory", lambda: tmp_path / "changes")
     for number, text in in_each_place(said):
         try:
             read(text, tmp_path)

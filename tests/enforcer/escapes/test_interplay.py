@@ -13,7 +13,7 @@ import pytest
 
 from enforcer.sandbox.init import LocalExecutor
 from enforcer.sandbox.path_scan import made, made_file
-from enforcer.workspace.globs import Globs
+from enforcer.workspace.name_aliases import Globs
 from enforcer.workspace.protected import reviewed
 from tests import harness
 

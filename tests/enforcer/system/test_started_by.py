@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from enforcer.system import started_by
-from enforcer.workspace.telling import somebody
+from enforcer.workspace.change_events import somebody
 from tests import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from enforcer.workspace import accept, snapshot
-from enforcer.workspace.beneath import Tree
-from enforcer.workspace.kept import Kept, Meta
+from enforcer.workspace.change_store import Kept, Meta
+from enforcer.workspace.protection import Protection
+from enforcer.workspace.safe_path import Tree
 
 OWNER = 54321
 
@@ -96,7 +97,7 @@ class World:
         accept.gathered(self.kept)
         self.kept.lock()
         try:
-            outcomes = accept.accept(self.kept, selection, accept.Protection(self.kept.meta.protected))
+            outcomes = accept.accept(self.kept, selection, Protection(self.kept.meta.protected))
         finally:
             self.kept.unlock()
         return {o.change.path: str(o.way) if o.accepted else f"left: {o.why}" for o in outcomes}

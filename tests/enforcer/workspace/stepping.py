@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 _PLACES = tuple(
-    str(Path(__file__).parents[3] / "enforcer" / "changes" / name) for name in ("place.py", "accept.py", "beneath.py")
+    str(Path(__file__).parents[3] / "enforcer" / "workspace" / name)
+    for name in ("atomic_replace.py", "accept.py", "safe_path.py")
 )
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from enforcer.workspace import copying
-from enforcer.workspace.beneath import Tree
+from enforcer.workspace import overlay_changes
+from enforcer.workspace.safe_path import Tree
 
 LINES = "".join(f"{number}\n" for number in range(1, 21))
 
@@ -150,11 +150,11 @@ def test_what_the_host_edits_after_the_task_did_is_merged_while_the_task_still_r
     if pid == 0:
         try:
             tree = Tree.open(str(world.work))
-            copying.keep(world.kept, tree, Tree.open(str(world.upper)))
+            overlay_changes.keep(world.kept, tree, Tree.open(str(world.upper)))
         finally:
             os._exit(1)
     try:
-        until(lambda: set(copying.copies(world.kept)) == {"early", "same"})
+        until(lambda: set(overlay_changes.copies(world.kept)) == {"early", "same"})
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

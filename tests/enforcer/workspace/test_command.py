@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.system.state import state_directory
-from enforcer.workspace.kept import Kept, directory, find
+from enforcer.workspace.change_store import Kept, directory, find
 from tests.harness import whole_lines
 
 

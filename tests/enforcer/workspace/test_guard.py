@@ -7,13 +7,13 @@ import stat
 import pytest
 
 from enforcer.system.errors import UsageError
-from enforcer.workspace import obeyed
-from enforcer.workspace.accept import Protection
-from enforcer.workspace.beneath import Entry, What
-from enforcer.workspace.change import Change
-from enforcer.workspace.globs import Globs
+from enforcer.workspace import protected_lists
+from enforcer.workspace.change_store import Change
 from enforcer.workspace.guard import Guard
+from enforcer.workspace.name_aliases import Globs
 from enforcer.workspace.protected import directly, reviewed
+from enforcer.workspace.protection import Protection
+from enforcer.workspace.safe_path import Entry, What
 from tests import harness
 
 MATCHES = [
@@ -370,7 +370,7 @@ def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
 
 
 def test_the_lists_of_what_is_protected_are_in_order():
-    for categories in (obeyed.PROJECT, obeyed.INSTALLED, obeyed.TOLD, obeyed.HOME):
+    for categories in (protected_lists.PROJECT, protected_lists.INSTALLED, protected_lists.TOLD, protected_lists.HOME):
         for category in categories:
             assert category.sources, category.name
             assert [glob for glob in category.globs if glob != os.path.normpath(glob) or glob[0] in "/~"] == []

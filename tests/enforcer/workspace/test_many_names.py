@@ -8,9 +8,9 @@ from enforcer.limits import disk_quota
 from enforcer.limits.resource_limits import Limits
 from enforcer.system.errors import UsageError
 from enforcer.workspace import guard as guard_module
-from enforcer.workspace.beneath import Tree
-from enforcer.workspace.gather import gather
 from enforcer.workspace.guard import Guard
+from enforcer.workspace.overlay_changes import gather
+from enforcer.workspace.safe_path import Tree
 
 MANY = 4000
 # Of a look at all of them. One name that was kept had some 700 bytes.

@@ -1,24 +1,36 @@
-"""Merging what is protected as a question to people, where the rules that the task ran under want that.
+"""Approval of merges of protected files, where the rules that the task ran under want it: the question and its answer.
 
 The terms are those that were kept with the task's changes. What is approved is what was looked at: the question has the
-digest of every change, and whoever merges looks again. What can't be asked, or isn't answered, is not merged.
+digest of every change, and whoever merges looks again. What can't be asked, or isn't answered, is not merged. The
+registry of approvals is told of the task as of a sandbox, and forgets it after the one question.
 """
 
 import os
+import select
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.workspace import prints
-from enforcer.workspace.beneath import What
-from enforcer.workspace.change import Change
-from enforcer.workspace.prints import Print
-from enforcer.workspace.sides import Sides
+from enforcer.approvals import registration, start
+from enforcer.system.errors import ExeatError
+from enforcer.system.started_by import starter
+from enforcer.workspace import merge_decision
+from enforcer.workspace.change_store import Change
+from enforcer.workspace.merge_decision import Print
+from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.safe_path import What
+from proxy import message
+from proxy.approvals import protocol
 from proxy.approvals.approval_request import File, Kind, Question
-from proxy.approvals.protocol import Answer, Result
+from proxy.approvals.model import MERGING
+from proxy.approvals.protocol import Answer, Hello, Introduction, Pending, Result, read_reply
 from proxy.telemetry.events import Approval
 
 if TYPE_CHECKING:
-    from enforcer.workspace.git_trees import Difference
+    from enforcer.workspace.change_store import Meta
+    from enforcer.workspace.git_objects import Difference
 
 type Ask = Callable[[Question], Answer]
 
@@ -27,6 +39,12 @@ _MOST_BROUGHT, _LONGEST = 20, 400  # files in commits, characters of a path
 _MOST_COUNTED: Final = 20  # whose lines are counted: a task can make each take a while
 _ROOM: Final = 24 << 10  # bytes of them: a question has to fit into one packet, with the rules that want it
 _FIRST: Final = {"changed": 1, "mode": 2, "deleted": 3, "added": 4}  # what is shown first; links before all
+_NUMBER: Final = 1
+_SLACK: Final = 15.0  # seconds beyond `hold` in which an answer has to be there
+_LAST_WORD: Final = 2.0  # seconds for why the registry is gone
+_LARGEST: Final = 1 << 16  # bytes
+
+type Say = Callable[[str, float], None]  # an approval's id, and when the wait for it ends, seconds since 1970
 
 
 class Leave(NamedTuple):
@@ -55,7 +73,7 @@ def sought(sides: Sides, changes: Iterable[Change], ask: Ask, brought: Iterable[
     if not rules:
         return NO_TERMS
     found = {change.path: change for change in changes}
-    seen = {path: prints.look(sides, change) for path, change in found.items()}
+    seen = {path: merge_decision.print_now(sides, change) for path, change in found.items()}
     wanted = [each for each in seen.values() if each is not None]
     if not wanted:
         return Leave(seen)
@@ -65,8 +83,8 @@ def sought(sides: Sides, changes: Iterable[Change], ask: Ask, brought: Iterable[
         return Leave(seen, _refusal(answer))
     if {(grant.rule, grant.digest) for grant in answer.grants} != {(asks.rule, asks.digest) for asks in rules}:
         return Leave(seen, f"approval {answer.approval} is for other terms than these changes were made under")
-    again = [each for path in seen if (each := prints.look(sides, found[path])) is not None]
-    if prints.digest(meta, again) != question.digest:
+    again = [each for path in seen if (each := merge_decision.print_now(sides, found[path])) is not None]
+    if merge_decision.digest_of(meta, again) != question.digest:
         moved = f"it, or what it replaces, is not what was approved as {answer.approval}: accept again to ask anew"
         return Leave(seen, moved)
     given = tuple(grant.grant for grant in answer.grants)
@@ -83,7 +101,7 @@ def about(
         Kind.MERGE,
         files=(*map(_brought, inside[:_MOST_BROUGHT]), *_shown(sides, changes, wanted)),
         total=len(wanted) + len(inside),
-        digest=prints.digest(meta, wanted),
+        digest=merge_decision.digest_of(meta, wanted),
         revision=meta.revision,
     )
 
@@ -96,7 +114,7 @@ def _brought(each: "Difference") -> File:
 
 def _shown(sides: Sides, changes: Mapping[str, Change], wanted: Iterable[Print]) -> tuple[File, ...]:
     """Return what there is room to show, what may do most first."""
-    from enforcer.workspace.show import count
+    from enforcer.workspace.show_changes import count
 
     shown: list[File] = []
     room = _ROOM
@@ -127,3 +145,72 @@ def _refusal(answer: Answer) -> str:
             return f"{', '.join(answer.by) or 'somebody'} said no to approval{named}{why}"
         case _:
             return f"it needs an approval, and nobody could be asked: {answer.why or answer.result}"
+
+
+def ask(meta: "Meta", question: Question, say: Say) -> Answer:
+    """Ask, wait for as long as the rules hold it, and return the answer: what goes wrong is one that grants nothing."""
+    try:
+        connection, end = registration.introduced(_who(meta), Path(meta.journal), start.PATIENCE)
+        with connection, end:
+            message.send(end, Hello().packed())
+            message.send(end, protocol.Ask(_NUMBER, question.fitted()).packed())
+            hold = min((rule.terms.hold for rule in question.rules), default=0.0)
+            return _answer(connection, end, time.monotonic() + hold + _SLACK, say)
+    except ExeatError as error:
+        return _unavailable(str(error))
+    except (OSError, ValueError) as error:  # it is gone, or says what nobody understands; or it is too much to ask
+        return _unavailable(str(error))
+
+
+def _who(meta: "Meta") -> Introduction:
+    # Root has the word of the run for who started it; an ordinary user is who the kernel says
+    who = meta.started_by if os.getuid() == 0 and meta.started_by >= 0 else starter()
+    return Introduction(
+        meta.sandbox,
+        meta.id + MERGING,
+        meta.name,
+        dict(meta.labels),
+        who,
+        os.uname().nodename,
+        meta.rule_files,
+        meta.workspace,
+    )
+
+
+def _answer(connection: socket.socket, end: socket.socket, deadline: float, say: Say) -> Answer:
+    while (left := deadline - time.monotonic()) > 0:
+        select.select([connection, end], [], [], left)
+        said = _heard(end)
+        if said is None:
+            if select.select([connection], [], [], 0)[0]:
+                return _gone(connection)
+            continue
+        if not said:
+            return _gone(connection)
+        match read_reply(said):
+            case Pending(number, approval, until) if number == _NUMBER:
+                say(approval, until)
+            case Answer(number) as answer if number == _NUMBER:
+                return answer
+            case _:
+                pass
+    return _unavailable("the registry of approvals doesn't answer")
+
+
+def _heard(end: socket.socket) -> dict[str, object] | None:
+    """Return the next message, if one is there; an empty one is the end. Raises OSError, ValueError."""
+    return message.receive(end)[0] if select.select([end], [], [], 0)[0] else None
+
+
+def _gone(connection: socket.socket) -> Answer:
+    """Hear why the registry has left, if it says so."""
+    connection.settimeout(_LAST_WORD)
+    try:
+        data, _ = message.packet(connection, _LARGEST)
+    except OSError:
+        data = b""
+    return _unavailable((data and registration.reason(data)[0]) or "the registry of approvals is gone")
+
+
+def _unavailable(why: str) -> Answer:
+    return Answer(_NUMBER, Result.UNAVAILABLE, why=why)

@@ -6,15 +6,16 @@ import os
 import socket
 
 import pytest
-from test_commits import ADD, Repository, commit_first
+from test_git_changes import ADD, Repository, commit_first
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import accept, approving, asking, prints
-from enforcer.workspace.beneath import What
-from enforcer.workspace.kept import Kept, Meta, find
-from enforcer.workspace.prints import Print, Thing
-from enforcer.workspace.sides import Sides
-from enforcer.workspace.telling import Teller
+from enforcer.workspace import accept, file_content, merge_approval
+from enforcer.workspace.change_events import Teller
+from enforcer.workspace.change_store import Kept, Meta, find
+from enforcer.workspace.merge_decision import Print, Thing
+from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.protection import Protection
+from enforcer.workspace.safe_path import What
 from proxy.approvals.approval_request import Kind, Question, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
@@ -94,7 +95,7 @@ def merge(world, people, *protected, ask=None):
     world.kept.lock()
     try:
         selection = accept.Selection((), protected or (CI,))
-        protection = accept.Protection(world.kept.meta.protected)
+        protection = Protection(world.kept.meta.protected)
         outcomes = accept.accept(world.kept, selection, protection, ask or people.ask)
     finally:
         world.kept.unlock()
@@ -127,7 +128,7 @@ def test_what_is_approved_is_merged_and_every_step_names_it(world, people):
     assert f"pending: change {CI}\n" in card
     assert "agent (1-2) team=web" in card
     was = "file 0644, 9 bytes -> file 0755, 16 bytes, +1 -0, SHA-256 "
-    assert f"  changed      {CI}: {was}{prints.content.digest_of(b'on: push\nrun: x\n')}\n" in card
+    assert f"  changed      {CI}: {was}{file_content.digest_of(b'on: push\nrun: x\n')}\n" in card
     assert len(digest) == 64
     assert f"  {'wanted':<12} 1 more of release, for web:sandbox.approval\n" in card
     for kind in ("changes.accepted", "changes.merged"):
@@ -302,10 +303,10 @@ def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_
     begin(world)
     wanted = [Print(f".envrc/{'x' * 200}{n}", "added", Thing(), Thing(What.LINK, 0, "a")) for n in range(100_000)]
     with Sides.opened(world.kept) as sides:
-        question = approving.about(sides, {}, wanted)
-        some = approving.about(sides, {}, wanted[:1000])
+        question = merge_approval.about(sides, {}, wanted)
+        some = merge_approval.about(sides, {}, wanted[:1000])
         wanted[777] = wanted[777]._replace(now=Thing(What.LINK, 0, "b"))
-        other = approving.about(sides, {}, wanted[:1000])
+        other = merge_approval.about(sides, {}, wanted[:1000])
     assert (question.total, question.cut, question.kind) == (100_000, False, Kind.MERGE)
     assert some.files == other.files
     assert len({question.digest, some.digest, other.digest}) == 3
@@ -347,8 +348,10 @@ def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, word
             theirs.send(json.dumps(word).encode())
         theirs.shutdown(socket.SHUT_WR)
     introduced = []
-    monkeypatch.setattr(asking.post, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1]))
-    answer = asking.ask(world.kept.meta, Question(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
+    monkeypatch.setattr(
+        merge_approval.registration, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1])
+    )
+    answer = merge_approval.ask(world.kept.meta, Question(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
     assert answer.result is Result.UNAVAILABLE
     assert why in answer.why
     assert introduced[0].task == "1-2/changes"

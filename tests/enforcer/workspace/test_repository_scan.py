@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from enforcer.workspace.gitconfig import settings
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
+from enforcer.workspace.repository_scan import settings
 from tests import harness
 
 
@@ -138,7 +138,7 @@ class Closed:
         if os.geteuid():
             raise ModuleNotFoundError(f"{name}: its owner can't read our code")
 
-from enforcer.workspace.gitconfig import settings
+from enforcer.workspace.repository_scan import settings
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
 
@@ -199,7 +199,7 @@ def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
 def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_known(tmp_path, monkeypatch, bound, most):
     for name in ("a/b/c/.git", "d/.git"):
         repository(tmp_path / name)
-    monkeypatch.setattr(f"enforcer.workspace.repository.{bound}", most)
+    monkeypatch.setattr(f"enforcer.workspace.repository_scan.{bound}", most)
     found = guard(tmp_path, *directly(()))
     assert [os.path.relpath(path, tmp_path) for path in found.paths()] == ["d/.git/config"]
     assert not found.is_searched

@@ -1,22 +1,32 @@
-"""A task's changes for people: a unified diff, as git prints one, with nothing in it that a terminal would obey."""
+"""Changes of a task as text: a unified diff as git prints one, with nothing in it that a terminal would obey.
 
+Git's own objects, which nobody reads one by one, are counted: a commit makes a dozen of them, and what a task wrote
+into the files stands behind them. Nothing is decided by it; who names their directory, or reads JSON, is shown each.
+"""
+
+import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.workspace import content
-from enforcer.workspace.accept import Protection
-from enforcer.workspace.beneath import MODE, Entry, What
-from enforcer.workspace.change import Change, ChangeKind, mode
-from enforcer.workspace.sides import Sides
-from enforcer.workspace.unified import Counted, counted, hunks
+from enforcer.workspace import file_content
+from enforcer.workspace.change_store import Change, ChangeKind, mode
+from enforcer.workspace.diff import Counted, counted, hunks
+from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.protection import Protection
+from enforcer.workspace.safe_path import MODE, Entry, What
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
-    from enforcer.workspace.commits import Found
-    from enforcer.workspace.git_trees import Difference, Version
+    from enforcer.workspace.git_changes import Found
+    from enforcer.workspace.git_objects import Difference, Version
 
 _SHOWN = 5  # paths that are named in one line
 _TYPE = {What.FILE: 0o100000, What.LINK: 0o120000, What.DIRECTORY: 0o040000}
+_HASH: Final = "[0-9a-f]{40}(?:[0-9a-f]{24})?"
+_LOOSE: Final = re.compile(r"[0-9a-f]{2}(?:/[0-9a-f]{38}(?:[0-9a-f]{24})?)?")  # gitrepository-layout(5)
+_PACKED: Final = re.compile(rf"pack(?:/pack-{_HASH}\.(?:pack|idx|rev))?")
+_EXECUTABLE: Final = 0o111  # which git makes none of them
+_ITS: Final = re.compile(r"(?:^|/)\.git(?:$|/modules/)")
 
 
 class Texts(NamedTuple):
@@ -29,7 +39,7 @@ class Texts(NamedTuple):
     @property
     def are_text(self) -> bool:
         """Whether both can be shown line by line."""
-        return all(side is not None and content.is_text(side) for side in (self.old, self.new))
+        return all(side is not None and file_content.is_text(side) for side in (self.old, self.new))
 
 
 def texts(sides: Sides, change: Change) -> Texts:
@@ -57,7 +67,7 @@ def _read(entry: Entry | None, open_it: Callable[[], int]) -> tuple[bytes | None
     if entry.what is not What.FILE:
         return None, ""
     try:
-        return content.whole(open_it()), ""
+        return file_content.whole(open_it()), ""
     except OSError as error:
         return None, f"it can't be read: {error.strerror}"
 
@@ -173,3 +183,32 @@ def _mode(entry: Entry | None) -> int:
 
 def _size(entry: Entry | None) -> str:
     return "nothing" if entry is None else f"{entry.size:,} bytes"
+
+
+class Objects:
+    """Objects of git that were added, by the directory that they are in."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[int]] = {}
+
+    def takes(self, change: Change, protection: Protection) -> bool:
+        """Count a change if it is one: a plain file or directory that is new, of which there is nothing to say."""
+        theirs = change.theirs
+        if theirs is None or change.kind is not ChangeKind.ADDED or theirs.what not in (What.FILE, What.DIRECTORY):
+            return False
+        above, _, name = change.path.rpartition("/objects/")
+        if not _ITS.search(above) or not (_LOOSE.fullmatch(name) or _PACKED.fullmatch(name)):
+            return False
+        if notes(change, protection) or (theirs.what is What.FILE and theirs.mode & _EXECUTABLE):
+            return False
+        sizes = self._found.setdefault(f"{above}/objects", [])
+        if theirs.what is What.FILE:
+            sizes.append(theirs.size)
+        return True
+
+    def said(self) -> Iterable[tuple[str, str]]:
+        """Give each directory, and how many there are."""
+        for place, sizes in self._found.items():
+            if sizes:
+                things = "1 object" if len(sizes) == 1 else f"{len(sizes):,} objects"
+                yield place, f"{things} of git, {sum(sizes):,} bytes"

@@ -9,7 +9,7 @@ import pytest
 from stepping import at_line, killed_at
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import place
+from enforcer.workspace import atomic_replace
 
 STRIDE = 7  # every so many lines of it
 
@@ -66,7 +66,7 @@ def test_what_was_put_where_a_killed_merge_had_its_file_goes_nowhere(world, monk
     world.task_writes(".envrc", "said yes to")
     world.task_writes("plain", "p")
     world.changes()
-    exchange = place.linux.renameat2
+    exchange = atomic_replace.linux.renameat2
 
     def killed(*words):
         if done:
@@ -75,7 +75,7 @@ def test_what_was_put_where_a_killed_merge_had_its_file_goes_nowhere(world, monk
 
     pid = os.fork()
     if pid == 0:
-        monkeypatch.setattr(place.linux, "renameat2", killed)
+        monkeypatch.setattr(atomic_replace.linux, "renameat2", killed)
         world.accept(protected=[".envrc"])
         os._exit(0)
     os.waitpid(pid, 0)

@@ -8,12 +8,10 @@ import time
 
 import pytest
 
-from enforcer.workspace import gitlinks
-from enforcer.workspace import repository as changes_repository
-from enforcer.workspace.beneath import Tree
+from enforcer.workspace import repository_scan
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
-from enforcer.workspace.sight import Sight
+from enforcer.workspace.safe_path import Hidden, Sight, Tree
 from tests import harness
 
 LONG = "/".join(("d" * 200, "e" * 250, "f" * 250))
@@ -65,15 +63,15 @@ def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
     for how in ("--index-version=2", "--index-version=4", "--split-index", "--no-split-index", "--index-version=3"):
         git(work, "update-index", *how.split("=", 1))
         for seen in (None, after(work)):
-            assert sorted(gitlinks.linked(str(work), str(work / ".git"), seen)) == expected, how
+            assert sorted(repository_scan.submodules_of(str(work), str(work / ".git"), seen)) == expected, how
 
 
 @pytest.mark.parametrize("data", [b"", b"DIRC", b"DIRC\0\0\0\5\0\0\0\0", b"DIRC\0\0\0\2\0\0\0\1" + b"\0" * 40])
 def test_an_index_that_makes_no_sense_hides_them(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
-    with pytest.raises(gitlinks.Hidden):
-        gitlinks.linked(str(work), str(work / ".git"), after(work))
+    with pytest.raises(Hidden):
+        repository_scan.submodules_of(str(work), str(work / ".git"), after(work))
 
 
 def version_4(*names):
@@ -91,8 +89,8 @@ def test_no_index_takes_long_to_read(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     began = time.process_time()
-    with pytest.raises(gitlinks.Hidden):
-        gitlinks.linked(str(work), str(work / ".git"), after(work))
+    with pytest.raises(Hidden):
+        repository_scan.submodules_of(str(work), str(work / ".git"), after(work))
     assert time.process_time() - began < 1
 
 
@@ -144,10 +142,10 @@ def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
     repository(work / "sub")
     link(work, "sub")
     seen = after(work)
-    assert gitlinks.linked(str(work), str(work / ".git"), seen) == ["sub"]
+    assert repository_scan.submodules_of(str(work), str(work / ".git"), seen) == ["sub"]
     seen._tree.look = look
-    with pytest.raises(gitlinks.Hidden):
-        gitlinks.linked(str(work), str(work / ".git"), seen)
+    with pytest.raises(Hidden):
+        repository_scan.submodules_of(str(work), str(work / ".git"), seen)
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -173,7 +171,9 @@ def test_a_repository_that_a_task_has_git_go_into_is_put_aside(work, hidden, mon
     link(work / "was", "inner")
     repository(work / "apart")
     if hidden:
-        monkeypatch.setattr(gitlinks, "_LARGEST", 10)  # bytes: the index is larger than what is looked at
+        monkeypatch.setattr(
+            repository_scan, "_LARGEST_INDEXES", 10
+        )  # bytes: the index is larger than what is looked at
     made = found.made(found.changed())
     expected = ["sub/.git", "told/.git", "was/inner/.git"]
     assert [path for path in made if path.endswith("/.git")] == (expected if not hidden else ["apart/.git", *expected])
@@ -277,7 +277,7 @@ def test_a_start_opens_regular_files_alone(work, path):
 
 def review_globs(work):
     tree = Tree.open(str(work))
-    changes_repository.globs(tree, str(work))
+    repository_scan.protected_globs(tree, str(work))
     tree.close()
 
 

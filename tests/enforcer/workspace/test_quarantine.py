@@ -12,10 +12,10 @@ import pytest
 from changes_harness import OWNER, World
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import accept, aside, away, content, kept
-from enforcer.workspace.beneath import Tree
+from enforcer.workspace import accept, change_store, file_content, quarantine
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly, reviewed
+from enforcer.workspace.safe_path import Tree
 from tests import harness
 
 NAMES = (".envrc", ".vscode/tasks.json", ".github/workflows/new\nline.yml", ".github/workflows/\udcff")
@@ -38,7 +38,7 @@ def world(request, monkeypatch):
     made.elsewhere = "elsewhere" in request.param
     yield made
     for each in {base, made.base}:
-        kept.remove(each)
+        change_store.remove(each)
 
 
 class Task:
@@ -67,18 +67,18 @@ class Task:
         last()
         made = self.guard.made(self.guard.changed())
         status = world.work.stat()
-        meta = kept.Meta(
+        meta = change_store.Meta(
             id="1-2", name="agent", labels={}, sandbox="sandbox-1-2", workspace=str(world.work), device=status.st_dev,
             inode=status.st_ino, uid=status.st_uid, gid=status.st_gid, began=1, start=0, protected=reviewed(()),
             journal=str(world.base / "journal"),
         )  # fmt: skip
         tree = Tree.open(str(world.work))
         try:
-            found = aside.put_aside(meta, tree, made)
+            found = quarantine.put_aside(meta, tree, made)
         finally:
             tree.close()
             self.guard.close()
-        world.kept = next(iter(kept.find()), None)
+        world.kept = next(iter(change_store.find()), None)
         return SimpleNamespace(changes=[change.path for change in found.changes], left=found.left, made=made)
 
 
@@ -122,7 +122,7 @@ def test_what_is_discarded_is_gone(world):
     assert accept.tidy(world.kept)
     world.kept.unlock()
     assert world.files() == {}
-    assert kept.find() == []
+    assert change_store.find() == []
 
 
 def shut(path, mode):
@@ -173,15 +173,15 @@ def test_what_the_host_s_root_put_there_is_no_task_s(world):
     task.guard.changed = lambda: (os.chown(place, 0, 0), made())[1]
     ended = task.end()
     assert (ended.left, ended.changes) == ([".envrc"], [])
-    assert kept.find() == []
+    assert change_store.find() == []
 
 
 def test_where_nothing_can_be_put_aside_nothing_is_kept(world):
     task = Task(world)
     os.mkfifo(world.work / ".envrc")
     assert task.end().left == [".envrc"]
-    assert kept.find() == []
-    assert list(kept.directory().iterdir()) == []
+    assert change_store.find() == []
+    assert list(change_store.directory().iterdir()) == []
 
 
 def test_a_file_of_holes_takes_no_room(world):
@@ -189,14 +189,14 @@ def test_a_file_of_holes_takes_no_room(world):
     with task.write(".envrc").open("r+b") as file:
         file.truncate(1 << 40)
     assert task.end().left == []
-    (made,) = kept.directory().glob("*/layers/upper/.envrc")
+    (made,) = change_store.directory().glob("*/layers/upper/.envrc")
     assert (made.stat().st_size, made.stat().st_blocks < 100) == (1 << 40, True)
 
 
 @pytest.mark.parametrize(("names", "left"), [(2, []), (3, [".vscode"])], ids=["as many as may be", "one more"])
 def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, names, left):
     """Each is a change in memory, and a task makes a million of them."""
-    monkeypatch.setattr(aside, "_MOST", 5)
+    monkeypatch.setattr(quarantine, "_MOST", 5)
     task = Task(world)
     for number in range(names):
         task.write(f".vscode/{number}/file")
@@ -206,11 +206,11 @@ def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, 
     if left:
         assert ended.changes == []
         assert world.files() == before
-        assert list(kept.directory().iterdir()) == []
+        assert list(change_store.directory().iterdir()) == []
 
 
 def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
-    monkeypatch.setattr(aside, "_MOST", 3)
+    monkeypatch.setattr(quarantine, "_MOST", 3)
     task = Task(world)
     for path in (".envrc", *(f".vscode/{number}" for number in range(4))):
         task.write(path)
@@ -219,7 +219,7 @@ def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
 
 
 def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
-    monkeypatch.setattr(aside, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(quarantine, "_MOST_BYTES", 10_000)
     task = Task(world)
     for path in (".envrc", ".idea/a", ".vscode/a"):
         task.write(path, "x" * 8192)
@@ -234,17 +234,17 @@ def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, mon
         return
     task = Task(world)
     place = task.write(".envrc", "made")
-    poured = content.pour
+    poured = file_content.pour
 
     def pour(source, to):
         poured(source, to)
         place.write_text("edited")
 
-    monkeypatch.setattr(content, "pour", pour)
+    monkeypatch.setattr(file_content, "pour", pour)
     ended = task.end()
     assert (ended.left, ended.changes) == ([".envrc"], [".envrc"])
     assert place.read_text() == "edited"
-    (made,) = kept.directory().glob("*/layers/upper/.envrc")
+    (made,) = change_store.directory().glob("*/layers/upper/.envrc")
     assert made.read_text() == "made"
 
 
@@ -255,13 +255,13 @@ def test_what_can_t_be_noted_is_said_to_be_there(world, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept.Kept, "record", full)
+    monkeypatch.setattr(change_store.Kept, "record", full)
     with pytest.raises(HostError, match=r"is in `.*`, and couldn't be noted: No space left on device"):
         task.end()
     monkeypatch.undo()
     assert world.files() == {}
     monkeypatch.setenv("XDG_STATE_HOME", str(world.base if world.elsewhere else world.base / "state"))
-    (one,) = kept.find()
+    (one,) = change_store.find()
     assert [change.path for change in accept.gathered(one)] == [".envrc"]
 
 
@@ -330,7 +330,7 @@ def test_what_can_t_be_put_aside_is_called_otherwise(world):
     owner = world.work.stat().st_uid
     shut(world.work / ".github", 0o300)
     with contextlib.closing(Tree.open(str(world.work))) as tree:
-        names = away.renamed(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
+        names = quarantine.renamed(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
     shut(world.work / ".github", 0o755)
     somebody_s = [".exrc"] if world.owner is not None else []
     assert [*names] == [".vscode", ".envrc", ".github/workflows", *([] if somebody_s else [".exrc"])]

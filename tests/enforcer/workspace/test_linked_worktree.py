@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from enforcer.workspace import worktree
-from enforcer.workspace.worktree import NOTHING, linked, of_others
+from enforcer.workspace import linked_worktree
+from enforcer.workspace.linked_worktree import NOTHING, linked, of_others
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -225,10 +225,10 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
 def test_of_a_worktree_that_was_copied_the_whole_repository_is_recommended(main):
     work, git = main.parent / "w", main.parent / "a b"
     shutil.copytree(work, main.parent / "copy")
-    assert f"`--read {main}/.git` shows it" in worktree.unseen(str(main.parent / "copy"), [])
+    assert f"`--read {main}/.git` shows it" in linked_worktree.unseen(str(main.parent / "copy"), [])
     git.symlink_to(main / ".git")
     (work / ".git").write_text(f"gitdir: {git}\n")
-    assert f"`--read '{git}'` shows it" in worktree.unseen(str(work), [])
+    assert f"`--read '{git}'` shows it" in linked_worktree.unseen(str(work), [])
 
 
 def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
@@ -237,10 +237,10 @@ def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
     work.mkdir()
     keys.mkdir()
     (work / ".git").write_text(f"gitdir: {keys}\n")
-    assert worktree.unseen(str(work), [str(work)]) == ""
+    assert linked_worktree.unseen(str(work), [str(work)]) == ""
     (keys / "HEAD").touch()
-    assert f"`--read {keys}` shows it" in worktree.unseen(str(work), [str(work)])
-    assert worktree.unseen(str(work), [str(work), str(keys)]) == ""
+    assert f"`--read {keys}` shows it" in linked_worktree.unseen(str(work), [str(work)])
+    assert linked_worktree.unseen(str(work), [str(work), str(keys)]) == ""
 
 
 @harness.as_a_user
@@ -258,9 +258,9 @@ def test_a_review_in_a_worktree_says_at_its_start_that_commits_will_fail(someone
 
 def test_a_repository_inside_of_a_reviewed_workspace_or_written_besides_is_committed_to(main):
     work, git = str(main.parent / "w"), str(main / ".git")
-    assert f"`{git}/worktrees/w`, read-only" in worktree.read_only(work, [work, git], [])
-    assert worktree.read_only(work, [work, git], [git]) == ""
-    assert worktree.read_only(work, [work], []) == ""  # isn't shown
+    assert f"`{git}/worktrees/w`, read-only" in linked_worktree.read_only(work, [work, git], [])
+    assert linked_worktree.read_only(work, [work, git], [git]) == ""
+    assert linked_worktree.read_only(work, [work], []) == ""  # isn't shown
     (main / ".git").rename(main / ".bare")
     (main / ".git").write_text("gitdir: .bare\n")
-    assert worktree.read_only(str(main), [str(main)], []) == ""
+    assert linked_worktree.read_only(str(main), [str(main)], []) == ""

@@ -17,19 +17,33 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.workspace.beneath import Entry, What
-from enforcer.workspace.change import Change
-from enforcer.workspace.content import TEXT_AT_MOST
-from enforcer.workspace.git_objects import HARMLESS, LOOSE, PACKED, Scratch, UnreadableError, deadline
-from enforcer.workspace.git_trees import Difference, Index, Version, are_others, between, differences, index, listing
-from enforcer.workspace.gitconfig import settings, until_nul
-from enforcer.workspace.globs import Globs
+from enforcer.workspace.change_store import Change
+from enforcer.workspace.file_content import TEXT_AT_MOST
+from enforcer.workspace.git_objects import (
+    HARMLESS,
+    LOOSE,
+    PACKED,
+    Difference,
+    Index,
+    Scratch,
+    UnreadableError,
+    Version,
+    are_others,
+    between,
+    deadline,
+    differences,
+    index,
+    listing,
+)
+from enforcer.workspace.name_aliases import Globs
+from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.safe_path import Entry, What, until_nul
 
 if TYPE_CHECKING:
-    from enforcer.workspace.accept import Protection
-    from enforcer.workspace.sides import Sides
+    from enforcer.workspace.merge_inputs import Sides
 
 type _Read = Callable[[str], bytes]
+type _IsProtected = Callable[[Change], bool]
 
 _NAME: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{40}(?:[0-9a-f]{24})?(?![0-9a-f])")
 _WORKTREE: Final = r"(?:worktrees/[^/]+/)?"
@@ -56,7 +70,7 @@ class Found(NamedTuple):
     contents: Mapping[str, bytes | None] = _NOTHING  # of those files, by their names; None: too large to show
 
 
-def look(sides: "Sides", changes: Collection[Change], protection: "Protection") -> dict[str, Found]:
+def look(sides: "Sides", changes: Collection[Change], is_protected: _IsProtected) -> dict[str, Found]:
     """Return what is to be known of changes to Git data, by path."""
     by_path = {change.path: change for change in changes}
     repositories: dict[str, dict[str, Change]] = {}
@@ -69,7 +83,7 @@ def look(sides: "Sides", changes: Collection[Change], protection: "Protection") 
     ends = deadline()  # a task can make any number of repositories
     for place, inside in repositories.items():
         try:
-            found.update(_Repository(sides, place, inside, protection).found(ends))
+            found.update(_Repository(sides, place, inside, is_protected).found(ends))
         except (UnreadableError, OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             why = f"it can't be told what it brings: {said}"
@@ -123,11 +137,11 @@ def _joined(place: str, name: str) -> str:
 class _Repository:
     """One repository, as the workspace has it and as the task left it."""
 
-    def __init__(self, sides: "Sides", place: str, changes: Mapping[str, Change], protection: "Protection") -> None:
+    def __init__(self, sides: "Sides", place: str, changes: Mapping[str, Change], covers: _IsProtected) -> None:
         self._sides = sides
         self._place = place
         self._changes = changes  # by their paths in it
-        self._protection = protection
+        self._covers = covers
         above, _, module = place.partition("/modules/")
         self._prefix = f"{module.replace('/modules/', '/')}/" if module else above.rpartition("/")[0]
         self._prefix = f"{self._prefix.rstrip('/')}/" if self._prefix else ""
@@ -338,7 +352,7 @@ class _Repository:
             return True  # whose files nobody has looked at
         was, now = self._entry(each.was), self._entry(each.now)
         paths = {each.path, f"{self._prefix}{each.path}"}
-        return any(self._protection.covers(Change(path, True, was, now)) for path in paths)
+        return any(self._covers(Change(path, True, was, now)) for path in paths)
 
     def _entry(self, version: Version) -> Entry | None:
         if not version.mode:

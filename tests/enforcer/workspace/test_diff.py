@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enforcer.workspace.lines import differences, merge, split
-from enforcer.workspace.unified import counted, hunks
+from enforcer.workspace.diff import counted, differences, hunks, merge, split
 from tests import harness
 
 LINE = st.sampled_from([b"a\n", b"b\n", b"c\n", b"\n", b"\x1b[2J\xff\n", b"tab\there\n"])

@@ -1,31 +1,34 @@
-"""What a task made at protected paths where nothing stood: taken out of its workspace, until somebody accepts it.
+"""Quarantine for what a task made at protected paths where nothing stood: out of its workspace until it is accepted.
 
 Mounts keep what is there from being changed, and no name from being made (`guard`). So once nothing of the task runs
 any more, what it has made there is moved to where the changes of reviewed tasks are kept, and is accepted as those are.
 If it was somebody on the host who made it, they find it there, too.
+
+What can't be taken out, `renamed` leaves in the workspace under another name, where nothing that a host runs looks: a
+task can prevent the move by a FIFO or a great many names, by a full disk, or where changes are kept on another file
+system. A name takes no room and isn't copied.
 """
 
 import contextlib
 import errno
 import os
+import secrets
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import content, upper
-from enforcer.workspace.acting import acting_as
-from enforcer.workspace.beneath import MODE, Entry, Tree, What, joined
-from enforcer.workspace.gather import by_path, longest
-from enforcer.workspace.kept import Kept, Meta, remove
-from enforcer.workspace.opened import entries, open_up, opened_up
+from enforcer.workspace import file_content, overlay_changes
+from enforcer.workspace.change_store import Kept, Meta, remove
+from enforcer.workspace.overlay_changes import by_path, longest
+from enforcer.workspace.safe_path import MODE, Entry, Tree, What, acting_as, entries, joined, open_up, opened_up
 from enforcer.workspace.snapshot import Known, Snapshot
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
-    from enforcer.workspace.change import Change
+    from enforcer.workspace.change_store import Change
 
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
 _MOST: Final = 10_000  # names that are taken out: each is a change that somebody has to look at
@@ -33,6 +36,7 @@ _MOST_BYTES: Final = 1 << 30  # in all: others' changes are kept there, and most
 _ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
 _NONE: Final = MappingProxyType[str, str]({})
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PREFIX: Final = ".exeat-aside-"
 
 
 class Aside(NamedTuple):
@@ -63,7 +67,7 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
     moved: list[str] = []
     changes: list[Change] = []
     try:
-        with contextlib.closing(upper.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
+        with contextlib.closing(overlay_changes.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
             copying = _Copying(workspace, layer, (meta.uid, meta.gid))
             for path in paths:
                 # The thing itself, too: a directory that is moved has a `..` to write
@@ -73,7 +77,7 @@ def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[st
                     _move(workspace, layer, at, path, copying)
                 if layer.look(path) is not None:
                     moved.append(path)
-            changes = sorted(upper.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
+            changes = sorted(overlay_changes.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
         if moved:
             kept.record(changes)
         else:
@@ -212,10 +216,10 @@ class _Copying:
             with acting_as(*self.owner):
                 source = self._workspace.file(at)
             try:
-                self._left -= content.filled(source)
+                self._left -= file_content.filled(source)
                 if self._left < 0:
                     raise OSError(errno.EFBIG, "it is larger than what is copied")
-                content.pour(source, file)
+                file_content.pour(source, file)
             finally:
                 os.close(source)
             os.fchmod(file, entry.mode & MODE)
@@ -233,3 +237,28 @@ class _Copying:
                 os.unlink(name, dir_fd=above)
         finally:
             os.close(above)
+
+
+def renamed(workspace: Tree, paths: Iterable[str], owner: int) -> dict[str, str]:
+    """Give what stands at `paths`, if it is its owner's, another name. Returns which, by the old one."""
+    found: dict[str, str] = {}
+    for path in paths:
+        with contextlib.suppress(OSError), opened_up(workspace, path, owner):
+            found[path] = _rename(workspace, path, owner)
+    return found
+
+
+def _rename(workspace: Tree, path: str, owner: int) -> str:
+    above, name = workspace.parent(path, os.O_PATH)
+    try:
+        if os.lstat(name, dir_fd=above).st_uid != owner:
+            raise OSError(errno.EPERM, "it is somebody else's")
+        to = _PREFIX + secrets.token_hex(8)
+        try:
+            os.rename(name, to, src_dir_fd=above, dst_dir_fd=workspace.descriptor)
+        except OSError:  # there is no room for another name there
+            os.rename(name, to, src_dir_fd=above, dst_dir_fd=above)
+            return os.path.join(os.path.dirname(path), to)
+        return to
+    finally:
+        os.close(above)

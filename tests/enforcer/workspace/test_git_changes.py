@@ -13,9 +13,10 @@ import pytest
 from changes_harness import OWNER
 
 from enforcer.cli import main
-from enforcer.workspace import accept, commits, git_objects
+from enforcer.workspace import accept, git_changes, git_objects
+from enforcer.workspace.merge_inputs import Sides
 from enforcer.workspace.protected import reviewed
-from enforcer.workspace.sides import Sides
+from enforcer.workspace.protection import Protection
 from tests import harness
 
 WORKFLOW = ".github/workflows/ci.yml"
@@ -57,7 +58,7 @@ class Repository:
 
     def found(self):
         accept.gathered(self.world.kept)
-        protection = accept.Protection(self.world.kept.meta.protected)
+        protection = Protection(self.world.kept.meta.protected)
         with Sides.opened(self.world.kept) as sides:
             protection.look(sides, self.world.kept.changes())
         return protection.git
@@ -269,7 +270,7 @@ GLOBS = {  # what Git obeys, or goes on with, by itself
 
 
 def test_what_git_goes_on_with_is_protected():
-    protection = accept.Protection(reviewed(()))
+    protection = Protection(reviewed(()))
     entry = accept.Entry(accept.What.FILE, 0o644, 1)
     assert {path for path in GLOBS if not protection.covers(accept.Change(path, True, None, entry))} == set()
 
@@ -368,7 +369,7 @@ def test_more_than_is_looked_into_is_protected(repository, monkeypatch):
     repository.task(ADD)
     for name, most in (("_MOST_COMMITS", 0), ("_MOST_FILES", 0), ("_LARGEST", 1), ("_MOST_LOOKS", 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(commits, name, most)
+            patch.setattr(git_changes, name, most)
             assert repository.found()[".git/refs/heads/main"].why, name
     for name, most in (("_MOST_BYTES", 1), ("_MOST_OUTPUT", 1), ("_SECONDS", 0)):
         with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.system.errors import HostError
 from enforcer.system.started_by import logged_in
-from enforcer.workspace.kept import Meta
+from enforcer.workspace.change_store import Meta
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
 from proxy.telemetry.ids import IdMaker

@@ -1,4 +1,4 @@
-"""Whether a task's change can go into the workspace as that is now: three versions of one path, and what comes of them.
+"""Decision on one change: whether it can go into the workspace as that is now, and a digest of exactly what that does.
 
     what stands there now is      the task's change is
     what the task started from    taken
@@ -7,15 +7,27 @@
 
 A conflict changes nothing: both versions stay. What the task started from is sometimes not known (`snapshot`); then it
 counts as something else.
+
+An approval is for a digest and for nothing else. It covers where the changes go, and of every path what stands there
+now and what is to: one byte of either, another mode or target makes another digest, and so another question.
 """
 
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.workspace.beneath import Entry, What
-from enforcer.workspace.change import Change, ChangeKind, mode
-from enforcer.workspace.content import is_text
-from enforcer.workspace.lines import merge
+from enforcer.workspace import file_content
+from enforcer.workspace.change_store import Change, ChangeKind, mode
+from enforcer.workspace.diff import merge
+from enforcer.workspace.file_content import is_text
+from enforcer.workspace.merge_inputs import Sides, Versions
+from enforcer.workspace.safe_path import Entry, What
+
+if TYPE_CHECKING:
+    from enforcer.workspace.change_store import Meta
 
 
 class Way(StrEnum):
@@ -35,19 +47,6 @@ class Settled(NamedTuple):
     why: str = ""
     content: bytes = b""
     mode: int = 0
-
-
-class Versions(Protocol):
-    """The three versions of a file, read only when they are needed. Each may raise OSError."""
-
-    def our_digest(self) -> str:
-        """Return the SHA-256 of what stands there now."""
-
-    def their_digest(self) -> str:
-        """Return the SHA-256 of what the task left."""
-
-    def texts(self) -> tuple[bytes, bytes, bytes] | None:
-        """Return base, ours and theirs; None where one of them is not there or too large."""
 
 
 def decide(change: Change, ours: Entry | None, versions: Versions) -> Settled:
@@ -118,3 +117,76 @@ def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, versions: V
     if content is None:
         return Settled(Way.CONFLICT, "both sides changed the same lines")
     return Settled(Way.MERGE, "", content, mode(theirs) if mode(base) == mode(ours) else mode(ours))
+
+
+class Thing(NamedTuple):
+    """What stands at a path; empty: nothing does."""
+
+    what: str = ""
+    mode: int = 0
+    content: str = ""  # SHA-256 of a file's, in hex; the target of a link
+    size: int = 0  # bytes
+
+    def said(self) -> str:
+        """Say it in a few words, in which a link's target is quoted."""
+        match self.what:
+            case "":
+                return ""
+            case What.LINK:
+                return f"link to {shlex.quote(self.content)}"
+            case What.FILE:
+                return f"file {self.mode:04o}, {self.size} {'byte' if self.size == 1 else 'bytes'}"
+            case _:
+                return f"{self.what} {self.mode:04o}"
+
+
+NOTHING = Thing()
+
+
+class Print(NamedTuple):
+    """What merging one change does."""
+
+    path: str
+    kind: str
+    was: Thing  # in the workspace
+    now: Thing  # once it is merged
+
+
+def print_now(sides: Sides, change: Change) -> Print | None:
+    """Return what merging a change would do at this moment; None: nothing would be merged."""
+    try:
+        ours = sides.ours(change)
+        settled = decide(change, ours, Versions(sides, change))
+        if settled.way not in (Way.TAKE, Way.MERGE):
+            return None
+        taken = settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE
+        theirs = file_content.digest(sides.their_file(change)) if taken else ""
+        return print_of(sides, change, ours, settled, theirs)
+    except OSError:
+        return None  # what can't be read is not merged either
+
+
+def print_of(sides: Sides, change: Change, ours: Entry | None, settled: Settled, theirs: str) -> Print:
+    """Return what is about to be done; `theirs` is the SHA-256 of the file that is taken. Raises OSError."""
+    was = NOTHING if ours is None else _thing(ours, lambda: file_content.digest(sides.our_file(change)))
+    if settled.way is Way.MERGE:
+        now = Thing(What.FILE, settled.mode, file_content.digest_of(settled.content), len(settled.content))
+    else:
+        now = NOTHING if change.theirs is None else _thing(change.theirs, lambda: theirs)
+    return Print(change.path, change.kind.value, was, now)
+
+
+def digest_of(meta: "Meta", prints: Iterable[Print]) -> str:
+    """Return the SHA-256 of what would be merged, of which task and into which workspace, in hex."""
+    found = hashlib.sha256(json.dumps([meta.id, meta.workspace, meta.device, meta.inode]).encode())
+    for each in sorted(prints):
+        found.update(b"\n" + json.dumps(each).encode())
+    return found.hexdigest()
+
+
+def _thing(entry: Entry, read: Callable[[], str]) -> Thing:
+    if entry.what is What.LINK:
+        return Thing(What.LINK, 0, entry.target)
+    if entry.what is What.FILE:
+        return Thing(What.FILE, mode(entry), read(), entry.size)
+    return Thing(entry.what, mode(entry))

@@ -14,9 +14,9 @@ import secrets
 from typing import Final, NamedTuple
 
 from enforcer.system import linux
-from enforcer.workspace import content
-from enforcer.workspace.beneath import MODE, Entry, Tree, What, look_in, of_status
-from enforcer.workspace.kept import Kept
+from enforcer.workspace import file_content
+from enforcer.workspace.change_store import Kept
+from enforcer.workspace.safe_path import MODE, Entry, Tree, What, look_in, of_status
 from enforcer.workspace.snapshot import entry_of
 
 _PREFIX: Final = ".exeat-"
@@ -146,7 +146,7 @@ class Place:
             descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 if new.source >= 0:
-                    content.pour(new.source, descriptor)
+                    file_content.pour(new.source, descriptor)
                 else:
                     file.write(new.content)
                 if like:

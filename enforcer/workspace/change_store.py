@@ -1,11 +1,13 @@
-"""Where the changes of a task are kept until somebody accepts or discards them: a directory by its id.
+"""Store of the changes that a task made, each a value, until somebody accepts or discards them: a directory by task id.
 
-`meta.json` says whose they are and where they belong. `lock` is held by whoever writes here: first the run itself.
-`layers` is what the overlay is made of. `base.jsonl`, what the workspace was like at the start (`snapshot`), is there
-once it is complete; `base` has copies of what the task changed, as it was at the start, and `copies.jsonl` says of what
-(`copying`). `record.jsonl`, the changes (`change`), is there once the task has ended and they have been gathered;
-`settled.jsonl` says what was accepted or discarded of them. `intents.jsonl` says what is being done in the workspace
-right now, for whoever comes after a crash.
+meta.json       whose they are and where they belong
+lock            held by whoever writes here: first the run itself
+layers          what the overlay is made of
+base.jsonl      what the workspace was like at the start (`snapshot`); there once it is complete
+base            copies of what the task changed, as it was at the start; `copies.jsonl` says of what
+record.jsonl    the changes; there once the task has ended and they have been gathered (`overlay_changes`)
+settled.jsonl   what was accepted or discarded of them
+intents.jsonl   what is being done in the workspace right now, for whoever comes after a crash
 """
 
 import contextlib
@@ -14,14 +16,17 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.workspace.change import Change, read_change
+from enforcer.workspace.safe_path import MODE, Entry, What
+from enforcer.workspace.snapshot import entry_of
 from proxy import strict_json
 
 if TYPE_CHECKING:
@@ -29,6 +34,73 @@ if TYPE_CHECKING:
 
 ACCEPTED, DISCARDED = "accepted", "discarded"
 _TRIES, _PAUSE = 100, 0.01  # seconds
+
+
+class ChangeKind(StrEnum):
+    """What kind of change it is."""
+
+    LEFT_OUT = "left out"  # a device, a socket or a FIFO: shown, and never carried over
+    ADDED = "added"
+    CHANGED = "changed"
+    MODE = "mode"
+    DELETED = "deleted"
+
+
+class Change(NamedTuple):
+    """A change to one path. A rename is a path that is deleted and one that is added."""
+
+    path: str  # relative to the workspace; bytes that are not UTF-8 as PEP 383 has them
+    known: bool  # whether `base` is what stood there when the task started
+    base: Entry | None
+    theirs: Entry | None  # what the task left; None: nothing
+    digest: str = ""  # SHA-256 of the base's content in hex, where it was read
+    copy: str = ""  # the name of a copy of the base's content, where there is one
+
+    @property
+    def kind(self) -> ChangeKind:
+        """What kind of change it is."""
+        if self.theirs is None:
+            return ChangeKind.DELETED
+        if self.theirs.what not in _CARRIED:
+            return ChangeKind.LEFT_OUT
+        if self.base is None:
+            return ChangeKind.ADDED
+        is_mode = self.base.what is self.theirs.what is What.DIRECTORY
+        return ChangeKind.MODE if is_mode else ChangeKind.CHANGED
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether it is a symbolic link that may lead out of the workspace: by a whole path, or up too far."""
+        if self.theirs is None or self.theirs.what is not What.LINK:
+            return False
+        target = self.theirs.target
+        if target.startswith("/"):
+            return True
+        # Whatever other links are on the way: a `..` behind the first name may start from anywhere.
+        parts = target.split("/")
+        ups = next((number for number, part in enumerate(parts) if part not in ("..", ".", "")), len(parts))
+        above = sum(part == ".." for part in parts[:ups])
+        return ".." in parts[ups:] or above > self.path.count("/")
+
+
+_CARRIED = frozenset({What.FILE, What.LINK, What.DIRECTORY})
+
+
+def mode(entry: Entry) -> int:
+    """Return what of a mode counts."""
+    return entry.mode & MODE if entry.what is not What.LINK else MODE
+
+
+def read_change(fields: Sequence[Any]) -> Change:
+    """Make a change of its fields, as JSON has them."""
+    path, known, base, theirs, digest, copy = fields
+    return Change(path, known, base and entry_of(base), theirs and entry_of(theirs), digest, copy)
+
+
+def described(changes: Iterable[Change]) -> str:
+    """Say how many changes of which kind there are."""
+    counts = Counter(change.kind for change in changes)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
 class BusyError(ExeatError):

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import contains, refuse_write
 from enforcer.system.errors import UsageError
-from enforcer.workspace.acting import acting_as
-from enforcer.workspace.gitconfig import read, settings
+from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.safe_path import acting_as, read
 
 # What of the common directory is of the main worktree alone, or of all: a task in another has no business there
 _OF_OTHERS: Final = ("HEAD", "index", "info", "modules", "config.worktree", "rebase-merge", "rebase-apply", "sequencer")

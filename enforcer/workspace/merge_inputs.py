@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from typing import Self
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import content
-from enforcer.workspace.acting import acting_as
-from enforcer.workspace.beneath import Entry, Tree
-from enforcer.workspace.change import Change
-from enforcer.workspace.kept import Kept
-from enforcer.workspace.upper import Upper
+from enforcer.workspace import file_content
+from enforcer.workspace.change_store import Change, Kept
+from enforcer.workspace.overlay_changes import Upper
+from enforcer.workspace.safe_path import Entry, Tree, acting_as
 
 
 @contextlib.contextmanager
@@ -89,13 +87,13 @@ class Sides:
         source = self.their_file(change)
         try:
             with tempfile.TemporaryFile(dir=self.kept.place, buffering=0) as file:
-                content.pour(source, file.fileno())
+                file_content.pour(source, file.fileno())
                 copy = os.dup(file.fileno())
         finally:
             os.close(source)
         try:
             os.lseek(copy, 0, os.SEEK_SET)
-            return copy, content.digest(os.dup(copy))
+            return copy, file_content.digest(os.dup(copy))
         except OSError:
             os.close(copy)
             raise
@@ -115,17 +113,17 @@ class Versions:
 
     def our_digest(self) -> str:
         """Return the SHA-256 of what stands there now."""
-        return content.digest(self._sides.our_file(self._change))
+        return file_content.digest(self._sides.our_file(self._change))
 
     def their_digest(self) -> str:
         """Return the SHA-256 of what the task left."""
-        return content.digest(self._sides.their_file(self._change))
+        return file_content.digest(self._sides.their_file(self._change))
 
     def texts(self) -> tuple[bytes, bytes, bytes] | None:
         """Return base, ours and theirs; None where one of them is not there or too large."""
         if not self._change.copy:
             return None
-        base = content.whole(self._sides.base_copy(self._change))
-        ours = content.whole(self._sides.our_file(self._change))
-        theirs = content.whole(self._sides.their_file(self._change))
+        base = file_content.whole(self._sides.base_copy(self._change))
+        ours = file_content.whole(self._sides.our_file(self._change))
+        theirs = file_content.whole(self._sides.their_file(self._change))
         return None if base is None or ours is None or theirs is None else (base, ours, theirs)

@@ -1,0 +1,251 @@
+"""Changes of a reviewed task, gathered from its overlay's upper layer, with copies of what they began from.
+
+The kernel writes the layer (Documentation/filesystems/overlayfs.rst): a character device 0/0 is a *whiteout*, a name
+that is gone; a directory with the attribute `user.overlay.opaque` shows nothing of the one below. A task can forge
+neither: mknod(2) of that device and RENAME_WHITEOUT are refused on an overlay, and its attributes of that name are kept
+under another (or refused, before Linux 6.7).
+
+While the task runs, `keep` looks every second or so at what it has changed by then, and copies whatever of that still
+stands in the workspace as it was at the start. With a copy both sides can be merged. What was edited before that look
+has none, and is a conflict: never a guess. From `gather` on, the workspace may change as it likes.
+"""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Final, NamedTuple
+
+from enforcer.workspace import file_content, snapshot
+from enforcer.workspace.change_store import Change, Kept, Meta, mode
+from enforcer.workspace.safe_path import TOP, Entry, Tree, What, acting_as, joined
+from enforcer.workspace.snapshot import Snapshot
+
+_OPAQUE: Final = "user.overlay.opaque"
+_EVERY: Final = 1.0  # seconds
+_SHARE: Final = 20  # a look takes no more than this part of the time
+_FILE: Final = "copies.jsonl"
+_PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
+_ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
+
+
+class Upper(Tree):
+    """An upper layer. Its files are ours: what can't be opened for the mode a task gave it is given another."""
+
+    def _open(self, path: str, flags: int) -> int:
+        try:
+            return super()._open(path, flags)
+        except PermissionError:
+            self._unlock(path)
+            return super()._open(path, flags)
+
+    def _reopened(self, place: int) -> int:
+        try:
+            return super()._reopened(place)
+        except PermissionError:
+            os.chmod(f"/proc/self/fd/{place}", os.fstat(place).st_mode & 0o7777 | 0o400)
+            return super()._reopened(place)
+
+    def _unlock(self, path: str) -> None:
+        parts = path.split("/")
+        _open_up(self.descriptor)  # a lookup of `.` is refused as well where it can't be searched
+        for depth in range(1, len(parts) + 1):
+            place = super()._open("/".join(parts[:depth]), os.O_PATH)
+            try:
+                _open_up(place)
+            finally:
+                os.close(place)
+
+    def is_opaque(self, path: str) -> bool:
+        """Whether a directory shows nothing of the one below."""
+        directory = self.directory(path)
+        try:
+            return os.getxattr(directory, _OPAQUE) == b"y"
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                return False
+            raise
+        finally:
+            os.close(directory)
+
+
+def _open_up(place: int) -> None:
+    found = os.fstat(place).st_mode & 0o7777
+    if found & 0o700 != 0o700:
+        os.chmod(f"/proc/self/fd/{place}", found | 0o700)
+
+
+def changes(upper: Upper, snapshot: Snapshot, longest: int) -> Iterator[Change]:
+    """Yield every change, in no order. Contents are not compared: a file that was only touched is among them.
+
+    A directory that can't be read, or whose path has more than `longest` bytes, is a change that is left out: nobody
+    could open what is in it.
+    """
+    pending = [(TOP, False)]
+    while pending:
+        above, hidden = pending.pop()
+        try:
+            entries = dict(upper.entries(above)) if len(os.fsencode(above)) <= longest else None
+            hidden = hidden or upper.is_opaque(above)
+        except OSError:
+            entries = None
+        if entries is None:
+            yield Change(above, False, None, Entry(What.OTHER, 0, 0))
+            continue
+        for name, entry in entries.items():
+            path = joined(above, name)
+            known, base = snapshot.lookup(path)
+            is_directory = base is not None and base.what is What.DIRECTORY
+            if entry.what is not What.DIRECTORY:
+                if is_directory:
+                    yield from _all_gone(snapshot, path)
+                yield Change(path, known, base, None if entry.what is What.WHITEOUT else entry)
+                continue
+            if base is None or not is_directory or mode(base) != mode(entry):
+                yield Change(path, known, base, entry)
+            pending.append((path, hidden or not is_directory))
+        for name in snapshot.names(above) if hidden else ():
+            if name not in entries:
+                path = joined(above, name)
+                yield from _all_gone(snapshot, path)
+                yield Change(path, *snapshot.lookup(path), None)
+
+
+def _all_gone(snapshot: Snapshot, path: str) -> Iterator[Change]:
+    for inner in snapshot.below(path):
+        yield Change(inner, *snapshot.lookup(inner), None)
+
+
+class Copy(NamedTuple):
+    """A copy of a file as it was at the start: its name among the copies, and its SHA-256."""
+
+    name: str
+    digest: str
+
+
+def keep(kept: Kept, workspace: Tree, layer: Tree) -> None:
+    """Copy until killed. Raises OSError, ValueError."""
+    with open(kept.place / "base.jsonl", encoding="ascii") as file:
+        start = snapshot.read(file, kept.meta.start)
+    seen: set[str] = set()
+    while True:
+        began = time.monotonic()
+        for path, base in _changed(layer, start, seen):
+            seen.add(path)
+            copy_one(kept, workspace, path, base)
+        time.sleep(max(_EVERY, _SHARE * (time.monotonic() - began)))
+
+
+def copy_one(kept: Kept, workspace: Tree, path: str, base: Entry) -> Copy | None:
+    """Copy what stands at a path if it is what stood there at the start. Raises OSError where it can't be kept."""
+    old = untouched(kept, workspace, path, base, file_content.whole)
+    if old is None:
+        return None
+    copy = Copy(file_content.digest_of(os.fsencode(path)), file_content.digest_of(old))
+    (kept.place / "base" / copy.name).write_bytes(old)
+    with open(kept.place / _FILE, "a", encoding="ascii") as file:
+        file.write(json.dumps([path, *copy]) + "\n")
+    return copy
+
+
+def copies(kept: Kept) -> dict[str, Copy]:
+    """Return what was copied, by path."""
+    return {str(path): Copy(str(name), str(digest)) for path, name, digest in kept.lines(_FILE)}
+
+
+def untouched[T](kept: Kept, workspace: Tree, path: str, base: Entry, read: Callable[[int], T | None]) -> T | None:
+    """Read what stood at a path at the start; None where something was done to it since, or it can't be read."""
+    try:
+        with acting_as(kept.meta.uid, kept.meta.gid):
+            before = workspace.look(path)
+            found = read(workspace.file(path))
+            after = workspace.look(path)
+    except OSError:
+        return None
+    return found if base.is_untouched(before) and base.is_untouched(after) else None
+
+
+def _changed(layer: Tree, start: snapshot.Snapshot, seen: set[str]) -> Iterator[tuple[str, Entry]]:
+    """Yield what the task has changed of files that were there and aren't too large; not twice."""
+    pending = [TOP]
+    while pending:
+        above = pending.pop()
+        try:
+            entries = list(layer.entries(above))
+        except OSError:
+            continue  # gone again, or closed by the task: at the end it is opened
+        for name, entry in entries:
+            path = joined(above, name)
+            known, base = start.lookup(path)
+            if not known or base is None:
+                continue
+            if entry.what is base.what is What.DIRECTORY:
+                pending.append(path)
+            elif entry.what is base.what is What.FILE and path not in seen and base.size <= file_content.TEXT_AT_MOST:
+                yield path, base
+
+
+def gather(
+    kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None, most: int | None = None
+) -> list[Change]:
+    """Return every change, in the order of their paths, and keep them. `wait` waits for whoever makes the snapshot.
+
+    `most`: how many the caller has memory for. The caller has locked `kept`. Raises OSError, ValueError, and E2BIG for
+    more than that.
+    """
+    layer = Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))
+    try:
+        found: list[Change] = []
+        if any(layer.entries(TOP)):
+            wait()
+            start = _snapshot(kept, workspace)
+            every = changes(layer, start, longest(kept.meta))
+            everything = sorted(every if most is None else islice(every, most + 1), key=by_path)
+            if most is not None and len(everything) > most:
+                raise OSError(errno.E2BIG, f"they are more than {most}")
+            early = copies(kept)
+            compared = (_compared(change, kept, workspace, layer, early) for change in everything)
+            found = [change for change in compared if change is not None]
+        kept.record(found)
+    finally:
+        layer.close()
+    (kept.place / "base.jsonl").unlink(missing_ok=True)
+    return found
+
+
+def longest(meta: Meta) -> int:
+    """Return how many bytes the path of a directory may have in which something can be put in place."""
+    return _PATH_MAX - len(os.fsencode(meta.workspace)) - _ROOM
+
+
+def by_path(change: Change) -> bytes:
+    """Return what changes are sorted by."""
+    return os.fsencode(change.path)
+
+
+def _snapshot(kept: Kept, workspace: Tree) -> snapshot.Snapshot:
+    path = kept.place / "base.jsonl"
+    if not path.exists():  # whoever made it was stopped: what was not touched since can still be told
+        snapshot.write(workspace, kept.meta.start, path)
+    with open(path, encoding="ascii") as file:
+        return snapshot.read(file, kept.meta.start)
+
+
+def _compared(change: Change, kept: Kept, workspace: Tree, layer: Tree, early: Mapping[str, Copy]) -> Change | None:
+    """Return a change with what can be kept of what it began from; None where there is no difference to that."""
+    base, theirs = change.base, change.theirs
+    if base is None or theirs is None or base.what is not theirs.what or not change.known:
+        return change
+    if base.what is not What.FILE:
+        return None if base.what is What.LINK and base.target == theirs.target else change
+    is_alike = base.size == theirs.size and mode(base) == mode(theirs)
+    if base.size > file_content.TEXT_AT_MOST:
+        digest = untouched(kept, workspace, change.path, base, file_content.digest) if is_alike else None
+        return None if digest is not None and digest == file_content.digest(layer.file(change.path)) else change
+    copy = early.get(change.path) or copy_one(kept, workspace, change.path, base)
+    if copy is None:
+        return change
+    is_same = is_alike and copy.digest == file_content.digest(layer.file(change.path))
+    return None if is_same else change._replace(digest=copy.digest, copy=copy.name)

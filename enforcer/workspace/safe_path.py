@@ -1,0 +1,443 @@
+"""Safe paths below an open directory: nothing on the way can lead out of it, whatever is renamed or linked meanwhile.
+
+- `Tree` looks up every path anew from the open directory; the kernel refuses symbolic links, `..`, magic links and
+  other mounts on it (openat2(2)).
+- `acting_as` does so with the rights of the workspace's owner alone.
+- `opened_up` gives an owner temporary access to what it has closed to itself with chmod(2): such a directory hides
+  nothing from a program that knows a name in it.
+- `Sight` follows what a task may have written about a repository no further than into the workspace: a look at
+  `/net/HOST` has autofs(8) ask for that host, past every rule, and one at a FUSE mount may never end.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple, Self
+
+from enforcer.system import linux
+
+_RESOLVE: Final = (
+    linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+)
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+MODE: Final = 0o777  # what of a mode is ever carried over: no set-id bit, no sticky bit
+TOP: Final = "."  # a tree itself
+_LISTED: Final = 0o500
+_WANTED: Final = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o400}
+_NOTHING: Final = MappingProxyType[str, "tuple[Entry, str]"]({})
+LARGEST: Final = 1 << 20  # bytes of a file that is read
+
+
+class What(StrEnum):
+    """What stands at a path."""
+
+    OTHER = "other"  # a device, a socket or a FIFO: nothing that is ever carried over
+    WHITEOUT = "whiteout"  # the character device 0/0: in an overlay's upper layer, that a name is gone
+    FILE = "file"
+    LINK = "link"
+    DIRECTORY = "directory"
+
+
+_WHAT: Final = {stat.S_IFREG: What.FILE, stat.S_IFLNK: What.LINK, stat.S_IFDIR: What.DIRECTORY}
+
+
+class Entry(NamedTuple):
+    """One name in a directory, as lstat(2) has it. Sizes in bytes, times in ns since 1970."""
+
+    what: What
+    mode: int
+    inode: int
+    size: int = 0
+    modified: int = 0
+    changed: int = 0  # set by the kernel alone
+    links: int = 1
+    target: str = ""  # of a symbolic link
+
+    def is_same_file(self, other: "Entry | None") -> bool:
+        """Whether it is the very file, not written since. Renaming it and linking to it make no difference."""
+        return other is not None and self[:5] == other[:5] and self.target == other.target
+
+    def is_untouched(self, other: "Entry | None") -> bool:
+        """Whether it is the very file, and nothing at all was done to it since."""
+        return other is not None and self.is_same_file(other) and self.changed == other.changed
+
+
+class Tree:
+    """An open directory. Every path is relative to it; `.` is itself."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take an open directory, which `close` closes."""
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.device = status.st_dev
+        self.inode = status.st_ino
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open a directory by a real path: no symbolic link is followed. Raises OSError."""
+        how = os.O_PATH | os.O_DIRECTORY
+        return cls(linux.openat2(linux.AT_FDCWD, path, how, linux.RESOLVE_NO_SYMLINKS))
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.descriptor)
+
+    def directory(self, path: str) -> int:
+        """Open a directory to list it. Raises OSError."""
+        return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+
+    def place(self, path: str) -> int:
+        """Open whatever stands at a path, neither to read nor to write it. Raises OSError."""
+        return self._open(path, os.O_PATH)
+
+    def parent(self, path: str, how: int = os.O_RDONLY) -> tuple[int, str]:
+        """Open the directory that a path's last name is in, and return that name too. Raises OSError.
+
+        With O_PATH it needn't be one that can be listed.
+        """
+        above, _, name = path.rpartition("/")
+        return self._open(above or ".", how | os.O_DIRECTORY), name
+
+    def file(self, path: str) -> int:
+        """Open a regular file for reading: nothing else is opened. Raises OSError, ELOOP where it is something else."""
+        place = self._open(path, os.O_PATH)
+        try:
+            if stat.S_ISREG(os.fstat(place).st_mode):
+                return self._reopened(place)
+        finally:
+            os.close(place)
+        raise OSError(errno.ELOOP, f"`{path}` is no regular file")
+
+    def _reopened(self, place: int) -> int:
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def leads(self, path: str) -> str | None:
+        """Return where a path leads over links that stay below this directory; None: elsewhere, or nowhere."""
+        how = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+        try:
+            place = linux.openat2(self.descriptor, path, os.O_PATH, how)
+        except OSError:
+            return None
+        try:
+            at, top = (os.readlink(f"/proc/self/fd/{each}") for each in (place, self.descriptor))
+        finally:
+            os.close(place)
+        return TOP if at == top else at[len(top.rstrip("/")) + 1 :]
+
+    def look(self, path: str) -> Entry | None:
+        """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""
+        if "/" not in path:
+            return look_in(self.descriptor, path)
+        try:
+            try:
+                above, name = self.parent(path)
+            except PermissionError:  # what can't be listed can be known for all that
+                above, name = self.parent(path, os.O_PATH)
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise
+        try:
+            return look_in(above, name)
+        finally:
+            os.close(above)
+
+    def entries(self, path: str) -> Iterator[tuple[str, Entry]]:
+        """Yield every name in a directory with what it is; what is mounted there stands for nothing. Raises OSError."""
+        descriptor = self.directory(path)
+        try:
+            for name in sorted(os.listdir(descriptor)):
+                entry = look_in(descriptor, name, self.device)
+                if entry is not None:
+                    yield name, entry
+        finally:
+            os.close(descriptor)
+
+    def listed(self, directory: int) -> Iterator[tuple[str, Entry]]:
+        """Yield as `entries` does of an open directory, which is closed at the end: in no order, and one by one.
+
+        However many names there are, they are never all in memory.
+        """
+        try:
+            with os.scandir(directory) as names:
+                for each in names:
+                    entry = look_in(directory, each.name, self.device)
+                    if entry is not None:
+                        yield each.name, entry
+        finally:
+            os.close(directory)
+
+    def _open(self, path: str, flags: int) -> int:
+        return linux.openat2(self.descriptor, path, flags | os.O_NOFOLLOW, _RESOLVE)
+
+
+def look_in(directory: int, name: str, device: int | None = None) -> Entry | None:
+    """Return what a name in an open directory is; None: nothing, or nothing on `device`. Raises OSError."""
+    try:
+        status = os.lstat(name, dir_fd=directory)
+        what = _WHAT.get(stat.S_IFMT(status.st_mode), What.OTHER)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            what = What.WHITEOUT
+        target = os.readlink(name, dir_fd=directory) if what is What.LINK else ""
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    if device is not None and status.st_dev != device:
+        return None
+    return of_status(status, what, target)
+
+
+def of_status(status: os.stat_result, what: What, target: str = "") -> Entry:
+    """Make an entry of what stat(2) says."""
+    return Entry(
+        what,
+        stat.S_IMODE(status.st_mode),
+        status.st_ino,
+        0 if what is What.DIRECTORY else status.st_size,
+        0 if what is What.DIRECTORY else status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_nlink,
+        target,
+    )
+
+
+def joined(above: str, name: str) -> str:
+    """Return the path of a name in a directory."""
+    return name if above == TOP else f"{above}/{name}"
+
+
+@contextlib.contextmanager
+def acting_as(uid: int, gid: int) -> Iterator[None]:
+    """Look, read and write as this user and in this group alone; for an ordinary user, as that one.
+
+    Only the effective ids change (seteuid(2)), so no other process of that user may trace or signal this one.
+    """
+    if os.geteuid() != 0 or uid == 0:
+        yield
+        return
+    groups, own = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(own)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def opened_up(tree: Tree, path: str, owner: int) -> Iterator[None]:
+    """Give an owner rights to the directories on the way to a path and to what is there, as far as they are its own."""
+    with contextlib.ExitStack() as restored:
+        at = os.dup(tree.descriptor)
+        try:
+            _lend(restored, at, owner)
+            for part in path.split("/") if path not in ("", TOP) else ():
+                inner = Tree(at).place(part)
+                os.close(at)
+                at = inner
+                _lend(restored, at, owner)
+        except OSError:
+            pass  # it is not there, or reached through a link: whoever looks hears of that
+        finally:
+            os.close(at)
+        yield
+
+
+def entries(tree: Tree, path: str, owner: int) -> Iterator[tuple[str, Entry]]:
+    """Yield each name in a directory as `Tree.listed` does, also where an owner has taken the rights from itself.
+
+    Nothing of one that nobody may list, or that is gone again.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as lent:
+        try:
+            directory = tree.directory(path)
+        except PermissionError:
+            lent.enter_context(opened_up(tree, path, owner))
+            directory = tree.directory(path)
+        else:
+            if os.fstat(directory).st_mode & _LISTED != _LISTED:
+                lent.enter_context(opened_up(tree, path, owner))
+        yield from tree.listed(directory)
+
+
+def open_up(tree: Tree, path: str, owner: int) -> None:
+    """Give an owner rights to what is at a path for good. Raises OSError."""
+    place = tree.place(path)
+    try:
+        _give(place, owner)
+    finally:
+        os.close(place)
+
+
+def _lend(restored: contextlib.ExitStack, place: int, owner: int) -> None:
+    found = _give(place, owner)
+    if found is not None:
+        kept = os.dup(place)
+        restored.callback(os.close, kept)
+        restored.callback(_restore, kept, found)
+
+
+def _give(place: int, owner: int) -> int | None:
+    """Give rights, and return the mode that it had; None where there is nothing to give."""
+    status = os.fstat(place)
+    mode, wanted = stat.S_IMODE(status.st_mode), _WANTED.get(stat.S_IFMT(status.st_mode), 0)
+    if status.st_uid != owner or mode & wanted == wanted:
+        return None
+    os.chmod(f"/proc/self/fd/{place}", mode | wanted)
+    return mode
+
+
+def _restore(place: int, mode: int) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(f"/proc/self/fd/{place}", mode)
+
+
+class Hidden(Exception):  # noqa: N818  what they may be
+    """What is linked can't be told."""
+
+
+def directory_of(dot: str) -> str:
+    """Return the directory that a `.git` is, or says that it is."""
+    said = "" if os.path.isdir(dot) else read(dot).removeprefix("gitdir:").strip()
+    return os.path.join(os.path.dirname(dot), said) if said else dot
+
+
+class Sight:
+    """As far as one can look: in all of the host, or in a workspace as it is after a task. Paths are whole ones."""
+
+    def __init__(
+        self,
+        tree: Tree | None = None,
+        workspace: str = "",
+        known: Mapping[str, tuple[Entry, str]] | None = _NOTHING,
+    ) -> None:
+        """`known`: which `.git` in the workspace were links and files when it was whose it is, and where they led.
+
+        None: it is whose it is now. But an earlier task may have made a repository in it, with all that this says.
+        """
+        self._tree = tree
+        self._workspace = workspace
+        self._known = known
+
+    def directory(self, dot: str) -> str:
+        """Return the directory that a `.git` is, or leads to; empty: to none. Raises Hidden for one that is changed."""
+        path = self._inside(dot)
+        if self._tree is None or path is None:
+            return directory_of(dot)
+        try:
+            entry, known = self._tree.look(path), (self._known or _NOTHING).get(path)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return ""  # Git goes over no link
+            raise Hidden from error
+        if entry is None or entry.what is What.DIRECTORY:
+            return "" if entry is None else dot
+        if self._known is None:
+            return self._led(dot, path, entry)
+        if known is None:
+            return ""  # nothing goes there once it is put aside
+        if not known[0].is_same_file(entry):
+            raise Hidden
+        return known[1]
+
+    def _led(self, dot: str, path: str, entry: Entry) -> str:
+        """Return where a link or a file says that a repository is: elsewhere only by the workspace's own `.git`."""
+        assert self._tree is not None, "all of the host is seen"
+        said = entry.target
+        if entry.what is What.FILE:
+            said = read_beneath(self._tree, path).removeprefix("gitdir:").strip()
+        led = os.path.normpath(os.path.join(os.path.dirname(dot), said)) if said else ""
+        return led if led and (path == ".git" or self._inside(led) is not None) else ""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no task has written there since: an index of very many files needs no second look then."""
+        return self._known is None
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a path is said to lie in the workspace."""
+        return self._inside(path) is not None
+
+    def names(self, directory: str, beginning: str) -> list[str]:
+        """Return the names in a directory that begin so; none where it can't be listed, or isn't there."""
+        path = self._inside(directory)
+        try:
+            if self._tree is None or path is None:
+                found = os.listdir(directory)
+            else:
+                place = self._tree.directory(path)
+                try:
+                    found = os.listdir(place)
+                finally:
+                    os.close(place)
+        except OSError:
+            return []
+        return [name for name in found if name.startswith(beginning)]
+
+    def file(self, path: str) -> int:
+        """Open a regular file to read it. Raises OSError."""
+        inside = self._inside(path)
+        if self._tree is not None and inside is not None:
+            return self._tree.file(inside)
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise IsADirectoryError(path)
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
+
+    def text(self, path: str, by: str) -> str:
+        """Read a small file of which something in the directory `by` has said; empty where it is none."""
+        if self._tree is None or self._inside(by) is None:
+            return read(path)
+        path = os.path.normpath(path)
+        inside = self._inside(path)
+        return "" if inside is None else read_beneath(self._tree, inside)
+
+    def _inside(self, path: str) -> str | None:
+        """Return a path relative to the workspace, if it is said to lie in there."""
+        above = f"{self._workspace.rstrip('/')}/"
+        return path[len(above) :] or "." if path.startswith(above) else None
+
+
+def read(path: str) -> str:
+    """Read a small file up to a NUL, which no path has in it; empty where it is none."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return _until(place)
+        finally:
+            os.close(place)
+    except OSError:
+        return ""
+
+
+def read_beneath(tree: Tree, path: str) -> str:
+    """Read so a file of a workspace, reached over no link."""
+    try:
+        with open(tree.file(path), "rb", buffering=0) as file:
+            return until_nul(file.read(LARGEST))
+    except OSError:
+        return ""
+
+
+def _until(place: int) -> str:
+    """Read what is opened with O_PATH, if it is a regular file: opening another may do something, or wait."""
+    if not stat.S_ISREG(os.fstat(place).st_mode):
+        return ""
+    with open(f"/proc/self/fd/{place}", "rb", buffering=0) as file:
+        return until_nul(file.read(LARGEST))
+
+
+def until_nul(content: bytes) -> str:
+    """Return what a file says up to a NUL."""
+    return os.fsdecode(content.partition(b"\0")[0])
