@@ -22,12 +22,11 @@ from proxy.approvals.approval_card import summary
 from proxy.approvals.model import State
 from proxy.approvals.pending import News
 from proxy.approvals.people import People
-from proxy.approvals.recording import Teller, origin
+from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.sqlite_store import SqliteStore
 from proxy.approvals.store import StoreError
 from proxy.approvals.votes import Refused, Said
-from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.writer import Journal
 
@@ -93,7 +92,6 @@ class App:
         except OSError as error:
             raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
         self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)
-        self.teller = Teller(self.journals.recorder)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -115,7 +113,7 @@ class App:
             for approval in pending:
                 task = await queries.task_of(rows, approval.task)
                 if task is not None and task.host == own and await queries.stale(rows, approval.id):
-                    self.teller.stale(task, approval)
+                    self.journals.recorder(task).stale(approval)
         return pending
 
     async def turn(self) -> None:

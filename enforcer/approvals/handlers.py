@@ -63,7 +63,7 @@ class Asked(NamedTuple):
         found = people.by_token(str(token))
         if found is None:
             more = "; no more are looked at for a while" if app.wrong.add(peer.uid, now) else ""
-            app.teller.refused(None, "", None, f"a token that is nobody's{more}", own.name)
+            app.journals.recorder(None).refused("", None, f"a token that is nobody's{more}", own.name)
             raise Cannot(f"this token is nobody's{_because(app, ours)}")
         return cls(app, server, found, said, line, ours)
 
@@ -234,11 +234,11 @@ async def _ack(asked: Asked) -> None:
     events = asked.said.get("events")
     if not isinstance(events, list):
         raise Cannot("`events` is a list of ids", _MISUSE)
-    registry, teller = asked.app.registry, asked.app.journals.recorder(None)
+    registry, recorder = asked.app.registry, asked.app.journals.recorder(None)
     try:
         for event in events[: acknowledgements.MOST]:
             if isinstance(event, str) and instant_of(event) is not None:
-                teller.looked_at(event, asked.who.name)
+                recorder.looked_at(event, asked.who.name)
         new = await acknowledgements.acknowledge(
             registry.store, list(map(str, events)), asked.who.name, registry.clock.now()
         )

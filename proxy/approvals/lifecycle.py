@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import Question, Rule
     from proxy.approvals.model import Approval, Ballot, Extent, Offer, Task
-    from proxy.approvals.recording import Teller
+    from proxy.approvals.recording import Recorders
     from proxy.approvals.store import Rows
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
@@ -120,7 +120,7 @@ async def spent(rows: "Rows", task: str, grant: str, many: int, now: float) -> s
 BATCH: Final = 200  # at a time: whoever asks meanwhile waits for it
 
 
-async def ended_questions(rows: "Rows", teller: "Teller", now: float) -> "list[Approval]":
+async def ended_questions(rows: "Rows", record: "Recorders", now: float) -> "list[Approval]":
     """End questions that nobody answered in time, at most BATCH, and return them."""
     gone = await queries.due(rows, now, BATCH)
     tasks: dict[str, Task | None] = {}
@@ -129,7 +129,7 @@ async def ended_questions(rows: "Rows", teller: "Teller", now: float) -> "list[A
         if approval.task not in tasks:
             tasks[approval.task] = await queries.task_of(rows, approval.task)
         if (task := tasks[approval.task]) is not None:
-            teller.expired(task, approval.id, approval.question, "nobody answered in time")
+            record(task).expired(approval.id, approval.question, "nobody answered in time")
     return gone
 
 
@@ -146,7 +146,7 @@ async def outdated(
 
 async def superseded(  # noqa: PLR0917
     rows: "Rows",
-    teller: "Teller",
+    record: "Recorders",
     task: "Task",
     gone: "Sequence[Approval]",
     question: "Question",
@@ -160,7 +160,7 @@ async def superseded(  # noqa: PLR0917
         if instead is not None and key(one.question, one.question.covers) in keys(instead.question):
             why += f", and it is asked as {instead.id} now"
         await queries.conclude(rows, one.id, State.SUPERSEDED, now, why=why)
-        teller.expired(task, one.id, one.question, f"superseded: {why}")
+        record(task).expired(one.id, one.question, f"superseded: {why}")
         rows.tell(f"settle {one.id}")
 
 
@@ -170,7 +170,7 @@ def _changed(before: "Question", question: "Question") -> list[str]:
     return [asks.rule for asks in before.rules if digests.get(asks.rule, asks.digest) != asks.digest]
 
 
-async def ended_grants(rows: "Rows", teller: "Teller", now: float) -> "list[Grant]":
+async def ended_grants(rows: "Rows", record: "Recorders", now: float) -> "list[Grant]":
     """End grants whose time is over, at most BATCH, and return them; what passes under those that cut is to end."""
     gone = await queries.due_grants(rows, now, BATCH)
     for grant in gone:
@@ -178,20 +178,20 @@ async def ended_grants(rows: "Rows", teller: "Teller", now: float) -> "list[Gran
         task = await queries.task_of(rows, grant.task)
         about = await queries.approval_of(rows, grant.approval)
         if task is not None and about is not None:
-            teller.expired(task, about.id, about.question, f"the grant {grant.id} is over")
+            record(task).expired(about.id, about.question, f"the grant {grant.id} is over")
         if grant.cuts:
             rows.tell(f"over {grant.task} {grant.id}")
     return gone
 
 
-async def ended_task(rows: "Rows", teller: "Teller", task: "Task", now: float) -> "list[Approval]":
+async def ended_task(rows: "Rows", record: "Recorders", task: "Task", now: float) -> "list[Approval]":
     """End a task with all it has, and return the questions that nobody has to answer any more."""
     gone: list[Approval] = []
     await queries.end_task(rows, task.id, now)
     while found := await queries.listed(rows, [State.PENDING], (-1.0, ""), BATCH, task.id):
         await queries.conclude_all(rows, found, State.OVER, now)
         for approval in found:
-            teller.expired(task, approval.id, approval.question, "its task has ended")
+            record(task).expired(approval.id, approval.question, "its task has ended")
         gone += found
     for grant in await queries.granted_to(rows, task.id):
         await queries.end_grant(rows, grant.id, now, "its task has ended")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import State, Task
 from proxy.approvals.protocol import Answer, Granted, Over, Pending, Reply, Result
-from proxy.approvals.recording import Recorders, Teller
+from proxy.approvals.recording import Recorders
 from proxy.approvals.store import Store, StoreError
 from proxy.approvals.submit import Asked, Rates, is_told
 from proxy.telemetry.journal.writer import JournalFailed
@@ -161,11 +161,11 @@ class Holding:
         self.people = people  # swapped whole when its file has changed
         self.clock = clock or Clock()
         self.news = news
-        self.asked = Asked(teller := Teller(recorders))
+        self.asked = Asked(recorders)
         self.rates = Rates()  # of wishes
         self.strays = Rates()  # of looks at what is another's, as far as they are told
         self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
-        self._teller = teller
+        self._record = recorders
         self._reply = reply
         self._waiting = Waiting()
         self._superseded: list[Approval] = []  # questions, of which nobody was told yet
@@ -200,7 +200,7 @@ class Holding:
         now: float,
     ) -> None:
         """End what is `outdated`, and say what is asked `instead`."""
-        await lifecycle.superseded(rows, self._teller, task, gone, question, instead, now)
+        await lifecycle.superseded(rows, self._record, task, gone, question, instead, now)
         self._superseded += gone
 
     async def _place(self, waiter: Waiter) -> None:
@@ -254,7 +254,7 @@ class Holding:
         if unmet:
             return None, unmet
         left = await lifecycle.taken(rows, grants, now)
-        self._teller.used(task, waiter.question, left)
+        self._record(task).used(waiter.question, left)
         approvals = [await queries.approval_of(rows, grant.approval) for grant in left]
         by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
         told = tuple(Granted(one.rule, one.digest, one.id, one.bytes) for one in left)
@@ -315,7 +315,7 @@ class Holding:
                     found = await queries.approval_of(rows, approval)
                     task = None if found is None else await queries.task_of(rows, found.task)
                     if found is not None and task is not None and is_told(found.times):
-                        self._teller.stale(task, found)
+                        self._record(task).stale(found)
         except TROUBLE:
             return  # nobody waits either way
 

@@ -122,7 +122,7 @@ class Registry(Holding):
             self.strays.forget(link.task.id)
             try:
                 async with self.store.transaction() as rows:
-                    gone = await lifecycle.ended_task(rows, self._teller, link.task, await self.now(rows))
+                    gone = await lifecycle.ended_task(rows, self._record, link.task, await self.now(rows))
             except TROUBLE:
                 return  # what it left ends by its time; its id serves nobody else
         for approval in gone:
@@ -174,14 +174,14 @@ class Registry(Holding):
                 async with self.store.transaction() as rows:
                     now = await self.now(rows)
                     await self._know_starters(rows)
-                    found = await votes.decide(rows, self.people, self._teller, approval, said, now)
+                    found = await votes.decide(rows, self.people, self._record, approval, said, now)
                     if found.grants:
                         first = await self._serve_first(rows, waiters, now)
                     if found.final:
                         rows.tell(f"settle {approval}")
             except Refused as refused:
                 question = None if refused.approval is None else refused.approval.question
-                self._teller.refused(refused.task, approval[:64], question, str(refused), said.who.name)
+                self._record(refused.task).refused(approval[:64], question, str(refused), said.who.name)
                 raise
             finally:
                 for waiter in waiters:
@@ -203,7 +203,7 @@ class Registry(Holding):
             if found is None or task is None or found.state is not State.PENDING:
                 return
             if await queries.viewed(rows, approval, who.name, await self.now(rows)):
-                self._teller.seen(task, found, who.name)
+                self._record(task).seen(found, who.name)
 
     async def revoke(self, id_: str, who: "Actor", why: str = "") -> str:
         """End a grant, or all that a question granted, or lift a rejection; return what was done as a sentence.
@@ -216,10 +216,10 @@ class Registry(Holding):
                     now = await self.now(rows)
                     found, cut, text = await votes.revoke(rows, self.people, id_, who, why, now)
                     detail = f"revoked by {who.name}: {why[:1000]}".rstrip(": ")
-                    self._teller.expired(cut.task, found.id, found.question, detail)
+                    self._record(cut.task).expired(found.id, found.question, detail)
             except Refused as refused:
                 question = None if refused.approval is None else refused.approval.question
-                self._teller.refused(refused.task, id_[:64], question, str(refused), who.name)
+                self._record(refused.task).refused(id_[:64], question, str(refused), who.name)
                 raise
             self._cut(found.task, cut.grants)
         self.news(News("revoked", found.task, found.id, text))
@@ -260,8 +260,8 @@ class Registry(Holding):
         async with self.turn:
             async with self.store.transaction() as rows:
                 now = await self.now(rows)
-                gone = await lifecycle.ended_questions(rows, self._teller, now)
-                grants = await lifecycle.ended_grants(rows, self._teller, now)
+                gone = await lifecycle.ended_questions(rows, self._record, now)
+                grants = await lifecycle.ended_grants(rows, self._record, now)
                 if now - self._tidied > _TIDY:
                     await queries.forget(rows, now - _KEPT)
                     self._tidied = now
@@ -293,7 +293,7 @@ class Registry(Holding):
         try:
             async with self.turn, self.store.transaction() as rows:
                 if await queries.taint(rows, link.task.id, word.source, await self.now(rows)):
-                    self._teller.tainted(link.task, word.source)
+                    self._record(link.task).tainted(word.source)
         except TROUBLE:
             return  # its worker knows
         self.news(News("tainted", link.task.id, text=word.source.destination))
@@ -304,7 +304,7 @@ class Registry(Holding):
             async with self.turn, self.store.transaction() as rows:
                 over = await lifecycle.spent(rows, link.task.id, grant, many, await self.now(rows))
             if over == lifecycle.FOREIGN:
-                self._teller.refused(link.task, "", None, f"bytes passed under {grant}, which is no grant of this task")
+                self._record(link.task).refused("", None, f"bytes passed under {grant}, which is no grant of this task")
         except TROUBLE:
             over = lifecycle.FOREIGN
         if over:

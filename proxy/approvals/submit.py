@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question
     from proxy.approvals.model import Task
     from proxy.approvals.people import Bounds
-    from proxy.approvals.recording import Teller
+    from proxy.approvals.recording import Recorders
     from proxy.approvals.store import Rows
 
 _BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task
@@ -70,8 +70,8 @@ class Rates:
 class Asked:
     """Puts questions. `alert` is called with a sentence once a flood."""
 
-    def __init__(self, teller: "Teller") -> None:
-        self._teller = teller
+    def __init__(self, record: "Recorders") -> None:
+        self._record = record
         self._floods = Floods()
         self._rejected = Floods()
         self._put: dict[str, int] = {}  # how many since it was looked how many are kept, by task
@@ -97,14 +97,14 @@ class Asked:
         if found is not None and found.expires > now:
             times = found.times if wish else await queries.asked_again(rows, found.id)
             if is_told(times):
-                self._teller.asked(task, found, joined=True)
+                self._record(task).asked(found, joined=True)
             return Put(found, joined=True)
         rejected = await queries.last_of(rows, task.id, same, [State.REJECTED])
         if rejected is not None and rejected.expires > now:
             return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
         if question.cut and question.covers is Covers.ATTEMPT:
             why = "it does more than one question can show, and its approval would cover just that"
-            self._teller.refused(task, "", question, why, answer=Told.WIDE)
+            self._record(task).refused("", question, why, answer=Told.WIDE)
             return Answer(0, Result.WIDE, why=why)
         if (flood := await self._flood(rows, bounds, task, question, leaving, now)) is not None:
             return flood
@@ -127,13 +127,13 @@ class Asked:
         self._put[task.id] = put = self._put.get(task.id, 0) + 1
         if put % _LOOK == 0:
             await queries.forget_of(rows, task.id, now)
-        self._teller.asked(task, approval, joined=False)
+        self._record(task).asked(approval, joined=False)
         rows.tell(f"asked {task.id} {approval.id}")
         return Put(approval, joined=False)
 
     def stray(self, task: "Task", approval: str) -> None:
         """Tell that a task asks about a question that is none of its own. Never raises."""
-        self._teller.refused(task, approval, None, "a task asks about a question that is none of its own")
+        self._record(task).refused(approval, None, "a task asks about a question that is none of its own")
 
     def forget(self, task: str) -> None:
         """Forget a task that has ended."""
@@ -158,7 +158,7 @@ class Asked:
         else:
             return None
         if begins:
-            self._teller.refused(task, "", question, why, answer=Told.FLOOD)
+            self._record(task).refused("", question, why, answer=Told.FLOOD)
             self.alerts.append(why)
         return Answer(0, Result.FLOOD, why=why)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.model import Grant, Task
     from proxy.approvals.people import Actor, People
-    from proxy.approvals.recording import Teller
+    from proxy.approvals.recording import Recorders
     from proxy.approvals.store import Rows
 
 _LONGEST_WHY: Final = 1000  # characters
@@ -52,7 +52,7 @@ class Decided(NamedTuple):
 
 
 async def decide(  # noqa: PLR0917
-    rows: "Rows", people: "People", teller: "Teller", approval: str, said: Said, now: float
+    rows: "Rows", people: "People", record: "Recorders", approval: str, said: Said, now: float
 ) -> Decided:
     """Take an answer. Raises Refused, StoreError, and JournalFailed where it can't be told."""
     said = said._replace(why=said.why[:_LONGEST_WHY])
@@ -69,23 +69,23 @@ async def decide(  # noqa: PLR0917
             if not said.who.reviewer:
                 raise Refused("only a reviewer passes: leave it alone, and others will answer", found, task)
             await queries.vote(rows, found.id, ballot)
-            teller.answered(task, found, Answer.PASS, [name], said.why)
+            record(task).answered(found, Answer.PASS, [name], said.why)
             return Decided(found, final=False, text=f"{name} leaves it to people")
         case Vote.REJECT:
             if not people.can_reject(said.who, found.question.rules, task.started_by):
                 raise Refused(_objection(people, said.who, found, task), found, task)
             await queries.vote(rows, found.id, ballot)
-            teller.answered(task, found, Answer.REJECTED, [name], said.why, ())
+            record(task).answered(found, Answer.REJECTED, [name], said.why, ())
             done = await _concluded(rows, found, State.REJECTED, [name], said.why, now)
             return Decided(done, final=True, text=f"rejected: {found.question.line()}")
         case Vote.APPROVE:
-            return await _approve(rows, people, teller, found, task, said, ballots, now)
+            return await _approve(rows, people, record, found, task, said, ballots, now)
 
 
 async def _approve(  # noqa: PLR0917
     rows: "Rows",
     people: "People",
-    teller: "Teller",
+    record: "Recorders",
     found: Approval,
     task: "Task",
     said: Said,
@@ -105,7 +105,7 @@ async def _approve(  # noqa: PLR0917
         if not said.who.known or said.who.reviewer:
             raise Refused(people.nobody(said.who), found, task)
         await queries.vote(rows, found.id, ballots[-1])
-        teller.answered(task, found, Answer.APPROVED, [name], said.why, (), f"written down as {said.as_rule}")
+        record(task).answered(found, Answer.APPROVED, [name], said.why, (), f"written down as {said.as_rule}")
         done = await _concluded(rows, found, State.APPROVED, [name], said.why, now)
         return Decided(done, final=True, text=f"approved, as {said.as_rule} says from now on")
     if all(people.objection(said.who, asks, task.started_by) for asks in rules):
@@ -119,12 +119,12 @@ async def _approve(  # noqa: PLR0917
     missing = [(asks, count) for asks, count in missing if count]
     if missing:
         still = ", ".join(f"{count} more for {asks.rule}{_by(asks.terms.by)}" for asks, count in missing)
-        teller.answered(task, found, Answer.APPROVED, [name], said.why, detail=f"it takes {still}")
+        record(task).answered(found, Answer.APPROVED, [name], said.why, detail=f"it takes {still}")
         return Decided(found, final=False, text=f"{name} approves; it takes {still}")
     grants = await lifecycle.granted(rows, found, ballots, now)
     everybody = [told(one.person, reviewer=one.reviewer) for one in ballots if one.vote is Vote.APPROVE]
     detail = f"written down as {said.as_rule}" if said.as_rule else ""
-    teller.answered(task, found, Answer.APPROVED, everybody, said.why, grants, detail)
+    record(task).answered(found, Answer.APPROVED, everybody, said.why, grants, detail)
     done = await _concluded(rows, found, State.APPROVED, everybody, said.why, now)
     reach = lifecycle.reach(lifecycle.extents(found.question, _offers(ballots), now), now)
     return Decided(done, final=True, text=f"approved: {reach}{_IDLE if found.stale else ''}", grants=tuple(grants))

@@ -9,8 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import Source
-from proxy.telemetry.approving import ApprovalRecorder
-from proxy.telemetry.events import Destination
+from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
 
@@ -55,7 +54,7 @@ class Taint:
         if key in self._known or (self._said and len(self._known) >= MOST):
             return True
         source = Source(rule, f"[{target}]:{port}" if ":" in str(target) else f"{target}:{port}", event)
-        if not self._tell(source, target, port):
+        if not self._tell(source):
             return False
         self._known.add(key)
         self._set((source,))
@@ -68,17 +67,15 @@ class Taint:
         elif not self._said:
             self._recorder.tenant.tainted = False
 
-    def _tell(self, source: Source, target: "HostName | Address", port: int) -> bool:
+    def _tell(self, source: Source) -> bool:
         """Have it written down, by the registry if there is one."""
         recorder = self._recorder
         if self._asking is not None and self._asking.is_there:
             return self._asking.tainted(source)
         if not recorder.tenant.policy.needs_approvals:
             return True  # nothing hangs on it, unless other rules come
-        name, address = (str(target), None) if isinstance(target, HostName) else (None, str(target))
-        writer = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
         try:
-            writer.tainted(source.rule, Destination(name, address, port), source.event or None)
+            ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics).tainted(source)
         except JournalFailed:
             return False
         return True

@@ -9,10 +9,9 @@ from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.pending import Clock
 from proxy.approvals.people import Actor, Bounds, People, Person, Reviewer
 from proxy.approvals.protocol import Answer, Ask, Introduction, Pending
-from proxy.approvals.recording import origin
+from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.votes import Refused, Said
-from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.selectors import Pattern

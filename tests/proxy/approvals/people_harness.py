@@ -9,11 +9,10 @@ from proxy.approvals.approval_request import Malformed
 from proxy.approvals.client import Asking
 from proxy.approvals.model import Offer, Vote
 from proxy.approvals.protocol import Introduction, Pending, Tainted, read_word
-from proxy.approvals.recording import origin
+from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.sqlite_store import SqliteStore
 from proxy.approvals.votes import Said
-from proxy.telemetry.approving import ApprovalRecorder
 from proxy.telemetry.events import Origin
 from proxy.worker.taint import Taint
 from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until

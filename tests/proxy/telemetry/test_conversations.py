@@ -8,11 +8,14 @@ from recorder_harness import FLAGGED
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
 
 from enforcer.cli import main
-from proxy.telemetry.approving import ApprovalRecorder, Subject
+from proxy.approvals.approval_request import Program
+from proxy.approvals.model import Approval, State, WishKind
+from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.conversations import MOST
 from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writer import Journal
 from rules.attempt import Protocol
+from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 
 SECOND = 1_000_000_000
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))
@@ -46,10 +49,16 @@ def told(here):
     ids["refused"] = connect(here.recorder, DENIED, name="evil.example", process=CURL, approval="k3x9abcd")
     connect(other.recorder, DENIED, name="evil.example", process=CURL)
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
-    asking.asked("k3x9abcd", Subject("connection", ("web:ask",)))
-    asking.answered("k3x9abcd", Subject("connection", ("web:ask",)), Answer.REJECTED, ["ada"], final=True)
+    approval = asked_about(CONNECTION)
+    asking.asked(approval, joined=False)
+    asking.answered(approval, Answer.REJECTED, ["ada"], grants=())
     say("codex.tool_result", -1, call="call_1", tool="shell", duration_ms="3000")
     return here, ids
+
+
+def asked_about(question):
+    """An approval that `approval="k3x9abcd"` of a decision names."""
+    return Approval("k3x9abcd", "t", State.PENDING, WishKind.NONE, "", question, "", 1.8e9, 1.8e9)
 
 
 NODE = Process(100, "/usr/bin/node", ("codex",), 1000)
@@ -143,9 +152,9 @@ def test_nothing_is_shown_twice(capfdbinary, here):
     """What people were asked about a program was shown again as something that the program did."""
     connection = connect(here.recorder, process=CURL)
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
-    subject = Subject("request", ("web:ask",), process=CURL, cause=connection)
-    asking.asked("k3x9abcd", subject)
-    asking.answered("k3x9abcd", subject, Answer.APPROVED, ["ada"], final=True)
+    approval = asked_about(REQUEST._replace(process=Program(CURL.pid, CURL.exe, CURL.argv), event=connection))
+    asking.asked(approval, joined=False)
+    asking.answered(approval, Answer.APPROVED, ["ada"], grants=())
     request = here.recorder.decided(
         Kind.REQUEST_DECIDED, ALLOWED, name="www.example.com", address=None, port=443, protocol=Protocol.TLS,
         http=Http("GET", "www.example.com", "/"), cause=connection, process=CURL, approval="k3x9abcd",
@@ -174,14 +183,14 @@ def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
 def test_what_is_done_without_end_leaves_room_for_what_was_done_once(capfdbinary, here):
     """A process that looks up name after name, and a question that is put again and again."""
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
-    subject = Subject("connection", ("web:ask",))
+    approval = asked_about(CONNECTION)
     here.recorder.agent_said(Agent("log", "tool_decision", tool="shell", call="c", at=time.time_ns()))
     for _ in range(MOST + 50):
         lookup = {"name": "n.example", "address": None, "port": 53, "protocol": Protocol.UDP, "process": CURL}
         here.recorder.decided(Kind.DNS_DECIDED, ALLOWED, **lookup)
-        asking.asked("k3x9abcd", subject)
+        asking.asked(approval, joined=False)
     sent = connect(here.recorder, process=CURL)
-    asking.answered("k3x9abcd", subject, Answer.APPROVED, ["ada"], final=True)
+    asking.answered(approval, Answer.APPROVED, ["ada"], grants=())
     refused = connect(here.recorder, DENIED, process=CURL, approval="k3x9abcd")
     here.recorder.agent_said(Agent("log", "tool_result", tool="shell", call="c", at=time.time_ns()))
     value, _ = chained(capfdbinary, refused)

@@ -268,3 +268,13 @@ def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypa
     here.recorder.error("relay", "never raises")
     assert here.recorder.failed
     assert here.metrics.events_dropped == 2
+
+
+def test_a_decision_names_what_it_waited_for(tmp_path):
+    here = rig(tmp_path)
+    connect(here.recorder, approval="k3x9abcd")
+    connect(here.recorder)
+    with_id, without = here.lines()
+    assert with_id["kind"] == Kind.CONNECTION_DECIDED
+    assert with_id["approval"] == {"id": "k3x9abcd"}
+    assert "approval" not in without

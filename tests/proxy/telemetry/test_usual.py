@@ -11,7 +11,7 @@ from recorder_harness import FLAGGED
 from telemetry_harness import HOSTILE, connect, rig
 
 from enforcer.journal.keeper import Keeper
-from proxy.telemetry.approving import ApprovalRecorder
+from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin, Transferred, Unusual
 from proxy.telemetry.ids import IdMaker

@@ -1,0 +1,88 @@
+"""What is recorded of approvals: each step once, before it counts where something depends on it."""
+
+import json
+
+import pytest
+
+from proxy.approvals.approval_request import Kind, Program, Question, Source
+from proxy.approvals.model import Approval, Grant, State, WishKind
+from proxy.approvals.recording import ApprovalRecorder
+from proxy.telemetry.decoding import decode
+from proxy.telemetry.events import Answer
+from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.sayings import what
+from rules.limits import Covers
+from tests import event_schema
+from tests.proxy.approvals.approval_samples import ANYONE, EVENT
+from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
+
+ID = "k3x9abcd"
+QUESTION = Question(
+    Kind.REQUEST, "tls", "api.example", 443, "POST", "/v1/things", rules=(ANYONE._replace(why="writes there"),),
+    revision=REVISION, event=EVENT, process=Program(7, "/usr/bin/curl"),
+)  # fmt: skip
+APPROVAL = Approval(ID, "t-1", State.PENDING, WishKind.NONE, "key", QUESTION, "", 1_795_000_000.0, 1_795_003_600.0)
+WISH = APPROVAL._replace(wish=WishKind.ASKS, said="I need it")
+GRANT = Grant(
+    "g1", ID, "t-1", "web:ask", "d", Covers.DESTINATION, "k", 3, None, 1_795_003_600.0, cuts=True, made=1_795_000_000.0
+)
+STEPS = {
+    "asked": (lambda to: to.asked(APPROVAL, joined=False), "asked for POST https://api.example/v1/things: writes there"),
+    "asked by the task": (lambda to: to.asked(WISH, joined=True), "the task asks again for"),
+    "seen": (lambda to: to.seen(APPROVAL, "ada"), "seen by ada"),
+    "one of two": (lambda to: to.answered(APPROVAL, Answer.APPROVED, ["ada"]), "and more have to say so, by ada"),
+    "approved": (
+        lambda to: to.answered(APPROVAL, Answer.APPROVED, ["ada", "bo"], grants=[GRANT]),
+        "(this destination, 3 uses, until 2026-11-18T12:06:40Z) by ada, bo",
+    ),
+    "rejected": (lambda to: to.answered(APPROVAL, Answer.REJECTED, ["ada"], "no", ()), "rejected for POST"),
+    "expired": (lambda to: to.expired(ID, QUESTION, ""), "expired for POST"),
+    "used": (lambda to: to.used(QUESTION, [GRANT._replace(uses=2)]), "used for POST https://api.example/v1/things"),
+    "flood": (lambda to: to.refused("", QUESTION, "", answer=Answer.FLOOD), "no approval refused for POST https://api.example/v1/things (flood)"),
+    "forged": (lambda to: to.refused(ID, QUESTION, "the token is not theirs", by="mallory"), "by mallory: the token"),
+    "stale": (lambda to: to.stale(APPROVAL), "is stale: nothing waits any more"),
+    "tainted": (lambda to: to.tainted(Source("web:issues", "issues.example:443", EVENT)), "read from issues.example:443"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "said"), STEPS.values(), ids=STEPS)
+def test_each_step_is_one_event_as_documented_and_says_what_it_is(tmp_path, step, said):
+    metrics = Metrics()
+    step(ApprovalRecorder(ORIGIN, Journal(tmp_path), metrics))
+    (segment,) = tmp_path.glob("*/*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2  # the journal's own first
+    event_schema.hold([json.loads(line) for line in lines])
+    event = decode(lines[1])
+    assert said in what(event)
+    assert (event.task, event.sandbox, event.host) == ORIGIN
+    assert event.rules
+    assert metrics.events == {event.kind: 1}
+
+
+def test_what_depends_on_being_recorded_raises_and_the_rest_is_counted(tmp_path):
+    metrics = Metrics()
+    journal = Journal(tmp_path)
+    journal.close()
+    here = ApprovalRecorder(ORIGIN, journal, metrics)
+    must = ("asked", "one of two", "approved", "rejected", "used", "tainted")
+    for name, (step, _said) in STEPS.items():
+        if name in must or name == "asked by the task":
+            with pytest.raises(JournalFailed):
+                step(here)
+        else:
+            step(here)
+    assert metrics.events_dropped == len(STEPS)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_nothing_that_a_task_or_an_approver_says_breaks_a_line(tmp_path, text):
+    here = ApprovalRecorder(ORIGIN, Journal(tmp_path))
+    asked = APPROVAL._replace(id=text, question=QUESTION._replace(path=text, method=text, argv=(text,), repo=text))
+    here.answered(asked, Answer.REJECTED, [text], text, [GRANT._replace(id=text)], text)
+    (segment,) = tmp_path.glob("*/*.jsonl")
+    lines = segment.read_bytes().splitlines()
+    assert len(lines) == 2
+    assert lines[1].decode("ascii").isprintable()
+    assert event_schema.problem(json.loads(lines[1])) == ""
