@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from proxy.approvals.approval_request import Source
 from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.journal.writer import JournalFailed
-from rules.names import HostName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
+    from rules.names import HostName
 
 MOST: Final = 64  # sources that are named
 
