@@ -17,7 +17,7 @@ from types import FunctionType, ModuleType
 from typing import Any, BinaryIO, Final
 
 from rules.feeds import Feed, revived
-from rules.policy import Policy
+from rules.matching.policy import Policy
 from rules.rule import Rule
 
 # The last protocol without frames: a frame is read whole, and 64 KB of one take longer than a connection should wait.

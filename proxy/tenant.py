@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.worker.taint import Taint
     from rules.addresses import Address
     from rules.decision import Decision
+    from rules.matching.policy import Policy
     from rules.names import HostName
-    from rules.policy import Policy
 
 UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `Tenant.reads` is False
 

@@ -3,7 +3,7 @@
 Tuples, because refusals are made for every attempt anew and a frozen dataclass takes four times as long to make.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.limits import ApprovalTerms, Limits
-    from rules.policy import Policy
 
 
 class Near(NamedTuple):
@@ -78,7 +77,15 @@ class Decision(NamedTuple):
         return bool(self.approval) and self.outcome is Outcome.BLOCKED
 
 
-def denied(policy: "Policy", reason: Reason, like: Decision | None = None) -> Decision:
+class Revised(Protocol):
+    """What has a revision: a policy, or what stands for it."""
+
+    @property
+    def revision(self) -> str:
+        """Return the digest of all its rules."""
+
+
+def denied(policy: Revised, reason: Reason, like: Decision | None = None) -> Decision:
     """Return a denial for a reason of the gate's own; `like` is the decision that it replaces."""
     if like is None:
         return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision=policy.revision)

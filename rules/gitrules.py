@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Self
 
 from rules.attempt import Change
-from rules.matching.trie import Part, covers, fold, folded
+from rules.globs import Part, covers, fold, folded
 from rules.paths import PathPattern, Reading, readings
 
 _SUFFIX: Final = ".git"

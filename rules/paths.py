@@ -22,7 +22,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from rules.matching.trie import MANY, ONE, Glob, Part, Wild, covers
+from rules.globs import MANY, ONE, Glob, Part, Wild, covers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,7 @@ expression: an unanchored compare is how `example.com.evil.net` passes other gat
 
 from typing import NamedTuple, Self
 
-from rules.matching.trie import MANY, ONE, Glob, Part, covers
+from rules.globs import MANY, ONE, Glob, Part, covers
 from rules.names import HostName, InvalidName, is_number, labels_of
 
 _LONGEST_LABEL = 63

@@ -1,6 +1,6 @@
 """One rule as it was meant: normalised, with every default filled in. What it says, not yet how it is looked up.
 
-`rules.plain` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
+`rules.matching.reference` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
 """
 
 from enum import Enum

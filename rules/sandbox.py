@@ -1,7 +1,7 @@
 """What box a task runs in and which programs need leave to start: `sandbox` and `commands`, as values.
 
 Nothing here acts. Paths are as they were written: `~` is the home of whoever runs Exeat in what is shown, written and
-hidden, and the task's own in caches. What several files make together is in `rules.boxes`.
+hidden, and the task's own in caches. What several files make together is in `rules.loading.sandbox_layers`.
 """
 
 from enum import StrEnum

@@ -1,13 +1,13 @@
 """For whom a rule is: tasks by name, and labels that they carry. The `for:` of a rule.
 
-What a task is called and labelled is said by whoever starts it, and who may say what is in `rules.grammar.identities`.
+What a task is called and labelled is said by whoever starts it, and who may say what is in `rules.loading.identities`.
 A task without a name or a label is matched by no selector that asks for one.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rules.matching.trie import Glob
+from rules.globs import Glob
 
 
 class Pattern(NamedTuple):

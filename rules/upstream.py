@@ -10,7 +10,7 @@ Credentials are never part of this: a rule file names the file that they are in.
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.addresses import Address, Network, parse_address, parse_host, parse_network, why_not_public
+from rules.addresses import Address, Network, parse_host, why_not_public
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.own_names import is_own
@@ -20,8 +20,6 @@ from rules.problems import quoted
 
 if TYPE_CHECKING:
     from rules.attempt import Attempt
-    from rules.grammar.document import Node
-    from rules.grammar.fields import Reader
 
 _SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1080`"
 
@@ -96,19 +94,3 @@ class Past(NamedTuple):
     def __str__(self) -> str:
         """Return what a rule file says."""
         return ", ".join([*(name.text for name in self.names), *map(str, self.networks)]) or "nothing"
-
-    @classmethod
-    def read(cls, reader: "Reader", node: "Node") -> "Past":
-        """Read the setting; what is wrong is told."""
-        found = reader.each(node, "upstream_except", _target)
-        names = {target.text: target for target in found if isinstance(target, NamePattern)}
-        networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
-        return cls(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))
-
-
-def _target(text: str) -> NamePattern | Network:
-    if "/" in text or ":" in text or parse_address(text) is not None:
-        return parse_network(text)
-    if text in {"*", "**"}:
-        raise ValueError(f"`{text}` would leave nothing to the proxy: leave `upstream` out then")
-    return NamePattern.parse(text)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rules.editing import Edited, Wanted
-    from rules.load import Loaded
+    from rules.loading.load import Loaded
 
 
 class Written:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.policy.sandbox_settings import ANYWHERE, OPTIONS, Places, lets, places, settle
 from enforcer.system.errors import UsageError
-from rules.policy import Policy
+from rules.matching.policy import Policy
 from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, WorkspaceMode
 
@@ -95,8 +95,8 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 def _read(name: str, text: str) -> Any:
     """Read one option's value as rule files have it. Raises UsageError."""
     from rules.devices import device
-    from rules.grammar import sandbox_schema as grammar  # few starts have such an option
-    from rules.grammar.fields import duration
+    from rules.loading import sandbox_schema as grammar  # few starts have such an option
+    from rules.loading.fields import duration
 
     parsers: dict[str, Callable[[str], Any]] = {
         "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
@@ -116,8 +116,8 @@ def _read(name: str, text: str) -> Any:
 
 
 def _cache(text: str) -> tuple[str, str]:
-    from rules.grammar.fields import slug
-    from rules.grammar.sandbox_schema import cache_place
+    from rules.loading.fields import slug
+    from rules.loading.sandbox_schema import cache_place
 
     name, _, path = text.partition("=")
     home = os.path.expanduser("~")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from enforcer.cli.check_others import Other
     from rules.lint.finding import Finding
-    from rules.load import Loaded
+    from rules.loading.load import Loaded
 
 IDENTITIES: Final = "/etc/exeat/identities.yaml"
 _SUFFIXES: Final = (".yaml", ".yml")
@@ -128,7 +128,7 @@ def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | No
     from rules.lint import Surroundings, examine
     from rules.lint.codes import BROKEN, CHECKS, FAILED_TEST, READING
     from rules.lint.finding import from_problem
-    from rules.load import failures, read
+    from rules.loading.load import failures, read
     from rules.problems import RuleFileError
 
     if named_like_one(file) and (found := other(file)):

@@ -77,9 +77,9 @@ def _findings(kind: str, problems: "Sequence[Problem]") -> "list[Finding]":
 def _kind(data: bytes, file: Path) -> str:
     """Say what kind of file this is; empty: of rules."""
     from proxy.approvals.approvers_file import FILE_KEYS as APPROVERS
-    from rules.grammar.document import Mapping, parse
-    from rules.grammar.identities import FILE_KEYS as IDENTITIES
-    from rules.grammar.schema import FILE_KEYS as RULES
+    from rules.loading.document import Mapping, parse
+    from rules.loading.identities import FILE_KEYS as IDENTITIES
+    from rules.loading.keys import FILE_KEYS as RULES
 
     root = parse(data, str(file), [])
     keys = set(root.pairs) if isinstance(root, Mapping) else set()
@@ -116,7 +116,7 @@ def _approvers(data: bytes, file: str) -> str:
 
 
 def _identities(data: bytes, file: str) -> str:
-    from rules.grammar.identities import parse_identities
+    from rules.loading.identities import parse_identities
 
     count = len(parse_identities(data, file).entries)
     return "1 identity" if count == 1 else f"{count} identities"

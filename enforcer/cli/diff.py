@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rules.diff.compare import Compared
     from rules.diff.words import Statement
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from rules.diff.compare import compare
     from rules.diff.words import statements
-    from rules.load import read
+    from rules.loading.load import read
     from rules.problems import RuleFileError
 
     try:

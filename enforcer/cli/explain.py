@@ -11,7 +11,7 @@ from enforcer.cli.words import day
 from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
-    from rules.cases import Question
+    from rules.loading.cases import Question
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     `system`: where root's rules lie; for tests, not for users.
     """
     from enforcer.policy.rules_in_force import SYSTEM, load, rule_files
-    from rules.explain import explain
+    from rules.explain.explanation import explain
     from rules.problems import RuleFileError
 
     if arguments.suggest is not None:
@@ -91,7 +91,7 @@ def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
     from enforcer.cli.client_words import attempt_of
     from enforcer.policy.task_identity import task_labels
-    from rules.cases import parse_attempt
+    from rules.loading.cases import parse_attempt
 
     if not arguments.attempt:
         raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
@@ -116,7 +116,7 @@ def _question(arguments: argparse.Namespace) -> "Question":
 
 def _check_secret(question: "Question", known: list[str]) -> None:
     """Raise ValueError for a secret that there isn't: no rule would match, whatever was meant."""
-    from rules.known_secrets import unknown
+    from rules.loading.secret_profiles import unknown
 
     credential = question.request and question.request.credential
     if credential and credential not in known:
@@ -124,7 +124,7 @@ def _check_secret(question: "Question", known: list[str]) -> None:
 
 
 def _header(word: str) -> tuple[str, str]:
-    from rules.grammar.values import header_name
+    from rules.loading.values import header_name
 
     name, colon, value = word.partition(":")
     if not colon:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
     from proxy.telemetry.recorded import Recorded
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _NAME: Final = "suggested"
 # Blocked for what requests carry: the journal has the reason and not the request
@@ -109,7 +109,7 @@ def _to_be_allowed(event: "Event") -> "Recorded":
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     from proxy.refusal import MEANING as ADVICE
     from proxy.telemetry.recorded import recorded
-    from rules.reasons import MEANING
+    from rules.explain.reasons import MEANING
 
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
         why, helps = ADVICE[event.reason]

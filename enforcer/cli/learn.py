@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.learning import Learner
     from rules.learning.drafts import Drafted
     from rules.learning.git_rules import GitDraft
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _MOST_SOURCES = 5
 _MOST_REFUSED = 20
@@ -103,7 +103,7 @@ def _policy(files: list[Path]) -> "Policy | None":
     """Read the rules that were in force, if they are named. Raises RuleFileError."""
     if not files:
         return None
-    from rules.load import read
+    from rules.loading.load import read
 
     return read(files).policy
 
@@ -112,8 +112,8 @@ def _yaml(
     drafted: "Drafted", learner: "Learner", path: Path, arguments: argparse.Namespace, policy: "Policy | None"
 ) -> str:
     from proxy.telemetry.learning import without_secrets
-    from rules.grammar.fields import slugged
     from rules.learning.writing import enforced, rule_file
+    from rules.loading.fields import slugged
 
     output: Path | None = arguments.output
     attempts = f"{learner.attempts} attempt{'s' * (learner.attempts != 1)}"
@@ -150,7 +150,7 @@ def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
 def _not_public(learner: "Learner") -> "Iterator[str]":
     """Say what audit mode didn't let out, because its address is not public, and what lets it out."""
     from proxy.telemetry.learning import without_secrets
-    from rules.reasons import meaning
+    from rules.explain.reasons import meaning
     from rules.verdicts import Reason
 
     if learner.not_public:

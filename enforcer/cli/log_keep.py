@@ -58,7 +58,7 @@ def _age(text: str) -> int | None:
 
 
 def _size(text: str) -> int | None:
-    from rules.grammar import values
+    from rules.loading import values
 
     if text == "none":
         return None

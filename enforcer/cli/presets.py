@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from enforcer.presets.locking import Found
-    from rules.presets.locks import Locked, Places
+    from rules.loading.preset_locks import Locked, Places
     from rules.presets.shipped import Preset
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from enforcer.system.errors import UsageError
-    from rules.load import preset_names
+    from rules.loading.load import preset_names
     from rules.presets.shipped import preset
 
     if arguments.names:
@@ -70,7 +70,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from enforcer.system.errors import UsageError
-    from rules.load import preset_names
+    from rules.loading.load import preset_names
     from rules.presets.shipped import preset
     from rules.problems import did_you_mean, quoted
 
@@ -91,7 +91,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _locks(arguments: argparse.Namespace) -> tuple[Path, ...]:
-    from rules.presets.locks import lock_paths
+    from rules.loading.preset_locks import lock_paths
 
     return lock_paths() if arguments.lock is None else (arguments.lock,)
 
@@ -162,7 +162,7 @@ def _lock(arguments: argparse.Namespace) -> int:
     from enforcer.presets.fetch import Web
     from enforcer.presets.locking import BY_HAND, CLIENTS, discover, write
     from enforcer.presets.machine import this_machine
-    from rules.presets.locks import lock_paths, read_locks
+    from rules.loading.preset_locks import lock_paths, read_locks
     from rules.problems import Problem, RuleFileError
 
     wanted = _wanted(arguments.names)
@@ -191,7 +191,7 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
     """Read `NAME`, `NAME=URL` and `NAME.PLACE=URL`; the same place twice has both."""
     from enforcer.presets.locking import CLIENTS
     from enforcer.system.errors import UsageError
-    from rules.load import preset_names
+    from rules.loading.load import preset_names
     from rules.problems import did_you_mean, quoted
 
     wanted: dict[str, dict[str, list[str]]] = {}

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         schema = event_schema()
     else:
-        from rules.grammar.json_schema import rule_file_schema
+        from rules.loading.json_schema import rule_file_schema
 
         schema = rule_file_schema()
     print(json.dumps(schema, indent=2))

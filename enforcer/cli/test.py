@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from enforcer.cli.check import add_lock
 
 if TYPE_CHECKING:
-    from rules.cases import Question, Result
+    from rules.loading.cases import Question, Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the tests. 0 when all passed, 1 when one failed, 2 when a file can't be used or there are no tests at all."""
     from enforcer.cli.check import locks_of, rule_files
-    from rules import cases
-    from rules.load import read
+    from rules.loading import cases
+    from rules.loading.load import read
     from rules.problems import RuleFileError
 
     files, problems = rule_files(arguments.files)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _value(result: "Result") -> dict[str, Any]:
-    from rules.cases import said
+    from rules.loading.cases import said
 
     case = result.case
     asked = case.question

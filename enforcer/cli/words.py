@@ -6,7 +6,7 @@ from datetime import date
 
 def day(text: str) -> date:
     """Read a date that is an argument."""
-    from rules.grammar import values
+    from rules.loading import values
 
     try:
         return values.day(text)

@@ -1,6 +1,7 @@
 """The process that reads rule files again while their task runs (`reloading`): what it does, and what it says of that.
 
-What can't be used is told, and root's files are read alone then (`rules.raised`): nobody else's keep out what they say.
+What can't be used is told, and root's files are read alone then (`rules.matching.unreadable_layer`), so that no other
+file can keep them out.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from rules.problems import RuleFileError
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from proxy.dialling.proxy_auth import Login
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _TRIES: Final = 5  # while files change as they are read
 
@@ -89,7 +90,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
     from enforcer.worker import credentials
     from proxy import handover
     from proxy.dialling import proxy_auth
-    from rules.raised import raised
+    from rules.matching.unreadable_layer import raised
 
     good, login = before.wanted.policy, None
     if before.good >= 0:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from enforcer.policy.path_resolution import trail
 from enforcer.system.errors import HostError, UsageError
 from rules.files import contents, own_configuration, why
-from rules.load import Loaded, failures, read
+from rules.loading.load import Loaded, failures, read
 from rules.problems import RuleFileError
 
 SYSTEM: Final = Path("/etc/exeat")
@@ -30,7 +30,7 @@ _OTHERS_WRITE: Final = 0o022
 def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
     """Load the files and root's as one policy, if they are right and their tests pass.
 
-    `instead`: what some of them are taken to hold (`rules.load.read`).
+    `instead`: what some of them are taken to hold (`rules.loading.load.read`).
 
     Raises RuleFileError with every problem, HostError where root's files can't be trusted or read.
     """
@@ -47,7 +47,7 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     if not mandatory:
         return read(files, instead=instead)
     loaded = read(files, mandatory=mandatory, instead=instead)
-    from rules.presets.locks import lock_paths
+    from rules.loading.preset_locks import lock_paths
 
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
         if path not in lock_paths():  # of which root's files are filled in by root's alone

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.policy.rules_in_force import SYSTEM
-from rules.policy import Policy
+from rules.matching.policy import Policy
 from rules.sandbox import NO_BOX, Box
 
 if TYPE_CHECKING:

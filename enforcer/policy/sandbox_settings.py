@@ -1,7 +1,7 @@
 """The box that one task gets on this host: what files and options say, held against the floor, with real paths.
 
-What `rules.boxes` compares as it is written, this compares as it lies: a symbolic link that leads out of what a layer
-lets be shown is no way past it.
+`rules.loading.sandbox_layers` compares paths as they are written; this compares them with symbolic links followed, so
+that a link that leads out of what a layer shows is no way past it.
 """
 
 import os
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.system.errors import UsageError
-from rules.boxes import NUMBERS, within
 from rules.devices import device
+from rules.loading.sandbox_layers import NUMBERS, within
 from rules.problems import quoted
 from rules.sandbox import NO_BOX, Box, Floor
 
 if TYPE_CHECKING:
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 ANYWHERE: Final = "**/"
 OPTIONS: Final = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from enforcer.policy import rules_in_force
 from enforcer.policy.reload import absolute, fingerprint
-from rules.policy import Policy
+from rules.matching.policy import Policy
 
 
 class Seen(NamedTuple):

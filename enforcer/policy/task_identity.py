@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
-from rules.grammar.fields import slug, slugged
+from rules.loading.fields import slug, slugged
 
 if TYPE_CHECKING:
-    from rules.grammar.identities import Identities
+    from rules.loading.identities import Identities
 
 _LONGEST_VALUE: Final = 63
 _VALUE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -77,7 +77,7 @@ def known(system: Path = SYSTEM) -> "Identities | None":
     for place in (system, path):
         check_roots(place)
     check_way(path)
-    from rules.grammar.identities import read_identities  # only where there is such a file
+    from rules.loading.identities import read_identities  # only where there is such a file
     from rules.problems import RuleFileError
 
     try:

@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 
 from enforcer.presets.fetch import Answer, FetchError, Web
 from enforcer.presets.machine import Machine
-from rules.presets.locks import Locked, Origin
+from rules.loading.preset_locks import Locked, Origin
 
 _MOST_HOSTS: Final = 16  # that one registry may name
 

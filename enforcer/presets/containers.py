@@ -13,7 +13,7 @@ from enforcer.presets.client import Client, Learnt, Setting, inside, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy import strict_json
-from rules.presets.locks import Locked, Origin
+from rules.loading.preset_locks import Locked, Origin
 
 
 def _docker(machine: Machine) -> Iterator[Setting]:

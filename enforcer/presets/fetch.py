@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from urllib.parse import urljoin
 
 from rules.addresses import Address, Opening, block_of, normal
+from rules.loading.preset_locks import Origin
 from rules.names import HostName
-from rules.presets.locks import Origin
 
 _STEP: Final = 8.0  # seconds that one read or connect may take
 _WHOLE: Final = 25.0  # seconds for a question with its redirects

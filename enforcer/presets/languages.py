@@ -18,7 +18,7 @@ from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy import strict_json
-from rules.presets.locks import Locked
+from rules.loading.preset_locks import Locked
 
 
 def _cargo(machine: Machine) -> Iterator[Setting]:

@@ -17,9 +17,9 @@ from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.presets.machine import Machine
 from enforcer.system.errors import HostError
 from rules.addresses import Address, block_of, parse_network
-from rules.load import failures, read_preset
+from rules.loading.load import failures, read_preset
+from rules.loading.preset_locks import Locked, Origin, Places
 from rules.names import HostName
-from rules.presets.locks import Locked, Origin, Places
 from rules.problems import RuleFileError
 
 CLIENTS: Final = {

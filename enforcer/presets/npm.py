@@ -11,7 +11,7 @@ from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, r
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy import strict_json
-from rules.presets.locks import Locked
+from rules.loading.preset_locks import Locked
 
 if TYPE_CHECKING:
     from pathlib import Path

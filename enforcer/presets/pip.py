@@ -17,7 +17,7 @@ from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, r
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy import strict_json
-from rules.presets.locks import Locked
+from rules.loading.preset_locks import Locked
 
 _ASKED: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 691

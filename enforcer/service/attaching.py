@@ -25,7 +25,7 @@ from proxy.tenant import Task
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _PATIENCE: Final = 20.0  # seconds
 _MOST_SOCKETS: Final = 16

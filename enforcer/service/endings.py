@@ -9,7 +9,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant
-from rules.policy import Policy
+from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:

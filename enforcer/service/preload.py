@@ -39,7 +39,7 @@ from enforcer.workspace.protected import directly
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from rules.load import read
+from rules.loading.load import read
 
 if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets

@@ -16,7 +16,7 @@ from enforcer.policy.run_request import Wanted
 from enforcer.policy.seen import Seen
 
 if TYPE_CHECKING:
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _MOST_KEPT: Final = 16  # sets without a sandbox
 _NOWHERE: Final = "/dev/null/nowhere"  # the workspace of all of them together: their tasks can write none of this

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from proxy.secrets import Broker, Keys
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.secrets import Secret
 
 _MOST: Final = 65537  # bytes that are read of a value: more than one may have

@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
 from proxy.approvals.store import Place, check_url
-from rules.grammar.document import Mapping, Node
-from rules.grammar.fields import Reader, duration, slug, whole
-from rules.grammar.values import count, pattern, shaped, variable_name
+from rules.loading.document import Mapping, Node
+from rules.loading.fields import Reader, duration, slug, whole
+from rules.loading.values import count, pattern, shaped, variable_name
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
 FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")

@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.approval_request import Message, Question, Real, Text, Texts, Whole, narrower
-from rules.grammar.fields import duration
-from rules.grammar.values import count, day, size
 from rules.limits import Covers
+from rules.loading.fields import duration
+from rules.loading.values import count, day, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

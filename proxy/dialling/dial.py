@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.metrics import Metrics
     from rules.addresses import Address
     from rules.attempt import Attempt
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.upstream import Upstream
 
 __all__ = ["CONNECT_TIMEOUT", "DialFailed", "Dialer"]

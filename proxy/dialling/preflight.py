@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.dialling.dial import Dialer
     from rules.attempt import Attempt
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from proxy.dns.records import Records
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
+    from rules.matching.policy import Policy
     from rules.names import HostName
-    from rules.policy import Policy
 
 LONGEST_KEPT: Final = 30.0  # seconds
 FAILURE_KEPT: Final = 1.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.gate.first_bytes import Seen
     from proxy.tenant import Tenant
     from rules.addresses import Address
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _TCP_ONLY: Final = frozenset({Protocol.TCP})
 _HTTP_PORT, _TLS_PORT = 80, 443

@@ -14,9 +14,9 @@ from proxy.inband.requests import ASKING, Bad
 from proxy.refusal import MEANING, STATUS, where_to_ask
 from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import visible
-from rules.cases import parse_attempt
-from rules.permitted import in_words, permitted, told, told_commands
-from rules.reasons import meaning
+from rules.explain.permitted import in_words, permitted, told, told_commands
+from rules.explain.reasons import meaning
+from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.recorder import Recorder
     from proxy.tenant import Tenant
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 BURST: Final = 40
 A_SECOND: Final = 10.0

@@ -17,7 +17,7 @@ from proxy.dialling.preflight import check
 from proxy.inband.requests import Bad
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import InvalidName
 from rules.problems import quoted
 from rules.verdicts import Reason
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Process
     from proxy.telemetry.recorder import Recorder
     from rules.attempt import Attempt
-    from rules.cases import Question as Tried
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.loading.cases import Question as Tried
+    from rules.matching.policy import Policy
 
 LONGEST: Final = 2000  # characters of an attempt
 _ID: Final = re.compile(r"[a-z0-9]{1,64}")

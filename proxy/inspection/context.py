@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.inspection.judging import Place
     from proxy.inspection.session import Session
     from rules.attempt import Request
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.slices import Sliced
     from rules.attempt import Attempt
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 type Found = tuple[Hop, ...] | DialFailed
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 
 class Engine:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.limits import Limits
+    from rules.matching.policy import Policy
     from rules.names import HostName
-    from rules.policy import Policy
 
 _WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page

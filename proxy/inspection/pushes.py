@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.request.git_push import Command, Push
     from proxy.slices import Sliced
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _STRICTER: Final = (Outcome.BLOCKED, Outcome.WOULD_BLOCK, Outcome.PASSED)
 _PACKETS: Final = {"side-band-64k": 65519, "side-band": 999}  # bytes of one, without its length and band

@@ -29,7 +29,7 @@ from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
-from rules.load import load
+from rules.loading.load import load
 from rules.names import HostName, InvalidName
 from rules.sandbox import NO_BOX
 from rules.verdicts import Reason

@@ -20,7 +20,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from proxy.slices import Sliced
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 MOST_BYTES: Final = 1 << 20  # of a ref list, as sent and unpacked: some 8000 refs
 MOST_REFS: Final = 1000  # of one push: each is decided, by every rule, and everything else waits for that

@@ -15,8 +15,8 @@ from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.visible import visible
-from rules.commands import Run, decide_run
 from rules.decision import Decision
+from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

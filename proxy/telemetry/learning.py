@@ -14,10 +14,10 @@ from proxy.telemetry.masking import masked
 from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
-from rules.grammar.values import RECORD_TYPES
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.git_rules import GitSeen
+from rules.loading.values import RECORD_TYPES
 from rules.names import HostName, InvalidName
 from rules.own_names import HOST
 from rules.ports import UNSEEN, Ports, never_leaves

@@ -14,9 +14,9 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
 from rules.attempt import Protocol, alpn_is_readable
 from rules.matching.layers import rank
+from rules.matching.reference import covers_target
 from rules.matching.requests import is_wide
 from rules.names import HostName
-from rules.plain import covers_target
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.attempt import Attempt, Request
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Rule
 
 _MOST_EXAMPLES: Final = 3

@@ -9,7 +9,7 @@ from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.pieces import timestamp
 from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import unpadded, visible
-from rules.reasons import MEANING
+from rules.explain.reasons import MEANING
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.supervisor_channel.channel import SupervisorChannel
     from proxy.telemetry.recorder import Recorder
     from proxy.udp.listener import UdpGate
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 
 class Reloading:

@@ -36,7 +36,7 @@ from rules.addresses import normal
 if TYPE_CHECKING:
     from proxy.dialling.proxy_auth import Login
     from rules.addresses import Address
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no tenancy

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import Change, Git, GitService, Request
 from rules.diff.who import texts
+from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import SEGMENTS, Signatures
-from rules.matching.trie import MANY, Part
 from rules.paths import PathPattern, readings
 from rules.rule import Http, Presence
 from rules.verdicts import Verdict

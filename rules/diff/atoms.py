@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rules.addresses import Network
     from rules.feeds import Feed
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Exemption, Rule
 
 _SAYS_NOTHING: Final = frozenset({"id", "why", "names", "networks", "feeds"})

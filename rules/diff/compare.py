@@ -23,7 +23,7 @@ from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 if TYPE_CHECKING:
     from rules.addresses import Address, Network
     from rules.decision import Decision
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Rule
 
 MOST_COMPARED: Final = 250_000  # attempts; what is left out is told

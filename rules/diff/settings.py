@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.boxes import differences
+from rules.loading.sandbox_layers import differences
 from rules.settings import Settings
 
 if TYPE_CHECKING:
     from rules.limits import ApprovalTerms
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.sandbox import Command
 
 

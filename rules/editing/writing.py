@@ -10,8 +10,8 @@ from rules.diff.words import example
 from rules.editing.places import Insertion, Text, Unplaceable
 from rules.editing.wanted import Wanted, scalar
 from rules.files import contents, why
-from rules.grammar.fields import slugged
-from rules.load import Loaded, failures
+from rules.loading.fields import slugged
+from rules.loading.load import Loaded, failures
 from rules.names import InvalidName
 from rules.paths import readings
 from rules.problems import RuleFileError
@@ -20,7 +20,7 @@ from rules.verdicts import Reason, Verdict
 if TYPE_CHECKING:
     from rules.attempt import Attempt
     from rules.diff.compare import Row
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 type Reader = Callable[[Mapping[Path, bytes]], Loaded]
 
@@ -44,8 +44,8 @@ class Edited(NamedTuple):
 def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_text: str = "") -> Edited:
     """Write into the file at `path` that what was asked about is let out. Raises CannotWrite.
 
-    `read` loads the policy in force, with other contents of some files (`rules.load.read`); `asks` are the rules that
-    held it, as they are cited; without any no rule says anything of it, and the new one goes behind the file's last.
+    `read` loads the policy in force, with other contents of some files (`rules.loading.load.read`); `asks` cites the
+    rules that held it; without any no rule says anything of it, and the new one goes behind the file's last.
     The new text loads, passes the files' tests, and decides otherwise only of what `wanted` says: that was asked about,
     or nothing decided it, and is let out.
     """

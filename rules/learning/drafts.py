@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 from rules.addresses import Address, Opening, block_of, why_not_public
 from rules.attempt import Protocol
-from rules.grammar.fields import slugged
 from rules.learning.git_rules import GitDraft, GitSeen, git_drafts
 from rules.learning.segments import Learned, covers, generalised, written
+from rules.loading.fields import slugged
 from rules.names import HostName
 from rules.own_names import HOST, is_local
 from rules.paths import readings

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
-from rules.matching.trie import ONE, Part
+from rules.globs import ONE, Part
 from rules.paths import PathPattern, Reading
 
 ENOUGH: Final = 3  # distinct values of a segment

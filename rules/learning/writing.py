@@ -10,9 +10,9 @@ from json import dumps
 from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Protocol
+from rules.globs import ONE
 from rules.learning.drafts import shown
 from rules.learning.segments import written
-from rules.matching.trie import ONE
 from rules.paths import readings
 from rules.settings import Settings
 

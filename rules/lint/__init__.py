@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.lint.finding import Finding
-    from rules.load import Loaded
+    from rules.loading.load import Loaded
 
 
 class Surroundings(NamedTuple):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rules.lint.finding import Finding, Reporter
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Rule
 
 

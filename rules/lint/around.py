@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.lint.finding import Finding, Reporter
+    from rules.matching.policy import Policy
     from rules.patterns import NamePattern
-    from rules.policy import Policy
     from rules.ports import Ports
     from rules.rule import Rule
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.addresses import Network, is_within, opens
 from rules.attempt import Protocol
-from rules.matching.trie import MANY, ONE, Glob, Part, covers
+from rules.globs import MANY, ONE, Glob, Part, covers
 from rules.matching.witness import UNNAMED
 from rules.ports import Ports
 from rules.rule import Rule

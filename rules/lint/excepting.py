@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
-from rules.grammar.includes import overlap
 from rules.lint.codes import IDLE_EXCEPT
+from rules.loading.includes import overlap
 from rules.names import HostName
 
 if TYPE_CHECKING:

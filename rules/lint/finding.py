@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rules.grammar.document import Listing, Mapping, Scalar
 from rules.lint.codes import Check, Severity
+from rules.loading.document import Listing, Mapping, Scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rules.grammar.document import Node
-    from rules.load import Loaded
+    from rules.loading.document import Node
+    from rules.loading.load import Loaded
     from rules.problems import Problem
     from rules.rule import Rule
 

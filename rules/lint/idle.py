@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rules.lint.cover import Target
     from rules.lint.finding import Finding, Reporter
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Rule
 
 type _Voting = dict[str, frozenset[int]]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.lint.finding import Finding, Reporter
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
     from rules.rule import Rule
 
 # What is spoken on ports where it isn't HTTP (IANA's service names); `+`: its server speaks first

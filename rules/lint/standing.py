@@ -7,17 +7,17 @@ told wrongly; it is a hint and no verdict.
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import Attempt, Protocol, Request
+from rules.globs import MANY
 from rules.lint.cover import filled
-from rules.matching.trie import MANY
 from rules.names import HostName, InvalidName
 
 if TYPE_CHECKING:
     from datetime import date
 
     from rules.decision import Decision
-    from rules.matching.trie import Part
+    from rules.globs import Part
+    from rules.matching.policy import Policy
     from rules.patterns import NamePattern
-    from rules.policy import Policy
     from rules.rule import Rule
     from rules.selectors import For, Pattern
 

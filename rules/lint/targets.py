@@ -7,15 +7,15 @@ thousand rules for one host is no square of them. What is missed by that is a fi
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from rules.globs import MANY, Trie
 from rules.lint.cover import filled, network_covers
-from rules.matching.trie import MANY, Trie
 from rules.matching.witness import UNNAMED
 from rules.rule import Rule
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Network
-    from rules.matching.trie import Part
+    from rules.globs import Part
     from rules.patterns import NamePattern
 
 _MOST: Final = 8  # rules of one verdict that are compared, a target

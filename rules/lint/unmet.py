@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rules.lint.finding import Finding, Reporter
+    from rules.matching.policy import Policy
     from rules.names import HostName
-    from rules.policy import Policy
     from rules.rule import Rule
 
 _MOST_NAMED: Final = 3

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.attempt import INSPECTABLE, Attempt, Protocol
 from rules.lint.codes import IN_THE_CLEAR, SENT_NOWHERE
-from rules.plain import covers_target
+from rules.matching.reference import covers_target
 from rules.ports import covers
 from rules.verdicts import Verdict
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rules.lint.finding import Finding, Reporter
+    from rules.matching.policy import Policy
     from rules.names import HostName
-    from rules.policy import Policy
     from rules.rule import Rule
 
 _HTTPS: Final = 443

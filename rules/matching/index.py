@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, Network, block_of, normal, opens
 from rules.feeds import Feed, covering
+from rules.globs import Trie
 from rules.matching.candidates import Candidates
 from rules.matching.plan import Candidate
-from rules.matching.trie import Trie
 from rules.names import HostName
 from rules.own_names import HOST, LOOPBACK, is_meant, is_own, says
 from rules.rule import Exemption, Rule

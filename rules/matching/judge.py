@@ -8,7 +8,7 @@ from rules.limits import USUAL_TERMS
 from rules.matching.plan import Leniency, Plan
 from rules.matching.precedence import Finding
 from rules.matching.requests import trust_of
-from rules.revision import digest_of
+from rules.matching.revision import digest_of
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 

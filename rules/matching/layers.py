@@ -7,24 +7,20 @@ Nothing here may make a vote less strict, and nobody else's settings may make a 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.itself import Itself
-from rules.settings import Settings
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rules.decision import Decision
-    from rules.grammar.document import Node
     from rules.rule import Rule
 
-_RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
+RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
     "mode": (Mode.ENFORCE, Mode.AUDIT),
     "tls": (TlsMode.INSPECT, TlsMode.SPLICE),
     "dns": (DnsMode.SYNTHETIC, DnsMode.REAL),
     "on_journal_failure": (OnJournalFailure.BLOCK, OnJournalFailure.CONTINUE),
 }
-_PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
-_UPSTREAM: Final = (*_PROXY, "upstream_ca")
 _PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
 
 
@@ -47,62 +43,16 @@ class Layer(Itself, _Layer):
     __slots__ = ()
 
 
-class Said(NamedTuple):
-    """The settings of one file, and where each stands."""
-
-    file: str
-    layer: bool
-    settings: Settings
-    nodes: "Mapping[str, Node]"
-
-
-class Objection(NamedTuple):
-    """A setting that its file can't have."""
-
-    file: str
-    node: "Node"
-    message: str
-
-
-def agree(said: "Iterable[Said]") -> tuple[Settings, list[Objection]]:
-    """Bring the settings of several files to one: those of layers, tightened by others and never loosened."""
-    found: dict[str, Any] = {}
-    by: dict[str, str] = {}
-    objections: list[Objection] = []
-    files = sorted(said, key=lambda each: not each.layer)
-    proxy = next((each for each in files if "upstream" in each.nodes), None)
-    for each in files:
-        for key, node in each.nodes.items():
-            value = getattr(each.settings, key, None)
-            if key in _UPSTREAM and not each.layer and any(other.layer for other in files):
-                objections.append(Objection(each.file, node, f"`{key}` belongs to layers where there are some"))
-            elif key in _PROXY and proxy is not None and proxy.file != each.file:
-                if key == "upstream" and any(getattr(proxy.settings, k) != getattr(each.settings, k) for k in _PROXY):
-                    message = f"`upstream` and what is said of it are others in `{proxy.file}`: leave them out here"
-                    objections.append(Objection(each.file, node, message))
-            elif key not in found:
-                found[key], by[key] = value, each.file
-            elif _strictness(key, value) > _strictness(key, found[key]) and not each.layer:
-                message = f"`{key}` is laxer here than in `{by[key]}`, a layer: other files can only tighten it"
-                objections.append(Objection(each.file, node, message))
-            elif key not in _RANKS and key != "idle_timeout" and value != found[key]:
-                message = f"`{key}` is another in `{by[key]}`, a layer: leave it out here"
-                objections.append(Objection(each.file, node, message))
-            elif _strictness(key, value) < _strictness(key, found[key]):
-                found[key], by[key] = value, each.file
-    return Settings(**found), objections
-
-
 def strictest(key: str, values: "Iterable[Any]") -> Any:
     """Give the strictest of several values of a setting; of one that is neither strict nor lax, the first."""
-    return min(values, key=lambda value: _strictness(key, value))
+    return min(values, key=lambda value: strictness(key, value))
 
 
-def _strictness(key: str, value: Any) -> float:
+def strictness(key: str, value: Any) -> float:
     """Rank the values of a setting, the strictest lowest; those that are neither are all the same."""
     if key == "idle_timeout":
         return float(value)
-    return _RANKS[key].index(value) if key in _RANKS else 0
+    return RANKS[key].index(value) if key in RANKS else 0
 
 
 def reached[T](start: T, names: "Mapping[T, Sequence[T]]") -> "Iterable[T]":

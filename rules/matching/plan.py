@@ -11,10 +11,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import Change, Git, GitService, Protocol, Request
+from rules.globs import MANY, Part, Trie, folded
 from rules.matching.match import Match, least, most, without
 from rules.matching.precedence import Finding, weigh
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
-from rules.matching.trie import MANY, Part, Trie, folded
 from rules.matching.witness import exempted, longest, pushed_refs, witnesses
 from rules.paths import cut_readings
 from rules.ports import UNSEEN, could_cover, covers

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
+from rules.globs import Glob, fold
 from rules.matching.match import Match, least
-from rules.matching.trie import Glob, fold
 from rules.rule import Presence, Values
 from rules.selectors import Pattern
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
 from rules.gitrules import bare_repository, repositories
+from rules.globs import MANY, covers, fold, folded
 from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
-from rules.matching.trie import MANY, covers, fold, folded
 from rules.names import HostName
 from rules.paths import cut_readings
 from rules.rule import Exemption, Http, Presence, Rule, Values

@@ -14,8 +14,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Change, Git, GitService, Request
+from rules.globs import MANY, ONE, Glob, Part
 from rules.matching.requests import UNNAMED
-from rules.matching.trie import MANY, ONE, Glob, Part
 from rules.paths import Reading
 from rules.rule import Http, Rule
 from rules.verdicts import Verdict

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rules.attempt import Attempt, Protocol, Request
 from rules.feeds import Feed
+from rules.matching.policy import Policy
 from rules.names import HostName
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
-from rules.policy import Policy
 from rules.ports import Ports
 from rules.rule import Http, Rule
 from rules.verdicts import TlsMode, Verdict
@@ -29,7 +29,7 @@ _TIMES = 20_000
 _LOADING = """
 import gc, json, sys, time
 from pathlib import Path
-from rules.load import read
+from rules.loading.load import read
 gc.disable()
 def resident(which):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(which)) / 1000
@@ -44,7 +44,7 @@ _RELOADING = """
 import gc, json, sys, tempfile, threading, time
 from pathlib import Path
 from proxy import handover
-from rules.load import read
+from rules.loading.load import read
 gc.disable()
 with tempfile.TemporaryFile() as file:
     handover.send(read([Path(sys.argv[1])]).policy, file)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rules.load import load
+from rules.loading.load import load
 from tests import harness
 from tests.demo import __main__ as demo
 from tests.demo.__main__ import Tried, kept_hint, tier

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from rules.addresses import normal, opens, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
-from rules.cases import parse_attempt
 from rules.editing import CannotWrite, Wanted, written
-from rules.explain import considered, explain, finding_of
+from rules.explain.explanation import considered, explain, finding_of
 from rules.gitrules import RefPattern, RepoPattern
-from rules.grammar.document import parse
-from rules.grammar.identities import parse_identities
-from rules.load import load, read
+from rules.loading.cases import parse_attempt
+from rules.loading.document import parse
+from rules.loading.identities import parse_identities
+from rules.loading.load import load, read
+from rules.matching.policy import Policy
 from rules.matching.queries import header, parameter
 from rules.names import HostName, InvalidName
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern
-from rules.policy import Policy
 from rules.problems import Problem, RuleFileError
 from rules.rule import Presence
 from rules.selectors import Pattern

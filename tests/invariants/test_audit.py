@@ -6,7 +6,7 @@ from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.learning import Learner, without_secrets
 from proxy.telemetry.replaying import Effect, Replay
 from rules.learning.writing import rule_file
-from rules.load import load
+from rules.loading.load import load
 from tests.lab import Name
 
 from .running import PYTHON, by_the_gate, shape

@@ -45,7 +45,7 @@ def test_imports_point_one_way(floor, forbidden):
 
 def test_deciding_loads_nothing_that_has_effects():
     """What is really imported, by whatever way, when rules are loaded."""
-    program = "import sys, rules.load, rules.policy, rules.explain, rules.cases; print(*sys.modules)"
+    program = "import sys, rules.loading.load, rules.matching.policy, rules.explain.explanation, rules.loading.cases; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
     )

@@ -1,7 +1,7 @@
 """Lets rules open the loopback by address, which they can't: it is all the internet that there is in these tests."""
 
 import rules.matching.index
-from rules.grammar.rule_checks import RuleChecks
+from rules.loading.rule_checks import RuleChecks
 
 
 def let_out(set_attribute):

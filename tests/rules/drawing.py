@@ -10,11 +10,11 @@ from rules.addresses import parse_address, parse_network
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
 from rules.gitrules import GitRule, RefPattern, RepoPattern
 from rules.limits import Limits
+from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
 from rules.ports import Ports
-from rules.revision import digest_of
 from rules.rule import Exemption, Http, Presence, Rule
 from rules.selectors import For, Pattern
 from rules.settings import Settings

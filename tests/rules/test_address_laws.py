@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.addresses import normal, opens, why_not_public
+from rules.matching.policy import Policy
+from rules.matching.reference import is_granted
 from rules.names import HostName
-from rules.plain import is_granted
-from rules.policy import Policy
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules.drawing import ADDRESSES, answered, attempts, connections, granting, many, modes, pools, seen
 

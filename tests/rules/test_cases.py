@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Protocol
-from rules.cases import parse_attempt, run
+from rules.loading.cases import parse_attempt, run
 from tests.rules.writing import loaded, policy
 
 RULES = (

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rules.cases import parse_attempt
-from rules.commands import Run, decide_run
-from rules.explain import explain
+from rules.explain.explanation import explain
+from rules.loading.cases import parse_attempt
+from rules.matching.commands import Run, decide_run
 
 from .writing import decide, loaded, policy, problems, told
 
@@ -86,7 +86,7 @@ def test_nothing_is_held_back_where_no_command_is():
 
 
 def test_a_rule_file_s_tests_try_commands():
-    from rules.load import failures
+    from rules.loading.load import failures
 
     tests = """tests:
   - {attempt: run terraform apply, expect: deny, rule: no-apply}

@@ -4,7 +4,7 @@ import pytest
 
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Outcome
 from tests.rules.writing import decide, policy, told

@@ -4,7 +4,7 @@ import pytest
 
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 

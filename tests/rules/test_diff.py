@@ -2,9 +2,9 @@
 
 import pytest
 
-from rules.cases import parse_attempt
 from rules.diff.compare import compare
 from rules.diff.words import statements
+from rules.loading.cases import parse_attempt
 from tests.rules.writing import policy
 
 READ = "  - {id: read, to: api.example, http: {methods: [GET, HEAD], paths: ['/repos/acme/**']}, action: allow}\n"

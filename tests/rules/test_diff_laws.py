@@ -9,12 +9,12 @@ from rules.attempt import Attempt, Protocol
 from rules.diff.asked import OTHER_METHOD
 from rules.diff.compare import compare
 from rules.diff.words import statements
-from rules.matching.trie import MANY
+from rules.globs import MANY
+from rules.matching.policy import Policy
+from rules.matching.reference import covers_target
 from rules.names import HostName
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern
-from rules.plain import covers_target
-from rules.policy import Policy
 from rules.ports import could_cover
 from rules.settings import Settings
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -6,18 +6,12 @@ from pathlib import Path
 import pytest
 
 from rules.attempt import Change
-from rules.grammar import (
-    command_schema,
-    includes,
-    request_schema,
-    rule_schema,
-    sandbox_schema,
-    schema,
-    secret_schema,
-    terms_schema,
-)
 from rules.limits import Covers, Per
-from rules.load import failures
+from rules.loading import (
+    includes,
+    keys,
+)
+from rules.loading.load import failures
 from rules.sandbox import BoxUser, WorkspaceMode
 from rules.settings import Settings
 from rules.verdicts import (
@@ -45,13 +39,13 @@ def section(title):
 @pytest.mark.parametrize(
     ("title", "keys"),
     [
-        ("The file", schema.FILE_KEYS),
-        ("settings", schema.SETTINGS_KEYS),
-        ("A rule", rule_schema.RULE_KEYS),
-        ("A test", schema.TEST_KEYS),
-        ("secrets", secret_schema.SECRET_KEYS),
-        ("sandbox", sandbox_schema.SANDBOX_KEYS),
-        ("commands", command_schema.COMMAND_KEYS),
+        ("The file", keys.FILE_KEYS),
+        ("settings", keys.SETTINGS_KEYS),
+        ("A rule", keys.RULE_KEYS),
+        ("A test", keys.TEST_KEYS),
+        ("secrets", keys.SECRET_KEYS),
+        ("sandbox", keys.SANDBOX_KEYS),
+        ("commands", keys.COMMAND_KEYS),
     ],
 )
 def test_every_key_has_its_row_and_no_other_has(title, keys):
@@ -60,11 +54,11 @@ def test_every_key_has_its_row_and_no_other_has(title, keys):
 
 def test_keys_inside_keys_are_named():
     rule = section("A rule")
-    for key in (*request_schema.HTTP_KEYS, *request_schema.GIT_KEYS, *rule_schema.EXCEPT_KEYS, *terms_schema.FOR_KEYS, *terms_schema.LIMITS_KEYS, *terms_schema.APPROVAL_KEYS):  # fmt: skip
+    for key in (*keys.HTTP_KEYS, *keys.GIT_KEYS, *keys.EXCEPT_KEYS, *keys.FOR_KEYS, *keys.LIMITS_KEYS, *keys.APPROVAL_KEYS):  # fmt: skip
         assert re.search(rf"[`{{ ]{key}[`:,}} ]", rule), key
-    for key in (*secret_schema.FROM_KEYS, *secret_schema.IN_KEYS):
+    for key in (*keys.FROM_KEYS, *keys.IN_KEYS):
         assert f"{{{key}: " in section("secrets"), key
-    for key in (*sandbox_schema.ENVIRONMENT_KEYS, *sandbox_schema.RESOURCE_KEYS):
+    for key in (*keys.ENVIRONMENT_KEYS, *keys.RESOURCE_KEYS):
         assert re.search(rf"[`{{ ]{key}:", section("sandbox")), key
     for key in includes.INCLUDE_KEYS:
         assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
@@ -105,7 +99,7 @@ def test_the_defaults_are_the_documented_ones():
 
 
 def test_the_example_loads_and_its_tests_pass():
-    from rules.load import failures
+    from rules.loading.load import failures
 
     example = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
     assert example

@@ -8,7 +8,7 @@ import pytest
 
 from rules.attempt import Change, Protocol
 from rules.editing import CannotWrite, Wanted, written
-from rules.load import read
+from rules.loading.load import read
 
 POST = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
 DB = Wanted(Protocol.TCP, "db.example", 5432)

@@ -5,9 +5,9 @@ from datetime import date
 
 import pytest
 
-from rules.cases import parse_attempt
-from rules.explain import explain
-from rules.reasons import MEANING
+from rules.explain.explanation import explain
+from rules.explain.reasons import MEANING
+from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from rules import feeds
 from rules.attempt import Attempt, Protocol
-from rules.cases import parse_attempt
-from rules.explain import considered, explain, finding_of
+from rules.explain.explanation import considered, explain, finding_of
 from rules.feeds import Feed, covering
-from rules.load import read
+from rules.loading.cases import parse_attempt
+from rules.loading.load import read
+from rules.matching.policy import Policy
 from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern
-from rules.policy import Policy
 from rules.problems import RuleFileError
 from rules.rule import Exemption, Rule
 from rules.verdicts import Verdict

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.grammar.identities import parse_identities
+from rules.loading.identities import parse_identities
 from rules.names import HostName
 from rules.problems import RuleFileError
 from tests.rules.writing import decide, policy, told

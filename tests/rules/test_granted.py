@@ -5,12 +5,12 @@ from datetime import date
 import pytest
 
 from rules.addresses import parse_address
-from rules.cases import parse_attempt
 from rules.diff.compare import compare
 from rules.diff.words import statements
-from rules.explain import explain
+from rules.explain.explanation import explain
+from rules.loading.cases import parse_attempt
 from rules.matching.match import Match
-from rules.revision import digest_of
+from rules.matching.revision import digest_of
 from rules.upstream import Via
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 

@@ -1,6 +1,5 @@
 """`exeat schema`: it knows the keys that the reader knows, takes every rule file here, and refuses what is mistyped."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,9 +8,10 @@ import jsonschema
 import pytest
 
 from enforcer.cli import main
-from rules.grammar import json_schema
-from rules.grammar.document import Listing, Mapping, parse
-from rules.grammar.json_schema import rule_file_schema
+from rules.loading import json_schema
+from rules.loading import keys as language_keys
+from rules.loading.document import Listing, Mapping, parse
+from rules.loading.json_schema import rule_file_schema
 from tests.rules.writing import problems
 
 ROOT = Path(__file__).parents[2]
@@ -19,31 +19,31 @@ SCHEMA = rule_file_schema()
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 
 TABLES = [
-    ("FILE", "rules.grammar.schema", "FILE_KEYS", SCHEMA),
-    ("INCLUDE", "rules.grammar.includes", "INCLUDE_KEYS", "include"),
-    ("SETTINGS", "rules.grammar.schema", "SETTINGS_KEYS", "settings"),
-    ("RULE", "rules.grammar.rule_schema", "RULE_KEYS", "rule"),
-    ("EXCEPT", "rules.grammar.rule_schema", "EXCEPT_KEYS", "except"),
-    ("HTTP", "rules.grammar.request_schema", "HTTP_KEYS", "http"),
-    ("GIT", "rules.grammar.request_schema", "GIT_KEYS", "git"),
-    ("FOR", "rules.grammar.terms_schema", "FOR_KEYS", "for"),
-    ("LIMITS", "rules.grammar.terms_schema", "LIMITS_KEYS", "limits"),
-    ("APPROVAL", "rules.grammar.terms_schema", "APPROVAL_KEYS", "approval"),
-    ("TEST", "rules.grammar.schema", "TEST_KEYS", "test"),
-    ("SECRET", "rules.grammar.secret_schema", "SECRET_KEYS", "secret"),
-    ("FROM", "rules.grammar.secret_schema", "FROM_KEYS", "from"),
-    ("IN", "rules.grammar.secret_schema", "IN_KEYS", "in"),
-    ("SANDBOX", "rules.grammar.sandbox_schema", "SANDBOX_KEYS", "sandbox"),
-    ("ENVIRONMENT", "rules.grammar.sandbox_schema", "ENVIRONMENT_KEYS", "environment"),
-    ("MERGE", "rules.grammar.terms_schema", "MERGE_KEYS", "merge_approval"),
-    ("RESOURCE", "rules.grammar.sandbox_schema", "RESOURCE_KEYS", "resources"),
-    ("COMMAND", "rules.grammar.command_schema", "COMMAND_KEYS", "command"),
+    ("FILE", "FILE_KEYS", SCHEMA),
+    ("INCLUDE", "INCLUDE_KEYS", "include"),
+    ("SETTINGS", "SETTINGS_KEYS", "settings"),
+    ("RULE", "RULE_KEYS", "rule"),
+    ("EXCEPT", "EXCEPT_KEYS", "except"),
+    ("HTTP", "HTTP_KEYS", "http"),
+    ("GIT", "GIT_KEYS", "git"),
+    ("FOR", "FOR_KEYS", "for"),
+    ("LIMITS", "LIMITS_KEYS", "limits"),
+    ("APPROVAL", "APPROVAL_KEYS", "approval"),
+    ("TEST", "TEST_KEYS", "test"),
+    ("SECRET", "SECRET_KEYS", "secret"),
+    ("FROM", "FROM_KEYS", "from"),
+    ("IN", "IN_KEYS", "in"),
+    ("SANDBOX", "SANDBOX_KEYS", "sandbox"),
+    ("ENVIRONMENT", "ENVIRONMENT_KEYS", "environment"),
+    ("MERGE", "MERGE_KEYS", "merge_approval"),
+    ("RESOURCE", "RESOURCE_KEYS", "resources"),
+    ("COMMAND", "COMMAND_KEYS", "command"),
 ]
 
 
-@pytest.mark.parametrize(("described", "module", "table", "place"), TABLES, ids=[row[0] for row in TABLES])
-def test_the_schema_and_the_reader_know_the_same_keys(described, module, table, place):
-    keys = set(getattr(importlib.import_module(module), table))
+@pytest.mark.parametrize(("described", "table", "place"), TABLES, ids=[row[0] for row in TABLES])
+def test_the_schema_and_the_reader_know_the_same_keys(described, table, place):
+    keys = set(getattr(language_keys, table))
     schema = place if isinstance(place, dict) else SCHEMA["definitions"][place]
     assert set(schema["properties"]) == keys
     assert schema["additionalProperties"] is False
@@ -59,8 +59,8 @@ def test_every_table_of_the_reader_is_there():
         for path in (ROOT / "rules").rglob("*.py")
         for name in re.findall(r"^((?!LATER)[A-Z]+_KEYS): Final", path.read_text(), re.MULTILINE)
     }
-    others = {("rules.grammar.identities", "FILE_KEYS"), ("rules.grammar.identities", "IDENTITY_KEYS"), ("rules.presets.locks", "LOCK_KEYS"), ("rules.presets.locks", "ORIGIN_KEYS")}  # fmt: skip
-    assert tables == {(module, name) for _, module, name, _ in TABLES} | others
+    others = {("rules.loading.identities", "FILE_KEYS"), ("rules.loading.identities", "IDENTITY_KEYS"), ("rules.loading.preset_locks", "LOCK_KEYS"), ("rules.loading.preset_locks", "ORIGIN_KEYS")}  # fmt: skip
+    assert tables == {("rules.loading.keys", name) for _, name, _ in TABLES} | others
 
 
 def test_it_is_a_schema_itself():
@@ -227,8 +227,8 @@ MISTAKES = [
 def test_every_key_is_taken():
     assert complaints(WHOLE) == []
     text = json.dumps(values(parse(WHOLE.encode(), "t.yaml", [])))
-    for _, module, table, _ in TABLES:
-        for key in getattr(importlib.import_module(module), table):
+    for _, table, _ in TABLES:
+        for key in getattr(language_keys, table):
             assert f'"{key}": ' in text, f"`{key}` is not tried"
 
 

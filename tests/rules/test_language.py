@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from rules.grammar.identities import parse_identities
-from rules.load import failures
+from rules.loading.identities import parse_identities
+from rules.loading.load import failures
 from rules.names import HostName
 from tests.rules.writing import loaded
 

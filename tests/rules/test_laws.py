@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.attempt import Attempt, Change, GitService, Protocol, Request
-from rules.explain import considered, finding_of
+from rules.explain.explanation import considered, finding_of
 from rules.matching.layers import Layer, rank
+from rules.matching.policy import Policy
+from rules.matching.reference import is_granted, is_over
+from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import readings
-from rules.plain import is_granted, is_over
-from rules.policy import Policy
-from rules.revision import digest_of
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 from tests.rules.drawing import (
     ADDRESSES,

@@ -3,9 +3,9 @@
 import pytest
 
 from rules.addresses import parse_address
-from rules.cases import parse_attempt
-from rules.explain import explain
-from rules.load import read
+from rules.explain.explanation import explain
+from rules.loading.cases import parse_attempt
+from rules.loading.load import read
 from rules.names import HostName
 from rules.problems import RuleFileError
 from rules.verdicts import Mode, Outcome, Reason

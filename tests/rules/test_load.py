@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.grammar.document import parse
-from rules.load import load, read
+from rules.loading.document import parse
+from rules.loading.load import load, read
 from rules.problems import Problem, RuleFileError
 
 RULE = "  - {id: a, to: x.example, action: allow}\n"
@@ -306,7 +306,7 @@ def test_a_failing_test_of_a_file_keeps_it_from_loading(tmp_path):
 
 
 def test_no_rules_let_nothing_out(tmp_path):
-    from rules.cases import parse_attempt
+    from rules.loading.cases import parse_attempt
 
     empty = load([written(tmp_path, web="version: 1\nrules: []")])
     assert parse_attempt("GET https://x.example/").decide(empty).reason == "no_rule"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.matching.trie import fold
+from rules.globs import fold
 from rules.paths import PathPattern, readings
 from tests.rules.writing import decide
 

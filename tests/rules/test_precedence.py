@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules.writing import decide, policy, told

@@ -5,15 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.cli import main
-from rules.grammar.document import parse
-from rules.grammar.includes import overlap
-from rules.load import failures, load, preset_names, read, read_preset
+from rules.loading.document import parse
+from rules.loading.includes import overlap
+from rules.loading.load import failures, load, preset_names, read, read_preset
+from rules.loading.preset_locks import LockReader, Origin
+from rules.loading.preset_templates import places_of
 from rules.names import HostName
 from rules.patterns import NamePattern
 from rules.presets import shipped
-from rules.presets.locks import LockReader, Origin
 from rules.presets.shipped import preset_source
-from rules.presets.templates import places_of
 from rules.problems import RuleFileError
 from rules.suffixes import Suffix, suffix_of_wildcard
 from rules.verdicts import Verdict
@@ -71,7 +71,7 @@ def told(made, *words, **files):
 
 
 def decide(loaded, attempt):
-    from rules.cases import parse_attempt, said
+    from rules.loading.cases import parse_attempt, said
 
     decision = parse_attempt(attempt).decide(loaded.policy)
     return " ".join((said(decision), decision.reason, ",".join(decision.rules))).strip()
@@ -220,7 +220,7 @@ CREDENTIAL = [
 
 @pytest.mark.parametrize(("include", "table"), CREDENTIAL, ids=[row[0] for row in CREDENTIAL])
 def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include, table, web):
-    from rules.cases import parse_attempt, said
+    from rules.loading.cases import parse_attempt, said
 
     loaded = web(include, SECRETS, more=GITHUB_FILE)
     for attempt, by_credential in table.items():
@@ -373,7 +373,7 @@ def test_a_lock_beside_the_rules_is_not_read(tmp_path, lock, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rules.presets.locks._SYSTEM_LOCK", tmp_path / "none")
+    monkeypatch.setattr("rules.loading.preset_locks._SYSTEM_LOCK", tmp_path / "none")
     (tmp_path / "web.yaml").write_text("version: 1\ninclude: [{preset: pip}]\n")
     with pytest.raises(RuleFileError, match="not locked"):
         load([tmp_path / "web.yaml"])

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.load import read
+from rules.loading.load import read
 from rules.matching.layers import Layer, rank
-from rules.policy import Policy
+from rules.matching.policy import Policy
+from rules.matching.unreadable_layer import raised
 from rules.problems import RuleFileError
-from rules.raised import raised
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
 from tests.rules import drawing as laws

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rules import revision
+from rules.matching import revision
 from rules.rule import Rule
 from tests.rules.writing import policy
 

@@ -4,7 +4,7 @@ import pytest
 
 from rules.diff.compare import compare
 from rules.limits import ApprovalTerms
-from rules.load import read
+from rules.loading.load import read
 from rules.problems import RuleFileError
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, MergeTerms, WorkspaceMode
 from rules.verdicts import Verdict

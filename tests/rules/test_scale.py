@@ -8,11 +8,11 @@ import pytest
 from rules.addresses import parse_host, parse_network
 from rules.attempt import Attempt, Protocol, Request
 from rules.feeds import Feed, covering
-from rules.load import read
+from rules.loading.load import read
+from rules.matching.policy import Policy
 from rules.names import HostName
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
-from rules.policy import Policy
 from rules.ports import Ports
 from rules.rule import Http, Rule
 from rules.verdicts import Verdict

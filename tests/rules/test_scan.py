@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Scan
 from tests.rules.writing import policy
@@ -67,7 +67,7 @@ def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspecte
 
 
 def test_each_layer_has_its_vote_and_its_silence_has_none(tmp_path):
-    from rules.load import load
+    from rules.loading.load import load
 
     def scan(layer):
         file, own = tmp_path / "layer.yaml", tmp_path / "own.yaml"
@@ -92,7 +92,7 @@ EXPLAINED = [
 
 @pytest.mark.parametrize(("rules", "attempt", "said"), EXPLAINED)
 def test_it_is_explained(rules, attempt, said):
-    from rules.explain import explain
+    from rules.explain.explanation import explain
 
     told = explain(policy(rules), parse_attempt(attempt))
     assert [line for line in told.lines() if "scanned:" in line] == said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.grammar.fields import duration, slugged
+from rules.loading.fields import duration, slugged
 from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
 from tests.rules.writing import loaded, policy, problems
 
@@ -272,7 +272,7 @@ HEADS = [
 
 @pytest.mark.parametrize(("text", "part"), HEADS)
 def test_a_wrong_head_is_told(text, part, tmp_path):
-    from rules.load import read
+    from rules.loading.load import read
     from rules.problems import RuleFileError
 
     (tmp_path / "t.yaml").write_text(text)

@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.rules.writing import loaded, policy, problems
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_several_is_told(text, message):
 
 
 def test_an_included_file_has_none(tmp_path):
-    from rules.load import read
+    from rules.loading.load import read
     from rules.problems import RuleFileError
 
     (tmp_path / "other.yaml").write_text(file(GOOD).replace("name: t", "name: o"))

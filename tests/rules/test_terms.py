@@ -2,8 +2,8 @@
 
 import pytest
 
-from rules.cases import parse_attempt
 from rules.limits import ApprovalTerms, Covers, Limits, Per
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.problems import RuleFileError
 from tests.rules.writing import decide, loaded, policy, told
@@ -224,7 +224,7 @@ def test_records_are_not_looked_up_for_what_is_only_audited():
 
 
 def test_a_files_certificates_are_read_when_it_is(tmp_path):
-    from rules.load import read
+    from rules.loading.load import read
 
     pem = b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
     (tmp_path / "corp").mkdir()
@@ -235,7 +235,7 @@ def test_a_files_certificates_are_read_when_it_is(tmp_path):
     files = read([tmp_path / "t.yaml"])
     path = str(tmp_path / "corp" / "ca.pem")
     assert files.policy.authorities == {path: pem}
-    from rules.cases import parse_attempt
+    from rules.loading.cases import parse_attempt
 
     assert parse_attempt(X).decide(files.policy).ca == (path,)
     assert tmp_path / "corp" / "ca.pem" in files.policy.sources
@@ -281,7 +281,7 @@ def test_a_file_without_rules_is_one():
 
 
 def test_certificates_that_settings_name_are_read_too(tmp_path):
-    from rules.load import read
+    from rules.loading.load import read
 
     file = tmp_path / "ca.pem"
     text = f"version: 1\nname: t\nsettings:\n  mode: enforce\n  upstream_ca: {file}\nrules: []\n"

@@ -4,8 +4,8 @@ import pytest
 
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
-from rules.cases import parse_attempt
-from rules.explain import explain
+from rules.explain.explanation import explain
+from rules.loading.cases import parse_attempt
 from rules.problems import RuleFileError
 from rules.upstream import Scheme, Upstream, Via
 from rules.verdicts import Reason
@@ -154,7 +154,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("first", "second", "says"), [x[1:] for x in LAYERS], ids=[x[0] for x in LAYERS])
 def test_one_layer_says_all_about_the_proxy(first, second, says, tmp_path):
-    from rules.load import load
+    from rules.loading.load import load
 
     for name, more in (("one", first), ("two", second)):
         (tmp_path / f"{name}.yaml").write_text(
@@ -202,7 +202,7 @@ LAYERED = [
 
 @pytest.mark.parametrize(("name", "address", "reason"), [x[1:] for x in LAYERED], ids=[x[0] for x in LAYERED])
 def test_nobody_else_s_rules_go_past_a_layer_s_proxy_to_the_internet(name, address, reason, tmp_path):
-    from rules.load import load
+    from rules.loading.load import load
 
     for file, text in (("root.yaml", ROOT), ("own.yaml", OWN)):
         (tmp_path / file).write_text(text)

@@ -4,8 +4,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from rules.cases import parse_attempt, said
-from rules.load import Loaded, read
+from rules.loading.cases import parse_attempt, said
+from rules.loading.load import Loaded, read
 from rules.problems import RuleFileError
 
 SECRET = "{{id: {0}, from: {{env: X}}, as: V{1}, hosts: x.example, in: {{header: authorization}}}}"

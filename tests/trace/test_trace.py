@@ -104,7 +104,7 @@ def test_a_run_is_recorded_in_all_its_processes(someone):
         "enforcer/run/task.py",
         "enforcer/run/supervise.py",
         "proxy/worker/process.py",
-        "rules/load.py",
+        "rules/loading/load.py",
     } < files
     assert len({call.thread for call in calls}) > 1
     assert json.dumps(flows.figures(calls)._asdict())

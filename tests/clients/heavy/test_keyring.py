@@ -17,7 +17,7 @@ exec "$@"
 ASK = """
 from enforcer.worker import secrets
 from enforcer.system.errors import HostError
-from rules.load import load
+from rules.loading.load import load
 policy = load(["rules.yaml"])
 try:
     print(*(held.value.decode() for held in secrets.broker(policy, {})._all))

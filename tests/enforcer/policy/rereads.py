@@ -8,7 +8,7 @@ from enforcer.policy import reload, rules_in_force
 from enforcer.policy.run_request import Wanted
 from proxy import handover
 from proxy.dialling import proxy_auth
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from tests.rules.writing import told
 
 OWN = "version: 1\nname: web\nrules:\n  - {id: all, to: '**.example', action: allow}\n"

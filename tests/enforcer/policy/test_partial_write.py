@@ -6,7 +6,7 @@ import time
 import pytest
 
 from enforcer.policy import partial_write
-from rules.load import read
+from rules.loading.load import read
 from tests.enforcer.policy.rereads import OWN, Run
 
 DENIED = "GET https://bad.example/"

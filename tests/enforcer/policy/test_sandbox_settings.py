@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.cli import box_options
 from enforcer.system.errors import UsageError
-from rules.load import read
+from rules.loading.load import read
 from rules.sandbox import BoxUser, WorkspaceMode
 
 

@@ -15,7 +15,7 @@ from enforcer.policy import watch as watching
 from enforcer.policy.reload import Reloader, absolute, fingerprint
 from enforcer.policy.run_request import Wanted
 from enforcer.system import inotify
-from rules.load import read
+from rules.loading.load import read
 
 
 class Gate:

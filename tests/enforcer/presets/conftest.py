@@ -30,7 +30,7 @@ def exeat(host, registry, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("enforcer.presets.machine.this_machine", lambda _: host)
     monkeypatch.setattr("enforcer.presets.fetch.Web", registry.web)
     monkeypatch.setattr("enforcer.presets.pip.sysconfig.get_path", lambda _: str(host.home))
-    monkeypatch.setattr("rules.presets.locks._SYSTEM_LOCK", tmp_path / "etc/presets.lock")
+    monkeypatch.setattr("rules.loading.preset_locks._SYSTEM_LOCK", tmp_path / "etc/presets.lock")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
     def run(*words):

@@ -12,7 +12,7 @@ from enforcer.presets.client import common_base
 from enforcer.presets.fetch import FetchError
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.pip import file_urls
-from rules.presets.locks import Origin
+from rules.loading.preset_locks import Origin
 from tests.enforcer.presets.presets_harness import JSON, PIP, PRIVATE, found, put
 from tests.lab.certificates import Authority
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from enforcer.cli import main
 from enforcer.presets.locking import text_of
-from rules.presets.locks import Origin, read_locks
+from rules.loading.preset_locks import Origin, read_locks
 from tests.enforcer.presets.presets_harness import PIP, put
 
 
@@ -31,7 +31,7 @@ def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, regist
     assert [path.name for path in exeat.path.parent.iterdir()] == ["presets.lock"], "no draft is left"
     (tmp_path / "web.yaml").write_text("version: 1\ninclude: [{preset: pip}]\n")
     assert main(["check", str(tmp_path / "web.yaml")]) in {0, 1}
-    from rules.load import load
+    from rules.loading.load import load
 
     assert load([tmp_path / "web.yaml"]).rule_ids == ("pip:files", "pip:index", "pip:metadata", "pip:upload")
     assert "pip: as before" in exeat("lock")[1]
@@ -169,7 +169,7 @@ SOURCES = st.text(max_size=30)
 
 @given(SOURCES)
 def test_whatever_a_source_is_called_the_lock_is_read_as_it_was_written(tmp_path_factory, source):
-    from rules.presets.locks import Locked
+    from rules.loading.preset_locks import Locked
 
     places = {"gems": {"sources": (Locked(Origin.parse("https://g.example"), source),), "none": ()}}
     path = tmp_path_factory.getbasetemp() / "written.lock"

@@ -12,7 +12,7 @@ import pytest
 from enforcer.policy.run_request import Wanted
 from enforcer.run.interpreter import interpreter
 from enforcer.run.missing_command import whereabouts
-from rules.load import read
+from rules.loading.load import read
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from enforcer.service import attaching, spares
 from enforcer.service.asking import ask
 from enforcer.system.errors import ExeatError
-from rules.policy import Policy
+from rules.matching.policy import Policy
 from tests.enforcer.service.cast import Up, until
 from tests.soak import left
 

@@ -19,7 +19,7 @@ from enforcer.sandbox import identity, task_start
 from enforcer.service import preload, spare
 from enforcer.service.request import RunCommand
 from enforcer.worker import trust
-from rules.load import read
+from rules.loading.load import read
 from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 

@@ -21,7 +21,7 @@ from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant
-from rules.load import load
+from rules.loading.load import load
 from rules.names import HostName
 
 OWN = ip_address("192.0.0.2")

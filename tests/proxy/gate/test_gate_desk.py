@@ -14,10 +14,10 @@ from proxy.inband.desk import A_SECOND, BURST, Desk
 from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
-from rules.commands import Run, decide_run
 from rules.decision import Decision
-from rules.load import load
-from rules.permitted import permitted
+from rules.explain.permitted import permitted
+from rules.loading.load import load
+from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason
 
 RULES = [

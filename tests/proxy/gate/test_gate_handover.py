@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy import handover
-from rules.cases import parse_attempt
-from rules.load import load, read
+from rules.loading.cases import parse_attempt
+from rules.loading.load import load, read
 
 RULES = """
 version: 1

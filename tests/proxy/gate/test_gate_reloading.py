@@ -12,8 +12,8 @@ from proxy import handover
 from proxy.dialling import proxy_auth
 from proxy.tenant import Task, Tenant
 from proxy.worker.reload import Reloading
-from rules.policy import Policy
-from rules.raised import raised
+from rules.matching.policy import Policy
+from rules.matching.unreadable_layer import raised
 
 
 class Everybody:

@@ -9,7 +9,7 @@ from gate_harness import OWN, World, run
 
 from proxy.dns.names import MOST_DENIED
 from rules.attempt import Protocol
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.names import HostName
 
 RULES = (

@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 
 from proxy import handover
-from rules.cases import parse_attempt
-from rules.load import read
+from rules.loading.cases import parse_attempt
+from rules.loading.load import read
 from tests.rules.writing import told
 
 RULES = """

@@ -33,7 +33,7 @@ from proxy.telemetry.recorder import Recorder
 from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
-from rules.load import load
+from rules.loading.load import load
 from tests.harness import whole_lines
 
 

@@ -16,7 +16,7 @@ from proxy.request.request_head import (
     without_upgrade,
 )
 from rules.addresses import parse_host
-from rules.cases import parse_attempt
+from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 

@@ -3,7 +3,7 @@
 from proxy.telemetry.learning import Learner, without_secrets
 from rules.learning.segments import written
 from rules.learning.writing import rule_file
-from rules.load import failures
+from rules.loading.load import failures
 from tests.rules.writing import loaded
 
 

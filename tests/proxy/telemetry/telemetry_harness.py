@@ -39,7 +39,7 @@ from tests.harness import missing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rules.policy import Policy
+    from rules.matching.policy import Policy
 
 REVISION = "0f" * 32
 ORIGIN = Origin.of("t-1", "migrate", {"team": "data"}, "s-1", "host.example")

@@ -10,7 +10,7 @@ from proxy.telemetry.learning import looks_secret
 from proxy.telemetry.replaying import Replay
 from rules.attempt import Attempt, Protocol
 from rules.learning.unsaid import noted
-from rules.load import failures
+from rules.loading.load import failures
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import loaded

@@ -16,7 +16,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.learning import Learner, without_secrets
 from rules.learning.writing import enforced, rule_file
-from rules.load import read
+from rules.loading.load import read
 from rules.settings import Settings
 from rules.verdicts import Mode, Reason, Verdict
 from tests.rules.writing import loaded

@@ -9,9 +9,9 @@ from test_replaying import PASSED, connection, lookup, request
 
 from proxy.telemetry.replaying import Effect, Replay
 from rules.attempt import Attempt, Protocol, Request
+from rules.globs import ONE
 from rules.learning.segments import generalised
-from rules.load import failures
-from rules.matching.trie import ONE
+from rules.loading.load import failures
 from rules.names import HostName
 from rules.paths import readings
 from tests.rules.writing import loaded, policy

@@ -10,7 +10,7 @@ from enforcer.cli.parsing import Parser
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from rules.attempt import Protocol
-from rules.load import failures
+from rules.loading.load import failures
 from rules.verdicts import Outcome, Reason
 from tests.rules.writing import loaded
 

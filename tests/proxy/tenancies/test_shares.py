@@ -12,7 +12,7 @@ from proxy.shares import LEAST, OWN, RESERVED, Shares
 from proxy.telemetry.journal.writer import Journal
 from proxy.tenant import Task, Tenant
 from proxy.worker.sandbox import Common, Tenancy
-from rules.load import load
+from rules.loading.load import load
 
 
 def greedy(share, used, number):

@@ -6,7 +6,7 @@ import pytest
 
 from rules.lint import Surroundings, examine
 from rules.lint.codes import IDLE_EXCEPT, NO_WHY
-from rules.load import read
+from rules.loading.load import read
 from tests.rules.writing import loaded
 
 TODAY = date(2027, 1, 15)

@@ -7,9 +7,9 @@ from rules.lint import idle
 from rules.lint.codes import PART_IDLE
 from rules.lint.cover import pattern_covers
 from rules.lint.finding import Reporter
-from rules.load import Loaded
+from rules.loading.load import Loaded
+from rules.matching.policy import Policy
 from rules.paths import PathPattern
-from rules.policy import Policy
 from rules.verdicts import Reason
 from tests.rules.drawing import ADDRESSES, NAMES, attempts, granting, modes, pools, rules
 

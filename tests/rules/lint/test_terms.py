@@ -9,7 +9,7 @@ import pytest
 from enforcer.cli import check, main
 from rules.lint import Surroundings, examine
 from rules.lint.codes import CHECKS, NO_WHY
-from rules.load import preset_names, read, read_preset
+from rules.loading.load import preset_names, read, read_preset
 from rules.presets.shipped import preset_source
 from rules.problems import RuleFileError
 from tests.rules.lint.test_findings import codes, found

@@ -1,0 +1,1 @@
+"""Explaining a decision: which rules matched, why the rest did not, in words."""

@@ -1,0 +1,146 @@
+"""The verdict on one attempt and why, in sentences and as a value for JSON.
+
+Every rule about the target is shown with whether it matches, by the reference evaluator (`rules.matching.reference`)
+and not by the compiled policy: where the two differ, a test fails.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rules.attempt import Attempt
+from rules.explain.reasons import meaning
+from rules.explain.sentences import run_sentences, sentences
+from rules.loading.cases import Question, said
+from rules.matching.match import Match
+from rules.matching.plan import PASSES, settles
+from rules.matching.precedence import Finding, weigh
+from rules.matching.reference import Considered, consider, covers_target, is_closed, is_granted, is_over
+from rules.names import InvalidName
+from rules.paths import readings
+from rules.problems import printable
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from rules.decision import Decision
+    from rules.limits import ApprovalTerms, Limits
+    from rules.matching.layers import Layer
+    from rules.matching.plan import Leniency
+    from rules.matching.policy import Policy
+    from rules.paths import Reading
+
+
+class Explanation(NamedTuple):
+    """A decision and what led to it."""
+
+    question: Question
+    attempt: Attempt | None  # None: the host is no name and no address, or it is a program
+    decision: "Decision"
+    considered: tuple[Considered, ...] = ()
+    proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
+    via: str | None = None  # the proxy that it goes through; None: it is dialled directly
+    objecting: "tuple[Layer, ...]" = ()  # the layers that don't let it out, where that is what decides
+    minds_taint: bool = False  # whether it matters to any rule what a task has read
+
+    def lines(self) -> list[str]:
+        """Tell it to a person, a sentence a line, the verdict first."""
+        tell = sentences if self.question.run is None else run_sentences
+        return [printable(line) for line in tell(self, said(self.decision))]
+
+    def value(self) -> dict[str, Any]:
+        """Tell it to a program."""
+        decision, attempt = self.decision, self.attempt
+        near = decision.near
+        return {
+            "attempt": self.question.text,
+            "target": None if attempt is None else str(attempt.target),
+            "port": self.question.port or None,
+            "record": self.question.record,
+            "task": self.question.task,
+            "labels": dict(self.question.labels),
+            "tainted": self.question.tainted,
+            "at": None if self.question.at is None else self.question.at.isoformat(),
+            "protocol": None if attempt is None else attempt.protocol.value,
+            "verdict": said(decision).value,
+            "outcome": decision.outcome.value,
+            "reason": decision.reason.value,
+            "meaning": meaning(decision.reason, None if attempt is None else attempt.target),
+            "rules": list(decision.rules),
+            "why": decision.why,
+            "inspect": decision.inspect,
+            "scan": decision.scan.value if decision.passes and decision.inspect else None,
+            "trust": decision.trust.value if decision.lets_out else None,
+            "via": self.via,
+            "layers": [layer.name for layer in self.objecting],
+            "expires": None if decision.expires is None else decision.expires.isoformat(),
+            "limits": [{"rule": rule, **_plain(limits)} for rule, limits in decision.limits],
+            "approval": [
+                {"rule": asks.rule, "digest": asks.digest, **_plain(asks.terms)} for asks in decision.approval
+            ],
+            "revision": decision.revision,
+            "near": near and {"rule": near.rule, "field": near.field, "wanted": near.wanted, "got": near.got},
+            "considered": [
+                {
+                    "rule": entry.rule.id,
+                    "action": entry.rule.action.value,
+                    "default": entry.rule.default,
+                    "match": entry.match.value,
+                    "field": entry.field,
+                    "wanted": entry.wanted,
+                    "got": entry.got,
+                }
+                for entry in self.considered
+            ],
+        }
+
+
+def explain(policy: "Policy", question: Question) -> Explanation:
+    """Decide an attempt and say why."""
+    if question.run is not None:
+        return Explanation(question, None, question.decide(policy))
+    try:
+        attempt = question.attempt(policy)
+    except InvalidName:
+        return Explanation(question, None, question.decide(policy))
+    decision = question.decide(policy)
+    proxied = policy.settings.upstream is not None and decision.passes and question.record is None
+    upstream = policy.upstream_for(attempt) if proxied else None
+    via = None if upstream is None else str(upstream)
+    objecting = tuple(policy.objecting(attempt)) if decision.reason is Reason.LAYER else ()
+    entries = tuple(considered(policy, attempt))
+    return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.minds_taint)
+
+
+def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
+    """Hold every rule about the target against the attempt; its path by the reading that is judged strictest."""
+    rules = [rule for rule in policy.rules if covers_target(rule, attempt)]
+    paths: tuple[Reading | None, ...] = (None,)
+    if attempt.request is not None:
+        paths = readings(attempt.request.path)
+    tried = [[consider(rule, attempt, path) for rule in rules] for path in paths]
+    leniency = policy.leniency(attempt.target)
+    return min(tried, key=lambda entries: leniency(finding_of(entries, attempt, leniency)), default=[])
+
+
+def finding_of(entries: list[Considered], attempt: Attempt, leniency: "Leniency | None" = None) -> Finding:
+    """Weigh rules that were considered one by one. Without `leniency` audit mode has no word in it."""
+    rules = [entry.rule for entry in entries]
+    expired = {rule for rule in rules if is_over(rule, attempt.at)}
+    granted = {rule for rule in rules if is_granted(rule, attempt)}
+    closed = {rule for rule in rules if is_closed(rule, attempt)}
+
+    def weighed(matches: list[Match]) -> Finding:
+        matching = [rule for rule, match in zip(rules, matches, strict=True) if match is Match.YES]
+        perhaps = [rule for rule, match in zip(rules, matches, strict=True) if match is Match.PERHAPS]
+        return weigh(matching, perhaps, expired, granted, closed)
+
+    finding = weighed([Match.NO if entry.field == "resolves_to" else entry.match for entry in entries])
+    late = [entry.resolved if entry.field == "resolves_to" else entry.match for entry in entries]
+    return finding if settles(finding, leniency or _enforced) else weighed(late)
+
+
+def _enforced(finding: Finding) -> int:
+    return PASSES * finding.lets_out
+
+
+def _plain(terms: "Limits | ApprovalTerms") -> dict[str, Any]:
+    """Give the terms that are set, by their names."""
+    return {key: value for key, value in terms._asdict().items() if value is not None}

@@ -1,0 +1,170 @@
+"""What the rules say to one task: each rule that is about it, as values for programs and in words for whoever reads.
+
+It is what a task may know of the policy: what it may do and what it may not, never which secret a rule wants, where
+files lie, or what other tasks may.
+"""
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.explain.sentences import limited
+from rules.ports import describe
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import date
+
+    from rules.gitrules import GitRule
+    from rules.matching.policy import Policy
+    from rules.rule import Http, Rule
+    from rules.sandbox import Command
+
+MOST_RULES: Final = 500  # that are told of; the rest are counted
+_MOST_TARGETS: Final = 20  # of one rule
+_ORDER: Final = {Verdict.ALLOW: 0, Verdict.FLAG: 1, Verdict.ASK: 2, Verdict.DENY: 3}
+_HEADINGS: Final = {
+    Verdict.ALLOW: "You may:",
+    Verdict.FLAG: "You may, and people will look at it afterwards:",
+    Verdict.ASK: "Only with a person's leave:",
+    Verdict.DENY: "You may not, whatever else is said:",
+}
+_STARTING: Final = {
+    Verdict.FLAG: "Programs that you may start, and people will look at it afterwards:",
+    Verdict.ASK: "Programs that start only with a person's leave:",
+    Verdict.DENY: "Programs that you may not start:",
+}
+_ONCE_TAINTED: Final = "only once the task has read what a stranger may have written"
+
+
+class Permitted(NamedTuple):
+    """The rules and commands that are about a task, in the order in which they are told; `more` are left out."""
+
+    rules: "tuple[Rule, ...]"
+    more: int
+    commands: "tuple[Command, ...]" = ()
+
+
+def permitted(policy: "Policy", task: str, labels: "Mapping[str, str]", today: "date") -> Permitted:
+    """Find the rules that are about a task today."""
+    mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
+    mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
+    held = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
+    held.sort(key=lambda command: (_ORDER[command.action], command.cite))
+    more = max(0, len(mine) - MOST_RULES) + max(0, len(held) - MOST_RULES)
+    return Permitted(tuple(mine[:MOST_RULES]), more, tuple(held[:MOST_RULES]))
+
+
+def told(found: Permitted) -> list[dict[str, Any]]:
+    """Return them as values for JSON; what a rule doesn't say is left out."""
+    return [_values(rule) for rule in found.rules]
+
+
+def told_commands(found: Permitted) -> list[dict[str, Any]]:
+    """Return the commands as values for JSON."""
+    return [
+        {
+            "id": each.cite,
+            "action": each.action.value,
+            "run": list(each.words),
+            **({"why": each.why} if each.why else {}),
+        }
+        for each in found.commands
+    ]
+
+
+def in_words(found: Permitted) -> "Iterator[str]":
+    """Yield them as lines."""
+    for action, rules in groupby(found.rules, lambda rule: rule.action):
+        yield _HEADINGS[action]
+        yield from (f"- {_sentence(rule)}" for rule in rules)
+    if found.more:
+        yield f"- and what {found.more} more rules say"
+    if not any(rule.lets_out for rule in found.rules):
+        yield "Nothing may leave."
+    for action, commands in groupby(found.commands, lambda command: command.action):
+        yield _STARTING[action]
+        for command in commands:
+            yield f"- {' '.join(command.words)} [{command.cite}]{f': {command.why}' if command.why else ''}"
+
+
+def _is_about(rule: "Rule", task: str, labels: "Mapping[str, str]", today: "date") -> bool:
+    if rule.selector is not None and not rule.selector.matches(task, labels):
+        return False
+    return not (rule.lets_out and rule.until is not None and today > rule.until)
+
+
+def _values(rule: "Rule") -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "id": rule.id,
+        "action": rule.action.value,
+        "to": _targets(rule),
+        "ports": describe(rule.ports),
+    }
+    if rule.http is not None:
+        said["http"] = _requests(rule.http)
+    if rule.git is not None:
+        said["git"] = _git(rule.git)
+    if rule.default:
+        said["default"] = True
+    if rule.when_tainted:
+        said["when"] = "tainted"
+    if rule.excepts:
+        said["exceptions"] = len(rule.excepts)
+    if rule.credential is not None:
+        said["credential"] = "only with the placeholder that you were given"
+    if rule.limits is not None:
+        said["limits"] = limited(rule.limits)
+    if rule.until is not None:
+        said["until"] = rule.until.isoformat()
+    if rule.why:
+        said["why"] = rule.why
+    return said
+
+
+def _sentence(rule: "Rule") -> str:
+    said = _values(rule)
+    parts = [f"{', '.join(said['to'])} ({said['ports']})"]
+    for name, value in (*said.get("http", {}).items(), *said.get("git", {}).items()):
+        parts.append(f"{name} {', '.join(value) if isinstance(value, list) else value}")
+    if rule.when_tainted:
+        parts.append(_ONCE_TAINTED)
+    if rule.default:
+        parts.append("where no other rule says anything")
+    if rule.excepts:
+        parts.append(f"with {len(rule.excepts)} exception{'s' if len(rule.excepts) > 1 else ''}")
+    parts += [said[name] for name in ("credential", "limits") if name in said]
+    if rule.until is not None:
+        parts.append(f"until {said['until']}")
+    return f"{'; '.join(parts)} [{rule.id}]{f': {rule.why}' if rule.why else ''}"
+
+
+def _targets(rule: "Rule") -> list[str]:
+    texts = [pattern.text for pattern in rule.names] + [str(network) for network in rule.networks]
+    texts += ["the names of a list"] if rule.feeds else []
+    return texts if len(texts) <= _MOST_TARGETS else [*texts[:_MOST_TARGETS], f"and {len(texts) - _MOST_TARGETS} more"]
+
+
+def _requests(http: "Http") -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if http.methods is not None:
+        said["methods"] = sorted(http.methods)
+    if http.paths is not None:
+        said["paths"] = [path.text for path in http.paths]
+    if http.query:
+        said["parameters"] = [name for name, _ in http.query]
+    if http.headers:
+        said["headers"] = [name for name, _ in http.headers]
+    if http.websocket:
+        said["websocket"] = "allowed"
+    return said
+
+
+def _git(git: "GitRule") -> dict[str, Any]:
+    said: dict[str, Any] = {"repositories": [repo.text for repo in git.repos]}
+    if git.fetch:
+        said["fetch"] = "yes"
+    if git.push is not None:
+        said["push"] = [ref.text for ref in git.push]
+        said["changes"] = sorted(change.value for change in git.changes)
+    return said

@@ -1,0 +1,175 @@
+"""A decision told to a person, a sentence a line, the verdict first. Queries are never shown: they hold secrets."""
+
+from typing import TYPE_CHECKING, Final
+
+from rules.attempt import Protocol
+from rules.explain.reasons import meaning
+from rules.matching.match import Match
+from rules.problems import quoted
+from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rules.addresses import Address
+    from rules.decision import Decision, Near
+    from rules.explain.explanation import Explanation
+    from rules.limits import ApprovalTerms, Limits
+    from rules.matching.reference import Considered
+    from rules.names import HostName
+
+_DONE: Final = {Verdict.ALLOW: "allowed", Verdict.FLAG: "flagged", Verdict.ASK: "held back", Verdict.DENY: "denied"}
+_MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
+_SCANNED: Final = {
+    Scan.STRICT: "scanned: what looks like a secret in it is blocked, also encoded or in its usual place where no rule "
+    "and no secret names the host (`scan: strict`)",
+    Scan.BLOCK: "scanned: what looks like a secret in it is blocked (`scan: block`)",
+    Scan.FLAG: "scanned: what looks like a secret in it goes out, and is told (`scan: flag`)",
+    Scan.OFF: "not scanned: nobody looks for secrets in it (`scan: off`)",
+}
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
+_SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
+
+
+def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
+    """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
+    decision, attempt = explanation.decision, explanation.attempt
+    asked = quoted(explanation.question.text.partition("?")[0])
+    yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
+    if verdict is Verdict.FLAG:
+        yield "it goes out, and is put up for review"
+    if decision.outcome is Outcome.WOULD_BLOCK:
+        yield "it goes out all the same, because of `mode: audit`, and is told as `would_block`"
+    if decision.why:
+        yield f"the rule says: {decision.why}"
+    connection = attempt is not None and attempt.request is None and explanation.question.record is None
+    if connection and decision.passes and decision.inspect:
+        yield "the connection is inspected: each request on it is decided by itself"
+    elif connection and decision.passes and attempt is not None and attempt.protocol is Protocol.TLS:
+        yield "the connection is passed on unread: what is asked for on it is not seen"
+    for layer in explanation.objecting:
+        yield f"`{layer.name}` ({layer.kind}) doesn't let it out by rules of its own, whatever other files say"
+    if explanation.proxied:
+        yield f"it goes through the proxy {explanation.via}" if explanation.via else "it goes past the proxy, directly"
+    request = attempt is not None and attempt.request is not None
+    yield from _terms(decision, request=request, minds_taint=explanation.minds_taint)
+    if decision.near is not None:
+        yield _nearest(decision.near)
+    if explanation.considered:
+        yield "rules about this target:"
+        known = attempt is not None and attempt.request is not None
+        yield from (f"  {_line(entry, known=known)}" for entry in sorted(explanation.considered, key=_telling))
+    yield from _hints(explanation)
+
+
+def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
+    """Tell a decision on a program."""
+    decision = explanation.decision
+    yield _verdict(quoted(explanation.question.text), verdict, decision, None)
+    if verdict is Verdict.FLAG:
+        yield "it runs, and is put up for review"
+    if decision.why:
+        yield f"the rule says: {decision.why}"
+    yield from _terms(decision, request=False, minds_taint=False)
+    yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
+
+
+def _verdict(asked: str, verdict: Verdict, decision: "Decision", target: "HostName | Address | None") -> str:
+    by = f" by {_names(decision.rules)}" if decision.rules else ""
+    if decision.asks:
+        return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
+    if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
+        return f"{asked} is denied{by}: a rule asks, and no approval would let it out (`{decision.reason}`)"
+    return f"{asked} is {_DONE[verdict]}{by}: {meaning(decision.reason, target)} (`{decision.reason}`)"
+
+
+def _names(rules: tuple[str, ...]) -> str:
+    return ", ".join(f"`{rule}`" for rule in rules)
+
+
+def _nearest(near: "Near") -> str:
+    wanted = f"which wants `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
+    return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
+
+
+def _terms(decision: "Decision", *, request: bool, minds_taint: bool) -> "Iterator[str]":
+    """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
+    if request and decision.passes:
+        yield _SCANNED[decision.scan]
+    if minds_taint and decision.lets_out and decision.trust is Trust.UNTRUSTED:
+        yield "what is read there taints the task: nobody vouches for it (`trust: untrusted`)"
+    for rule, limits in decision.limits:
+        yield f"`{rule}` lets out {limited(limits)}"
+    for asks in decision.approval:
+        yield f"`{asks.rule}` wants {_approved(asks.terms)}"
+    if decision.expires is not None:
+        yield f"this holds until {decision.expires}, and that day is the last"
+
+
+def limited(limits: "Limits") -> str:
+    """Say what limits let out: `at most 5 requests in 1h for each task`."""
+    parts = [
+        f"{count} {what}"
+        for count, what in ((limits.connections, "connections"), (limits.requests, "requests"))
+        if count is not None
+    ]
+    parts += [
+        f"{_size(size)} {way}"
+        for size, way in ((limits.bytes_up, "up"), (limits.bytes_down, "down"))
+        if size is not None
+    ]
+    when = "" if limits.window is None else f" in {_span(limits.window)}"
+    return f"at most {' and '.join(parts)}{when} for each {limits.per}"
+
+
+def _approved(terms: "ApprovalTerms") -> str:
+    who = "whoever may approve" if terms.by is None else f"`{terms.by}`"
+    count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
+    lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
+    return f"{count} by {who}, good {lasts} for the {terms.covers}"
+
+
+def _span(seconds: float) -> str:
+    unit, length = next(((u, n) for u, n in _UNITS if seconds % n == 0), ("s", 1))
+    return f"{seconds / length:g}{unit}"
+
+
+def _size(size: int) -> str:
+    unit, length = next(((u, n) for u, n in _SIZES if size % n == 0), ("B", 1))
+    return f"{size // length}{unit}"
+
+
+def _hints(explanation: "Explanation") -> "Iterator[str]":
+    """Say what to ask besides, where what wasn't said made the difference."""
+    question = explanation.question
+    if not question.task and not question.labels and any(entry.field == "for" for entry in explanation.considered):
+        yield "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"
+    if not question.tainted and any(entry.field == "when" for entry in explanation.considered):
+        yield "rules with `when: tainted` are for tasks that read what nobody vouches for: `--tainted` says that it did"
+    if question.meant:
+        yield f"methods are in upper case, and what only looks like one is refused: did you mean `{question.meant}`?"
+    unsaid = question.request is not None and question.request.credential is None
+    if unsaid and any(entry.field == "credential" for entry in explanation.considered):
+        yield "no credential was said: `--credential ID` says that the placeholder of a secret is in its place"
+
+
+def _telling(entry: "Considered") -> tuple[bool, int, str]:
+    """Order rules so that those that decide come first, and defaults, which seldom do, last."""
+    return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
+
+
+def _line(entry: "Considered", *, known: bool) -> str:
+    """Tell what came of one rule; `known`: a request was asked about, so that nothing of it is still to come."""
+    rule = entry.rule
+    line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "
+    if entry.field == "until":
+        after = "lets nothing out any more" if rule.lets_out else "denies from then on"
+        return f"{line}{after}: its `until` was {entry.wanted}, and this is {entry.got}"
+    if known and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
+        line += "isn't sure to match, so it lets nothing out" if rule.lets_out else "may match, so it holds back"
+    else:
+        line += _MARKS[entry.match]
+    if not entry.field:
+        return line
+    wanted = f" wants {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
+    return f"{line}: `{entry.field}`{wanted}"

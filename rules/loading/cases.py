@@ -1,0 +1,246 @@
+"""Attempts as people write them, and the tests that rule files carry.
+
+An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `tcp HOST:PORT`,
+`udp HOST:PORT`, or `HOST:PORT`: what the rules say is spoken there; or `run PROGRAM ARGUMENT…`.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.addresses import parse_host
+from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
+from rules.decision import Decision
+from rules.matching.commands import Run, decide_run
+from rules.names import HostName, InvalidName
+from rules.problems import did_you_mean, quoted
+from rules.verdicts import Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+
+    from rules.addresses import Address
+    from rules.matching.policy import Policy
+
+_SCHEMES: Final = {
+    "https": (Protocol.TLS, 443),
+    "http": (Protocol.HTTP, 80),
+    "wss": (Protocol.TLS, 443),
+    "ws": (Protocol.HTTP, 80),
+}
+_BY_PORT: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
+_METHOD: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # RFC 9110
+_LOOKS: Final = (
+    "one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, "
+    "`run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"
+)
+_WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
+
+
+class Question(NamedTuple):
+    """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there.
+
+    `record`: not a connection but a lookup of that type; `run`: neither, but a program. Without `at`, whatever has an
+    end has ended.
+    """
+
+    text: str
+    host: str
+    port: int
+    protocol: Protocol | None
+    request: Request | None = None
+    record: str | None = None
+    task: str = ""
+    labels: "Mapping[str, str]" = NO_LABELS
+    at: "date | None" = None
+    run: Run | None = None
+    tainted: bool = False
+
+    def attempt(self, policy: "Policy") -> Attempt:
+        """Make it an attempt under a policy. Raises InvalidName."""
+        target = parse_host(self.host)
+        protocol = self.protocol or _spoken(policy, target, self.port)
+        return Attempt(protocol, target, self.port, self.request, self.task, self.labels, self.at, self.tainted)
+
+    def decide(self, policy: "Policy") -> Decision:
+        """Decide it as the gate would: a name that is none, or a method, is refused before any rule is asked."""
+        if self.run is not None:
+            return decide_run(policy, self.run, self.task, self.labels)
+        try:
+            if self.record is not None:
+                name = HostName.parse(self.host)
+                return policy.decide_record(name, self.record, self.task, self.labels, self.at, tainted=self.tainted)
+            attempt = self.attempt(policy)
+        except InvalidName:
+            return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
+        if self.request is not None and self.request.method.upper() == "CONNECT":
+            return Decision(reason=Reason.PROTOCOL_MISMATCH, revision=policy.revision)
+        if self.meant:
+            return Decision(reason=Reason.AMBIGUOUS_REQUEST, revision=policy.revision)
+        return policy.decide(attempt)
+
+    @property
+    def meant(self) -> str:
+        """The method as it has to be spelled, where it isn't; else nothing."""
+        method = "" if self.request is None else self.request.method
+        return method.upper() if method not in METHODS and method.upper() in METHODS - {"CONNECT"} else ""
+
+
+class Case(NamedTuple):
+    """A test of a rule file, and where it stands."""
+
+    question: Question
+    expect: Verdict
+    rule: str | None
+    file: str
+    line: int
+    column: int
+
+
+class Result(NamedTuple):
+    """What came of a test. `failure` is empty if it passed."""
+
+    case: Case
+    decision: Decision
+    failure: str
+
+
+def parse_attempt(text: str) -> Question:
+    """Read an attempt; a URL alone is a GET of it. Raises ValueError with what it may look like."""
+    word, _, rest = text.partition(" ")
+    if not rest and "://" in word:
+        return parse_attempt(f"GET {word}")
+    if not rest:
+        if not word or "/" in word:
+            instead = f"; did you mean {quoted('https://' + word)}?" if word else f"; {_LOOKS}"
+            raise ValueError(f"{quoted(text)} is no attempt{instead}")
+        host, port = _host_and_port(word, None)
+        return Question(text, host, port, None)
+    if word in {"tcp", "udp", "tls", "http"}:
+        host, port = _host_and_port(rest, None)
+        return Question(text, host, port, Protocol(word))
+    if "://" in word:
+        raise ValueError(f"{quoted(text)}: a space in a URL is written `%20`, and the method stands before it")
+    if not _METHOD.issuperset(word):
+        raise ValueError(f"{quoted(word)} is no method, and none of tcp, udp, tls, http, git, dns and run")
+    if word in _OTHERS:
+        return _OTHERS[word](text, rest)
+    return _url(text, word, rest)
+
+
+def run(policy: "Policy", cases: Iterable[Case]) -> list[Result]:
+    """Try every test against the policy."""
+    results: list[Result] = []
+    for case in cases:
+        decision = case.question.decide(policy)
+        results.append(Result(case, decision, _failure(policy, case, decision)))
+    return results
+
+
+def said(decision: Decision) -> Verdict:
+    """Give the verdict that the rules gave: `ask` also of what is denied because nobody has been asked yet."""
+    return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
+
+
+def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
+    verdict = said(decision)
+    named = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
+    got = f"{verdict} ({decision.reason}){named}"
+    asked = quoted(case.question.text)
+    if verdict is not case.expect:
+        return f"{asked} should be {case.expect} and is {got}"
+    if case.rule is None or any(case.rule in {rule, rule.partition(":")[2]} for rule in decision.rules):
+        return ""
+    ids = policy.rule_ids if case.question.run is None else tuple(command.cite for command in policy.commands)
+    known = {name for rule in ids for name in (rule, rule.partition(":")[2])}
+    if case.rule not in known:
+        return f"there is no rule {quoted(case.rule)}{did_you_mean(case.rule, known)}"
+    return f"{asked} should be decided by `{case.rule}` and is {got}"
+
+
+def _spoken(policy: "Policy", target: "HostName | Address", port: int) -> Protocol:
+    known = policy.protocols(target, port)
+    usual = _BY_PORT.get(port, Protocol.TCP)
+    order = (usual, Protocol.TLS, Protocol.HTTP, Protocol.TCP, Protocol.UDP)
+    return next((protocol for protocol in order if protocol in known), usual)
+
+
+def _url(text: str, method: str, url: str) -> Question:
+    scheme, colon, rest = url.partition("://")
+    if not colon or scheme.lower() not in _SCHEMES:
+        raise ValueError(f"{quoted(text)} is no attempt; {_LOOKS}")
+    protocol, usual = _SCHEMES[scheme.lower()]
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    authority, path = rest[:end], rest[end:].partition("#")[0]
+    if "@" in authority:
+        raise ValueError(f"{quoted(text)} has credentials in its URL: leave them out")
+    host, port = _host_and_port(authority, usual)
+    request = Request(
+        method,
+        path if path.startswith("/") else "/" + path,
+        (("host", authority.lower()),),
+        body=method.upper() in _WITH_BODIES,
+        websocket=scheme.lower() in {"ws", "wss"},
+    )
+    return Question(text, host, port, protocol, request)
+
+
+def _lookup(text: str, rest: str) -> Question:
+    record, _, name = rest.partition(" ")
+    if not name or " " in name or not (record.isascii() and record.isalnum()):
+        raise ValueError(f"{quoted(text)} is no lookup; one looks like `dns TXT example.com`")
+    return Question(text, name, 443, Protocol.TLS, record=record.upper())
+
+
+def _git(text: str, rest: str) -> Question:
+    """Read `push URL REF`, with what it does to the ref behind it (`update` if it isn't said), or `fetch URL`."""
+    words = rest.split(" ")
+    changes = {change.value: change for change in Change}
+    if len(words) == 2 and words[0] == "fetch":
+        git, end = Git(GitService.FETCH, ""), "/git-upload-pack"
+    elif words[0] == "push" and (len(words) == 3 or (len(words) == 4 and words[3] in changes)):
+        change = changes[words[3]] if len(words) == 4 else Change.UPDATE
+        git, end = Git(GitService.PUSH, "", words[2], change), "/git-receive-pack"
+    else:
+        example = (
+            "`git push https://host/repository refs/heads/main`, with `create` or `delete` behind it if it does that"
+        )
+        raise ValueError(
+            f"{quoted(text)} is no git attempt; one looks like `git fetch https://host/repository` or {example}"
+        )
+    if "://" not in words[1]:
+        raise ValueError(f"{quoted(text)} needs a URL, as in `https://host/repository`; over SSH it is `tcp host:22`")
+    ref = "".join(words[2:3])
+    if words[2:3] and not ref.startswith("refs/"):
+        instead = f"; did you mean {quoted(f'refs/heads/{ref}')}?" if ref else ""
+        raise ValueError(f"{quoted(text)} needs a whole ref behind the URL{instead}")
+    asked = _url(text, "POST", words[1])
+    assert asked.request is not None
+    bare = asked.request.path.partition("?")[0].rstrip("/")
+    if not bare:
+        raise ValueError(f"{quoted(text)} names no repository")
+    request = Request(
+        "POST", bare + end, asked.request.headers, body=True, git=git._replace(repo=bare[1:].removesuffix(".git"))
+    )
+    return asked._replace(request=request)
+
+
+def _run(text: str, rest: str) -> Question:
+    return Question(text, "", 0, None, run=Run.parse(rest))
+
+
+_OTHERS: Final = {"dns": _lookup, "git": _git, "run": _run}
+
+
+def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:
+    """Split `host:port` where the host may be `[v6]`; a bare IPv6 address is never split."""
+    host, colon, digits = text.rpartition(":")
+    if text.endswith("]") or not colon:
+        host, digits = text, ""
+    if ":" in host and not host.startswith("["):
+        raise ValueError(f"{quoted(text)}: put an IPv6 address in brackets, as in `[2001:db8::1]:443`")
+    if not digits and usual is not None:
+        return host, usual
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 0 < int(digits) < 65536):
+        raise ValueError(f"{quoted(text)} needs a port between 1 and 65535, as in `host:443`")
+    return host, int(digits)

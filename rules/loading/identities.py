@@ -1,0 +1,111 @@
+"""Who may call a task what: root's `identities.yaml`, which gives names and labels of tasks their weight.
+
+    version: 1
+    identities:
+      - users: [alice, "1000"]          # by name, or by number where a user has none
+        groups: [data]
+        tasks: ["migrate-*", nightly]
+        labels: {team: data, env: [staging, dev]}
+        required: [team]
+
+One entry has to cover a whole claim: the task's name and every label, with none of the `required` ones left out. Whom
+no entry covers may start nothing: a rule that holds back certain tasks would be nothing if saying nothing set one free.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from rules.loading.document import Listing, Node
+from rules.loading.fields import Reader, whole
+from rules.loading.terms_schema import read_labels
+from rules.loading.values import label, pattern
+from rules.problems import quoted
+from rules.selectors import Pattern
+
+FILE_KEYS: Final = ("version", "identities")
+IDENTITY_KEYS: Final = ("users", "groups", "tasks", "labels", "required")
+
+
+class Identity(NamedTuple):
+    """One entry: who, and what they may call a task."""
+
+    users: frozenset[str]
+    groups: frozenset[str]
+    tasks: tuple[Pattern, ...]
+    labels: tuple[tuple[str, tuple[Pattern, ...]], ...]
+    required: frozenset[str]
+
+    def covers(self, user: str, groups: Iterable[str]) -> bool:
+        """Whether a user is meant."""
+        return user in self.users or not self.groups.isdisjoint(groups)
+
+    def objection(self, task: str, labels: Mapping[str, str]) -> str:
+        """Say what of a claim this doesn't cover, or nothing."""
+        if not any(pattern.matches(task) for pattern in self.tasks):
+            return f"a task may not be called {quoted(task)}" if task else "a task needs a name"
+        known = dict(self.labels)
+        for name, value in labels.items():
+            if not any(pattern.matches(value) for pattern in known.get(name, ())):
+                return f"a task may not be labelled {quoted(f'{name}={value}')}"
+        missing = sorted(self.required - set(labels))
+        return f"a task needs the label `{missing[0]}`" if missing else ""
+
+
+class Identities(NamedTuple):
+    """The whole file."""
+
+    entries: tuple[Identity, ...]
+
+    def refuse(self, user: str, task: str, labels: Mapping[str, str], groups: Iterable[str] = ()) -> str:
+        """Say why a user may not start such a task, or nothing: they may."""
+        groups = tuple(groups)
+        own = [entry for entry in self.entries if entry.covers(user, groups)]
+        if not own:
+            return f"no identity covers the user {quoted(user)}, who may start nothing"
+        objections = [entry.objection(task, labels) for entry in own]
+        return "" if "" in objections else f"for the user {quoted(user)} {objections[0]}"
+
+
+def read_identities(path: Path) -> Identities:
+    """Read the file. Raises RuleFileError with every problem, OSError where it can't be read at all."""
+    from rules.files import contents
+
+    return parse_identities(contents(path), str(path))
+
+
+def parse_identities(data: bytes, file: str) -> Identities:
+    """Read the text of the file. Raises RuleFileError with every problem."""
+    return whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
+
+
+class _Reader(Reader):
+    def read(self, root: Node) -> Identities | None:
+        fields = self.versioned(root, "the identities", FILE_KEYS)
+        if fields is None:
+            return None
+        entries = fields.get("identities")
+        if not isinstance(entries, Listing):
+            self.complain(entries or root, "`identities` must be a list, each entry after a `-`")
+            return None
+        return Identities(tuple(entry for node in entries.items if (entry := self._identity(node)) is not None))
+
+    def _identity(self, node: Node) -> Identity | None:
+        fields = self.mapping(node, "an identity", IDENTITY_KEYS)
+        if fields is None:
+            return None
+        if "users" not in fields and "groups" not in fields:
+            self.complain(node, "an identity needs `users`, `groups` or both")
+        if "tasks" not in fields:
+            self.complain(node, "an identity needs `tasks`: `*` is any name")
+        labels = read_labels(self, fields["labels"]) if "labels" in fields else ()
+        required = frozenset(self.each(fields["required"], "required", label)) if "required" in fields else frozenset()
+        for name in sorted(required - dict(labels).keys()):
+            self.complain(fields["required"], f"`{name}` is required, and `labels` doesn't say what it may be")
+        return Identity(
+            frozenset(self.each(fields["users"], "users", str)) if "users" in fields else frozenset(),
+            frozenset(self.each(fields["groups"], "groups", str)) if "groups" in fields else frozenset(),
+            tuple(self.each(fields["tasks"], "tasks", pattern)) if "tasks" in fields else (),
+            labels,
+            required,
+        )

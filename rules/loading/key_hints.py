@@ -1,0 +1,113 @@
+"""Keys that people write where they don't belong, or by the names that they have in other tools: only for a hint.
+
+No key is ever understood by another name: what is here is told beside the problem, and the file stays refused.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from rules.loading.keys import (
+    ENVIRONMENT_KEYS,
+    FOR_KEYS,
+    GIT_KEYS,
+    HTTP_KEYS,
+    LIMITS_KEYS,
+    RESOURCE_KEYS,
+    SETTINGS_KEYS,
+)
+
+
+def _under(parent: str, keys: tuple[str, ...]) -> dict[str, str]:
+    return {key: f"`{key}` under `{parent}`" for key in keys}
+
+
+def _meaning(**words: str) -> dict[str, str]:
+    return {word: said for said, many in words.items() for word in many.split()}
+
+
+_ACTIONS: Final = _meaning(
+    allow="allow allows allowed permit whitelist allowlist",
+    deny="deny denied block blocked drop blacklist blocklist denylist", ask="ask", flag="flag",
+)  # fmt: skip
+_IN_A_RULE: Final[Mapping[str, str]] = {
+    **{word: f"`action: {said}`, and whatever it is about under `to`" for word, said in _ACTIONS.items()},
+    **_under("limits", LIMITS_KEYS),
+    **_under("for", FOR_KEYS),
+    **_under("git", GIT_KEYS),
+    **_under("http", HTTP_KEYS),
+    **{
+        word: f"`{said.strip('_')}`"
+        for word, said in _meaning(
+            id="name",
+            to="host hosts hostname domain domains destination destinations target targets url urls ip ips cidr cidrs "
+            "address addresses names",
+            action="verdict effect decision policy permission",
+            why="comment description desc reason message note",
+            ports="port protocol protocols",
+            until="expires expiry expire valid_until",
+            except_="exclude excludes exclusions exceptions unless but",
+            limits="limit rate rate_limit ratelimit quota",
+            resolves_to="resolve resolves resolved_to",
+        ).items()
+    },
+    "method": "`methods` under `http`",
+    "path": "`paths` under `http`",
+    "task": "`tasks` under `for`",
+    "label": "`labels` under `for`",
+}
+
+_IN_A_FILE: Final[Mapping[str, str]] = {
+    **_under("settings", SETTINGS_KEYS),
+    **{word: f"a rule with `action: {said}` under `rules`" for word, said in _ACTIONS.items()},
+    **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
+}
+_RESOURCES: Final = _meaning(
+    memory="mem ram", cpu="cpus cores cpu_quota", processes="pids threads nproc tasks", files="nofile fds",
+    disk="storage tmpfs_size",
+)  # fmt: skip
+_IN_A_BOX: Final[Mapping[str, str]] = {
+    **_under("limits", RESOURCE_KEYS),
+    **_under("environment", ENVIRONMENT_KEYS),
+    **{word: f"`{said}` under `limits`" for word, said in _RESOURCES.items()},
+    **{
+        word: f"`{said}`"
+        for word, said in _meaning(
+            environment="env envs variables vars",
+            limits="limit resources",
+            read="ro readonly read_only mounts volumes binds",
+            write="rw writable read_write",
+            hide="hidden mask masked",
+        ).items()
+    },
+}
+_MEANT: Final[Mapping[str, Mapping[str, str]]] = {
+    "a rule": _IN_A_RULE,
+    "a rule file": _IN_A_FILE,
+    "`sandbox`": _IN_A_BOX,
+    "`limits` of a sandbox": {
+        **{word: f"`{said}`" for word, said in _RESOURCES.items()},
+        **dict.fromkeys(("timeout", "time_limit"), "`timeout` of `sandbox`, beside `limits`"),
+    },
+}
+
+
+def meant(of: str, word: str) -> str:
+    """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing."""
+    return _asked(_MEANT.get(of, {}).get(_plain(word)))
+
+
+def nearly_meant(of: str, word: str) -> str:
+    """Give that for a word that is nearly one of these."""
+    from difflib import get_close_matches
+
+    known = _MEANT.get(of, {})
+    near = get_close_matches(_plain(word)[:64], known, 1)
+    return _asked(known[near[0]] if near else None)
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def _asked(found: str | None) -> str:
+    return f"; did you mean {found}?" if found else ""

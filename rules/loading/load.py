@@ -1,0 +1,413 @@
+"""From rule files to a policy: read, include, check, compile, and try the tests that the files carry.
+
+Everything that is wrong in any file is told at once. Only what is named is read (`rules.files`), and presets, and the
+locks that say where this machine's registries are.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.feeds import Feed
+from rules.files import contents, why
+from rules.loading.document import Node, Place, parse
+from rules.loading.includes import kept_of
+from rules.loading.rule_schema import RuleReader
+from rules.loading.schema import FileReader, RuleFile
+from rules.loading.secret_profiles import gather
+from rules.loading.settings import Said, agree
+from rules.loading.values import certificates
+from rules.matching.layers import Layer, reached
+from rules.matching.policy import Policy
+from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
+from rules.rule import Rule
+from rules.sandbox import NO_BOX, NO_FLOOR
+from rules.settings import Settings
+from rules.verdicts import LayerKind, Mode, TlsMode
+
+if TYPE_CHECKING:
+    from rules.loading.cases import Case
+    from rules.loading.includes import Include, Selection
+    from rules.loading.preset_locks import Places
+    from rules.sandbox import Box, Command, Floor
+
+_MOST_PROBLEMS: Final = 100_000
+_MOST_FILES: Final = 256
+PRESETS: Final = Path(__file__).parent.parent / "presets"
+
+
+class Loaded(NamedTuple):
+    """A policy, and what stood beside its rules."""
+
+    policy: Policy
+    tests: "tuple[Case, ...]"
+    warnings: tuple[Problem, ...]
+    places: Mapping[str, Place]  # of every rule, by its id
+    settings: Place | None = None  # where they stand, if any file has them
+    secrets: Mapping[str, Place] = {}  # by their ids
+    files: tuple[Path, ...] = ()  # the rule files that were read, but for presets
+    asked: tuple[Path, ...] = ()  # every path that was looked for, as it was spelled, but for presets
+    boxes: tuple[Place, ...] = ()  # where each `sandbox` stands
+
+
+def load(paths: Sequence[Path], locks: Sequence[Path] | None = None) -> Policy:
+    """Load the files as one policy, if they are right and their tests pass. Raises RuleFileError with all problems."""
+    loaded = read(paths, locks)
+    failed = failures(loaded)
+    if failed:
+        raise RuleFileError(failed)
+    return loaded.policy
+
+
+def failures(loaded: Loaded) -> list[Problem]:
+    """Try the tests that the files carry, and give a problem for each that fails."""
+    if not loaded.tests:
+        return []
+    from rules.loading.cases import run
+
+    failed = [(result.case, result.failure) for result in run(loaded.policy, loaded.tests) if result.failure]
+    return [Problem(case.file, case.line, case.column, f"test failed: {failure}") for case, failure in failed]
+
+
+def read(
+    paths: Sequence[Path],
+    locks: Sequence[Path] | None = None,
+    *,
+    mandatory: Sequence[Path] = (),
+    instead: Mapping[Path, bytes] | None = None,
+) -> Loaded:
+    """Load the files without trying their tests. Raises RuleFileError with all problems.
+
+    `mandatory` files are layers whatever they say of themselves: root's.
+    `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
+    `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
+    """
+    loader = _Loader(locks, instead)
+    for path in mandatory:  # first, so that what others say of the same file counts as said again
+        loader.take(str(path), Path(path), None, mandatory=True)
+    for path in paths:
+        loader.take(str(path), Path(path), None)
+    return loader.finish()
+
+
+def preset_names() -> tuple[str, ...]:
+    """List the presets that are shipped."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def read_preset(name: str, locks: Sequence[Path] | None = None) -> Loaded:
+    """Load one preset by itself, with its tests. Raises RuleFileError: no such preset, or it isn't locked."""
+    loader = _Loader(locks)
+    loader.take_preset(name, name, 1, 1)
+    return loader.finish()
+
+
+class _Taken(NamedTuple):
+    """A file that was read."""
+
+    shown: str
+    path: Path
+    content: RuleFile
+    selections: "tuple[Selection, ...]" = ()  # of the include that named it, and of those that that one is in
+    ids: Mapping[str, str] = {}  # by what id a preset knows a rule that was written more than once
+    via: Place | None = None
+
+
+class _Named(NamedTuple):
+    """Which file includes another, and what it keeps of it."""
+
+    file: str
+    include: "Include"
+    selections: "tuple[Selection, ...]"
+    via: Place | None = None
+
+
+def _via(named: _Named | None) -> Place | None:
+    return None if named is None else named.via or Place(named.file, named.include.node)
+
+
+class _Loader:
+    """Follows includes depth first; a file that is included twice counts once."""
+
+    def __init__(self, locks: Sequence[Path] | None, instead: Mapping[Path, bytes] | None = None) -> None:
+        self._lock_paths = locks
+        self._instead = instead or {}
+        self._locks: dict[str, tuple[Path, Places]] | None = None  # read when a preset needs them
+        self._locked_by: dict[Path, None] = {}
+        self._presets: set[Path] = set()
+        self._problems: list[Problem] = []
+        self._warnings: list[Problem] = []
+        self._places: dict[str, Place] = {}
+        self._taken: dict[Path, _Taken | None] = {}
+        self._feeds: dict[Path, Feed] = {}  # lists, by where they are
+        self._included: dict[Path, list[Path]] = {}  # by the file that names them
+        self._open: list[Path] = []  # the files whose includes are being followed
+        self._asked: dict[Path, None] = {}
+
+    def take(  # noqa: C901 - what can be wrong with a file, one after another
+        self, shown: str, path: Path, named: _Named | None, *, mandatory: bool = False
+    ) -> None:
+        """Read one file and what it includes. `named`: by which file, and how."""
+        place = (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
+        selections = () if named is None else named.selections
+        if path.parent != PRESETS:
+            self._asked[path] = None
+        try:
+            resolved = path.resolve(strict=True)
+            if self._open:
+                self._included.setdefault(self._open[-1], []).append(resolved)
+            if resolved in self._open:
+                circle = " -> ".join(str(step.name) for step in (*self._open[self._open.index(resolved) :], resolved))
+                self._problems.append(Problem(*place, f"`{shown}` includes itself: {circle}"))
+                return
+            if resolved in self._taken:
+                self._check_same(self._taken[resolved], selections, place)
+                return
+            data = self._instead[resolved] if resolved in self._instead else contents(resolved)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._problems.append(Problem(*place, f"`{shown}` can't be read: {why(error)}"))
+            return
+        if len(self._taken) >= _MOST_FILES:
+            self._problems.append(Problem(*place, f"more than {_MOST_FILES} files are included"))
+            return
+        content, ids = self._content(data, shown, path.stem, place if resolved in self._presets else None)
+        if mandatory and content is not None:
+            content = content._replace(layer=content.layer or LayerKind.MANDATORY, roots=True)
+        via = _via(named) if resolved in self._presets else None
+        self._taken[resolved] = None if content is None else _Taken(shown, resolved, content, selections, ids, via)
+        if content is None:
+            return
+        if named is not None or resolved in self._presets:
+            self._check_included(shown, content)
+        self._open.append(resolved)
+        for include in content.includes:
+            inner = _Named(shown, include, selections + ((include.selection,) if include.selection else ()), via)
+            if include.preset:
+                self.take_preset(include.preset, shown, include.node.line, include.node.column, inner)
+            else:
+                self.take(str(Path(shown).parent / include.file), resolved.parent / include.file, inner)
+        self._open.pop()
+
+    def _check_included(self, shown: str, content: RuleFile) -> None:
+        if content.settings_node is not None:
+            self._complain(shown, content.settings_node, "an included file may not have `settings`")
+        if content.secrets:
+            self._complain(shown, content.secrets[0][1], "an included file may not have `secrets`")
+        if content.sandbox_node is not None:
+            self._complain(shown, content.sandbox_node, "an included file may not have `sandbox`")
+
+    def take_preset(self, name: str, file: str, line: int, column: int, named: _Named | None = None) -> None:
+        """Read a preset, which is named in `file`."""
+        path = PRESETS / f"{name}.yaml"
+        if name not in preset_names():
+            hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
+            self._problems.append(Problem(file, line, column, f"there is no preset {quoted(name)}{hint}"))
+            return
+        self._presets.add(path.resolve())
+        self.take(str(path), path, named)
+
+    def _check_same(
+        self, taken: _Taken | None, selections: "tuple[Selection, ...]", place: tuple[str, int, int]
+    ) -> None:
+        if taken is not None and [s.same for s in taken.selections] != [s.same for s in selections]:
+            message = (
+                f"`{taken.content.name}` is included already, with another `only`, `except` or `credential`: "
+                "one of them is enough"
+            )
+            self._problems.append(Problem(*place, message))
+
+    def finish(self) -> Loaded:
+        """Read the rules of all files under the settings of the one that has any, and compile."""
+        files = [taken for taken in self._taken.values() if taken is not None]
+        settings = self._settings(files)
+        self._check_names(files)
+        # What a layer's rules mean by saying nothing of it, no other file says.
+        layers = [taken for taken in files if taken.content.layer is not None]
+        of_layers = settings.tls if any("tls" in t.content.settings_nodes for t in layers) else TlsMode.INSPECT
+        layered = {path for taken in layers for path in reached(taken.path, self._included)}
+        kept = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
+        rules = [rule for each in kept.values() for rule in each]
+        certified = self._authorities(rules, settings, files)
+        secrets = gather(
+            [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
+        )
+        box, floor, commands = self._box(files)
+        if not self._problems:
+            chosen = dict.fromkeys(selection for taken in files for selection in taken.selections)
+            self._problems += [problem for selection in chosen for problem in selection.unused()]
+        if self._problems:
+            order = {taken.shown: number for number, taken in enumerate(files)}
+            problems = sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p))
+            raise RuleFileError(bounded(problems), tuple(self._asked))
+        own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
+        sources = [*own, *self._locked_by, *self._feeds, *map(Path, certified)]
+        policy = Policy(
+            rules, settings, sources, layers=self._layers(files, kept, of_layers), authorities=certified,
+            secrets=secrets, box=box, floor=floor, commands=commands,
+        )  # fmt: skip
+        tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
+        at = next((Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None), None)
+        stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
+        warnings, asked = tuple(self._warnings), tuple(self._asked)
+        boxes = tuple(Place(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
+        return Loaded(policy, tests, warnings, self._places, at, stand, own, asked, boxes)
+
+    def _content(
+        self, data: bytes, shown: str, stem: str, preset: tuple[str, int, int] | None
+    ) -> tuple[RuleFile | None, Mapping[str, str]]:
+        before = len(self._problems)
+        root = parse(data, shown, self._problems)
+        ids: Mapping[str, str] = {}
+        if root is not None and preset is not None:
+            root, ids = self._filled(root, stem, preset)
+        if root is None and len(self._problems) > before:
+            return None, ids
+        return FileReader(shown, self._problems).read(root, stem), ids
+
+    def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
+        """Write a preset out with what is locked for it, if it stands for anything that has to be."""
+        from rules.loading.preset_locks import lock_paths, read_locks  # most policies have no preset
+        from rules.loading.preset_templates import fill, places_of
+
+        wanted = places_of(root)
+        if not wanted:
+            return root, {}
+        before = len(self._problems)
+        paths = lock_paths() if self._lock_paths is None else self._lock_paths
+        if self._locks is None:
+            self._asked.update(dict.fromkeys(paths))
+            self._locks = read_locks(paths, self._problems)
+        path, places = self._locks.get(name, (None, {}))
+        if len(self._problems) > before:
+            return None, {}  # what is wrong with the locks has been told
+        missing = [word for word in wanted if word not in places]
+        first = self._taken[self._open[0]] if self._open else None
+        run = f"run `exeat presets lock {name}`"
+        if path is None:
+            message = f"`{name}` is not locked on this machine: {run}, and see what it finds"
+        elif path != paths[0] and first is not None and first.content.roots:
+            message = f"`{name}` is locked in `{path}` alone, which is no word of root's: {run} as root"
+        elif missing:
+            message = f"`{path}` has no `{missing[0]}` of `{name}`: {run} again"
+        else:
+            self._locked_by[path] = None
+            return fill(root, places)
+        self._problems.append(Problem(*place, message))
+        return None, {}
+
+    def _tests(self, taken: _Taken, *, alone: bool) -> "Sequence[Case]":
+        """Choose the tests that hold here. A preset's are about it alone: beside it, other rules may well decide."""
+        if taken.path in self._presets and not alone:
+            return ()
+        return [case for case in taken.content.tests if all(selection.keeps(case) for selection in taken.selections)]
+
+    def _complain(self, shown: str, node: Node, message: str) -> None:
+        self._problems.append(Problem(shown, node.line, node.column, message))
+
+    def _settings(self, files: list[_Taken]) -> Settings:
+        having = [taken for taken in files if taken.content.settings_node is not None]
+        plain = [taken for taken in having if taken.content.layer is None]
+        for taken in plain[1:]:
+            assert taken.content.settings_node is not None
+            message = f"`settings` are in `{plain[0].shown}` already: only one file may have them"
+            self._complain(taken.shown, taken.content.settings_node, message)
+        layers = [taken for taken in files if taken.content.layer is not None]
+        if not layers:
+            return (plain[0].content.settings if plain else None) or Settings()
+        said = [
+            Said(t.shown, t.content.layer is not None, t.content.settings or Settings(), t.content.settings_nodes)
+            for t in (*layers, *plain[:1])
+        ]
+        settings, objections = agree(said)
+        for objection in objections:
+            self._complain(*objection)
+        return settings
+
+    def _layers(self, files: list[_Taken], kept: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
+        """Give the files that vote alone, each with the rules of what it includes, however deep."""
+        layers: list[Layer] = []
+        for taken in files:
+            said = taken.content
+            if said.layer is not None:
+                rules = tuple(rule for path in reached(taken.path, self._included) for rule in kept.get(path, ()))
+                mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
+                layer = Layer(said.layer, said.name, rules, mode, tls, said.roots, frozenset(said.settings_nodes))
+                layers.append(layer)
+        return layers
+
+    def _box(self, files: list[_Taken]) -> "tuple[Box, Floor, tuple[Command, ...]]":
+        having = [t for t in files if t.content.sandbox is not None or t.content.commands]
+        if not having:
+            return NO_BOX, NO_FLOOR, ()
+        from rules.loading.sandbox_profiles import BoxFile, gather
+
+        said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
+        return gather(said, self._places, self._problems)
+
+    def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
+        wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
+        if settings.upstream_ca is not None:
+            said = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
+            place = Place(said.shown, said.content.settings_nodes["upstream_ca"])
+            wanted.append((settings.upstream_ca, "upstream_ca", place))
+        self._asked.update((Path(path), None) for path, _, _ in wanted)
+        return _certificates(wanted, self._problems)
+
+    def _check_names(self, files: list[_Taken]) -> None:
+        first: dict[str, _Taken] = {}
+        for taken in files:
+            other = first.setdefault(taken.content.name, taken)
+            if other is not taken:
+                message = f"`{other.shown}` is named `{taken.content.name}` too: give one of them another `name`"
+                self._problems.append(Problem(taken.shown, 1, 1, message))
+
+    def _rules(self, taken: _Taken, tls: TlsMode) -> list[Rule]:
+        feed = partial(self._feed, taken.path.parent)
+        reader = RuleReader(
+            taken.shown, self._problems, self._warnings, taken.content.name, tls, feed, str(taken.path.parent)
+        )
+        first: dict[str, Node] = {}
+        rules: list[Rule] = []
+        for node in taken.content.rules:
+            if len(self._problems) > _MOST_PROBLEMS:
+                break
+            rule = reader.rule(node)
+            if rule is None:
+                continue
+            other = first.setdefault(rule.id, node)
+            if other is not node:
+                where = f"line {other.line}" if other.line != node.line else f"column {other.column} of this line"
+                self._complain(taken.shown, node, f"the id of this rule is also that of the one in {where}")
+            ident = rule.id.partition(":")[2]
+            kept = kept_of(rule, taken.ids.get(ident, ident), taken.selections)
+            if kept is not None:
+                self._places[kept.id] = Place(taken.shown, node, taken.via)
+                rules.append(kept)
+        return rules
+
+    def _feed(self, directory: Path, text: str) -> Feed:
+        """Read a list that a rule names, once. Raises ValueError with what is wrong with it."""
+        self._asked[directory / text] = None
+        try:
+            path = (directory / text).resolve(strict=True)
+            if path not in self._feeds:
+                self._feeds[path] = Feed.read(contents(path), text)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"`{text}` can't be read: {why(error)}") from error
+        return self._feeds[path]
+
+
+def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Problem]) -> dict[str, bytes]:
+    """Read the certificates that rules and settings name, as (path, key, place): PEM, by path.
+
+    They are read now, for the gate can't reach them later. What can't be read is put into `problems`.
+    """
+    found: dict[str, bytes] = {}
+    for path, key, place in wanted:
+        try:
+            found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
+        except (OSError, RuntimeError, ValueError) as error:
+            at = place.node
+            problems.append(Problem(place.file, at.line, at.column, f"`{path}` can't be used as `{key}`: {why(error)}"))
+    return found

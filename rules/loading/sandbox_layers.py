@@ -1,0 +1,175 @@
+"""What the `sandbox` sections of several files make together: layers first, and nobody gets past them.
+
+    a number (timeout, limits)          the smallest
+    hide, protected, approval           all of them
+    workspace, user                     a layer's strict word can't be made laxer
+    read, write, caches, devices, keep  of a layer: all that there may be; others may say less and never more
+    set, hostname                       a layer's value stands
+
+What gets past a layer is an error with its place, but for numbers: a bound holds wherever a smaller one does. Whether
+real paths, symbolic links followed, lie within a layer's is for whoever can look (`enforcer.policy.sandbox_settings`).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rules.devices import covered
+from rules.problems import quoted
+from rules.sandbox import Box, BoxUser, Floor, WorkspaceMode
+from rules.selectors import Pattern
+
+if TYPE_CHECKING:
+    from rules.loading.document import Node
+
+NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
+_UNITED: Final = ("hide", "protected", "approval")
+_PATHS: Final = ("read", "write")
+_RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(BoxUser)}
+# What the field of a `Box` is called in a file, where that is another word.
+WRITTEN: Final = {"variables": "set"}
+
+
+class SaidBox(NamedTuple):
+    """The `sandbox` of one file: what it says, and where each field of it stands."""
+
+    file: str
+    layer: bool
+    box: Box
+    nodes: "Mapping[str, Node]"
+
+
+class BoxObjection(NamedTuple):
+    """What a file says past a layer; `field` is the box's."""
+
+    file: str
+    field: str
+    message: str
+
+
+def together(said: Iterable[SaidBox]) -> tuple[Box, Floor, list[BoxObjection]]:
+    """Make one box of those of all files, and the floor of those of layers."""
+    files = sorted(said, key=lambda each: not each.layer)
+    floor, objections = Floor(), list[BoxObjection]()
+    for each in files:
+        if each.layer:
+            floor, more = _raised(floor, each)
+            objections += more
+    box = floor.box
+    for each in files:
+        if not each.layer:
+            found, words = within(each.box, frozenset(each.nodes), floor)
+            box = found
+            objections += [BoxObjection(each.file, field, message) for field, message in words]
+    return box, floor, objections
+
+
+def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple[str, str]]]:
+    """Put a box on a floor: what is in force then, and (field, message) for each that it says past a layer."""
+    said = frozenset(said)
+    words: list[tuple[str, str]] = []
+    by = dict(floor.by)
+    found: dict[str, Any] = {}
+    for name in Box._fields:
+        mine, other = getattr(box, name), getattr(floor.box, name)
+        found[name] = _either(name, mine, other)
+        if name not in floor.said:
+            continue
+        if name not in said:
+            found[name] = other
+        elif message := _past(name, mine, other):
+            words.append((name, f"{message} `{by[name]}`, a layer"))
+    return Box(**found), words
+
+
+def _raised(floor: Floor, each: SaidBox) -> tuple[Floor, list[BoxObjection]]:
+    """Put another layer's word on those before it: of what both limit, what both let be."""
+    objections: list[BoxObjection] = []
+    found: dict[str, Any] = {}
+    by = dict(floor.by)
+    for name in each.nodes:
+        mine, other = getattr(each.box, name), getattr(floor.box, name)
+        by.setdefault(name, each.file)
+        if name not in floor.said:
+            found[name] = mine
+        elif name in _PATHS:
+            found[name] = tuple(sorted({p for p in mine if _under(p, other)} | {p for p in other if _under(p, mine)}))
+        elif name == "keep":
+            found[name] = tuple(
+                sorted({k for k in mine if _matched(k, other)} | {k for k in other if _matched(k, mine)})
+            )
+        elif name == "caches":
+            found[name] = tuple(sorted(set(mine) & set(other)))
+        elif name == "devices":
+            found[name] = tuple(sorted({d for d in mine if covered(d, other)} | {d for d in other if covered(d, mine)}))
+        elif name in {"hostname", "variables"} and (message := _past(name, mine, other)):
+            objections.append(BoxObjection(each.file, name, f"{message} `{by[name]}`, a layer too"))
+        else:
+            found[name] = _either(name, mine, other)
+    raised = Floor(floor.box._replace(**found), floor.said | set(each.nodes), tuple(sorted(by.items())))
+    return raised, objections
+
+
+def _either(name: str, mine: Any, other: Any) -> Any:
+    """Give what is in force of two words that can both be obeyed."""
+    if name in _UNITED:
+        return tuple(sorted({*mine, *other}, key=str))
+    if name == "variables":
+        return tuple(sorted({**dict(mine), **dict(other)}.items()))
+    if mine is None or other is None:
+        return other if mine is None else mine
+    if name in NUMBERS:
+        return min(mine, other)
+    if name in _RANKS:
+        return min(mine, other, key=_RANKS[name].index)
+    return mine
+
+
+def _past(name: str, mine: Any, other: Any) -> str:
+    """Say how a word goes past a layer's, or nothing: it doesn't. The layer's name is to follow."""
+    if name in _RANKS:
+        laxer = mine is not None and _RANKS[name].index(mine) > _RANKS[name].index(other)
+        return f"`{name}: {mine}` is laxer than in" if laxer else ""
+    if name == "hostname":
+        return "`hostname` is another in" if mine != other else ""
+    if name == "variables":
+        known = dict(other)
+        differing = next((key for key, value in mine if known.get(key, value) != value), None)
+        return f"{quoted(differing)} has another value in" if differing is not None else ""
+    if name in _PATHS:
+        beyond = [path for path in mine if not _under(path, other)]
+    elif name == "keep":
+        beyond = [pattern for pattern in mine if not _matched(pattern, other)]
+    elif name == "devices":
+        beyond = [device for device in mine if not covered(device, other)]
+    elif name == "caches":
+        beyond = [f"{key}: {path}" for key, path in mine if (key, path) not in other]
+    else:
+        return ""
+    return f"{quoted(beyond[0])} is not in the `{name}` of" if beyond else ""
+
+
+def _under(path: str, places: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
+
+
+def _matched(text: str, patterns: Iterable[str]) -> bool:
+    """Whether one of some globs covers all that `text`, a glob itself, does: its `*` are met by those of the glob."""
+    return any(Pattern.parse(pattern).matches(text) for pattern in patterns)
+
+
+def differences(old: Box, new: Box) -> list[tuple[str, str | None, str | None]]:
+    """List what differs: the key as files have it, what it was and what it is (None: nothing was said)."""
+    found = []
+    for name, was, now in zip(Box._fields, old, new, strict=True):
+        if was != now:
+            found.append((f"sandbox {WRITTEN.get(name, name)}", shown(was), shown(now)))
+    return found
+
+
+def shown(value: object) -> str | None:
+    """Write a field of a box for people; None: nothing was said."""
+    if value is None or value == ():
+        return None
+    if isinstance(value, tuple):
+        return ", ".join(": ".join(each) if type(each) is tuple else str(each) for each in value)
+    return str(value)

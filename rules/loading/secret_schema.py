@@ -1,0 +1,194 @@
+"""Secrets, as they are written: `secrets`. What a value is stays outside of the file, and of everything here."""
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from rules.addresses import parse_host
+from rules.loading.document import Listing, Mapping, Node, Scalar
+from rules.loading.fields import Reader, slug
+from rules.loading.keys import FROM_KEYS, IN_KEYS, SECRET_KEYS
+from rules.loading.values import header_name, shaped, variable_name
+from rules.names import HostName, InvalidName
+from rules.own_variables import is_own_variable, taken
+from rules.problems import quoted
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NEEDED: Final = ("id", "from", "hosts", "in")
+IN_WORDS: Final = ("basic", "aws", "client_certificate")
+
+_ATTRIBUTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
+_HTTPS: Final = 443
+# What frames, routes, negotiates or carries something else beside.
+_NEVER: Final = frozenset({
+    "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "te", "trailer", "connection",
+    "upgrade", "expect", "range", "cookie", "via", "accept", "accept-encoding", "user-agent", "referer", "origin",
+    "proxy-authorization", "proxy-connection", "keep-alive",
+})  # fmt: skip
+
+
+_credential: Final = shaped(
+    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", "is no name of a credential (systemd.exec(5), LoadCredential=)"
+)
+# unreserved: one spelling (RFC 3986 section 2.3)
+_parameter: Final = shaped(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
+_prefix: Final = shaped(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
+
+
+def read_secret(reader: Reader, node: Node) -> Secret | None:
+    """Read one entry of `secrets`."""
+    fields = reader.mapping(node, "a secret", SECRET_KEYS)
+    if fields is None:
+        return None
+    if missing := reader.lacking(node, "a secret", _NEEDED, SECRET_KEYS):
+        reader.complain(node, f"a secret needs {', '.join(f'`{key}`' for key in missing)}")
+    if "as" not in fields and "in" in fields and not _is_certificate(fields["in"]):
+        reader.complain(node, "a secret needs `as`")
+        return None
+    if any(key not in fields for key in _NEEDED):
+        return None
+    ident = reader.parsed(fields["id"], "id", slug)
+    source = _source(reader, fields["from"])
+    variable = reader.parsed(fields["as"], "as", variable_name) if "as" in fields else ""
+    hosts = reader.each(fields["hosts"], "hosts", _host)
+    slots = [slot for item in reader.items(fields["in"], "in") if (slot := _slot(reader, item)) is not None]
+    prefix = reader.parsed(fields["prefix"], "prefix", _prefix) if "prefix" in fields else ""
+    withheld = reader.each(fields["not_sent_to"], "not_sent_to", _host) if "not_sent_to" in fields else []
+    if ident is None or source is None or variable is None or prefix is None or not hosts or not slots:
+        return None
+    places = tuple(sorted(set(hosts))), tuple(sorted(set(slots)))
+    secret = Secret(ident, source, variable, *places, prefix, tuple(sorted(set(withheld))))
+    for key, objection in _together(secret):
+        reader.complain(fields[key], objection)
+        return None
+    return secret
+
+
+def _together(secret: Secret) -> "Iterator[tuple[str, str]]":
+    """Tell what is right by itself and can't be of a secret: the key, and why."""
+    if own := next(filter(is_own_variable, secret.variables), None):
+        yield "as", taken(own)
+    if secret.is_certificate and len(secret.slots) > 1:
+        yield "in", "`client_certificate` stands alone: it is shown to servers and sent in no request"
+    for key, said in (("as", secret.variable), ("prefix", secret.prefix), ("not_sent_to", secret.not_sent_to)):
+        if secret.is_certificate and said:
+            yield key, f"`{key}` is for what a task has a placeholder of, and of a client certificate it has none"
+    if secret.signs and len(secret.slots) > 1:
+        yield "in", "`aws` stands alone: what requests are signed with is sent nowhere"
+    if secret.signs and secret.prefix:
+        yield "prefix", "`prefix` is for values that are sent, and with `in: aws` none is"
+    if both := next(filter(set(secret.hosts).__contains__, secret.not_sent_to), None):
+        yield "not_sent_to", f"{quoted(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
+
+
+def _is_certificate(node: Node) -> bool:
+    """Whether `in` is the word alone, or has it: what else is wrong with that is told when it is read."""
+    each = node.items if isinstance(node, Listing) else [node]
+    return any(isinstance(item, Scalar) and item.text == SlotKind.CLIENT_CERTIFICATE for item in each)
+
+
+def _source(reader: Reader, node: Node) -> Source | None:
+    fields = reader.mapping(node, "`from`", FROM_KEYS)
+    if fields is None:
+        return None
+    if not isinstance(node, Mapping) or len(node.pairs) != 1:
+        reader.complain(node, "`from` says one place: `env`, `file`, `command`, `systemd` or `keyring`")
+        return None
+    for key, value in fields.items():
+        if key == "command":
+            return _command(reader, value)
+        if key == "keyring":
+            return _keyring(reader, value)
+        parse = {"env": variable_name, "file": _path, "systemd": _credential}[key]
+        word = reader.parsed(value, key, parse)
+        return None if word is None else Source(SourceKind(key), (word,))
+    return None
+
+
+def _command(reader: Reader, node: Node) -> Source | None:
+    if not isinstance(node, Listing):
+        reader.complain(node, "`command` is a list, a program and its arguments: no shell reads it")
+        return None
+    words = [reader.text(item, "command") for item in reader.items(node, "command")]
+    if not words or None in words:
+        return None
+    if words[0] and not words[0].startswith("/"):
+        reader.complain(node.items[0], f"{quoted(words[0])} must be a whole path, as in `/usr/bin/pass`")
+        return None
+    return Source(SourceKind.COMMAND, tuple(word for word in words if word))
+
+
+def _keyring(reader: Reader, node: Node) -> Source | None:
+    if not isinstance(node, Mapping) or not node.pairs:
+        reader.complain(node, "`keyring` is a mapping, an item's attributes and their values: `{service: model}`")
+        return None
+    words: list[str] = []
+    for name, (key, value) in sorted(node.pairs.items()):
+        if not _ATTRIBUTE.fullmatch(name):
+            reader.complain(key, f"{quoted(name)} is no name of an attribute")
+            return None
+        said = reader.parsed(value, "keyring", _attribute)
+        if said is None:
+            return None
+        words += [name, said]
+    return Source(SourceKind.KEYRING, tuple(words))
+
+
+def _slot(reader: Reader, node: Node) -> Slot | None:
+    if isinstance(node, Scalar):
+        word = reader.text(node, "in")
+        if word not in IN_WORDS:
+            if word is not None:
+                known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
+                reader.complain(node, f"{quoted(word)} is no place in a request: {known}")
+            return None
+        return Slot(SlotKind(word))
+    fields = reader.mapping(node, "`in`", IN_KEYS)
+    if fields is None:
+        return None
+    if not isinstance(node, Mapping) or len(node.pairs) != 1:
+        reader.complain(node, "each place of `in` is one: `basic`, `aws`, a `header`, a `query` or a `form`")
+        return None
+    for key, value in fields.items():
+        name = reader.parsed(value, key, _header if key == "header" else _parameter)
+        return None if name is None else Slot(SlotKind(key), name)
+    return None
+
+
+def _header(text: str) -> str:
+    name = header_name(text)
+    if name in _NEVER:
+        raise ValueError(f"{quoted(text)} is a header that no secret can stand in")
+    return name
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{quoted(text)} must be a whole path, as in `/etc/exeat/model.key`")
+    return text
+
+
+def _attribute(text: str) -> str:
+    if text.startswith("-") or not text.isprintable():
+        raise ValueError(f"{quoted(text)} must be one line that doesn't begin with `-`")
+    return text
+
+
+def _host(text: str) -> tuple[HostName, int]:
+    """Read a name, with a port unless it is 443. No pattern: whoever can make names below one would get the secret."""
+    name, colon, port = text.partition(":")
+    if "*" in name:
+        raise ValueError(f"{quoted(text)} is a pattern: a secret is sent to hosts that are named one by one")
+    if colon and not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{quoted(text)} must be a name, or a name and a port, as in `api.model.example:8443`")
+    try:
+        host = parse_host(name)
+    except InvalidName as error:
+        raise ValueError(f"{quoted(text)} is no host: {error}") from error
+    if not isinstance(host, HostName):
+        raise ValueError(  # noqa: TRY004 - it is what was written that is wrong
+            f"{quoted(text)} is an address: a secret goes only where a certificate proves a name"
+        )
+    return host, int(port) if colon else _HTTPS

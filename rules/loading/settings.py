@@ -1,0 +1,77 @@
+"""The settings of several files: those of layers, tightened by others and never loosened."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from rules.addresses import Network, parse_address, parse_network
+from rules.loading.document import Node
+from rules.loading.fields import Reader
+from rules.matching.layers import RANKS, strictness
+from rules.patterns import NamePattern
+from rules.settings import Settings
+from rules.upstream import Past
+
+_PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
+_UPSTREAM: Final = (*_PROXY, "upstream_ca")
+
+
+class Said(NamedTuple):
+    """The settings of one file, and where each stands."""
+
+    file: str
+    layer: bool
+    settings: Settings
+    nodes: Mapping[str, Node]
+
+
+class Objection(NamedTuple):
+    """A setting that its file can't have."""
+
+    file: str
+    node: Node
+    message: str
+
+
+def agree(said: Iterable[Said]) -> tuple[Settings, list[Objection]]:
+    """Bring the settings of several files to one: those of layers, tightened by others and never loosened."""
+    found: dict[str, Any] = {}
+    by: dict[str, str] = {}
+    objections: list[Objection] = []
+    files = sorted(said, key=lambda each: not each.layer)
+    proxy = next((each for each in files if "upstream" in each.nodes), None)
+    for each in files:
+        for key, node in each.nodes.items():
+            value = getattr(each.settings, key, None)
+            if key in _UPSTREAM and not each.layer and any(other.layer for other in files):
+                objections.append(Objection(each.file, node, f"`{key}` belongs to layers where there are some"))
+            elif key in _PROXY and proxy is not None and proxy.file != each.file:
+                if key == "upstream" and any(getattr(proxy.settings, k) != getattr(each.settings, k) for k in _PROXY):
+                    message = f"`upstream` and what is said of it are others in `{proxy.file}`: leave them out here"
+                    objections.append(Objection(each.file, node, message))
+            elif key not in found:
+                found[key], by[key] = value, each.file
+            elif strictness(key, value) > strictness(key, found[key]) and not each.layer:
+                message = f"`{key}` is laxer here than in `{by[key]}`, a layer: other files can only tighten it"
+                objections.append(Objection(each.file, node, message))
+            elif key not in RANKS and key != "idle_timeout" and value != found[key]:
+                message = f"`{key}` is another in `{by[key]}`, a layer: leave it out here"
+                objections.append(Objection(each.file, node, message))
+            elif strictness(key, value) < strictness(key, found[key]):
+                found[key], by[key] = value, each.file
+    return Settings(**found), objections
+
+
+def read_upstream_except(reader: Reader, node: Node) -> Past:
+    """Read `upstream_except`; `reader` collects what is wrong."""
+    found = reader.each(node, "upstream_except", _target)
+    names = {target.text: target for target in found if isinstance(target, NamePattern)}
+    networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
+    return Past(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))
+
+
+def _target(text: str) -> NamePattern | Network:
+    if "/" in text or ":" in text or parse_address(text) is not None:
+        return parse_network(text)
+    if text in {"*", "**"}:
+        raise ValueError(f"`{text}` would leave nothing to the proxy: leave `upstream` out then")
+    return NamePattern.parse(text)

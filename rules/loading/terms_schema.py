@@ -1,0 +1,84 @@
+"""For whom, how much and on whose word, as it is written: `for`, `limits` and `approval`."""
+
+from typing import Final
+
+from rules.limits import ApprovalTerms, Covers, Limits, Per
+from rules.loading.document import Mapping, Node
+from rules.loading.fields import Reader, duration, slug
+from rules.loading.keys import APPROVAL_KEYS, FOR_KEYS, LIMITS_KEYS
+from rules.loading.values import count, label, pattern, size
+from rules.selectors import For, Pattern
+
+_COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
+
+
+def read_for(reader: Reader, node: Node) -> For | None:
+    """Read `for`."""
+    fields = reader.mapping(node, "`for`", FOR_KEYS)
+    if fields is None:
+        return None
+    if not isinstance(node, Mapping) or not node.pairs:
+        reader.complain(node, "`for` says nothing: leave it out, and the rule is for everybody")
+    tasks = tuple(reader.each(fields["tasks"], "tasks", pattern)) if "tasks" in fields else ()
+    return For(_sorted(tasks), read_labels(reader, fields["labels"]) if "labels" in fields else ())
+
+
+def read_labels(reader: Reader, node: Node) -> tuple[tuple[str, tuple[Pattern, ...]], ...]:
+    """Read names of labels with their values."""
+    if not isinstance(node, Mapping) or not node.pairs:
+        reader.complain(node, "`labels` is a mapping of names to values, as in `{team: data}`")
+        return ()
+    found: dict[str, tuple[Pattern, ...]] = {}
+    for key, value in node.pairs.values():
+        name = reader.parsed(key, "labels", label)
+        if name is not None:
+            found[name] = _sorted(tuple(reader.each(value, name, pattern)))
+    return tuple(sorted(found.items()))
+
+
+def _sorted(patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    return tuple(sorted(set(patterns), key=lambda found: found.text))
+
+
+def read_limits(reader: Reader, node: Node) -> Limits | None:
+    """Read `limits`."""
+    fields = reader.mapping(node, "`limits`", LIMITS_KEYS)
+    if fields is None:
+        return None
+    if not any(key in fields for key in _COUNTS) and isinstance(node, Mapping):
+        reader.complain(node, f"`limits` limits nothing: it needs one of {', '.join(f'`{key}`' for key in _COUNTS)}")
+    return Limits(
+        reader.parsed(fields["connections"], "connections", count) if "connections" in fields else None,
+        reader.parsed(fields["requests"], "requests", count) if "requests" in fields else None,
+        reader.parsed(fields["bytes_up"], "bytes_up", size) if "bytes_up" in fields else None,
+        reader.parsed(fields["bytes_down"], "bytes_down", size) if "bytes_down" in fields else None,
+        reader.parsed(fields["window"], "window", duration) if "window" in fields else None,
+        (reader.choice(fields["per"], "per", Per) or Per.RULE) if "per" in fields else Per.TASK,
+    )
+
+
+def read_approval(reader: Reader, node: Node, keys: tuple[str, ...] = APPROVAL_KEYS) -> ApprovalTerms | None:
+    """Read `approval`; `keys` are those that it may have there."""
+    fields = reader.mapping(node, "`approval`" if keys == APPROVAL_KEYS else "`approval` of a sandbox", keys)
+    if fields is None:
+        return None
+    if not isinstance(node, Mapping) or not node.pairs:
+        reader.complain(node, "`approval` says nothing: leave it out")
+    by = reader.parsed(fields["by"], "by", slug) if "by" in fields else None
+    needed = reader.parsed(fields["count"], "count", count) if "count" in fields else 1
+    by_self = reader.boolean(fields["self"], "self") if "self" in fields else "by" not in fields and needed == 1
+    if "self" in fields and by_self and "by" in fields:
+        reader.complain(
+            fields["self"], "`self: true` can't stand beside `by`: who starts a task may not be of that group"
+        )
+    once = "for" in fields and reader.text(fields["for"], "for") == "once"
+    usual = ApprovalTerms()
+    return ApprovalTerms(
+        by,
+        needed or 1,
+        bool(by_self),
+        (reader.parsed(fields["hold"], "hold", duration) or usual.hold) if "hold" in fields else usual.hold,
+        (reader.parsed(fields["open"], "open", duration) or usual.open) if "open" in fields else usual.open,
+        (reader.choice(fields["covers"], "covers", Covers) or usual.covers) if "covers" in fields else usual.covers,
+        0.0 if once else reader.parsed(fields["for"], "for", duration) if "for" in fields else None,
+    )

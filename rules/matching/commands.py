@@ -1,0 +1,118 @@
+"""Which programs need leave to run: `commands`, held against a program and its words. Pure.
+
+A guard rail and not a boundary: a program that is copied, renamed or interpreted is another one (docs/guard-rails.md).
+Where it can't be known whether a command matches, because there are more words than are looked at, it does.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.decision import Asks, Decision
+from rules.globs import MANY, Glob, Part, covers
+from rules.limits import USUAL_TERMS
+from rules.matching.revision import digest_of
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rules.matching.policy import Policy
+    from rules.sandbox import Command
+
+_STRICTEST: Final = (Verdict.DENY, Verdict.ASK, Verdict.FLAG)
+
+
+class Run(NamedTuple):
+    """A program that is about to be run."""
+
+    names: tuple[str, ...]  # what it goes by: the path that was given, what that leads to, what it is called by
+    words: tuple[str, ...] = ()  # its arguments
+    whole: bool = True  # no: there are more of them
+
+    @classmethod
+    def parse(cls, text: str) -> "Run":
+        """Read `PROGRAM ARGUMENT…`, with spaces between. Raises ValueError."""
+        words = text.split()
+        if not words:
+            raise ValueError("`run` needs a program, as in `run terraform apply`")
+        return cls((words[0],), tuple(words[1:]))
+
+
+def decide_run(
+    policy: "Policy",
+    run: Run,
+    task: str = "",
+    labels: "Mapping[str, str] | None" = None,
+    granted: frozenset[str] = frozenset(),
+) -> Decision:
+    """Decide whether a program may run: the strictest command that matches, and if none does, it may.
+
+    `granted` are the digests of commands whose question has been answered for this program with yes; they hold it back
+    no more. Every other one that asks still does.
+    """
+    matching = [
+        command
+        for command in policy.commands
+        if matches(command, run) and (command.for_ is None or command.for_.matches(task, labels or {}))
+    ]
+    if not matching:
+        return Decision(Verdict.ALLOW, Outcome.PASSED, Reason.NO_COMMAND, revision=policy.revision)
+    answered = [command for command in matching if _is_granted(command, granted)]
+    verdict = min((command.action for command in matching if command not in answered), key=_rank, default=Verdict.ALLOW)
+    deciding = [command for command in matching if command.action is verdict and command not in answered]
+    passes = verdict.lets_out
+    asked = deciding if verdict is Verdict.ASK else ()
+    if passes:
+        deciding += answered
+    return Decision(
+        verdict if passes else Verdict.DENY,
+        Outcome.PASSED if passes else Outcome.BLOCKED,
+        Reason.APPROVAL_UNAVAILABLE if asked else Reason.APPROVAL_GRANTED if passes and answered else Reason.RULE,
+        rules=tuple(command.cite for command in deciding),
+        revision=policy.revision,
+        why=next((command.why for command in deciding if command.why), ""),
+        approval=tuple(Asks(c.cite, digest_of(c), c.approval or USUAL_TERMS, c.why) for c in asked),
+    )
+
+
+def _is_granted(command: "Command", granted: frozenset[str]) -> bool:
+    return bool(granted) and command.action is Verdict.ASK and digest_of(command) in granted
+
+
+def matches(command: "Command", run: Run) -> bool:
+    """Whether a command is about this program with these words, whatever follows them."""
+    program, *words = command.words
+    if not any(_is_called(program, name) for name in run.names):
+        return False
+    pattern = _parts(tuple(words))
+    if covers(pattern, run.words):
+        return True
+    return not run.whole and _could_cover(pattern, run.words)
+
+
+def _rank(verdict: Verdict) -> int:
+    return _STRICTEST.index(verdict) if verdict in _STRICTEST else 0
+
+
+def _is_called(program: str, name: str) -> bool:
+    """Whether a program's name, or its whole path where one is asked for, is the one that is meant."""
+    part = _part(program)
+    shown = name if "/" in program else name.rpartition("/")[2]
+    return part.matches(shown) if isinstance(part, Glob) else part == shown
+
+
+@lru_cache(maxsize=1024)
+def _parts(words: tuple[str, ...]) -> tuple[Part, ...]:
+    """Return words as parts. `*` alone is any number of words, and so is what follows the last."""
+    return (*(MANY if word == "*" else _part(word) for word in words), MANY)
+
+
+@lru_cache(maxsize=1024)
+def _part(word: str) -> Glob | str:
+    return Glob.parse(word) if "*" in word else word
+
+
+def _could_cover(pattern: "Sequence[Part]", words: "Sequence[str]") -> bool:
+    """Whether these words and some that aren't known could be covered: up to the first gap nothing contradicts."""
+    head = pattern[: pattern.index(MANY)]
+    return all(covers((part,), (word,)) for part, word in zip(head, words, strict=False))

@@ -1,0 +1,194 @@
+"""What it means that a rule matches, read off the rule itself: slow, plain, one rule at a time.
+
+Nothing decides by this. `explain` shows it to people, and the tests hold the compiled policy (`rules.matching.plan`)
+against it.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from rules.addresses import opens
+from rules.attempt import Attempt
+from rules.matching.match import Match, least, most
+from rules.matching.requests import Condition, described, shown, url_length
+from rules.matching.revision import digest_of
+from rules.names import HostName
+from rules.own_names import is_meant, is_own, says
+from rules.ports import UNSEEN, could_cover, covers, describe
+from rules.rule import Exemption, Rule
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from rules.paths import Reading
+
+
+class Considered(NamedTuple):
+    """One rule beside one attempt; where it doesn't surely match, the field that keeps it out and why."""
+
+    rule: Rule
+    match: Match
+    field: str = ""
+    wanted: str = ""
+    got: str = ""
+    resolved: Match = Match.NO  # of an ask that waits for an address: whether it matches at one that it is about
+
+
+def covers_target(rule: Rule, attempt: Attempt) -> bool:
+    """Whether a rule is about the attempt's name or address; what lets out must open the address too."""
+    target = attempt.target
+    if isinstance(target, HostName):
+        if is_own(target) and not is_meant(rule, target):
+            return False
+        return any(name.matches(target) for name in rule.names) or any(feed.covers(target) for feed in rule.feeds)
+    return any(opens(n, target) if rule.lets_out else target in n for n in rule.networks)
+
+
+def is_over(rule: Rule, at: "date | None") -> bool:
+    """Whether the rule's `until` has passed; on an unknown day it has."""
+    return rule.until is not None and (at is None or at > rule.until)
+
+
+def is_granted(rule: Rule, attempt: Attempt) -> bool:
+    """Whether the rule asks, and what it asks of this attempt has been answered with yes."""
+    return bool(attempt.granted) and rule.action is Verdict.ASK and digest_of(rule) in attempt.granted
+
+
+def is_closed(rule: Rule, attempt: Attempt) -> bool:
+    """Whether the rule, where it asks and is granted, holds back no more and lets nothing out itself either."""
+    target = attempt.target
+    if rule.when_tainted:
+        return True
+    if isinstance(target, HostName):
+        return is_own(target) and not says(rule, target)
+    return not any(opens(network, target) for network in rule.networks)
+
+
+def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
+    """Hold a rule that covers the target against an attempt, its path by one reading."""
+    found = _consider(rule, attempt, reading)
+    waits = rule.waits_for_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
+    if found.match is Match.NO or not waits:
+        return found
+    listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
+    asks = found.match if rule.asks_early and not is_over(rule, attempt.at) else Match.NO
+    return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
+
+
+def _consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table
+    spoken = f"{attempt.port}/{attempt.protocol}"
+    if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
+        return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
+    if rule.when_tainted and not attempt.tainted:
+        return Considered(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
+    if not _reaches(rule, attempt):
+        return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
+    found = _by_requests(rule, attempt, reading)
+    if found.match is Match.NO:
+        return found
+    if is_over(rule, attempt.at):
+        if rule.lets_out:
+            return Considered(rule, Match.PERHAPS, "until", str(rule.until), str(attempt.at or "an unknown day"))
+        return found._replace(
+            field=found.field or "until", wanted=str(rule.until), got=str(attempt.at or "an unknown day")
+        )
+    if not covers(rule.ports, attempt.port, attempt.protocol):
+        return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
+    if rule.when_tainted and rule.lets_out:
+        return Considered(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
+    return found
+
+
+def _who(attempt: Attempt) -> str:
+    said = [f"task {attempt.task}"] if attempt.task else []
+    return (
+        ", ".join([*said, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
+        or "nobody in particular"
+    )
+
+
+def _reaches(rule: Rule, attempt: Attempt) -> bool:
+    if rule.action is Verdict.ALLOW:
+        return covers(rule.ports, attempt.port, attempt.protocol)
+    return could_cover(rule.ports, attempt.port, attempt.protocol)
+
+
+def _by_requests(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
+    """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
+    own = _asked(Condition.of_rule(rule), attempt, reading)
+    exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
+    exempt = most(exemptions)
+    unseen = attempt.protocol in UNSEEN and rule.action is Verdict.ALLOW
+    if own.match is Match.NO or (own.match is Match.PERHAPS and unseen):
+        return Considered(rule, Match.NO, *own[1:])
+    if exempt is Match.YES or (exempt is Match.PERHAPS and unseen):
+        return Considered(rule, Match.NO, "except", "", _shown(attempt))
+    if own.match is Match.PERHAPS:
+        return Considered(rule, Match.PERHAPS, *own[1:])
+    if exempt is Match.PERHAPS:
+        return Considered(
+            rule, Match.PERHAPS, "except", "", "no request yet" if attempt.request is None else _shown(attempt)
+        )
+    return Considered(rule, Match.YES)
+
+
+class _Asked(NamedTuple):
+    match: Match
+    field: str = ""
+    wanted: str = ""
+    got: str = ""
+
+
+def _asked(condition: Condition, attempt: Attempt, reading: "Reading | None") -> _Asked:
+    """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
+    request = attempt.request
+    if request is None or reading is None:
+        kinds = {"http": condition.http, "git": condition.git, "credential": condition.credential}
+        field = next((name for name, said in kinds.items() if said is not None), "")
+        if not field:
+            return _Asked(Match.YES)
+        got = "bytes that nobody reads" if attempt.protocol in UNSEEN else "no request yet"
+        return _Asked(Match.PERHAPS, field, _wanted(condition), got)
+    length = url_length(attempt.protocol, attempt.target, attempt.port, request.path)
+    parts = [part for part in condition.parts(request, reading, length) if part.match is not Match.YES]
+    if not parts:
+        return _Asked(Match.YES)
+    first = next((part for part in parts if part.match is Match.NO), parts[0])
+    return _Asked(first.match, first.field, first.wanted, first.got)
+
+
+def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: "Reading | None") -> Match:
+    target = attempt.target
+    named = exemption.names or exemption.networks
+    if isinstance(target, HostName):
+        about = any(name.matches(target) for name in exemption.names)
+    else:
+        about = any(target in network for network in exemption.networks)
+    meant = exemption.selector is None or exemption.selector.matches(attempt.task, attempt.labels)
+    if exemption.when_tainted and not attempt.tainted:
+        return Match.NO
+    if (named and not about) or not meant or not could_cover(exemption.ports, attempt.port, attempt.protocol):
+        return Match.NO
+    listed = exemption.resolves_to
+    # A name has no address yet: what would exempt it exempts nothing, and its rule waits if it holds back.
+    if listed is not None and (isinstance(target, HostName) or not any(target in network for network in listed)):
+        return Match.NO
+    found = _asked(Condition.of_exemption(rule, exemption), attempt, reading).match
+    known = covers(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
+    return least((found, Match.YES if known else Match.PERHAPS))
+
+
+def _wanted(condition: Condition) -> str:
+    http = condition.http
+    said = [] if condition.git is None else [shown(condition.git)]
+    if http is not None:
+        said = [",".join(sorted(http.methods or ())), " ".join(path.text for path in http.paths or ()), *said]
+        said += [f"{name}: {described(wanted)}" for name, wanted in (*http.query, *http.headers)]
+    return " ".join(filter(None, said))
+
+
+def _shown(attempt: Attempt) -> str:
+    request = attempt.request
+    if request is None:
+        return f"{attempt.port}/{attempt.protocol}"
+    return f"{request.method} {request.path.partition('?')[0]}"
