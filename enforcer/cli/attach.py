@@ -5,9 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from enforcer.policy import task_identity
-from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, rule_files
-from enforcer.policy.seen import read
+from enforcer.policy import run_request
+from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, read_seen, rule_files
 from enforcer.system.errors import ExeatError, HostError
 from rules.problems import RuleFileError
 
@@ -27,10 +26,10 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     from proxy.telemetry.visible import visible
 
     try:
-        name, labels = task_identity.task_name(arguments.task, "attached"), task_identity.task_labels(arguments.label)
-        task_identity.check(name, labels, system)
+        name, labels = run_request.task_name(arguments.task, "attached"), run_request.task_labels(arguments.label)
+        run_request.check_claims(name, labels, system)
         files = [Path(path) for path in rule_files(arguments.rules)]
-        policy, asked, seen = read(files, system)
+        policy, asked, seen = read_seen(files, system)
         target = attaching.target(arguments.namespace)
         answer = attaching.attach(
             target,

@@ -5,7 +5,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.policy.sandbox_settings import ANYWHERE, OPTIONS, Places, lets, places, settle
+from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, lets, places, settle
 from enforcer.system.errors import UsageError
 from rules.matching.policy import Policy
 from rules.problems import quoted

@@ -101,9 +101,9 @@ def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Pa
             read_people(file)
 
         return _approvers, approvers.place(), trusted
-    from enforcer.policy import task_identity
+    from enforcer.policy import run_request
 
-    return _identities, task_identity.path_of(), lambda _: task_identity.known()
+    return _identities, run_request.identities_file(), lambda _: run_request.known_identities()
 
 
 def _approvers(data: bytes, file: str) -> str:

@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
     from enforcer.cli.client_words import attempt_of
-    from enforcer.policy.task_identity import task_labels
+    from enforcer.policy.run_request import task_labels
     from rules.loading.cases import parse_attempt
 
     if not arguments.attempt:

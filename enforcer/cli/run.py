@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from enforcer.cli import box_options
 from enforcer.limits.resource_limits import TIMED_OUT
-from enforcer.policy import task_identity
-from enforcer.policy.exposure import covered, exposed, refuse_service
+from enforcer.policy import run_request
+from enforcer.policy.path_resolution import covered, exposed, refuse_service
 from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
 from enforcer.policy.run_request import Wanted
 from enforcer.run.host import StandaloneHost
@@ -27,7 +27,7 @@ from rules.problems import RuleFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from enforcer.policy.seen import Seen
+    from enforcer.policy.rules_in_force import Seen
     from enforcer.run.dry_run import Line
     from enforcer.run.host import Host
     from enforcer.run.task import Result
@@ -137,8 +137,8 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
-    name, labels = task_identity.task_name(arguments.task, command[0]), task_identity.task_labels(arguments.label)
-    task_identity.check(name, labels, system)
+    name, labels = run_request.task_name(arguments.task, command[0]), run_request.task_labels(arguments.label)
+    run_request.check_claims(name, labels, system)
     workspace = _directory(arguments.workspace or _here(), "--workspace")
     files = rule_files(arguments.rules)
     policy, asked, seen = reading([Path(path) for path in files], system)

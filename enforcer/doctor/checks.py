@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from enforcer.policy import rules_in_force, task_identity
+from enforcer.policy import rules_in_force, run_request
 from enforcer.policy.rules_in_force import SYSTEM
 from enforcer.sandbox import identity, mount_plan, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
@@ -302,7 +302,7 @@ def _try_state() -> str:
 def _try_roots_rules(system: Path) -> str:
     count = len(rules_in_force.system_files(system))
     rules_in_force.load([], system)
-    who = task_identity.known(system) is not None
+    who = run_request.known_identities(system) is not None
     if not count and not who:
         return f"none in {system}"
     return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")

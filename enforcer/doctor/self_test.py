@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from enforcer.policy.rules_in_force import read_seen
 from enforcer.policy.run_request import Wanted
-from enforcer.policy.seen import read
 from enforcer.run import task
 from enforcer.run.host import StandaloneHost
 from enforcer.system.errors import HostError
@@ -80,7 +80,7 @@ def _lock(directory: Path, flags: int = 0) -> int:
 
 
 def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
-    policy, asked, seen = read([file], system)
+    policy, asked, seen = read_seen([file], system)
     return Wanted(
         argv=("true",),
         name="rehearsal",

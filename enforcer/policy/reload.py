@@ -2,21 +2,20 @@
 
 They are read, checked, compiled and tried by a process of its own, so that the supervisor goes on; what it made is
 bytes in a memory file, which the worker is handed. What is wrong is told, and the rules in force stay, but that root's
-files hold as they are now (`rules.matching.unreadable_layer`). A task never decides what its own rules are: a file that
-it could have written is not read (`exposure`).
+files hold as they are now (`rules.raised`). Home of the rule that a task never decides what its own rules are: what it
+could have written is not read (`path_resolution`).
 """
 
 import contextlib
-import hashlib
 import os
 import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from enforcer.policy import exposure, path_resolution, rules_in_force
+from enforcer.policy import path_resolution, rules_in_force
+from enforcer.policy.rules_in_force import fingerprint
 from enforcer.system.notices import say
 from proxy import strict_json
 
@@ -173,7 +172,7 @@ class Reloader:
             self._cover(tuple(there))  # each is another one, or lies below such a one
 
     def _uncovered(self) -> tuple[str, ...]:
-        return exposure.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
+        return path_resolution.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
 
     def _read(self, problems: Sequence[str]) -> None:
         """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then.
@@ -293,18 +292,6 @@ class Reloader:
 def bounded(problems: Sequence[str]) -> list[str]:
     """Return as much of problems as is told."""
     return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
-
-
-def fingerprint(asked: Sequence[str], system: Path) -> str:
-    """Return a text that changes with whatever these paths, or root's rules, hold."""
-    directory = str(rules_in_force.directory_of(system))
-    steps = {*path_resolution.fingerprint((*asked, directory)), path_resolution.listed(directory)}
-    return hashlib.sha256(repr(sorted(map(repr, steps))).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def absolute(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return paths that mean the same wherever this process goes; symbolic links on them stay."""
-    return tuple(dict.fromkeys(os.path.join(os.getcwd(), path) for path in paths))
 
 
 def replaced(path: str) -> str:

@@ -1,20 +1,24 @@
-"""The process that reads rule files again while their task runs (`reloading`): what it does, and what it says of that.
+"""The process that reads rule files again while their task runs (`reload`): what it does, and what it says of that.
 
 What can't be used is told, and root's files are read alone then (`rules.matching.unreadable_layer`), so that no other
 file can keep them out.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
-from collections.abc import Sequence
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from enforcer.policy import exposure, path_resolution, rules_in_force
-from enforcer.policy.partial_write import unwritten
-from enforcer.policy.reload import absolute, bounded, fingerprint, replaced
+from enforcer.policy import path_resolution, rules_in_force
+from enforcer.policy.reload import bounded, replaced
+from enforcer.policy.rules_in_force import absolute, fingerprint
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from rules.problems import RuleFileError
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _TRIES: Final = 5  # while files change as they are read
+PATIENCE: Final = 5.0  # seconds that a file may take to be written before that is told
+_BETWEEN: Final = 0.02  # seconds between two looks
+_SETTLED: Final = 0.5  # seconds since the last change of a file of which nothing else is known
 
 
 class Before(NamedTuple):
@@ -128,8 +135,8 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     except HostError as error:
         return {"problems": [str(error)]}, ()
     found = absolute(loaded.asked)
-    lost = exposure.uncovered(found, wanted.writable, wanted.covers)
-    problems = exposure.exposed(found, wanted.writable) or [replaced(path) for path in lost]
+    lost = path_resolution.uncovered(found, wanted.writable, wanted.covers)
+    problems = path_resolution.exposed(found, wanted.writable) or [replaced(path) for path in lost]
     if loaded.policy.settings.dns_pool != wanted.policy.settings.dns_pool:
         problems.append("`dns_pool` can't change while a task runs: start it anew")
     if loaded.policy.settings.upstream_auth not in (None, wanted.policy.settings.upstream_auth):
@@ -146,3 +153,41 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     now, then = loaded.policy, wanted.policy
     outboxed = (now.box, now.floor) != (then.box, then.floor)
     return {"revision": now.revision, "asks": now.needs_approvals, "outboxed": outboxed}, found
+
+
+def unwritten(paths: Iterable[str]) -> str | None:
+    """Wait until nobody is writing any of these files; return one that is still being written then.
+
+    Rules that are cut off where somebody is still writing them may lack their last denies. Nobody gets a lease to read
+    a file that is open for writing anywhere (fcntl(2), F_SETLEASE, EAGAIN). Where there is no lease, as for another
+    user's file, the time of its last change counts. For a process of one's own: a lease changes SIGIO.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # whoever opens a file meanwhile waits for its lease, and says so
+    deadline = time.monotonic() + PATIENCE
+    waiting = dict.fromkeys(paths)
+    while waiting := dict.fromkeys(_still(waiting)):
+        if time.monotonic() >= deadline:
+            return next(iter(waiting))
+        time.sleep(_BETWEEN)
+    return None
+
+
+def _still(paths: Iterable[str]) -> Iterator[str]:
+    yield from (path for path in paths if _is_being_written(path))
+
+
+def _is_being_written(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False  # nothing to be read, which whoever reads says
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN or abs(time.time() - status.st_ctime) < _SETTLED
+    finally:
+        os.close(descriptor)  # and its lease
+    return False

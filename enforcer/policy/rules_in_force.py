@@ -5,16 +5,19 @@ may have written it: what others could change is no word of root's, and what can
 starts then. Where this directory lies is an argument for tests, and deliberately nothing that a user can set.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from enforcer.policy.path_resolution import trail
+from enforcer.policy.path_resolution import fingerprint as path_fingerprint
+from enforcer.policy.path_resolution import listed, trail
 from enforcer.system.errors import HostError, UsageError
 from rules.files import contents, own_configuration, why
 from rules.loading.load import Loaded, failures, read
+from rules.matching.policy import Policy
 from rules.problems import RuleFileError
 
 SYSTEM: Final = Path("/etc/exeat")
@@ -25,6 +28,14 @@ RULES_OPTION: Final[Mapping[str, Any]] = {  # `--rules` as argparse takes it; `r
     "help": "a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
 }
 _OTHERS_WRITE: Final = 0o022
+
+
+class Seen(NamedTuple):
+    """Rules as they were read. While the fingerprint of their files is the same, so is what they hold."""
+
+    policy: Policy
+    asked: tuple[str, ...]  # all that were looked at for it, absolute
+    fingerprint: str  # of those; empty: they changed while they were read, so they are to be read again
 
 
 def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
@@ -39,6 +50,18 @@ def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, by
     if failed:
         raise RuleFileError(failed, loaded.asked)
     return loaded
+
+
+def read_seen(files: Sequence[Path], system: Path) -> Seen:
+    """Read these files and root's. Raises as `load`."""
+    named = absolute(files)
+    before = fingerprint(named, system)
+    loaded = load(files, system)
+    asked = absolute(loaded.asked)
+    after = fingerprint(named, system)
+    if after != before:
+        return Seen(loaded.policy, asked, "")
+    return Seen(loaded.policy, asked, after if asked == named else fingerprint(asked, system))
 
 
 def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
@@ -137,3 +160,15 @@ def check_roots(path: Path) -> None:
             raise HostError(f"`{path}` belongs to uid {status.st_uid} and not to root", f"run `chown root {path}`")
         if not stat.S_ISLNK(status.st_mode) and status.st_mode & _OTHERS_WRITE:
             raise HostError(f"`{path}` can be written by others than root", f"run `chmod go-w {path}`")
+
+
+def fingerprint(asked: Sequence[str], system: Path) -> str:
+    """Return a text that changes with whatever these paths, or root's rules, hold."""
+    directory = str(directory_of(system))
+    steps = {*path_fingerprint((*asked, directory)), listed(directory)}
+    return hashlib.sha256(repr(sorted(map(repr, steps))).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def absolute(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return paths that mean the same wherever this process goes; symbolic links on them stay."""
+    return tuple(dict.fromkeys(os.path.join(os.getcwd(), path) for path in paths))

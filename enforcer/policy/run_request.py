@@ -1,19 +1,42 @@
-"""What `exeat run` was asked for, checked as far as that can be done without making anything."""
+"""What `exeat run` asks for: the request, the task's name and labels, and the settings of its sandbox.
 
+All is checked as far as that can be done without making anything. Rules may be for certain tasks and labels only, so a
+name is a claim: root's `identities.yaml` says which user may claim what, where it exists. What `rules.loading.sandbox_layers` compares
+as it is written is compared here as it lies: a symbolic link is no way past what a layer lets be shown.
+"""
+
+import os
+import pwd
 import socket
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.policy.rules_in_force import SYSTEM
+from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.system.errors import HostError, UsageError
+from rules.devices import device
+from rules.loading.fields import slug, slugged
+from rules.loading.sandbox_layers import NUMBERS, within
 from rules.matching.policy import Policy
-from rules.sandbox import NO_BOX, Box
+from rules.problems import quoted
+from rules.sandbox import NO_BOX, Box, Floor
 
 if TYPE_CHECKING:
     from enforcer.policy.path_resolution import What
+    from rules.loading.identities import Identities
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_LONGEST_VALUE: Final = 63
+_VALUE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+ANYWHERE: Final = "**/"
+OPTIONS: Final = {
+    "hide": "--hide", "workspace": "--direct", "protected": "--protect", "caches": "--cache", "devices": "--device",
+    "keep": "--env", "variables": "--env", "user": "--user", "hostname": "--hostname", "timeout": "--timeout",
+    "memory": "--memory", "cpu": "--cpu", "processes": "--processes", "files": "--files", "disk": "--disk",
+}  # fmt: skip
+_ADDED: Final = ("hide", "protected", "devices")
 
 
 class Wanted(NamedTuple):
@@ -48,3 +71,205 @@ class Wanted(NamedTuple):
     def shown(self) -> tuple[str, ...]:
         """What of the host the task sees beside the system's directories."""
         return (self.workspace, *self.write, *self.read)
+
+
+def task_name(given: str | None, command: str) -> str:
+    """Return the task's name: the one that was given, or one made from the command's. Raises UsageError."""
+    if given is None:
+        return slugged(os.path.basename(command)) if os.path.basename(command) else "task"
+    try:
+        return slug(given)
+    except (ValueError, IndexError) as error:
+        raise UsageError(f"--task: {error or 'a name is needed'}") from error
+
+
+def task_labels(given: Sequence[str]) -> dict[str, str]:
+    """Read `NAME=VALUE` words. Raises UsageError."""
+    labels: dict[str, str] = {}
+    for word in given:
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--label: `{word}` is not a label; write NAME=VALUE, as in `--label team=data`")
+        try:
+            slug(name)
+        except ValueError as error:
+            raise UsageError(f"--label: {error}") from error
+        if not 0 < len(value) <= _LONGEST_VALUE or not _VALUE.issuperset(value):
+            raise UsageError(
+                f"--label: the value of `{name}` must be letters, digits, `.`, `_` and `-`, at most {_LONGEST_VALUE}"
+            )
+        if labels.setdefault(name, value) != value:
+            raise UsageError(f"--label: `{name}` is given twice, as `{labels[name]}` and as `{value}`")
+    return labels
+
+
+def check_claims(name: str, labels: Mapping[str, str], system: Path = SYSTEM) -> None:
+    """Raise HostError unless the user who runs this may start a task of this name with these labels."""
+    identities = known_identities(system)
+    problem = identities.refuse(_user(), name, labels, _groups()) if identities is not None else ""
+    if problem:
+        raise HostError(f"`{identities_file(system)}` refuses this: {problem}")
+
+
+def identities_file(system: Path = SYSTEM) -> Path:
+    """Return where root's identities lie."""
+    return system / "identities.yaml"
+
+
+def known_identities(system: Path = SYSTEM) -> "Identities | None":
+    """Read who may claim what; None: root says nothing of it. Raises HostError where it can't be read or trusted."""
+    path = identities_file(system)
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # it may well be there
+        raise HostError(f"nothing runs while `{path}` can't be used: {error.strerror}") from error
+    for place in (system, path):
+        check_roots(place)
+    check_way(path)
+    from rules.loading.identities import read_identities  # only where there is such a file
+    from rules.problems import RuleFileError
+
+    try:
+        return read_identities(path)
+    except (RuleFileError, OSError) as error:
+        raise HostError(f"nothing runs while `{path}` can't be used: {error}") from error
+
+
+def _user() -> str:
+    """Return the name of the user who runs this, or its number where it has none."""
+    uid = os.getuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _groups() -> list[str]:
+    """Return the names of the groups that this process has, or their numbers where they have none."""
+    import grp
+
+    found = []
+    for gid in {os.getgid(), *os.getgroups()}:
+        try:
+            found.append(grp.getgrgid(gid).gr_name)
+        except KeyError:
+            found.append(str(gid))
+    return found
+
+
+class Places(NamedTuple):
+    """What of the host is shown, written and hidden: real paths, in the order of their names."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()  # whether they are there or not
+    names: tuple[tuple[str, ...], ...] = ()  # globs of names one below the other, wherever they lie
+
+
+def settle(policy: Policy, asked: Box = NO_BOX, said: Iterable[str] = ()) -> Box:
+    """Give the box in force: the policy's, with what options ask for. Raises UsageError where that is past a layer.
+
+    `said`: the fields of `asked` that options name. `read` and `write` are `places`' affair.
+    """
+    said, by = tuple(said), dict(policy.floor.by)
+    for name in NUMBERS:
+        mine, most = getattr(asked, name), getattr(policy.floor.box, name)
+        if name in said and most is not None and mine > most:
+            raise UsageError(f"{OPTIONS[name]}: `{by[name]}`, a layer, lets a task have no more than {most:g}")
+    _, objections = within(asked, said, policy.floor)
+    for name, message in objections:
+        raise UsageError(f"{OPTIONS[name]}: {message}")
+    found: dict[str, Any] = {}
+    for name in said:
+        mine, other = getattr(asked, name), getattr(policy.box, name)
+        if name in _ADDED:
+            found[name] = tuple(sorted({*mine, *other}))
+        elif name == "caches":
+            found[name] = tuple(sorted({**dict(other), **dict(mine)}.items()))
+        elif name not in {"keep", "variables"}:  # options say these for themselves: `enforcer.run.environment`
+            found[name] = mine
+    return policy.box._replace(**found)
+
+
+def places(box: Box, floor: Floor, read: Iterable[str] = (), write: Iterable[str] = ()) -> Places:
+    """Find what the box names on this host; `read` and `write` are what options name besides.
+
+    Raises UsageError for what isn't there, is no file or directory, or lies in nothing that a layer lets be shown.
+    """
+    hidden = {expanded(path) for path in box.hide if not path.startswith(ANYWHERE)}
+    hidden.update(_at_home(path) for path in floor.box.hide if not path.startswith(ANYWHERE))
+    return Places(
+        _real("read", (*box.read, *read), floor),
+        _real("write", (*box.write, *write), floor),
+        tuple(sorted({*hidden, *map(os.path.realpath, hidden)})),
+        tuple(tuple(path.split("/")[1:]) for path in box.hide if path.startswith(ANYWHERE)),
+    )
+
+
+def expanded(path: str) -> str:
+    """Write out `~`, the home of whoever runs this. Raises UsageError where there is none."""
+    if not path.startswith("~"):
+        return path
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or home == "/":
+        raise UsageError(f"`{path}`: you have no home here; write the whole path")
+    return os.path.normpath(home) + path[1:]
+
+
+def lets(floor: Floor, what: str, path: str) -> bool:
+    """Whether layers let a real path be shown (`read`), or written (`write`)."""
+    if what not in floor.said:
+        return True
+    return any(_holds(os.path.realpath(_at_home(place)), path) for place in getattr(floor.box, what))
+
+
+def _at_home(path: str) -> str:
+    """Write out `~` as a layer means it: the home that whoever runs this has, whatever `HOME` says."""
+    if not path.startswith("~"):
+        return path
+    import pwd  # few layers name homes
+
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return expanded(path)
+    return os.path.normpath(home) + path[1:]
+
+
+def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    allowed: list[str] | None = None
+    if what in floor.said:
+        allowed = [os.path.realpath(_at_home(path)) for path in getattr(floor.box, what)]
+    for path in paths:
+        real = os.path.realpath(_at_home(path) if path in getattr(floor.box, what) else expanded(path))
+        try:
+            mode = os.stat(real).st_mode
+        except OSError as error:
+            raise UsageError(f"{what}: `{path}` can't be shown: {(error.strerror or 'error').lower()}") from error
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise UsageError(f"{what}: {_device(real)}")
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise UsageError(f"{what}: `{path}` is neither a file nor a directory")
+        if allowed is not None and not any(_holds(place, real) for place in allowed):
+            layer = dict(floor.by)[what]
+            raise UsageError(
+                f"{what}: {quoted(path)} leads to {quoted(real)}, not in the `{what}` of `{layer}`, a layer"
+            )
+        found[real] = None
+    return tuple(sorted(found))
+
+
+def _device(path: str) -> str:
+    """Say how a task gets a device, or why it gets none."""
+    try:
+        name = device(path)
+    except ValueError as error:
+        return str(error)
+    return f"{quoted(path)} is a device; write `--device {name}`, or `devices: [{name}]` in a rule file"
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")

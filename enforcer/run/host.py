@@ -8,7 +8,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from enforcer.policy.seen import Seen, read
+from enforcer.policy.rules_in_force import Seen, read_seen
 from enforcer.sandbox import identity
 from enforcer.system.errors import HostError
 from enforcer.worker import worker
@@ -88,7 +88,7 @@ class StandaloneHost:
 
     def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
         """Read them."""
-        return read(files, system)
+        return read_seen(files, system)
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
         """Have it removed with the run."""

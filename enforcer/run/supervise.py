@@ -190,11 +190,11 @@ class Rules:
         return _COUNTERS_EVERY if self._reloader is None else self._reloader.wait()
 
     def hear(self, what: Callable[[], None]) -> None:
-        """Do what a descriptor is ready for: what is the reloader's can't end the task."""
-        if getattr(what, "__self__", None) is self._reloader is not None:
-            self._try(what)
-        else:
+        """Do what a descriptor is ready for: a reloader's fault can't end the task, a closed one hears nothing."""
+        if not isinstance(getattr(what, "__self__", None), Reloader):
             what()
+        elif self._reloader is not None:
+            self._try(what)
 
     def turn(self) -> None:
         """Do what is due."""

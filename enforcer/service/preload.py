@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.limits.resource_limits import limits_of
+from enforcer.policy.rules_in_force import Seen
 from enforcer.policy.run_request import Wanted
-from enforcer.policy.seen import Seen
 from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
 from enforcer.sandbox.identity import Identity

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from enforcer.policy.rules_in_force import Seen
     from enforcer.policy.run_request import Wanted
-    from enforcer.policy.seen import Seen
     from enforcer.run.host import Host
     from enforcer.service import protocol
 

@@ -1,7 +1,7 @@
 """Rule files that sandboxes are under, each set read, watched and handed to the workers once for all of them.
 
 A run whose rule files lie where its own task may write has a set of its own: what of them counts is for the process
-that looks after it to say (`reloading`). All other runs of the same files share one; its policy is kept here, so that
+that looks after it to say (`reload`). All other runs of the same files share one; its policy is kept here, so that
 the next run neither reads nor compiles anything.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.policy.reload import Reloader, fingerprint
+from enforcer.policy.reload import Reloader
+from enforcer.policy.rules_in_force import Seen, fingerprint
 from enforcer.policy.run_request import Wanted
-from enforcer.policy.seen import Seen
 
 if TYPE_CHECKING:
     from rules.matching.policy import Policy

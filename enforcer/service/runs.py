@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.policy.seen import Seen, read
+from enforcer.policy.rules_in_force import Seen, read_seen
 from enforcer.run.caller import Caller
 from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
@@ -232,7 +232,7 @@ class ServiceHost:
         """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
         found = self._sets.known(files, system)
         if found is None:
-            return read(files, system)
+            return read_seen(files, system)
         self._known, seen = found
         return seen
 

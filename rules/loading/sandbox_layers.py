@@ -7,7 +7,7 @@
     set, hostname                       a layer's value stands
 
 What gets past a layer is an error with its place, but for numbers: a bound holds wherever a smaller one does. Whether
-real paths, symbolic links followed, lie within a layer's is for whoever can look (`enforcer.policy.sandbox_settings`).
+real paths, symbolic links followed, lie within a layer's is for whoever can look (`enforcer.policy.run_request`).
 """
 
 from collections.abc import Iterable, Mapping

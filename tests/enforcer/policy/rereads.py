@@ -41,10 +41,10 @@ class Run:
             self.root.write_text(root)
         self.gate, self.selector = Gate(), selectors.DefaultSelector()
         loaded = rules_in_force.load([self.own], base / "etc")
-        asked = reload.absolute(loaded.asked)
+        asked = rules_in_force.absolute(loaded.asked)
         self.wanted = Wanted(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
-            asked=asked, seen=reload.fingerprint(asked, base / "etc"),
+            asked=asked, seen=rules_in_force.fingerprint(asked, base / "etc"),
         )  # fmt: skip
         self.reloader = reload.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
 

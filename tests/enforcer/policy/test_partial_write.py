@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from enforcer.policy import partial_write
+from enforcer.policy import reread
 from rules.loading.load import read
 from tests.enforcer.policy.rereads import OWN, Run
 
@@ -22,7 +22,7 @@ def run(tmp_path):
 
 def test_a_file_that_somebody_is_writing_is_read_once_it_is_whole(run, monkeypatch):
     """Its allow was there already, and its deny not yet."""
-    monkeypatch.setattr(partial_write, "PATIENCE", 0.1)
+    monkeypatch.setattr(reread, "PATIENCE", 0.1)
     with open(run.own, "w", encoding="utf-8") as file:
         file.write(OWN.replace("all,", "more,"))
         file.flush()
@@ -45,11 +45,11 @@ def test_a_file_of_somebody_else_s_is_read_when_it_was_not_changed_for_a_moment(
         raise PermissionError
 
     monkeypatch.setattr("fcntl.fcntl", none)
-    monkeypatch.setattr(partial_write, "PATIENCE", 0.0)
-    monkeypatch.setattr(partial_write, "_SETTLED", 3600.0)
-    assert partial_write.unwritten([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
-    monkeypatch.setattr(partial_write, "_SETTLED", 0.0)
-    assert partial_write.unwritten([str(path)]) is None
+    monkeypatch.setattr(reread, "PATIENCE", 0.0)
+    monkeypatch.setattr(reread, "_SETTLED", 3600.0)
+    assert reread.unwritten([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
+    monkeypatch.setattr(reread, "_SETTLED", 0.0)
+    assert reread.unwritten([str(path)]) is None
 
 
 def test_files_that_are_written_a_hundred_times_a_second_open_nothing(run):

@@ -4,10 +4,9 @@ import os
 
 import pytest
 
-from enforcer.policy import exposure, path_resolution
-from enforcer.policy.reload import fingerprint
-from enforcer.policy.rules_in_force import check_roots, system_files
-from enforcer.policy.task_identity import task_labels, task_name
+from enforcer.policy import path_resolution
+from enforcer.policy.rules_in_force import check_roots, fingerprint, system_files
+from enforcer.policy.run_request import task_labels, task_name
 from enforcer.system.errors import HostError, UsageError
 
 
@@ -67,16 +66,16 @@ EXPOSED = {
 
 @pytest.mark.parametrize("path", EXPOSED)
 def test_what_a_task_could_lead_elsewhere(tree, path):
-    problems = exposure.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
+    problems = path_resolution.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
 def test_a_task_does_not_start_that_could_listen_where_the_service_does(tree):
     for path in ("desk/control", "desk/sub/none/control", "rules/inward.yaml", "desk/sub/../../rules/control"):
         with pytest.raises(UsageError, match=r"could listen there itself; name another place with EXEAT_CONTROL"):
-            exposure.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
+            path_resolution.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
     for path in (f"{tree}/rules/control", f"{tree}/desks/control", ""):
-        exposure.refuse_service(path, [f"{tree}/desk"])
+        path_resolution.refuse_service(path, [f"{tree}/desk"])
 
 
 def _write(tree):
@@ -117,12 +116,14 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_has_lost_its_cover(tree, change):
     path, desk = f"{tree}/desk/sub/deep/in.yaml", f"{tree}/desk"
-    covers = exposure.covered([path], [desk])
-    assert exposure.uncovered([path], [desk], covers) == ()
+    covers = path_resolution.covered([path], [desk])
+    assert path_resolution.uncovered([path], [desk], covers) == ()
     change(tree)
-    assert [os.path.relpath(lost, tree) for lost in exposure.uncovered([path], [desk], covers)] == CHANGES[change]
+    assert [os.path.relpath(lost, tree) for lost in path_resolution.uncovered([path], [desk], covers)] == CHANGES[
+        change
+    ]
     never = [f"{tree}/desk/in.yaml"]
-    assert exposure.uncovered(never, [desk], covers) == tuple(never)
+    assert path_resolution.uncovered(never, [desk], covers) == tuple(never)
 
 
 @pytest.mark.parametrize(

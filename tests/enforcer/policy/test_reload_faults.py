@@ -135,12 +135,14 @@ def test_where_no_process_can_be_started_it_is_told(wanted, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd):
+def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd, monkeypatch):
+    monkeypatch.setattr(reload.Reloader, "_notice", _failing)
     gate = Gate()
     with selectors.DefaultSelector() as selector:
         rules = supervise.Rules(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
+        notice = rules._reloader._notice
         for _ in range(2):  # what one look at the selector gave may be for it more than once
-            rules.hear(_failing)
+            rules.hear(notice)
         rules.turn()
         rules.now()
         rules.close()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.policy import reload, reread, rules_in_force
+from enforcer.policy import reread, rules_in_force
 from enforcer.service.rule_sets import RuleSets
 from proxy import handover
 from proxy.dialling import proxy_auth
@@ -87,10 +87,10 @@ def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobo
     sets = RuleSets(run.selector, publish, lambda _rules: None)
     system = run.wanted.system
     loaded = rules_in_force.load([run.own], system)
-    asked = reload.absolute(loaded.asked)
+    asked = rules_in_force.absolute(loaded.asked)
     said = {
         "files": [str(run.own)], "system": str(system), "shared": True, "asked": list(asked),
-        "seen": reload.fingerprint(asked, system),
+        "seen": rules_in_force.fingerprint(asked, system),
     }  # fmt: skip
     with open(os.memfd_create("policy"), "wb") as file:
         proxy_auth.send(None, file)

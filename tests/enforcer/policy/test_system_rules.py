@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.policy import task_identity
+from enforcer.policy import run_request
 from enforcer.system.errors import HostError
 from tests import harness
 
@@ -243,7 +243,7 @@ def test_who_may_call_a_task_what(etc):
     write(etc / "identities.yaml", IDENTITIES.replace("USER", "root"))
     for name, labels, allowed in CLAIMS:
         with contextlib.nullcontext() if allowed else pytest.raises(HostError, match="refuses this:"):
-            task_identity.check(name, labels, etc)
+            run_request.check_claims(name, labels, etc)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,10 @@ def test_where_nobody_can_see_whether_there_are_identities_nothing_may_be_claime
     else:
         place.symlink_to(place)
     with pytest.raises(HostError, match="nothing runs while"):
-        task_identity.check("anything", {}, place)
-    task_identity.check("anything", {}, tmp_path)  # there is none: whoever starts a task may call it what they like
+        run_request.check_claims("anything", {}, place)
+    run_request.check_claims(
+        "anything", {}, tmp_path
+    )  # there is none: whoever starts a task may call it what they like
 
 
 @harness.as_a_user
