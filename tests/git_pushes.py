@@ -1,5 +1,7 @@
 """Bodies of pushes, as git writes them (gitprotocol-pack(5))."""
 
+from proxy.slices import at_once
+
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
 MAIN = "refs/heads/main"
 PACK = b"PACK\0\0\0\2\0\0\0\0" + bytes(range(256))
@@ -32,3 +34,8 @@ def certificate(
 
 
 END = line("push-cert-end\n")
+
+
+def feed(found, data):
+    """Have a `Push` read the next piece; returns whether all refs are known."""
+    return at_once(found.feeding(data))

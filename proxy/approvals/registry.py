@@ -63,11 +63,6 @@ class Registry(Holding):
         async with self.turn:
             await self.store.close()
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is a sandbox that may ask."""
-        return bool(self._waiting.links)
-
     # What workers, and those who made their sandboxes, say
 
     async def introduce(self, connection: Hashable, who: Introduction) -> None:

@@ -76,17 +76,9 @@ class Body:
         self._size = 0  # bytes of that
         self._end = 0  # bytes of text so far
 
-    def take(self, data: bytes) -> tuple[bytes, list[str]]:
-        """Do all of `taking` now."""
-        return at_once(self.taking(data))
-
     def end(self) -> tuple[bytes, list[str]]:
         """Do all of `ending` now."""
         return at_once(self.ending())
-
-    def after(self, text: bytes) -> list[str]:
-        """Do all of `looking_after` now."""
-        return at_once(self.looking_after(text))
 
     def taking(self, data: bytes) -> "Sliced[tuple[bytes, list[str]]]":
         """Take the next bytes; returns those that may leave now, and what was found and leaves.

@@ -13,7 +13,6 @@ import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.request.request_head import Unclear
-from proxy.slices import at_once
 from rules.attempt import Attempt, Change
 from rules.verdicts import Reason
 
@@ -90,10 +89,6 @@ class Push:
         self._certificate: bytearray | None = None  # being read
         self._certified = False
         self._among_options = False  # the refs are read
-
-    def feed(self, data: bytes) -> bool:
-        """Do all of `feeding` now."""
-        return at_once(self.feeding(data))
 
     def feeding(self, data: bytes) -> "Sliced[bool]":
         """Take the next piece of the body; returns whether all refs are known. Raises Unclear."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.secrets.encodings import encoded, spellings
-from proxy.slices import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -143,18 +142,12 @@ class Watch:
         self._number = number
         self._found: dict[_Value, int] = {}  # the pieces in what was looked at, that may not have left
 
-    def take(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "list[str]":
-        """Return what is found in the next text, in words. `pieces`: they are looked for as well, and behind `%`.
-
-        `lines`: the text may be broken up, as encoders do with long ones.
-
-        Two texts in a row have to overlap, or what is cut between them is missed.
-        """
-        at_once(self.taking(text, pieces=pieces, lines=lines))
-        return self.found()
-
     def taking(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Sliced[None]":
-        """Look at the next text, a value in a slice. What is in it `found` says, and `has_left` has to follow that."""
+        """Look at the next text, a value in a slice. What is in it `found` says, and `has_left` has to follow that.
+
+        `pieces`: they are looked for as well, and behind `%`. `lines`: the text may be broken up, as encoders do with
+        long ones. Two texts in a row have to overlap, or what is cut between them is missed.
+        """
         if len(text) <= _SHORT and not lines and b"%" not in text and self._glance(text):
             return
         ways = [(way, way.lower()) for way in (_ways(text, lines=lines) if pieces else (text,))]

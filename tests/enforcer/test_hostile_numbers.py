@@ -10,7 +10,6 @@ import json
 
 import msgspec
 import pytest
-from tests.proxy.approvals.test_wire import REPLIES, WORDS
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import change_store
@@ -36,6 +35,7 @@ from proxy.telemetry.table import Table
 from proxy.telemetry.usual.habits import nothing_known
 from proxy.telemetry.usual.looking import load, read_numbers
 from tests.hostile_numbers import in_each_part, in_each_place
+from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
 from tests.proxy.telemetry.telemetry_harness import full_event
 from tests.proxy.tenancies.test_merging import tenant
 

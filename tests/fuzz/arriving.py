@@ -19,6 +19,7 @@ from rules.addresses import parse_host
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.fuzz.leaving import pieces
+from tests.git_pushes import feed
 
 _LONGEST_UDP = 512
 
@@ -71,7 +72,7 @@ def fuzz_push(data: bytes) -> None:
             push = Push(gzip=packed)
             try:
                 for chunk in chunks:
-                    if push.feed(chunk):
+                    if feed(push, chunk):
                         break
                 push.end()
             except Unclear as problem:

@@ -9,8 +9,8 @@ from proxy.approvals.approvers_file import parse_people
 from proxy.approvals.protocol import Ask, Wish, read_reply, read_word
 from rules.problems import RuleFileError
 from tests.proxy.approvals.approval_samples import EACH
+from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
 from tests.proxy.approvals.test_people import WHOLE
-from tests.proxy.approvals.test_wire import REPLIES, WORDS
 
 
 def fuzz_word(data: bytes) -> None:

@@ -7,6 +7,7 @@ import struct
 from proxy.dlp.body_scan import Body, Leaking
 from proxy.secrets import Broker, Held
 from proxy.secrets.detection import Own
+from proxy.slices import at_once
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan
@@ -49,12 +50,16 @@ def body(action=Scan.FLAG, secrets=None, **more):
     return Body(action, own.watch(), secrets.is_placeholder, longest=own.longest, **more)
 
 
+def take(one, data):
+    return at_once(one.taking(data))
+
+
 def sent(one, pieces):
     """What leaves of a body that comes in pieces, what is found, and why it ended."""
     left, found = b"", []
     try:
         for piece in pieces:
-            free, more = one.take(piece)
+            free, more = take(one, piece)
             left, found = left + free, found + more
         free, more = one.end()
     except Leaking as leak:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from proxy.dlp.body_readers import Messages, reader
 from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
 from proxy.dlp.patterns import BACK, LONGEST
+from proxy.slices import at_once
 from rules.verdicts import Scan
-from tests.proxy.dlp.leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent
+from tests.proxy.dlp.leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent, take
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 FILLER = b"nothing to be seen here\n" * 300  # 7 KB
@@ -48,7 +49,7 @@ def test_what_is_told_of_leaves_at_once(size):
     one = body(Scan.FLAG, broker())
     found = []
     for piece in cut(text, size):
-        free, more = one.take(piece)
+        free, more = take(one, piece)
         assert free == piece
         found += more
     assert sorted(found + one.end()[1]) == sorted({"github-token", "sk-key", FOUND})
@@ -93,8 +94,8 @@ def test_a_form_has_places_for_credentials():
 def test_many_kinds_are_told_up_to_a_bound():
     text = "\n".join(row[1] for row in KINDS).encode() * 2
     one = body()
-    assert len(one.take(text)[1]) == MOST_NAMED
-    assert one.take(text) == (text, [])
+    assert len(take(one, text)[1]) == MOST_NAMED
+    assert take(one, text) == (text, [])
 
 
 def test_the_same_kind_is_told_once():
@@ -127,29 +128,29 @@ def test_what_ends_with_the_body_is_found():
         assert sent(body(Scan.BLOCK), [text])[2] == "aws-access-key-id in the body"
         one = body(Scan.BLOCK, reader=Messages())
         with pytest.raises(Leaking):
-            one.take(frame(text[-40:]))
+            take(one, frame(text[-40:]))
 
 
 def test_what_comes_after_a_body():
-    assert body().after(TOKEN.encode()) == ["github-token"]
+    assert at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
     with pytest.raises(Leaking):
-        body(Scan.BLOCK).after(TOKEN.encode())
+        at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
 
 
 def test_other_rules_tighten_what_is_under_way_and_never_loosen_it():
     one = body()
-    assert one.take(b"hello " + TOKEN.encode()) == (b"hello " + TOKEN.encode(), [])
+    assert take(one, b"hello " + TOKEN.encode()) == (b"hello " + TOKEN.encode(), [])
     assert one.tighten(Scan.BLOCK) == ["github-token"]  # that has left
-    assert one.take(b"more") == (b"", [])
+    assert take(one, b"more") == (b"", [])
     assert one.tighten(Scan.OFF) == []
     with pytest.raises(Leaking):
-        one.take(TOKEN.encode() + LONG)  # what was told of once is blocked now
+        take(one, TOKEN.encode() + LONG)  # what was told of once is blocked now
     every = "\n".join(row[1] for row in KINDS).encode() * 2
     one = body()
-    one.take(every)
+    take(one, every)
     one.tighten(Scan.BLOCK)
     with pytest.raises(Leaking):
-        one.take(every)
+        take(one, every)
 
 
 MISSED = {

@@ -5,7 +5,7 @@ import pytest
 from proxy.dlp.body_readers import Messages
 from proxy.dlp.body_scan import Leaking
 from rules.verdicts import Scan
-from tests.proxy.dlp.leaks_harness import LONG, body, cut, frame, sent
+from tests.proxy.dlp.leaks_harness import LONG, body, cut, frame, sent, take
 from tests.proxy.leaky import KINDS, TOKEN
 
 
@@ -24,14 +24,14 @@ def test_messages_are_unmasked(length, size):
 def test_each_message_leaves_as_soon_as_it_is_whole_and_clean():
     one = body(Scan.BLOCK, reader=Messages())
     data = frame(b"hello")
-    assert one.take(data[:4]) == (b"", [])
-    assert one.take(data[4:]) == (data, [])
+    assert take(one, data[:4]) == (b"", [])
+    assert take(one, data[4:]) == (data, [])
     ping, two = frame(b"", opcode=9), [frame(b"a" * 10, fin=False), frame(b"b" * 10, opcode=0)]
-    assert one.take(two[0]) == (b"", [])
-    assert one.take(ping) == (b"", [])  # it is in the middle of one
-    assert one.take(two[1]) == (two[0] + ping + two[1], [])
+    assert take(one, two[0]) == (b"", [])
+    assert take(one, ping) == (b"", [])  # it is in the middle of one
+    assert take(one, two[1]) == (two[0] + ping + two[1], [])
     with pytest.raises(Leaking, match="github-token in the body"):
-        one.take(frame(TOKEN.encode()))
+        take(one, frame(TOKEN.encode()))
 
 
 def test_a_message_in_fragments_is_one():

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from proxy.request.git_push import MOST_BYTES, MOST_REFS, Push, ref_name
 from proxy.request.request_head import Unclear
 from rules.verdicts import Reason
-from tests.git_pushes import END, MAIN, PACK, ZERO, A, B, certificate, line, push
+from tests.git_pushes import END, MAIN, PACK, ZERO, A, B, certificate, feed, line, push
 
 
 def read(body, size=65536, *, packed=False):
     """Read a whole body in pieces."""
     found = Push(gzip=packed)
     for at in range(0, len(body), size):
-        if found.feed(body[at : at + size]):
+        if feed(found, body[at : at + size]):
             return found
     found.end()
     return found
@@ -108,9 +108,9 @@ def test_options_are_seen(data, has):
 def test_it_is_complete_with_the_flush_and_not_before():
     data = push(f"{A} {B} {MAIN}", f"{A} {B} refs/heads/x")
     found = Push()
-    assert not found.feed(data[:-1])
-    assert found.feed(data[-1:])
-    assert found.feed(PACK)
+    assert not feed(found, data[:-1])
+    assert feed(found, data[-1:])
+    assert feed(found, PACK)
     found.end()
     assert "report-status-v2" in found.capabilities
 
@@ -119,7 +119,7 @@ def test_it_is_complete_with_the_flush_and_not_before():
 @pytest.mark.parametrize("data", [b"0000", line(f"shallow {A}") + b"0000"], ids=["flush", "shallow"])
 def test_a_probe_has_no_refs(data, packed):
     found = Push(gzip=packed)
-    assert not found.feed(gzip.compress(data) if packed else data)
+    assert not feed(found, gzip.compress(data) if packed else data)
     assert not found.complete
     found.end()
     assert found.complete
@@ -197,7 +197,7 @@ def test_no_ref(ref):
 
 def test_a_ref_that_is_no_utf8():
     with pytest.raises(Unclear, match="not UTF-8"):
-        Push().feed(line(b"%b %b refs/heads/\xff\0x" % (A.encode(), B.encode())))
+        feed(Push(), line(b"%b %b refs/heads/\xff\0x" % (A.encode(), B.encode())))
 
 
 def many(count):
@@ -221,7 +221,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_it_is_read():
     bomb = gzip.compress(b"0" * 50_000_000, 9)
     found = Push(gzip=True)
     with pytest.raises(Unclear, match="something follows an empty list"):
-        found.feed(bomb)
+        feed(found, bomb)
     assert len(found._data) <= 2 * 65536
 
 

@@ -1,7 +1,6 @@
 """A request's head: what has one reading passes with that reading, all else is refused with its reason."""
 
 import pytest
-from smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 
 from proxy.inspection.http1_heads import parse_head, split_head
 from proxy.request.override_headers import MOST_PARAMETERS
@@ -18,6 +17,7 @@ from proxy.request.request_head import (
 from rules.addresses import parse_host
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
+from tests.proxy.inspection.smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 from tests.rules.writing import policy
 
 

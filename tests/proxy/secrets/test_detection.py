@@ -6,11 +6,18 @@ from urllib.parse import quote
 import pytest
 
 from proxy.secrets.detection import WHOLE, Own
+from proxy.slices import at_once
 from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some
 
 SHORT = b"hunter2-hunter2"
 MOST = "most of the value of the secret `key`, in one request or in several"
+
+
+def take(watch, text):
+    """Look at a text, and say what was found."""
+    at_once(watch.taking(text))
+    return watch.found()
 
 
 def looking_for(*value):
@@ -20,7 +27,7 @@ def looking_for(*value):
 def taken(own, *texts):
     """What is found in one request that is sent so."""
     watch = own.watch()
-    found = [name for text in texts for name in watch.take(text)]
+    found = [name for text in texts for name in take(watch, text)]
     watch.has_left()
     return found
 
@@ -84,7 +91,7 @@ def test_pieces_that_were_kept_back_have_not_left():
     own = looking_for()
     half = len(VALUE) // 2
     watch = own.watch()
-    assert list(watch.take(VALUE[:half])) == []  # and this request is blocked for something else
+    assert list(take(watch, VALUE[:half])) == []  # and this request is blocked for something else
     assert taken(own, VALUE[half:]) == []
     assert taken(own, VALUE[:half]) == [MOST]
 
