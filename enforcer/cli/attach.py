@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
-    from enforcer.service import attaching
+    from enforcer.service import attach
     from proxy.telemetry.visible import visible
 
     try:
@@ -30,10 +30,10 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
         run_request.check_claims(name, labels, system)
         files = [Path(path) for path in rule_files(arguments.rules)]
         policy, asked, seen = read_seen(files, system)
-        target = attaching.target(arguments.namespace)
-        answer = attaching.attach(
+        target = attach.target(arguments.namespace)
+        answer = attach.attach(
             target,
-            attaching.Wanted(
+            attach.Wanted(
                 policy,
                 tuple(os.path.join(os.getcwd(), path) for path in files),
                 asked,

@@ -13,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detach it; 0 when it was attached."""
-    from enforcer.service import attaching
+    from enforcer.service import attach
 
     named = arguments.namespace
     try:
-        attaching.detach(attaching.real(named) if "/" in named else named)
+        attach.detach(attach.real(named) if "/" in named else named)
     except ExeatError as error:
         print(f"exeat: {error}", file=sys.stderr)
         return error.status

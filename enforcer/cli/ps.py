@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a line a task."""
-    from enforcer.service.asking import ask
+    from enforcer.service.control_client import ask
 
     try:
         known, otherwise = _known()

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print how the service is; 0 when there is one and all of its workers are there."""
-    from enforcer.service.asking import ask
+    from enforcer.service.control_client import ask
 
     registry, broken, unheard = None, "", ""
     try:

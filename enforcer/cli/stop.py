@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tell the task to end (SIGTERM); 0 when it was told."""
-    from enforcer.service.asking import ask
+    from enforcer.service.control_client import ask
 
     try:
         (answer,) = ask({"what": "stop", "name": arguments.task, "kill": arguments.kill})

@@ -51,7 +51,7 @@ def _have_streams() -> None:
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli import status_if_unsaid
     from enforcer.cli.parsing import Parser
-    from enforcer.service.listening import Control
+    from enforcer.service.control_server import Control
     from enforcer.service.request import RunCommand
     from enforcer.service.service import Service, raise_limits
     from enforcer.service.systemd import Notifier, passed

@@ -1,7 +1,7 @@
 """What a run needs of where it runs: rules, ids, a sandbox, a place at a worker, records, and a way to its caller.
 
 `task.run` is the same run on each host. `StandaloneHost` makes everything for one task in this process;
-`service.runs.ServiceHost` gets it from the service.
+`service.run_process.ServiceHost` gets it from the service.
 """
 
 import contextlib

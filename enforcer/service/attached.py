@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.service.endings import record_end
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.service.sandboxes import Sandbox
 from enforcer.system import peers
 from enforcer.system.errors import UsageError
 from enforcer.system.notices import say
+from proxy.telemetry.journal.writer import Journal
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recorder import Recorder
+from proxy.tenant import Task, Tenant
+from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -141,3 +146,18 @@ def _leads_to(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
+    """Return what writes a task's own events, without a gate. Raises JournalFailed."""
+    tenant = Tenant(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
+    return Recorder(tenant, Journal(journal), Metrics())
+
+
+def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> dict[str, object]:
+    """Write `task.ended`, and return what the sandbox's worker is to count of it. Raises JournalFailed."""
+    task = sandbox.task
+    recorder = recorder_for(Task(str(task["id"]), str(task["name"]), sandbox.labels), journal)
+    recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)
+    recorder.journal.close()
+    return {"ended": outcome.value, "told": dict(recorder.metrics.events)}

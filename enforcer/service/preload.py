@@ -28,8 +28,8 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import StepRecorder
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.service import protocol
+from enforcer.service.empty_sandbox import make
 from enforcer.service.request import RunCommand, take_on
-from enforcer.service.spare import make
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
@@ -54,7 +54,7 @@ MODULES: Final = (
     "enforcer.seccomp_supervisor.supervisor",
     "enforcer.run.sandbox_spec",
     "enforcer.run.launch",
-    "enforcer.service.spare",
+    "enforcer.service.empty_sandbox",
     "enforcer.sandbox.stdio",
     "enforcer.run.supervise",
     "enforcer.run.task",

@@ -16,8 +16,8 @@ from enforcer.system.errors import HostError
 from proxy.dns.names import KEPT, PARTS
 
 if TYPE_CHECKING:
-    from enforcer.service.crew import Crew, Worker
     from enforcer.service.rule_sets import RuleSet, RuleSets
+    from enforcer.service.worker_pool import Worker, WorkerPool
 
 MOST_DEATHS: Final = PARTS - 1  # of workers within KEPT seconds that count for a sandbox: its own, and nobody's
 _APPROVALS: Final = "approvals"
@@ -88,7 +88,7 @@ class Sandboxes:
     """All of them, by id."""
 
     def __init__(self, sets: "RuleSets") -> None:
-        self.crew: Crew | None = None
+        self.crew: WorkerPool | None = None
         self._sets = sets
         self._all: dict[str, Sandbox] = {}
 

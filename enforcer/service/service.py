@@ -16,26 +16,26 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.service import protocol, runs
+from enforcer.service import protocol, run_process
 from enforcer.service.attached import Attached
-from enforcer.service.crew import Crew, Worker
-from enforcer.service.desk import Desk
-from enforcer.service.keeping import Keeping
-from enforcer.service.leftovers import Leftovers
-from enforcer.service.line import Line, most_at_once, most_waiting
-from enforcer.service.outbox import Channel, Overflowed
+from enforcer.service.cgroup_sweep import CgroupSweep
+from enforcer.service.channel import Channel, Overflowed
+from enforcer.service.control_server import ControlServer
+from enforcer.service.journal_process import JournalProcess
 from enforcer.service.preload import preload
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
-from enforcer.service.scraping import Scraping
-from enforcer.service.spares import Spares
+from enforcer.service.scraper import Scraper
+from enforcer.service.start_queue import StartQueue, most_at_once, most_waiting
+from enforcer.service.warm_pool import WarmPool
+from enforcer.service.worker_pool import Worker, WorkerPool
 from enforcer.system import state
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from enforcer.service.listening import Control
+    from enforcer.service.control_server import Control
     from enforcer.service.request import RunCommand
     from enforcer.service.systemd import Notifier
     from enforcer.worker.worker import Stations
@@ -96,7 +96,7 @@ class Service:
         for number in (*_ENDING, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
         self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
-        self._crew = self.sandboxes.crew = Crew(
+        self._pool = self.sandboxes.crew = WorkerPool(
             size,
             stations,
             self._selector,
@@ -106,13 +106,13 @@ class Service:
             said=_log,
             forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
-        self._scraping = None if metrics is None else Scraping(metrics, self._selector)
-        self._keeping = Keeping(stations.journal)
-        self._leftovers = Leftovers()
-        self._zygote = runs.zygote(self._sets, stations, system, command)
-        self._spares = Spares(self._selector, lambda: self._zygote.fork(ahead=True), self._sets.generation)
-        self._line = Line(self._run, most_at_once(), most_waiting())
-        self._desk = Desk(control.socket, self._selector, self._line.ask, self._answers)
+        self._scraper = None if metrics is None else Scraper(metrics, self._selector)
+        self._journal_process = JournalProcess(stations.journal)
+        self._cgroup_sweep = CgroupSweep()
+        self._fork_server = run_process.zygote(self._sets, stations, system, command)
+        self._warm_pool = WarmPool(self._selector, lambda: self._fork_server.fork(ahead=True), self._sets.generation)
+        self._start_queue = StartQueue(self._run, most_at_once(), most_waiting())
+        self._requests = ControlServer(control.socket, self._selector, self._start_queue.ask, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -120,7 +120,7 @@ class Service:
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months
-        self._notifier.say("READY=1", f"STATUS={len(self._crew.workers)} workers")
+        self._notifier.say("READY=1", f"STATUS={len(self._pool.workers)} workers")
         while not (self._ending and (not self._runs or time.monotonic() > self._ending)):
             for key, _ in self._selector.select(self._wait()):
                 if key.fd in self._selector.get_map():  # nobody has dropped it in this very turn
@@ -137,29 +137,29 @@ class Service:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
         self._guarded(self._attached.close)
-        self._spares.close()
-        self._zygote.close()
-        self._crew.close()
-        self._keeping.close()
-        if self._scraping is not None:
-            self._scraping.close()
-        self._leftovers.close()
+        self._warm_pool.close()
+        self._fork_server.close()
+        self._pool.close()
+        self._journal_process.close()
+        if self._scraper is not None:
+            self._scraper.close()
+        self._cgroup_sweep.close()
         self._control.close()
 
     def _wait(self) -> float:
         now = time.monotonic()
         due = [
             _LONGEST_WAIT,
-            self._crew.wait(),
+            self._pool.wait(),
             self._sets.wait(),
-            self._desk.wait(),
-            self._line.wait(),
-            self._spares.wait(),
-            self._leftovers.wait(),
+            self._requests.wait(),
+            self._start_queue.wait(),
+            self._warm_pool.wait(),
+            self._cgroup_sweep.wait(),
         ]
         due += [at - now for at in self._stopped.values()]
-        if self._scraping is not None:
-            due.append(self._scraping.wait())
+        if self._scraper is not None:
+            due.append(self._scraper.wait())
         if self._notifier.watchdog is not None:
             due.append(self._said + self._notifier.watchdog - now)
         if self._ending:
@@ -169,18 +169,18 @@ class Service:
     def _turn(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        self._guarded(self._crew.turn)
+        self._guarded(self._pool.turn)
         self._guarded(self._sets.turn)
         self._guarded(self._attached.turn)
-        if self._scraping is not None:
-            scraping = self._scraping
-            self._guarded(lambda: scraping.turn(self._crew.metrics()))
-        self._desk.turn()
-        self._guarded(self._line.turn)
-        self._guarded(self._leftovers.turn)
-        self._guarded(self._keeping.turn)
+        if self._scraper is not None:
+            scraping = self._scraper
+            self._guarded(lambda: scraping.turn(self._pool.metrics()))
+        self._requests.turn()
+        self._guarded(self._start_queue.turn)
+        self._guarded(self._cgroup_sweep.turn)
+        self._guarded(self._journal_process.turn)
         if not self._ending:
-            self._guarded(self._spares.turn)
+            self._guarded(self._warm_pool.turn)
         for pid, at in tuple(self._stopped.items()):
             if now >= at:
                 self._kill(self._runs[pid])
@@ -210,8 +210,8 @@ class Service:
         if not self._ending:
             self._ending = time.monotonic() + _GRACE
             self._notifier.say("STOPPING=1")
-            self._desk.close()
-            self._line.close()
+            self._requests.close()
+            self._start_queue.close()
             for run in self._runs.values():
                 self._stop(run)
 
@@ -247,26 +247,26 @@ class Service:
                 self._look_whether_it_started(pid, {})
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
                 if status:  # it was killed
-                    self._leftovers.some()
-        self._zygote.reap()
-        self._keeping.reap()
-        if self._scraping is not None:
-            self._scraping.reap()
-        if self._spares.reap():
-            self._leftovers.some()
-        for worker in self._crew.workers:
+                    self._cgroup_sweep.some()
+        self._fork_server.reap()
+        self._journal_process.reap()
+        if self._scraper is not None:
+            self._scraper.reap()
+        if self._warm_pool.reap():
+            self._cgroup_sweep.some()
+        for worker in self._pool.workers:
             if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
-                self._crew.died(worker.pid)
+                self._pool.died(worker.pid)
 
     # --- requests ---
 
     def _run(self, client: socket.socket, descriptors: list[int]) -> int:
-        waiting = self._spares.take()
+        waiting = self._warm_pool.take()
         if waiting is not None:
             pid, channel = waiting.pid, waiting.channel
         else:
             try:
-                pid, ours = self._zygote.fork(ahead=False)
+                pid, ours = self._fork_server.fork(ahead=False)
             except OSError as error:
                 raise HostError(error.strerror or str(error)) from error
             channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
@@ -284,7 +284,7 @@ class Service:
         self._look_whether_it_started(run.pid, said)
         sandbox = run.sandbox
         if not said:
-            self._crew.other_ended(str(run.alone.get("sandbox")))
+            self._pool.other_ended(str(run.alone.get("sandbox")))
             if sandbox is not None and not sandbox.ending:
                 self.sandboxes.stop(sandbox, {"lost": "the process that looked after the task ended"})
         elif "lodge" in said:
@@ -309,11 +309,11 @@ class Service:
         if "alone" in said:
             run.alone = _described(run, said)
         elif "metrics" in said and run.alone:
-            self._crew.hear_other(str(run.alone["sandbox"]), said)
+            self._pool.hear_other(str(run.alone["sandbox"]), said)
 
     def _look_whether_it_started(self, pid: int, said: Mapping[str, Any]) -> None:
-        if (not said or "started" in said or "alone" in said) and self._line.over(pid):
-            self._spares.calm()
+        if (not said or "started" in said or "alone" in said) and self._start_queue.over(pid):
+            self._warm_pool.calm()
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Give a run a place."""
@@ -334,8 +334,8 @@ class Service:
         task = {"id": str(said["id"]), "name": str(said["name"]), "labels": dict(said["labels"])}
         sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
         try:
-            self._crew.make_room(len(self.sandboxes) + 1)
-            self._crew.least_busy()
+            self._pool.make_room(len(self.sandboxes) + 1)
+            self._pool.least_busy()
             self.sandboxes.add(sandbox)
         except HostError as error:
             channel.tell({"failed": str(error)})
@@ -390,11 +390,11 @@ class Service:
             "journal": str(self._stations.journal),
             "sandboxes": len(self.sandboxes),
             "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
-            "restarts": self._crew.restarts,
-            "keyholder": self._crew.keyholder.pid,  # 0: there is none just now
-            "zygote": self._zygote.pid,  # as above, and so the next two
-            "keeper": self._keeping.pid,
-            "scraped": 0 if self._scraping is None else self._scraping.pid,
+            "restarts": self._pool.restarts,
+            "keyholder": self._pool.keyholder.pid,  # 0: there is none just now
+            "zygote": self._fork_server.pid,  # as above, and so the next two
+            "keeper": self._journal_process.pid,
+            "scraped": 0 if self._scraper is None else self._scraper.pid,
             "workers": [
                 {
                     "number": each.number,
@@ -403,7 +403,7 @@ class Service:
                     "sandboxes": len(each.sandboxes),
                     "apart": each.apart,
                 }
-                for each in self._crew.workers
+                for each in self._pool.workers
             ],
         }
 

@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from enforcer.policy.reload import _LONGEST, _MOST_PROBLEMS
-from enforcer.service.outbox import Channel
+from enforcer.service.channel import Channel
 from enforcer.worker.worker import Worker, WorkerProcess
 from proxy import message
 from proxy.telemetry.summary import Summary

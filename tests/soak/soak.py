@@ -12,8 +12,8 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from enforcer.service.asking import ask
-from enforcer.service.spares import MOST
+from enforcer.service.control_client import ask
+from enforcer.service.warm_pool import MOST
 from tests.soak import left, origin, victims
 from tests.soak.reviewed import SIZE, Reviewed
 from tests.soak.reviewed import TASK as CHANGE

@@ -14,7 +14,7 @@ from enforcer.approvals.registration import _asked, rule_files
 from enforcer.cli import approvals, deciding, flagged, main
 from enforcer.cli.columns import table
 from enforcer.cli.parsing import Parser
-from enforcer.service import asking
+from enforcer.service import control_client
 from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals.people import hashed
 from proxy.telemetry.encoding import encode
@@ -315,7 +315,9 @@ def test_a_terminal_is_rung_for_what_is_asked_and_for_nothing_else(called, monke
 
 def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
     box = {"name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
-    monkeypatch.setattr(asking, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}])
+    monkeypatch.setattr(
+        control_client, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}]
+    )
     known = [{"task": "0", "pending": 2, "tainted": True}, {"task": "1", "pending": 0, "tainted": True}]
     monkeypatch.setattr(client, "ask_running", lambda _what: [{"tasks": known}])
     assert main(["ps"]) == 0
@@ -329,7 +331,9 @@ def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys)
 
     box = {"task": "0", "name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     service = {"pid": 1, "began": 0.0, "control": "/c", "journal": "/j", "restarts": 0, "sandboxes": 1, "alone": [], "keyholder": 2, "workers": [{"number": 0, "pid": 3, "uid": 4, "sandboxes": 1}]}  # fmt: skip
-    monkeypatch.setattr(asking, "ask", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}])
+    monkeypatch.setattr(
+        control_client, "ask", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}]
+    )
     monkeypatch.setattr(client, "ask_running", fails)
     assert main(["ps"]) == 0
     said = capsys.readouterr()
@@ -345,7 +349,7 @@ def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, 
     def nowhere(_what):
         raise HostError("there is no place where a service could listen")
 
-    monkeypatch.setattr(asking, "ask", nowhere)
+    monkeypatch.setattr(control_client, "ask", nowhere)
     registry = {"pid": 7, "socket": "/r/socket", "gates": 1, "pending": 2, "told": [], "broken": ""}
     monkeypatch.setattr(client, "ask_running", lambda _what: [registry])
     assert main(["status"]) == 125

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from enforcer.service.asking import ask
+from enforcer.service.control_client import ask
 from tests.harness import whole_lines
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enforcer.service import attaching, spares
-from enforcer.service.asking import ask
+from enforcer.service import attach as attaching
+from enforcer.service import warm_pool
+from enforcer.service.control_client import ask
 from enforcer.system.errors import ExeatError
 from rules.matching.policy import Policy
 from tests.enforcer.service.cast import Up, until
@@ -39,7 +40,7 @@ def handed():
     def there():
         until(lambda: not up.listed())
         # For each empty sandbox it has a channel open.
-        until(lambda: sum(bool(left.children(pid)) for pid in left.children(up.process.pid)) == spares.MOST)
+        until(lambda: sum(bool(left.children(pid)) for pid in left.children(up.process.pid)) == warm_pool.MOST)
         processes = (up.status()["pid"], worker) if os.geteuid() == 0 else ()  # what they have open is root's to know
         return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes]
 

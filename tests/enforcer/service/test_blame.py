@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from enforcer.service import sandboxes
-from enforcer.service.crew import Worker
 from enforcer.service.sandboxes import MOST_DEATHS, Sandbox, Sandboxes
+from enforcer.service.worker_pool import Worker
 from proxy.dns.names import KEPT
 
 
@@ -26,7 +26,7 @@ class Sets:
     leave = join
 
 
-class Crew:
+class WorkerPool:
     """Workers that aren't there, and a place for so many apart."""
 
     def __init__(self, places):
@@ -65,7 +65,7 @@ class World:
     """So many sandboxes in one worker."""
 
     def __init__(self, names, places=8):
-        self.crew, self.said, self.by_name = Crew(places), [], {}
+        self.crew, self.said, self.by_name = WorkerPool(places), [], {}
         self.all = Sandboxes(Sets())
         self.all.crew = self.crew
         for name in names:

@@ -12,8 +12,8 @@ import clients
 import pytest
 
 from enforcer import cli
-from enforcer.service import asking
 from enforcer.service import client as of_python
+from enforcer.service import control_client
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
 from tests import harness
@@ -225,7 +225,7 @@ def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
         with connection:
             assert connection.recv(99) == b""
         with pytest.raises(HostError, match="is not you, or is in a sandbox"):
-            asking.ask({"what": "ps"})
+            control_client.ask({"what": "ps"})
 
 
 def test_what_can_t_be_asked_for_runs_alone(service):

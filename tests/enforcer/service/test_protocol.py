@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from enforcer.run.caller import arrived_in
-from enforcer.service import asking, protocol
+from enforcer.service import control_client, protocol
 from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
@@ -80,4 +80,4 @@ def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
 def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):
     monkeypatch.setattr(control_socket, "control", lambda: "")
     with pytest.raises(HostError, match=r"no place where a service could listen; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"):
-        asking.ask({"what": "ps"})
+        control_client.ask({"what": "ps"})

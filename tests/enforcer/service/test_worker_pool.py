@@ -2,21 +2,21 @@
 
 import pytest
 
-from enforcer.service import crew
-from enforcer.service.crew import MOST_FURTHER, Crew, Worker
+from enforcer.service import worker_pool
+from enforcer.service.worker_pool import MOST_FURTHER, Worker, WorkerPool
 from enforcer.system.errors import HostError
 
 
 @pytest.fixture
 def workers(monkeypatch):
     """Two that have room for three sandboxes each, and whoever is started beside them."""
-    made = Crew.__new__(Crew)
+    made = WorkerPool.__new__(WorkerPool)
     made.most_each = 3
     made.workers = [Worker(1, None), Worker(2, None)]
     for each in made.workers:
         each.channel = made
-    monkeypatch.setattr(crew.identity, "choose", lambda: None)
-    monkeypatch.setattr(Crew, "_start", lambda _self, worker: setattr(worker, "channel", made))
+    monkeypatch.setattr(worker_pool.identity, "choose", lambda: None)
+    monkeypatch.setattr(WorkerPool, "_start", lambda _self, worker: setattr(worker, "channel", made))
     return made
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.journal.anomaly_counts import Unusual
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
-from enforcer.service.outbox import Channel, Overflowed
+from enforcer.service.channel import Channel, Overflowed
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
@@ -100,7 +100,7 @@ class Worker:
         return turn.NOBODY if self.page is None else turn.marked(self.page)
 
 
-class Crew:
+class WorkerPool:
     """All workers. `heard` gets what they say of sandboxes, `replaced` one that has to be given everything again."""
 
     def __init__(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from enforcer.network import attached_namespace
 from enforcer.network.install import cached
-from enforcer.service.asking import ask
-from enforcer.service.endings import recorder_for
+from enforcer.service.attached import recorder_for
+from enforcer.service.control_client import ask
 from enforcer.system import peers, state
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from enforcer.sandbox import identity
-from enforcer.service.outbox import Channel, Overflowed
+from enforcer.service.channel import Channel, Overflowed
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
@@ -26,7 +26,7 @@ _EVERY: Final = 2.0  # seconds
 _PATIENCE: Final = 20.0  # seconds for being confined
 
 
-class Scraping:
+class Scraper:
     """Answers on a listening socket, which stays here for who takes its place when it dies."""
 
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:

@@ -12,7 +12,7 @@ _PATIENCE: Final = 10.0  # seconds at the end
 _PAUSE: Final = 0.02
 
 
-class Leftovers:
+class CgroupSweep:
     """Those in the places that runs of this service make groups in; where these are is looked up once."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Scenarios of a process that forks others for a service: run by `python -m tests.enforcer.service.zygotes NAME`."""
+"""Scenarios of a process that forks others for a service: run by `python -m tests.enforcer.service.fork_servers NAME`."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-from enforcer.service import zygote
+from enforcer.service import fork_server
 from enforcer.system import processes as children_module
 from proxy import message
 
@@ -32,7 +32,7 @@ def _before():
 
 def made():
     """Return one that forks such children."""
-    return zygote.Zygote(be, _before, lambda: known[0])
+    return fork_server.ForkServer(be, _before, lambda: known[0])
 
 
 def said(channel):
@@ -144,7 +144,7 @@ def unheard():
 
 def stopped():
     """One that doesn't go on is killed, and another takes its place."""
-    zygote.PATIENCE = 0.5
+    fork_server.PATIENCE = 0.5
     every = made()
     pid, channel = every.fork(ahead=False)
     os.kill(every.pid, signal.SIGSTOP)

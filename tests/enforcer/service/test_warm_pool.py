@@ -10,19 +10,19 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.service.sandboxes import Sandbox, Sandboxes
-from enforcer.service.spares import Spares
+from enforcer.service.warm_pool import WarmPool
 from proxy import message
 
 PATIENCE = 30  # seconds
 
 
 class House:
-    """Spares whose processes are `cat`, and which say that they are ready when the test has them say so."""
+    """WarmPool whose processes are `cat`, and which say that they are ready when the test has them say so."""
 
     def __init__(self, size=2):
         self.selector = selectors.DefaultSelector()
         self.known, self.children, self.ends = 1, [], []
-        self.spares = Spares(self.selector, self.start, lambda: self.known, size)
+        self.spares = WarmPool(self.selector, self.start, lambda: self.known, size)
 
     def start(self):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,7 +69,7 @@ def test_they_are_made_one_after_the_other_and_one_that_takes_long_keeps_nobody(
     house.turn()
     house.spares.turn()
     assert (len(house.children), house.spares.wait() > 1) == (1, True)
-    monkeypatch.setattr("enforcer.service.spares._PATIENCE", 0)
+    monkeypatch.setattr("enforcer.service.warm_pool._PATIENCE", 0)
     house.spares.turn()
     assert len(house.children) == 2
 
@@ -80,7 +80,7 @@ def test_one_in_the_making_is_taken_where_none_is_ready_but_not_where_that_takes
     taken = [house.spares.take(), house.spares.take()]
     assert [each.pid for each in taken] == [child.pid for child in house.children]
     house.turn()
-    monkeypatch.setattr("enforcer.service.spares._PATIENCE", 0)
+    monkeypatch.setattr("enforcer.service.warm_pool._PATIENCE", 0)
     assert house.spares.take() is None
 
 
@@ -103,7 +103,7 @@ def test_none_is_made_while_somebody_waits_for_a_start(house):
 
 @pytest.mark.parametrize(("house", "missing", "urgent"), [(3, 1, False), (3, 2, True)], indirect=["house"])
 def test_with_most_of_them_there_the_next_waits_for_the_ends_of_short_tasks_too(house, missing, urgent, monkeypatch):
-    monkeypatch.setattr("enforcer.service.spares._LULL", PATIENCE)
+    monkeypatch.setattr("enforcer.service.warm_pool._LULL", PATIENCE)
     house.made(3)
     taken = [house.spares.take() for _ in range(missing)]
     house.spares.calm()

@@ -20,11 +20,11 @@ from enforcer.run.caller import Caller
 from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
 from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol
+from enforcer.service.empty_sandbox import EmptySandbox, prepare
+from enforcer.service.fork_server import ForkServer
 from enforcer.service.placement import RegisteredWorker
 from enforcer.service.preload import rehearse
 from enforcer.service.request import RunCommand, take_on
-from enforcer.service.spare import Spare, prepare
-from enforcer.service.zygote import Zygote
 from enforcer.system import linux
 from enforcer.system.notices import say
 from enforcer.system.started_by import act_for
@@ -50,7 +50,7 @@ _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
 
 
-def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: RunCommand) -> Zygote:
+def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: RunCommand) -> ForkServer:
     """Return what the processes of runs are forked from.
 
     Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
@@ -60,7 +60,7 @@ def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: R
     def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
         _be_run(service, channel, (sets, stations, system), command, ahead=ahead)
 
-    return Zygote(be, lambda: look_ahead(stations.journal), sets.generation)
+    return ForkServer(be, lambda: look_ahead(stations.journal), sets.generation)
 
 
 def _be_run(
@@ -112,7 +112,7 @@ def _is_asked(service: socket.socket) -> bool:
     return bool(poll.poll(_CALM * 1000))
 
 
-def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket, list[int]]:
+def _await(service: socket.socket, spare: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
     """Wait for somebody to ask. This process ends when the service needs none any more."""
     said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
     if not said:
@@ -127,7 +127,7 @@ def _await(service: socket.socket, spare: "Spare | None") -> tuple[socket.socket
 
 
 def _settle_in(
-    client: socket.socket, given: list[int], service: socket.socket, spare: "Spare | None"
+    client: socket.socket, given: list[int], service: socket.socket, spare: "EmptySandbox | None"
 ) -> tuple[Caller, socket.socket, protocol.Run]:
     """Have what the client gave, and nothing of the service's but the channel to it."""
     *streams, here, file = given
@@ -162,7 +162,7 @@ class ServiceHost:
         sets: "RuleSets",
         stations: worker.Stations,
         system: Path,
-        spare: Spare | None,
+        spare: EmptySandbox | None,
     ) -> None:
         self.caller = caller
         self.system = system
@@ -170,7 +170,7 @@ class ServiceHost:
         self._sets = sets
         self._stations = stations
         self._known = 0
-        self._spare = spare
+        self._empty = spare
         self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
 
     def announce(self) -> None:
@@ -182,10 +182,10 @@ class ServiceHost:
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
         """Return those of the empty sandbox that is there already, if its limits are these."""
-        spare = self._spare
+        spare = self._empty
         if spare is not None and spare.limits != limits:
             spare.close()
-            spare = self._spare = None
+            spare = self._empty = None
         if spare is None:
             return choose_ids(made)
         if spare.who.slot >= 0:
@@ -198,9 +198,9 @@ class ServiceHost:
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return the one whose ids were chosen, or begin to make one."""
-        if self._spare is None:
+        if self._empty is None:
             return make_sandbox(wanted, who, made, last)
-        return self._spare.fence, self._spare.hull
+        return self._empty.fence, self._empty.hull
 
     def arrange_stdio(self, owner: int) -> "stdio.Stdio":
         """Put pipes or a terminal in front of the caller's, which passes on what is typed."""

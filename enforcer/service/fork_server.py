@@ -24,7 +24,7 @@ from proxy import message
 PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
 
 
-class Zygote:
+class ForkServer:
     """The service's end of it. The process is there once there is something to fork, and is replaced if it ends."""
 
     def __init__(

@@ -4,7 +4,7 @@ import os
 import selectors
 import socket
 
-from enforcer.service.outbox import Channel
+from enforcer.service.channel import Channel
 from proxy import message
 
 

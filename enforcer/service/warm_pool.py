@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from enforcer.service.outbox import Channel
+from enforcer.service.channel import Channel
 
 MOST: Final = 8
 _START: Final = 0.25  # seconds after a request, if nobody says that its task runs: no start is to wait for the next one
@@ -44,7 +44,7 @@ class Waiting:
         return not self.ready and not self.busy and time.monotonic() < self.since + _PATIENCE
 
 
-class Spares:
+class WarmPool:
     """All of them. `start` forks one, `known` says what it shares with the service: others are of no use any more."""
 
     def __init__(

@@ -21,7 +21,7 @@ from enforcer.system.signals import dispose
 from rules.sandbox import NO_BOX
 
 
-class Spare(NamedTuple):
+class EmptySandbox(NamedTuple):
     """An empty sandbox, under whose ids it is, and what keeps it within `limits`, which is what was asked for."""
 
     who: Identity
@@ -42,7 +42,7 @@ class Spare(NamedTuple):
             os.close(self.who.slot)
 
 
-def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
+def prepare(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]:
     """Let go of all that is the service's but the channel to it, and make an empty sandbox."""
     moved = socket.socket(fileno=os.dup(service.detach()))
     null = os.open(os.devnull, os.O_RDWR)
@@ -61,7 +61,7 @@ def prepare(service: socket.socket) -> tuple[Spare | None, socket.socket]:
     return spare, moved
 
 
-def make(*, fenced: bool) -> Spare:
+def make(*, fenced: bool) -> EmptySandbox:
     """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError.
 
     Not `fenced`, nothing keeps it within its limits: no task may have it.
@@ -76,4 +76,4 @@ def make(*, fenced: bool) -> Spare:
         made.callback(hull.end)
         hull.ready()
         made.pop_all()
-    return Spare(who, limits, fence, hull)
+    return EmptySandbox(who, limits, fence, hull)

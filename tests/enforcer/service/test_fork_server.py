@@ -8,7 +8,7 @@ ENDED = 7  # a child's status that was told to end
 
 
 def seen(scenario):
-    program = [sys.executable, "-m", "tests.enforcer.service.zygotes", scenario]
+    program = [sys.executable, "-m", "tests.enforcer.service.fork_servers", scenario]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

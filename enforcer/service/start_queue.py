@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from enforcer.service import protocol
-from enforcer.service.outbox import copied
+from enforcer.service.channel import copied
 from enforcer.system.errors import ExeatError
 
 _A_PROCESSOR: Final = 5  # starts: they wait for each other's locks in the kernel, and for workers
@@ -38,7 +38,7 @@ def most_waiting() -> int:
     return min(room, _MOST_WAITING)
 
 
-class Line:
+class StartQueue:
     """All of them. `start` begins one and returns its process; what it is called with stays the caller's."""
 
     def __init__(self, start: Start, most: int, longest: int) -> None:

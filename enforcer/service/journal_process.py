@@ -24,7 +24,7 @@ _LOOK_EVERY: Final = 60.0  # seconds
 _PAUSE: Final = 0.01
 
 
-class Keeping:
+class JournalProcess:
     """Sees to it that there is one."""
 
     def __init__(self, journal: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.limits import cgroups
 from enforcer.limits.cgroup_places import hierarchies, places
-from enforcer.service.leftovers import Leftovers
+from enforcer.service.cgroup_sweep import CgroupSweep
 from tests import harness
 
 
@@ -20,7 +20,7 @@ def left(monkeypatch):
     found = places(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
-    looking = Leftovers()
+    looking = CgroupSweep()
     made = cgroups.make(found[0])
     process = subprocess.Popen(["sleep", "600"])
     made.admit(process.pid)

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from enforcer.service import line, protocol
-from enforcer.service.line import Line
+from enforcer.service import protocol, start_queue
+from enforcer.service.start_queue import StartQueue
 from enforcer.system.errors import HostError
 from proxy import message
 
@@ -16,7 +16,7 @@ class Room:
     """A line, and what it began: the names that were sent with each request."""
 
     def __init__(self, most=2, longest=10):
-        self.line = Line(self.start, most, longest)
+        self.line = StartQueue(self.start, most, longest)
         self.begun, self.clients, self.broken = [], [], set()
 
     def start(self, client, descriptors):
@@ -68,7 +68,7 @@ def test_so_many_start_at_once_and_the_others_in_the_order_in_which_they_came(ro
 
 def test_one_that_takes_long_holds_nobody_up(room, monkeypatch):
     room.ask("a", "b", "c")
-    monkeypatch.setattr(line, "_LONG", 0)
+    monkeypatch.setattr(start_queue, "_LONG", 0)
     assert room.line.wait() <= 0
     room.line.turn()
     assert room.begun == ["a", "b", "c"]
@@ -112,7 +112,7 @@ def test_who_waits_when_the_service_ends_is_told_to_do_without(room):
 
 
 def test_no_more_wait_than_can_and_half_a_request_is_none(room):
-    room.line = Line(room.start, 1, 1)
+    room.line = StartQueue(room.start, 1, 1)
     room.ask("a", "b", "c")
     assert room.begun == ["a", "c"]
     with pytest.raises(protocol.Unreadable):

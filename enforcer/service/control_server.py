@@ -1,25 +1,30 @@
-"""Where requests come in: connections are checked, read without waiting for anybody, and answered.
+"""Control server: the service's socket, and the requests on it, which are checked, read without waiting, and answered.
 
-Whoever asks is the user that the service is for, and still can't keep it waiting: there may be so many who have not
-said what they want, each for so long, and answers are short.
+One service at a time listens, reached by its own user alone. A lock says whether there is one, not the socket: one that
+a killed service left behind is in nobody's way. A client can't keep the service waiting: so many may have connected
+without a request, each for so long, and answers are short.
 """
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import selectors
 import socket
+import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from enforcer.service import protocol
-from enforcer.service.line import decline
-from enforcer.system import peers
-from enforcer.system.errors import ExeatError
+from enforcer.service.start_queue import decline
+from enforcer.system import control_socket, peers
+from enforcer.system.errors import ExeatError, HostError
 from proxy import strict_json
 
+_BACKLOG: Final = 1024
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
 _REST: Final = 0.2  # seconds
@@ -29,6 +34,82 @@ type Run = Callable[[socket.socket, list[int]], None]
 type Answers = Callable[[dict[str, Any], list[int]], list[dict[str, object]]]
 
 
+class Control:
+    """The listening socket, and the lock that makes this the only service here. Close it."""
+
+    def __init__(self, given: socket.socket | None = None) -> None:
+        """Listen, or take over a socket that systemd has `given`. Raises HostError, which says who is there already."""
+        path = control_socket.control()
+        if not path:
+            raise HostError(
+                "there is no place for the service's socket",
+                f"set XDG_RUNTIME_DIR (pam_systemd does), or {control_socket.VARIABLE} to an absolute path",
+            )
+        self.path = Path(path)
+        _private(self.path.parent)
+        self._lock = _locked(self.path.with_name(f"{self.path.name}.lock"))
+        self._ours = given is None
+        self.socket = _listen(self.path) if given is None else given
+        _check_kind(self.socket)
+        self.socket.setblocking(False)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._ours:
+            self.path.unlink(missing_ok=True)
+        self.socket.close()
+        os.close(self._lock)
+
+
+def _private(directory: Path) -> None:
+    """Make the directory ours and nobody else's. Raises HostError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise HostError(
+                f"`{directory}` is not a directory of yours", f"name another place with {control_socket.VARIABLE}"
+            )
+        directory.chmod(0o700)
+    except OSError as error:
+        raise HostError(f"cannot make the directory `{directory}`: {error.strerror}") from error
+
+
+def _locked(path: Path) -> int:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        pid = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise HostError(f"the service runs already, as process {pid}", "see `exeat status`") from error
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)  # of a service that was killed: the lock is ours
+        sock.bind(str(path))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise HostError(f"cannot listen on `{path}`: {error.strerror}") from error
+    finally:
+        os.umask(mask)
+    return sock
+
+
+def _check_kind(sock: socket.socket) -> None:
+    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        raise HostError(
+            "the socket that systemd passes is of another kind", "write `ListenSequentialPacket=` in its unit"
+        )
+
+
 class _Asking(NamedTuple):
     """A connection whose request has not come yet."""
 
@@ -36,7 +117,7 @@ class _Asking(NamedTuple):
     deadline: float
 
 
-class Desk:
+class ControlServer:
     """One control socket. `run` gets connections that ask for a run, `answers` what others ask."""
 
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector, run: Run, answers: Answers) -> None:
