@@ -67,8 +67,8 @@ def last(directory: Path) -> str | None:
 
 def sieve(task: str | None, since: int) -> "Sought":
     """Return what the lines of a task hold, as they stand in the journal."""
+    from proxy.telemetry.encoding import quoted
     from proxy.telemetry.journal.query import Sought
-    from proxy.telemetry.pieces import quoted
 
     if task is None or any(character in task for character in "*?["):
         return Sought(since=since)

@@ -98,7 +98,7 @@ def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
 
 
 def _said(event: "Event", depth: int) -> str:
-    from proxy.telemetry.pieces import timestamp
+    from proxy.telemetry.encoding import timestamp
     from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import unpadded, visible
 

@@ -108,7 +108,7 @@ def _members(word: str) -> "Iterable[str]":
 
 def _texts(wanted: "Collection[str]", *, whole: bool = True) -> tuple[bytes, ...]:
     """Return texts as JSON has them in a line, from their beginning if `whole`; nothing if one may be anything."""
-    from proxy.telemetry.pieces import quoted
+    from proxy.telemetry.encoding import quoted
 
     if any(_GLOB.intersection(text) for text in wanted):
         return ()

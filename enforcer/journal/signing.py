@@ -37,7 +37,7 @@ def keys() -> Path:
 def begin(journal: Path, recorder: "Recorder") -> "Keeper":
     """Look after a journal from here on. Raises HostError."""
     from enforcer.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
-    from proxy.telemetry import decoding  # noqa: F401  at the end it is needed, and somebody waits
+    from proxy.telemetry import encoding  # noqa: F401  at the end it is needed, and somebody waits
 
     return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)
 

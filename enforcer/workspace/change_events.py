@@ -10,8 +10,7 @@ from enforcer.system.errors import HostError
 from enforcer.system.started_by import logged_in
 from enforcer.workspace.change_store import Meta
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Answer, Approval, Event, Instant, Kind, Origin
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Answer, Approval, Event, IdMaker, Instant, Kind, Origin
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason
 

@@ -13,7 +13,7 @@ from proxy.dlp.decodings import decoded, of_form, of_json
 from proxy.dlp.patterns import ANCHORS, candidates, hits
 from proxy.secrets.credentials import holds_key
 from proxy.secrets.encodings import ways
-from proxy.telemetry.events import MASK
+from proxy.telemetry.masking import MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

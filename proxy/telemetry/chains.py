@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.query import Entry, Progress, Sought, read_events
-from proxy.telemetry.pieces import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

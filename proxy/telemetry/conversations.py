@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
 from proxy.telemetry.journal.query import Entry, Progress, Sought, read_events
-from proxy.telemetry.pieces import quoted
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

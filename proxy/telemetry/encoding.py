@@ -1,29 +1,27 @@
-"""An event as one line of JSON; `decoding` reads it back.
+"""Encoding of an event as one line of JSON, and decoding of a line.
 
-Every byte written is printable ASCII but for the newline that ends the line (invariant 7). So no text of a sandbox can
-break a line, drive the terminal of its reader, or be taken for a key. Texts and lists are cut (`pieces`).
+Every byte of a line is printable ASCII but for the newline that ends it (invariant 7): no text of a sandbox can break a
+line, drive the terminal of its reader, or be taken for a key. Texts and lists are cut (`masking`).
+
+A journal may be older or newer than this program, torn by a crash, or edited: a line that does not read as an event
+raises, and nothing is guessed. Members that this version does not know are ignored.
 """
 
+import calendar
 import json
 import re
+import time
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
-from msgspec import Raw
-from msgspec.json import Encoder
+from msgspec import MsgspecError, Raw
+from msgspec.json import Decoder, Encoder
 
 from proxy.telemetry.events import Event, Instant, Seconds, Value
-from proxy.telemetry.pieces import (
-    LONGEST_LIST,
-    LONGEST_TEXT,
-    cut,
-    cut_list,
-    cut_members,
-    duration,
-    timestamp,
-    without_surrogates,
-)
+from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, cut_members, without_surrogates
 
 LONGEST_LINE: Final = 1024 * 1024  # bytes; more than all of these together can come to
 _NOT_PLAIN: Final = re.compile("[\x7f-\U0010ffff]+")  # DEL is the one control character that JSON may hold as it is
@@ -80,3 +78,72 @@ def _bounded(value: Any) -> Any:
 def _escaped(found: re.Match[str]) -> str:
     r"""Return characters as `\uXXXX`, in UTF-16 (RFC 8259 section 7)."""
     return json.dumps(found[0])[1:-1]
+
+
+LONGEST_DURATION = 1e9  # seconds
+_NS_A_SECOND = 1_000_000_000
+
+
+def quoted(text: str) -> str:
+    r"""Return `text` as a JSON string in ASCII.
+
+    What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
+    """
+    return encode_basestring_ascii(without_surrogates(cut(text)))
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def timestamp(nanoseconds: int) -> str:
+    """Return a time as RFC 3339 text in UTC with nine decimals, which sorts as text."""
+    seconds, rest = divmod(nanoseconds, _NS_A_SECOND)
+    return f"{_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"  # a third of what a format with a width takes
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with microseconds; what no clock can have measured (NaN, negative, infinite) is 0."""
+    return f"{seconds:.6f}" if 0.0 <= seconds < LONGEST_DURATION else "0"
+
+
+_EPOCH: Final = "1970"  # when it began: no journal is older
+_ALL_DIGITS_ARE_0: Final = str.maketrans("123456789", "000000000")
+
+
+class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing more
+    """A line that is not an event of ours."""
+
+
+def decode(line: bytes) -> Event:
+    """Return the event that one line holds. Raises MalformedEvent."""
+    try:
+        return _decoder.decode(line)
+    except (MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        raise MalformedEvent(str(error) or type(error).__name__) from error
+
+
+def _read(kind: type, value: Any) -> Any:
+    """Read a value of a type of our own."""
+    if kind is Instant and type(value) is str:
+        return Instant(_nanoseconds(value))
+    if kind is Seconds and type(value) in {int, float} and 0 <= value < LONGEST_DURATION:
+        return Seconds(value)
+    raise ValueError("neither a time nor a number of seconds that an event has")
+
+
+_decoder: Final = Decoder(Event, dec_hook=_read)
+
+
+def _nanoseconds(text: str) -> int:
+    """Read RFC 3339 text exactly as `timestamp` writes it."""
+    if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z" or text < _EPOCH:
+        raise ValueError("not a time in UTC with nine decimals, of 1970 or later")
+    return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
+
+
+@lru_cache(maxsize=64)  # much happens in one second
+def _seconds(text: str) -> int:
+    parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
+    return calendar.timegm(parts)

@@ -1,12 +1,14 @@
-"""Events as typed values (msgspec structs): the recorder makes them, `encoding` writes them, `decoding` reads them.
+"""Events as typed values (msgspec structs), and their ids: the recorder makes them, `encoding` writes and reads them.
 
-Home of invariant 6 (one decision, one event) together with `recorder`. A value may hold any text that a sandbox chose;
-`encoding` and `visible` escape it. A value drops or masks, when it is made, what must never be kept: a query string,
-the user in an authority, a credential in an argument vector.
+Home of invariant 6 (one decision, one event) together with the recorder. A value may hold any text that a sandbox
+chose; `encoding` and `visible` escape it. A value drops or masks, when it is made, what must never be kept: a query
+string, the user in an authority, a credential in an argument vector.
 
 The fields of a class, in their order, are the members of its JSON object. A field at its default is left out.
 """
 
+import os
+import time
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
@@ -14,6 +16,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr, replace
 
+from proxy.telemetry.masking import masked
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -59,7 +62,6 @@ class Kind(StrEnum):
     JOURNAL_KEY = "journal.key"
 
 
-MASK = "***"  # in the place of what looks like a secret
 GONE = "the client went away while people were asked"  # the detail of such an attempt
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
 APPROVALS = frozenset({
@@ -153,8 +155,6 @@ class Process(Value, frozen=True):
     def __post_init__(self) -> None:
         """Mask what looks like a credential."""
         if self.argv:
-            from proxy.telemetry.masking import masked  # compiles expressions: only where needed
-
             force_setattr(self, "argv", masked(self.argv))
 
 
@@ -231,8 +231,6 @@ class Git(Value, frozen=True):
 
     def __post_init__(self) -> None:
         """Mask what looks like a credential."""
-        from proxy.telemetry.masking import masked  # compiles expressions: only where needed
-
         force_setattr(self, "repository", masked((self.repository,))[0])
         force_setattr(self, "refs", masked(self.refs))
 
@@ -382,3 +380,47 @@ class Event(Value, frozen=True):
             force_setattr(self, "time", Instant(self.time))
         if self.duration is not None and type(self.duration) is not Seconds:
             force_setattr(self, "duration", Seconds(self.duration))
+
+
+_NS_A_MILLISECOND = 1_000_000
+_LEADING = 1 << 60  # above the bits of an instant: there are always as many digits
+_VARIANT = bytes(0b10 << 6 | byte & 0x3F for byte in range(256))  # what puts the bits `10` in front of rand_b
+_AT_ONCE = 64  # ids that noise is asked for: a system call for each would cost as much as the id
+
+
+class IdMaker:
+    """Makes ids that only ever grow, also when the clock is set back.
+
+    rand_a holds the fraction of the millisecond (section 6.2, method 3); where that has not grown since the last id,
+    the last one plus one is taken. rand_b is the kernel's noise, each bit used once, so that two processes never
+    collide. Not for two threads at once; after a fork see `forked`.
+    """
+
+    __slots__ = ("_last", "_noise", "_variants")
+
+    def __init__(self) -> None:
+        self._last = 0  # milliseconds and their fraction, 60 bits
+        self._variants: list[str] = []  # the first four digits of rand_b, variant included, that no id has yet
+        self._noise: list[str] = []  # and its other twelve
+
+    def forked(self) -> None:
+        """Forget the noise that the other process has too."""
+        self._variants, self._noise = [], []
+
+    def make(self, now: int | None = None) -> str:
+        """Return a new id for the time `now` (ns since 1970)."""
+        nanoseconds = time.time_ns() if now is None else now
+        instant = (nanoseconds << 12) // _NS_A_MILLISECOND
+        if instant <= self._last:
+            instant = self._last + 1
+        self._last = instant
+        if not self._noise:
+            self._get_noise()
+        clock = hex(_LEADING | instant)[3:]
+        return f"{clock[:8]}-{clock[8:12]}-7{clock[12:]}-{self._variants.pop()}-{self._noise.pop()}"
+
+    def _get_noise(self) -> None:
+        variants = bytearray(os.urandom(2 * _AT_ONCE))
+        variants[::2] = variants[::2].translate(_VARIANT)
+        self._variants = variants.hex("-", 2).split("-")
+        self._noise = os.urandom(6 * _AT_ONCE).hex("-", 6).split("-")

@@ -9,8 +9,8 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import MASK, Kind
-from proxy.telemetry.masking import masked
+from proxy.telemetry.events import Kind
+from proxy.telemetry.masking import MASK, masked
 from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol

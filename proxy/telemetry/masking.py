@@ -1,18 +1,70 @@
-"""Argument vectors without their credentials (invariant 8): what looks like a secret is shown as `***`.
+"""Masking and cutting of texts before they enter an event: credentials become `***` (invariant 8), long texts are cut.
 
-A net with holes, as every such list is: it keeps the usual ways of passing a secret on a command line out of the
-journal, and is no reason to pass one.
+Masking catches the usual ways of passing a secret on a command line. It has holes, as every such list has, and is no
+reason to pass one. A cut text states how much is missing; what is not UTF-8 is spelled out, so that every reader takes
+it.
 """
 
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.events import MASK
-from proxy.telemetry.pieces import cut, cut_list
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+LONGEST_TEXT = 1024  # characters of any one text that are kept
+LONGEST_LIST = 64  # members of any one list that are kept
+LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
+ROOM_FOR_NOTE = 24  # characters
+
+
+def cut(text: str) -> str:
+    """Return `text` with at most `LONGEST_TEXT` characters, the last of which say how much is missing."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    kept = LONGEST_TEXT - ROOM_FOR_NOTE
+    return f"{text[:kept]}[{len(text) - kept} more]"
+
+
+def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
+    """Return `texts` with at most `LONGEST_LIST` members and `LONGEST_LIST_TEXT` characters, and a note of the rest."""
+    if len(texts) <= LONGEST_LIST and sum(map(len, texts)) <= LONGEST_LIST_TEXT:
+        return texts
+    kept: list[str] = []
+    room = LONGEST_LIST_TEXT - ROOM_FOR_NOTE
+    for text in texts[: LONGEST_LIST - 1]:
+        shorter = cut(text)
+        room -= len(shorter)
+        if room < 0:
+            break
+        kept.append(shorter)
+    missing = len(texts) - len(kept)
+    return (*kept, f"[{missing} more]") if missing else tuple(kept)
+
+
+def without_surrogates(text: str) -> str:
+    """Return `text` with lone surrogates, which no UTF-8 reader takes, spelled out."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> dict[str, str]:
+    """Return the first members, of `room` characters together, with keys and values cut, and a note of the rest."""
+    kept: dict[str, str] = {}
+    for key, value in labels.items():
+        room -= min(len(key), LONGEST_TEXT) + min(len(value), LONGEST_TEXT)
+        if room < 0 or len(kept) == LONGEST_LIST:
+            kept["[more]"] = str(len(labels) - len(kept))
+            break
+        kept[cut(key)] = cut(value)
+    return kept
+
+
+MASK = "***"  # in the place of what looks like a secret
 
 # Quantifiers are possessive, groups atomic, and words begun at their start: no argument can make them backtrack.
 _START = r"(?<![\w.-])"
@@ -20,25 +72,37 @@ _SECRET = (
     r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credential|auth(?!or)"
     r"|(?:api|access|private|account|signing)[-_.]?key)"
 )
-_FLAG = re.compile(rf"--?(?>[\w.-]*?{_SECRET}[\w.-]*+)", re.IGNORECASE)  # --db-password X
-_HEADER = re.compile(
-    rf"({_START}(?:(?:proxy-)?authorization|(?:set-)?cookie|x-(?>[\w-]*?{_SECRET}[\w-]*+))\s*+:\s*+)[^\"'\r\n]++",
-    re.IGNORECASE,
+# Text: `re` compiles and keeps each when it is first used, which no start waits for.
+_FLAG = rf"(?i)--?(?>[\w.-]*?{_SECRET}[\w.-]*+)"  # --db-password X
+_USER_FLAG = r"(?s)(-u|--user|--proxy-user|-U)(=?)([^:]*+):.++"  # curl -u name:secret
+_REPLACEMENTS = (
+    (r"(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*", rf"\1{MASK}"),
+    (
+        (
+            rf"(?i)({_START}(?:(?:proxy-)?authorization|(?:set-)?cookie|x-(?>[\w-]*?{_SECRET}[\w-]*+))\s*+:\s*+)"
+            r"[^\"'\r\n]++"
+        ),
+        rf"\1{MASK}",
+    ),
+    (r"(?i)(\b[a-z][a-z0-9+.-]{0,31}+://)[^/?#\s@]++@", rf"\1{MASK}@"),  # RFC 3986 section 3.2.1
+    (  # GITHUB_TOKEN=X, {"api_key": "X"}, password: X
+        (
+            rf"(?i)({_START}(?>[\w.-]*?{_SECRET}[\w.-]*+)[\"']?\s*+[=:]\s*+)"
+            r"(?:\"[^\"]*+\"?|'[^']*+'?|[^\s,;&\"']++)"
+        ),
+        rf"\1{MASK}",
+    ),
+    (r"(?i)\b((?:bearer|basic)\s++)[\w.~+/=-]{8,}+", rf"\1{MASK}"),
+    (  # what the services themselves made recognisable
+        (
+            r"\b(?:gh[oprsu]_\w{16,}+|github_pat_\w{16,}+|glpat-[\w-]{16,}+|sk-[\w-]{16,}+|xox[a-z]-[\w-]{10,}+"
+            r"|hf_\w{16,}+|npm_\w{16,}+|pypi-[\w-]{16,}+|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}+)"
+            # A JWT, RFC 7519. Looked for once a word: each try reads the word to its end.
+            r"|(?<![\w-])(?>[\w-]*?\beyJ)[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*+"
+        ),
+        MASK,
+    ),
 )
-_ASSIGNED = re.compile(  # GITHUB_TOKEN=X, {"api_key": "X"}, password: X
-    rf"({_START}(?>[\w.-]*?{_SECRET}[\w.-]*+)[\"']?\s*+[=:]\s*+)(?:\"[^\"]*+\"?|'[^']*+'?|[^\s,;&\"']++)", re.IGNORECASE
-)
-_SCHEME = re.compile(r"\b((?:bearer|basic)\s++)[\w.~+/=-]{8,}+", re.IGNORECASE)
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]{0,31}+://)[^/?#\s@]++@", re.IGNORECASE)  # RFC 3986 section 3.2.1
-_USER_FLAG = re.compile(r"(-u|--user|--proxy-user|-U)(=?)([^:]*+):.++", re.DOTALL)  # curl -u name:secret
-_KNOWN = re.compile(  # what the services themselves made recognisable
-    r"\b(?:gh[oprsu]_\w{16,}+|github_pat_\w{16,}+|glpat-[\w-]{16,}+|sk-[\w-]{16,}+|xox[a-z]-[\w-]{10,}+|hf_\w{16,}+"
-    r"|npm_\w{16,}+|pypi-[\w-]{16,}+|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}+)"
-    # A JWT, RFC 7519. Looked for once a word: each try reads the word to its end.
-    r"|(?<![\w-])(?>[\w-]*?\beyJ)[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*+"
-)
-_PEM = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*", re.DOTALL)
-
 _USER_FLAGS = frozenset({"-u", "-U", "--user", "--proxy-user"})
 
 
@@ -58,20 +122,17 @@ def _masked(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 def _masked_after(flag: str, argument: str) -> str:
     """Return one argument, knowing the one in front of it."""
-    if _FLAG.fullmatch(flag) and not argument.startswith("-"):
+    if re.fullmatch(_FLAG, flag) and not argument.startswith("-"):
         return MASK
     if flag in _USER_FLAGS:
         name, colon, _ = argument.partition(":")
         return f"{name}:{MASK}" if colon and "/" not in name else _masked_text(argument)
-    if match := _USER_FLAG.fullmatch(argument):
+    if match := re.fullmatch(_USER_FLAG, argument):
         return f"{match[1]}{match[2]}{match[3]}:{MASK}"
     return _masked_text(argument)
 
 
 def _masked_text(text: str) -> str:
-    text = _PEM.sub(rf"\1{MASK}", text)
-    text = _HEADER.sub(rf"\1{MASK}", text)
-    text = _USERINFO.sub(rf"\1{MASK}@", text)
-    text = _ASSIGNED.sub(rf"\1{MASK}", text)
-    text = _SCHEME.sub(rf"\1{MASK}", text)
-    return _KNOWN.sub(MASK, text)
+    for pattern, replacement in _REPLACEMENTS:
+        text = re.sub(pattern, replacement, text)
+    return text

@@ -10,7 +10,8 @@ import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.telemetry.events import DECISIONS, MASK, Kind
+from proxy.telemetry.events import DECISIONS, Kind
+from proxy.telemetry.masking import MASK
 from rules.addresses import parse_address
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
 from rules.gitrules import bare_repository
@@ -44,7 +45,7 @@ _BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
 ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: types, where the name is let out
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
-_CUT: Final = re.compile(r"\[\d+ more\]$")  # pieces.cut
+_CUT: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
 _BODILESS: Final = frozenset({"GET", "HEAD"})
 _LONGEST_QUERY: Final = 1 << 16  # bytes
 _WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/second_paths.py

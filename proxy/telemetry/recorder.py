@@ -22,6 +22,7 @@ from proxy.telemetry.events import (
     Ending,
     Event,
     Fault,
+    IdMaker,
     Instant,
     Kind,
     Origin,
@@ -29,8 +30,8 @@ from proxy.telemetry.events import (
     Transferred,
     Where,
 )
-from proxy.telemetry.ids import IdMaker
 from proxy.telemetry.journal.writer import DiskQuota, Journal, JournalFailed
+from proxy.telemetry.masking import masked
 from proxy.telemetry.summary import Summary, Tally
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
@@ -298,8 +299,6 @@ class Recorder:
 
         `detail` says how it is kept within its limits.
         """
-        from proxy.telemetry.masking import masked  # compiles expressions
-
         event = self._event(
             Kind.TASK_STARTED,
             outcome=Outcome.PASSED,
@@ -360,8 +359,6 @@ class Recorder:
 
         `approval` is the id of what people were asked about it. Raises JournalFailed: it must not start then.
         """
-        from proxy.telemetry.masking import masked  # compiles expressions
-
         name = argv[0].rpartition("/")[2] if argv else ""
         event = self._event(
             Kind.COMMAND_DECIDED,
@@ -396,8 +393,7 @@ class Recorder:
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
         """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
-        from proxy.telemetry.masking import masked  # compiles expressions
-        from proxy.telemetry.pieces import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
+        from proxy.telemetry.masking import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
         # Cut first: what isn't kept costs nothing.
         kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)

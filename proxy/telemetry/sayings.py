@@ -5,8 +5,8 @@ Nothing here is fit for a terminal yet: whoever prints it makes it so (`visible`
 
 from typing import TYPE_CHECKING
 
+from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import Answer, Approval, Destination, Kind, Transferred
-from proxy.telemetry.pieces import timestamp
 from rules.attempt import Protocol
 from rules.verdicts import Outcome
 

@@ -1,4 +1,4 @@
-"""The event as JSON Schema (draft-07), for whoever reads the journal: made of the types in `events`.
+"""The event as JSON Schema (draft-07), made of the types in `events`; and records of unknown origin fitted to it.
 
 A field that `events` has is in the schema without anybody writing it twice; docs/telemetry.md says what each means.
 Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type.
@@ -6,11 +6,13 @@ Within a version fields and kinds are added, none is taken away, and none change
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from types import NoneType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
+from proxy.telemetry.encoding import LONGEST_DURATION
 from proxy.telemetry.events import Event, Instant, Kind, Seconds
 
 type Schema = dict[str, Any]
@@ -120,3 +122,45 @@ def _object(properties: Schema, required: tuple[str, ...], closed: bool) -> Sche
     if required:
         found["required"] = list(required)
     return {**found, "additionalProperties": False} if closed else found
+
+
+_UNFIT: Final = object()
+_PLAIN: Final[dict[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+
+def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy without what is of another type than its field; fields that are not known stay."""
+    return _members(record, _event_schema())
+
+
+@cache
+def _event_schema() -> Schema:
+    return event_schema()
+
+
+def _members(value: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    found = {key: _fitted(inner, known.get(key, others)) for key, inner in value.items()}
+    return {key: inner for key, inner in found.items() if inner is not _UNFIT}
+
+
+def _fitted(value: Any, schema: Schema | None) -> Any:
+    if not schema:
+        return value
+    kind = "string" if "enum" in schema else schema["type"]
+    if kind == "object":
+        if not isinstance(value, Mapping):
+            return _UNFIT
+        inner = _members(value, schema)
+        return inner if inner.keys() >= set(schema.get("required", ())) else _UNFIT
+    if kind == "array":
+        if not isinstance(value, list):
+            return _UNFIT
+        return [each for each in value if _fitted(each, schema["items"]) is not _UNFIT]
+    right = isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind == "boolean")
+    return value if right and not (kind == "number" and not 0 <= value < LONGEST_DURATION) else _UNFIT

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from proxy.telemetry.events import Count, Kind
-from proxy.telemetry.pieces import without_surrogates
+from proxy.telemetry.masking import without_surrogates
 from rules.verdicts import Outcome, Reason
 
 # What a kind of decision is called in a sentence: one, several.

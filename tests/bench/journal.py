@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Event, Kind, Origin, Tls
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Destination, Event, IdMaker, Kind, Origin, Tls
 from proxy.telemetry.journal.writer import Journal
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict

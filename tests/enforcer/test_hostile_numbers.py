@@ -17,8 +17,7 @@ from proxy import message, strict_json
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed
 from proxy.supervisor_channel import messages
-from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import encode
+from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import compression, retention
 from proxy.telemetry.journal.bookmark import Bookmark

@@ -12,8 +12,7 @@ from proxy.gate.first_bytes import MOST_BYTES, recognise
 from proxy.netlink import MalformedMessageError
 from proxy.refusals import parse_refusal
 from proxy.request.git_push import Push, Unclear
-from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import encode
+from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
 from rules.addresses import parse_host
 from rules.attempt import Protocol

@@ -20,8 +20,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Instant, Kind, Mark
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Event, IdMaker, Instant, Kind, Mark
 from proxy.telemetry.journal.segments import (
     BEGINNING,
     LEDGER,
@@ -336,7 +335,7 @@ def _writer_of(segment: Segment) -> int | None:
 
 def _writer(file: int) -> int | None:
     """Return the process that an open segment's first line names."""
-    from proxy.telemetry.decoding import MalformedEvent, decode
+    from proxy.telemetry.encoding import MalformedEvent, decode
 
     try:
         mark = decode(os.pread(file, _FIRST_LINE, 0).partition(b"\n")[0]).journal

@@ -12,11 +12,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import LONGEST_LINE
+from proxy.telemetry.encoding import LONGEST_LINE, MalformedEvent, decode, timestamp
 from proxy.telemetry.events import BOOKKEEPING, Kind
 from proxy.telemetry.journal.segments import Segment, blocks, days, of_day, open_regular, opened
-from proxy.telemetry.pieces import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

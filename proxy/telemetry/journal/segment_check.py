@@ -13,7 +13,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.encoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.keys import key_id, said_key, valid
 from proxy.telemetry.journal.segments import BEGINNING, COMPRESSED, LEDGER, Segment, blocks, hash_of, links

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.decoding import MalformedEvent, decode
+from proxy.telemetry.encoding import MalformedEvent, decode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.keys import valid
 from proxy.telemetry.journal.segment_check import Checked, Claim, Finding, Gravity, Keys, check

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Event, Instant, Kind, Mark
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Event, IdMaker, Instant, Kind, Mark
 from proxy.telemetry.journal.segments import BEGINNING, COMPRESSED, LEDGER, PLAIN, hash_of, segment_number
 
 _NS_A_SECOND = 1_000_000_000

@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from proxy.telemetry.events import DECISIONS, Kind, Where
+from proxy.telemetry.masking import cut
 from proxy.telemetry.metrics import TASK_OUTCOMES, UNUSUAL, Histogram
-from proxy.telemetry.pieces import cut
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.visible import visible
 from proxy.telemetry.waiting import ANSWERS, BOUNDS

@@ -15,8 +15,8 @@ from math import isfinite
 from typing import Any
 
 from proxy import strict_json
-from proxy.telemetry.pieces import cut
-from proxy.telemetry.shapes.fitting import fitted
+from proxy.telemetry.masking import cut
+from proxy.telemetry.schema import fitted
 from proxy.telemetry.visible import visible
 
 type Record = Mapping[str, Any]

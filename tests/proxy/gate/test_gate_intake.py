@@ -240,7 +240,7 @@ def test_hostile_texts_stay_texts(tmp_path):
             await said(world, request(as_json(record(odd, **{odd: odd}))))
             [event] = world.events
             assert len(event["agent"]["name"]) <= 1024
-            from proxy.telemetry.decoding import decode
+            from proxy.telemetry.encoding import decode
             from proxy.telemetry.table import Table
 
             row = Table().row(decode(json.dumps(event).encode() + b"\n"))

@@ -8,7 +8,7 @@ import pytest
 from git_forge import RULES
 from inspection_clients import needs
 
-from proxy.telemetry.decoding import decode
+from proxy.telemetry.encoding import decode
 from proxy.telemetry.learning import Learner
 from proxy.telemetry.sayings import what
 from rules.attempt import Change

@@ -15,8 +15,7 @@ from pathlib import Path
 from telemetry_harness import full_event, missing
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Kind
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import IdMaker, Kind
 from proxy.telemetry.journal.writer import Journal
 
 BOUND = 40.0  # seconds that anything may take to become true

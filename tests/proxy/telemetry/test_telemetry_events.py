@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry_harness import HOSTILE, full_event
 
-from proxy.telemetry.decoding import MalformedEvent, decode
-from proxy.telemetry.encoding import LONGEST_LINE, encode
-from proxy.telemetry.events import MASK, Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
-from proxy.telemetry.pieces import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, timestamp
+from proxy.telemetry.encoding import LONGEST_LINE, MalformedEvent, decode, encode, timestamp
+from proxy.telemetry.events import Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
+from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, MASK, cut, cut_list
 from rules.names import HostName
 
 

@@ -4,7 +4,7 @@ import os
 import time
 import uuid
 
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import IdMaker
 from proxy.telemetry.recorder import _ids
 
 

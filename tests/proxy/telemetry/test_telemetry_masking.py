@@ -2,8 +2,7 @@
 
 import pytest
 
-from proxy.telemetry.events import MASK
-from proxy.telemetry.masking import masked
+from proxy.telemetry.masking import MASK, masked
 
 SECRET = "hunter2hunter2hunter2"
 

@@ -13,8 +13,7 @@ from telemetry_harness import HOSTILE, connect, rig
 from enforcer.journal.keeper import Keeper
 from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Event, Http, Kind, Origin, Transferred, Unusual
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
 from proxy.telemetry.journal.keys import known
 from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.journal.verify import verify
