@@ -61,7 +61,7 @@ MODULES: Final = (
     "enforcer.policy.watch",
     "enforcer.workspace.task_workspace",
     "proxy.handover",
-    "proxy.telemetry.decoding",
+    "proxy.telemetry.encoding",
     "proxy.telemetry.masking",
     "proxy.telemetry.recorder",
     "proxy.telemetry.summary",

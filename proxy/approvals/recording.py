@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.approvals.approval_request import Kind
 from proxy.telemetry import events
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Answer, Destination, Event, Git, Http, Instant, Origin, Process
-from proxy.telemetry.ids import IdMaker
+from proxy.telemetry.events import Answer, Destination, Event, Git, Http, IdMaker, Instant, Origin, Process
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.masking import masked
 from rules.addresses import parse_host

@@ -7,7 +7,7 @@ import pytest
 from proxy.approvals.approval_request import Kind, Program, Question, Source
 from proxy.approvals.model import Approval, Grant, State, WishKind
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.decoding import decode
+from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
