@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
-from mitmproxy.proxy.layers.http import SendHttp
 from mitmproxy.proxy.layers.http._events import (
     RequestData,
     RequestHeaders,
@@ -20,16 +19,15 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.context import Far
 from proxy.inspection.messages import QuickHeaders, head_of, request_of
 from proxy.request.field_names import alike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mitmproxy.proxy.layer import CommandGenerator
+    from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.inspection.context import Near
+    from proxy.inspection.context import Far
     from proxy.inspection.judging import Place
     from proxy.request.request_head import Field
     from proxy.secrets import Broker
@@ -55,44 +53,20 @@ class Brokering:
         self._form: bytes | None = None  # ... and what goes in its place, once
         self._credential = ""  # the id of the request's one credential, if it is a secret
 
-    def through(self, steps: "CommandGenerator[None]", client: "Near") -> "CommandGenerator[None]":
-        """Go on with what a stream does, with what it sends replaced. Raises Misused: then it goes on no more."""
-        reply = None
-        try:
-            while True:
-                command = steps.send(reply)
-                reply = None
-                if isinstance(command, SendHttp):
-                    yield from self.passing(command, client)
-                else:
-                    reply = yield command
-        except StopIteration:
-            return
-        finally:
-            steps.close()
-
-    def passing(self, command: SendHttp, client: "Near") -> "Iterator[SendHttp]":
-        """Return what is sent in place of `command`. Raises Misused: then nothing is."""
-        if command.connection is client:
-            yield from self._response(command)
-            return
-        event = command.event
+    def request(self, event: "HttpEvent", server: "Far | None") -> "HttpEvent | None":
+        """Return what is sent to a server in place of `event`; None: nothing. Raises Misused: then nothing is."""
         if isinstance(event, RequestHeaders):
-            secure = self._place.tls and isinstance(command.connection, Far) and command.connection.proven
-            command = SendHttp(
-                RequestHeaders(event.stream_id, self.filled(event.request, secure=secure), event.end_stream),
-                command.connection,
-            )
-        elif isinstance(event, RequestData):
-            if self._form is not None:
-                event.data, self._form = self._form, b""
-                if not event.data:
-                    return
-            else:
+            secure = self._place.tls and server is not None and server.proven
+            return RequestHeaders(event.stream_id, self.filled(event.request, secure=secure), event.end_stream)
+        if isinstance(event, RequestData):
+            if self._form is None:
                 self._check(event.data, "the body")
-        elif isinstance(event, RequestTrailers):
+                return event
+            event.data, self._form = self._form, b""
+            return event if event.data else None
+        if isinstance(event, RequestTrailers):
             self._check(b"\n".join(part for field in event.trailers.fields for part in field), "the trailers")
-        yield command
+        return event
 
     def filled(self, request: http.Request, *, secure: bool) -> http.Request:
         """Return a request with the values in it. `secure`: it goes over TLS that was verified."""
@@ -131,10 +105,11 @@ class Brokering:
             place = self._place
             raise Misused(self._broker.wrong(secret, where, place.target, place.port, tls=place.tls))
 
-    def _response(self, command: SendHttp) -> "Iterator[SendHttp]":
-        event, mask = command.event, self._mask
+    def response(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
+        """Return what is sent to the client in place of `event`."""
+        mask = self._mask
         if mask is None:
-            yield command
+            yield event
             return
         if isinstance(event, ResponseHeaders):
             data = event.response.data
@@ -150,10 +125,10 @@ class Brokering:
                 return
         elif isinstance(event, ResponseTrailers | ResponseEndOfMessage):
             if rest := mask.rest():
-                yield SendHttp(ResponseData(event.stream_id, rest), command.connection)
+                yield ResponseData(event.stream_id, rest)
             if isinstance(event, ResponseTrailers):
                 event.trailers.fields = mask.fields(event.trailers.fields)
-        yield command
+        yield event
 
 
 def _plainly(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":

@@ -10,12 +10,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy.connection import ConnectionState
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHeadersHook
+from mitmproxy.proxy import events
 
 from proxy.closing import reset
 from proxy.dialling.connecting import DialFailed
@@ -26,23 +24,22 @@ from proxy.inspection.http import GateHttp
 from proxy.inspection.link import Link
 from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
-from proxy.inspection.signals import Broken, Checkpoint, Failure, Relieved, ResetConnection, Revoked, Unspoken
+from proxy.inspection.signals import Broken, Decided, Failure, Opened, Relieved, Revoked, Unspoken
 from proxy.inspection.tls import FarTls, NearTls
 from proxy.slices import Slice
 from proxy.telemetry.events import Where
-from rules.verdicts import Outcome, Reason
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from mitmproxy.connection import Connection
+    from collections.abc import Awaitable, Callable, Generator
 
     from proxy.dialling.connecting import Hop
     from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place
+    from proxy.inspection.stream import Stream
     from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.decision import Decision
@@ -70,15 +67,14 @@ class Conversation:
         self._client = near((str(peer), peer_port), place)
         self._context = GateContext(self._client, far(place), self.session, engine.ends)
         tls = NearTls(self._context, admitted.shown_host, admitted.sni) if place.tls else None
-        self._http = GateHttp(self._context, engine.room)
+        self._http = GateHttp(self._context, engine.room, self)
         link = Link(engine.loop, engine.poller, admitted.client, self, client=True, tls=tls)
         self._links: dict[Near | Far, Link] = {self._client: link}
         self._connections: dict[Link, Near | Far] = {link: self._client}
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
-        self._settling: dict[Far, commands.OpenConnection] = {}  # those that are connected, and shake hands
         self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
-        self._steps: Iterator[commands.Command] | None = None  # what the layers do about the event at hand
+        self._steps: Generator[None] | None = None  # what there is to do about the event at hand
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
         self._busy = self._over = False
         self._hooks: set[asyncio.Future[None]] = set()
@@ -114,10 +110,9 @@ class Conversation:
         connection = self._connections[link]
         if problem is not None:
             connection.state &= ~ConnectionState.CAN_READ  # nothing above knows it: its end is no event
-            self._close(connection, commands.CloseConnection(connection))
+            self.close(connection)
         if type(connection) is Far:
-            if command := self._settling.pop(connection, None):
-                self._feed(events.OpenConnectionCompleted(command, problem))
+            self._feed(Opened(connection, problem))
         elif problem is None:
             self._feed(events.Start())
         elif not self._over:
@@ -271,21 +266,20 @@ class Conversation:
         event = self._waiting.popleft()
         if type(event) is not Broken:
             return event
-        self._close(_ours(event.connection), ResetConnection(event.connection))
+        self.reset(event.connection)  # type: ignore[arg-type]  # ours
         return events.ConnectionClosed(event.connection)
 
     def _work(self, turn: Slice) -> bool:
-        """Carry out the layers' commands; returns whether all is done, and not just the turn over."""
+        """Handle what waits; returns whether all is done, and not just the turn over."""
         while True:
             if self._review is not None and not self._reviewed(self._review, turn):
                 return False
             if self._steps is None:
                 if not self._waiting:
                     return True
-                self._steps = iter(self._http.handle_event(self._next()))
-            for command in self._steps:
-                if not isinstance(command, Checkpoint):
-                    self._do(command)
+                self._steps = self._http.handle(self._next())
+            steps = self._steps
+            for _ in steps:
                 if self._over:
                     return True
                 if turn.is_over:
@@ -294,6 +288,8 @@ class Conversation:
                     break
             else:
                 self._steps = None
+                if self._over:
+                    return True
 
     def _reviewed(self, review: "Sliced[frozenset[str]]", turn: Slice) -> bool:
         """Go on with a review; returns whether it is through, and not just the turn over."""
@@ -311,46 +307,34 @@ class Conversation:
     def _drop_steps(self) -> None:
         """Do nothing more of what was put off: the conversation is over."""
         steps, self._steps, self._review = self._steps, None, None
-        if isinstance(steps, Generator):
+        if steps is not None:
             steps.close()
 
-    def _do(self, command: commands.Command) -> None:
-        match command:
-            case commands.SendData():
-                if link := self._links.get(command.connection):  # type: ignore[call-overload]  # ours, or nobody's
-                    link.queue(command.data)
-            case commands.OpenConnection():
-                self._open(command)
-            case commands.CloseConnection():
-                self._close(_ours(command.connection), command)
-            case HttpRequestHeadersHook():
-                self._decide(command)
-            case HttpErrorHook():
-                self.session.complete(command.flow.id, None, Outcome.FAILED)
-                self._waiting.append(events.HookCompleted(command))
-            case commands.Log():
-                pass  # what matters is told as an event
-            case _:
-                raise RuntimeError(f"unexpected command {type(command).__name__}")
+    # --- what the router wants (`proxy.inspection.http.Driver`) ---
 
-    def _decide(self, hook: HttpRequestHeadersHook) -> None:
+    def send(self, connection: Near | Far, data: bytes) -> None:
+        """Send with the end of the turn."""
+        if link := self._links.get(connection):
+            link.queue(data)
+
+    def decide(self, stream: "Stream") -> None:
         """Have a request decided: at once, or in a while."""
-        pending = self._requests.requestheaders(hook.flow)
+        pending = self._requests.requestheaders(stream.flow)
         if pending is None:
-            self._waiting.append(events.HookCompleted(hook))
+            self._waiting.append(Decided(stream))
             return
         task = asyncio.ensure_future(pending)
         self._hooks.add(task)
-        task.add_done_callback(lambda done: self._decided(hook, done))
+        task.add_done_callback(lambda done: self._decided(stream, done))
 
-    def _decided(self, hook: HttpRequestHeadersHook, task: "asyncio.Future[None]") -> None:
+    def _decided(self, stream: "Stream", task: "asyncio.Future[None]") -> None:
         self._hooks.discard(task)
         if task.cancelled() or self._over:
             return
         self._last = time.monotonic()  # while it was decided on nothing could come
         error = task.exception()
         if error is None:
-            self._feed(events.HookCompleted(hook))
+            self._feed(Decided(stream))
         elif isinstance(error, Exception):
             self.crashed(error)
         else:
@@ -370,19 +354,18 @@ class Conversation:
                 return (address,)
         return self._engine.addresses(policy, attempt)
 
-    def _open(self, command: commands.OpenConnection) -> None:
+    def open(self, connection: Far) -> None:
         """Dial the one place there is, at an address that was checked for the request at hand."""
-        connection, place = command.connection, self.session.place
-        assert isinstance(connection, Far)
+        place = self.session.place
         if connection.address != (str(place.target), place.port) or connection.tls is not place.tls:
-            raise RuntimeError("a layer wants to dial somewhere else")
+            raise RuntimeError("the router wants to dial somewhere else")
         if self.session.refused is not None or not connection.addresses:
-            raise RuntimeError("a layer wants to dial without a decision")
+            raise RuntimeError("the router wants to dial without a decision")
 
         def done(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
             self._dials.pop(connection, None)
             try:
-                self._dialled(command, connection, got, address)
+                self._dialled(connection, got, address)
             except Exception as error:  # noqa: BLE001  the dialler has no use for it
                 self.crashed(error)
                 if not isinstance(got, DialFailed):
@@ -400,12 +383,10 @@ class Conversation:
         self._beside.be(servers - (not self._over))
         return servers
 
-    def _dialled(
-        self, command: commands.OpenConnection, server: Far, got: "socket.socket | DialFailed", address: "Hop | None"
-    ) -> None:
+    def _dialled(self, server: Far, got: "socket.socket | DialFailed", address: "Hop | None") -> None:
         if isinstance(got, DialFailed):
             server.over = True
-            self._feed(events.OpenConnectionCompleted(command, Failure(got.reason, got.detail)))
+            self._feed(Opened(server, Failure(got.reason, got.detail)))
             return
         tls = FarTls(self._context, server) if server.tls else None
         link = Link(self._engine.loop, self._engine.poller, got, self, client=False, tls=tls)
@@ -419,36 +400,45 @@ class Conversation:
             self._admitted.leads_to(address)
         server.login = self._engine.login if is_relayed(server) else None
         if tls is None:
-            self._feed(events.OpenConnectionCompleted(command, None))
+            self._feed(Opened(server, None))
         else:
-            self._settling[server] = command
             link.shake_hands()
 
-    def _close(self, connection: Near | Far, command: commands.CloseConnection) -> None:
-        """Close a connection and tell the layers, as mitmproxy does; without a client no server is needed either."""
-        link = self._links.get(connection)
-        if isinstance(command, commands.CloseTcpConnection) and command.half_close:
-            connection.state &= ~ConnectionState.CAN_WRITE
-            if link is not None:
-                link.end_sending()
+    def end_sending(self, connection: Near | Far) -> None:
+        """End our half alone."""
+        connection.state &= ~ConnectionState.CAN_WRITE
+        if link := self._links.get(connection):
+            link.end_sending()
+
+    def close(self, connection: Near | Far) -> None:
+        """Send what waits, then close; without a client no server is needed either."""
+        link = self._end(connection)
+        if link is not None:
+            link.close()
+
+    def reset(self, connection: Near | Far, *, at_once: bool = False) -> None:
+        """Cut a connection; what was sent before is delivered first, unless it is `at_once`."""
+        link = self._end(connection)
+        if link is None:
             return
+        if at_once:
+            link.reset()
+        else:
+            link.cut_off()
+
+    def _end(self, connection: Near | Far) -> Link | None:
+        """Note that a connection is closed, and have it told; returns its link."""
         if type(connection) is Far:
             connection.over = True
             if call_off := self._dials.pop(connection, None):
                 call_off()
         told = connection.state not in _READABLE
         connection.state = ConnectionState.CLOSED
-        if link is not None:
-            if not isinstance(command, ResetConnection):
-                link.close()
-            elif command.at_once:
-                link.reset()
-            else:
-                link.cut_off()
         if not told:
             self._waiting.append(events.ConnectionClosed(connection))
         if connection is self._client:
             self._leaving = True
+        return self._links.get(connection)
 
     def _balance(self) -> None:
         """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
@@ -526,8 +516,3 @@ class Conversation:
 
     def _tell_error(self, error: Exception) -> None:
         self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
-
-
-def _ours(connection: "Connection") -> Near | Far:
-    assert type(connection) is Far or type(connection) is Near
-    return connection

@@ -1,188 +1,342 @@
-"""All requests of one client connection, and the connections to the internet that they use: mitmproxy's HTTP layer.
+"""Routes the HTTP of one client connection: events of its codecs to its requests, and what they send to the codecs.
 
-What differs from mitmproxy's: one place is all that is ever dialled (invariant 3); a connection is used again only
-under the policy it was dialled under; those that are over are forgotten; and what can't leave on one side is not taken
-in on the other.
+One place is all that is ever dialled (invariant 3); a connection is used again only under the policy it was dialled
+under; those that are over are forgotten; and what can't leave on one side is not taken in on the other. An event that
+arises while something is sent waits until that is through. A generator here yields where a turn may end.
 """
 
-from typing import TYPE_CHECKING, Final, cast
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
 
-from mitmproxy.proxy import commands, events, layer
-from mitmproxy.proxy.layers.http import (
-    DropStream,
-    GetHttpConnection,
-    GetHttpConnectionCompleted,
-    HttpLayer,
-    HTTPMode,
-    RegisterHttpConnection,
-    SendHttp,
+from h2.errors import ErrorCodes
+from hyperframe.frame import GoAwayFrame, SettingsFrame
+from mitmproxy.connection import ConnectionState
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._base import HttpCommand, ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestHeaders, RequestProtocolError
 
+from proxy.inspection.brokering import Misused
 from proxy.inspection.context import Far, Near, far
 from proxy.inspection.contexts import HTTP2
-from proxy.inspection.direct import Direct
-from proxy.inspection.http1 import HEADS_AT_ONCE, BackHttp1, FrontHttp1
+from proxy.inspection.http1 import HEADS_AT_ONCE, NOT_HTTP2, BackHttp1, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.room import FIELD, REQUEST
-from proxy.inspection.signals import ClientEnded, Relieved, Revoked, Unspoken
-from proxy.inspection.stream import Stream
+from proxy.inspection.signals import Checkpoint, ClientEnded, Decided, Opened, Relieved, Revoked, Unspoken
+from proxy.inspection.stream import WAIT, Steps, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Generator, Iterable
 
-    from mitmproxy.proxy.layer import CommandGenerator, Layer
+    from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialling.connecting import Hop
     from proxy.inspection.context import GateContext
     from proxy.inspection.room import Room
 
+type Turns = Generator[None]
 
 _LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
 
 
-class Outgoing(layer.Layer):
-    """HTTP on one connection to the internet, in the version that it turns out to speak."""
+class Driver(Protocol):
+    """Does what is to be done with connections: `proxy.inspection.conversation`."""
 
-    context: "GateContext"
-    back: BackHttp1 | BackHttp2 | None = None
+    def send(self, connection: Near | Far, data: bytes) -> None:
+        """Send with the end of the turn."""
 
-    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(context)
-        self._stuck = stuck
+    def open(self, server: Far) -> None:
+        """Connect; `Opened` tells when that is done, or why it can't be."""
 
-    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        assert isinstance(event, events.Start)
-        server = self.context.server
-        error = yield commands.OpenConnection(server)
-        if not error:
-            http2 = server.alpn == HTTP2
-            self.back = BackHttp2(self.context, self._stuck) if http2 else BackHttp1(self.context)
-            self._handle_event = self.back.handle_event  # type: ignore[method-assign]
-            yield from self._handle_event(event)
-            self.handle_event = self.back.handle_event  # type: ignore[method-assign]  # nothing blocks any more
-        yield RegisterHttpConnection(server, error)
+    def close(self, connection: Near | Far) -> None:
+        """Send what waits, then close. Idempotent."""
+
+    def end_sending(self, connection: Near | Far) -> None:
+        """End our half alone."""
+
+    def reset(self, connection: Near | Far, *, at_once: bool = False) -> None:
+        """Cut a connection: what was being sent on it is not complete (invariant 12).
+
+        What was sent before is delivered first, unless it is `at_once`: the gate's own refusals let nothing more
+        through.
+        """
+
+    def decide(self, stream: Stream) -> None:
+        """Have a request decided; `Decided` tells when it is."""
 
 
-class GateHttp(Direct, HttpLayer):
+class GateHttp:
     """HTTP with one client."""
 
-    context: "GateContext"
-    front: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
-    outgoing: dict[Far, Outgoing]
-
-    def __init__(self, context: "GateContext", room: "Room") -> None:
-        super().__init__(context, HTTPMode.transparent)
-        self.outgoing = {}
-        self._room = room
+    def __init__(self, context: "GateContext", room: "Room", driver: Driver) -> None:
+        self.context = context
+        self.client = context.client
+        self.session = context.session
+        self.driver = driver
+        self.front: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
+        self.outgoing: dict[Far, BackHttp1 | BackHttp2 | None] = {}  # None: it isn't open yet
+        self.streams: dict[int, Stream] = {}
         self.stinted = False  # whether something is left unread for want of room
+        self._room = room
         self._requests = 0  # bytes that those under way take by themselves
+        self._expecting: dict[Far, list[Stream]] = {}  # requests that wait for a connection
+        self._queued: deque[HttpEvent] = deque()  # that came about while something was sent
 
-    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        if isinstance(event, events.ConnectionEvent):
-            handler = self.connections.get(event.connection)
-            if handler is None:
-                return  # over, and forgotten
-            yield from self.event_to_child(handler, event)
-        elif isinstance(event, events.Start):
-            context = self.context.fork()
-            http2 = context.client.alpn == HTTP2
-            front = FrontHttp2(context, self.stuck_behind) if http2 else FrontHttp1(context)
-            self.front = self.connections[context.client] = front
-            yield from self.event_to_child(front, event)
-        elif isinstance(event, Revoked | Unspoken):
-            for one in self._concerned(event):
-                yield from self.event_to_child(one, event)
-        elif not isinstance(event, Relieved):
-            yield from super()._handle_event(event)
-        elif self.puts_off():
-            assert self.front is not None
-            yield from self.event_to_child(self.front, events.DataReceived(self.context.client, b""))
-        if self.context.client.alpn == HTTP2:  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
-            yield from self.relieve()
+    # --- what has come ---
+
+    def handle(self, event: events.Event) -> Turns:  # noqa: C901  a table of what there is
+        """Do all that there is to do about an event."""
+        match event:
+            case events.DataReceived():
+                yield from self._receive(_ours(event.connection), event)
+            case events.ConnectionClosed():
+                yield from self._receive_end(_ours(event.connection), event)
+            case Decided():
+                yield from self._resume(event.stream)
+            case Opened():
+                yield from self._opened(event.server, event.problem)
+            case Revoked():
+                for stream in [one for one in self.streams.values() if one.is_of(event.flows)]:
+                    yield from self._deliver(stream, event)
+            case events.Start():
+                yield from self._start()
+            case Unspoken() if isinstance(self.front, FrontHttp1):
+                self.front.unspoken()
+        if isinstance(self.front, FrontHttp1):
+            if type(event) is Relieved or not self.front.puts_off:  # what was put off has a turn of its own
+                yield from self._pull(self.client, self.front)  # the next request may have begun behind the last
+        elif self.client.alpn == HTTP2:  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
+            yield from self._relieve()
         if self.outgoing:
-            self.forget()
+            self._forget()
 
-    def event_to_child(  # noqa: C901  no more calls than there are: this runs some thirty times a request
-        self, child: "Layer", event: events.Event
-    ) -> "CommandGenerator[None]":
-        """Give an event to a layer and do what it commands, as mitmproxy does; what is sent to nobody is dropped."""
-        for command in child.handle_event(event):
-            if type(command) is SendHttp:  # most are one of three
-                if handler := self.connections.get(command.connection):
-                    yield from self.event_to_child(handler, command.event)
-            elif type(command) is ReceiveHttp:
-                if type(command.event) is RequestHeaders:
-                    yield from self.begin_request(command.event)
-                if stream := self.streams.get(command.event.stream_id):
-                    if type(command.event) in _LEAVES and isinstance(stream, Stream) and stream.undecided:
-                        self.context.session.asked_about.leave(
-                            stream.flow.id
-                        )  # itself it hears only when it is decided
-                    yield from self.event_to_child(stream, command.event)
-            elif type(command) is commands.SendData:
-                yield command
+    def _start(self) -> Turns:
+        if self.client.alpn != HTTP2:
+            self.front = FrontHttp1(tls=self.session.place.tls)
+            return
+        self.front = FrontHttp2(self.context.fork(), self.stuck_behind)
+        yield from self._carry_out(self.front.handle_event(events.Start()))
+
+    def _codec(self, connection: Near | Far) -> FrontHttp1 | FrontHttp2 | BackHttp1 | BackHttp2 | None:
+        return self.front if connection is self.client else self.outgoing.get(connection)  # type: ignore[arg-type]
+
+    def _receive(self, connection: Near | Far, event: events.DataReceived) -> Turns:
+        codec = self._codec(connection)
+        if isinstance(codec, FrontHttp1 | BackHttp1):
+            codec.receive(event.data)
+            yield from self._pull(connection, codec)
+        elif codec is not None:
+            yield from self._carry_out(codec.handle_event(event))
+
+    def _receive_end(self, connection: Near | Far, event: events.ConnectionClosed) -> Turns:
+        codec = self._codec(connection)
+        if isinstance(codec, FrontHttp1):
+            codec.receive_end(cut=connection.state is ConnectionState.CLOSED)
+            yield from self._pull(connection, codec)
+        elif isinstance(codec, BackHttp1):
+            codec.receive_end(cut=connection.cut)
+            yield from self._pull(connection, codec)
+        elif codec is not None:
+            yield from self._carry_out(codec.handle_event(event))
+
+    def _pull(self, connection: Near | Far, codec: FrontHttp1 | BackHttp1) -> Turns:
+        """Give each event of HTTP/1 to its request; then close the connection, if nothing more can come."""
+        while (event := codec.next_event()) is not None:
+            if type(event) is Misread:
+                self._refuse(event)
+                continue
+            if codec.state is State.DONE:
+                self._close(connection)
+            yield from self._route(event)  # type: ignore[arg-type]
+            yield
+        if codec.state is State.DONE:
+            self._close(connection)
+
+    def _carry_out(self, steps: "Iterable[commands.Command]") -> Turns:
+        """Do what a layer of HTTP/2 commands."""
+        for command in steps:
+            if type(command) is ReceiveHttp:
+                yield from self._route(command.event)
+                yield
+            elif type(command) is Checkpoint:
+                yield
             else:
-                if command.blocking or isinstance(command, commands.RequestWakeup):
-                    self.command_sources[command] = child
-                if isinstance(command, HttpCommand):
-                    yield from self.between_layers(command)
-                else:
-                    yield command
+                self._do(command)
 
-    def between_layers(self, command: HttpCommand) -> "CommandGenerator[None]":
-        """Do what else one layer of HTTP wants of another."""
+    def _do(self, command: commands.Command) -> None:
         match command:
-            case DropStream():
-                if isinstance(stream := self.streams.pop(command.stream_id, None), Stream):
-                    self._requests -= stream.takes
-                    stream.let_go()
-            case GetHttpConnection():
-                yield from self.get_connection(command)
-            case RegisterHttpConnection():
-                yield from self.register_connection(command)
+            case commands.SendData():
+                self.driver.send(_ours(command.connection), command.data)
+            case commands.CloseConnection():
+                self.driver.close(_ours(command.connection))
+            case commands.Log():
+                pass  # what matters is told as an event
             case _:
                 raise RuntimeError(f"unexpected command {type(command).__name__}")
 
-    def begin_request(self, event: RequestHeaders) -> "CommandGenerator[None]":
-        """Begin a request."""
-        stream = self.streams[event.stream_id] = Stream(self.context.fork(), event.stream_id)
+    def _close(self, connection: Near | Far) -> None:
+        if connection.state is not ConnectionState.CLOSED:
+            self.driver.close(connection)
+
+    def _refuse(self, misread: Misread) -> None:
+        """Answer what can't be read; HTTP/2 in the clear so that its client understands it: in a GOAWAY."""
+        page = self.session.misread(misread.head, misread.problem)
+        if misread.http2:
+            goaway = GoAwayFrame(0, 0, ErrorCodes.HTTP_1_1_REQUIRED, f"exeat: {NOT_HTTP2}".encode())
+            said = SettingsFrame(0).serialize() + goaway.serialize()
+        else:
+            said = page.http1(body=misread.head.method != b"HEAD")
+        self.driver.send(self.client, said)
+
+    # --- requests ---
+
+    def _route(self, event: "HttpEvent") -> Turns:
+        """Give an event to its request; then the others that came about meanwhile to theirs."""
+        if type(event) is RequestHeaders:
+            self._begin_request(event)
+        if stream := self.streams.get(event.stream_id):
+            if stream.undecided and type(event) in _LEAVES:
+                self.session.asked_about.leave(stream.flow.id)  # itself it hears only when it is decided
+            yield from self._deliver(stream, event)
+
+    def _deliver(self, stream: Stream, event: events.Event) -> Turns:
+        if stream.waiting is not None:
+            stream.queue.append(event)
+            return
+        try:
+            steps = stream.handle(event)
+        except Misused as misuse:
+            stream.stop_misuse(misuse)
+            steps = None
+        if steps is not None:
+            yield from self._run(stream, steps)
+        while self._queued:
+            yield from self._route(self._queued.popleft())
+
+    def _run(self, stream: Stream, steps: Steps) -> Turns:
+        """Go on with what a request does, until that is through or waits."""
+        try:
+            for step in steps:
+                if step is WAIT:
+                    stream.waiting = steps
+                    return
+                yield
+        except Misused as misuse:
+            stream.stop_misuse(misuse)
+
+    def _resume(self, stream: Stream) -> Turns:
+        """Go on with a request that has waited, then with what came for it meanwhile."""
+        steps, stream.waiting = stream.waiting, None
+        if steps is not None:
+            yield from self._run(stream, steps)
+        while True:
+            yield
+            while self._queued:
+                yield from self._route(self._queued.popleft())
+            if stream.waiting is not None or not stream.queue:
+                return
+            yield from self._deliver(stream, stream.queue.popleft())
+
+    def _begin_request(self, event: RequestHeaders) -> None:
+        stream = self.streams[event.stream_id] = Stream(self, event.stream_id)
         data = event.request.data
         stream.takes = REQUEST + len(data.path) + sum([len(n) + len(v) + FIELD for n, v in data.headers.fields])
         self._requests += stream.takes
-        yield from self.event_to_child(stream, events.Start())
 
-    def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> "CommandGenerator[None]":
-        """Find a connection to an address that was checked for this very request, or make one."""
-        stream = self.command_sources[event]
-        assert isinstance(stream, Stream)
-        for connection in self.outgoing if reuse else ():
-            if not stream.may_trust(connection.authorities):
+    def drop(self, stream: Stream) -> None:
+        """Forget a request that is over. Idempotent."""
+        if self.streams.pop(stream.stream_id, None) is not None:
+            self._requests -= stream.takes
+
+    # --- what requests want ---
+
+    def send_to_client(self, event: "HttpEvent") -> None:
+        """Send a part of a response."""
+        front = self.front
+        if isinstance(front, FrontHttp2):
+            self._send_http2(front, event)
+        elif type(event) is ResponseProtocolError:
+            assert front is not None
+            if front.is_complete:
+                self.driver.close(self.client)
+            else:
+                self.driver.reset(self.client, at_once=event.code is ErrorCode.CANCEL)
+        elif front is not None and (data := front.send(event)):
+            self.driver.send(self.client, data)
+
+    def send_to_server(self, server: Far | None, event: "HttpEvent") -> None:
+        """Send a part of a request; to nobody, where the connection is over."""
+        back = None if server is None else self.outgoing.get(server)
+        if back is None or server is None:
+            return
+        if isinstance(back, BackHttp2):
+            self._send_http2(back, event)
+        elif type(event) is RequestProtocolError:
+            back.state = State.DONE
+            self.driver.reset(server, at_once=event.code is ErrorCode.CANCEL)
+        elif data := back.send(event):
+            self.driver.send(server, data)
+
+    def _send_http2(self, codec: FrontHttp2 | BackHttp2, event: "HttpEvent") -> None:
+        for command in codec.handle_event(event):
+            if type(command) is ReceiveHttp:
+                self._queued.append(command.event)
+            else:
+                self._do(command)
+
+    def connect(self, stream: Stream) -> Far | None:
+        """Return a connection to an address that was checked for this very request; None: it has to wait for one."""
+        for server in self.outgoing:
+            if not stream.may_trust(server.authorities):
                 continue
-            if connection in self.waiting_for_establishment and stream.may_use(*connection.addresses):
-                self.waiting_for_establishment[connection].append(event)
-                return
-            if self.usable(connection) and connection.dialled and stream.may_use(connection.dialled):
-                del self.command_sources[event]
-                yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
-                return
-        context = self.context.fork()
-        server = context.server = far(self.context.session.place, stream.addresses, stream.authorities)
-        outgoing = self.outgoing[server] = self.connections[server] = Outgoing(context, self.stuck_in_front)
-        self.waiting_for_establishment[server].append(event)
-        yield from self.event_to_child(outgoing, events.Start())
+            if server in self._expecting and stream.may_use(*server.addresses):
+                self._expecting[server].append(stream)
+                return None
+            if self.usable(server) and server.dialled and stream.may_use(server.dialled):
+                return server
+        self._open_for(stream)
+        return None
 
-    def usable(self, connection: Far) -> bool:
+    def _open_for(self, stream: Stream) -> None:
+        server = far(self.session.place, stream.addresses, stream.authorities)
+        self.outgoing[server] = None
+        self._expecting[server] = [stream]
+        self.driver.open(server)
+
+    def _opened(self, server: Far, problem: str | None) -> Turns:
+        """Have those go on that wait for a connection; it speaks what was agreed on."""
+        waiting = self._expecting.pop(server)
+        if problem is None and server.alpn == HTTP2:
+            context = self.context.fork()
+            context.server = server
+            back = self.outgoing[server] = BackHttp2(context, self.stuck_in_front)
+            yield from self._carry_out(back.handle_event(events.Start()))
+        elif problem is None:
+            self.outgoing[server] = BackHttp1(self.session.place, server)
+            if self.client.alpn == HTTP2:  # HTTP/1 behind it has one request a connection
+                for stream in waiting[1:]:
+                    self._open_for(stream)
+                del waiting[1:]
+        for stream in waiting:
+            stream.opened = problem or server
+            yield from self._resume(stream)
+
+    def usable(self, server: Far) -> bool:
         """Whether a connection can take one more request: open, and free."""
-        if not connection.connected:
+        if not server.connected:
             return False
-        if self.context.client.alpn != HTTP2:
-            return True
+        back = self.outgoing.get(server)
+        if self.client.alpn != HTTP2:
+            return isinstance(back, BackHttp1) and back.stream_id is None
         # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
-        back = self.outgoing[connection].back
         return isinstance(back, BackHttp2) and not back.draining
+
+    # --- what the driver asks ---
 
     def kept(self, *, weigh: bool = False) -> int:
         """Return how many bytes are kept here for peers that don't take them, and of requests under way.
@@ -197,25 +351,23 @@ class GateHttp(Direct, HttpLayer):
             kept += front.h2_conn.incoming_buffer.size
             if front.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
                 kept += sum(front.withheld.values())
-        for outgoing in self.outgoing.values():
-            if (back := outgoing.back) is not None:
+        for back in self.outgoing.values():
+            if back is not None:
                 kept += len(back.buf) if isinstance(back, BackHttp1) else back.h2_conn.incoming_buffer.size
         return kept
 
     def under_way(self) -> "dict[str, Hop]":
         """Return where each request was sent to, by the ids of their flows; nothing of those that wait for a dial."""
-        found: dict[str, Hop] = {}
-        for stream in self.streams.values():
-            server = stream.context.server
-            if isinstance(stream, Stream) and stream.settled and isinstance(server, Far) and server.dialled is not None:
-                found[stream.flow.id] = server.dialled
-        return found
+        return {
+            stream.flow.id: stream.server.dialled
+            for stream in self.streams.values()
+            if stream.settled and stream.server is not None and stream.server.dialled is not None
+        }
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Drop what is left of connections that are over."""
-        for connection in [c for c in self.outgoing if c.over]:
-            del self.outgoing[connection]
-            self.connections.pop(connection, None)
+        for server in [each for each in self.outgoing if each.over]:
+            del self.outgoing[server]
 
     def begin_turn(self) -> None:
         """Read some pipelined requests more."""
@@ -232,65 +384,52 @@ class GateHttp(Direct, HttpLayer):
         if front is None:
             return 0
         if isinstance(front, FrontHttp1):
-            return front.stream_id if front.buf and front.state == front.read_headers else None
+            return front.stream_id if front.has_begun else None
         return front.h2_conn.highest_inbound_stream_id + 1 if front.h2_conn.incoming_buffer.in_fields() else None
-
-    def _concerned(self, event: "Revoked | Unspoken") -> "list[Layer]":
-        """Return those that something happens to which the driver has found out."""
-        if isinstance(event, Revoked):
-            return [stream for stream in self.streams.values() if isinstance(stream, Stream) and stream.is_of(event)]
-        return [self.front] if isinstance(self.front, FrontHttp1) else []
 
     def is_unspoken(self) -> bool:
         """Whether a client without ALPN, which those of HTTP have, has said nothing since its handshake."""
-        front = self.front
-        silent = isinstance(front, FrontHttp1) and front.state == front.read_headers and not front.buf
-        return silent and self.context.client.tls and not self.context.client.alpn and not self.context.session.asked
+        silent = isinstance(self.front, FrontHttp1) and self.front.is_silent
+        return silent and self.client.tls and not self.client.alpn and not self.session.asked
 
     def stuck_in_front(self, stream_id: int) -> bool:
         """Whether what is for the client on this stream can't leave now."""
-        return self.context.client.full or (isinstance(self.front, FrontHttp2) and self.front.h2_conn.waits(stream_id))
+        return self.client.full or (isinstance(self.front, FrontHttp2) and self.front.h2_conn.waits(stream_id))
 
     def stuck_behind(self, stream_id: int) -> bool:
         """Whether what is for the server on this stream can't leave now."""
         stream = self.streams.get(stream_id)
         if stream is None:
             return False
-        if isinstance(stream, Stream) and stream.undecided:
+        if stream.undecided:
             return True
-        server = stream.context.server
-        assert isinstance(server, Far)
-        outgoing = self.outgoing.get(server)
-        back = outgoing.back if outgoing else None
+        server = stream.server
+        if server is None:
+            return False
+        back = self.outgoing.get(server)
         return server.full or (isinstance(back, BackHttp2) and back.waits(stream_id))
 
-    def relieve(self) -> "CommandGenerator[None]":
+    def _relieve(self) -> Turns:
         """Give the credit that was withheld for what has left since."""
-        if self.front is not None and self.front.withheld:
-            yield from self.event_to_child(self.front, Relieved())
-        for connection, outgoing in list(self.outgoing.items()):
-            if outgoing.back is not None and outgoing.back.withheld:
-                yield from self.event_to_child(self.connections[connection], Relieved())
+        for codec in (self.front, *self.outgoing.values()):
+            if isinstance(codec, FrontHttp2 | BackHttp2) and codec.withheld:
+                yield from self._carry_out(codec.handle_event(Relieved()))
 
     def paused(self, connection: Near | Far) -> bool:
         """Whether nothing should be read from a connection now, because what it brings can't leave."""
-        if connection is self.context.client:
-            if isinstance(self.front, FrontHttp1):
-                uploading = self.front.state in (self.front.read_body, self.front.passthrough)
-                stream = self.streams.get(self.front.stream_id)
-                if uploading and isinstance(stream, Stream) and stream.undecided:
-                    return True  # what is read now would only be kept
-                if (
-                    self.front.puts_off
-                    or self.front.too_far_ahead()
-                    or [server for server in self.outgoing if server.full]
-                ):
-                    return True
-                return connection.full and not uploading
-            return connection.full  # it asks and doesn't listen
-        outgoing = self.outgoing.get(cast("Far", connection))
-        if outgoing and type(outgoing.back) is BackHttp1 and outgoing.back.stream_id is not None:
-            return self.stuck_in_front(outgoing.back.stream_id)
+        if connection is self.client:
+            front = self.front
+            if not isinstance(front, FrontHttp1):
+                return connection.full  # it asks and doesn't listen
+            stream = self.streams.get(front.stream_id)
+            if front.is_uploading and stream is not None and stream.undecided:
+                return True  # what is read now would only be kept
+            if front.puts_off or front.is_too_far_ahead or [server for server in self.outgoing if server.full]:
+                return True
+            return connection.full and not front.is_uploading
+        back = self.outgoing.get(connection)  # type: ignore[arg-type]
+        if type(back) is BackHttp1 and back.stream_id is not None:
+            return self.stuck_in_front(back.stream_id)
         return connection.full or self._is_stinted()
 
     def _is_stinted(self) -> bool:
@@ -301,3 +440,8 @@ class GateHttp(Direct, HttpLayer):
         stinted = waiting.kept > FULL and all(map(waiting.waits, self.streams))
         self.stinted = self.stinted or stinted
         return stinted
+
+
+def _ours(connection: object) -> Near | Far:
+    assert type(connection) is Far or type(connection) is Near
+    return connection

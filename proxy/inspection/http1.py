@@ -1,35 +1,40 @@
-"""HTTP/1 towards both sides: mitmproxy's, with one strict reading of a head (`http1_heads`), limits, trailers and cuts.
+"""HTTP/1 towards both sides, without I/O: bytes in by `receive`, events out by `next_event`, as h11 has it.
 
-mitmproxy has no limit on a head, takes an informational response for the final one, crashes on trailers, forwards an
-HTTP/2 body without a length, and ends a broken transfer like a whole one; not here.
+A head is read in one strict way (`http1_heads`); heads, chunk lines and trailers have limits, and a cut is no end. A
+codec reads the next head only when it is asked for its next event, never while it writes. States:
+
+    HEAD  the next message's head comes
+    BODY  ... its body
+    WAIT  it is whole, and the other half of the exchange isn't
+    PIPE  both sides have switched to another protocol (101): bytes in both directions
+    DONE  nothing more is read, and the connection is to be closed
 """
 
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from enum import Enum
+from sys import maxsize
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import h11
-from h2.errors import ErrorCodes
-from h11._readers import ContentLengthReader
-from hyperframe.frame import GoAwayFrame, SettingsFrame
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
-from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestData,
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     RequestTrailers,
+    ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
 from proxy.inspection.chunks import Chunks
-from proxy.inspection.direct import Direct
 from proxy.inspection.http1_heads import (
     UNREAD,
     is_bodiless,
@@ -43,15 +48,14 @@ from proxy.inspection.http1_heads import (
 from proxy.inspection.messages import closing, request_of
 from proxy.inspection.relaying import asked_of_proxy, is_relayed
 from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
-from proxy.inspection.signals import Checkpoint, ClientEnded, ResetConnection, Unspoken
+from proxy.inspection.signals import ClientEnded
 from proxy.request.request_head import NOTHING, Head, Unclear, body_size
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from mitmproxy.proxy.layer import CommandGenerator
-    from mitmproxy.proxy.layers.http._http1 import TBodyReader
-
-    from proxy.inspection.context import GateContext
+    from proxy.inspection.context import Far
+    from proxy.inspection.judging import Place
+    from proxy.request.request_head import Field
 
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
 # Methods whose bodies mean nothing (RFC 9110 section 9.3): some servers take one for the next request, and that was not
@@ -59,300 +63,417 @@ MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chun
 BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
 MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
 HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
+SWITCHED: Final = 101
 
 # What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
 _SPEAKS_LATER: Final = (
     "its client waits for the server to speak first, as in IMAP, POP and SMTP: that isn't HTTP, and can't be inspected"
 )
-_NOT_HTTP2: Final = "HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
+NOT_HTTP2: Final = "HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
 
 
-class _Http1(Direct, Http1Connection):
+class State(Enum):
+    """What a codec reads next."""
+
+    HEAD = 1
+    BODY = 2
+    WAIT = 3
+    PIPE = 4
+    DONE = 5
+
+
+class Misread(NamedTuple):
+    """A request that can't be read: where its body ends is anybody's guess, so nothing behind it is read.
+
+    `http2`: the client speaks HTTP/2, in the clear.
+    """
+
+    head: Head
+    problem: Unclear
+    http2: bool = False
+
+
+class Codec:
     """What both directions share."""
 
-    withheld: Final = ()  # credit, which HTTP/2 has
-    context: "GateContext"
     in_front: bool  # with a task's client, or behind, with a server
-    body_reader: "TBodyReader | Chunks"  # type: ignore[assignment]  # mitmproxy knows only its own
-    trailers: http.Headers | None = None  # to be sent after the last chunk
+    stream_id: int | None  # of the request at hand
+    _data: type[RequestData | ResponseData]
+    _trailers: type[RequestTrailers | ResponseTrailers]
+    _end: type[RequestEndOfMessage | ResponseEndOfMessage]
+    _error: type[RequestProtocolError | ResponseProtocolError]
 
-    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        if isinstance(event, HttpEvent):
-            return self.send(event)
-        if type(event) is events.DataReceived:
-            if self.is_all_body(event.data):
-                return self.pass_on(event.data)
-            if self.state != self.passthrough:
-                self.buf += event.data
-        return self.state(event)
+    def __init__(self) -> None:
+        self.state = State.HEAD
+        self.buf = ReceiveBuffer()
+        self.ended = False  # the peer sends nothing more
+        self.request: http.Request | None = None
+        self.response: http.Response | None = None
+        self.request_done = self.response_done = False
+        self._events: deque[HttpEvent | Misread] = deque()  # that were found together
+        self._cut = False  # the connection was cut off rather than ended
+        self._chunks: Chunks | None = None  # reads the body, if it comes in chunks
+        self._size = self._left = 0  # bytes of the body, all and still to come; `maxsize`: until the connection ends
+        self._piece = b""  # bytes that nobody has to look at
+        self._sends_chunks = False  # the message that is sent has its body in chunks
+        self._sent_trailers: http.Headers | None = None  # to be sent after the last chunk
 
-    def is_all_body(self, data: bytes) -> bool:
-        """Whether a piece is nothing but the middle of a body whose length is known, and nothing else waits."""
-        return (
-            self.state == self.read_body
-            and type(self.body_reader) is ContentLengthReader
-            and 0 < len(data) < self.body_reader._remaining  # noqa: SLF001  h11 has no name for it
-            and not self.buf
-        )
-
-    def pass_on(self, data: bytes) -> "CommandGenerator[None]":
-        """Pass a piece of a body on as it is: through the buffer and the reader it would be copied three times."""
-        assert self.stream_id is not None
-        assert isinstance(self.body_reader, ContentLengthReader)
-        self.body_reader._remaining -= len(data)  # noqa: SLF001
-        yield ReceiveHttp(self.ReceiveData(self.stream_id, data))
-
-    def read_body(self, event: events.Event) -> "CommandGenerator[None]":
-        """Pass on what there is of a body. As mitmproxy's, with trailers, a limit, and cuts told from ends."""
-        assert self.stream_id is not None
-        while True:
-            try:
-                if isinstance(event, events.DataReceived):
-                    part = self.body_reader(self.buf)
-                    if part is None and len(self.buf) > MOST_LINE:
-                        raise h11.RemoteProtocolError("a chunk's header or the trailers are too long")
-                else:
-                    assert isinstance(event, events.ConnectionClosed)
-                    if self.was_cut():
-                        raise h11.RemoteProtocolError("the connection was cut")
-                    part = self.body_reader.read_eof()
-            except h11.ProtocolError as error:
-                yield commands.CloseConnection(self.conn)
-                yield ReceiveHttp(
-                    self.ReceiveProtocolError(self.stream_id, str(error), code=self.ReceiveProtocolError.code)
-                )
-                return
-            if part is None:
-                return
-            if isinstance(part, h11.Data):
-                if part.data:
-                    yield ReceiveHttp(self.ReceiveData(self.stream_id, bytes(part.data)))
-                    yield Checkpoint()
-                continue
-            assert isinstance(part, h11.EndOfMessage)
-            if isinstance(self.body_reader, Chunks) and self.body_reader.trailers:
-                kind = RequestTrailers if self.in_front else ResponseTrailers
-                yield ReceiveHttp(kind(self.stream_id, http.Headers(self.body_reader.trailers)))
-            yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id))
-            yield from self.mark_done(request=self.in_front, response=not self.in_front)
+    def receive(self, data: bytes) -> None:
+        """Take what has come. All events have to be taken before the next."""
+        state = self.state
+        if state is State.DONE:
             return
-
-    def mark_done(self, *, request: bool = False, response: bool = False) -> "CommandGenerator[None]":
-        """Note what is done, and go on with the next request or end. As mitmproxy's, where that is plain to see."""
-        asked, answer = self.request, self.response
-        if not (self.request_done or request) or not (self.response_done or response):
-            self.request_done, self.response_done = self.request_done or request, self.response_done or response
-            if self.in_front and self.request_done:
-                self.state = self.wait
-            return
-        last = None if asked is None or answer is None else is_last(asked, answer)
-        if last is None:
-            yield from super().mark_done(request=request, response=response)
-        elif last:
-            self.request_done = self.response_done = True
-            yield commands.CloseConnection(self.conn)
-            self.state = self.done
+        if not self.buf and (
+            state is State.PIPE or (state is State.BODY and not self._chunks and len(data) < self._left)
+        ):
+            self._piece = data  # through the buffer it would be copied three times
         else:
-            self.request_done = self.response_done = False
-            self.request = self.response = None
-            self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
-            self.state = self.read_headers
-            if self.buf:
-                yield from self.state(events.DataReceived(self.conn, b""))
+            self.buf += data
 
-    def was_cut(self) -> bool:
-        """Whether the connection was cut off rather than ended."""
+    def next_event(self) -> HttpEvent | Misread | None:
+        """Return what has come next; None: that isn't there yet, or there is nothing more (DONE)."""
+        if self._events:
+            return self._events.popleft()
+        state = self.state
+        if state is State.BODY:
+            return self._next_of_body()
+        if state is State.HEAD:
+            return self._next_head()
+        if state is State.PIPE:
+            return self._next_of_pipe()
+        return None
+
+    def _next_head(self) -> HttpEvent | Misread | None:
         raise NotImplementedError
 
-    def last_chunk(self, message: http.Message) -> bytes:
-        """Return what ends a chunked body, with the trailers that came."""
-        trailers, self.trailers = self.trailers, None
-        if not is_chunked(message) or (isinstance(message, http.Response) and is_bodiless(message)):
+    def _begin_body(self, size: int | None, *, lenient: bool) -> None:
+        """Read a body of `size` bytes next; None: in chunks, -1: until the connection ends."""
+        self.state = State.BODY
+        self._chunks = Chunks(lenient=lenient) if size is None else None
+        self._size = self._left = maxsize if size == -1 else size or 0
+
+    def _next_of_body(self) -> HttpEvent | None:
+        assert self.stream_id is not None
+        try:
+            if self._chunks is not None:
+                return self._next_of_chunks(self._chunks, self.stream_id)
+            if data := self._piece or self.buf.maybe_extract_at_most(self._left):
+                self._left -= len(data)
+                self._piece = b""
+                return self._data(self.stream_id, bytes(data))
+            if self._left and self.ended:
+                self._check_end()
+        except h11.RemoteProtocolError as error:
+            return self._break_off(str(error))
+        return None if self._left else self._end_message()
+
+    def _next_of_chunks(self, chunks: Chunks, stream_id: int) -> HttpEvent | None:
+        """Return the next of a chunked body. Raises h11.RemoteProtocolError."""
+        part = chunks(self.buf)
+        if isinstance(part, h11.Data):
+            return self._data(stream_id, bytes(part.data))
+        if part is None:
+            if len(self.buf) > MOST_LINE:
+                raise h11.RemoteProtocolError("a chunk's header or the trailers are too long")
+            if self.ended:
+                self._check_end()
+            return None
+        self._chunks = None
+        return self._trailers(stream_id, http.Headers(chunks.trailers)) if chunks.trailers else self._end_message()
+
+    def _check_end(self) -> None:
+        """Let a body end with its connection, or raise h11.RemoteProtocolError."""
+        if self._cut:
+            raise h11.RemoteProtocolError("the connection was cut")
+        if self._chunks is not None:
+            self._chunks.read_eof()
+        if self._size != maxsize:
+            raise h11.RemoteProtocolError(
+                "peer closed connection without sending complete message body "
+                f"(received {self._size - self._left} bytes, expected {self._size})"
+            )
+        self._left = 0
+
+    def _break_off(self, problem: str) -> HttpEvent:
+        self.state = State.DONE
+        assert self.stream_id is not None
+        return self._error(self.stream_id, problem, self._error.code)
+
+    def _end_message(self) -> HttpEvent:
+        """Go on with what comes next: whoever hears of the end may begin another exchange."""
+        assert self.stream_id is not None
+        end = self._end(self.stream_id)
+        if self.in_front:
+            self.request_done = True
+        else:
+            self.response_done = True
+        self._go_on()
+        return end
+
+    def _next_of_pipe(self) -> HttpEvent | None:
+        assert self.stream_id is not None
+        piece, self._piece = self._piece, b""
+        if not piece and self.buf:
+            piece = bytes(self.buf.maybe_extract_at_most(len(self.buf)) or b"")
+        return self._data(self.stream_id, piece) if piece else None
+
+    def _go_on(self) -> None:
+        """Go on behind a message that is whole: wait for the other, or end, or read the next."""
+        asked, answer = self.request, self.response
+        if not (self.request_done and self.response_done) or asked is None or answer is None:
+            self.state = State.WAIT if self.request_done is self.in_front else self.state
+        elif answer.status_code == SWITCHED:
+            self.state = State.PIPE
+            while self.buf and self.buf._data.startswith((b"\r", b"\n")):  # noqa: SLF001  h11 has no name for a look
+                self.buf.maybe_extract_at_most(1)
+        elif is_last(asked, answer):
+            self.state = State.DONE
+        else:
+            self.state = State.HEAD
+            self.request = self.response = None
+            self.request_done = self.response_done = False
+            self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
+
+    def _body_piece(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._sends_chunks and data else data
+
+    def _last_chunk(self) -> bytes:
+        """Return what ends the body that is sent, with the trailers that came."""
+        trailers, self._sent_trailers = self._sent_trailers, None
+        if not self._sends_chunks:
             return b""
-        return b"0\r\n" + (bytes(trailers) if trailers else b"") + b"\r\n"
+        return b"0\r\n%b\r\n" % (bytes(trailers) if trailers else b"")
 
 
-class FrontHttp1(_Http1, Http1Server):
+class FrontHttp1(Codec):
     """HTTP/1 with a task's client."""
 
     in_front = True
-    turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
-    puts_off = False  # there may be another one, and it is put off
-    ended = False  # the client sends nothing more, and may wait for answers (RFC 9112 section 9.6)
+    stream_id: int = 1
+    _data, _trailers, _end, _error = RequestData, RequestTrailers, RequestEndOfMessage, RequestProtocolError
 
-    def mark_done(self, *, request: bool = False, response: bool = False) -> "CommandGenerator[None]":
-        """Note what is done, and end behind the last answer to a client that sends nothing more."""
-        yield from super().mark_done(request=request, response=response)
-        if self.ended and self.state == self.read_headers and not self.buf:
-            yield from self.leave()
+    def __init__(self, *, tls: bool) -> None:
+        super().__init__()
+        self._tls = tls
+        self.turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
+        self.puts_off = False  # there may be another one, and it is put off
 
-    def leave(self) -> "CommandGenerator[None]":
-        """End: everything that was asked for is answered, and half a head will never be whole."""
-        self.state = self.done
-        yield commands.CloseConnection(self.conn)
+    def receive_end(self, *, cut: bool) -> None:
+        """Take note that nothing more comes.
 
-    def _handle_event(self, event: events.Event) -> "CommandGenerator[None]":
-        if type(event) is Unspoken:
-            return self.refuse(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
-        return super()._handle_event(event)
-
-    def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
-        """Read the next request's head, or refuse it, or put that off."""
-        if isinstance(event, events.ConnectionClosed):
+        In the clear a client may end its side behind its last request and wait (RFC 9112 section 9.6). TLS has an end
+        of its own, which clients send when they leave.
+        """
+        state = self.state
+        if state is State.PIPE:
+            self._events.append(RequestEndOfMessage(self.stream_id))
+        elif state is State.HEAD:
             self.ended = True
-            if not self.puts_off or event.connection.state is ConnectionState.CLOSED:
+            if cut or not self.puts_off:
                 self.puts_off = False
-                yield from self.leave()
-            return
+                self.state = State.DONE  # half a head will never be whole
+        elif state is State.BODY:
+            self.ended = True
+        elif state is State.WAIT and not (cut or self._tls):
+            self.ended = True
+            if not self.buf:
+                self._events.append(ClientEnded(self.stream_id))
+        elif state is State.WAIT:
+            self.state = State.DONE
+            left = RequestProtocolError(self.stream_id, "Client disconnected.", ErrorCode.CLIENT_DISCONNECTED)
+            self._events.append(left)
+
+    def unspoken(self) -> None:
+        """Refuse a client that waits for its server to speak first."""
+        self._events.append(self._refused(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD)))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no next request has begun."""
+        return self.state is State.HEAD and not self.buf
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a part of the next head."""
+        return self.state is State.HEAD and bool(self.buf)
+
+    @property
+    def is_too_far_ahead(self) -> bool:
+        """Whether the client has sent more pipelined requests than are kept."""
+        return self.state is State.WAIT and len(self.buf) > MOST_AHEAD
+
+    @property
+    def is_uploading(self) -> bool:
+        """Whether what comes goes on to the server."""
+        return self.state in (State.BODY, State.PIPE)
+
+    def _next_head(self) -> HttpEvent | Misread | None:
+        """Read the next request's head, or refuse it, or put that off."""
         self.puts_off = not self.turns and bool(self.buf)
         if self.puts_off:
-            return
+            return None
+        if not self.buf:
+            if self.ended:
+                self.state = State.DONE  # everything that was asked for is answered
+            return None
         head = NOTHING
         try:
             raw = split_head(self.buf)
             if raw is None:
                 if self.ended:
-                    yield from self.leave()
-                return
+                    self.state = State.DONE
+                return None
             self.turns -= 1
             if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
-                yield from self.refuse_http2()
-                return
+                return self._refused(NOTHING, Unclear(NOT_HTTP2), http2=True)
             head = parse_head(raw)
             size = body_size(head)
         except Unclear as problem:
-            yield from self.refuse(head, problem)
-            return
+            return self._refused(head, problem)
         self.request = request_of(head)
-        yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, end_stream=size == 0))
-        self.body_reader = Chunks() if size is None else make_body_reader(size)
-        self.state = self.read_body
-        yield from self.state(event)
-        if self.ended and self.state == self.read_body:  # the rest of its body won't come
-            yield from self.state(events.ConnectionClosed(self.conn))
+        self._begin_body(size, lenient=False)
+        return RequestHeaders(self.stream_id, self.request, end_stream=size == 0)
 
-    def wait(self, event: events.Event) -> "CommandGenerator[None]":
-        """Wait for the end of the answer. In the clear a client may end its side behind its last request.
+    def _refused(self, head: Head, problem: Unclear, *, http2: bool = False) -> Misread:
+        self.state = State.DONE
+        return Misread(head, problem, http2)
 
-        TLS has an end of its own, which clients send when they leave.
-        """
-        half = isinstance(event, events.ConnectionClosed) and event.connection.state is not ConnectionState.CLOSED
-        if not half or self.context.session.place.tls:
-            yield from super().wait(event)
-            return
-        self.ended = True
-        if not self.buf:
-            yield ReceiveHttp(ClientEnded(self.stream_id))
+    def send(self, event: HttpEvent) -> bytes:
+        """Return a part of a response as it is sent."""
+        assert event.stream_id == self.stream_id
+        kind = type(event)
+        if kind is ResponseData:
+            return self._body_piece(event.data)  # type: ignore[attr-defined]
+        if kind is ResponseHeaders:
+            self.response = response = event.response  # type: ignore[attr-defined]
+            self._sends_chunks = is_chunked(response)
+            data = response.data
+            return _written(b"%b %d %b" % (data.http_version, data.status_code, data.reason), data.headers.fields)
+        if kind is ResponseTrailers:
+            self._sent_trailers = event.trailers  # type: ignore[attr-defined]
+            return b""
+        if kind is not ResponseEndOfMessage or self.request is None or self.response is None:
+            raise RuntimeError(f"unexpected event {kind.__name__}")
+        end = self._last_chunk()
+        if self.request.data.method.upper() == b"HEAD" or is_bodiless(self.response):
+            end = b""
+        self.response_done = True
+        self._go_on()
+        return end
 
-    def refuse(self, head: Head, problem: Unclear) -> "CommandGenerator[None]":
-        """Answer what can't be read, and read nothing more: where its body ends is anybody's guess."""
-        self.state = self.done
-        page = self.context.session.misread(head, problem)
-        yield commands.SendData(self.conn, page.http1(body=head.method != b"HEAD"))
-        yield commands.CloseConnection(self.conn)
-
-    def refuse_http2(self) -> "CommandGenerator[None]":
-        """Refuse HTTP/2 in the clear so that its client understands it: no settings, and the words in a GOAWAY."""
-        self.state = self.done
-        self.context.session.misread(NOTHING, Unclear(_NOT_HTTP2))
-        goaway = GoAwayFrame(0, 0, ErrorCodes.HTTP_1_1_REQUIRED, f"exeat: {_NOT_HTTP2}".encode())
-        yield commands.SendData(self.conn, SettingsFrame(0).serialize() + goaway.serialize())
-        yield commands.CloseConnection(self.conn)
-
-    def send(self, event: HttpEvent) -> "CommandGenerator[None]":
-        """Send a part of a response."""
-        if isinstance(event, ResponseTrailers):
-            self.trailers = event.trailers
-        elif isinstance(event, ResponseEndOfMessage):
-            assert self.request
-            assert self.response
-            if self.request.method != "HEAD" and (end := self.last_chunk(self.response)):
-                yield commands.SendData(self.conn, end)
-            yield from self.mark_done(response=True)
-        elif isinstance(event, ResponseProtocolError):
-            complete = (self.response is None or self.response_done) and self.state != self.passthrough
-            cut = ResetConnection(self.conn, at_once=event.code is ErrorCode.CANCEL)
-            yield commands.CloseConnection(self.conn) if complete else cut
-        else:
-            yield from super().send(event)
-
-    def was_cut(self) -> bool:
-        """Whether the client was cut off; its bodies all have lengths, so nothing hangs on it."""
-        return False
-
-    def too_far_ahead(self) -> bool:
-        """Whether the client has sent more pipelined requests than are kept."""
-        return self.state == self.wait and len(self.buf) > MOST_AHEAD
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing of a response was sent, or all of it: then a connection may just end."""
+        return (self.response is None or self.response_done) and self.state is not State.PIPE
 
 
-class BackHttp1(_Http1, Http1Client):
+class BackHttp1(Codec):
     """HTTP/1 with a server."""
 
     in_front = False
-    informed = 0  # informational responses before the one that is waited for
+    stream_id: int | None = None
+    _data, _trailers, _end, _error = ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError
+    withheld: Final = ()  # credit, which HTTP/2 has
 
-    def send(self, event: HttpEvent) -> "CommandGenerator[None]":
-        """Send a part of a request."""
-        if isinstance(event, RequestHeaders):
-            request = event.request
-            if is_relayed(self.context.server):
-                event.request = asked_of_proxy(request, self.context)
-            if not event.end_stream and request.data.method in BODILESS:
-                event.request = closing(event.request)
-            request = event.request
-            if request.is_http2 and not event.end_stream and "content-length" not in request.headers:
-                # HTTP/2 has lengths of its own; without one here the body would be read as the next request
-                request.headers["transfer-encoding"] = "chunked"
-            yield from super().send(event)
-        elif isinstance(event, RequestTrailers):
-            self.trailers = event.trailers
-        elif isinstance(event, RequestEndOfMessage):
-            assert self.request
-            if end := self.last_chunk(self.request):
-                yield commands.SendData(self.conn, end)
-            yield from self.mark_done(request=True)
-        elif isinstance(event, RequestProtocolError):
-            yield ResetConnection(self.conn, at_once=event.code is ErrorCode.CANCEL)
-        else:
-            yield from super().send(event)
+    def __init__(self, place: "Place", server: "Far") -> None:
+        super().__init__()
+        self._place = place
+        self._server = server
+        self._informed = 0  # informational responses before the one that is waited for
 
-    def read_headers(self, event: events.ConnectionEvent) -> "CommandGenerator[None]":
-        """Read a response's head."""
-        if isinstance(event, events.DataReceived) and self.request:
-            yield from self.read_response(event)
-        else:
-            yield from super().read_headers(event)
+    def receive_end(self, *, cut: bool) -> None:
+        """Take note that nothing more comes. `cut`: by a reset, or without TLS's ending."""
+        state, self.ended, self._cut = self.state, True, cut
+        if state is State.PIPE:
+            assert self.stream_id is not None
+            self._events.append(ResponseEndOfMessage(self.stream_id))
+        elif state is State.HEAD:
+            self.state = State.DONE
+            if self.stream_id is not None:
+                begun = bytes(self.buf)
+                problem = f"unexpected server response: {begun!r}" if begun else "server closed connection"
+                self._events.append(self._break_off(problem))
 
-    def read_response(self, event: events.DataReceived) -> "CommandGenerator[None]":
-        """Read heads up to the final one, and pass on each."""
-        assert self.request
-        assert self.stream_id is not None
+    def _next_head(self) -> HttpEvent | None:
+        """Read heads up to the final one."""
+        if not self.buf:
+            return None
+        if self.request is None or self.stream_id is None:
+            self.state = State.DONE  # nobody has asked for anything
+            return None
         try:
-            heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self.informed)
-            self.informed += before_final
+            heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self._informed)
+            self._informed += before_final
             final = heads.pop() if heads and not is_informational(heads[-1]) else None
             size = None if final is None else http1.expected_http_body_size(self.request, final)
         except ValueError as error:
-            yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(
-                ResponseProtocolError(
-                    self.stream_id,
-                    Unreadable(f"the response can't be read: {error}"),
-                    ErrorCode.GENERIC_SERVER_ERROR,
-                )
-            )
-            return
+            return self._break_off(Unreadable(f"the response can't be read: {error}"))
         for response in heads:
-            yield ReceiveHttp(ResponseHeaders(self.stream_id, response, end_stream=False))
-        if final is None:
-            return
-        self.informed, self.response = 0, final
-        yield ReceiveHttp(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
-        self.body_reader = Chunks(lenient=True) if size is None else make_body_reader(size)
-        self.state = self.read_body
-        yield from self.state(event)
+            self._events.append(ResponseHeaders(self.stream_id, response, end_stream=False))
+        if final is not None:
+            self._informed, self.response = 0, final
+            self._begin_body(size, lenient=True)
+            self._events.append(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
+        return self._events.popleft() if self._events else None  # type: ignore[return-value]  # no Misread is in it
 
-    def was_cut(self) -> bool:
-        """Whether the server was cut off: a reset, or TLS without its ending."""
-        return self.context.server.cut
+    def send(self, event: HttpEvent) -> bytes:
+        """Return a part of a request as it is sent."""
+        kind = type(event)
+        if kind is RequestHeaders:
+            return self._send_head(event)  # type: ignore[arg-type]
+        assert event.stream_id == self.stream_id
+        if kind is RequestData:
+            return self._body_piece(event.data)  # type: ignore[attr-defined]
+        if kind is RequestTrailers:
+            self._sent_trailers = event.trailers  # type: ignore[attr-defined]
+            return b""
+        if kind is not RequestEndOfMessage:
+            raise RuntimeError(f"unexpected event {kind.__name__}")
+        end = self._last_chunk()
+        self.request_done = True
+        if self.response_done:
+            self._go_on()
+        return end
+
+    def _send_head(self, event: RequestHeaders) -> bytes:
+        request = event.request
+        assert self.stream_id is None
+        self.stream_id = event.stream_id
+        if is_relayed(self._server):
+            request = asked_of_proxy(request, self._place, self._server)
+        if not event.end_stream and request.data.method in BODILESS:
+            request = closing(request)
+        if request.is_http2 and not event.end_stream and "content-length" not in request.headers:
+            # HTTP/2 has lengths of its own; without one here the body would be read as the next request
+            request.headers["transfer-encoding"] = "chunked"
+        self.request = request
+        self._sends_chunks = is_chunked(request)
+        data = request.data
+        authority, fields, version = data.authority, data.headers.fields, data.http_version
+        if request.is_http2:
+            version, authority, fields = b"HTTP/1.1", b"", _as_http1(authority, fields)
+        target = b"%b://%b%b" % (data.scheme, authority, data.path) if authority else data.path
+        return _written(b"%b %b %b" % (data.method, target, version), fields)
+
+
+def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
+    """Return the fields of an HTTP/2 request as HTTP/1 has them: with a `Host`, and one `Cookie` (RFC 9113 8.2.3)."""
+    if authority and not any(name.lower() == b"host" for name, _ in fields):
+        fields = ((b"Host", authority), *fields)
+    cookies = [value for name, value in fields if name.lower() == b"cookie"]
+    if len(cookies) < 2:
+        return fields
+    joined, found = b"; ".join(cookies), False
+    written: list[Field] = []
+    for name, value in fields:
+        if name.lower() != b"cookie":
+            written.append((name, value))
+        elif not found:
+            found = True
+            written.append((name, joined))
+    return tuple(written)
+
+
+def _written(first_line: bytes, fields: "tuple[Field, ...]") -> bytes:
+    return b"%b\r\n%b\r\n" % (first_line, b"".join([b"%b: %b\r\n" % field for field in fields]))

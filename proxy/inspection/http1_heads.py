@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
+from mitmproxy.net.http.http1 import expected_http_body_size
 
 from proxy.inspection.messages import response_with
 from proxy.request.request_head import MOST_FIELDS, Head, Unclear
@@ -193,16 +194,14 @@ def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Fiel
     return [field for at, field in enumerate(fields) if at not in dropped] if dropped else fields
 
 
-def is_last(request: http.Request, response: http.Response) -> bool | None:
-    """Whether a connection ends with a response that is through; None: that takes more than a look at both heads.
+def is_last(request: http.Request, response: http.Response) -> bool:
+    """Whether a connection ends with a response that is through (RFC 9112 section 9.3).
 
-    Options are in any case (RFC 9110 section 7.6.1): mitmproxy knows those in lower case alone.
+    Options are in any case (RFC 9110 section 7.6.1). A connection behind HTTP/2 has one request.
     """
     asked, answer = request.data, response.data
-    if b"HTTP/2.0" in (asked.http_version, answer.http_version) or asked.method.upper() == b"CONNECT":
-        return None
-    if answer.status_code < HTTPStatus.OK:
-        return None  # another protocol, maybe
+    if asked.http_version == b"HTTP/2.0":
+        return True
     for message in (asked, answer):
         options = _options(message.headers.fields)
         if b"close" in options or (message.http_version == b"HTTP/1.0" and b"keep-alive" not in options):
@@ -210,7 +209,10 @@ def is_last(request: http.Request, response: http.Response) -> bool | None:
     for name, _ in answer.headers.fields:
         if len(name) == len(b"content-length") and name.lower() == b"content-length":
             return False
-    return None
+    try:
+        return expected_http_body_size(request, response) == -1
+    except ValueError:
+        return False
 
 
 def _options(fields: "tuple[Field, ...]") -> list[bytes]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mitmproxy import http
 
     from proxy.dialling.connecting import Hop
-    from proxy.inspection.context import Far, GateContext
-    from proxy.inspection.judging import Ruling
+    from proxy.inspection.context import Far
+    from proxy.inspection.judging import Place, Ruling
     from proxy.request.request_head import Head
 
 # What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
@@ -47,9 +47,8 @@ def is_relayed(server: "Far") -> bool:
     return isinstance(server.dialled, Via) and server.dialled.relayed
 
 
-def asked_of_proxy(request: "http.Request", context: "GateContext") -> "http.Request":
+def asked_of_proxy(request: "http.Request", place: "Place", server: "Far") -> "http.Request":
     """Return a request as the proxy is sent it."""
-    place, server = context.session.place, context.server
     head = head_of(request)
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)

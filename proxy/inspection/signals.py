@@ -1,45 +1,18 @@
-"""What our layers and the driver under them say to each other beyond mitmproxy's own commands and events."""
+"""What the router, its requests and the driver under them say to each other beyond mitmproxy's own events."""
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._base import HttpEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from mitmproxy.connection import Connection
-
-    from proxy.slices import Sliced
+    from proxy.inspection.context import Far
+    from proxy.inspection.stream import Stream
     from rules.verdicts import Reason
-
-
-class ResetConnection(commands.CloseConnection):
-    """Cut a connection with an RST: what was being sent on it is not complete (invariant 12).
-
-    What was sent before is delivered first, unless it is `at_once`: the gate's own refusals let nothing more through.
-    """
-
-    at_once: bool
-
-    def __init__(self, connection: "Connection", *, at_once: bool = False) -> None:
-        super().__init__(connection)
-        self.at_once = at_once
 
 
 class Checkpoint(commands.Command):
     """A point in the middle of long work: the conversation may go on from here in its next turn (`proxy.slices`)."""
-
-
-def checkpoints[T](work: "Sliced[T]") -> "Generator[Checkpoint, Any, T]":
-    """Do work with a checkpoint after each slice, for a layer; returns what it returns."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        yield Checkpoint()
 
 
 class ClientEnded(HttpEvent):
@@ -58,10 +31,23 @@ class Unspoken(events.Event):
     """The client has ended its handshake and said nothing since: it waits for its server to speak first."""
 
 
+class Decided(events.Event):
+    """A request is decided."""
+
+    def __init__(self, stream: "Stream") -> None:
+        self.stream = stream
+
+
+class Opened(events.Event):
+    """A connection to the internet is there, or `problem` says why it isn't."""
+
+    def __init__(self, server: "Far", problem: str | None) -> None:
+        self.server = server
+        self.problem = problem
+
+
 class Revoked(events.Event):
     """Other rules are in force, and they don't let these requests (ids of their flows) out."""
-
-    __slots__ = ("flows",)
 
     def __init__(self, flows: "frozenset[str]") -> None:
         self.flows = flows

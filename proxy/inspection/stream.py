@@ -1,15 +1,20 @@
-"""One request and its response: mitmproxy's stream, which decides at the head and never keeps a body.
+"""One request and its response: decided at its head, passed on piece by piece, ended once.
 
-What differs from mitmproxy's: a refused request is answered at once and its body is not read; a failure upstream
-becomes a page with the true cause; a response that is complete before its request ends the request.
+A refused request is answered at once and its body isn't read; a failure upstream becomes a page with the true cause; a
+response that is complete before its request ends the request. A page goes out as long as nothing of a response has;
+after that only a reset can say that what came is not all (invariant 12).
+
+What may take long or has to wait is a generator: it yields None where a turn may end, and `WAIT` for a decision or a
+connection. What comes for a request that waits is queued (`proxy.inspection.http`).
 """
 
+from collections import deque
+from collections.abc import Generator
+from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
-from mitmproxy.proxy import commands
-from mitmproxy.proxy.layers.http import GetHttpConnection, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
@@ -23,186 +28,167 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
     ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 
 from proxy.dlp.body_scan import Leaking
 from proxy.inspection.brokering import Brokering, Misused
-from proxy.inspection.context import Far, flow_of
+from proxy.inspection.context import flow_of
 from proxy.inspection.contexts import HTTP2
 from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
 from proxy.inspection.http1_heads import is_informational
-from proxy.inspection.messages import head_of
+from proxy.inspection.messages import head_of, head_of_response, response_of
 from proxy.inspection.relaying import answered_by_proxy, is_relayed
 from proxy.inspection.responses import (
     MOST_INFORMATIONAL,
     Unreadable,
+    advice_on_unreadable,
     announced,
     body_length,
     ends_with_connection,
     has_no_body,
     what_is_wrong,
 )
-from proxy.inspection.signals import ClientEnded, Failure, ResetConnection, Revoked, checkpoints
-from proxy.inspection.switched import Switched
-from proxy.request.request_head import may_trail
+from proxy.inspection.signals import ClientEnded, Failure, Revoked
+from proxy.inspection.websocket import POLICY, Switched, agrees, close_frame
+from proxy.request.request_head import may_trail, values
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
-    from mitmproxy.proxy.layer import CommandGenerator
+    from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialling.connecting import Hop
+    from proxy.inspection.context import Far
     from proxy.inspection.holding import Held
+    from proxy.inspection.http import GateHttp
+    from proxy.inspection.leaking import Outgoing
+    from proxy.refusal import Page
     from proxy.request.request_head import Field
-    from proxy.secrets import Broker
 
+type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage
+type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
+type Steps = Generator[object, None, None]
 
-_OF_REQUESTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
-_OF_RESPONSES: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
+WAIT: Final = object()  # what a request yields that waits for a decision or a connection
 REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_REQUEST_PARTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
+_RESPONSE_PARTS: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
 _WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
 _GAVE_NONE: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
 _NO_BODY: Final = "a body came with a response that has none"
+_REVOKED: Final = "the rules don't let it out any more"
 
 
-class Stream(Switched):
+class RequestState(Enum):
+    """What is to come from the client."""
+
+    HEAD = 1
+    HOLD = 2  # what decides it
+    SINK = 3  # nothing that anybody wants: it is refused, or failed
+    BODY = 4
+    PIPE = 5  # a WebSocket's bytes
+    DONE = 6
+    OVER = 7  # nothing that counts any more
+
+
+class ResponseState(Enum):
+    """What is to come from the server."""
+
+    NOTHING = 1  # it hasn't been asked
+    HEAD = 2
+    BODY = 3
+    SWITCH = 4  # the end of the head that switches to WebSocket
+    PIPE = 5
+    DONE = 6
+    OVER = 7
+
+
+class Stream:
     """A request and its response on one client connection."""
 
-    may_ask_again = False
-    undecided = False  # the decision is being made
-    settled = False  # ... and lets it out
-    takes = 0  # bytes, by itself
-    client_ended = False  # the client has ended its side, or left: which of both it is shows later
-    has_leave = False  # the client, to send its body: from the gate
-    informed = 0  # informational responses that came
-    held: "Held | None" = None
-    brokering: Brokering | None = None  # where the task has placeholders
-    addresses: "tuple[Hop, ...]" = ()  # that may be dialled for it
-    authorities: tuple[bytes, ...] = ()  # that its server may be verified with beside the host's
-    if not TYPE_CHECKING:  # where it would be a method, and no state could be assigned
-        client_state = server_state = HttpStream.state_errored  # once it is let go
+    def __init__(self, router: "GateHttp", stream_id: int) -> None:
+        self.http = router
+        self.session = router.session
+        self.client = router.client
+        self.stream_id = stream_id
+        self.server: Far | None = None  # once there is a connection for it
+        self.request_state = RequestState.HEAD
+        self.response_state = ResponseState.NOTHING
+        self.undecided = False  # the decision is being made
+        self.settled = False  # ... and lets it out
+        self.takes = 0  # bytes, by itself
+        self.waiting: Steps | None = None  # what goes on when there is a decision, or a connection
+        self.queue: deque[Event] = deque()  # what has come meanwhile
+        self.opened: Far | str = ""  # the connection that it waited for, or why there is none
+        self.addresses: tuple[Hop, ...] = ()  # that may be dialled for it
+        self.authorities: tuple[bytes, ...] = ()  # that its server may be verified with beside the host's
+        self.outgoing: Outgoing | None = None  # what looks for secrets in what follows the head
+        self._bodiless = False  # nothing of the request follows its head
+        self._held: Held | None = None
+        self._brokering: Brokering | None = None  # where the task has placeholders
+        self._switched: Switched | None = None  # a WebSocket, once both sides have agreed
+        self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
+        self._has_leave = False  # the client, to send its body: from the gate
+        self._informed = 0  # informational responses that came
+        self._may_ask_again = False
 
-    def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
+    def handle(self, event: "Event") -> Steps | None:
+        """Do what there is to do about an event, or return what takes long or waits. Raises Misused."""
+        if self._brokering is None and (broker := self.session.recorder.tenant.broker) is not None:
+            self._brokering = Brokering(broker, self.session.place)
         kind = type(event)
-        if kind in _OF_RESPONSES:
-            steps = self.server_state(event)
-        elif kind in _OF_REQUESTS:
-            steps = self.client_state(event)
-        elif kind is ClientEnded:
-            steps = self.end_sending()
+        if kind in _RESPONSE_PARTS:
+            return self._response_part(event)  # type: ignore[arg-type]
+        if kind in _REQUEST_PARTS:
+            return self._request_part(event)  # type: ignore[arg-type]
+        if kind is ClientEnded:
+            self._end_sending()
         elif kind is Revoked:
-            steps = self.cut_off("the rules don't let it out any more")
+            self.cut_off(_REVOKED)
+        elif isinstance(event, RequestProtocolError | ResponseProtocolError):
+            return self.handle_protocol_error(event)
         else:
-            steps = super()._handle_event(event)
-        broker = self.context.session.recorder.tenant.broker
-        return steps if broker is None else self.brokered(steps, broker)
+            raise RuntimeError(f"unexpected event {kind.__name__}")
+        return None
 
-    def brokered(self, steps: "CommandGenerator[None]", broker: "Broker") -> "CommandGenerator[None]":
-        """Let what is sent go through the broker; what it doesn't let pass ends the request."""
-        if self.brokering is None:
-            self.brokering = Brokering(broker, self.context.session.place)
-        try:
-            yield from self.brokering.through(steps, self.context.client)
-        except Misused as misuse:
-            yield from self.stop_misuse(misuse)
+    def _request_part(self, event: RequestHeaders | RequestPart) -> Steps | None:
+        match self.request_state:
+            case RequestState.HEAD if isinstance(event, RequestHeaders):
+                return self.state_request_head(event)
+            case RequestState.BODY if not isinstance(event, RequestHeaders):
+                return self.state_request_body(event)
+            case RequestState.HOLD if not isinstance(event, RequestHeaders):
+                return self.state_hold(event)
+            case RequestState.SINK:
+                self.state_sink(event)
+                return None
+            case RequestState.PIPE if not isinstance(event, RequestHeaders | RequestTrailers):
+                return self.state_pass_up(event)
+            case RequestState.OVER:
+                return None
+        raise RuntimeError(f"{type(event).__name__} came in {self.request_state}")
 
-    def let_go(self) -> None:
-        """Refer to itself no more: it is dropped, and all that it took is freed as soon as nobody is at it."""
-        del self.client_state, self.server_state
-        self.context.layers.clear()
+    def _response_part(self, event: ResponseHeaders | ResponsePart) -> Steps | None:
+        match self.response_state:
+            case ResponseState.HEAD if isinstance(event, ResponseHeaders):
+                self.state_response_head(event)
+                return None
+            case ResponseState.BODY if not isinstance(event, ResponseHeaders):
+                return self.state_response_body(event)
+            case ResponseState.SWITCH if isinstance(event, ResponseEndOfMessage):
+                self.state_switch(event)
+                return None
+            case ResponseState.PIPE if not isinstance(event, ResponseHeaders | ResponseTrailers):
+                return self.state_pass_down(event)
+            case ResponseState.OVER:
+                return None
+        raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
 
-    def is_of(self, revoked: Revoked) -> bool:
-        """Whether this is one of the requests that are to end."""
-        return self.settled and self.flow.id in revoked.flows
-
-    def state_wait_for_request_headers(self, event: RequestHeaders) -> "CommandGenerator[None]":
-        """Have the request decided; then answer it ourselves, or pass its head on."""
-        flow = self.flow = flow_of(self.context.client, self.context.server)
-        flow.request = event.request
-        self.bodiless = event.end_stream
-        # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
-        # say so with its head counts as one that has a body, or a client could keep it open until it is let out
-        flow.metadata[BODY] = not event.end_stream and event.request.headers.get("content-length") != "0"
-        yield from self.decide()
-        if (held := flow.metadata.get(HELD)) and flow.response is None and not self.settled:
-            self.held = held
-            self.client_state = self.state_hold
-            yield from self.go_on()
-        elif self.settled:
-            yield from self.begin()
-
-    def decide(self) -> "CommandGenerator[None]":
-        """Ask for the decision; a refusal is answered at once."""
-        self.undecided = True  # and until it is there, no more is read than fits
-        yield from checkpoints(self.context.session.look_through(self.flow.id, head_of(self.flow.request)))
-        yield HttpRequestHeadersHook(self.flow)
-        self.undecided = False
-        if (yield from self.check_killed(emit_error_hook=True)):
-            return
-        if self.flow.response is not None:
-            if self.request_is_whole() or not self.flow.metadata.get(READ_ON, False):
-                yield from self.answer(self.flow.response)
-        elif ADDRESSES in self.flow.metadata:
-            self.settled = True
-
-    def state_hold(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> "CommandGenerator[None]":
-        """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
-        held = self.held
-        assert held is not None
-        if not (yield from checkpoints(held.taking(event, self.context.session))):
-            return
-        self.client_state = self.state_done if isinstance(event, RequestEndOfMessage) else self.state_sink
-        if self.brokering is not None and held.content is not None:
-            self.brokering.content = held.content
-        try:
-            yield from checkpoints(held.judging(self.context.session))
-            yield from self.decide()
-            if self.settled:
-                yield from self.begin()  # and while its server is dialled it counts as held still
-                for one in list(held.events):
-                    if self.client_state == self.state_stream_request_body:
-                        yield from self.state_stream_request_body(one)
-        finally:
-            held.let_go(self.context.session)
-            self.held = None
-
-    def state_sink(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> "CommandGenerator[None]":
-        """Throw away what comes of a refused request, and answer when it is over."""
-        if isinstance(event, RequestEndOfMessage) and self.flow.response is not None:
-            self.client_state = self.state_done
-            yield from self.answer(self.flow.response)
-
-    def begin(self) -> "CommandGenerator[None]":
-        """Pass the head on, to where it was decided that it may go."""
-        flow = self.flow
-        self.addresses, self.authorities = flow.metadata[ADDRESSES], flow.metadata[AUTHORITIES]
-        place = self.context.session.place
-        data = flow.request.data
-        data.host, data.port = str(place.target), place.port
-        data.scheme = b"https" if place.tls else b"http"
-        self.client_state = self.state_stream_request_body
-        self.server_state = self.state_wait_for_response_headers
-        if not (yield from self.make_server_connection()):
-            return
-        yield from self.go_on()
-        if not self.bodiless:
-            self.outgoing = self.context.session.outgoing(flow.id, head_of(flow.request))
-        yield SendHttp(RequestHeaders(self.stream_id, flow.request, self.bodiless), self.context.server)
-
-    def go_on(self) -> "CommandGenerator[None]":
-        """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
-        request = self.flow.request
-        if "expect" not in request.headers:
-            return
-        del request.headers["expect"]
-        if not self.bodiless and not request.is_http10:
-            self.has_leave = True
-            go_on = http.Response.make(100)
-            go_on.headers.clear()
-            yield SendHttp(ResponseHeaders(self.stream_id, go_on), self.context.client)
+    def is_of(self, flows: frozenset[str]) -> bool:
+        """Whether this is one of these requests, and was let out."""
+        return self.settled and self.flow.id in flows
 
     def may_use(self, *addresses: "Hop") -> bool:
         """Whether a connection that leads to one of these may carry this request."""
@@ -212,183 +198,471 @@ class Stream(Switched):
         """Whether a connection that was verified with these, too, may carry this request."""
         return set(authorities) <= set(self.authorities)
 
-    def make_server_connection(self) -> "CommandGenerator[bool]":
-        """Get a connection to the one place there is; answer with why there is none."""
+    # --- sending ---
+
+    def _to_client(self, event: "HttpEvent") -> None:
+        if self._brokering is None:
+            self.http.send_to_client(event)
+        else:
+            for one in self._brokering.response(event):
+                self.http.send_to_client(one)
+
+    def _to_server(self, event: "HttpEvent") -> None:
+        """Send a part of the request. Raises Misused."""
+        if self._brokering is None:
+            self.http.send_to_server(self.server, event)
+        elif (one := self._brokering.request(event, self.server)) is not None:
+            self.http.send_to_server(self.server, one)
+
+    def _stop_server(self, why: str) -> None:
+        self.http.send_to_server(self.server, RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL))
+
+    # --- the request ---
+
+    def state_request_head(self, event: RequestHeaders) -> Steps:
+        """Have the request decided; then answer it ourselves, or pass its head on."""
+        flow = self.flow = flow_of(self.client, self.http.context.server)
+        flow.request = event.request
+        self._bodiless = event.end_stream
+        # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
+        # say so with its head counts as one that has a body, or a client could keep it open until it is let out
+        flow.metadata[BODY] = not event.end_stream and event.request.headers.get("content-length") != "0"
+        yield from self._decide()
+        if (held := flow.metadata.get(HELD)) and flow.response is None and not self.settled:
+            self._held = held
+            self.request_state = RequestState.HOLD
+            self._let_go_on()
+        elif self.settled:
+            yield from self._begin()
+
+    def _decide(self) -> Steps:
+        """Wait for the decision; a refusal is answered at once."""
+        flow = self.flow
+        self.undecided = True  # and until it is there, no more is read than fits
+        yield from self.session.look_through(flow.id, head_of(flow.request))
+        self.http.driver.decide(self)
+        yield WAIT
+        self.undecided = False
+        if any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
+            self.session.complete(flow.id, None, Outcome.FAILED)
+            self._to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
+            self._be_over()
+        elif flow.response is not None:
+            if self._is_whole() or not flow.metadata.get(READ_ON, False):
+                self._answer(flow.response)
+            else:
+                self.request_state = RequestState.SINK
+        elif ADDRESSES in flow.metadata:
+            self.settled = True
+
+    def state_hold(self, event: RequestPart) -> Steps:
+        """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
+        held = self._held
+        assert held is not None
+        if not (yield from held.taking(event, self.session)):
+            return
+        self.request_state = RequestState.DONE if isinstance(event, RequestEndOfMessage) else RequestState.SINK
+        if self._brokering is not None and held.content is not None:
+            self._brokering.content = held.content
+        try:
+            yield from held.judging(self.session)
+            yield from self._decide()
+            if self.settled:
+                yield from self._begin()  # and while its server is dialled it counts as held still
+                for one in list(held.events):
+                    if self.request_state is RequestState.BODY:
+                        yield from self.state_request_body(one) or ()
+        finally:
+            held.let_go(self.session)
+            self._held = None
+
+    def state_sink(self, event: "Event") -> None:
+        """Throw away what comes of a refused request, and answer when it is over."""
+        if isinstance(event, RequestEndOfMessage) and self.flow.response is not None:
+            self.request_state = RequestState.DONE
+            self._answer(self.flow.response)
+
+    def _begin(self) -> Steps:
+        """Pass the head on, to where it was decided that it may go."""
+        flow, place = self.flow, self.session.place
+        self.addresses, self.authorities = flow.metadata[ADDRESSES], flow.metadata[AUTHORITIES]
+        data = flow.request.data
+        data.host, data.port = str(place.target), place.port
+        data.scheme = b"https" if place.tls else b"http"
+        self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
+        if not (yield from self._connect()):
+            return
+        self._let_go_on()
+        if not self._bodiless:
+            self.outgoing = self.session.outgoing(flow.id, head_of(flow.request))
+        self._to_server(RequestHeaders(self.stream_id, flow.request, self._bodiless))
+
+    def _let_go_on(self) -> None:
+        """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
         request = self.flow.request
-        connection, error = yield GetHttpConnection(
-            (request.data.host, request.data.port), tls=self.context.session.place.tls, via=None
-        )
-        if error:
-            yield from self.fail(error.reason if isinstance(error, Failure) else Reason.UPSTREAM_FAILED, error)
+        if "expect" not in request.headers:
+            return
+        del request.headers["expect"]
+        if not self._bodiless and not request.is_http10:
+            self._has_leave = True
+            go_on = http.Response.make(100)
+            go_on.headers.clear()
+            self._to_client(ResponseHeaders(self.stream_id, go_on))
+
+    def _connect(self) -> Generator[object, None, bool]:
+        """Get a connection to the one place there is; answer with why there is none."""
+        server: Far | str | None = self.http.connect(self)
+        if server is None:
+            yield WAIT
+            server = self.opened
+        if isinstance(server, str):
+            self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
             return False
-        self.context.server = self.flow.server_conn = connection
-        if not (yield from checkpoints(self.context.session.may_go(self.flow.id, connection.dialled))):
-            yield from self.cut_off("the rules don't let it out any more")
+        self.server = self.flow.server_conn = server
+        if not (yield from self.session.may_go(self.flow.id, server.dialled)):
+            self.cut_off(_REVOKED)
             return False
-        self.may_ask_again = connection.used and self.bodiless and request.method in REPEATABLE
-        connection.used = True
+        self._may_ask_again = server.used and self._bodiless and self.flow.request.method in REPEATABLE
+        server.used = True
         return True
 
-    def state_stream_request_body(
-        self, event: RequestData | RequestTrailers | RequestEndOfMessage
-    ) -> "CommandGenerator[None]":
+    def state_request_body(self, event: RequestPart) -> Steps | None:
         """Pass a piece of the request on."""
-        session = self.context.session
+        session = self.session
         if isinstance(event, RequestTrailers):
             event.trailers = http.Headers([field for field in event.trailers.fields if session.may_trail(field[0])])
             if not event.trailers:
-                return
-        if not isinstance(event, RequestEndOfMessage):
+                return None
+        if isinstance(event, RequestEndOfMessage):
+            self.request_state = RequestState.DONE
+        else:
             exchange = session.exchange(self.flow.id)
             if exchange is None or not exchange.may_send(_size(event)):
-                yield from self.cut_off()
-                return
-        else:
-            self.client_state = self.state_done
+                self.cut_off()
+                return None
+        if self.outgoing is not None:
+            return self._send_through(self.outgoing, event)
+        self._to_server(event)
+        self._end_if_done()
+        return None
+
+    def _send_through(self, outgoing: "Outgoing", event: RequestPart) -> Steps:
+        """Pass on what has been looked through."""
         try:
-            pieces = [event] if self.outgoing is None else (yield from checkpoints(self.outgoing.through(event)))
+            pieces = yield from outgoing.through(event)
         except Leaking as leak:
-            yield from self.stop_leak(leak)
+            self._stop_leak(leak)
             return
-        if self.is_revoked():
-            yield from self.cut_off("the rules don't let it out any more")
+        if self._is_revoked():
+            self.cut_off(_REVOKED)
             return
         for piece in pieces:
-            yield SendHttp(piece, self.context.server)
-        if self.client_state == self.state_done == self.server_state:
-            yield from self.flow_done()
+            self._to_server(piece)
+        self._end_if_done()
 
-    def state_wait_for_response_headers(self, event: ResponseHeaders) -> "CommandGenerator[None]":
+    def _end_if_done(self) -> None:
+        if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
+            self.http.drop(self)
+
+    def _end_sending(self) -> None:
+        """Tell the server, too, that nothing more comes: what it makes of that is its own."""
+        self._client_ended = True
+        server = self.server
+        if self.settled and server is not None and server.connected and not is_relayed(server):
+            self.http.driver.end_sending(server)
+
+    # --- the response ---
+
+    def state_response_head(self, event: ResponseHeaders) -> None:
         """Pass the response's head on."""
-        response = self.flow.response = event.response
-        if is_relayed(self.context.server) and (refused := answered_by_proxy(response, self.context.server)):
-            yield ResetConnection(self.context.server, at_once=True)
-            yield from self.fail(Reason.UPSTREAM_FAILED, refused)
-            return
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self.switches(response):
-            self.server_state = self.state_switch
-            self.answered(response, None)
-            yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
-            return
-        if problem := what_is_wrong(response):
-            yield SendHttp(RequestProtocolError(self.stream_id, problem, ErrorCode.CANCEL), self.context.server)
-            detail = Unreadable(f"the server's response can't be passed on: {problem}")
-            yield from self.fail(Reason.UPSTREAM_FAILED, detail)
-            return
-        if is_informational(response):
-            yield from self.announce(response)
-            return
-        if response.status_code == HTTPStatus.NO_CONTENT:
-            response.headers.pop("content-length", None)  # there is none to have a length (RFC 9110 section 8.6)
-        self.answered(response, body_length(self.flow.request, response))
-        yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self.context.client)
-        self.server_state = self.state_stream_response_body
+        response, server = event.response, self.server
+        self.flow.response = response
+        assert server is not None
+        if is_relayed(server) and (refused := answered_by_proxy(response, server)):
+            self.http.driver.reset(server, at_once=True)
+            self._fail(Reason.UPSTREAM_FAILED, refused)
+        elif response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
+            self.response_state = ResponseState.SWITCH
+            self._answered(response, None)
+            self._to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+        elif problem := what_is_wrong(response):
+            self._stop_server(problem)
+            self._fail(Reason.UPSTREAM_FAILED, Unreadable(f"the server's response can't be passed on: {problem}"))
+        elif is_informational(response):
+            self._announce(response)
+        else:
+            if response.status_code == HTTPStatus.NO_CONTENT:
+                response.headers.pop("content-length", None)  # there is none to have one (RFC 9110 section 8.6)
+            self._answered(response, body_length(self.flow.request, response))
+            self._to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+            self.response_state = ResponseState.BODY
 
-    def announce(self, response: http.Response) -> "CommandGenerator[None]":
+    def _switches(self, response: http.Response) -> bool:
+        """Whether both sides have agreed to go on with WebSocket."""
+        head = head_of(self.flow.request)
+        return bool(values(head, b"upgrade")) and agrees(head, response.status_code, head_of_response(response))
+
+    def _announce(self, response: http.Response) -> None:
         """Pass on an informational response (RFC 9110 section 15.2), but not a leave that the client has already."""
-        self.informed += 1
-        if self.informed > MOST_INFORMATIONAL:
+        self._informed += 1
+        if self._informed > MOST_INFORMATIONAL:
             detail = Unreadable("the response can't be read: there is no end of informational responses")
-            yield SendHttp(RequestProtocolError(self.stream_id, detail, ErrorCode.CANCEL), self.context.server)
-            yield from self.fail(Reason.UPSTREAM_FAILED, detail)
+            self._stop_server(detail)
+            self._fail(Reason.UPSTREAM_FAILED, detail)
             return
-        if self.flow.request.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self.has_leave):
+        if self.flow.request.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self._has_leave):
             return
-        exchange = self.context.session.exchange(self.flow.id)
+        exchange = self.session.exchange(self.flow.id)
         if exchange is None or not exchange.may_receive(_size_of(response.headers.fields)):
-            yield from self.cut_off()
+            self.cut_off()
             return
-        yield SendHttp(ResponseHeaders(self.stream_id, announced(response)), self.context.client)
+        self._to_client(ResponseHeaders(self.stream_id, announced(response)))
 
-    def is_unidentified(self) -> bool:
-        """Whether the server has asked for a client certificate, and got none."""
-        server = self.context.server
-        return isinstance(server, Far) and server.unidentified
-
-    def answered(self, response: http.Response, length: int | None) -> None:
+    def _answered(self, response: http.Response, length: int | None) -> None:
         """Note what its client hears, for whatever ends it."""
-        if (exchange := self.context.session.exchange(self.flow.id)) is not None:
+        if (exchange := self.session.exchange(self.flow.id)) is not None:
             exchange.answered(response.status_code, length)
 
-    def state_stream_response_body(
-        self, event: ResponseData | ResponseTrailers | ResponseEndOfMessage
-    ) -> "CommandGenerator[None]":
+    def state_response_body(self, event: ResponsePart) -> Steps | None:
         """Pass a piece of the response on."""
         if isinstance(event, ResponseTrailers):
             fields = [field for field in event.trailers.fields if may_trail(field[0])]
-            if self.context.client.alpn == HTTP2:
+            if self.client.alpn == HTTP2:
                 fields = [(name.lower(), value) for name, value in fields]
             event.trailers = http.Headers(fields)
             if not event.trailers:
-                return
+                return None
+        if isinstance(event, ResponseEndOfMessage):
+            self._end_response()
+            return None
         if isinstance(event, ResponseData) and has_no_body(self.flow.request, self.flow.response):
             # HTTP/2 has frames for it; to an HTTP/1 client it would be the next response (RFC 9112 section 6.3)
-            yield SendHttp(RequestProtocolError(self.stream_id, _NO_BODY, ErrorCode.CANCEL), self.context.server)
+            self._stop_server(_NO_BODY)
             error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
-            yield from self.handle_protocol_error(error)
-            return
-        if not isinstance(event, ResponseEndOfMessage):
-            exchange = self.context.session.exchange(self.flow.id)
-            if exchange is None or not exchange.may_receive(_size(event)):
-                yield from self.cut_off()
-                return
-            yield SendHttp(event, self.context.client)
-            return
-        assert self.flow.response
-        status = self.flow.response.status_code
-        detail = _GAVE_NONE if status in _UNIDENTIFIED and self.is_unidentified() else ""
-        if self.client_ended and ends_with_connection(self.flow.request, self.flow.response):
-            self.context.session.left(self.flow.id)  # nobody can tell whether the server has said all that it had to
-        self.context.session.complete(self.flow.id, status, detail=detail)
-        self.server_state = self.state_done
-        if self.client_state == self.state_done:
-            yield from self.flow_done()
-        elif self.client_state == self.state_stream_request_body:
-            yield from self.end_early()
+            return self.handle_protocol_error(error)
+        exchange = self.session.exchange(self.flow.id)
+        if exchange is None or not exchange.may_receive(_size(event)):
+            self.cut_off()
+        else:
+            self._to_client(event)
+        return None
 
-    def end_sending(self) -> "CommandGenerator[None]":
-        """Tell the server, too, that nothing more comes: what it makes of that is its own."""
-        self.client_ended = True
-        server = self.context.server
-        if self.settled and isinstance(server, Far) and server.connected and not is_relayed(server):
-            yield commands.CloseTcpConnection(server, half_close=True)
+    def _end_response(self) -> None:
+        response = self.flow.response
+        assert response
+        status = response.status_code
+        detail = _GAVE_NONE if status in _UNIDENTIFIED and self._is_unidentified() else ""
+        if self._client_ended and ends_with_connection(self.flow.request, response):
+            self.session.left(self.flow.id)  # nobody can tell whether the server has said all that it had to
+        self.session.complete(self.flow.id, status, detail=detail)
+        self.response_state = ResponseState.DONE
+        end = ResponseEndOfMessage(self.stream_id)
+        if self.request_state is RequestState.BODY:  # a 401 or 413 to an upload: the answer is final
+            self._stop_server("the server has answered")
+            self._to_client(end)
+            self._finish()
+        else:
+            self._to_client(end)
+            self._end_if_done()
 
-    def ask_again(self) -> "CommandGenerator[None]":
+    def _is_unidentified(self) -> bool:
+        """Whether the server has asked for a client certificate, and got none."""
+        return self.server is not None and self.server.unidentified
+
+    def _ask_again(self) -> Steps:
         """Send the request on another connection: this one ended while it was being used again.
 
         The client can't know: its own connection is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
         """
-        if (yield from self.make_server_connection()):
-            self.may_ask_again = False
-            exchange = self.context.session.exchange(self.flow.id)
-            if exchange is None or not exchange.may_repeat(head_of(self.flow.request).size):
-                yield from self.cut_off()
-                return
-            yield SendHttp(RequestHeaders(self.stream_id, self.flow.request, end_stream=True), self.context.server)
-            if self.client_state == self.state_done:
-                yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)
+        if not (yield from self._connect()):
+            return
+        self._may_ask_again = False
+        exchange = self.session.exchange(self.flow.id)
+        if exchange is None or not exchange.may_repeat(head_of(self.flow.request).size):
+            self.cut_off()
+            return
+        self._to_server(RequestHeaders(self.stream_id, self.flow.request, end_stream=True))
+        if self.request_state is RequestState.DONE:
+            self._to_server(RequestEndOfMessage(self.stream_id))
 
-    def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> "CommandGenerator[None]":
+    # --- WebSocket: bytes in both directions, counted, until one side ends ---
+
+    def state_switch(self, event: ResponseEndOfMessage) -> None:
+        """Go on with what nobody reads, but for where frames begin, and for secrets that leave."""
+        assert self.flow.response
+        self._switched = Switched(head_of_response(self.flow.response))
+        self.outgoing = self.session.outgoing(self.flow.id, head_of(self.flow.request), websocket=True)
+        self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
+        self._to_client(event)
+
+    def state_pass_up(self, event: RequestData | RequestEndOfMessage) -> Steps:
+        """Pass on what comes from the client."""
+        assert self._switched is not None
+        end = isinstance(event, RequestEndOfMessage)
+        data = event.data if isinstance(event, RequestData) else b""
+        problem = yield from self._switched.problem(data)
+        if problem is not None:
+            self.session.stray(self.flow.id, problem)
+            self.cut_off(problem)
+            return
+        exchange = self.session.exchange(self.flow.id)
+        if not end and (exchange is None or not exchange.may_send(len(data))):
+            self.cut_off()
+            return
+        if self.outgoing is not None:
+            try:
+                data = yield from self.outgoing.passing(data, end=end)
+            except Leaking as leak:
+                self._stop_leak(leak)
+                return
+        if self._is_revoked():
+            self.cut_off(_REVOKED)
+            return
+        if data:
+            self._to_server(RequestData(self.stream_id, data))
+        if end:
+            self._end_passing(from_client=True)
+
+    def state_pass_down(self, event: ResponseData | ResponseEndOfMessage) -> Steps:
+        """Pass on what comes from the server."""
+        assert self._switched is not None
+        if isinstance(event, ResponseEndOfMessage):
+            self._end_passing(from_client=False)
+        elif (exchange := self.session.exchange(self.flow.id)) and exchange.may_receive(len(event.data)):
+            yield from self._switched.answered.following(event.data)
+            self._to_client(event)
+        else:
+            self.cut_off()
+
+    def _end_passing(self, *, from_client: bool) -> None:
+        """End the other side as this one ended (invariant 12).
+
+        In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
+        """
+        switched, server, driver = self._switched, self.server, self.http.driver
+        assert switched is not None
+        assert server is not None
+        ended, other = (self.client, server) if from_client else (server, self.client)
+        if not switched.half_ended and not ended.cut and not self.session.place.tls:
+            switched.half_ended = True
+            driver.end_sending(other)
+            return
+        if ended.cut and not switched.is_closing:
+            if from_client:
+                self.session.left(self.flow.id)
+            else:
+                self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        self.session.complete(self.flow.id, HTTPStatus.SWITCHING_PROTOCOLS)
+        self._be_over()
+        self.http.drop(self)
+        if ended.cut:
+            driver.reset(other)
+        else:
+            driver.close(other)
+        driver.close(ended)
+
+    # --- how it ends ---
+
+    def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Steps | None:
         """Answer for a server that broke off before its response; else break off on the other side too."""
         from_server = isinstance(event, ResponseProtocolError)
-        if self.held is not None:
-            self.held.let_go(self.context.session)
-            self.context.session.abandon(self.flow.id)
-        if from_server and self.client_ended:
-            self.context.session.left(self.flow.id)  # it ended as the client did
-        if from_server and self.server_state == self.state_wait_for_response_headers:
-            if self.may_ask_again and not self.client_ended and not isinstance(event.message, Unreadable):
-                yield from self.ask_again()
-            elif self.is_unidentified():  # TLS 1.3 says so only behind the handshake
-                yield from self.fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
+        if self._held is not None:
+            self._held.let_go(self.session)
+            self.session.abandon(self.flow.id)
+        if from_server and self._client_ended:
+            self.session.left(self.flow.id)  # it ended as the client did
+        if from_server and self.response_state is ResponseState.HEAD:
+            if self._may_ask_again and not self._client_ended and not isinstance(event.message, Unreadable):
+                return self._ask_again()
+            if self._is_unidentified():  # TLS 1.3 says so only behind the handshake
+                self._fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
             else:
-                yield from self.fail(Reason.UPSTREAM_FAILED, event.message)
-            return
+                self._fail(Reason.UPSTREAM_FAILED, event.message)
+            return None
         if from_server:
-            self.context.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+            self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+            if self.request_state is not RequestState.OVER:
+                self._to_client(event)
         else:
-            self.context.session.left(self.flow.id)
-        yield from super().handle_protocol_error(event)
+            self.session.left(self.flow.id)
+            if self.request_state in (RequestState.BODY, RequestState.DONE):
+                self.http.send_to_server(self.server, event)
+        self._be_over()
+        self.http.drop(self)
+        return None
+
+    def stop_misuse(self, misuse: Misused) -> None:
+        """End a request whose body or trailers bring a placeholder; with a page, if nothing has been answered."""
+        page = self.session.misused(self.flow.id, head_of(self.flow.request), str(misuse))
+        self._stop(page, str(misuse))
+
+    def _stop_leak(self, leak: Leaking) -> None:
+        """End a request that is about to bring out a secret."""
+        self.outgoing = None
+        page = self.session.leaking(self.flow.id, head_of(self.flow.request), str(leak))
+        self._stop(page, str(leak))
+
+    def _stop(self, page: "Page", why: str) -> None:
+        """End a request that was let out, with a page if nothing has been answered."""
+        if self.response_state is not ResponseState.HEAD:
+            self.cut_off(why)
+            return
+        self.session.complete(self.flow.id, page.status)
+        self._stop_server("it is refused")
+        self._answer(response_of(page))
+
+    def cut_off(self, why: str = "a limit is used up") -> None:
+        """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
+        self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
+        if self.response_state is not ResponseState.DONE:
+            self._stop_server(why)
+        if self._switched is not None and self._switched.answered.between:  # a WebSocket has words for it
+            frame = close_frame(POLICY, f"exeat: {why}")
+            self._to_client(ResponseData(self.stream_id, frame))
+            self.http.driver.close(self.client)
+        else:
+            self._to_client(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL))
+        self._finish()
+
+    def _is_revoked(self) -> bool:
+        """Whether other rules, which came into force between two slices of its work, end it: nothing more leaves."""
+        exchange = self.session.exchange(self.flow.id)
+        return exchange is not None and exchange.by is not None
+
+    def _fail(self, reason: Reason, detail: str) -> None:
+        """Tell the client, before anything of a response, that what was let out came to nothing."""
+        session = self.session
+        advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
+        page = session.failure(head_of(self.flow.request), reason, detail, advice)
+        session.complete(self.flow.id, page.status, Outcome.FAILED, reason, detail)
+        self._answer(response_of(page))
+
+    def _answer(self, response: http.Response) -> None:
+        """Send a response of our own, whatever of the request is still to come."""
+        if self.client.alpn != HTTP2 and not self._is_whole():
+            response.headers["Connection"] = "close"
+        body = response.raw_content if self.flow.request.method != "HEAD" else None
+        # Without one the head ends the stream: gRPC takes a status only from what comes last
+        self._to_client(ResponseHeaders(self.stream_id, response, end_stream=not body))
+        if body:
+            self._to_client(ResponseData(self.stream_id, body))
+        self._to_client(ResponseEndOfMessage(self.stream_id))
+        self._finish()
+
+    def _finish(self) -> None:
+        """Leave this request alone from now on; HTTP/1 can't skip the rest of it without its connection."""
+        close = self.client.alpn != HTTP2 and not self._is_whole()
+        self._be_over()
+        self.http.drop(self)
+        if close:
+            self.http.driver.close(self.client)
+
+    def _be_over(self) -> None:
+        self.request_state, self.response_state = RequestState.OVER, ResponseState.OVER
+
+    def _is_whole(self) -> bool:
+        """Whether no more of the request is to come."""
+        return self._bodiless or self.request_state is RequestState.DONE
 
 
 def _size(event: RequestData | RequestTrailers | ResponseData | ResponseTrailers) -> int:

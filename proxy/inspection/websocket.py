@@ -134,6 +134,31 @@ class ClientFrames(Frames):
             raise NotFrames("its client sends a control frame that is too long")
 
 
+class Switched:
+    """A WebSocket under way: where frames begin on both sides, and whether one of them has ended."""
+
+    __slots__ = ("answered", "half_ended", "said")
+
+    def __init__(self, answer: "Head") -> None:
+        """`answer`: the head of the response that agreed to it."""
+        self.said = ClientFrames(extended=is_extended(answer))  # by its client
+        self.answered = Frames()  # by its server
+        self.half_ended = False  # one side has ended, and the other one hasn't
+
+    def problem(self, data: bytes) -> "Sliced[str | None]":
+        """Follow what the client sends; returns what is wrong with it."""
+        try:
+            yield from self.said.following(data)
+        except NotFrames as problem:
+            return str(problem)
+        return None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a side has said that the WebSocket ends: how its connection ends then says nothing."""
+        return self.said.closing or self.answered.closing
+
+
 def _head_size(head: bytes) -> int:
     """Return how long a frame's head is, as far as its first two bytes say."""
     if len(head) < 2:

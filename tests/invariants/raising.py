@@ -43,11 +43,11 @@ PARTS = {
     "proxy.inspection.deciding:head_of": "inspected clear",
     "proxy.inspection.session:Session.rule": "inspected clear",
     "proxy.inspection.session:Session.admit": "inspected clear",
-    "proxy.inspection.judging:heads.read": "inspected clear",
+    "proxy.inspection.judging:request_head.read": "inspected clear",
     "proxy.inspection.conversation:Conversation.start": "inspected clear",
     "proxy.inspection.conversation:Conversation.received": "inspected clear",
     "proxy.inspection.conversation:Conversation._feed": "inspected clear",
-    "proxy.inspection.conversation:Conversation._decide": "inspected clear",
+    "proxy.inspection.conversation:Conversation.decide": "inspected clear",
 }
 _ARM = re.compile(rb"arm-([0-9]+|none)")
 _armed = ""

@@ -294,10 +294,10 @@ def test_streams_to_a_server_are_forgotten(monkeypatch, busy):
         client.body(client.request("/ok"))
     (mine,) = [
         c for c in gate.inspection._engine._conversations.values()
-        if any(len(o.back.our_stream_id) and o.back.h2_conn.highest_outbound_stream_id > 100 for o in c._http.outgoing.values())
+        if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in c._http.outgoing.values())
     ]  # fmt: skip
     assert mine in had | {mine}
-    (outgoing,) = mine._http.outgoing.values()
-    assert len(outgoing.back.our_stream_id) <= 21
-    assert len(outgoing.back.their_stream_id) <= 21
+    (back,) = mine._http.outgoing.values()
+    assert len(back.our_stream_id) <= 21
+    assert len(back.their_stream_id) <= 21
     client.close()

@@ -133,13 +133,13 @@ def test_what_is_held_counts_until_it_is_on_its_way(gate, origins, monkeypatch):
     made = form_place(gate, origin)
     form = GRANT % FORM_SECRET
     seen = []
-    whole = Stream.begin
+    whole = Stream._begin
 
     def begin(stream):
-        seen.append(stream.context.session.held)
+        seen.append(stream.session.held)
         yield from whole(stream)
-        seen.append((stream.context.session.held, stream.brokering.content))
+        seen.append((stream.session.held, stream._brokering.content))
 
-    monkeypatch.setattr(Stream, "begin", begin)
+    monkeypatch.setattr(Stream, "_begin", begin)
     assert post(made, form).startswith(b"HTTP/1.1 200")
     assert seen == [len(form), (len(form), b"")]

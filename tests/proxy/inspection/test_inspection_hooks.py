@@ -1,7 +1,8 @@
 """Closed when broken, for every hook there is: whatever mitmproxy's layers, h2, links or the poller call of ours may raise.
 
 The hooks are found, not listed: each method of a class in proxy/inspection that stands in for one of a library's, each
-state of a request, and what a link and the poller tell. A new one has to be reached by a scenario here.
+state of a request, what a codec of HTTP/1 is asked for, what the router wants of its driver, and what a link and the
+poller tell. A new one has to be reached by a scenario here.
 """
 
 import contextlib
@@ -17,10 +18,14 @@ from inspection_clients import rest, until, wait_for
 from inspection_harness import Gate, Site
 
 import proxy.inspection
+from proxy.inspection.conversation import Conversation
+from proxy.inspection.http import Driver
+from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link, Owner
 from rules.verdicts import Reason
 from tests.git_pushes import push
 
+CODEC = {"receive", "receive_end", "next_event"}
 LIBRARIES = {"mitmproxy", "h2", "h11"}
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
 
@@ -40,6 +45,7 @@ def is_hook(owner, name):
     if name == "__init__":
         return False
     told = name in vars(Owner) or name.startswith("state_")
+    told = told or (owner is Conversation and name in vars(Driver)) or (issubclass(owner, Codec) and name in CODEC)
     bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
     return told or any(name in vars(base) for base in bases)
 
@@ -48,14 +54,15 @@ HOOKS = {
     f"{owner.__name__}.{name}": (owner, name)
     for owner in classes()
     for name, member in vars(owner).items()
-    if inspect.isfunction(member) and owner is not Owner and is_hook(owner, name)
+    if inspect.isfunction(member) and owner not in (Owner, Driver) and is_hook(owner, name)
 }
 HOOKS["Link.ready"] = (Link, "ready")
 ELSEWHERE = {
     "Conversation.crashed",  # what all of these end in
     "Conversation.leaving",  # only where people are asked: test_inspection_asking.py
     "Conversation.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_inspection_http2.py
-    "FrontHttp1.wait",  # only where a client ends first: test_exchanges.py
+    "Conversation.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
+    "Conversation.reset",  # only where a side is cut: test_inspection_cuts.py
     "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_inspection_cuts.py
     "BackHttp2.close_connection",  # only where a server leaves: test_inspection_turns.py
     "Stream.handle_protocol_error", "FrontHttp2.protocol_error",
