@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status
-    if policy.needs_approvals:
+    if policy.needs.approvals:
         print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
     shown = visible(target.named)
     print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")

@@ -110,7 +110,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
         return {}
     over = raised(good, rules_in_force.parse([], before.wanted.system).policy, bounded(problems))
     _write(over, login, policy)
-    return {"revision": over.revision, "asks": over.needs_approvals}
+    return {"revision": over.revision, "asks": over.needs.approvals}
 
 
 def _write(policy: "Policy", login: "Login | None", descriptor: int) -> None:
@@ -152,7 +152,7 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     _write(loaded.policy, login, policy)
     now, then = loaded.policy, wanted.policy
     outboxed = (now.box, now.floor) != (then.box, then.floor)
-    return {"revision": now.revision, "asks": now.needs_approvals, "outboxed": outboxed}, found
+    return {"revision": now.revision, "asks": now.needs.approvals, "outboxed": outboxed}, found
 
 
 def unwritten(paths: Iterable[str]) -> str | None:

@@ -186,7 +186,7 @@ def _asking(
 ) -> "tuple[Callable[[], Registration], Registration | None]":
     """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
     new_post = partial(_post, wanted, tenant, journal, made)
-    if not wanted.policy.needs_approvals:
+    if not wanted.policy.needs.approvals:
         return new_post, None
     post = new_post()
     post.begin()

@@ -102,15 +102,8 @@ class Looks:
     @classmethod
     def of(cls, policy: "Policy", place: Place) -> "Looks":
         """Ask a policy."""
-        git = policy.needs_git(place.target, place.port)
-        return cls(
-            policy,
-            policy.needs_request(place.target, place.port),
-            policy.needs_headers(place.target, place.port),
-            git,
-            policy.may_ask(place.target, place.port),
-            policy.settings.mode is Mode.AUDIT and not git,
-        )
+        requests, headers, git, people = policy.looks_at(place.target, place.port)
+        return cls(policy, requests, headers, git, people, policy.settings.mode is Mode.AUDIT and not git)
 
 
 def judge(

@@ -254,13 +254,13 @@ class Session:
         """Look for secrets in a long head before it is decided on, in slices: `admit` has no time for that."""
         if head.size <= LONG_HEAD or too_costly(head) or self.refused is not None:
             return  # it is short, or will be refused
-        for strict in {False, self.recorder.tenant.policy.scans_strictly and self._is_unnamed()}:
+        for strict in {False, self.recorder.tenant.policy.needs.strict_scan and self._is_unnamed()}:
             if (key, strict) not in self._seen:
                 self._seen[key, strict] = yield from self._leaks.looking(head, strict=strict)
 
     def _is_unnamed(self) -> bool:
         """Whether no rule and no secret names the host: nobody uses a credential there as a matter of course."""
-        return not self.recorder.tenant.policy.names_host(self.place.target)
+        return not self.recorder.tenant.policy.needs.names_host(self.place.target)
 
     def _looked_at(self, ruling: Ruling, head: "Head", key: str) -> "tuple[Ruling, Looked]":
         """Look for secrets in the head of what is let out; where one has to stay, deny."""

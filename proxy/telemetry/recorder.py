@@ -338,7 +338,7 @@ class Recorder:
             sources=tuple(map(str, policy.sources)),
         )
         now = event.time / 1e9
-        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.endings)
+        self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.needs.endings)
 
     def rules_rejected(self, problems: "Sequence[str]") -> None:
         """Tell that new rule files are broken and the old policy stays. Never raises."""

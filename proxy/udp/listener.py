@@ -231,7 +231,7 @@ class UdpGate:
         """Open the door, or shut it, as the rules in force want it. What can't be shut is closed for good."""
         sock = self._sock
         try:
-            if self.tenant.policy.lets_udp_out:
+            if self.tenant.policy.needs.udp:
                 door.unlock(sock)
             else:
                 door.shut(sock, self.tenant.own_addresses)

@@ -102,7 +102,7 @@ class Reloading:
             self._udp.review()
             if self._hearing is not None:
                 self._hearing.review()
-        if policy.needs_inspection:
+        if policy.needs.inspection:
             self._inspection.warm()
         return before
 

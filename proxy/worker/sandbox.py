@@ -141,7 +141,7 @@ class Tenancy:
             self._hearing.start()
         if self._asking is not None:
             self._asking.start()
-        if self.recorder.tenant.policy.needs_inspection:
+        if self.recorder.tenant.policy.needs.inspection:
             self._inspection.warm()
 
     def hear(self, said: "Mapping[str, object]") -> None:
@@ -250,7 +250,7 @@ def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "I
 def _metrics(tenant: "Tenant", common: Common) -> Metrics:
     metrics = Metrics()
     policy = tenant.policy
-    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.endings)
+    metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.needs.endings)
     metrics.rules_valid = not policy.unread
     metrics.limits = tenant.meters
     metrics.ca_expiry = common.authority_ends

@@ -72,7 +72,7 @@ class Taint:
         recorder = self._recorder
         if self._asking is not None and self._asking.is_there:
             return self._asking.tainted(source)
-        if not recorder.tenant.policy.needs_approvals:
+        if not recorder.tenant.policy.needs.approvals:
             return True  # nothing hangs on it, unless other rules come
         try:
             ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics).tainted(source)
@@ -86,7 +86,7 @@ class Taint:
         first, self._said = not tenant.tainted, True
         tenant.tainted = True
         self._recorder.metrics.tasks_tainted += first
-        if first and not self._reviewing and tenant.policy.needs_approvals:
+        if first and not self._reviewing and tenant.policy.needs.approvals:
             self._reviewing = True
             asyncio.get_running_loop().call_soon(self._review)
 

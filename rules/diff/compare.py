@@ -113,7 +113,7 @@ class _Comparison:
         self.whole: frozenset[str] = frozenset()
         self._left = most
         self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Who]]] = ((), (Requests(()), whos(())))
-        self._minds_taint = old.minds_taint or new.minds_taint
+        self._minds_taint = old.needs.taint or new.needs.taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
         ceilings = layers(old) != layers(new)

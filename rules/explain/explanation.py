@@ -106,7 +106,7 @@ def explain(policy: "Policy", question: Question) -> Explanation:
     via = None if upstream is None else str(upstream)
     objecting = tuple(policy.objecting(attempt)) if decision.reason is Reason.LAYER else ()
     entries = tuple(considered(policy, attempt))
-    return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.minds_taint)
+    return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.needs.taint)
 
 
 def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:

@@ -1,28 +1,184 @@
-"""From a target to the rules whose names or networks cover it: a trie of reversed labels, and a table of prefixes.
+"""Rules by target: a trie of reversed labels for names, a table of prefixes for networks.
 
 Names are found among names and addresses among networks, never one in the other (a name rule never allows an address).
-What is kept of lookups is filed under the patterns that were found, not under what was asked for: a task that asks for
-a million names makes nothing grow. Only the last few thousand are kept by name: clients ask for the same few.
+`Candidates` are the rules that cover one target, and the plans made of them: one a stretch of ports, and a task and day
+that differ. What a rule says of the task (`for`, `when: tainted`), of the day (`until`) and of grants is settled before
+anything is planned.
+
+Lookups are kept by the patterns that were found, not by the target: a task that asks for a million names makes nothing
+grow. Only the last few thousand are kept by name: clients ask for the same few.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, Network, block_of, normal, opens
+from rules.attempt import Protocol
 from rules.feeds import Feed, covering
 from rules.globs import Trie
-from rules.matching.candidates import Candidates
-from rules.matching.plan import Candidate
+from rules.matching.plan import Candidate, Plan
 from rules.names import HostName
 from rules.own_names import HOST, LOOPBACK, is_meant, is_own, says
+from rules.ports import LAST_PORT
 from rules.rule import Exemption, Rule
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from datetime import date
 
+    from rules.decision import Decision
+    from rules.selectors import For
+
+# The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
+type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
+
+_NONE: Final["frozenset[Rule]"] = frozenset()
+NOBODY: Final[Standing] = (0, (), False, _NONE)
+_MOST_TASKS: Final = 256
+_MOST_GRANTED: Final = 256  # plans of attempts under grants
+_NO_ENDS: Final["Mapping[date, int]"] = {}
 _MOST_RECENT: Final = 4096  # names
 _MOST_KEPT: Final = 65536  # sets of candidates; only patterns with `*` inside names can combine into more
+
+
+class LooksAt(NamedTuple):
+    """What the rules look at that can match a target on a port. What they don't look at need not be read."""
+
+    requests: bool
+    headers: bool
+    git: bool  # `Request.git`
+    people: bool  # a rule asks them, and they see the request
+
+
+class Candidates:
+    """The rules that cover a target, most specific first.
+
+    `ends` says in which epoch (see `Policy.epoch`) a day that is some rule's last has passed.
+    """
+
+    __slots__ = ("_dated", "_granted", "_looks", "_plans", "_selectors", "_standings", "_tainting", "closed", "ends",
+                 "lookups", "not_public", "resolved", "rules", "starts", "varies")  # fmt: skip
+
+    def __init__(
+        self,
+        rules: tuple[Candidate, ...],
+        *,
+        not_public: bool = False,
+        resolved: bool = False,
+        ends: "Mapping[date, int]" = _NO_ENDS,
+        closed: "frozenset[Rule]" = _NONE,
+    ) -> None:
+        self.rules = rules
+        self.not_public = not_public  # whether the target is, or was resolved to, an address that is not public
+        self.resolved = resolved  # whether the address that is to be dialled is known
+        self.ends = ends
+        self.closed = closed  # asks that, granted, don't open this address
+        self.lookups: dict[Standing, Decision] = {}  # the policy's, about the name alone
+        self._standings: dict[tuple[object, ...], Standing] = {}
+        self._looks: dict[int, LooksAt] = {}  # by stretch of ports
+        self._plans: dict[tuple[int, Protocol, Standing], Plan] = {}
+        self._granted: dict[tuple[int, Protocol, Standing], Plan] = {}
+        edges: set[int] = set()
+        selectors: dict[For, None] = {}
+        self._tainting = False
+        for candidate in rules:
+            parts: tuple[Rule | Exemption, ...] = (candidate.rule, *candidate.exemptions)
+            for part in parts:
+                edges.update(edge for entry in part.ports or () for edge in (entry.low, entry.high + 1))
+                if part.selector is not None:
+                    selectors[part.selector] = None
+                self._tainting |= part.when_tainted
+        # ports at which what the rules say may change, ascending
+        self.starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
+        self._selectors = tuple(selectors)
+        self._dated = any(candidate.rule.until is not None for candidate in rules)
+        # whether it matters who asks, what that has read, or when
+        self.varies = self._dated or bool(selectors) or self._tainting
+
+    def standing(
+        self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: "frozenset[Rule]" = _NONE
+    ) -> Standing:
+        """Say what of the asking task, the day and what is granted matters here."""
+        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NOBODY
+        if granted:
+            here = granted.intersection(candidate.rule for candidate in self.rules)
+            return (*standing[:3], here)
+        return standing
+
+    def _standing_of(self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool) -> Standing:
+        key = (epoch, tainted, task, *labels.items())
+        standing = self._standings.get(key)
+        if standing is None:
+            if len(self._standings) >= _MOST_TASKS:
+                self._standings.clear()
+            matching = tuple(selector.matches(task, labels) for selector in self._selectors)
+            standing = (epoch if self._dated else 0), matching, tainted and self._tainting, _NONE
+            self._standings[key] = standing
+        return standing
+
+    def plan(self, port: int, protocol: Protocol, standing: Standing = NOBODY) -> Plan:
+        """Give the plan for one port and protocol."""
+        key = bisect_right(self.starts, port), protocol, standing
+        plans = self._granted if standing[3] else self._plans
+        plan = plans.get(key)
+        if plan is None:
+            if len(self._granted) >= _MOST_GRANTED:
+                self._granted.clear()
+            plan = plans[key] = Plan(
+                self._meant(standing),
+                port,
+                protocol,
+                not_public=self.not_public,
+                resolved=self.resolved,
+                expired=self._expired(standing[0]),
+                granted=standing[3],
+                closed=self.closed,
+            )
+        return plan
+
+    def looks_at(self, port: int) -> LooksAt:
+        """Say what the rules look at that can match on a port, whatever is spoken there."""
+        stretch = bisect_right(self.starts, port)
+        known = self._looks.get(stretch)
+        if known is None:
+            every = [candidate.rule for candidate in self.rules]
+            rules = [r for r in every if r.ports is None or any(p.low <= port <= p.high for p in r.ports)]
+            known = self._looks[stretch] = LooksAt(
+                any(rule.looks_at_requests for rule in rules),
+                any(rule.looks_at_headers for rule in rules),
+                any(rule.looks_at_git for rule in rules),
+                any(rule.action is Verdict.ASK for rule in rules),
+            )
+        return known
+
+    def dns_types(self, standing: Standing) -> frozenset[str]:
+        """List the types of records that rules which still let out give to the asking task."""
+        expired = self._expired(standing[0])
+        rules = (candidate.rule for candidate in self._meant(standing))
+        return frozenset[str]().union(*(r.dns_types for r in rules if r.lets_out and r not in expired))
+
+    def _meant(self, standing: Standing) -> tuple[Candidate, ...]:
+        """Leave out what is for other tasks, or for tainted ones and this isn't: rules and exemptions."""
+        if not self._selectors and not self._tainting:
+            return self.rules
+        _, matching, tainted, _ = standing
+        selected: dict[For | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
+
+        def meant(part: Rule | Exemption) -> bool:
+            return selected[part.selector] and (tainted or not part.when_tainted)
+
+        return tuple(
+            Candidate(candidate.rule, tuple(e for e in candidate.exemptions if meant(e)))
+            for candidate in self.rules
+            if meant(candidate.rule)
+        )
+
+    def _expired(self, epoch: int) -> "frozenset[Rule]":
+        if not self._dated:
+            return frozenset()
+        dated = (candidate.rule for candidate in self.rules if candidate.rule.until is not None)
+        return frozenset(rule for rule in dated if rule.until is not None and self.ends.get(rule.until, 0) <= epoch)
 
 
 class _Entry(NamedTuple):

@@ -5,11 +5,13 @@ A hint only: nothing decides by it, and it looks at a bounded number of rules. W
 """
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Attempt
 from rules.decision import Near
+from rules.matching.index import Index
 from rules.matching.match import Match
+from rules.matching.plan import Hint, Plan
 from rules.matching.requests import Condition, carried, git_asked, url_length
 from rules.own_names import is_meant, is_own
 from rules.ports import describe
@@ -17,23 +19,13 @@ from rules.rule import Rule
 
 if TYPE_CHECKING:
     from rules.attempt import Request
-    from rules.matching.index import Index
-    from rules.matching.plan import Plan
     from rules.names import HostName
     from rules.paths import Reading
 
 _MOST: Final = 16  # rules that are looked at: a task that makes up methods asks for a new hint each time
 
 
-class Hint(NamedTuple):
-    """A rule that lets out, and the field that it wants otherwise."""
-
-    rule: str
-    field: str
-    wanted: str
-
-
-def about_connection(plan: "Plan") -> Hint | None:
+def about_connection(plan: Plan) -> Hint | None:
     """Find a rule about the same target that lets out on other ports, or but for an exemption."""
     if plan.missed is None:
         return None
@@ -41,7 +33,7 @@ def about_connection(plan: "Plan") -> Hint | None:
     return Hint(rule.id, field, describe(rule.ports) if field == "ports" else "")
 
 
-def about_request(plan: "Plan", request: "Request", reading: "Reading", length: int) -> Hint | None:
+def about_request(plan: Plan, request: "Request", reading: "Reading", length: int) -> Hint | None:
     """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
     letting_out = islice((rule for rule in plan.rules if rule.lets_out), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
@@ -51,7 +43,7 @@ def about_request(plan: "Plan", request: "Request", reading: "Reading", length: 
     return first.get("credential") or first.get("http.methods") or hints[0]
 
 
-def about_name(index: "Index", name: "HostName") -> Hint | None:
+def about_name(index: Index, name: "HostName") -> Hint | None:
     """Find a rule about a name close by; or about that very name, for other tasks."""
     found = index.nearest(name)
     if found is None:

@@ -24,7 +24,6 @@ from rules.verdicts import Reason, Verdict
 if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.gitrules import GitRule
-    from rules.matching.near import Hint
     from rules.paths import Reading
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
@@ -46,6 +45,14 @@ class Candidate(NamedTuple):
 
     rule: Rule
     exemptions: tuple[Exemption, ...] = ()
+
+
+class Hint(NamedTuple):
+    """The hint in a refusal: a rule that lets out, and the field that it wants otherwise."""
+
+    rule: str
+    field: str
+    wanted: str
 
 
 class _Filed(NamedTuple):

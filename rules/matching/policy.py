@@ -14,33 +14,34 @@ from typing import Final
 from rules.addresses import Address, normal, why_not_public
 from rules.attempt import NO_LABELS, Attempt, Protocol, Request
 from rules.decision import Asks, Decision
-from rules.matching.candidates import NOBODY, Candidates, Standing
-from rules.matching.index import Index
+from rules.matching.index import NOBODY, Candidates, Index, LooksAt, Standing
 from rules.matching.judge import Judge, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
-from rules.matching.near import Hint, about_connection, about_name, about_request, near
+from rules.matching.near import about_connection, about_name, about_request, near
 from rules.matching.needs import Needs
-from rules.matching.plan import Leniency, Plan
+from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.requests import url_length
 from rules.matching.revision import digest_of, revision_of
 from rules.names import HostName
 from rules.paths import readings
-from rules.ports import LAST_PORT, UNSEEN
+from rules.ports import LAST_PORT, UNSEEN, Ports
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
 from rules.settings import Settings
 from rules.upstream import Upstream, Via
-from rules.verdicts import LayerKind, Outcome, Reason, Verdict
+from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP
 _MOST_HINTED: Final = 1024
 _ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
+_SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
+_USUAL: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 
 
-class Policy(Needs):
+class Policy:
     """What may leave. Safe to ask from several threads: what is remembered only ever saves work."""
 
     def __init__(
@@ -76,6 +77,7 @@ class Policy(Needs):
         self.floor = floor
         self.commands = tuple(sorted(commands, key=lambda command: command.cite))
         self.unread = tuple(unread)
+        self.needs = Needs(self.rules, self.settings, self.secrets, self.commands, self.layers)
         self._keeping = frozenset(place for secret in self.secrets for place in secret.hosts)
         self.revision = revision_of(
             self.rules, self.settings, self.layers, self.secrets, boxes=(box, floor.box), commands=self.commands
@@ -117,6 +119,26 @@ class Policy(Needs):
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
         decision = decision._replace(inspect=True)
         return to_be_asked(decision) if decision.asks else decision
+
+    def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
+        """List what rules that let out or ask say is spoken at `target` on `port`.
+
+        In audit mode anything over TCP may be. An ask about every port expects on each what is usual there.
+        """
+        found = frozenset[Protocol]()
+        for candidate in self._index.candidates(target).rules:
+            rule = candidate.rule
+            if rule.action is Verdict.ASK and rule.ports is None:
+                usual = _USUAL.get(port)
+                found = found.union(_SPOKEN if usual is None else (usual,))
+            elif rule.action is not Verdict.DENY or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
+                here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
+                found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
+        return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
+
+    def looks_at(self, target: HostName | Address, port: int) -> LooksAt:
+        """Say what the rules look at that can match `target` on `port`."""
+        return self._index.candidates(target).looks_at(port)
 
     def leniency(self, target: HostName | Address) -> Leniency:
         """Return what ranks findings about `target`: what lets more out is higher."""

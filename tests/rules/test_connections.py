@@ -220,10 +220,10 @@ def test_whether_requests_are_looked_at_is_told_to_the_gate():
         "- {id: d, to: x.example, ports: 8000/http, http: {methods: [PUT]}, action: deny}\n"
         "- {id: e, to: y.example, except: [{http: {paths: /a}}], action: deny}"
     )
-    assert asked.needs_request(HostName("x.example"), 8000)
-    assert not asked.needs_request(HostName("x.example"), 8001)
-    assert asked.needs_request(HostName("y.example"), 22)
-    assert not asked.needs_request(HostName("z.example"), 443)
+    assert asked.looks_at(HostName("x.example"), 8000).requests
+    assert not asked.looks_at(HostName("x.example"), 8001).requests
+    assert asked.looks_at(HostName("y.example"), 22).requests
+    assert not asked.looks_at(HostName("z.example"), 443).requests
 
 
 NEEDS = [
@@ -242,7 +242,7 @@ NEEDS = [
 
 @pytest.mark.parametrize(("rules", "needs"), NEEDS)
 def test_inspection_is_needed_only_where_something_is_read(rules, needs):
-    assert policy(rules).needs_inspection is needs
+    assert policy(rules).needs.inspection is needs
 
 
 def test_the_same_ports_give_the_same_answer_across_a_range():

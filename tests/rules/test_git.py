@@ -179,12 +179,12 @@ def test_where_git_has_to_be_read_is_told_to_the_gate():
         git(FETCH)
         + "- {id: x, to: x.example, except: [{git: {repos: '**', fetch: true}}], action: deny}\n- {id: y, to: y.example, http: {methods: GET}, action: allow}"
     )
-    assert [asked.needs_git(HostName(name), 443) for name in ("git.example", "x.example", "y.example")] == [
+    assert [asked.looks_at(HostName(name), 443).git for name in ("git.example", "x.example", "y.example")] == [
         True,
         True,
         False,
     ]
-    assert asked.needs_inspection
+    assert asked.needs.inspection
 
 
 def test_a_push_of_which_nobody_knows_what_it_does_is_every_change():

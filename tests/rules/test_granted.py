@@ -207,9 +207,9 @@ NEEDING = [(GOOD, False), (Q, True), ("- {id: f, to: x.example, when: tainted, a
 
 @pytest.mark.parametrize(("rules", "needed"), NEEDING)
 def test_who_needs_somebody_to_ask(rules, needed):
-    assert policy(rules).needs_approvals is needed
+    assert policy(rules).needs.approvals is needed
     with_command = policy(rules, "commands: [{id: c, run: terraform apply, action: ask}]")
-    assert with_command.needs_approvals
+    assert with_command.needs.approvals
 
 
 TAINTING = """

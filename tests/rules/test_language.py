@@ -116,7 +116,7 @@ def test_the_order_of_its_rules_is_nothing():
 def test_what_the_gate_has_to_look_at():
     asked = loaded(TEAM).policy
     looks = {
-        name: (asked.needs_request(HostName(name), 443), asked.needs_git(HostName(name), 443))
+        name: (asked.looks_at(HostName(name), 443).requests, asked.looks_at(HostName(name), 443).git)
         for name in ("registry.corp.example", "api.github.com", "github.com", "pastebin.com", "nobody.example")
     }
     assert looks == {

@@ -206,7 +206,7 @@ def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attem
         told = policy.protocols(attempt.target, attempt.port)
         assert attempt.protocol in told or Protocol.TCP in told
     if decision.passes and attempt.protocol is Protocol.TLS and decision.inspect:
-        assert policy.needs_inspection
+        assert policy.needs.inspection
 
 
 @many

@@ -63,7 +63,7 @@ def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspecte
     asked = policy(rules, "settings: {tls: splice}")
     decision = asked.decide(parse_attempt("tls x.example:443")._replace(tainted=True).attempt(asked))
     assert (decision.passes, decision.inspect) == (True, inspected)
-    assert asked.needs_inspection is inspected
+    assert asked.needs.inspection is inspected
 
 
 def test_each_layer_has_its_vote_and_its_silence_has_none(tmp_path):
@@ -113,12 +113,12 @@ NAMED = [
 @pytest.mark.parametrize(("rule", "named"), NAMED)
 def test_a_rule_that_may_let_out_names_its_hosts(rule, named):
     made = policy(f"- {rule}\n- {{id: rest, to: '*', scan: strict, action: allow}}")
-    assert made.names_host(HostName("x.example")) is named
-    assert made.scans_strictly
+    assert made.needs.names_host(HostName("x.example")) is named
+    assert made.needs.strict_scan
 
 
 def test_a_network_names_its_addresses():
     made = policy("- {id: a, to: 192.0.2.0/24, ports: 443/tls, action: allow}")
-    assert made.names_host(ip_address("192.0.2.7"))
-    assert not made.names_host(ip_address("198.51.100.7"))
-    assert not made.scans_strictly
+    assert made.needs.names_host(ip_address("192.0.2.7"))
+    assert not made.needs.names_host(ip_address("198.51.100.7"))
+    assert not made.needs.strict_scan

@@ -204,5 +204,5 @@ SPLICED = "[{id: a, to: '*.example', tls: splice, ports: [443, 8443/tls], action
 @pytest.mark.parametrize(("host", "port", "inspected"), [("x.example", 443, True), ("x.example", 8443, False), ("y.example", 443, False)])  # fmt: skip
 def test_where_a_secret_belongs_nothing_is_spliced(host, port, inspected):
     asked = policy(file(GOOD, rules=SPLICED))
-    assert asked.needs_inspection
+    assert asked.needs.inspection
     assert asked.decide(Attempt(Protocol.TLS, HostName(host), port)).inspect is inspected

@@ -111,8 +111,8 @@ NEEDED = [
 
 @pytest.mark.parametrize(("rules", "needed"), NEEDED)
 def test_the_door_is_opened_for_rules_that_list_udp_and_for_nothing_else(rules, needed):
-    assert policy(rules).lets_udp_out is needed
-    assert policy(rules, "settings: {mode: audit}").lets_udp_out is needed
+    assert policy(rules).needs.udp is needed
+    assert policy(rules, "settings: {mode: audit}").needs.udp is needed
 
 
 def test_a_name_that_only_udp_goes_to_has_an_address():
