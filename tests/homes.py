@@ -11,7 +11,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from proxy.ca.authority_file import fingerprint
+from proxy.certificates.authority_file import fingerprint
 from tests import harness
 
 STATE = Path(".local/state/exeat")

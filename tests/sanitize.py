@@ -86,7 +86,7 @@ def _inside(made: str, minutes: str) -> int:
         os.environ[_SANITIZED],
     )  # programs that are started from here have nothing to do with it
     library.LIBRARY = made
-    from proxy.poller import COMPILED
+    from proxy.event_loop.poller import COMPILED
 
     if COMPILED is None:
         sys.exit("the library can't be loaded")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enforcer.approvals import start
 from enforcer.system.errors import ExeatError, HostError
-from proxy import message, strict_json
+from proxy.wire import message, strict_json
 
 VERSION: Final = 1
 _PATIENCE: Final = 30.0  # seconds

@@ -1,8 +1,8 @@
 """Connections of the approvals server: packets of JSON, who sent each, and the socket pairs of gates. In its loop.
 
 What the other side doesn't take is kept for it, up to a bound; beyond that it is let go, so nobody who is slow keeps
-the others waiting. One packet is one JSON object (`proxy.message`). What people are told comes in pieces where it takes
-more than the kernel sends at once: how long a request is is up to a task.
+the others waiting. One packet is one JSON object (`proxy.wire.message`). What people are told comes in pieces where it
+takes more than the kernel sends at once: how long a request is is up to a task.
 
 Who is at the other end is known from the socket for each packet (unix(7), SCM_CREDENTIALS), never from what it says. A
 task has its user's uid, but a user namespace of its own: it is refused. So is whoever has come by another process's
@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.peers import is_alive, namespace
-from proxy import strict_json
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import read_word
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from proxy.approvals.protocol import Reply, Word

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from proxy import strict_json
 from proxy.approvals.model import Vote
 from proxy.telemetry.visible import visible
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Notice, People, Reviewer, Secret

@@ -17,14 +17,14 @@ from enforcer.approvals import client, start
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.notices import say
 from enforcer.system.started_by import starter
-from proxy import message, rights, strict_json
 from proxy.approvals.protocol import Introduction
-from proxy.bucket import Bucket
+from proxy.sandbox.rate_limiter import Bucket
+from proxy.wire import descriptor_passing, message, strict_json
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.worker.worker import Worker
-    from proxy.tenant import Tenant
+    from proxy.sandbox.tenant import Tenant
 
 _RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again
 _FORGIVEN: Final = 60.0  # seconds after which one has lived long
@@ -153,7 +153,7 @@ def introduced(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}
-        rights.send(connection, client.packet(said), [ours.fileno()])
+        descriptor_passing.send(connection, client.packet(said), [ours.fileno()])
     except OSError as error:
         connection.close()
         theirs.close()

@@ -14,7 +14,7 @@ from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, make_private, state_directory
 
 if TYPE_CHECKING:
-    from proxy.ca.authority import Authority
+    from proxy.certificates.authority import Authority
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 when it was done, 1 when there is no CA or it can't be used, 2 for misuse."""
-    from proxy.ca.authority import existing, rotate
-    from proxy.ca.authority_file import AuthorityError
+    from proxy.certificates.authority import existing, rotate
+    from proxy.certificates.authority_file import AuthorityError
 
     if arguments.action != "export" and (arguments.file is not None or arguments.der):
         print(f"exeat: `exeat ca {arguments.action}` takes neither a file nor --der", file=sys.stderr)

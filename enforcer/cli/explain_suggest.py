@@ -107,7 +107,7 @@ def _said(event: "Event") -> str:
 
 def _to_be_allowed(event: "Event") -> "Recorded":
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
-    from proxy.refusal import MEANING as ADVICE
+    from proxy.gate.block_page import MEANING as ADVICE
     from proxy.telemetry.recorded import recorded
     from rules.explain.reasons import MEANING
 

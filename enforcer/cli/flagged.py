@@ -10,7 +10,7 @@ from enforcer.cli import journals
 from enforcer.cli.columns import moment, table
 from enforcer.cli.words import several
 from enforcer.system.errors import ExeatError, UsageError
-from proxy import strict_json
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

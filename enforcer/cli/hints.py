@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from proxy.refusal import MEANING
+from proxy.gate.block_page import MEANING
 from proxy.telemetry.visible import fitted, visible
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enforcer.cli.log import backslashed, no_journal
 from enforcer.cli.log_show import meant, not_there
-from proxy import strict_json
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli.log import backslashed, no_journal
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.problems import quoted
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.state import cache_directory, journal_directory, make_private, state_directory
-from proxy import strict_json
+from proxy.wire import strict_json
 
 _LEAST_ROOM = 64 << 20  # bytes
 
@@ -90,7 +90,7 @@ def _try_authority() -> str:
     from datetime import UTC, datetime
 
     from enforcer.system.state import authority_directory
-    from proxy.ca.authority import existing
+    from proxy.certificates.authority import existing
 
     authority = existing(authority_directory())
     if authority is None:

@@ -15,7 +15,7 @@ from enforcer.network.constants import TABLE
 from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
 from enforcer.network.install import EncodedNetwork, execute
 from enforcer.system.errors import HostError
-from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, messages
+from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, messages
 
 _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 # linux/netfilter/nf_tables.h, nfnetlink.h

@@ -20,7 +20,7 @@ from enforcer.network import install
 from enforcer.network.install import EncodedNetwork
 from enforcer.network.plan import Batch, EverythingIsLocal, LinkUp, NetworkPlan, OwnAddress
 from enforcer.network.ruleset import AddressSet, Chain, Counter, Expression, Rule, Table, Verdict
-from proxy.netlink import NETLINK_NETFILTER
+from proxy.wire.netlink import NETLINK_NETFILTER
 
 _NEW = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
 _LO = 1  # the index of `lo` in every namespace

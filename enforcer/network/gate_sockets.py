@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from enforcer.network.constants import OWN_ADDRESSES, REFUSAL_GROUP, TABLE, MakeSocket
-from proxy.netlink import (
+from proxy.udp import door
+from proxy.wire.netlink import (
     NETLINK_NETFILTER,
     NETLINK_SOCK_DIAG,
     NLM_F_ACK,
@@ -26,7 +27,6 @@ from proxy.netlink import (
     message,
     messages,
 )
-from proxy.udp import door
 
 _DNS_PORT = 53
 _BACKLOG = 4096  # somaxconn's default in a new namespace

@@ -28,7 +28,8 @@ from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gat
 from enforcer.sandbox.init import SocketMaker
 from enforcer.sandbox.namespaces import Network
 from enforcer.system import state
-from proxy.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
+from proxy.wire import strict_json
+from proxy.wire.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 _LARGEST_FILE = 1 << 20
 _ENCODERS = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # what the bytes are made by
@@ -115,7 +116,7 @@ def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
 
 def _key(gate_port: int) -> str:
     """Everything that the bytes depend on: what is encoded, the encoder (ours and pyroute2's), the byte order."""
-    from proxy.refusals import Kind
+    from proxy.wire.refusal_log import Kind
 
     here = Path(__file__).parent
     parts = [(here / name).read_bytes() for name in _ENCODERS]
@@ -146,7 +147,7 @@ def _unpack(content: bytes) -> EncodedNetwork | None:
     digest, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    port, *batches = json.loads(body)
+    port, *batches = strict_json.loads(body)
     if len(batches) != len(EncodedNetwork._fields) - 1:
         return None
     return EncodedNetwork(

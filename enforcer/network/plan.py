@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from enforcer.network.constants import GATE_PORT, OWN_IPV4, OWN_IPV6
 from enforcer.network.ruleset import Statement, ruleset
-from proxy.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
+from proxy.wire.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
 
 
 class LinkUp(NamedTuple):

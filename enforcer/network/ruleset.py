@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, ip_network
 from typing import NamedTuple
 
 from enforcer.network.constants import LOGGED, OWN_IPV4, OWN_IPV6, REFUSAL_GROUP, TABLE
-from proxy.refusals import Kind
+from proxy.wire.refusal_log import Kind
 
 _NF_DROP, _NF_ACCEPT, _NFT_GOTO = 0, 1, -4
 _META_NFPROTO, _META_L4PROTO = 15, 16

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from enforcer.policy import path_resolution, rules_in_force
 from enforcer.policy.rules_in_force import fingerprint
 from enforcer.system.notices import say
-from proxy import strict_json
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted

@@ -25,7 +25,7 @@ from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.proxy_auth import Login
     from rules.matching.policy import Policy
 
 _TRIES: Final = 5  # while files change as they are read
@@ -95,14 +95,14 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
     Raises RuleFileError and HostError.
     """
     from enforcer.worker import credentials
-    from proxy import handover
-    from proxy.dialling import proxy_auth
+    from proxy.dialing import proxy_auth
+    from proxy.worker import policy_transfer
     from rules.matching.unreadable_layer import raised
 
     good, login = before.wanted.policy, None
     if before.good >= 0:
-        with handover.Copy(os.dup(before.good)) as file:
-            login, good = proxy_auth.take(file), handover.take(file)
+        with policy_transfer.Copy(os.dup(before.good)) as file:
+            login, good = proxy_auth.take(file), policy_transfer.take(file)
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
             login = credentials.login(good)
@@ -114,14 +114,14 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
 
 
 def _write(policy: "Policy", login: "Login | None", descriptor: int) -> None:
-    from proxy import handover
-    from proxy.dialling import proxy_auth
+    from proxy.dialing import proxy_auth
+    from proxy.worker import policy_transfer
 
     os.ftruncate(descriptor, 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.seek(0)
         proxy_auth.send(login, file)
-        handover.send(policy, file)
+        policy_transfer.send(policy, file)
 
 
 def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:

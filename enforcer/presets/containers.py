@@ -12,7 +12,7 @@ from typing import Final
 from enforcer.presets.client import Client, Learnt, Setting, inside, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.loading.preset_locks import Locked, Origin
 
 

@@ -17,7 +17,7 @@ import yaml
 from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_of, inside, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.loading.preset_locks import Locked
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.loading.preset_locks import Locked
 
 if TYPE_CHECKING:

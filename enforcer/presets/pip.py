@@ -16,7 +16,7 @@ from typing import Final
 from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.loading.preset_locks import Locked
 
 _ASKED: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from enforcer.system.signals import WATCHED, Arrived
-from proxy import rights
+from proxy.wire import descriptor_passing
 
 _LONGEST = 256  # bytes of a call
 
@@ -40,7 +40,7 @@ class Caller:
 
     def carry_in(self, primary: int) -> None:
         """Have the client pass on what is typed at its terminal: only a process of its session may read it."""
-        rights.send(self.connection, b"terminal", [primary])
+        descriptor_passing.send(self.connection, b"terminal", [primary])
 
     def ended(self, status: int) -> None:
         """Say how it ended: a wait status, as waitpid(2) has it."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Stations, Worker
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
 
 
 class Host(Protocol):

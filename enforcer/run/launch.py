@@ -25,7 +25,7 @@ from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from proxy import message
+from proxy.wire import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})

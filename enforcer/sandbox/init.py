@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from enforcer.sandbox import init_interpreter
 from enforcer.sandbox.system_calls import ANY, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
 from enforcer.system.errors import HostError
-from proxy import rights
+from proxy.wire import descriptor_passing
 
 _MOST_FILES: Final = (
     32  # files that are kept for the next sandbox; no fewer than a program that isn't sent yet can have
@@ -146,7 +146,7 @@ class RemoteExecutor(Executor):
             if len(self._given) >= _AHEAD:
                 self._hear_one()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                rights.send(self.channel, packet.data, packet.descriptors)
+                descriptor_passing.send(self.channel, packet.data, packet.descriptors)
             self._given.append(packet)
 
     @property
@@ -158,7 +158,7 @@ class RemoteExecutor(Executor):
         """Give what is written, of which nothing will be heard."""
         for packet in self.calls.packets(silent=True):
             with contextlib.suppress(OSError):
-                rights.send(self.channel, packet.data, packet.descriptors)
+                descriptor_passing.send(self.channel, packet.data, packet.descriptors)
 
     def hear(self) -> list[int]:
         """Wait until all that was given is done; return what the last one gives. Raises CallFailed, GoneError."""

@@ -28,7 +28,7 @@ from enforcer.sandbox.system_calls import (
     STORE,
 )
 from enforcer.system import linux
-from proxy import rights
+from proxy.wire import descriptor_passing
 
 CHANNEL: Final = 3
 _SIGNALS: Final = 4
@@ -167,7 +167,7 @@ def _listen(stage: Interpreter, channel: socket.socket) -> None:
     if error or not silent:
         wanted = [] if error else [stage.registers[register] for register in registers[came : came + given]]
         give = [descriptor for descriptor in wanted if descriptor >= 0]
-        rights.send(channel, REPLY.pack(PLAYED, at, error, 0, *stage.registers), give)
+        descriptor_passing.send(channel, REPLY.pack(PLAYED, at, error, 0, *stage.registers), give)
         for descriptor in give:
             os.close(descriptor)
     if error:

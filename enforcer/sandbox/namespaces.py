@@ -238,7 +238,7 @@ class SandboxNamespaces:
             for number in range(_LIMITS):
                 soft, hard = resource.getrlimit(number)
                 if number == resource.RLIMIT_NOFILE:
-                    soft = hard  # they pass descriptors on: `proxy.rights`
+                    soft = hard  # they pass descriptors on: `proxy.wire.descriptor_passing`
                 with contextlib.suppress(OSError, ValueError):  # less than it has, an ordinary user can't give back
                     resource.prlimit(pid, number, (soft, hard))
             with contextlib.suppress(OSError):
@@ -350,7 +350,7 @@ def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     calls.call("openat", linux.AT_FDCWD, "/proc", flags, into=OUTSIDE)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # These pass descriptors on, which the kernel allows by this limit: `proxy.rights`.
+    # These pass descriptors on, which the kernel allows by this limit: `proxy.wire.descriptor_passing`.
     most = _RLIMIT.pack(*(number & (1 << 64) - 1 for number in (files, files)))
     calls.call("prlimit64", 0, resource.RLIMIT_NOFILE, most, 0)
     outer.begin()

@@ -20,8 +20,8 @@ from enforcer.service.control_client import ask
 from enforcer.system import peers, state
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by
-from proxy import message
-from proxy.tenant import Task
+from proxy.sandbox.tenant import Task
+from proxy.wire import message
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -130,13 +130,13 @@ def detach(named: str) -> dict[str, Any]:
 
 
 def _written(policy: "Policy") -> int:
-    from proxy import handover
-    from proxy.dialling import proxy_auth
+    from proxy.dialing import proxy_auth
+    from proxy.worker import policy_transfer
 
     file = os.memfd_create("policy", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(file), "wb") as out:
         proxy_auth.send(None, out)
-        handover.send(policy, out)
+        policy_transfer.send(policy, out)
     return file
 
 

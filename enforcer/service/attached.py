@@ -14,10 +14,10 @@ from enforcer.service.sandboxes import Sandbox
 from enforcer.system import peers
 from enforcer.system.errors import UsageError
 from enforcer.system.notices import say
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 

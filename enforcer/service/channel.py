@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from proxy import message
+from proxy.wire import message
 
 MOST_UNSENT: Final = 8192  # messages: a worker that takes none of so many is not working
 _MOST_DESCRIPTORS: Final = 16  # in one message

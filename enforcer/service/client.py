@@ -78,7 +78,7 @@ def _ask(connection: _socket.socket, words: list[str]) -> None:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
-            from proxy.rights import all_that_may_be
+            from proxy.wire.descriptor_passing import all_that_may_be
 
             with all_that_may_be():
                 connection.sendmsg([protocol.hello(protocol.RUN)], rights)

@@ -22,7 +22,7 @@ from enforcer.service import protocol
 from enforcer.service.start_queue import decline
 from enforcer.system import control_socket, peers
 from enforcer.system.errors import ExeatError, HostError
-from proxy import strict_json
+from proxy.wire import strict_json
 
 _BACKLOG: Final = 1024
 _MOST_ASKING: Final = 256  # connections that have said nothing yet

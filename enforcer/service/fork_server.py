@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 from enforcer.sandbox import init
 from enforcer.system import linux, processes
-from proxy import message
+from proxy.wire import message
 
 PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
 

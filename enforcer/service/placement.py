@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from enforcer.worker.worker import Worker, WorkerProcess
-from proxy import message
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from proxy.tenant import Tenant
+    from proxy.sandbox.tenant import Tenant
 
 _REPORT_EVERY: Final = 2.0  # seconds
 _MOST_PIECES: Final = 100  # of a report: a worker that says more is not believed
@@ -130,11 +130,11 @@ def place(service: socket.socket, tenant: "Tenant", wanted: "Wanted", *, shared:
 
 def _written(tenant: "Tenant") -> int:
     """Put the policy into a memory file. There is no login beside it: who has one has a worker of its own."""
-    from proxy import handover
-    from proxy.dialling import proxy_auth
+    from proxy.dialing import proxy_auth
+    from proxy.worker import policy_transfer
 
     policy = os.memfd_create("policy", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(policy), "wb") as file:
         proxy_auth.send(None, file)
-        handover.send(tenant.policy, file)
+        policy_transfer.send(tenant.policy, file)
     return policy

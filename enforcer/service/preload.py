@@ -60,7 +60,7 @@ MODULES: Final = (
     "enforcer.run.task",
     "enforcer.policy.watch",
     "enforcer.workspace.task_workspace",
-    "proxy.handover",
+    "proxy.worker.policy_transfer",
     "proxy.telemetry.encoding",
     "proxy.telemetry.masking",
     "proxy.telemetry.recorder",

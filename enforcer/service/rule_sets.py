@@ -197,14 +197,14 @@ class _Pen:
 
 def _policy(policy_file: int) -> "Policy | None":
     """Read a policy that one of our own processes has written; None: it is too large to keep."""
-    from proxy import handover
-    from proxy.dialling import proxy_auth
+    from proxy.dialing import proxy_auth
+    from proxy.worker import policy_transfer
 
     if os.fstat(policy_file).st_size > _LARGEST:
         return None
-    with handover.Copy(os.dup(policy_file)) as file:
+    with policy_transfer.Copy(os.dup(policy_file)) as file:
         proxy_auth.take(file)
-        return handover.take(file)
+        return policy_transfer.take(file)
 
 
 def _absolute(path: Path) -> str:

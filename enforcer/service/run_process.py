@@ -29,8 +29,8 @@ from enforcer.system import linux
 from enforcer.system.notices import say
 from enforcer.system.started_by import act_for
 from enforcer.worker import worker
-from proxy import message
 from proxy.telemetry.journal.writer import look_ahead
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.rule_sets import RuleSets
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125

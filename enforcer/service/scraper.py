@@ -14,9 +14,9 @@ from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
 from enforcer.worker import confinement
-from proxy import message
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity

@@ -27,10 +27,11 @@ from enforcer.worker import confinement
 from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
-from proxy import message, turn
-from proxy.shares import MOST, Shares
+from proxy.event_loop import turn
+from proxy.sandbox.descriptor_quota import MOST, Shares
 from proxy.telemetry.prometheus import merging
 from proxy.telemetry.prometheus.reports import Reported
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity

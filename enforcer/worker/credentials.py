@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.sandbox.system_paths import shown_in
 from enforcer.system.errors import HostError, UsageError
-from proxy.dialling import proxy_auth
+from proxy.dialing import proxy_auth
 from rules.secrets import SourceKind
 
 if TYPE_CHECKING:

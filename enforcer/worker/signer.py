@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from enforcer.system import processes
 from enforcer.system.errors import HostError
 from enforcer.system.notices import say
-from proxy import message
-from proxy.ca import authority_file
+from proxy.certificates import authority_file
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
-from proxy import message
-from proxy.ca import authority_file
+from proxy.certificates import authority_file
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
-    from proxy.ca.authority import Authority
-    from proxy.ca.signer import Signer
+    from proxy.certificates.authority import Authority
+    from proxy.certificates.signer import Signer
 
 _AGAIN: Final = 60.0  # seconds between two times that it is told of a worker that asks for too much
 
@@ -76,9 +76,9 @@ def _read(key: int, certificate: bytes) -> "Authority":
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    from proxy.ca.authority import Authority
-    from proxy.ca.packets import Request, request
-    from proxy.ca.signer import Signer
+    from proxy.certificates.authority import Authority
+    from proxy.certificates.packets import Request, request
+    from proxy.certificates.signer import Signer
 
     pem = os.pread(key, authority_file.LONGEST, 0)
     os.close(key)
@@ -103,8 +103,8 @@ class _Holder:
         ends: dict[int, socket.socket],
         served: dict[int, int],
     ) -> None:
-        from proxy.ca.packets import LONGEST_REQUEST, Malformed
-        from proxy.ca.signer import Signer
+        from proxy.certificates.packets import LONGEST_REQUEST, Malformed
+        from proxy.certificates.signer import Signer
 
         self._most, self._malformed, self._signer = LONGEST_REQUEST + 1, Malformed, Signer
         self._authority = authority

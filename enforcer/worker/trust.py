@@ -20,8 +20,8 @@ from enforcer.sandbox.mount_plan import BUNDLES
 from enforcer.system import state
 from enforcer.system.errors import HostError
 from enforcer.system.processes import run_in_child
-from proxy import strict_json
-from proxy.ca.authority_file import FILE, fingerprint, load
+from proxy.certificates.authority_file import FILE, fingerprint, load
+from proxy.wire import strict_json
 
 _NAME = "ca.json"
 _LARGEST = 1 << 16  # bytes
@@ -67,7 +67,7 @@ def known_authority(directory: Path, cache: Path) -> PublicAuthority | None:
 def _remember(directory: Path, cache: Path) -> None:
     from OpenSSL import crypto
 
-    from proxy.ca.authority import load_or_create
+    from proxy.certificates.authority import load_or_create
 
     authority = load_or_create(directory)
     pem = authority.certificate_pem
@@ -139,7 +139,7 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 def _make_store(bundle: bytes, cache: Path, name: str) -> None:
-    from proxy.ca import truststore
+    from proxy.certificates import truststore
 
     store = truststore.java(bundle)
     for old in cache.glob(f"{_PREFIX}*{_SUFFIX}"):

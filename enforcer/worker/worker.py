@@ -23,8 +23,8 @@ from enforcer.system.processes import detach
 from enforcer.worker import confinement, credentials
 from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import system_roots
-from proxy import message
-from proxy.tenant import Tenant
+from proxy.sandbox.tenant import Tenant
+from proxy.wire import message
 
 _ONLY = 1  # the worker's number
 _WORDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})

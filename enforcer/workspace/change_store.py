@@ -27,7 +27,7 @@ from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.workspace.safe_path import MODE, Entry, What
 from enforcer.workspace.snapshot import entry_of
-from proxy import strict_json
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Rule

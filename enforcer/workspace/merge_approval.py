@@ -21,12 +21,12 @@ from enforcer.workspace.change_store import Change
 from enforcer.workspace.merge_decision import Print
 from enforcer.workspace.merge_inputs import Sides
 from enforcer.workspace.safe_path import What
-from proxy import message
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import File, Kind, Question
 from proxy.approvals.model import MERGING
 from proxy.approvals.protocol import Answer, Hello, Introduction, Pending, Result, read_reply
 from proxy.telemetry.events import Approval
+from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.workspace.change_store import Meta

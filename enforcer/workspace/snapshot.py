@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from enforcer.workspace.safe_path import TOP, Entry, Tree, What, joined
-from proxy import strict_json
+from proxy.wire import strict_json
 
 
 class Listing(NamedTuple):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.guarded import Guarded
     from enforcer.workspace.review import Review
-    from proxy.tenant import Tenant
+    from proxy.sandbox.tenant import Tenant
 
 
 class Workspace:

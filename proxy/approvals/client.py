@@ -16,16 +16,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy import message
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.leases import Passes
 from proxy.approvals.protocol import Answer, Result
-from proxy.bucket import Bucket
-from proxy.poller import IN, OUT
+from proxy.event_loop.poller import IN, OUT
+from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
 from proxy.telemetry.waiting import Waiting
+from proxy.wire import message
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import Message, Question, Source
     from proxy.approvals.protocol import WishState
-    from proxy.poller import Poller
+    from proxy.event_loop.poller import Poller
     from rules.decision import Decision
 
 SLACK: Final = 15.0  # seconds beyond the longest `hold` in which an answer has to be there

@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping, Set  # noqa: PYI025
 from typing import TYPE_CHECKING, Final
 
-from proxy import strict_json
 from proxy.approvals.approval_request import Message, Real, Source, read
 from proxy.approvals.model import Approval, Ballot, Grant, Place, State, Task
 from proxy.approvals.store import StoreError
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

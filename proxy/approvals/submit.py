@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals import lifecycle, queries
 from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result
-from proxy.bucket import Bucket
+from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
 

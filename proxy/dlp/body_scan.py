@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 from proxy.dlp.body_readers import Closed, Plain, Reader, Unreadable
 from proxy.dlp.decodings import decoded, of_parts, readings, transfers
 from proxy.dlp.patterns import BACK, LONGEST, candidates
-from proxy.slices import at_once
+from proxy.event_loop.slices import at_once
 from rules.verdicts import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.event_loop.slices import Sliced
     from proxy.secrets.detection import Watch
-    from proxy.slices import Sliced
 
 LOOKED_AT: Final = 256 << 10  # bytes of a body, for patterns, under `flag`
 HELD_BACK: Final = 16 << 10  # bytes, under `block`

@@ -18,9 +18,9 @@ from proxy.telemetry.masking import MASK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from proxy.event_loop.slices import Sliced
     from proxy.request.request_head import Field, Head
     from proxy.secrets.detection import Watch
-    from proxy.slices import Sliced
 
 _MOST_KEPT: Final = 256  # fields of one connection that are known to be clean
 _LONGEST_KEPT: Final = 512  # bytes

@@ -279,7 +279,7 @@ def _fitting(text: bytes) -> "Iterator[int | None]":
 
 
 def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[Hit | None]":
-    """Yield `hits`, and None after each part of the work: the caller may stop there for a while (`proxy.slices`)."""
+    """Yield `hits`, and None after each part of the work: the caller may stop there for a while (`slices`)."""
     for at in _fitting(text):
         if at is None:
             yield None

@@ -6,14 +6,14 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.dns.wire import LARGEST_QUERY
-from proxy.poller import IN
+from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Where
 from rules.addresses import normal
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
-    from proxy.poller import Poller
+    from proxy.event_loop.poller import Poller
     from proxy.telemetry.recorder import Recorder
     from rules.addresses import Address
 

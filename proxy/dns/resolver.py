@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Found, Lookup
     from proxy.dns.names import NameTable
     from proxy.dns.records import RecordLookup, Records
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.decision import Decision
 

@@ -2,19 +2,19 @@
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from proxy.closing import reset
+from proxy.event_loop.closing import reset
 from rules.names import HostName, InvalidName
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
     from proxy.gate.client_hello import ClientHello
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
+    from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
-    from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.decision import Decision

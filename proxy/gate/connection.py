@@ -12,18 +12,18 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.closing import reset
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
+from proxy.event_loop.closing import reset
+from proxy.event_loop.poller import IN, ONCE
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
 from proxy.gate.first_bytes import FIRST_LOOK, MOST_BYTES, recognise
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
-from proxy.limits import Quota, budgets, cut_by, exceeded
-from proxy.poller import IN, ONCE
-from proxy.tenant import UNNOTED
+from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
+from proxy.sandbox.tenant import UNNOTED
 from rules.decision import denied
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Trust
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialling.connecting import Connecting, Hop
-    from proxy.dialling.through import Through
+    from proxy.dialing.connecting import Connecting, Hop
+    from proxy.dialing.through import Through
     from proxy.gate.first_bytes import Seen
     from proxy.gate.listener import Gate
     from proxy.gate.pending import Pending

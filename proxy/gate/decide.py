@@ -7,7 +7,7 @@ sandbox's resolver gave an address for, or the one that the connection says itse
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.dialling.preflight import refused
+from proxy.dialing.preflight import refused
 from proxy.gate.client_hello import ClientHello
 from proxy.gate.first_bytes import HttpHead
 from rules.addresses import parse_host
@@ -18,9 +18,9 @@ from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
-    from proxy.dialling.connecting import DialFailed
+    from proxy.dialing.connecting import DialFailed
     from proxy.gate.first_bytes import Seen
-    from proxy.tenant import Tenant
+    from proxy.sandbox.tenant import Tenant
     from rules.addresses import Address
     from rules.matching.policy import Policy
 

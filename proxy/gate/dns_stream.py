@@ -4,10 +4,10 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.closing import finish, reset
 from proxy.dns.wire import LARGEST_QUERY
+from proxy.event_loop.closing import finish, reset
+from proxy.event_loop.poller import IN
 from proxy.gate.decide import refuse
-from proxy.poller import IN
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason

@@ -14,14 +14,14 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
-from proxy.closing import cut_if_killed, reset
+from proxy.event_loop.closing import cut_if_killed, reset
+from proxy.event_loop.poller import IN
+from proxy.event_loop.rounds import Guest, Rounds, visit
 from proxy.gate.connection import Connection
 from proxy.gate.decide import DecisionCache, Wanted, nowhere
 from proxy.gate.dns_stream import Stream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
-from proxy.poller import IN
-from proxy.rounds import Guest, Rounds, visit
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
 from rules.own_names import DESK
@@ -30,15 +30,15 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialling.dial import Dialer
+    from proxy.dialing.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
-    from proxy.inband.visit import Office
+    from proxy.info_api.visit import Office
+    from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
@@ -222,7 +222,7 @@ class Gate:
         return record.whose
 
     def _visit(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
-        from proxy.inband.visit import Visit  # few tasks ask
+        from proxy.info_api.visit import Visit  # few tasks ask
 
         visitor = Visit(self, client, record, self._office(record.wanted.port))
         self.replace(connection, visitor)
@@ -232,11 +232,11 @@ class Gate:
         office = self._offices.get(port)
         if office is None:
             if port == _INTAKE_PORT:
-                from proxy.inband.intake import Intake
+                from proxy.info_api.intake import Intake
 
                 office = Intake(self.recorder)
             else:
-                from proxy.inband.desk import Desk
+                from proxy.info_api.desk import Desk
 
                 office = Desk(self.recorder, dialer=self.dialer)
             self._offices[port] = office

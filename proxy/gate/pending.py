@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.protocol import Result
 from proxy.approvals.request_builder import ROUNDS, about_connection, reason_of
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import LOOKUP_TIMEOUT
-from proxy.dialling.preflight import check
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.dial import LOOKUP_TIMEOUT
+from proxy.dialing.preflight import check
 from proxy.gate.decide import Way, after_asking, in_vain, unanswered
 from proxy.telemetry.events import GONE
 from rules.verdicts import Reason
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import Ticket
     from proxy.approvals.protocol import Answer
-    from proxy.dialling.dial import Dialer
+    from proxy.dialing.dial import Dialer
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
-    from proxy.tenant import Tenant
+    from proxy.sandbox.tenant import Tenant
 
 
 class Owner(Protocol):

@@ -15,15 +15,15 @@ import socket
 from array import array
 from typing import TYPE_CHECKING, Final
 
-from proxy.closing import finish, reset
 from proxy.compiled.library import Over
-from proxy.poller import COMPILED, ERR, HUP, IN, OUT
+from proxy.event_loop.closing import finish, reset
+from proxy.event_loop.poller import COMPILED, ERR, HUP, IN, OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.limits import Meter
-    from proxy.poller import Poller
+    from proxy.event_loop.poller import Poller
+    from proxy.sandbox.rule_limits import Meter
 
 MOST_KEPT: Final = 32 * 1024 * 1024  # bytes, of one tenant
 

@@ -13,8 +13,8 @@ from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.ca.leaves import Leaves
-    from proxy.dialling.dial import Dialer
+    from proxy.certificates.leaves import Leaves
+    from proxy.dialing.dial import Dialer
     from proxy.gate.admitted import Admitted
     from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine

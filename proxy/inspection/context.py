@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mitmproxy.options import Options
 
-    from proxy.dialling.connecting import Hop
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.connecting import Hop
+    from proxy.dialing.proxy_auth import Login
     from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
     from proxy.inspection.judging import Place
     from proxy.inspection.session import Session

@@ -17,7 +17,7 @@ from rules.names import HostName
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ca.leaves import Leaf, Leaves
+    from proxy.certificates.leaves import Leaf, Leaves
     from proxy.inspection.judging import Place
     from proxy.secrets import Identity
     from rules.addresses import Address

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import events
 
-from proxy.closing import reset
-from proxy.dialling.connecting import DialFailed
+from proxy.dialing.connecting import DialFailed
+from proxy.event_loop.closing import reset
+from proxy.event_loop.slices import Slice
 from proxy.gate.states import LIFETIME
 from proxy.inspection.context import Far, GateContext, Near, far, near
 from proxy.inspection.deciding import Requests, is_good
@@ -26,7 +27,6 @@ from proxy.inspection.relaying import is_relayed
 from proxy.inspection.session import Session
 from proxy.inspection.signals import Broken, Decided, Failure, Opened, Relieved, Revoked, Unspoken
 from proxy.inspection.tls import FarTls, NearTls
-from proxy.slices import Slice
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable, Generator
 
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
+    from proxy.event_loop.slices import Sliced
     from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place
     from proxy.inspection.stream import Stream
-    from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.decision import Decision
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result
 from proxy.approvals.request_builder import reason_of
-from proxy.dialling.connecting import DialFailed, written
-from proxy.dialling.preflight import approved, in_vain, refused
+from proxy.dialing.connecting import DialFailed, written
+from proxy.dialing.preflight import approved, in_vain, refused
+from proxy.event_loop.slices import at_once, in_turns
+from proxy.gate.block_page import is_for_git
 from proxy.inspection.holding import Held, HeldBody, HeldPush
 from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
 from proxy.inspection.pushes import FEW_REFS, report
 from proxy.inspection.relaying import relayed
-from proxy.refusal import is_for_git
 from proxy.request.request_head import Unclear
-from proxy.slices import at_once, in_turns
 from rules.upstream import Via
 from rules.verdicts import Reason
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from mitmproxy.http import HTTPFlow
 
     from proxy.approvals.client import Asking
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
+    from proxy.event_loop.slices import Sliced
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
     from proxy.request.request_head import Head
-    from proxy.slices import Sliced
     from rules.attempt import Attempt
     from rules.matching.policy import Policy
 

@@ -10,17 +10,17 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from proxy.bucket import Bucket
-from proxy.ca.packets import NEW_NAMES, NEW_NAMES_A_SECOND
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
+from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
+from proxy.event_loop.rounds import EVERY
 from proxy.inspection.context import Ends
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.room import Room
-from proxy.rounds import EVERY
-from proxy.shares import Part
+from proxy.sandbox.descriptor_quota import Part
+from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.ca.leaves import Leaves
-    from proxy.dialling.connecting import Hop
-    from proxy.dialling.dial import Dialer
-    from proxy.dialling.proxy_auth import Login
+    from proxy.certificates.leaves import Leaves
+    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dial import Dialer
+    from proxy.dialing.proxy_auth import Login
     from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
     from proxy.telemetry.recorder import Recorder

@@ -9,7 +9,7 @@ from rules.verdicts import Outcome
 if TYPE_CHECKING:
     from proxy.approvals.leases import Lease
     from proxy.inspection.leaking import Outgoing
-    from proxy.limits import Meter
+    from proxy.sandbox.rule_limits import Meter
     from proxy.telemetry.events import Http
     from rules.addresses import Address
     from rules.attempt import Attempt

@@ -14,7 +14,7 @@ from proxy.request.request_head import Head, Unclear, values
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.slices import Sliced
+    from proxy.event_loop.slices import Sliced
     from proxy.telemetry.recorder import Recorder
     from rules.attempt import Attempt
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
     from proxy.inspection.context import GateContext
     from proxy.inspection.room import Room
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.approvals.request_builder import in_vain
-from proxy.dialling.connecting import written
+from proxy.dialing.connecting import written
 from proxy.inspection.gitpaths import git_request
 from proxy.inspection.pushes import all_refused, judge_push, together
 from proxy.inspection.second_paths import second_path
@@ -26,13 +26,13 @@ from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
-    from proxy.dialling.connecting import DialFailed, Hop
+    from proxy.dialing.connecting import DialFailed, Hop
+    from proxy.event_loop.slices import Sliced
     from proxy.inspection.pushes import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
+    from proxy.sandbox.tenant import Tenant
     from proxy.secrets.injection import Carried
-    from proxy.slices import Sliced
-    from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.limits import Limits
     from rules.matching.policy import Policy

@@ -13,17 +13,17 @@ from proxy.dlp.body_readers import Messages, reader
 from proxy.dlp.body_scan import Body, Leaking
 from proxy.dlp.decodings import has_parts, is_form
 from proxy.dlp.head_scan import HEAD, Heads
+from proxy.event_loop.slices import at_once
 from proxy.request.request_head import values
-from proxy.slices import at_once
 from proxy.telemetry.events import Where
 from rules.verdicts import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from proxy.event_loop.slices import Sliced
     from proxy.request.request_head import Head
     from proxy.secrets.detection import Watch
-    from proxy.slices import Sliced
     from proxy.telemetry.recorder import Recorder
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage

@@ -12,14 +12,14 @@ from collections import deque
 from time import thread_time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.closing import finish, reset
-from proxy.poller import ERR, HUP, IN, OUT
+from proxy.event_loop.closing import finish, reset
+from proxy.event_loop.poller import ERR, HUP, IN, OUT
 
 if TYPE_CHECKING:
     import asyncio
 
+    from proxy.event_loop.poller import Poller
     from proxy.inspection.tls import Tls
-    from proxy.poller import Poller
 
 _LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
 SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it

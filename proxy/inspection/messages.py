@@ -12,8 +12,8 @@ from mitmproxy import http
 from proxy.request.request_head import Head, forwarded, without_upgrade
 
 if TYPE_CHECKING:
+    from proxy.gate.block_page import Page
     from proxy.inspection.judging import Place
-    from proxy.refusal import Page
     from proxy.request.request_head import Asked, Field
 
 

@@ -8,7 +8,7 @@ words (gitprotocol-pack(5), "Report Status"): messages that it shows as `remote:
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.refusal import MEANING, Page, visible
+from proxy.gate.block_page import MEANING, Page, visible
 from proxy.request.git_push import DecidedRefs
 from rules.attempt import Attempt, Git, GitService
 from rules.verdicts import STRICTEST_FIRST, Outcome, Scan, Trust
@@ -16,8 +16,8 @@ from rules.verdicts import STRICTEST_FIRST, Outcome, Scan, Trust
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from proxy.event_loop.slices import Sliced
     from proxy.request.git_push import Command, Push
-    from proxy.slices import Sliced
     from rules.decision import Decision
     from rules.matching.policy import Policy
 

@@ -8,7 +8,7 @@ are is in nothing else. Nothing that is between us and the proxy reaches either 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialling.tunnel import credentials, unwelcome
+from proxy.dialing.tunnel import credentials, unwelcome
 from proxy.inspection.messages import QuickHeaders, head_of, request_of
 from rules.attempt import Protocol
 from rules.upstream import Scheme, Via
@@ -16,7 +16,7 @@ from rules.upstream import Scheme, Via
 if TYPE_CHECKING:
     from mitmproxy import http
 
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Place, Ruling
     from proxy.request.request_head import Head

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.dlp.head_scan import shown as shown_of
+from proxy.gate.block_page import Page, Refusal, page
 from proxy.inspection.exchange import Exchange
 from proxy.inspection.judging import (
     Looks,
@@ -25,12 +26,11 @@ from proxy.inspection.judging import (
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing, Seen
 from proxy.inspection.telling import Teller
 from proxy.inspection.waiting import Waitings
-from proxy.limits import Connections, Exceeded, budgets, cut_by, exceeded
-from proxy.refusal import Page, Refusal, page
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, too_costly, user_agent
+from proxy.sandbox.rule_limits import Connections, Exceeded, budgets, cut_by, exceeded
+from proxy.sandbox.tenant import UNNOTED
 from proxy.telemetry.events import GONE
 from proxy.telemetry.journal.writer import JournalFailed
-from proxy.tenant import UNNOTED
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
+    from proxy.event_loop.slices import Sliced
     from proxy.inspection.waiting import Waiting
-    from proxy.limits import Meter
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
-    from proxy.slices import Sliced
+    from proxy.sandbox.rule_limits import Meter
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
     from rules.limits import Limits

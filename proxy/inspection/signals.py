@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(commands.Command):
-    """A point in the middle of long work: the conversation may go on from here in its next turn (`proxy.slices`)."""
+    """A point in the middle of long work: the conversation may go on from here in its next turn (`slices`)."""
 
 
 class ClientEnded(HttpEvent):

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from mitmproxy.net.http.http1 import expected_http_body_size
 
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import Dialer
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.dial import Dialer
 from proxy.dlp.body_scan import Leaking
 from proxy.dns.lookup import Lookup
+from proxy.event_loop.poller import Poller
+from proxy.event_loop.slices import at_once
 from proxy.inspection.deciding import ADDRESSES, BODY, Requests
 from proxy.inspection.judging import Place, denied
 from proxy.inspection.messages import head_of
 from proxy.inspection.session import Session
-from proxy.poller import Poller
 from proxy.request.request_head import Unclear
-from proxy.slices import at_once
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load

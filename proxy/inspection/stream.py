@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
+    from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
     from proxy.inspection.holding import Held
     from proxy.inspection.http import GateHttp
     from proxy.inspection.leaking import Outgoing
-    from proxy.refusal import Page
     from proxy.request.request_head import Field
 
 type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage

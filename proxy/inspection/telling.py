@@ -6,7 +6,7 @@ Whether something is told, and that it is told once, is the session's (invariant
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialling.connecting import written
+from proxy.dialing.connecting import written
 from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName

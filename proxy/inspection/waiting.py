@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from proxy.inspection.holding import Held
     from proxy.inspection.judging import Ruling
     from proxy.request.request_head import Head
+    from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
     from rules.attempt import Attempt
     from rules.decision import Asks, Decision
 

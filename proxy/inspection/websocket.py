@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.request.request_head import values
 
 if TYPE_CHECKING:
+    from proxy.event_loop.slices import Sliced
     from proxy.request.request_head import Head
-    from proxy.slices import Sliced
 
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice
 POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)

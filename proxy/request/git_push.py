@@ -17,7 +17,7 @@ from rules.attempt import Attempt, Change
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.slices import Sliced
+    from proxy.event_loop.slices import Sliced
     from rules.decision import Decision
     from rules.matching.policy import Policy
 

@@ -21,9 +21,9 @@ from proxy.secrets.encodings import encoded, spellings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.proxy_auth import Login
+    from proxy.event_loop.slices import Sliced
     from proxy.secrets.injection import Broker
-    from proxy.slices import Sliced
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends
 MOST_PIECES: Final = 8

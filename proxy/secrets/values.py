@@ -11,7 +11,7 @@ import secrets
 import string
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy import strict_json
+from proxy.wire import strict_json
 from rules.secrets import AWS_PARTS
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ import time
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy import netlink
-from proxy.bucket import Bucket
-from proxy.netlink import HEADER, NLM_F_REQUEST, MalformedMessageError
+from proxy.sandbox.rate_limiter import Bucket
 from proxy.supervisor_channel import messages
 from proxy.telemetry.events import Process
+from proxy.wire import netlink
+from proxy.wire.netlink import HEADER, NLM_F_REQUEST, MalformedMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,14 +7,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy import message
-from proxy.poller import IN
+from proxy.event_loop.poller import IN
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.attribution import process_of
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.visible import visible
+from proxy.wire import message
 from rules.decision import Decision
 from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason
@@ -22,7 +22,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     import socket
 
-    from proxy.poller import Poller
+    from proxy.event_loop.poller import Poller
     from proxy.supervisor_channel.attribution import ProcessAttribution
     from proxy.telemetry.recorder import Recorder
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Ticket
     from proxy.approvals.leases import Grant
     from proxy.approvals.protocol import Answer
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.events import Process
-    from proxy.tenant import Tenant
     from rules.decision import Decision
 
 _CALLED: Final = "argv0="

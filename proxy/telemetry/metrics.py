@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from proxy.limits import Meters
+    from proxy.sandbox.rule_limits import Meters
     from proxy.telemetry.events import Kind
     from proxy.telemetry.prometheus.merging import Used
     from proxy.telemetry.prometheus.processes import ProcessUse

@@ -38,9 +38,9 @@ from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
     from proxy.telemetry.metrics import Metrics
-    from proxy.tenant import Tenant
     from rules.addresses import Address
     from rules.attempt import Protocol
     from rules.decision import Decision

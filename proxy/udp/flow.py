@@ -10,19 +10,19 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.dial import LOOKUP_TIMEOUT
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.dial import LOOKUP_TIMEOUT
+from proxy.event_loop.poller import IN
 from proxy.gate.decide import Judgement, Way, again, failing, holds
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
-from proxy.limits import Quota, budgets, cut_by, exceeded
-from proxy.poller import IN
+from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from rules.decision import denied
 from rules.upstream import Via
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialling.connecting import Hop
+    from proxy.dialing.connecting import Hop
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate

@@ -10,11 +10,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from proxy.bucket import Bucket
+from proxy.event_loop.poller import IN
+from proxy.event_loop.rounds import Rounds, visit
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
-from proxy.poller import IN
-from proxy.rounds import Rounds, visit
+from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Where
 from proxy.udp import door
 from proxy.udp.endpoints import endpoint_asked, endpoint_of
@@ -26,11 +26,11 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialling.dial import Dialer
+    from proxy.dialing.dial import Dialer
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.recorder import Recorder
-    from proxy.tenant import Tenant
     from proxy.udp.answers import Answers
 
 MOST_FLOWS: Final = 512

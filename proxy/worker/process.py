@@ -11,20 +11,20 @@ import resource
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy import message
-from proxy.ca.leaves import SignerLink
+from proxy.certificates.leaves import SignerLink
+from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
-from proxy.poller import Loop
-from proxy.shares import Shares
+from proxy.sandbox.descriptor_quota import Shares
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
+from proxy.wire import message
 from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.proxy_auth import Login
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.prometheus.scrape import ScrapeServer
-    from proxy.tenant import Tenant
     from rules.addresses import Address
 
 _MOST_SOCKETS = 16  # more than a sandbox has

@@ -7,17 +7,17 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
-from proxy.refusals import Kind, parse_refusal
 from proxy.telemetry import events
 from proxy.telemetry.journal.writer import JournalFailed
+from proxy.wire.refusal_log import Kind, parse_refusal
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.dns.names import NameTable
-    from proxy.refusals import RefusedPacket
     from proxy.telemetry.recorder import Recorder
+    from proxy.wire.refusal_log import RefusedPacket
 
 _AT_ONCE = 64  # datagrams read before anything else gets its turn
 _LARGEST = 65536

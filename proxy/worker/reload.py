@@ -11,14 +11,14 @@ import os
 import threading
 from typing import TYPE_CHECKING, cast
 
-from proxy import handover
-from proxy.dialling import proxy_auth
+from proxy.dialing import proxy_auth
 from proxy.telemetry.events import Where
+from proxy.worker import policy_transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Lookup
     from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
@@ -119,7 +119,7 @@ async def take_in(descriptor: int) -> "tuple[Policy, Login | None]":
 
 async def let_go(dropped: "list[Policy]") -> None:
     """Take apart policies that nobody else has any more, while the loop goes on."""
-    await _aside(handover.let_go, dropped)
+    await _aside(policy_transfer.let_go, dropped)
 
 
 async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:
@@ -155,6 +155,6 @@ async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:
 
 
 def _read(descriptor: int) -> "tuple[Policy, Login | None]":
-    with handover.Copy(descriptor) as file:
+    with policy_transfer.Copy(descriptor) as file:
         login = proxy_auth.take(file)
-        return handover.take(file), login
+        return policy_transfer.take(file), login

@@ -12,16 +12,16 @@ from contextvars import copy_context
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.ca.leaves import Leaves
-from proxy.dialling.dial import Dialer
+from proxy.certificates.leaves import Leaves
+from proxy.dialing.dial import Dialer
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
+from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
-from proxy.poller import IN, Poller
-from proxy.shares import Beside
+from proxy.sandbox.descriptor_quota import Beside
 from proxy.supervisor_channel.attribution import ProcessAttribution
 from proxy.supervisor_channel.channel import SupervisorChannel
 from proxy.telemetry.events import Kind, Where
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from proxy.approvals.client import Asking
-    from proxy.ca.leaves import SignerLink
-    from proxy.dialling.proxy_auth import Login
+    from proxy.certificates.leaves import SignerLink
+    from proxy.dialing.proxy_auth import Login
     from proxy.inspection import Roots
-    from proxy.shares import Shares
+    from proxy.sandbox.descriptor_quota import Shares
+    from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
-    from proxy.tenant import Tenant
     from rules.addresses import Address
 
 _GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended

@@ -17,24 +17,25 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy import message, turn
-from proxy.ca.leaves import SignerLink
+from proxy.certificates.leaves import SignerLink
+from proxy.event_loop import turn
+from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
-from proxy.poller import Loop
-from proxy.shares import MOST, Shares
+from proxy.sandbox.descriptor_quota import MOST, Shares
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.merging import add, total
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.prometheus.reports import pieces
-from proxy.tenant import Task, Tenant
+from proxy.wire import message
 from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in
 from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:
-    from proxy.dialling.proxy_auth import Login
+    from proxy.dialing.proxy_auth import Login
     from rules.addresses import Address
     from rules.matching.policy import Policy
 

@@ -13,7 +13,6 @@ import pytest
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import change_store
-from proxy import message, strict_json
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed
 from proxy.supervisor_channel import messages
@@ -33,10 +32,11 @@ from proxy.telemetry.summary import Summary
 from proxy.telemetry.table import Table
 from proxy.telemetry.usual.habits import nothing_known
 from proxy.telemetry.usual.looking import load, read_numbers
+from proxy.wire import message, strict_json
 from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
 from tests.proxy.telemetry.telemetry_harness import full_event
-from tests.proxy.tenancies.test_merging import tenant
+from tests.proxy.telemetry.test_merging import tenant
 
 
 def file_with(read, name="file"):

@@ -5,15 +5,15 @@ import gzip
 import ssl
 from itertools import pairwise
 
-from proxy.ca import packets
+from proxy.certificates import packets
 from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
 from proxy.gate.client_hello import ClientHello, NeedMore
 from proxy.gate.first_bytes import MOST_BYTES, recognise
-from proxy.netlink import MalformedMessageError
-from proxy.refusals import parse_refusal
 from proxy.request.git_push import Push, Unclear
 from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
+from proxy.wire.netlink import MalformedMessageError
+from proxy.wire.refusal_log import parse_refusal
 from rules.addresses import parse_host
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict

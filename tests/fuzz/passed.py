@@ -17,8 +17,8 @@ import time
 from itertools import chain
 
 from proxy.compiled.library import AT_ONCE, Over
+from proxy.event_loop.poller import COMPILED, IN
 from proxy.gate.splice import BufferQuota
-from proxy.poller import COMPILED, IN
 
 MOST_OPERATIONS = 300
 MOST_OPEN = 6

@@ -11,8 +11,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from proxy import strict_json
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, hash_of, of_day, opened
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import zstandard
 
-from proxy import strict_json
 from proxy.telemetry.journal.segments import open_day, open_regular
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from proxy import strict_json
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, lags
 from proxy.telemetry.journal.compression import compress
@@ -29,6 +28,7 @@ from proxy.telemetry.journal.segments import (
     segment_number,
     segments,
 )
+from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,8 +4,8 @@ import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from proxy import message, strict_json
 from proxy.telemetry.prometheus import merging
+from proxy.wire import message, strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

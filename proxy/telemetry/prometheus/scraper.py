@@ -6,10 +6,10 @@ No worker answers scrapes, so that who asks costs no task its turn, and a worker
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy import message
 from proxy.telemetry.prometheus.merging import total
 from proxy.telemetry.prometheus.reports import Reported
 from proxy.telemetry.prometheus.scrape import ScrapeServer
+from proxy.wire import message
 
 if TYPE_CHECKING:
     import socket

@@ -14,10 +14,10 @@ from ipaddress import ip_address
 from math import isfinite
 from typing import Any
 
-from proxy import strict_json
 from proxy.telemetry.masking import cut
 from proxy.telemetry.schema import fitted
 from proxy.telemetry.visible import visible
+from proxy.wire import strict_json
 
 type Record = Mapping[str, Any]
 

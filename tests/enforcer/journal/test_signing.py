@@ -8,12 +8,12 @@ import pytest
 
 from enforcer.journal import signing
 from enforcer.worker.worker import Worker, WorkerProcess, lost
-from proxy import message
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.ledger import is_left, unsealed
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
+from proxy.wire import message
 from rules.matching.policy import Policy
 
 

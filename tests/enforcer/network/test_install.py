@@ -16,8 +16,8 @@ from enforcer.network.gate_sockets import open_counter_socket, read_counters
 from enforcer.network.install import Installed, StepFailedError, execute, numbered
 from enforcer.network.plan import Batch, network_plan
 from enforcer.network.ruleset import Chain, Expression, Rule, Verdict, ruleset
-from proxy.netlink import NETLINK_NETFILTER, NLM_F_ACK
-from proxy.refusals import Kind
+from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK
+from proxy.wire.refusal_log import Kind
 
 
 def test_a_plan_describes_every_step_in_order():

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from netns_harness import outcome
 
 from enforcer.network.gate_sockets import open_counter_socket, open_refusal_log, read_counters
-from proxy.netlink import MalformedMessageError, attribute, message
-from proxy.refusals import NFULNL_MSG_PACKET, Kind, RefusedPacket, parse_refusal
+from proxy.wire.netlink import MalformedMessageError, attribute, message
+from proxy.wire.refusal_log import NFULNL_MSG_PACKET, Kind, RefusedPacket, parse_refusal
 
 
 def send(address, port, number=socket.IPPROTO_UDP):

@@ -9,7 +9,7 @@ import pytest
 from netns_harness import outcome
 
 from enforcer.network.plan import GATE_PORT
-from proxy.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, message, messages
+from proxy.wire.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, message, messages
 
 RTM_GETNEIGH = 30  # linux/rtnetlink.h
 IPPROTO_UDPLITE, IPPROTO_DCCP, IPV6_MTU = 136, 33, 24

@@ -277,7 +277,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
 
     from enforcer.network import encode
     from enforcer.network.install import _opened, _send, numbered
-    from proxy.netlink import NETLINK_NETFILTER
+    from proxy.wire.netlink import NETLINK_NETFILTER
 
     delete = encode._nft(nftsocket.nft_table_msg(), 2, [("NFTA_TABLE_NAME", "exeat")], 0)
     messages = encode._edge(0x10), encode._bytes(delete), encode._edge(0x11)
@@ -297,7 +297,7 @@ def test_interfaces_and_routes_are_out_of_a_tasks_reach(network):
     """Neither netlink nor the old ioctls change anything."""
     from pyroute2.netlink.rtnl import RTM_NEWLINK
 
-    from proxy.netlink import NLM_F_ACK, NLM_F_REQUEST, message, messages
+    from proxy.wire.netlink import NLM_F_ACK, NLM_F_REQUEST, message, messages
 
     def attempts():
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:

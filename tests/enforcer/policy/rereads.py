@@ -6,8 +6,8 @@ import time
 
 from enforcer.policy import reload, rules_in_force
 from enforcer.policy.run_request import Wanted
-from proxy import handover
-from proxy.dialling import proxy_auth
+from proxy.dialing import proxy_auth
+from proxy.worker import policy_transfer
 from rules.loading.cases import parse_attempt
 from tests.rules.writing import told
 
@@ -24,9 +24,9 @@ class Gate:
     def tell(self, what, descriptors=()):
         self.told.append(what)
         for descriptor in descriptors:
-            with handover.Copy(os.dup(descriptor)) as file:
+            with policy_transfer.Copy(os.dup(descriptor)) as file:
                 proxy_auth.take(file)
-                self.policies.append(handover.take(file))
+                self.policies.append(policy_transfer.take(file))
 
 
 class Run:

@@ -6,8 +6,8 @@ import pytest
 
 from enforcer.policy import reread, rules_in_force
 from enforcer.service.rule_sets import RuleSets
-from proxy import handover
-from proxy.dialling import proxy_auth
+from proxy.dialing import proxy_auth
+from proxy.worker import policy_transfer
 from tests.enforcer.policy.rereads import OWN, Run
 
 ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: no, to: %s, action: deny}\n"
@@ -94,7 +94,7 @@ def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobo
     }  # fmt: skip
     with open(os.memfd_create("policy"), "wb") as file:
         proxy_auth.send(None, file)
-        handover.send(loaded.policy, file)
+        policy_transfer.send(loaded.policy, file)
         file.flush()
         rules = sets.take(said, file.fileno())
     assert sets.known([run.own], system) is not None

@@ -11,9 +11,9 @@ from enforcer.run.supervise import Watch
 from enforcer.run.task import tell_end
 from enforcer.sandbox import init
 from enforcer.service.placement import SharedWorker
-from proxy import message
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.metrics import Metrics
+from proxy.wire import message
 from rules.verdicts import Outcome
 
 

@@ -10,7 +10,7 @@ import time
 
 from enforcer.service import fork_server
 from enforcer.system import processes as children_module
-from proxy import message
+from proxy.wire import message
 
 PATIENCE = 30  # seconds
 known = [1]

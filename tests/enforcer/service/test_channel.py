@@ -5,7 +5,7 @@ import selectors
 import socket
 
 from enforcer.service.channel import Channel
-from proxy import message
+from proxy.wire import message
 
 
 def test_what_finds_no_room_is_sent_when_there_is_some_and_room_isn_t_waited_for_any_longer():

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from enforcer.service.placement import RegisteredWorker
-from proxy import message
+from proxy.wire import message
 
 
 @pytest.fixture

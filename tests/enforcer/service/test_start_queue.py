@@ -9,7 +9,7 @@ import pytest
 from enforcer.service import protocol, start_queue
 from enforcer.service.start_queue import StartQueue
 from enforcer.system.errors import HostError
-from proxy import message
+from proxy.wire import message
 
 
 class Room:

@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.service.sandboxes import Sandbox, Sandboxes
 from enforcer.service.warm_pool import WarmPool
-from proxy import message
+from proxy.wire import message
 
 PATIENCE = 30  # seconds
 

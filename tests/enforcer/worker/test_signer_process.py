@@ -18,9 +18,9 @@ from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement, trust
 from enforcer.worker.signer import Keyholder
-from proxy import message
-from proxy.ca import authority
-from proxy.ca.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
+from proxy.certificates import authority
+from proxy.certificates.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
+from proxy.wire import message
 from tests import harness
 from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
 from tests.soak.left import started
@@ -171,7 +171,7 @@ def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
 
 
 def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
-    monkeypatch.setattr("proxy.ca.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
+    monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
     with world.keyholder.pair(4) as pair:
         answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
     assert [bool(certificate) for _, certificate in answers] == [True, True, False, False]
@@ -180,7 +180,7 @@ def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
 
 
 def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_started_later(world, monkeypatch):
-    monkeypatch.setattr("proxy.ca.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
+    monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
     world.keyholder.serves(4, 1)  # before there is one
     for _ in range(2):
         with world.keyholder.pair(4) as pair, world.keyholder.pair(5) as other:

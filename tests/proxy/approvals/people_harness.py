@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 
-from proxy import message
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.client import Asking
 from proxy.approvals.model import Offer, Vote
@@ -14,6 +13,7 @@ from proxy.approvals.registry import Registry
 from proxy.approvals.sqlite_store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Origin
+from proxy.wire import message
 from proxy.worker.taint import Taint
 from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until
 

@@ -11,7 +11,7 @@ from proxy.approvals import client as module
 from proxy.approvals.client import MOST_UNSENT, Asking
 from proxy.approvals.leases import PIECE, Budget, Passes
 from proxy.approvals.protocol import Ask, Granted, Result, read_word
-from proxy.poller import Loop, Poller
+from proxy.event_loop.poller import Loop, Poller
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 
 

@@ -5,9 +5,9 @@ import random
 import struct
 
 from proxy.dlp.body_scan import Body, Leaking
+from proxy.event_loop.slices import at_once
 from proxy.secrets import Broker, Held
 from proxy.secrets.detection import Own
-from proxy.slices import at_once
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.dlp.decodings import readings
 from proxy.dlp.head_scan import Heads
+from proxy.event_loop.slices import at_once
 from proxy.request.request_head import Head
-from proxy.slices import at_once
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import LONG, body, cut, sent
 from tests.proxy.leaky import KINDS, TOKEN, some

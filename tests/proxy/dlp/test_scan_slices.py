@@ -10,7 +10,7 @@ import pytest
 from proxy.dlp.body_readers import reader
 from proxy.dlp.body_scan import HELD_BACK, Leaking
 from proxy.dlp.patterns import PATTERNS
-from proxy.slices import at_once
+from proxy.event_loop.slices import at_once
 from rules.verdicts import Scan
 from tests.processor_time import check, measured_again
 from tests.proxy.dlp.leaks_harness import body, broker, take

@@ -3,7 +3,7 @@ import gc
 import pytest
 from hostile_harness import looks  # noqa: F401 - a fixture
 
-from proxy import poller
+from proxy.event_loop import poller
 from proxy.gate import splice
 from tests import harness
 

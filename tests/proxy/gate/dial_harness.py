@@ -5,9 +5,9 @@ from ipaddress import ip_address
 
 from gate_harness import Names, policy_of, run
 
-from proxy.dialling.dial import Dialer, DialFailed
+from proxy.dialing.dial import Dialer, DialFailed
 from proxy.dns.lookup import HostsFile, Lookup
-from proxy.poller import Poller
+from proxy.event_loop.poller import Poller
 from proxy.telemetry.metrics import Metrics
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName

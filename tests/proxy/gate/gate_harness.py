@@ -11,16 +11,16 @@ import struct
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from proxy.dialling.dial import Dialer
+from proxy.dialing.dial import Dialer
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
+from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
-from proxy.poller import Loop, Poller
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
 from rules.loading.load import load
 from rules.names import HostName
 

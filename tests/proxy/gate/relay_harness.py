@@ -6,9 +6,9 @@ import socket
 
 from gate_harness import Client, open_descriptors, run, until
 
-from proxy import poller
+from proxy.event_loop import poller
+from proxy.event_loop.poller import Poller
 from proxy.gate.splice import BufferQuota, Splice
-from proxy.poller import Poller
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from relay_harness import Passed, fill, relayed
 
 from proxy.compiled import build, library
 from proxy.compiled.library import Over
+from proxy.event_loop.poller import IN, Poller
 from proxy.gate import splice
 from proxy.gate.splice import MOST_KEPT
-from proxy.poller import IN, Poller
 from tests import harness
 
 compiled = splice.COMPILED

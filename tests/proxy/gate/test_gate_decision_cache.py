@@ -3,11 +3,11 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import client_hello, policy_of
 
-from proxy.calendar import Calendar
 from proxy.gate import decide
 from proxy.gate.client_hello import parse_hello
 from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
-from proxy.tenant import Task, Tenant
+from proxy.sandbox.calendar import Calendar
+from proxy.sandbox.tenant import Task, Tenant
 from rules.names import HostName
 from rules.verdicts import Reason
 

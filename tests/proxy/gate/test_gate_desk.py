@@ -9,9 +9,9 @@ from gate_harness import World, client_hello, policy_of, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.calendar import Calendar
-from proxy.inband.desk import A_SECOND, BURST, Desk
-from proxy.inband.requests import MOST_HEAD, Asked, Bad, parse
+from proxy.info_api.desk import A_SECOND, BURST, Desk
+from proxy.info_api.requests import MOST_HEAD, Asked, Bad, parse
+from proxy.sandbox.calendar import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision
@@ -64,7 +64,7 @@ def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
 def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatch):
     async def test():
         found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
-        monkeypatch.setattr("proxy.inband.desk.permitted", lambda *of: found.append(of) or permitted(*of))
+        monkeypatch.setattr("proxy.info_api.desk.permitted", lambda *of: found.append(of) or permitted(*of))
         rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
         async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
             for _ in range(3):

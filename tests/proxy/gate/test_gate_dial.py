@@ -8,8 +8,8 @@ import pytest
 from dial_harness import OTHER, PUBLIC, RULES, attempt, setting
 from gate_harness import Origin, open_descriptors, policy_of
 
-from proxy.dialling import connecting, dial
-from proxy.dialling.dial import DialFailed
+from proxy.dialing import connecting, dial
+from proxy.dialing.dial import DialFailed
 from tests.ports import free_port
 
 BAD = (

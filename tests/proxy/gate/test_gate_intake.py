@@ -8,8 +8,8 @@ from gate_harness import World, run
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.inband.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
-from proxy.inband.requests import _fields, parse
+from proxy.info_api.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
+from proxy.info_api.requests import _fields, parse
 from proxy.supervisor_channel.attribution import Whose
 from proxy.telemetry.events import Process
 from tests.proxy.leaky import TOKEN
@@ -252,7 +252,7 @@ def test_hostile_texts_stay_texts(tmp_path):
 def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_ends_it(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
-            monkeypatch.setattr("proxy.inband.visit._A_TURN", 0)
+            monkeypatch.setattr("proxy.info_api.visit._A_TURN", 0)
             clients = [await world.connect("exeat.internal", 4318) for _ in range(2)]
             for client in clients:
                 await client.send(request(as_json(*[record()] * 200)))
@@ -272,7 +272,7 @@ def test_a_head_is_read_once_however_its_body_comes(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
             read = []
-            monkeypatch.setattr("proxy.inband.requests._fields", lambda lines: read.append(lines) or _fields(lines))
+            monkeypatch.setattr("proxy.info_api.requests._fields", lambda lines: read.append(lines) or _fields(lines))
             body = as_json(record())
             client = await world.connect("exeat.internal", 4318)
             for piece in (request(b"", length=len(body)), *(body[at : at + 9] for at in range(0, len(body), 9))):

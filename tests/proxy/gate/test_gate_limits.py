@@ -3,7 +3,7 @@
 import pytest
 from gate_harness import HOSTS, RAW, SPLICED, World, client_hello, policy_of, run
 
-from proxy.limits import Connections, Exceeded, Meter, Meters
+from proxy.sandbox.rule_limits import Connections, Exceeded, Meter, Meters
 from rules.limits import Limits
 
 

@@ -10,7 +10,7 @@ from gate_harness import (
 )
 from hostile_harness import HELLO, hostile, reasons
 
-from proxy import rounds
+from proxy.event_loop import rounds
 from proxy.gate import connection, listener
 
 # silence

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from proxy.poller import ERR, HUP, IN, OUT, Loop, Poller
+from proxy.event_loop.poller import ERR, HUP, IN, OUT, Loop, Poller
 
 
 class Ears:

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from proxy.dialling import proxy_auth
-from proxy.dialling.proxy_auth import Login, LoginError
+from proxy.dialing import proxy_auth
+from proxy.dialing.proxy_auth import Login, LoginError
 from tests import harness
 
 GOOD = [

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from gate_harness import RAW, SPLICED, policy_of
 
-from proxy import handover
-from proxy.dialling import proxy_auth
-from proxy.tenant import Task, Tenant
+from proxy.dialing import proxy_auth
+from proxy.sandbox.tenant import Task, Tenant
+from proxy.worker import policy_transfer
 from proxy.worker.reload import Reloading
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import raised
@@ -32,7 +32,7 @@ def file_of(policy, login=None):
     descriptor = os.memfd_create("policy")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         proxy_auth.send(login, file)
-        handover.send(policy, file)
+        policy_transfer.send(policy, file)
     return descriptor
 
 

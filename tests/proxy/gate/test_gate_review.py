@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
 
-from proxy.calendar import Calendar
+from proxy.sandbox.calendar import Calendar
 
 ELSEWHERE = "id: elsewhere, to: other.example, action: allow"
 NO = "id: no, to: '**.example', action: deny"
@@ -72,7 +72,7 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
     gate(tmp_path, test)
 
 
-@pytest.mark.parametrize("what", ["proxy.limits.Quota.end", "proxy.dialling.connecting.Connecting.cancel"])
+@pytest.mark.parametrize("what", ["proxy.sandbox.rule_limits.Quota.end", "proxy.dialing.connecting.Connecting.cancel"])
 def test_what_they_deny_is_cut_off_though_something_of_its_end_raises(tmp_path, monkeypatch, what):
     def broken(*_):
         raise RuntimeError("on purpose")
@@ -267,7 +267,7 @@ def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypa
 
 
 def test_when_until_has_passed_what_it_let_out_ends_without_a_reload(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.rounds.EVERY", 0.02)
+    monkeypatch.setattr("proxy.event_loop.rounds.EVERY", 0.02)
     now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC).timestamp()]
     rules = [f"{RAW}, until: 2026-12-31", SPLICED]
 

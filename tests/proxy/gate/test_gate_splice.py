@@ -7,7 +7,7 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed, turns
 
-from proxy import closing
+from proxy.event_loop import closing
 from proxy.gate import splice
 
 pytestmark = pytest.mark.usefixtures("whoever")

@@ -7,7 +7,7 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed
 
-from proxy.poller import COMPILED
+from proxy.event_loop.poller import COMPILED
 
 pytestmark = pytest.mark.usefixtures("whoever")
 

@@ -8,8 +8,8 @@ import pytest
 from gate_harness import HOSTS, SPLICED, World, client_hello, run, until
 from relay_harness import relayed
 
+from proxy.event_loop.poller import COMPILED
 from proxy.gate.decide import DecisionCache
-from proxy.poller import COMPILED
 from tests import harness
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dialling.proxy_auth import Login
-from proxy.dialling.tunnel import LONGEST_HEAD, Refused, tunnel
+from proxy.dialing.proxy_auth import Login
+from proxy.dialing.tunnel import LONGEST_HEAD, Refused, tunnel
 from rules.addresses import parse_host
 from rules.upstream import Upstream, Via
 

@@ -213,7 +213,7 @@ def test_they_end_though_something_of_their_end_raises(tmp_path, monkeypatch):
         await server.hear()
         (one,) = udp.gate._flows.values()
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.limits.Quota.end", broken)
+            patch.setattr("proxy.sandbox.rule_limits.Quota.end", broken)
             udp.reload(tmp_path, ELSEWHERE)
         assert one._far.fileno() == -1
         assert reasons(world.closings) == [("blocked", "non_public_address")]

@@ -16,21 +16,21 @@ from ipaddress import ip_address
 from inspection_clients import curl, rest, wait_for
 from inspection_origins import Loop
 
-from proxy import poller
-from proxy.ca import authority
-from proxy.ca.leaves import Leaves, SignerLink
-from proxy.ca.packets import LONGEST_REQUEST
-from proxy.ca.signer import Signer
-from proxy.dialling.dial import Dialer
+from proxy.certificates import authority
+from proxy.certificates.leaves import Leaves, SignerLink
+from proxy.certificates.packets import LONGEST_REQUEST
+from proxy.certificates.signer import Signer
+from proxy.dialing.dial import Dialer
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
+from proxy.event_loop import poller
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from proxy.ca import authority, authority_file
-from proxy.ca.authority import AuthorityError, load_or_create
+from proxy.certificates import authority, authority_file
+from proxy.certificates.authority import AuthorityError, load_or_create
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 

@@ -11,7 +11,7 @@ from inspection_clients import rest, wait_for
 from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
-from proxy.dialling.connecting import DialFailed
+from proxy.dialing.connecting import DialFailed
 from proxy.inspection import conversation, deciding, engine, http, http1, http2, judging, link, session, stream, tls
 from proxy.inspection.context import far
 from proxy.inspection.judging import Place

@@ -12,7 +12,7 @@ import pytest
 from inspection_clients import until, wait_for
 from inspection_leaks_harness import AWS, FILLER, JWT, VALUE, head, http2, never_told, place, recording
 
-from proxy.dialling.proxy_auth import Login
+from proxy.dialing.proxy_auth import Login
 from tests.proxy.leaky import TOKEN, some
 
 HEADS = {

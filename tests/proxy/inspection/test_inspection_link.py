@@ -8,7 +8,7 @@ import time
 import pytest
 from inspection_clients import cut_off, rest
 
-from proxy import poller
+from proxy.event_loop import poller
 from proxy.inspection import link as module
 from proxy.inspection.link import Link
 

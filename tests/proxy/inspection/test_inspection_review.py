@@ -8,12 +8,12 @@ import pytest
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.calendar import Calendar
-from proxy.dialling.dial import Dialer
+from proxy.dialing.dial import Dialer
 from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing
 from proxy.inspection.leaking import Outgoing
+from proxy.sandbox.calendar import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 

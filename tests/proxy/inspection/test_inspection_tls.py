@@ -15,7 +15,7 @@ from inspection_harness import site
 from inspection_origins import Origin
 from OpenSSL import SSL
 
-from proxy.ca.leaves import Leaf
+from proxy.certificates.leaves import Leaf
 from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustError
 from proxy.inspection.judging import Place
 from rules.names import HostName

@@ -9,8 +9,8 @@ import pytest
 from inspection_clients import rest, wait_for
 from inspection_harness import site
 
+from proxy.gate.block_page import MEANING
 from proxy.inspection import conversation
-from proxy.refusal import MEANING
 from rules.verdicts import Reason
 
 SPLICE = "tls: splice"

@@ -7,8 +7,8 @@ import pytest
 from inspection_clients import until
 from inspection_harness import site
 
-from proxy.dialling.connecting import DialFailed
-from proxy.dialling.proxy_auth import Login
+from proxy.dialing.connecting import DialFailed
+from proxy.dialing.proxy_auth import Login
 from proxy.inspection.standalone import Desk
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName

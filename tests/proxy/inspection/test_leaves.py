@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from inspection_clients import wait_for
 from inspection_harness import site
 
-from proxy.ca import authority, leaves
-from proxy.ca.leaves import Leaves, NoLeafError, SignerLink
-from proxy.ca.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
-from proxy.ca.signer import Signer
+from proxy.certificates import authority, leaves
+from proxy.certificates.leaves import Leaves, NoLeafError, SignerLink
+from proxy.certificates.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
+from proxy.certificates.signer import Signer
 from rules.attempt import Attempt, Protocol
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)

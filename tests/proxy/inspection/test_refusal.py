@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.refusal import FOR_GRPC, LONGEST, MEANING, Refusal, page
+from proxy.gate.block_page import FOR_GRPC, LONGEST, MEANING, Refusal, page
 from rules.decision import Decision, Near
 from rules.names import HostName
 from rules.own_names import HOST

@@ -5,7 +5,7 @@ import contextlib
 import gc
 from time import thread_time
 
-from proxy import poller
+from proxy.event_loop import poller
 from tests import processor_time
 
 

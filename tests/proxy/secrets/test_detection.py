@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from proxy.event_loop.slices import at_once
 from proxy.secrets.detection import WHOLE, Own
-from proxy.slices import at_once
 from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some
 

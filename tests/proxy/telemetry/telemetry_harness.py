@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
+from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import (
     Agent,
     Answer,
@@ -30,7 +31,6 @@ from proxy.telemetry.events import (
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.recorder import Recorder
-from proxy.tenant import Task, Tenant
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from telemetry_harness import connect, full_event, rig
 
-from proxy.limits import Connections
-from proxy.refusals import Kind as RefusedKind
+from proxy.sandbox.rule_limits import Connections
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.segments import BEGINNING, link_signed
 from proxy.telemetry.metrics import PACKET_KINDS
+from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.limits import Limits
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -7,17 +7,17 @@ import socket
 import pytest
 from msgspec import MsgspecError, convert, to_builtins
 
-from proxy import message
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import Kind as QuestionKind
 from proxy.approvals.approval_request import Question, Rule
 from proxy.approvals.client import Asking
 from proxy.approvals.protocol import Pending, Result
-from proxy.poller import IN
+from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Answer
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.prometheus.merging import add, from_json, to_json, total
 from proxy.telemetry.waiting import ANSWERS, STALE, Told, Waiting
+from proxy.wire import message
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 

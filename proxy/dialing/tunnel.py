@@ -1,0 +1,220 @@
+"""Asking a proxy for a connection, as bytes in and bytes out: HTTP's CONNECT, and SOCKS 5. No socket is touched here.
+
+The proxy is the administrator's, and what it says is read like a stranger's all the same: each answer has a bound, and
+nothing of its text is passed on. What comes after its answer belongs to whoever wanted the connection: `take` says how
+much of what is there is the proxy's own, and the rest is never touched.
+"""
+
+import re
+from base64 import b64encode
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Protocol
+
+from rules.names import HostName
+from rules.upstream import Scheme
+
+if TYPE_CHECKING:
+    from proxy.dialing.proxy_auth import Login
+    from rules.addresses import Address
+    from rules.upstream import Via
+
+LONGEST_HEAD: Final = 16 * 1024  # bytes of an answer to CONNECT
+_END: Final = re.compile(rb"\r?\n\r?\n")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
+
+_VERSION, _NO_LOGIN, _BY_PASSWORD, _CONNECT = 5, 0, 2, 1  # RFC 1928 sections 3 and 4
+_IPV4, _NAME, _IPV6 = 1, 3, 4
+_NEEDED: Final = "it asks for a user and a password"
+_NOT_TAKEN: Final = "it doesn't take our user and password"
+_REPLIES: Final = (  # RFC 1928 section 6
+    "it granted that",
+    "it failed in general",
+    "its rules don't allow that",
+    "the network can't be reached from it",
+    "the host can't be reached from it",
+    "the host refused it",
+    "the connection took it too long",
+    "it knows no such command",
+    "it knows no such kind of address",
+)
+
+
+class Refused(Exception):  # noqa: N818  past tense: what happened
+    """The proxy made no connection, or didn't answer as one. The text says why, and holds nothing that it sent."""
+
+
+class Tunnel(Protocol):
+    """One asking. `first` is what to send at once."""
+
+    first: bytes
+    open: bool  # whether the connection is made
+
+    def take(self, data: bytes) -> tuple[int, bytes]:
+        """Return how many bytes of `data` were the proxy's own, and what to send now. Raises Refused."""
+        ...
+
+
+def tunnel(via: "Via", port: int, login: "Login | None") -> Tunnel:
+    """Return how to ask for `port` of what `via` names."""
+    if via.relayed:
+        return Unasked()
+    kinds: dict[Scheme, type[Connect | Socks]] = {Scheme.HTTP: Connect, Scheme.SOCKS5: Socks}
+    return kinds[via.upstream.scheme](via.target, port, login)
+
+
+def credentials(login: "Login") -> bytes:
+    """Return who we are as HTTP has it (RFC 7617 section 2)."""
+    return b"Basic " + b64encode(login.user + b":" + login.password)
+
+
+def unwelcome(login: "Login | None") -> str:
+    """Return what a proxy says with 407."""
+    return f"{_NEEDED if login is None else _NOT_TAKEN} (407)"
+
+
+class Unasked:
+    """Nothing to ask for: each request says where it goes."""
+
+    first = b""
+    open = True
+
+    def take(self, _data: bytes) -> tuple[int, bytes]:
+        """Return that nothing is the proxy's own."""
+        return 0, b""
+
+
+class Connect:
+    """RFC 9110 section 9.3.6, over HTTP/1.1."""
+
+    def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
+        host = f"[{target}]" if not isinstance(target, HostName) and target.version == 6 else target
+        place = f"{host}:{port}".encode("ascii")
+        asked = b"CONNECT " + place + b" HTTP/1.1\r\nHost: " + place + b"\r\n"
+        if login is not None:
+            asked += b"Proxy-Authorization: " + credentials(login) + b"\r\n"
+        self.first = asked + b"\r\n"
+        self.open = False
+        self._login = login
+        self._head = b""
+        self._size = 0  # of all heads so far
+
+    def take(self, data: bytes) -> tuple[int, bytes]:
+        """Return how much of `data` belongs to the head of the answer; nothing is ever to be sent."""
+        if self.open:
+            return 0, b""
+        before = len(self._head)
+        self._head += data[: LONGEST_HEAD + 1 - self._size]
+        end = _END.search(self._head, max(0, before - 3))
+        taken = (end.end() if end else len(self._head)) - before
+        self._size += taken
+        if self._size > LONGEST_HEAD:
+            raise Refused(f"its answer is longer than {LONGEST_HEAD} bytes")
+        if not end and not _could_be_status(self._head):
+            raise Refused("it doesn't speak HTTP/1")
+        if end:
+            self._answered(self._head[: end.end()])
+        return taken, b""
+
+    def _answered(self, head: bytes) -> None:
+        line = _STATUS.match(head)
+        if line is None:
+            raise Refused("it doesn't speak HTTP/1")
+        status = int(line[1])
+        if 200 <= status < 300:
+            self.open = True
+        elif status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._head = b""  # RFC 9110 section 15.2: the answer itself is still to come
+        elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            raise Refused(unwelcome(self._login))
+        else:
+            raise Refused(f"it answered {_described(status)}")
+
+
+class Socks:
+    """RFC 1928, with the user and password of RFC 1929 if there are some. Names are the proxy's to look up."""
+
+    def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
+        methods = [_NO_LOGIN] if login is None else [_NO_LOGIN, _BY_PASSWORD]
+        self.first = bytes([_VERSION, len(methods), *methods])
+        self.open = False
+        self._methods = methods
+        self._login = login
+        self._asked = bytes([_VERSION, _CONNECT, 0]) + _place(target) + port.to_bytes(2)
+        self._reply = b""
+        self._wanted = 2  # bytes of the reply that is read
+        self._read = self._method
+
+    def take(self, data: bytes) -> tuple[int, bytes]:
+        """Return how much of `data` belongs to the replies, and what to send now."""
+        taken = 0
+        while taken < len(data) and not self.open:
+            piece = data[taken : taken + self._wanted - len(self._reply)]
+            self._reply += piece
+            taken += len(piece)
+            if len(self._reply) == self._wanted and (said := self._read(self._reply)):
+                return taken, said  # it speaks again only when it has heard that
+        return taken, b""
+
+    def _next(self, wanted: int) -> None:
+        self._reply = b""
+        self._wanted = wanted
+
+    def _method(self, reply: bytes) -> bytes:
+        """Read which way of logging in it chose (section 3)."""
+        version, method = reply
+        if version != _VERSION:
+            raise Refused("it doesn't speak SOCKS 5")
+        if method not in self._methods:
+            raise Refused(_NEEDED if self._login is None else "it takes no user and password")
+        if method == _NO_LOGIN or self._login is None:
+            self._next(4)
+            self._read = self._answer
+            return self._asked
+        self._next(2)
+        self._read = self._logged_in
+        user, password = self._login.user, self._login.password
+        return bytes([1, len(user)]) + user + bytes([len(password)]) + password
+
+    def _logged_in(self, reply: bytes) -> bytes:
+        """Read whether it took user and password (RFC 1929 section 2)."""
+        if reply != b"\x01\x00":
+            raise Refused(_NOT_TAKEN)
+        self._next(4)
+        self._read = self._answer
+        return self._asked
+
+    def _answer(self, reply: bytes) -> bytes:
+        """Read what became of it (section 6), and how long the address is that it gives, which nobody needs."""
+        version, code, _, kind = reply[:4]
+        if version != _VERSION:
+            raise Refused("it doesn't speak SOCKS 5")
+        if code:
+            raise Refused(_REPLIES[code] if code < len(_REPLIES) else f"it failed with code {code}")
+        if len(reply) == 4 and kind == _NAME:
+            self._wanted = 5
+        elif len(reply) <= 5:
+            sizes = {_IPV4: 4, _IPV6: 16, _NAME: 1 + reply[-1]}
+            if kind not in sizes:
+                raise Refused("it answered with an unknown kind of address")
+            self._wanted = 4 + sizes[kind] + 2
+        else:
+            self.open = True
+        return b""
+
+
+def _place(target: "HostName | Address") -> bytes:
+    if not isinstance(target, HostName):
+        return bytes([_IPV4 if target.version == 4 else _IPV6]) + target.packed
+    name = target.encode("ascii")
+    return bytes([_NAME, len(name)]) + name  # a name has at most 253 bytes
+
+
+def _could_be_status(head: bytes) -> bool:
+    return b"HTTP/1.".startswith(head[:7])
+
+
+def _described(status: int) -> str:
+    try:
+        return f"{status} ({HTTPStatus(status).phrase})"
+    except ValueError:
+        return str(status)

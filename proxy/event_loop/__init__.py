@@ -1,0 +1,1 @@
+"""The loop of a worker: sockets that are ready, whose turn it is, and for how long."""

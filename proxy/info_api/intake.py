@@ -1,0 +1,142 @@
+"""Where a task's programs send their own telemetry: OTLP over HTTP, as agents that have OpenTelemetry already do.
+
+What they say is kept as what it is, their claim (`agent.said`), beside what the gate saw: so much a request, so many
+requests and records a second. What there is no room for is refused in OTLP's own words, and counted.
+"""
+
+import json
+import time
+import zlib
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from proxy.info_api import otlp
+from proxy.info_api.desk import Answer, refused
+from proxy.info_api.requests import Bad, Counter
+from proxy.sandbox.rate_limiter import Bucket
+from proxy.telemetry.events import Agent
+from proxy.telemetry.journal.writer import JournalFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from proxy.info_api.otlp import Said, Sent
+    from proxy.info_api.requests import Asked
+    from proxy.supervisor_channel.attribution import Whose
+    from proxy.telemetry.recorder import Recorder
+
+MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
+MOST_RECORDS: Final = 512  # of a request
+REQUESTS: Final = (20, 4.0)  # at once, and a second
+RECORDS: Final = (500, 50.0)
+BYTES: Final = (1 << 20, 65536.0)  # unpacked: what a task's words may cost of the journal and of the gate's one thread
+_JSON, _PROTOBUF = "application/json", "application/x-protobuf"
+_READERS: Final = {"/v1/logs": otlp.logs, "/v1/traces": otlp.spans}
+_REJECTED: Final = {"/v1/logs": "rejectedLogRecords", "/v1/traces": "rejectedSpans"}
+
+
+class Intake:
+    """The intake of one tenant. For one thread."""
+
+    counter = Counter(4318, frozenset({"POST"}), MOST_BYTES)
+    most_visits = 4
+
+    __slots__ = ("_bytes", "_recorder", "_records", "_requests", "visits")
+
+    def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._recorder = recorder
+        self._requests = Bucket(*REQUESTS, clock)
+        self._records = Bucket(*RECORDS, clock)
+        self._bytes = Bucket(*BYTES, clock)
+        self.visits = 0
+
+    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":
+        """Take a request's records a few at a time, and answer in the end. Never raises for what a task has written."""
+        lost = 0
+        try:
+            self._admit()
+            if (sender := whose()) is not None and sender.waiting:
+                yield sender
+            process = None if sender is None else sender.process
+            for number, sent in enumerate(self._read(asked)):
+                if number < MOST_RECORDS and self._records.take():
+                    self._recorder.agent_said(_agent(sent.said()), process)
+                else:
+                    lost += 1
+                yield None
+        except ValueError as error:
+            yield refused(Bad(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
+        except Bad as bad:
+            yield refused(bad)
+        except JournalFailed:
+            yield refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
+        else:
+            yield _answer(asked, lost)
+        finally:
+            self._recorder.telemetry_dropped(lost)
+
+    def _admit(self) -> None:
+        if not self._requests.take():
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
+
+    def _read(self, asked: "Asked") -> "Iterable[Sent]":
+        if asked.path == "/v1/metrics":
+            return ()  # the gate has numbers of its own; an exporter is not to try again for ever
+        reader = _READERS.get(asked.path)
+        if reader is None:
+            raise Bad(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
+        if asked.kind not in {_JSON, _PROTOBUF}:
+            raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
+        body = _unpacked(asked)
+        if self._bytes.take(len(body)) < len(body):
+            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
+        return reader(body, as_json=asked.kind == _JSON)
+
+
+def _unpacked(asked: "Asked") -> bytes:
+    if asked.coding in {"", "identity"}:
+        return asked.body
+    if asked.coding != "gzip":
+        raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        body = unpacking.decompress(asked.body, MOST_BYTES)
+    except zlib.error as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
+    if unpacking.unconsumed_tail or not unpacking.eof:
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
+    return body
+
+
+def _agent(said: "Said") -> Agent:
+    return Agent(
+        source=said.source,
+        name=said.name,
+        service=said.service,
+        conversation=said.conversation,
+        call=said.call,
+        tool=said.tool,
+        at=said.at,
+        attributes=said.attributes,
+    )
+
+
+def _answer(asked: "Asked", lost: int) -> Answer:
+    """Say so if some were refused: opentelemetry.io, "OTLP Specification", Partial Success."""
+    why = "more than there is room for"
+    if asked.kind == _JSON:
+        said = {"partialSuccess": {_REJECTED[asked.path]: str(lost), "errorMessage": why}} if lost else {}
+        return Answer(HTTPStatus.OK, _JSON, json.dumps(said).encode())
+    return Answer(HTTPStatus.OK, _PROTOBUF, _packed(asked.path, lost, why) if lost else b"")
+
+
+def _packed(path: str, lost: int, why: str) -> bytes:
+    # Loaded already, with the request; only who sends protobuf pays for it
+    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
+
+    if path == "/v1/logs":
+        rejected = logs.ExportLogsPartialSuccess(rejected_log_records=lost, error_message=why)
+        return logs.ExportLogsServiceResponse(partial_success=rejected).SerializeToString()
+    spans = trace.ExportTracePartialSuccess(rejected_spans=lost, error_message=why)
+    return trace.ExportTraceServiceResponse(partial_success=spans).SerializeToString()

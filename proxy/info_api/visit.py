@@ -1,0 +1,183 @@
+"""One connection to the desk: one request, one answer, the end. Its socket is in no poller yet when it begins.
+
+A task chooses how its request arrives and how much work it is: a head is read once, however many pieces its body comes
+in, and after a moment of work the others have their turn (invariant 11).
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from proxy.event_loop.closing import finish, reset
+from proxy.event_loop.poller import IN, OUT
+from proxy.info_api.desk import Answer, refused
+from proxy.info_api.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
+from proxy.telemetry.events import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from proxy.gate.listener import Gate
+    from proxy.gate.record import ConnectionRecord
+    from proxy.info_api.wishes import Later
+    from proxy.supervisor_channel.attribution import Whose
+
+_LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
+_AT_ONCE: Final = 65536  # bytes
+_A_TURN: Final = 0.001  # seconds of work before the others have theirs
+
+
+class Office(Protocol):
+    """Who answers at a port, and how many visits it bears at once."""
+
+    counter: Counter
+    most_visits: int
+    visits: int
+
+    def work(self, asked: Asked, whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose | None]":
+        """Answer a request, in short steps: each but the last is None, or what has to be waited for.
+
+        `whose` asks who it is that asks. Must not raise for what a task has written.
+        """
+        ...
+
+
+class Visit:
+    """A connection, from its first byte to its last."""
+
+    __slots__ = ("_begun", "_client", "_gate", "_kept", "_left", "_office", "_over", "_record", "_since", "_work")
+
+    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", office: Office) -> None:
+        self._gate = gate
+        self._client = client
+        self._record = record
+        self._office = office
+        self._kept = bytearray()
+        self._begun: Begun | None = None
+        self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
+        self._left = b""  # of the answer
+        self._since = record.opened
+        self._over = False
+
+    def begin(self) -> None:
+        """Wait for the request, if there is room for one more."""
+        self._office.visits += 1
+        self._gate.poller.watch(self._client.fileno(), IN, self)
+        if self._office.visits > self._office.most_visits:
+            self._answer(refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
+
+    def ready(self, _events: int) -> None:
+        """Read on, or go on sending."""
+        if self._left:
+            self._send()
+            return
+        if self._work is not None:
+            self.abort()  # nothing is waited for meanwhile: it has broken
+            return
+        try:
+            data = self._client.recv(_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        if not data:
+            self.abort()
+            return
+        self._kept += data
+        try:
+            self._read()
+        except Bad as bad:
+            self._answer(refused(bad))
+
+    def _read(self) -> None:
+        """Begin to work once the request is whole. Raises Bad."""
+        if self._begun is None:
+            self._begun = begun(self._kept, self._office.counter)
+        asked = None if self._begun is None else whole(self._begun, self._kept)
+        if asked is not None:
+            self._work = self._office.work(asked, self._whose)
+            self._kept.clear()
+            self._gate.poller.change(self._client.fileno(), 0)
+            self._go_on()
+
+    def _whose(self) -> "Whose | None":
+        return self._gate.attribute(self._record)
+
+    def _go_on(self) -> None:
+        """Work for a moment. Never raises."""
+        until = time.monotonic() + _A_TURN
+        try:
+            while not self._over and self._work is not None:
+                answer = next(self._work)
+                if answer is not None and not isinstance(answer, Answer):
+                    answer.then(self._go_on)
+                    return
+                if answer is not None:
+                    self._answer(answer, bare=self._begun is not None and self._begun.method == "HEAD")
+                    return
+                if time.monotonic() >= until:
+                    asyncio.get_running_loop().call_soon(self._go_on)
+                    return
+        except Exception as error:  # noqa: BLE001 - there may be nobody above to catch it
+            self.failed(error)
+
+    def tick(self, now: float) -> None:
+        """Look at the time (time.monotonic())."""
+        if now - self._since >= PATIENCE:
+            self.abort()
+
+    def review(self) -> None:
+        """Do nothing: what is answered is what holds when it is asked."""
+
+    def abort(self) -> None:
+        """End it now."""
+        self._end(reset)
+
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected."""
+        self._record.error(Where.DESK, error)
+        self.abort()
+
+    def _answer(self, answer: Answer, *, bare: bool = False) -> None:
+        retry = "Retry-After: 1\r\n" if answer.status in _LATER else ""
+        head = (
+            f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\nContent-Type: {answer.kind}\r\n"
+            f"Content-Length: {len(answer.body)}\r\n{retry}Cache-Control: no-store\r\n"
+            "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+        )
+        self._left = head.encode() + (b"" if bare else answer.body)
+        self._since = time.monotonic()
+        self._gate.poller.change(self._client.fileno(), OUT)
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            self._left = self._left[self._client.send(self._left) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        if not self._left:
+            self._drain()
+
+    def _drain(self) -> None:
+        """End in peace. What the task has sent besides is read first: it would turn the end into a reset."""
+        with contextlib.suppress(OSError):  # nothing is there, or nobody
+            self._client.recv(2 * MOST_HEAD)
+        self._end(finish)
+
+    def _end(self, close: "Callable[[socket.socket], None]") -> None:
+        if self._over:
+            return
+        self._over = True
+        self._work = None
+        self._office.visits -= 1
+        self._gate.poller.forget(self._client.fileno())
+        close(self._client)
+        self._gate.forget(self)

@@ -1,0 +1,239 @@
+"""What a task asks for beforehand, and what became of what it was held for: passed on to the registry, and back.
+
+A wish opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is looked up
+is this task's own, since the registry knows the asker by the socket and not by anything it says (invariant 4).
+"""
+
+import re
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
+from proxy.approvals.request_builder import about_connection, about_request, in_vain
+from proxy.dialing.preflight import check
+from proxy.info_api.requests import Bad
+from proxy.telemetry.visible import visible
+from proxy.wire import strict_json
+from rules.attempt import REGISTERED_METHODS
+from rules.loading.cases import parse_attempt
+from rules.names import InvalidName
+from rules.problems import quoted
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.client import Asking
+    from proxy.dialing.connecting import DialFailed
+    from proxy.dialing.dial import Dialer
+    from proxy.info_api.requests import Asked
+    from proxy.telemetry.events import Process
+    from proxy.telemetry.recorder import Recorder
+    from rules.attempt import Attempt
+    from rules.decision import Decision
+    from rules.loading.cases import Question as Tried
+    from rules.matching.policy import Policy
+
+LONGEST: Final = 2000  # characters of an attempt
+_ID: Final = re.compile(r"[a-z0-9]{1,64}")
+_STATUS: Final = {
+    Standing.PENDING: HTTPStatus.ACCEPTED,
+    Standing.REFUSED: HTTPStatus.FORBIDDEN,
+    Standing.UNKNOWN: HTTPStatus.NOT_FOUND,
+}
+_HOW: Final = (
+    'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
+    "and why on the next as text"
+)
+_IN_VAIN: Final = "no rule opens that address, so an approval would not either"
+_NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
+
+
+class Later[T]:
+    """An answer that isn't there yet."""
+
+    def __init__(self) -> None:
+        self.state: T | None = None  # None: nobody says
+        self._done = False
+        self._then: Callable[[], None] | None = None
+
+    def then(self, go_on: "Callable[[], None]") -> None:
+        """Call this when it is there."""
+        self._then = go_on
+        if self._done:
+            go_on()
+
+    def settle(self, state: T | None) -> None:
+        """Take it."""
+        self.state, self._done = state, True
+        if self._then is not None:
+            self._then()
+
+
+def wish(
+    recorder: "Recorder", asked: "Asked", process: "Process | None", dialer: "Dialer | None"
+) -> "Generator[Later[Any], None, tuple[HTTPStatus, Any, str]]":
+    """Have people asked for what the agent wants. Raises Bad."""
+    text, why = _read(asked)
+    asking = _asking(recorder)
+    question, decision, attempt = _decided(recorder, text, process)
+    if decision.lets_out:
+        return _said(WishState(Standing.ALLOWED, attempt=question.line()))
+    if decision.passes:
+        raise Bad(HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`")
+    if why_not := in_vain(decision):
+        return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
+    if decision.asks and dialer is not None:
+        checked: Later[DialFailed] = Later()
+        check(dialer, recorder.tenant.policy, attempt, decision, checked.settle)
+        yield checked
+        failure = checked.state
+        if (
+            failure is not None and failure.reason is not Reason.UNRESOLVED
+        ):  # it may be there by the time that it is tried
+            return _said(WishState(Standing.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}"))
+    later: Later[WishState] = Later()
+    ticket = asking.wish(question, decision, why, later.settle)
+    try:
+        yield later
+    finally:
+        ticket.drop()
+    return _said(later.state)
+
+
+def look(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], None, tuple[HTTPStatus, Any, str]]":
+    """Say what became of one of this task's questions. Raises Bad."""
+    if not _ID.fullmatch(approval):
+        raise Bad(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
+    later: Later[WishState] = Later()
+    ticket = _asking(recorder).look(approval, later.settle)
+    try:
+        yield later
+    finally:
+        ticket.drop()
+    return _said(later.state)
+
+
+def _asking(recorder: "Recorder") -> "Asking":
+    asking = recorder.tenant.asking
+    if asking is None or not asking.is_there:
+        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+    return asking
+
+
+def _read(asked: "Asked") -> tuple[str, str]:
+    try:
+        text = asked.body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Bad(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
+    if asked.kind == "application/json":
+        attempt, why = _members(text)
+    else:
+        attempt, _, why = text.strip().partition("\n")
+    attempt, why = attempt.strip(), why.strip()
+    if not attempt:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
+    if len(attempt) > LONGEST or len(why) > LONGEST_WHY:
+        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}")
+    return attempt, why
+
+
+def _members(text: str) -> tuple[str, str]:
+    try:
+        said = strict_json.loads(text)
+    except (ValueError, RecursionError):
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
+    if not isinstance(said, dict) or not said.keys() <= {"attempt", "why"}:
+        raise Bad(HTTPStatus.BAD_REQUEST, f"that is not understood: {_HOW}")
+    attempt, why = said.get("attempt", ""), said.get("why", "")
+    if not isinstance(attempt, str) or not isinstance(why, str):
+        raise Bad(HTTPStatus.BAD_REQUEST, f"both are texts: {_HOW}")
+    return attempt, why
+
+
+def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[Question, Decision, Attempt]":
+    """Decide on an attempt as the gate would, and make it what people are asked."""
+    tenant = recorder.tenant
+    try:
+        said = parse_attempt(text)
+    except ValueError as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+    if said.run is not None:
+        raise Bad(HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it")
+    if said.record is not None:
+        raise Bad(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+    _known_method(tenant.policy, said)
+    task = tenant.task
+    said = said._replace(task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted)
+    decision = said.decide(tenant.policy)
+    try:
+        attempt = said.attempt(tenant.policy)
+    except InvalidName as error:
+        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+    if attempt.request is None:
+        question = about_connection(tenant.sources, attempt, decision, process)
+    else:
+        question = about_request(tenant.sources, attempt, decision, process=process)
+    return question if decision.asks else question._replace(rules=()), decision, attempt
+
+
+def _known_method(policy: "Policy", said: "Tried") -> None:
+    """Raise Bad for a request that nobody sends: it would wait for people, and they for nothing."""
+    method = "" if said.request is None else said.request.method
+    if not method or method.upper() in REGISTERED_METHODS:
+        return
+    if any(rule.http is not None and method in (rule.http.methods or ()) for rule in policy.rules):
+        return
+    near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise Bad(HTTPStatus.BAD_REQUEST, f"{quoted(method)} is no method of HTTP{hint}")
+
+
+def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:
+    if state is None:
+        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+    until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
+    values = {
+        "standing": state.standing.value,
+        "approval": state.approval,
+        "attempt": visible(state.attempt),
+        "by": list(state.by),
+        "why": visible(state.why),
+        "until": until,
+    }
+    lines = [visible(state.attempt) or "This"]
+    lines += [f"  {line}" for line in _lines(state, until)]
+    return _STATUS.get(state.standing, HTTPStatus.OK), values, "".join(f"{line}\n" for line in lines)
+
+
+def _lines(state: WishState, until: str) -> list[str]:
+    """Say how it stands, and what to do now."""
+    id_, lines = state.approval, []
+    match state.standing:
+        case Standing.PENDING:
+            given_up = f" It is given up at {until}." if until else ""
+            lines = [
+                f"waits for approval {id_}: a person has to say yes.{given_up}",
+                f"what to do: go on with something else, ask `GET /requests/{id_}` again, and try it once approved",
+            ]
+        case Standing.APPROVED:
+            ends = f", before {until}" if until else ""
+            lines = [f"was approved ({id_}): try it now, exactly as it was asked for{ends}"]
+        case Standing.REJECTED:
+            lines = [
+                f"was rejected ({id_})",
+                "what to do: look for no other way to the same; say what you need to the person you work for",
+            ]
+        case Standing.EXPIRED:
+            lines = [f"was not answered in time ({id_}): ask again if it is still needed"]
+        case Standing.ALLOWED:
+            lines = ["needs no approval: the rules let it out, so try it"]
+        case Standing.REFUSED:
+            return [f"was not asked: {visible(state.why)}"]
+        case Standing.UNKNOWN:
+            lines = ["there is nothing of this id that this task was held for, or asked for"]
+    said = state.standing in {Standing.APPROVED, Standing.REJECTED} and bool(state.why)
+    return [*lines, f"they said: {visible(state.why)}"] if said else lines
