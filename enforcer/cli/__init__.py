@@ -1,43 +1,17 @@
-"""The `exeat` command: one module a subcommand, imported only when it is called."""
+"""The `exeat` command. The module of a subcommand is imported only when that is called."""
 
 import errno
 import gc
 import os
 import sys
 
+from enforcer.cli.commands import COMMANDS, MODULES
+
 TYPE_CHECKING = False  # typing's, whose import takes longer than all that `exeat run` does here
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable
     from typing import NoReturn
-
-COMMANDS = {
-    "run": "run a task whose only way to the network is the gate",
-    "shell": "run a shell in the box that a task would get",
-    "up": "serve the sandboxes of `exeat run` from one long-running process",
-    "ps": "list the tasks that the service runs",
-    "status": "say whether a service runs, and how it is",
-    "stop": "end a task that the service runs",
-    "attach": "give the gate to a network namespace that somebody else made",
-    "detach": "take the gate from what was attached",
-    "changes": "show, accept or discard what tasks changed in a workspace that is reviewed",
-    "approvals": "show what the gate holds and asks people about, and answer it",
-    "approve": "let go on what the gate holds",
-    "reject": "refuse what the gate holds",
-    "flagged": "show what rules with `flag` let go, and say that you have looked",
-    "check": "check rule files: every problem with its place and the correction",
-    "explain": "say what the rules decide about one attempt, and why",
-    "test": "run the tests that rule files carry",
-    "presets": "list and show what is shipped, and lock where this machine's registries are",
-    "diff": "say what other rules would decide otherwise, by meaning and not by text",
-    "schema": "print the JSON Schema of rule files, for editors",
-    "replay": "say what other rules would change for what a journal tells",
-    "learn": "write the smallest rule file that allows what a journal tells was let out",
-    "log": "show the journal: what was decided, and why",
-    "top": "show what tasks try just now, on one screen",
-    "report": "write a page about what a task tried, for a ticket",
-    "export": "pass the journal on to a receiver: OTLP, syslog, a webhook, a file",
-    "ca": "show the installation's own CA, replace it, or write its certificate",
-    "doctor": "say whether this machine can run sandboxes, and what to do if not",
-}
 
 
 _WITHOUT_SERVICE = frozenset({"-h", "--help", "--no-service"})
@@ -109,12 +83,38 @@ def _run(words: list[str]) -> int:
 
 
 def _do(name: str, words: list[str]) -> int:
-    import importlib
-
     from enforcer.cli.parsing import Parser
 
-    module = importlib.import_module(f"enforcer.cli.{name}")
-    return int(module.run(Parser.of(name, module).read(words[1:])))
+    add_arguments, run = command(name)
+    return perform(run, Parser.of(name, add_arguments).read(words[1:]))
+
+
+def command(name: str) -> "tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]":
+    """Return what declares a command's words, and what does it: `add_arguments` and `run` of its module.
+
+    In a module that several commands share, each has its name in those of its functions.
+    """
+    from importlib import import_module
+
+    module = import_module(f"enforcer.cli.{MODULES.get(name, name)}")
+    if name not in MODULES:
+        return module.add_arguments, module.run
+    return getattr(module, f"add_{name}_arguments"), getattr(module, f"run_{name}")
+
+
+def perform(run: "Callable[[Namespace], int]", arguments: "Namespace") -> int:
+    """Do a command and return its exit status. What it raises of what is foreseen is said, and is a status."""
+    from enforcer.system.errors import ExeatError
+    from rules.problems import RuleFileError
+
+    try:
+        return run(arguments)
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
 
 
 def _in_service(words: list[str]) -> int | None:

@@ -1,4 +1,4 @@
-"""`exeat approvals`: what waits for people, what was answered, and answering it."""
+"""`exeat approvals`, `approve` and `reject`: what waits for people, what was answered, and answering it."""
 
 import argparse
 import json
@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from enforcer.cli import deciding
-from enforcer.cli.columns import moment, table
+from enforcer.cli import approval_requests, output
 from enforcer.cli.journals import instant
-from enforcer.cli.words import several
+from enforcer.cli.output import moment, several, table
 from enforcer.system.errors import ExeatError, UsageError
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
@@ -26,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[list|watch|show ID|history|approve ID|reject ID|answer ID WORD|revoke GRANT|token]",
         help="; ".join(f"{verb}: {says}" for verb, (says, _) in _VERBS.items()),
     )
-    deciding.add_terms(parser)
-    deciding.add_as_rule(parser)
-    deciding.add_why(parser)
+    approval_requests.add_terms(parser)
+    approval_requests.add_as_rule(parser)
+    approval_requests.add_why(parser)
     add("--task", metavar="TASK", help="list, history: only this task, by its id or name")
     add("--since", type=instant, default=0, metavar="WHEN", help="history: only what came after: 30m, 1h, 2026-11-21")
-    deciding.add_who(parser, "text", "json", "jsonl")
+    approval_requests.add_who(parser, "text", "json", "jsonl")
     parser.usage = "exeat approvals [WORD [ID]] [OPTION...]"
 
 
@@ -47,14 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
         _, does = _VERBS[verb]
         return does(arguments, words)
     except ExeatError as error:
-        return deciding.failed(error)
+        return output.failed(error)
 
 
 def _list(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "list")
     found = _approvals(arguments, {"what": "list"})
     if arguments.format != "text":
-        deciding.tell(arguments, found)
+        approval_requests.tell(arguments, found)
     elif not found:
         print("nothing waits for anybody")
     else:
@@ -69,7 +68,7 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "history")
     found = _approvals(arguments, {"what": "history", "since": arguments.since / 1e9})
     if arguments.format != "text":
-        deciding.tell(arguments, found)
+        approval_requests.tell(arguments, found)
         return 0
     if not found:
         print("nothing was asked")
@@ -91,9 +90,9 @@ def _told(each: dict[str, Any]) -> "Iterator[tuple[str, ...]]":
 
 def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[dict[str, Any]]:
     """Return what was asked, of both registries, and of one task where it is named."""
-    answers = deciding.everywhere(arguments, what)
+    answers = approval_requests.everywhere(arguments, what)
     for broken in dict.fromkeys(str(said["broken"]) for said in answers if "broken" in said):
-        deciding.warn(broken)
+        output.warn(broken)
     found = [each for said in answers for each in said["approvals"]]
     wanted = arguments.task
     return [each for each in found if wanted in (None, each["task"], each["name"])]
@@ -108,11 +107,11 @@ def _row(each: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:
-    (said,) = deciding.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
+    (said,) = approval_requests.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
     if arguments.format != "text":
-        deciding.tell(arguments, said["card"])
+        approval_requests.tell(arguments, said["card"])
     else:
-        deciding.show(said["text"])
+        output.show(said["text"])
     return 0
 
 
@@ -120,11 +119,11 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
     """Follow what is asked: each card as it comes, with a bell for a terminal."""
     _none(words, "watch")
     bell = "\a" if sys.stdout.isatty() else ""
-    for said in deciding.follow(arguments, {"what": "watch"}):
+    for said in approval_requests.follow(arguments, {"what": "watch"}):
         if arguments.format != "text":
             print(json.dumps(said), flush=True)
         else:
-            deciding.show(said["text"])
+            output.show(said["text"])
             print(bell if said["kind"] == "asked" else "", flush=True)
     print("exeat: the registry of approvals has ended; `exeat approvals watch` begins anew", file=sys.stderr)
     return 1
@@ -132,12 +131,12 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _approve(arguments: argparse.Namespace, words: list[str]) -> int:
     arguments.id = _one(words, "approve ID")
-    return deciding.answer(arguments, "approve")
+    return approval_requests.answer(arguments, "approve")
 
 
 def _reject(arguments: argparse.Namespace, words: list[str]) -> int:
     arguments.id = _one(words, "reject ID")
-    return deciding.answer(arguments, "reject")
+    return approval_requests.answer(arguments, "reject")
 
 
 def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -147,16 +146,16 @@ def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.token_file is None:
         raise UsageError("`exeat approvals answer` needs --token-file; `exeat approve ID` answers as who you are")
     arguments.id = words[0]
-    return deciding.answer(arguments, words[1])
+    return approval_requests.answer(arguments, words[1])
 
 
 def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
     what = {"what": "revoke", "grant": _one(words, "revoke GRANT"), "why": arguments.why}
-    (said,) = deciding.asked(arguments, what)
+    (said,) = approval_requests.asked(arguments, what)
     if arguments.format != "text":
-        deciding.tell(arguments, said)
+        approval_requests.tell(arguments, said)
     else:
-        deciding.show(said["text"])
+        output.show(said["text"])
     return 0
 
 
@@ -200,3 +199,29 @@ _VERBS: dict[str, tuple[str, _Does]] = {
     "revoke": ("end a grant", _revoke),
     "token": ("make a token and its hash", _token),
 }
+
+
+def add_approve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat approve` takes."""
+    parser.add_argument("id", metavar="ID", help="the question, by the beginning of its id")
+    approval_requests.add_terms(parser)
+    approval_requests.add_as_rule(parser)
+    approval_requests.add_why(parser)
+    approval_requests.add_who(parser)
+
+
+def run_approve(arguments: argparse.Namespace) -> int:
+    """Approve. 0 when it counts, 1 when it doesn't, 2 for misuse."""
+    return approval_requests.answer(arguments, "approve")
+
+
+def add_reject_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat reject` takes."""
+    parser.add_argument("id", metavar="ID", help="the question, by the beginning of its id")
+    approval_requests.add_why(parser)
+    approval_requests.add_who(parser)
+
+
+def run_reject(arguments: argparse.Namespace) -> int:
+    """Reject. 0 when it counts, 1 when it doesn't, 2 for misuse."""
+    return approval_requests.answer(arguments, "reject")

@@ -109,7 +109,7 @@ def _protection(kept: "Kept") -> "Protection":
 
 
 def _list(form: str) -> int:
-    from enforcer.cli.columns import moment, table
+    from enforcer.cli.output import moment, table
     from enforcer.workspace import change_store
 
     rows: list[dict[str, Any]] = []

@@ -1,17 +1,34 @@
-"""`exeat explain`: what the rules decide about one attempt, and why."""
+"""`exeat explain`: what the rules decide about one attempt, and why; with `--suggest` the rule that would allow it."""
 
 import argparse
 import json
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from enforcer.cli.words import day
-from enforcer.system.errors import ExeatError
+from enforcer.cli.output import day
+from enforcer.system.errors import ExeatError, UsageError
+from enforcer.system.state import journal_directory
+from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.recorded import Recorded
+    from rules.decision import Decision
     from rules.loading.cases import Question
+    from rules.matching.policy import Policy
+
+_NAME: Final = "suggested"
+# Blocked for what requests carry: the journal has the reason and not the request
+_BY_CONTENT: Final = frozenset({
+    Reason.SECRET_MISUSE, Reason.SECRET_NOT_SENT, Reason.CREDENTIAL_MISMATCH, Reason.LEAK, Reason.LIMIT_EXCEEDED,
+})  # fmt: skip
+_NOT_BY_A_RULE: Final = frozenset({Reason.ECH, Reason.LAYER, Reason.EXPIRED, Reason.TAINTED})
+_ASKED: Final = frozenset({
+    Reason.APPROVAL_UNAVAILABLE, Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT, Reason.APPROVAL_FLOOD,
+})  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +83,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     from rules.problems import RuleFileError
 
     if arguments.suggest is not None:
-        from enforcer.cli import explain_suggest
-
-        return explain_suggest.run(arguments, system or SYSTEM)
+        return run_suggest(arguments, system or SYSTEM)
     try:
         question = _question(arguments)
         policy = load(list(map(Path, rule_files(arguments.rules))), system or SYSTEM).policy
@@ -89,7 +104,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
 def _question(arguments: argparse.Namespace) -> "Question":
     """Read what is asked about. Raises ValueError and UsageError."""
-    from enforcer.cli.client_words import attempt_of
+    from enforcer.cli.client_commands import attempt_of
     from enforcer.policy.run_request import task_labels
     from rules.loading.cases import parse_attempt
 
@@ -130,3 +145,170 @@ def _header(word: str) -> tuple[str, str]:
     if not colon:
         raise ValueError(f"--header: `{word}` is no header; write NAME:VALUE, as in `--header accept:text/html`")
     return header_name(name.strip()), value.strip()
+
+
+class NoRule(Exception):  # noqa: N818  what it is, in words
+    """Why no rule is suggested, and what helps instead."""
+
+
+def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
+    """Print a rule file. 0 when it lets out what was blocked, 1 when none is enough or there is none, 2 for misuse."""
+    from rules.problems import RuleFileError
+
+    try:
+        if arguments.attempt:
+            raise UsageError("`--suggest` takes an event's id, and no attempt beside it")
+        event = _event(arguments.journal or journal_directory(), arguments.suggest)
+        text = suggested(event)
+        findings, decision = _tried(text, event, arguments, system)
+    except NoRule as none:
+        print(f"exeat: no rule would have let this out: {none}", file=sys.stderr)
+        return 1
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ExeatError as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(f"exeat: cannot read `{error.filename}`: {error.strerror}", file=sys.stderr)
+        return 2
+    enough = decision is None or decision.lets_out
+    if arguments.format == "json":
+        print(json.dumps({"event": event.id, "rules": text, "findings": findings, "allowed": enough}, indent=2))
+    else:
+        print(text, end="")
+    for finding in findings:
+        print(f"exeat: check: {finding}", file=sys.stderr)
+    if decision is not None and not enough:
+        by = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
+        print(
+            f"exeat: it is not enough: with it, this would be {decision.verdict}{by} ({decision.reason})",
+            file=sys.stderr,
+        )
+    return 0 if enough else 1
+
+
+def suggested(event: "Event") -> str:
+    """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
+    from proxy.telemetry.events import Kind
+    from proxy.telemetry.learning import Learner, without_secrets
+    from proxy.telemetry.sayings import what
+    from proxy.telemetry.visible import visible
+    from rules.learning.writing import rule_file
+
+    attempt = _to_be_allowed(event)
+    learner = Learner()
+    learner.suggest(attempt)
+    drafted = learner.result()
+    if not drafted.drafts:
+        raise NoRule(next((each.why for each in drafted.left_out), "no rule can say it"))
+    head = [
+        f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(what(event)))}",
+        f"Event {event.id}. Read it before you use it: put the rule into a rule file of yours.",
+    ]
+    if event.kind is not Kind.REQUEST_DECIDED:
+        head.append("Nothing more was seen: this is as narrow as that allows. Narrow it where you know what was meant.")
+        if attempt.address is None and event.destination is not None and event.destination.name:
+            head.append("Which address the name has was not recorded: one that is not public needs `resolves_to`.")
+    # A name of its own: a second suggestion is loaded beside the first
+    return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
+
+
+def _said(event: "Event") -> str:
+    """Return what the event itself says of its reason, which may stand for many; fit for a terminal."""
+    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.visible import visible
+
+    return without_secrets(visible(event.detail or ""))
+
+
+def _to_be_allowed(event: "Event") -> "Recorded":
+    """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
+    from proxy.gate.block_page import MEANING as ADVICE
+    from proxy.telemetry.recorded import recorded
+    from rules.explain.reasons import MEANING
+
+    if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
+        why, helps = ADVICE[event.reason]
+        raise NoRule(f"{why}; {helps} (`{event.reason}`)")
+    attempt = recorded(event, None)
+    if attempt is None:
+        raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
+    if event.outcome is not Outcome.BLOCKED:
+        raise NoRule("it was not blocked")
+    if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
+        said = _said(event) if event.reason is Reason.AMBIGUOUS_REQUEST else ""
+        raise NoRule(said or MEANING[event.reason])
+    if attempt.problem:
+        no_request = event.reason is Reason.PROTOCOL_MISMATCH
+        helps = "; ".join(filter(None, (_said(event), MEANING[Reason.PROTOCOL_MISMATCH])))
+        raise NoRule(helps if no_request else attempt.problem)
+    if event.reason is Reason.RULE:
+        raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")
+    if event.reason in _ASKED:
+        approval = "ID" if event.approval is None else event.approval.id
+        raise NoRule(f"people are asked about it: `exeat approve {approval} --as-rule` writes their answer down")
+    return attempt
+
+
+def _event(directory: Path, given: str) -> "Event":
+    from enforcer.cli.journals import allow_many_segments
+    from enforcer.cli.log_views import meant
+    from proxy.telemetry.chains import find, is_named, named
+
+    if not directory.is_dir():
+        raise UsageError(f"there is no journal in `{directory}`; name another with `--journal`")
+    allow_many_segments()
+    if not is_named(given):
+        raise UsageError(
+            f"`{ascii(given)[1:-1]}` is no event's id, nor an end of one of 8 characters or more; "
+            "`exeat log --verdict blocked` shows the ends of their ids"
+        )
+    name = meant(directory, given)
+    entry = None if name is None else find(directory, name)
+    if entry is None:
+        several = len(named(directory, given)) > 1
+        raise UsageError("several events have an id like that: say more of it" if several else "there is no such event")
+    return entry.event
+
+
+def _tried(
+    text: str, event: "Event", arguments: argparse.Namespace, system: Path
+) -> "tuple[list[str], Decision | None]":
+    """Check the rules as `exeat check` does, and decide the attempt by them beside those in force."""
+    from enforcer.cli.check import findings_of
+    from enforcer.policy.rules_in_force import parse, rule_files
+
+    with tempfile.TemporaryDirectory(prefix="exeat-suggest-") as directory:
+        file = Path(directory) / f"{_NAME}.yaml"
+        file.write_text(text, encoding="ascii")
+        findings = [
+            str(finding).replace(str(file), file.name) for finding in findings_of(file, datetime.now(UTC).date())
+        ]
+        try:
+            files = list(map(Path, rule_files(arguments.rules)))
+        except UsageError:
+            files = []  # none is named, and there is no default: root's alone are in force
+        return findings, _decided(parse([*files, file], system).policy, event)
+
+
+def _decided(policy: "Policy", event: "Event") -> "Decision | None":
+    from proxy.telemetry.recorded import recorded
+
+    attempt = recorded(event, datetime.now(UTC).date())
+    if attempt is None:
+        return None
+    if attempt.attempt is None:
+        return (
+            None if attempt.lookup is None else policy.decide_name(attempt.lookup, event.task.name, event.task.labels)
+        )
+    decision = policy.decide(attempt.attempt)
+    if decision.lets_out and attempt.address is not None:
+        reason = policy.check_address(attempt.attempt, attempt.address)
+        return (
+            decision
+            if reason is None
+            else decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
+        )
+    return decision

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli import journals
-from enforcer.cli.columns import moment, table
-from enforcer.cli.words import several
+from enforcer.cli.output import moment, several, table
 from enforcer.system.errors import ExeatError, UsageError
 from proxy.wire import strict_json
 

@@ -1,4 +1,4 @@
-"""`exeat log`: the journal as a table for people or as lines for programs; what led to what; whether it is intact."""
+"""`exeat log`: the journal as a table for people or as lines for programs, and which of its events are shown."""
 
 import argparse
 import importlib
@@ -6,16 +6,19 @@ import io
 import sys
 import time
 from collections import deque
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enforcer.cli import journals, log_part
+from enforcer.cli import journals
 from enforcer.system.state import journal_directory
+from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
-    from proxy.telemetry.journal.query import Entry
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.journal.query import Entry, Sought
 
 PARTS = {
     "show": "everything that one event says",
@@ -26,8 +29,11 @@ PARTS = {
     "keys": "the keys that sign it: list, make, export, rotate",
     "keep": "how much of it is kept, and for how long",
 }
+_MODULES = {part: "log_integrity" if part in {"verify", "keys", "keep"} else "log_views" for part in PARTS}
 _SHAPES = ("ocsf", "ecs", "cef")
 _LATEST = 10  # events that a table begins with which goes on, as with tail(1)
+_WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
+_GLOB = frozenset("*?[")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("table", "jsonl", "json", *_SHAPES),
         help="a table (the default), the lines as written, `json` for one value, or a shape that a SIEM reads",
     )
-    log_part.add_arguments(parser)
+    add_part_arguments(parser)
     add("--last", action="store_true", help="only the task that was started last")
     add(
         "-f",
@@ -62,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it. 0 when all could be read, 1 when some lines could not or it isn't intact, 2 for misuse."""
     directory = arguments.journal or journal_directory()
     if arguments.part is not None:
-        part = importlib.import_module(f"enforcer.cli.log_{arguments.part}")
-        return int(part.run(arguments, directory))
+        module = importlib.import_module(f"enforcer.cli.{_MODULES[arguments.part]}")
+        return int(getattr(module, f"run_{arguments.part}")(arguments, directory))
     if arguments.last and arguments.task is not None:
         print("exeat: `--last` names a task already: leave `--task` out", file=sys.stderr)
         return 2
@@ -92,7 +98,7 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
     if arguments.last and task is None:
         print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
         return 0
-    part, progress = log_part.Part(arguments, task), Progress()
+    part, progress = Part(arguments, task), Progress()
     sought = part.sought()
     put = _printer(arguments.format, at_once=arguments.follow)
     if not arguments.follow:
@@ -182,3 +188,157 @@ def backslashed() -> None:
     """Have a terminal that isn't UTF-8 get what it can show."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def add_part_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say how events are chosen."""
+    add = parser.add_argument
+    add(
+        "--verdict",
+        action="append",
+        type=_word,
+        metavar="WORD",
+        help=f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
+    )
+    add(
+        "--reason",
+        action="append",
+        type=_reason,
+        metavar="REASON",
+        help="only events with this reason, as in no_rule; may be given again for more",
+    )
+    add(
+        "--kind",
+        action="append",
+        type=_kind,
+        metavar="KIND",
+        help="only events of this kind, as in request.decided; may be given again for more",
+    )
+    add("--rule", action="append", metavar="RULE", help="only what this rule decided: its id, or `file:id`")
+    add("--name", action="append", metavar="NAME", help="only what went to this name or address")
+    add("--process", action="append", metavar="EXE", help="only what this program did, or one that it started")
+    journals.add_part(parser)
+    add("--until", type=journals.instant, metavar="WHEN", help="only what came before, written as for --since")
+
+
+class Part:
+    """The part of a journal that is to be shown."""
+
+    def __init__(self, arguments: argparse.Namespace, task: str | None) -> None:
+        self._task = task
+        self._words = frozenset(arguments.verdict or ())
+        self._reasons = arguments.reason or ()
+        self._kinds = arguments.kind or ()
+        self._rules = arguments.rule or ()
+        self._names = [name.lower() for name in arguments.name or ()]
+        self._programs = arguments.process or ()
+        self._since, self._until = arguments.since, arguments.until
+
+    def sought(self) -> "Sought":
+        """Return what lines have to hold, as they stand in the journal."""
+        from proxy.telemetry.journal.query import Sought
+
+        groups = [
+            self._judged(),
+            tuple(f'"reason":"{reason}"'.encode() for reason in self._reasons),
+            tuple(f'"kind":"{kind}"'.encode() for kind in self._kinds),
+            _texts([] if self._task is None else [self._task]),
+            _texts(self._names),
+            _texts(self._rules, whole=False),
+            _texts(self._programs, whole=False),
+            (b'"process":',) if self._programs else (),
+        ]
+        bookkeeping = any(kind.startswith("journal.") for kind in self._kinds)
+        # What there are fewest texts of is found quickest, and the others are only looked for in what that leaves.
+        groups.sort(key=len)
+        return Sought(tuple(group for group in groups if group), self._since, self._until, bookkeeping)
+
+    def has(self, event: "Event") -> bool:
+        """Whether to show an event."""
+        return (
+            journals.belongs(event, self._task)
+            and (not self._reasons or event.reason in self._reasons)
+            and (not self._kinds or event.kind in self._kinds)
+            and (not self._words or not self._words.isdisjoint(_said(event)))
+            and (not self._rules or any(_cites(each, rule) for each in event.rules for rule in self._rules))
+            and (not self._names or _any(_names(event), self._names))
+            and (not self._programs or _any(_programs(event), self._programs))
+        )
+
+    def _judged(self) -> tuple[bytes, ...]:
+        texts = [f'"{member}":"{word}"' for word in sorted(self._words) for member in _members(word)]
+        if Outcome.BLOCKED in self._words:
+            texts.append('"kind":"tamper"')
+        return tuple(text.encode() for text in texts)
+
+
+def _members(word: str) -> "Iterable[str]":
+    if word in set(Verdict):
+        yield "verdict"
+    if word in set(Outcome):
+        yield "outcome"
+
+
+def _texts(wanted: "Collection[str]", *, whole: bool = True) -> tuple[bytes, ...]:
+    """Return texts as JSON has them in a line, from their beginning if `whole`; nothing if one may be anything."""
+    from proxy.telemetry.encoding import quoted
+
+    if any(_GLOB.intersection(text) for text in wanted):
+        return ()
+    return tuple(quoted(text).encode()[0 if whole else 1 :] for text in wanted)
+
+
+def _cites(rule: str, wanted: str) -> bool:
+    return fnmatchcase(rule, wanted) or fnmatchcase(rule.rpartition(":")[2], wanted)
+
+
+def _names(event: "Event") -> "Iterable[str | None]":
+    if event.destination is not None:
+        yield event.destination.name
+        yield event.destination.address
+    if event.dns is not None:
+        yield event.dns.question
+    if event.http is not None:
+        yield event.http.host
+
+
+def _programs(event: "Event") -> "Iterable[str]":
+    if event.process is not None:
+        for exe in (event.process.exe, *event.process.ancestors):
+            yield exe
+            yield exe.rpartition("/")[2]
+
+
+def _any(texts: "Iterable[str | None]", wanted: "Collection[str]") -> bool:
+    return any(text is not None and fnmatchcase(text, each) for text in texts for each in wanted)
+
+
+def _said(event: "Event") -> "tuple[str | None, ...]":
+    """Return the words that an event is found by. What a task tampers with is blocked, though its event says not so."""
+    from proxy.telemetry.events import Kind
+
+    return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)
+
+
+def _word(text: str) -> str:
+    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
+
+
+def _reason(text: str) -> str:
+    return _one_of(tuple(Reason), text, "no reason")
+
+
+def _kind(text: str) -> str:
+    from proxy.telemetry.events import Kind
+
+    return _one_of(tuple(Kind), text, "no kind of event")
+
+
+def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
+    """Read one of the words of a closed list."""
+    if text in words:
+        return text
+    from rules.problems import did_you_mean, quoted
+
+    instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
+    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")

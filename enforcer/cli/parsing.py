@@ -1,21 +1,25 @@
-"""A command's words, read by argparse; what is wrong with them is said in our own words."""
+"""Parser of a command's words (argparse) that says in our own words what is wrong: what was meant, what is missing."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
 
-from enforcer.cli import COMMANDS
+from enforcer.cli.commands import COMMANDS, EXAMPLES
+from rules.problems import did_you_mean, quoted
+
+_TERMS: Final = frozenset({"--for", "--covers", "--as-rule"})
+_NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
+_MAY_LACK: Final = (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
 
 
 class Parser(argparse.ArgumentParser):
     """Reads a command's words, and ends the help with an example."""
 
     @classmethod
-    def of(cls, name: str, module: ModuleType) -> Self:
-        """Make the parser of one command, whose module says what it takes."""
+    def of(cls, name: str, add_arguments: Callable[["Parser"], None]) -> Self:
+        """Make the parser of one command."""
         parser = cls(
             prog=f"exeat {name}",
             description=COMMANDS[name],
@@ -23,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_as_wide_as_the_screen,
             exit_on_error=False,
         )
-        module.add_arguments(parser)
+        add_arguments(parser)
         return parser
 
     @property
@@ -39,19 +43,13 @@ class Parser(argparse.ArgumentParser):
         in_order = "--" in words or any(action.nargs == argparse.REMAINDER for action in self.actions)
         parse = self.parse_known_args if in_order else self.parse_known_intermixed_args
         try:
-            arguments, left_over = parse(words)
+            arguments, rest = parse(words)
         except argparse.ArgumentError as error:
-            from enforcer.cli import misuse
-
-            self.error(misuse.misspelt(self, words) or misuse.wrong(self, words, error))
+            self.error(misspelt(self, words) or wrong(self, words, error))
         except InvalidChoiceError as error:
-            from enforcer.cli import misuse
-
-            self.error(misuse.misspelt(self, words) or misuse.not_a_choice(self.prog, error))
-        if left_over:
-            from enforcer.cli import misuse
-
-            self.error(misuse.misspelt(self, words) or misuse.left_over(self.prog, left_over))
+            self.error(misspelt(self, words) or not_a_choice(self.prog, error))
+        if rest:
+            self.error(misspelt(self, words) or left_over(self.prog, rest))
         return arguments
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -60,9 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help."""
-        from enforcer.cli.examples import example
-
-        return f"{super().format_help()}\nexample:\n  {example(self.prog)}\n"
+        return f"{super().format_help()}\nexample:\n  {_example(self.prog)}\n"
 
 
 class InvalidChoiceError(Exception):
@@ -89,3 +85,77 @@ def _columns() -> int:
         return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
     except (AttributeError, ValueError, OSError):
         return 80
+
+
+def misspelt(parser: Parser, words: Sequence[str]) -> str:
+    """Name the first long option that the command doesn't have: it comes before anything else that is wrong then too.
+
+    Empty: it has all of them.
+    """
+    known = {word for action in parser.actions for word in action.option_strings}
+    options = words[: words.index("--")] if "--" in words else words
+    for word in (option.partition("=")[0] for option in options):
+        if word.startswith("--") and word not in known:
+            hint = _NO_TERMS if parser.prog == "exeat reject" and word in _TERMS else did_you_mean(word, known)
+            return f"{quoted(word)} is not an option of `{parser.prog}`{hint}"
+    return ""
+
+
+def wrong(parser: Parser, words: Sequence[str], error: argparse.ArgumentError) -> str:
+    """Say what argparse has found; leaves the parser unfit for more words."""
+    action = next((action for action in parser.actions if _name(action) == error.argument_name), None)
+    if action is None:
+        missing = [_called(action) for action in _missing(parser, words)]
+        if not missing:
+            return str(error)
+        return (
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, as in `{_example(parser.prog)}`"
+        )
+    if action.nargs is None and error.__context__ is None:  # no value was there to convert
+        value = f"{'an' if str(action.metavar)[0] in 'AEIOU' else 'a'} {action.metavar}"
+        return f"`{_name(action)}` needs {'one of ' + _choices(action) if action.choices else value} after it"
+    return str(error)
+
+
+def not_a_choice(prog: str, error: InvalidChoiceError) -> str:
+    """Say that a word is none of those that there are, and which was probably meant."""
+    action, word = error.action, str(error.value)
+    choices = [str(choice) for choice in action.choices or ()]
+    instead = did_you_mean(word, choices) or f": use one of {', '.join(map(quoted, choices))}"
+    where = f"`{_name(action)}`" if action.option_strings else f"`{prog}`"
+    return f"invalid value {quoted(word)} for {where}{instead}"
+
+
+def left_over(prog: str, words: Sequence[str]) -> str:
+    """Say that there are words which the command doesn't take."""
+    if words[0].startswith("-"):
+        return f"{quoted(words[0])} is not an option of `{prog}`; `{prog} --help` lists them"
+    return f"`{prog}` takes no more words, and {quoted(' '.join(words))} is left over, unlike in `{_example(prog)}`"
+
+
+def _missing(parser: Parser, words: Sequence[str]) -> list[argparse.Action]:
+    """Return the required options and arguments that nobody gave: those that set nothing once none is required."""
+    required = [action for action in parser.actions if action.required and action.nargs not in _MAY_LACK]
+    for action in parser.actions:
+        action.required, action.default = False, argparse.SUPPRESS
+    given, _ = parser.parse_known_args(words)
+    return [action for action in required if not hasattr(given, action.dest)]
+
+
+def _name(action: argparse.Action) -> str:
+    """Return what an ArgumentError calls it."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
+
+
+def _called(action: argparse.Action) -> str:
+    if action.choices:
+        return f"one of {_choices(action)}"
+    return f"`{' '.join((*action.option_strings[-1:], str(action.metavar)))}`"
+
+
+def _choices(action: argparse.Action) -> str:
+    return ", ".join(f"`{choice}`" for choice in action.choices or ())
+
+
+def _example(prog: str) -> str:
+    return EXAMPLES[prog.removeprefix("exeat ")]

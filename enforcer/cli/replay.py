@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli import journals
-from enforcer.cli.words import several
+from enforcer.cli.output import several
 from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""`exeat run`: a task in a sandbox of its own, behind a gate of its own."""
+"""`exeat run` and `exeat shell`: a task, or a shell, in a sandbox of its own behind a gate of its own.
+
+Each option that says what sandbox a task gets stands for a key of `sandbox` in a rule file.
+"""
 
 import argparse
 import errno
@@ -7,22 +10,25 @@ import re
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli import box_options
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.policy import run_request
 from enforcer.policy.path_resolution import covered, exposed, refuse_service
 from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, Wanted, lets, places, settle
 from enforcer.run.host import StandaloneHost
-from enforcer.sandbox.system_paths import homes, refuse_workspace
+from enforcer.sandbox.system_paths import SYSTEM as SHOWN
+from enforcer.sandbox.system_paths import contains, homes, refuse_workspace
 from enforcer.system import linux
 from enforcer.system.control_socket import control
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
-from rules.problems import RuleFileError
+from rules.matching.policy import Policy
+from rules.problems import RuleFileError, quoted
+from rules.sandbox import Box, BoxUser, WorkspaceMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +40,10 @@ if TYPE_CHECKING:
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 _COUNTED = ", or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it"
+_LISTS: Final = ("hide", "protected", "caches", "devices")
+_WORDS: Final = ("hostname", "timeout", "memory", "cpu", "processes", "files", "disk")
+_USUAL = "/bin/sh"
+_NONE = frozenset({"nologin", "false"})  # of accounts that nobody uses
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"serve Prometheus metrics while the task runs ({DEFAULT_METRICS} if no address is given)",
     )
-    box_options.add_arguments(parser)
+    add_sandbox_options(parser)
     add("--no-service", action="store_true", help="make it all here, also where `exeat up` runs")
     add("--plan", action="store_true", help="say every step that a start would take, and take none")
     add("--format", choices=("text", "json"), default="text", help="of the plan: for people, or for programs")
@@ -144,8 +154,8 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     policy, asked, seen = reading([Path(path) for path in files], system)
     others = homes()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
-    box, shown = box_options.box_of(arguments, policy)
-    shown = box_options.with_repository(workspace, box, policy, shown)
+    box, shown = box_of(arguments, policy)
+    shown = with_repository(workspace, box, policy, shown)
     writable = (workspace, *shown.write)
     obeyed = (*asked, *map(str, own_files()))  # by later runs, too
     if problems := exposed(obeyed, writable):
@@ -243,3 +253,138 @@ def end_like(status: int) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
     return 128 + number
+
+
+def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    group = parser.add_argument_group("the box (see `sandbox` in docs/rules.md)")
+    several = partial(group.add_argument, action="append", default=[])
+    several("--read", metavar="PATH", help="show one more file or directory, read-only; may be given again")
+    several("--write", metavar="PATH", help="let the task write one more file or directory; may be given again")
+    several("--hide", metavar="PATH", help="hide one more path, or `**/NAME` wherever it lies; may be given again")
+    several(
+        "--protect", dest="protected", metavar="GLOB", help="files of the workspace that need an approval to change"
+    )
+    several("--cache", dest="caches", metavar="NAME=PATH", help="keep PATH of the sandbox between tasks, by this name")
+    several(
+        "--device", dest="devices", metavar="NAME", help="give the task a device: `kvm`, `gpu`, or one node of a card"
+    )
+    how = group.add_mutually_exclusive_group()
+    for mode, says in (
+        (WorkspaceMode.REVIEW, "keep what the task changes in its workspace apart until it is accepted"),
+        (WorkspaceMode.DIRECT, "let the task change its workspace at once"),
+    ):
+        how.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=says)
+    add = group.add_argument
+    add("--user", choices=[user.value for user in BoxUser], help="who the task sees itself as; no rights come with it")
+    add("--hostname", metavar="NAME", help="what its host is called")
+    add("--timeout", metavar="DURATION", help="end the task after this time: `90s`, `10m`, `2h`")
+    add("--memory", metavar="SIZE", help="how much memory all of it may use: `2GB`")
+    add("--cpu", metavar="CORES", help="how many cores it may use: `1.5`")
+    add("--processes", metavar="N", help="how many processes and threads it may have")
+    add("--files", metavar="N", help="how many files each of its processes may have open")
+    add("--disk", metavar="SIZE", help="how much it may write outside of its workspace")
+
+
+def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
+    """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
+    asked = _asked(arguments)
+    box = settle(policy, Box(**asked), asked)
+    if box.devices:
+        from enforcer.sandbox.devices import found  # few tasks are given any
+
+        box = box._replace(devices=found(box.devices))
+    return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
+
+
+def with_repository(workspace: str, box: Box, policy: Policy, shown: Places) -> Places:
+    """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
+    if not os.path.isfile(f"{workspace}/.git"):
+        return shown
+    from enforcer.workspace.linked_worktree import linked  # few workspaces are
+
+    found = linked(workspace, partial(lets, policy.floor))
+    written = () if box.workspace is WorkspaceMode.REVIEW else found.written
+    write = {*shown.write, *written}
+    return shown._replace(read=tuple(sorted({*shown.read, *found.shown} - write)), write=tuple(sorted(write)))
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read the options into fields of a `Box`: those that were given."""
+    found: dict[str, Any] = {}
+    if arguments.mode is not None:
+        found["workspace"] = arguments.mode
+    if arguments.user is not None:
+        found["user"] = BoxUser(arguments.user)
+    if taken := [entry for entry in arguments.env if "=" not in entry]:
+        found["keep"] = tuple(taken)
+    if given := [entry.partition("=")[::2] for entry in arguments.env if "=" in entry]:
+        found["variables"] = tuple(given)
+    for name in _LISTS:
+        if entries := getattr(arguments, name):
+            found[name] = tuple(sorted({_read(name, entry) for entry in entries}))
+    for name in _WORDS:
+        if (text := getattr(arguments, name)) is not None:
+            found[name] = _read(name, text)
+    return found
+
+
+def _read(name: str, text: str) -> Any:
+    """Read one option's value as rule files have it. Raises UsageError."""
+    from rules.devices import device
+    from rules.loading import sandbox_schema as grammar  # few starts have such an option
+    from rules.loading.fields import duration
+
+    parsers: dict[str, Callable[[str], Any]] = {
+        "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
+        "protected": grammar.protected,
+        "caches": _cache,
+        "devices": device,
+        "hostname": grammar.hostname,
+        "timeout": duration,
+        **grammar.LIMITS,
+    }
+    if not text:
+        raise UsageError(f"{OPTIONS[name]} has no value")
+    try:
+        return parsers[name](text)
+    except ValueError as error:
+        raise UsageError(f"{OPTIONS[name]}: {error}") from None
+
+
+def _cache(text: str) -> tuple[str, str]:
+    from rules.loading.fields import slug
+    from rules.loading.sandbox_schema import cache_place
+
+    name, _, path = text.partition("=")
+    home = os.path.expanduser("~")
+    if path.startswith(f"{home}/"):
+        path = "~" + path.removeprefix(home)  # a shell has written it out, and the task's own home is meant
+    if not name or not path:
+        raise ValueError(f"{quoted(text)} is no name and place; write it like `pip=~/.cache/pip`")
+    return slug(name), cache_place(path)
+
+
+def add_shell_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat shell` takes: the options of `exeat run`."""
+    add_options(parser)
+
+
+def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
+    """Run the shell; the exit status is its own, or as of `exeat run`. `system`: for tests, not for users."""
+    if not (arguments.plan or os.isatty(0)):
+        print("exeat: a shell is for a terminal; run a script with `exeat run -- sh SCRIPT`", file=sys.stderr)
+        return 2
+    shell = shell_for(os.environ.get("SHELL", ""), (*arguments.read, arguments.workspace or os.getcwd()))
+    arguments.command = ["--", shell, "-i"]
+    arguments.env = [*arguments.env, f"SHELL={shell}"]
+    return run(arguments, system)
+
+
+def shell_for(wanted: str, shown: "tuple[str, ...]") -> str:
+    """Return the shell that is wanted, if it is a program that the sandbox shows; else the one that is always there."""
+    if not os.path.isabs(wanted) or not os.access(wanted, os.X_OK) or os.path.basename(wanted) in _NONE:
+        return _USUAL
+    places = (*SHOWN, *map(os.path.realpath, shown))
+    seen = all(any(contains(place, path) for place in places) for path in (wanted, os.path.realpath(wanted)))
+    return wanted if seen else _USUAL

@@ -1,13 +1,13 @@
 """Mistyped options are told with the one that was meant, what is missing with an example, and help has a line for each."""
 
 import argparse
-import importlib
 import shlex
 
 import pytest
 
+from enforcer import cli
 from enforcer.cli import COMMANDS, main
-from enforcer.cli.examples import EXAMPLES
+from enforcer.cli.commands import EXAMPLES
 
 MISTYPED = [
     (("check", "--fromat", "json", "x.yaml"), "`--fromat` is not an option of `exeat check`; did you mean `--format`?"),
@@ -41,7 +41,7 @@ def test_a_mistyped_option(words, says, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_each_word_and_ends_with_an_example_that_parses(command, capsys):
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"enforcer.cli.{command}").add_arguments(parser)
+    cli.command(command)[0](parser)
     assert [action.dest for action in parser._actions if not action.help] == []
     words = shlex.split(EXAMPLES[command].partition(" >")[0])
     assert words[:2] == ["exeat", command]

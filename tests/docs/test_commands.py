@@ -1,12 +1,12 @@
 """docs/commands.md and the commands say the same."""
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from enforcer import cli
 from enforcer.cli import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -18,7 +18,7 @@ SECTIONS = dict(
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_of_a_command_is_documented_and_no_other(command):
     parser = argparse.ArgumentParser(add_help=False)
-    importlib.import_module(f"enforcer.cli.{command}").add_arguments(parser)
+    cli.command(command)[0](parser)
     options = {word for action in parser._actions for word in action.option_strings}
     documented = {
         word

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.cli.shell import shell_for
+from enforcer.cli.run import shell_for
 from tests import harness
 from tests.enforcer.terminals import Terminal
 

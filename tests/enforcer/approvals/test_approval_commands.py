@@ -11,8 +11,8 @@ import pytest
 
 from enforcer.approvals import client
 from enforcer.approvals.registration import _asked, rule_files
-from enforcer.cli import approvals, deciding, flagged, main
-from enforcer.cli.columns import table
+from enforcer.cli import approval_requests, approvals, flagged, main
+from enforcer.cli.output import table
 from enforcer.cli.parsing import Parser
 from enforcer.service import control_client
 from enforcer.system.errors import ExeatError, HostError
@@ -35,14 +35,14 @@ def called(monkeypatch, capsys):
         asked = []
 
         def ask(arguments, what):
-            asked.append({**what, **deciding.token(arguments)})
+            asked.append({**what, **approval_requests.token(arguments)})
             if fails:
-                raise deciding.UsageError(fails)
+                raise approval_requests.UsageError(fails)
             return list(answers)
 
-        monkeypatch.setattr(deciding, "asked", ask)
-        monkeypatch.setattr(deciding, "everywhere", ask)
-        parser = Parser.of("approvals", approvals)
+        monkeypatch.setattr(approval_requests, "asked", ask)
+        monkeypatch.setattr(approval_requests, "everywhere", ask)
+        parser = Parser.of("approvals", approvals.add_arguments)
         status = approvals.run(parser.read(words))
         out, err = capsys.readouterr()
         return status, out, err, asked
@@ -63,7 +63,7 @@ def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
 
 
 def test_what_the_short_commands_do_not_take_is_told_as_that(monkeypatch, capsys):
-    monkeypatch.setattr(deciding, "asked", None)  # nobody is asked
+    monkeypatch.setattr(approval_requests, "asked", None)  # nobody is asked
     with pytest.raises(SystemExit, match="2"):
         main(["reject", "abcd", "--for", "1h"])
     assert "`--for` is not an option of `exeat reject`: a rejection has no terms" in capsys.readouterr().err
@@ -242,11 +242,11 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
         return ask
 
     monkeypatch.setattr(client, "ask_running", answers(own))
-    monkeypatch.setattr(deciding, "_elsewhere", answers(host))
+    monkeypatch.setattr(approval_requests, "_elsewhere", answers(host))
     monkeypatch.setattr(client, "ask", answers(started))
     monkeypatch.setattr(client, "is_running", lambda: own is not None)
     try:
-        found = deciding.asked(argparse.Namespace(token_file=None), {"what": "show"})
+        found = approval_requests.asked(argparse.Namespace(token_file=None), {"what": "show"})
     except ExeatError as error:
         found = [str(error)]
     assert found == [said]
@@ -259,8 +259,8 @@ def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
         raise client.Refused("lena is nobody who may approve: `approvers.yaml` names nobody", 1)
 
     monkeypatch.setattr(client, "ask", lambda _request: [{"approvals": []}])
-    monkeypatch.setattr(deciding, "_elsewhere", refuses)
-    assert deciding.everywhere(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
+    monkeypatch.setattr(approval_requests, "_elsewhere", refuses)
+    assert approval_requests.everywhere(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
     assert capsys.readouterr().err == (
         "exeat: root's registry: lena is nobody who may approve: `approvers.yaml` names nobody\n"
     )
@@ -293,7 +293,7 @@ def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(client, "follow", follows(ours))
     monkeypatch.setattr(client, "follow_host", follows(roots))
-    following = deciding.follow(argparse.Namespace(token_file=None), {"what": "watch"})
+    following = approval_requests.follow(argparse.Namespace(token_file=None), {"what": "watch"})
     if heard is None:
         with pytest.raises(ExeatError, match="same"):
             list(following)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.cli import box_options
+from enforcer.cli import run
 from enforcer.system.errors import UsageError
 from rules.loading.load import read
 from rules.sandbox import BoxUser, WorkspaceMode
@@ -20,9 +20,9 @@ def box_of(tmp_path):
             (tmp_path / f"{name}.yaml").write_text(f"version: 1\n{head}sandbox: {text.replace('@', str(tmp_path))}\n")
         parser = argparse.ArgumentParser()
         parser.add_argument("--env", action="append", default=[])
-        box_options.add_arguments(parser)
+        run.add_sandbox_options(parser)
         policy = read([tmp_path / f"{name}.yaml" for name, _ in files]).policy
-        return box_options.box_of(parser.parse_args([word.replace("@", str(tmp_path)) for word in words]), policy)
+        return run.box_of(parser.parse_args([word.replace("@", str(tmp_path)) for word in words]), policy)
 
     return made
 

@@ -23,9 +23,11 @@ from rules.loading.load import read
 from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 
-COMMAND = RunCommand(Parser.of("run", run_command).read, run_command.wanted_of, run_command.perform, status_if_unsaid)
+COMMAND = RunCommand(
+    Parser.of("run", run_command.add_arguments).read, run_command.wanted_of, run_command.perform, status_if_unsaid
+)
 PROGRAM = """
-import enforcer.cli.up, enforcer.service.service, importlib, sys
+import enforcer.cli.service, enforcer.service.service, importlib, sys
 from enforcer.service.preload import MODULES
 for name in MODULES:
     importlib.import_module(name)

@@ -1,19 +1,27 @@
-"""What commands share that ask the registry of approvals: who asks, which registry, and what an answer is told as."""
+"""Requests to the registry of approvals, and `--as-rule`, which writes an approval down in a rule file.
+
+The file is tried before the approval is given, and put in place once that counts.
+"""
 
 import argparse
+import contextlib
 import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enforcer.cli.output import failed, show, warn
 from enforcer.system.errors import ExeatError, HostError, UsageError
 
 if TYPE_CHECKING:
-    from enforcer.cli.approvals_rule import Written
+    from rules.editing import Edited, Wanted
+    from rules.loading.load import Loaded
 
 _OURS, _ROOTS = "your own", "root's"  # registries
 
@@ -227,27 +235,113 @@ def _as_rule(arguments: argparse.Namespace) -> "Written | None":
     file = getattr(arguments, "as_rule", None)
     if file is None:
         return None
-    from enforcer.cli.approvals_rule import Written
-
     (shown,) = asked(arguments, {"what": "show", "id": arguments.id})
     return Written.prepare(shown["card"], file, arguments)
 
 
-def failed(error: ExeatError) -> int:
-    """Say what is wrong; the status that comes of it."""
-    warn(str(error))
-    return error.status
+class Written:
+    """A rule file as it would be: it loads, its tests pass, and nothing else would be decided otherwise."""
+
+    def __init__(self, edited: "Edited") -> None:
+        self._edited = edited
+
+    @property
+    def named(self) -> str:
+        """What is told of it in the journal."""
+        return f"{self._edited.rule or f'an exemption from {self._edited.asks[0]}'} in {self._edited.path}"
+
+    @classmethod
+    def prepare(cls, card: "Mapping[str, Any]", file: str, arguments: argparse.Namespace) -> "Written":
+        """Make it of a question. Raises ExeatError.
+
+        In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
+        """
+        from proxy.approvals.approval_request import Kind
+        from rules.editing import CannotWrite, written
+
+        question, task = card["question"], card["task"]
+        asks = [asked["rule"] for asked in question["rules"]]
+        if question["kind"] == Kind.MERGE:
+            raise UsageError(
+                "--as-rule: no rule lets changes be merged, each is approved as it is; nothing was approved"
+            )
+        if not asks and not card["needs_rule"]:
+            raise UsageError("--as-rule: no rule asks about it; nothing was approved")
+        wanted = _wanted(question, task, tainted=bool(card["tainted_by"]))
+        named = [Path(path) for path in task["rule_files"]]
+        cannot = "it is known of no rule file that it is the task's"
+        for path in [Path(file)] if file else _sources(named) if asks else named[:1]:
+            try:
+                return cls(written(lambda instead: _read(named, instead), path, asks, wanted, arguments.why))
+            except CannotWrite as error:
+                cannot = str(error)
+                if "in another file" not in cannot:
+                    break
+        raise UsageError(f"--as-rule: {cannot}; nothing was approved")
+
+    def write(self) -> str:
+        """Put it in the place of the file that is there; return what was done, as a sentence. Raises HostError."""
+        path = self._edited.path.resolve()
+        try:
+            before = path.stat()
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as out:
+                    out.write(self._edited.data)
+                    out.flush()
+                    os.fchmod(out.fileno(), before.st_mode & 0o7777)
+                    with contextlib.suppress(PermissionError):
+                        os.fchown(out.fileno(), before.st_uid, before.st_gid)
+                    os.fsync(out.fileno())
+                os.replace(name, path)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except OSError as error:
+            raise HostError(f"it was approved, and `{path}` could not be written: {error.strerror}") from error
+        return f"written: {self.named}"
 
 
-def warn(sentence: str) -> None:
-    """Say what an admin should know, which may hold what a file says."""
-    from proxy.telemetry.visible import visible
+def _read(named: list[Path], instead: "Mapping[Path, bytes]") -> "Loaded":
+    from enforcer.policy.rules_in_force import SYSTEM, parse
 
-    print(f"exeat: {visible(sentence)}", file=sys.stderr)
+    return parse(named, SYSTEM, instead)
 
 
-def show(text: str) -> None:
-    """Print lines that may hold what a task made up."""
-    from proxy.telemetry.visible import visible
+def _sources(named: list[Path]) -> list[Path]:
+    """List the files that the task's rules are read from. Raises ExeatError where they can't be."""
+    from rules.problems import RuleFileError
 
-    print("\n".join(map(visible, text.split("\n"))))
+    try:
+        return [Path(path) for path in _read(named, {}).policy.sources]
+    except RuleFileError as error:
+        raise UsageError(f"--as-rule: the rules are broken as they are: {error.problems[0]}") from error
+    except OSError as error:
+        raise HostError(f"--as-rule: `{error.filename}` can't be read: {error.strerror}") from error
+
+
+def _wanted(question: "Mapping[str, Any]", task: "Mapping[str, Any]", *, tainted: bool) -> "Wanted":
+    """Return what was asked about as the editor of rules takes it. Raises ExeatError for what no rule speaks of."""
+    from rules.attempt import Change, Protocol
+    from rules.editing import Wanted
+
+    if not question["host"]:
+        raise UsageError("--as-rule: only what goes out can be written down as a rule")
+    try:
+        return Wanted(
+            Protocol(question["protocol"]),
+            question["host"],
+            question["port"],
+            question["method"],
+            question["path"],
+            question["size"] != 0,
+            question["websocket"],
+            question["repo"],
+            tuple((ref["ref"], Change(ref["change"])) for ref in question["refs"]),
+            task["name"],
+            task["labels"],
+            datetime.now(UTC).date(),
+            tainted,
+        )
+    except ValueError as error:
+        raise UsageError(f"--as-rule: this can't be written as a rule: {error}") from error

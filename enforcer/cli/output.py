@@ -1,11 +1,12 @@
-"""Lists for people: a line of headings, and each column as wide as what stands in it."""
+"""Output of commands: lists with a line of headings, counts, times, and lines in which nothing acts on a terminal."""
 
-import shutil
+import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
+from enforcer.system.errors import ExeatError
 from proxy.telemetry.visible import fitted, padded, visible, width
 
 WIDEST: Final = 60  # columns of a terminal that one of ours takes
@@ -25,6 +26,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], widest: int = WID
     widths = [max(width(row[column]) for row in shown) for column in range(len(heads) - 1)]
     room = None
     if sys.stdout.isatty():
+        import shutil  # which brings three ways to compress along, for what a service keeps in memory
+
         room = max(shutil.get_terminal_size().columns - sum(widths) - _GAP * len(widths), _NARROWEST)
     for *cells, last in shown:
         cut = last if room is None else fitted(last, room)
@@ -34,3 +37,34 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], widest: int = WID
 def moment(seconds: float) -> str:
     """Return a time (s since 1970) as `exeat log` shows it, to the second: in UTC, under `TIME (UTC)`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def day(text: str) -> date:
+    """Read a date that is an argument."""
+    from rules.loading import values
+
+    try:
+        return values.day(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def several(number: int, what: str) -> str:
+    """Say how many of something that has an `s` when there are several, or an `es`: sandboxes."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
+
+
+def failed(error: ExeatError) -> int:
+    """Say what is wrong; the status that comes of it."""
+    warn(str(error))
+    return error.status
+
+
+def warn(sentence: str) -> None:
+    """Say what an admin should know, which may hold what a file says."""
+    print(f"exeat: {visible(sentence)}", file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print lines that may hold what a task made up."""
+    print("\n".join(map(visible, text.split("\n"))))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.cli.client_words import attempt_of
+from enforcer.cli.client_commands import attempt_of
 
 COMMANDS = [
     ("curl https://x.example/a?b=c", "GET https://x.example/a?b=c"),

@@ -1,0 +1,223 @@
+"""`exeat log verify`, `keys` and `keep`: whether the journal is intact, the keys that sign it, and how much is kept.
+
+Private halves of keys are never shown or written elsewhere.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enforcer.cli.log import backslashed, no_journal
+from enforcer.journal.signing import keys, place
+from enforcer.system import state
+from enforcer.system.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.telemetry.journal.segment_check import Keys
+    from proxy.telemetry.journal.verify import Report
+
+_ACTIONS = ("list", "make", "export", "rotate")
+_TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
+    """Look at all of it. 0: intact; 1: it isn't, or nobody has signed it; 2: it can't be looked at."""
+    from proxy.telemetry.journal.keys import KeyProblem
+    from proxy.telemetry.journal.verify import verify
+
+    directory = Path(arguments.what) if arguments.what is not None else directory
+    if not directory.is_dir():
+        return no_journal(directory)
+    try:
+        report = verify(directory, _trusted(arguments.key), _kept(arguments.kept), _Progress())
+    except (OSError, KeyProblem) as error:
+        said = f"cannot read `{error.filename}`: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"exeat: {said}", file=sys.stderr)
+        return 2
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+    return _say(report, arguments.format)
+
+
+def _trusted(file: Path | None) -> "Keys":
+    """Return the keys that may have signed: those in a file, or else this installation's own."""
+    from proxy.telemetry.journal.keys import KeyProblem, known, read_public
+
+    if file is None:
+        return known(keys())
+    try:
+        return read_public(file.read_text("ascii", "replace"))
+    except KeyProblem as error:
+        raise KeyProblem(f"`{file}`: {error}") from error
+
+
+def _kept(file: Path | None) -> "Iterator[tuple[str, bytes]]":
+    if file is not None:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield f"{file.name}:{number}", line
+
+
+class _Progress:
+    """Says on a terminal how far it is, whenever a hundredth more is done."""
+
+    def __init__(self) -> None:
+        self._said = -1
+        self._wanted = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        part = 100 * done // total if total else 100
+        if self._wanted and part != self._said:
+            self._said = min(part, 100)
+            sys.stderr.write(f"\rverifying: {self._said} %")
+            sys.stderr.flush()
+
+
+def _say(report: "Report", shape: str | None) -> int:
+    if shape in ("json", "jsonl"):
+        import json
+
+        found = [each._asdict() for each in report.findings]
+        said = {"intact": report.intact, "lines": report.lines, "segments": report.segments}
+        print(json.dumps({**said, "signed": report.signed, "key": report.key, "head": report.head, "findings": found}))
+        return 0 if report.intact else 1
+    from proxy.telemetry.visible import visible
+
+    backslashed()
+    for each in report.findings:
+        print(visible(f"{each.gravity}: {each}"))
+    of = f"{report.lines:,} lines in {report.segments} segments".replace(",", " ")
+    signed = (
+        f"signed up to {report.signed} by the key {report.key}, {report.head[:16]}…" if report.signed else "unsigned"
+    )
+    print(visible(f"{'intact' if report.intact else 'NOT intact'}: {of}; {signed}"))
+    return 0 if report.intact else 1
+
+
+def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
+    """Do it; 0 when it was done, 1 when it couldn't be, 2 for misuse."""
+    from proxy.telemetry.journal.keys import KeyProblem
+
+    action = arguments.what or "list"
+    if action not in _ACTIONS:
+        from rules.problems import did_you_mean, quoted
+
+        instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
+        print(f"exeat: invalid value {quoted(action)} for `exeat log keys`{instead}", file=sys.stderr)
+        return 2
+    try:
+        state.make_private(state.state_directory())
+        return _do(action, directory)
+    except (KeyProblem, HostError, OSError) as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return 1
+
+
+def _do(action: str, directory: Path) -> int:
+    from proxy.telemetry.journal.keys import current, known, make, pem
+
+    if action == "make":
+        try:
+            print(make(keys()).id)
+        except FileExistsError:
+            print("exeat: there is a key already; `exeat log keys rotate` makes another", file=sys.stderr)
+            return 1
+        return 0
+    try:
+        now = current(keys())
+    except FileNotFoundError:
+        print("exeat: there is no key yet; the first `exeat run` makes one", file=sys.stderr)
+        return 1
+    if action == "rotate":
+        return _rotate(directory)
+    for name, key in known(keys()).items():
+        if action == "export":
+            print(pem(key), end="")
+        else:
+            print(f"{name}  {'signs now' if name == now else 'signed before'}")
+    return 0
+
+
+def _rotate(directory: Path) -> int:
+    """Have another key sign, and the one before say so in the ledger: whoever trusts that one trusts both.
+
+    What killed writers have left is signed first: it would be older than the newest signature, and in no ledger.
+    """
+    from proxy.telemetry.events import Kind, Mark
+    from proxy.telemetry.journal.keys import rotate, says, signer
+    from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
+
+    lock = place(directory) / "ledger.lock"
+    if directory.is_dir():
+        ledger = Ledger(directory, signer(keys()), lock)
+        for found in sweep(directory, ledger):
+            if isinstance(found, Remark):
+                ledger.write([found])
+            else:
+                print(f"exeat: {found}", file=sys.stderr)
+    before, after = rotate(keys())
+    print(after.id)
+    if directory.is_dir():
+        ledger = Ledger(directory, before, lock)
+        ledger.write([Remark(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
+    return 0
+
+
+def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
+    """Say or change it; 0 when that was done, 1 when it couldn't be, 2 for misuse."""
+    from enforcer.journal.keeper import tend_now
+    from proxy.telemetry.journal.keys import KeyProblem
+    from proxy.telemetry.journal.retention import Keep
+
+    try:
+        state.make_private(state.state_directory())
+        kept = place(directory) / "keep.json"
+        keep = Keep.load(kept)
+        if arguments.age is not None:
+            keep = replace(keep, age=_age(arguments.age))
+        if arguments.size is not None:
+            keep = replace(keep, size=_size_limit(arguments.size))
+        if arguments.age is not None or arguments.size is not None:
+            keep.save(kept)
+        default = "" if kept.exists() else ", by default"
+        if arguments.now and directory.is_dir():
+            tend_now(directory, place(directory))
+    except _Misuse as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return 2
+    except (HostError, OSError, ValueError, KeyProblem) as error:
+        print(f"exeat: {error}", file=sys.stderr)
+        return 1
+    age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"
+    size = "however much it is" if keep.size is None else f"up to {keep.size / (1 << 30):g} GiB"
+    print(f"the journal is kept {age}, {size}{default}")
+    return 0
+
+
+class _Misuse(Exception):  # noqa: N818  what is wrong, in words
+    pass
+
+
+def _age(text: str) -> int | None:
+    if text == "none":
+        return None
+    found = re.fullmatch(r"(\d{1,6})([hdw])", text, re.ASCII)
+    if found is None or int(found[1]) == 0:
+        raise _Misuse(f"invalid value `{ascii(text)[1:-1]}` for `--age`: use `90d` or the like, or `none`")
+    return int(found[1]) * _TIMES[found[2]]
+
+
+def _size_limit(text: str) -> int | None:
+    from rules.loading import values
+
+    if text == "none":
+        return None
+    try:
+        return values.size(text)
+    except ValueError as error:
+        raise _Misuse(f"`--size`: {error}; or write none") from error

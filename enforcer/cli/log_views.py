@@ -1,0 +1,301 @@
+"""`exeat log show`, `chain`, `top` and `replay`: one event, what led to it, what was frequent, and a task's story."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli import journals, log
+from enforcer.cli.log import backslashed, no_journal
+from proxy.wire import strict_json
+from rules.problems import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.telemetry.chains import Caused, Chain
+    from proxy.telemetry.conversations import Joined
+    from proxy.telemetry.events import Event
+    from proxy.telemetry.journal.query import Entry
+
+_SHOWN = 10
+_HEADINGS = ("destinations", "rules", "reasons", "tasks")
+
+
+def run_show(arguments: argparse.Namespace, directory: Path) -> int:
+    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    from proxy.telemetry.chains import find
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    given = arguments.what or ""
+    name = meant(directory, given)
+    entry = None if name is None else find(directory, name)
+    if entry is None:
+        return not_there(directory, given, "show")
+    record = strict_json.loads(entry.line)
+    if arguments.format in ("json", "jsonl"):
+        from proxy.telemetry.shapes.record import one_line
+
+        sys.stdout.buffer.write(one_line(record))
+        return 0
+    from proxy.telemetry.visible import unpadded, visible
+
+    backslashed()
+    fields = list(_fields(record))
+    width = max(len(field) for field, _ in fields)
+    for field, value in fields:
+        print(f"{visible(field):{width}}  {unpadded(visible(value))}")
+    return 0
+
+
+def meant(directory: Path, given: str) -> str | None:
+    """Return the id of the one event that is named, in whole or by an end of its id."""
+    from proxy.telemetry.chains import named
+
+    found = named(directory, given)
+    return found[0] if len(found) == 1 else None
+
+
+def not_there(directory: Path, given: str, part: str) -> int:
+    """Say that there is no event with that id, or several; the status that comes of it."""
+    from proxy.telemetry.chains import is_named, named
+
+    if not given:
+        print(f"exeat: which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids", file=sys.stderr)
+        return 2
+    if not is_named(given):
+        said = "is no event's id, nor an end of one of 8 characters or more"
+        print(f"exeat: {quoted(given)} {said}; `exeat log` shows the ends of their ids", file=sys.stderr)
+        return 2
+    if several := named(directory, given)[1:]:
+        print(f"exeat: {len(several) + 1} events have an id like {quoted(given)}; say more of it", file=sys.stderr)
+        return 2
+    print(f"exeat: there is no event {quoted(given)} in the journal", file=sys.stderr)
+    return 1
+
+
+def _fields(record: dict[str, Any], above: str = "") -> "Iterator[tuple[str, str]]":
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
+    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    from proxy.telemetry.chains import chain
+    from proxy.telemetry.conversations import joined
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    given = arguments.what or ""
+    name = meant(directory, given)
+    found = None if name is None else chain(directory, name)
+    if found is None:
+        return not_there(directory, given, "chain")
+    beside = joined(directory, found.event.entry, _near(found), _shown(found))
+    if arguments.format in ("json", "jsonl"):
+        from proxy.telemetry.shapes.record import one_line
+
+        sys.stdout.buffer.write(one_line(_value(found, beside)))
+        return 0
+    backslashed()
+    depth = 0
+    if found.task is not None and found.task.event.id not in _ids(found):
+        print(_said(found.task.event, 0))
+        depth = 1
+    if found.missing is not None:
+        print(f"{'  ' * depth}? {found.missing} is not in the journal")
+        depth += 1
+    for cause in found.causes:
+        print(_said(cause.event, depth))
+        depth += 1
+    _print_effects(found.event, depth, " <--")
+    for heading, entries in _beside(beside):
+        print(f"\n{heading}:")
+        for entry in entries:
+            print(_said(entry.event, 1))
+    return 0
+
+
+def _beside(beside: "Joined") -> "Iterator[tuple[str, list[Entry]]]":
+    """Yield what is shown of it, under which heading."""
+    for heading, entries in (
+        ("what the agent says around it, which is its claim", beside.said),
+        ("what the gate saw of the task meanwhile", beside.did),
+        ("what the same process did besides", beside.process),
+        ("what people were asked, and said", beside.people),
+    ):
+        if entries:
+            yield heading, entries
+
+
+def _near(found: "Chain") -> "list[Event]":
+    """Return the events right above and below."""
+    return [*(each.event for each in found.causes), *(each.entry.event for each in found.event.effects)]
+
+
+def _shown(found: "Chain") -> set[str]:
+    """Return the ids of all that the tree shows."""
+    ids, waiting = _ids(found), [found.event]
+    while waiting:
+        each = waiting.pop()
+        ids.add(each.entry.event.id)
+        waiting += each.effects
+    return ids if found.task is None else {*ids, found.task.event.id}
+
+
+def _ids(found: "Chain") -> set[str]:
+    return {entry.event.id for entry in (*found.causes, found.event.entry)}
+
+
+def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
+    waiting = [(caused, depth, mark)]
+    while waiting:
+        each, far, sign = waiting.pop()
+        print(_said(each.entry.event, far) + sign)
+        waiting += [(effect, far + 1, "") for effect in reversed(each.effects)]
+
+
+def _said(event: "Event", depth: int) -> str:
+    from proxy.telemetry.encoding import timestamp
+    from proxy.telemetry.sayings import what
+    from proxy.telemetry.visible import unpadded, visible
+
+    when: int = event.time
+    if event.agent is not None:
+        from proxy.telemetry.conversations import moment
+
+        when = moment(event)
+    why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
+    who = ""
+    if event.process is not None:
+        who = f" by {event.process.exe} (process {event.process.pid})"
+    said = unpadded(visible(f"{what(event)}{who}:{why}"))
+    return f"{'  ' * depth}{timestamp(when)[11:23]} {said}  {event.id}"
+
+
+def _value(found: "Chain", beside: "Joined") -> dict[str, Any]:
+    """Return all of it as one value; effects one within the other, at most as deep as causes can be."""
+    value = {"causes": [_record(each) for each in found.causes], **_caused(found.event)}
+    for name in ("said", "did", "process", "people"):
+        value[name] = [_record(each) for each in getattr(beside, name)]
+    if found.task is not None:
+        value["task"] = _record(found.task)
+    if found.missing is not None:
+        value["missing"] = found.missing
+    return value
+
+
+def _caused(caused: "Caused", depth: int = 0) -> dict[str, Any]:
+    effects = [_caused(each, depth + 1) for each in caused.effects] if depth < 64 else []
+    return {"event": _record(caused.entry), "effects": effects}
+
+
+def _record(entry: "Entry") -> dict[str, Any]:
+    value: dict[str, Any] = strict_json.loads(entry.line)
+    return value
+
+
+def run_top(arguments: argparse.Namespace, directory: Path) -> int:
+    """Print them; 0 when all could be read, 1 when some lines could not, 2 for misuse."""
+    from proxy.telemetry.events import DECISIONS
+    from proxy.telemetry.journal.query import Progress, read_events
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    journals.allow_many_segments()
+    progress = Progress()
+    try:
+        task = journals.last(directory) if arguments.last else arguments.task
+        if not arguments.kind:
+            arguments.kind = sorted(kind.value for kind in DECISIONS)
+        part = log.Part(arguments, task)
+        tried, stopped = _counted(
+            entry.event for entry in read_events(directory, 0, progress, part.sought()) if part.has(entry.event)
+        )
+    except OSError as error:
+        return journals.unreadable(error, directory)
+    if arguments.format in ("json", "jsonl"):
+        from proxy.telemetry.shapes.record import one_line
+
+        value = {
+            heading: [{"name": name, "attempts": count, "blocked": stopped[heading][name]} for name, count in most]
+            for heading, most in ((heading, tried[heading].most_common()) for heading in _HEADINGS)
+        }
+        sys.stdout.buffer.write(one_line(value))
+    else:
+        _print_top(tried, stopped)
+    return journals.report(progress, "not counted")
+
+
+def _counted(events: "Iterator[Event]") -> "tuple[dict[str, Counter[str]], dict[str, Counter[str]]]":
+    from rules.verdicts import Outcome
+
+    tried: dict[str, Counter[str]] = {heading: Counter() for heading in _HEADINGS}
+    stopped: dict[str, Counter[str]] = {heading: Counter() for heading in _HEADINGS}
+    for event in events:
+        for heading, name in zip(_HEADINGS, _names(event), strict=True):
+            if name:
+                tried[heading][name] += 1
+                stopped[heading][name] += event.outcome is Outcome.BLOCKED
+    return tried, stopped
+
+
+def _names(event: "Event") -> tuple[str, ...]:
+    destination = event.destination
+    where = (destination.name or destination.address or "") if destination is not None else ""
+    if not where and event.dns is not None:
+        where = event.dns.question
+    task = event.task
+    shown = f"{task.name} ({task.id})" if task.name else task.id
+    return where, event.rules[0] if event.rules else "", event.reason or "", shown
+
+
+def _print_top(tried: "dict[str, Counter[str]]", stopped: "dict[str, Counter[str]]") -> None:
+    from proxy.telemetry.visible import visible
+
+    backslashed()
+    for heading in _HEADINGS:
+        print(f"{'ATTEMPTS':>10} {'BLOCKED':>10}  {heading.upper()}")
+        for name, count in tried[heading].most_common(_SHOWN):
+            print(f"{count:>10} {stopped[heading][name]:>10}  {visible(name)}")
+        more = len(tried[heading]) - _SHOWN
+        if more > 0:
+            print(f"{'':>23}and {more} more")
+        print()
+    sys.stdout.flush()
+
+
+def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
+    """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
+    from proxy.telemetry.journal.query import Progress, read_events
+    from proxy.telemetry.story import story
+
+    if not directory.is_dir():
+        return no_journal(directory)
+    task = arguments.what or arguments.task
+    if task is None and not arguments.last:
+        print("exeat: which task? `exeat log replay TASK`, or `--last` for the last one", file=sys.stderr)
+        return 2
+    journals.allow_many_segments()
+    progress = Progress()
+    try:
+        task = journals.last(directory) if arguments.last else task
+        entries = read_events(directory, arguments.since, progress, journals.sieve(task, arguments.since))
+        found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
+    except OSError as error:
+        return journals.unreadable(error, directory)
+    if not found:
+        print(f"exeat: there is no task {quoted(task or '')} in the journal", file=sys.stderr)
+        return 1
+    backslashed()
+    for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
+        if number:
+            print()
+        for line in story(event for event in found if event.task.id == own):
+            print(line)
+    return journals.report(progress, "not told")

@@ -1,0 +1,218 @@
+"""Commands on rule files besides `exeat check`: `exeat test`, `diff` and `schema`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enforcer.cli.check import add_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rules.diff.compare import Compared
+    from rules.diff.words import Statement
+    from rules.loading.cases import Question, Result
+    from rules.matching.policy import Policy
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat test` takes."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a rule file, or a directory of them; each is tested by itself",
+    )
+    add_lock(parser)
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+
+
+def run_test(arguments: argparse.Namespace) -> int:
+    """Run the tests. 0 when all passed, 1 when one failed, 2 when a file can't be used or there are no tests at all."""
+    from enforcer.cli.check import locks_of, rule_files
+    from rules.loading import cases
+    from rules.loading.load import read
+    from rules.problems import RuleFileError
+
+    files, problems = rule_files(arguments.files)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        return 2
+    results: list[Result] = []
+    broken = False
+    for file in files:
+        try:
+            loaded = read([file], locks_of(arguments))
+        except RuleFileError as error:
+            print(error, file=sys.stderr)
+            broken = True
+            continue
+        if not loaded.tests:
+            print(f"exeat: `{file}` has no `tests`", file=sys.stderr)
+        results += cases.run(loaded.policy, loaded.tests)
+    if not results:
+        return 2
+    failed = sum(bool(result.failure) for result in results)
+    if arguments.format == "json":
+        print(json.dumps({"tests": [_test_value(result) for result in results], "failed": failed}, indent=2))
+    else:
+        for result in results:
+            _print_test(result)
+        print(f"{len(results) - failed} passed, {failed} failed")
+    return 2 if broken else 1 if failed else 0
+
+
+def _test_value(result: "Result") -> dict[str, Any]:
+    from rules.loading.cases import said
+
+    case = result.case
+    asked = case.question
+    return {
+        "attempt": asked.text,
+        "task": asked.task,
+        "labels": dict(asked.labels),
+        "at": None if asked.at is None else asked.at.isoformat(),
+        "file": case.file,
+        "line": case.line,
+        "expect": case.expect.value,
+        "verdict": said(result.decision).value,
+        "reason": result.decision.reason.value,
+        "rules": list(result.decision.rules),
+        "passed": not result.failure,
+        "failure": result.failure,
+    }
+
+
+def _print_test(result: "Result") -> None:
+    case = result.case
+    said = _circumstances(case.question)
+    if result.failure:
+        print(f"{case.file}:{case.line}:{case.column}: {result.failure}{said}")
+    else:
+        print(f"ok    {case.expect:<5}  {case.question.text}{said}")
+
+
+def _circumstances(asked: "Question") -> str:
+    """Say who asks, when and with what: tests may differ in nothing else."""
+    from rules.problems import printable
+
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.labels.items()))
+    parts = [f"task {asked.task}"] * bool(asked.task) + [f"labels {labels}"] * bool(labels)
+    parts += [] if asked.at is None else [f"at {asked.at}"]
+    request = asked.request
+    if request is not None:
+        parts += [f"header {name}: {value}" for name, value in request.headers if name != "host"]
+        parts += [f"credential {request.credential}"] if request.credential else []
+    return f"  ({printable('; '.join(parts))})" if parts else ""
+
+
+def add_diff_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat diff` takes."""
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="OLD and NEW: a rule file each")
+    for which in ("old", "new"):
+        parser.add_argument(
+            f"--{which}", action="append", default=[], type=Path, metavar="FILE", help=f"a file of the {which} rules"
+        )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    """Compare. 0 when both decide alike, 1 when not, 2 when the words or a file are wrong."""
+    old, new = arguments.old, arguments.new
+    if not old and not new and len(arguments.files) == 2:
+        old, new = arguments.files[:1], arguments.files[1:]
+    elif not old or not new or arguments.files:
+        print(
+            "exeat: name two rule files, as in `exeat diff old.yaml new.yaml`; or every file of each policy, "
+            "as in `exeat diff --old a.yaml --old b.yaml --new c.yaml`",
+            file=sys.stderr,
+        )
+        return 2
+    from rules.diff.compare import compare
+    from rules.diff.words import statements
+    from rules.loading.load import read
+    from rules.problems import RuleFileError
+
+    try:
+        before, after = read(old).policy, read(new).policy
+    except RuleFileError as error:
+        print(error, file=sys.stderr)
+        return 2
+    compared = compare(before, after)
+    told = statements(compared)
+    if arguments.format == "json":
+        print(json.dumps(_diff_value(before, after, compared, told), indent=2))
+    else:
+        _print_diff(compared, told)
+    return 0 if compared.is_empty else 1
+
+
+def _diff_value(before: "Policy", after: "Policy", compared: "Compared", told: "list[Statement]") -> dict[str, Any]:
+    return {
+        "old": {"files": list(map(str, before.sources)), "revision": before.revision},
+        "new": {"files": list(map(str, after.sources)), "revision": after.revision},
+        "settings": [setting._asdict() for setting in compared.settings],
+        "differences": [statement.value() for statement in told],
+        "complete": compared.complete,
+    }
+
+
+def _print_diff(compared: "Compared", told: "list[Statement]") -> None:
+    for setting in compared.settings:
+        was, now = (value if value is not None else "not set" for value in (setting.was, setting.now))
+        print(f"setting `{setting.key}`: was {was}, is {now}{_means(setting.key)}")
+    for statement in told:
+        print(statement.text)
+    if not compared.complete:
+        print("there are too many kinds of attempts to try all: what is told above is not everything")
+    if compared.is_empty:
+        print("both decide alike")
+        return
+    print("; ".join(_counted(compared, told)))
+
+
+def _counted(compared: "Compared", told: "list[Statement]") -> "Iterator[str]":
+    """Say how much differs: settings, then what is decided."""
+    from rules.diff.words import BECOMES
+
+    settings, things = len(compared.settings), len(told)
+    if settings:
+        yield "1 setting differs" if settings == 1 else f"{settings} settings differ"
+    if things or not settings:
+        counts = {word: sum(each.now.verdict == verdict for each in told) for verdict, word in BECOMES.items()}
+        said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        yield f"{things} {'difference' if things == 1 else 'differences'}{f': {said}' if said else ''}"
+
+
+def _means(key: str) -> str:
+    """Say what a setting changes for attempts that no statement lists."""
+    if key == "mode":
+        return ": what no rule or but a default rule decides is let out in audit mode, and told"
+    return ""
+
+
+def add_schema_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what `exeat schema` takes."""
+    parser.add_argument(
+        "--format", choices=("json",), default="json", help="JSON Schema, draft-07; there is no other form"
+    )
+    parser.add_argument("--event", action="store_true", help="the schema of the journal's events, not of rule files")
+
+
+def run_schema(arguments: argparse.Namespace) -> int:
+    """Print the schema."""
+    assert arguments.format == "json"
+    if arguments.event:
+        from proxy.telemetry.schema import event_schema
+
+        schema = event_schema()
+    else:
+        from rules.loading.json_schema import rule_file_schema
+
+        schema = rule_file_schema()
+    print(json.dumps(schema, indent=2))
+    return 0

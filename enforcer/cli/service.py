@@ -1,0 +1,302 @@
+"""Commands of the service: `exeat up`, `ps`, `status`, `stop`, and `attach` and `detach` for namespaces of others.
+
+What only `up` and `attach` need is imported by them: rules take others' commands longer than all that they do.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from enforcer.cli import output
+from enforcer.cli.output import several, table
+from enforcer.system.errors import ExeatError, HostError, UsageError
+from proxy.telemetry.visible import visible
+
+_MOST_WORKERS = 64
+_WIDEST_NAME = 40  # columns
+_PS_HEAD = ("TASK", "NAME", "PID", "WORKER", "SINCE", "APPROVALS", "WHERE")
+_NOTHING: dict[str, object] = {"pending": 0, "tainted": False}
+_UNHEARD: dict[str, object] = {"pending": None, "tainted": None}
+
+
+def add_up_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat up` takes."""
+    from enforcer.cli.run import DEFAULT_METRICS
+
+    add = parser.add_argument
+    add("--workers", type=int, metavar="N", help="serve sandboxes in N processes (by default one for each core)")
+    add(
+        "--metrics",
+        nargs="?",
+        const=DEFAULT_METRICS,
+        metavar="HOST:PORT",
+        help=f"serve Prometheus metrics of all tasks ({DEFAULT_METRICS} if no address is given)",
+    )
+    add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
+
+
+def run_up(arguments: argparse.Namespace, system: Path | None = None) -> int:
+    """Serve until told to end (SIGTERM). `system`: for tests, not for users."""
+    from enforcer.policy.rules_in_force import SYSTEM
+
+    _have_streams()
+    try:
+        _serve(arguments, system or SYSTEM)
+    except OSError as error:
+        raise HostError(error.strerror or str(error)) from error
+    return 0
+
+
+def _have_streams() -> None:
+    """Have the standard ones also where who started this has closed them: runs are given theirs in their places."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def _serve(arguments: argparse.Namespace, system: Path) -> None:
+    from enforcer.cli import run as run_command
+    from enforcer.cli import status_if_unsaid
+    from enforcer.cli.parsing import Parser
+    from enforcer.cli.run import listen
+    from enforcer.service.control_server import Control
+    from enforcer.service.request import RunCommand
+    from enforcer.service.service import Service, raise_limits
+    from enforcer.service.systemd import Notifier, passed
+    from enforcer.system import state
+    from enforcer.worker import trust, worker
+
+    size = arguments.workers or len(os.sched_getaffinity(0))
+    if not 0 < size <= _MOST_WORKERS:
+        raise HostError(f"--workers: there may be 1 to {_MOST_WORKERS}")
+    notifier, sockets = Notifier(), passed()
+    control = Control(sockets[0][1] if sockets else None)
+    try:
+        raise_limits()
+        state.make_private(state.state_directory())
+        journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
+        trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
+        stations = worker.Stations(
+            state.authority_directory(),
+            trusted.fingerprint,
+            trusted.expires,
+            trusted.certificate.encode(),
+            journal,
+            None,
+        )
+        metrics = listen(arguments.metrics) if arguments.metrics else None
+        command = RunCommand(
+            Parser.of("run", run_command.add_arguments).read,
+            run_command.wanted_of,
+            run_command.perform,
+            status_if_unsaid,
+        )
+        service = Service(control, stations, size, system=system, command=command, notifier=notifier, metrics=metrics)
+    except BaseException:
+        control.close()
+        raise
+    shown = "" if metrics is None else ", metrics on {}:{}".format(*metrics.getsockname()[:2])
+    print(f"exeat: serving with {size} workers on {control.path}{shown}", file=sys.stderr, flush=True)
+    try:
+        service.run()
+    finally:
+        service.close()
+
+
+def add_ps_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat ps` takes."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run_ps(arguments: argparse.Namespace) -> int:
+    """Print a line a task."""
+    from enforcer.service.control_client import ask
+
+    known, otherwise = _known()
+    found = [
+        {**each, **known.get(str(each["task"]), otherwise)}
+        for part in ask({"what": "list"})
+        for each in part["sandboxes"]
+    ]
+    if arguments.format == "json":
+        print(json.dumps(found, indent=2))
+        return 0
+    for line in table(_PS_HEAD, map(_row, found), _WIDEST_NAME):
+        print(line)
+    return 0
+
+
+def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    """Return what the registry of approvals knows of tasks, by their ids, and what is so of all others."""
+    from enforcer.approvals.client import ask_running
+
+    try:
+        tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]
+    except ExeatError as error:
+        print(f"exeat: which tasks wait, or are tainted, is not known: {error}", file=sys.stderr)
+        return {}, _UNHEARD
+    return {str(each["task"]): {"pending": each["pending"], "tainted": each["tainted"]} for each in tasks}, _NOTHING
+
+
+def _row(each: dict[str, object]) -> tuple[str, ...]:
+    since = int(time.time() - float(str(each["began"])))
+    ran = f"{since // 3600}:{since // 60 % 60:02}:{since % 60:02}"
+    worker = "-" if each["worker"] is None else str(each["worker"])
+    where = each["attached"] or each["workspace"]
+    pending = f"{each['pending']} pending" if each["pending"] else ""
+    approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part)
+    approvals = approvals or ("?" if each["tainted"] is None else "-")
+    return tuple(map(str, (each["task"], each["name"], each["pid"], worker, ran, approvals, where)))
+
+
+def add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat status` takes."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """Print how the service is; 0 when there is one and all of its workers are there."""
+    from enforcer.service.control_client import ask
+
+    registry, broken, unheard = None, "", ""
+    try:
+        registry = _registry()
+        broken = _broken() if registry is None else str(registry["broken"])
+    except ExeatError as error:
+        unheard = str(error)
+    try:
+        (status,) = ask({"what": "status"})
+    except ExeatError as error:
+        output.warn(str(error))
+        output.warn(_in_words(registry, broken, unheard))
+        return error.status
+    status["approvals"] = registry
+    status["approvals_error"] = unheard
+    status["approvers_broken"] = broken
+    whole = all(worker["pid"] for worker in status["workers"]) and not unheard
+    if arguments.format == "json":
+        print(json.dumps(status, indent=2))
+        return 0 if whole else 1
+    minutes = int(time.time() - status["began"]) // 60
+    print(f"the service runs as process {status['pid']} for {several(minutes, 'minute')}, on {status['control']}")
+    print(f"journal: {status['journal']}")
+    dead = f", {several(status['restarts'], 'worker')} replaced so far" if status["restarts"] else ""
+    print(f"{several(status['sandboxes'], 'sandbox')} in {several(len(status['workers']), 'worker')}{dead}")
+    for worker in status["workers"]:
+        who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
+        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {several(worker['sandboxes'], 'sandbox')}")
+    for each in status["alone"]:
+        what = visible(f"{each['name']} ({each['task']})")
+        print(f"  {what} has a gate of its own: {each['why']}")
+    signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
+    print(f"  key holder: {signs}")
+    print(_in_words(registry, broken, unheard))
+    return 0 if whole else 1
+
+
+def _registry() -> dict[str, object] | None:
+    """Return how the registry of approvals is; None: none runs, which is no fault: it is started when it is needed."""
+    from enforcer.approvals.client import ask_running
+
+    said = ask_running({"what": "status"})
+    return said[0] if said else None
+
+
+def _broken() -> str:
+    """Return what a registry would say of approvers.yaml if one were started now, or nothing."""
+    from enforcer.approvals import approvers
+
+    try:
+        approvers.read(approvers.place())
+    except ExeatError as error:
+        return f"nobody can approve anything: {error}"
+    return ""
+
+
+def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> str:
+    if unheard:
+        return f"approvals: {visible(unheard)}"
+    if registry is None:
+        said = f"; {visible(broken)}" if broken else ""
+        return f"approvals: no registry runs; it is started when one is needed{said}"
+    told = registry["told"]
+    last = broken or (told[-1] if isinstance(told, list) and told else "")
+    said = f"; {visible(str(last))}" if last else ""
+    return (
+        f"approvals: process {registry['pid']} on {registry['socket']}, "
+        f"{several(int(str(registry['gates'])), 'gate')}, {registry['pending']} pending{said}"
+    )
+
+
+def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat stop` takes."""
+    parser.add_argument("task", metavar="TASK", help="its id or its name, as `exeat ps` shows them")
+    parser.add_argument("--kill", action="store_true", help="at once: without it the task has 10 seconds to end")
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    """Tell the task to end (SIGTERM); 0 when it was told."""
+    from enforcer.service.control_client import ask
+
+    name = arguments.task
+    (answer,) = ask({"what": "stop", "name": name, "kill": arguments.kill})
+    if answer["stopped"]:
+        return 0
+    if answer["found"]:
+        raise UsageError(f"`{name}` are several: {', '.join(answer['found'])}; name one by its id")
+    if answer["attached"]:
+        raise UsageError(f"`{name}` is attached, and not the service's to end: `exeat detach {name}` takes its gate")
+    raise UsageError(f"the service runs no task `{name}`; see `exeat ps`")
+
+
+def add_attach_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat attach` takes."""
+    from enforcer.policy.rules_in_force import RULES_OPTION
+
+    add = parser.add_argument
+    add("namespace", metavar="PID|NETNS", help="a process that is in it, or the file that it is bound to")
+    add("--rules", **RULES_OPTION)
+    add("--task", metavar="NAME", help="the task's name, for rules and events (by default `attached`)")
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
+
+
+def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int:
+    """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
+    from enforcer.policy import run_request
+    from enforcer.policy.rules_in_force import SYSTEM, read_seen, rule_files
+    from enforcer.service import attach
+
+    system = system or SYSTEM
+    try:
+        name = run_request.task_name(arguments.task, "attached")
+        labels = run_request.task_labels(arguments.label)
+        run_request.check_claims(name, labels, system)
+        files = [Path(path) for path in rule_files(arguments.rules)]
+        policy, asked, seen = read_seen(files, system)
+        target = attach.target(arguments.namespace)
+        whole = tuple(os.path.join(os.getcwd(), path) for path in files)
+        answer = attach.attach(target, attach.Wanted(policy, whole, asked, seen, system, name, labels))
+    except OSError as error:
+        raise HostError(error.strerror or str(error)) from error
+    if policy.needs.approvals:
+        print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
+    shown = visible(target.named)
+    print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")
+    return 0
+
+
+def add_detach_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `exeat detach` takes."""
+    parser.add_argument("namespace", metavar="PID|NETNS", help="as it was attached, or its task's id or name")
+
+
+def run_detach(arguments: argparse.Namespace) -> int:
+    """Detach it; 0 when it was attached."""
+    from enforcer.service import attach
+
+    named = arguments.namespace
+    attach.detach(attach.real(named) if "/" in named else named)
+    return 0
