@@ -94,4 +94,4 @@ class Tenant:
         if broker is not None or login is not None:
             from proxy.secrets.detection import watched  # few tasks have either
 
-            self.own = watched(broker, login)
+            self.own = watched(broker, b"" if login is None else login.password)

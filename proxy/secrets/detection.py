@@ -21,7 +21,6 @@ from proxy.secrets.encodings import encoded, spellings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.dialing.proxy_auth import Login
     from proxy.event_loop.slices import Sliced
     from proxy.secrets.injection import Broker
 
@@ -122,11 +121,14 @@ class Own:
         return Watch(self._values, self._requests, self._glance)
 
 
-def watched(broker: "Broker | None", login: "Login | None") -> Own | None:
-    """Return what looks for all that a task must not have; None: there is nothing of the kind."""
+def watched(broker: "Broker | None", password: bytes) -> Own | None:
+    """Return what looks for all that a task must not have; None: there is nothing of the kind.
+
+    `password`: for the upstream proxy; empty: there is none.
+    """
     known = [] if broker is None else list(broker.known)
-    if login is not None and len(login.password) >= _SHORTEST_PASSWORD:
-        known.append(Known("the password for the upstream proxy", login.password))
+    if len(password) >= _SHORTEST_PASSWORD:
+        known.append(Known("the password for the upstream proxy", password))
     return Own(known) if known else None
 
 
