@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import Reviewer
     from proxy.approvals.protocol import Reply
     from proxy.approvals.store import Place, Store
-    from proxy.telemetry.usual.looking import Before
+    from proxy.telemetry.baseline.anomalies import Before
 
 _MOST_WRONG, FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
 _MOST_KNOWN: Final = 1024  # uids whose wrong tokens are counted
@@ -275,7 +275,7 @@ class Journals:
 
     def before(self, task: "Task", question: "Question") -> "Before | None":
         """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
-        from proxy.telemetry.usual.looking import before
+        from proxy.telemetry.baseline.anomalies import before
 
         if not question.host:
             return None

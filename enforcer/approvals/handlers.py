@@ -10,8 +10,8 @@ from proxy.approvals import queries
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.votes import Refused, Said
-from proxy.telemetry.chains import instant_of
 from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.views.causality import instant_of
 
 if TYPE_CHECKING:
     from enforcer.approvals.app import App

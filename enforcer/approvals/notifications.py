@@ -30,7 +30,7 @@ from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from proxy.approvals.people import Notice, People, Reviewer, Secret
-    from proxy.telemetry.sinks.http import Place
+    from proxy.telemetry.exporters.http import Place
 
 MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first, of the task that has the most
 TRIES: Final = 6
@@ -172,8 +172,8 @@ def command(argv: Sequence[str], patience: float) -> Send:
 
 def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: float) -> Send:
     """Return what posts it to a URL, https or http; the response's body is the answer."""
-    from proxy.telemetry.sinks.http import Poster
-    from proxy.telemetry.sinks.sink import Refused, Unavailable
+    from proxy.telemetry.exporters.exporter import Refused, Unavailable
+    from proxy.telemetry.exporters.http import Poster
 
     poster = Poster(_place(url), patience=patience)
 
@@ -190,8 +190,8 @@ def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: f
 
 def _place(url: str) -> "Place":
     """Return where a URL leads. Raises ValueError."""
-    from proxy.telemetry.sinks.http import Place
-    from proxy.telemetry.sinks.trust import Trust
+    from proxy.telemetry.exporters.credentials import Trust
+    from proxy.telemetry.exporters.http import Place
 
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -264,12 +264,12 @@ def _headers(secret: "Secret | None", body: bytes) -> dict[str, str]:
     own = f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
     if secret is None:
         return {"webhook-id": own}
-    from proxy.telemetry.sinks import credential
-    from proxy.telemetry.sinks.http import signed
-    from proxy.telemetry.sinks.sink import Unavailable
+    from proxy.telemetry.exporters import credentials
+    from proxy.telemetry.exporters.exporter import Unavailable
+    from proxy.telemetry.exporters.http import signed
 
     try:
-        key = credential.read(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
+        key = credentials.read(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
         return {"webhook-id": own, **signed(key, own, int(time.time()), body)}
     except Unavailable as error:
         raise Failed(str(error)) from error

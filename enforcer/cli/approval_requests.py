@@ -188,11 +188,11 @@ def token(arguments: argparse.Namespace) -> dict[str, str]:
     """Read the token. Raises UsageError: what others could have read proves nothing."""
     if arguments.token_file is None:
         return {}
-    from proxy.telemetry.sinks import credential
-    from proxy.telemetry.sinks.sink import Unavailable
+    from proxy.telemetry.exporters import credentials
+    from proxy.telemetry.exporters.exporter import Unavailable
 
     try:
-        return {"token": credential.read(arguments.token_file)}
+        return {"token": credentials.read(arguments.token_file)}
     except Unavailable as error:
         raise UsageError(f"--token-file: {error}") from error
 

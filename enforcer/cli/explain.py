@@ -15,7 +15,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.telemetry.events import Event
-    from proxy.telemetry.recorded import Recorded
+    from proxy.telemetry.replay.past_attempts import Recorded
     from rules.decision import Decision
     from rules.loading.cases import Question
     from rules.matching.policy import Policy
@@ -191,9 +191,9 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
 
 def suggested(event: "Event") -> str:
     """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
+    from proxy.telemetry.descriptions import what
     from proxy.telemetry.events import Kind
-    from proxy.telemetry.learning import Learner, without_secrets
-    from proxy.telemetry.sayings import what
+    from proxy.telemetry.replay.learner import Learner, without_secrets
     from proxy.telemetry.visible import visible
     from rules.learning.writing import rule_file
 
@@ -217,7 +217,7 @@ def suggested(event: "Event") -> str:
 
 def _said(event: "Event") -> str:
     """Return what the event itself says of its reason, which may stand for many; fit for a terminal."""
-    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.replay.learner import without_secrets
     from proxy.telemetry.visible import visible
 
     return without_secrets(visible(event.detail or ""))
@@ -226,7 +226,7 @@ def _said(event: "Event") -> str:
 def _to_be_allowed(event: "Event") -> "Recorded":
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     from proxy.gate.block_page import MEANING as ADVICE
-    from proxy.telemetry.recorded import recorded
+    from proxy.telemetry.replay.past_attempts import recorded
     from rules.explain.reasons import MEANING
 
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
@@ -255,7 +255,7 @@ def _to_be_allowed(event: "Event") -> "Recorded":
 def _event(directory: Path, given: str) -> "Event":
     from enforcer.cli.journals import allow_many_segments
     from enforcer.cli.log_views import meant
-    from proxy.telemetry.chains import find, is_named, named
+    from proxy.telemetry.views.causality import find, is_named, named
 
     if not directory.is_dir():
         raise UsageError(f"there is no journal in `{directory}`; name another with `--journal`")
@@ -294,7 +294,7 @@ def _tried(
 
 
 def _decided(policy: "Policy", event: "Event") -> "Decision | None":
-    from proxy.telemetry.recorded import recorded
+    from proxy.telemetry.replay.past_attempts import recorded
 
     attempt = recorded(event, datetime.now(UTC).date())
     if attempt is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from proxy.telemetry.sinks.delivery import Delivery, Numbers
+    from proxy.telemetry.exporters.delivery import Delivery, Numbers
 
 _DEFAULT_METRICS = "127.0.0.1:9465"
 
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Deliver. 0 when all was, 1 when the receiver didn't take it (`--once`), 2 for misuse, 125 for the host."""
-    from proxy.telemetry.sinks.sink import Unavailable
+    from proxy.telemetry.exporters.exporter import Unavailable
 
     os.umask(0o077)
     sys.dont_write_bytecode = True  # under this umask no worker could read it, and it would compile at each start
@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
     from enforcer.journal.export_sink import position_file, sink
+    from proxy.telemetry.exporters.delivery import Delivery, Numbers
     from proxy.telemetry.journal.bookmark import Bookmark, Reader
-    from proxy.telemetry.sinks.delivery import Delivery, Numbers
 
     journal = arguments.journal or journal_directory()
     to = sink(arguments)
@@ -132,7 +132,7 @@ def _alone(position: Path) -> "Iterator[None]":
 def _serve(address: str, numbers: "Numbers") -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
     from enforcer.cli.run import listen
-    from proxy.telemetry.prometheus.scrape import ScrapeServer
+    from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
     listener = listen(address)
 

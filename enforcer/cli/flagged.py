@@ -58,7 +58,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if not shown:
         print("nothing that was flagged waits to be looked at" if events else "nothing was flagged")
         return status
-    from proxy.telemetry.sayings import what
+    from proxy.telemetry.descriptions import what
 
     rows = [
         (

@@ -12,7 +12,7 @@ from enforcer.cli import journals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.telemetry.learning import Learner
+    from proxy.telemetry.replay.learner import Learner
     from rules.learning.drafts import Drafted
     from rules.learning.git_rules import GitDraft
     from rules.matching.policy import Policy
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
         print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
         return 2
     from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.learning import Learner
+    from proxy.telemetry.replay.learner import Learner
     from rules.learning.unsaid import noted
     from rules.problems import RuleFileError
 
@@ -111,7 +111,7 @@ def _policy(files: list[Path]) -> "Policy | None":
 def _yaml(
     drafted: "Drafted", learner: "Learner", path: Path, arguments: argparse.Namespace, policy: "Policy | None"
 ) -> str:
-    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.replay.learner import without_secrets
     from rules.learning.writing import enforced, rule_file
     from rules.loading.fields import slugged
 
@@ -129,7 +129,7 @@ def _yaml(
 
 def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
     """Say what the rules that were in force had beside rules, and this file has not."""
-    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.replay.learner import without_secrets
     from rules.sandbox import NO_BOX
 
     if policy is not None:
@@ -149,7 +149,7 @@ def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
 
 def _not_public(learner: "Learner") -> "Iterator[str]":
     """Say what audit mode didn't let out, because its address is not public, and what lets it out."""
-    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.replay.learner import without_secrets
     from rules.explain.reasons import meaning
     from rules.verdicts import Reason
 
@@ -162,7 +162,7 @@ def _not_public(learner: "Learner") -> "Iterator[str]":
 
 
 def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> str:
-    from proxy.telemetry.learning import without_secrets
+    from proxy.telemetry.replay.learner import without_secrets
     from rules.learning.segments import written
     from rules.learning.writing import enforced
 

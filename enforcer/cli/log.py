@@ -148,7 +148,7 @@ def _known(directory: Path, arguments: argparse.Namespace, task: str) -> bool:
 def _printer(wanted: str | None, *, at_once: bool) -> "Callable[[Entry], None]":
     """Return what prints an entry. Whoever follows sees each line as it happens, also through a pipe."""
     if wanted in (None, "table"):
-        from proxy.telemetry.table import Table
+        from proxy.telemetry.views.table import Table
 
         backslashed()
         table = Table.for_output(sys.stdout)
@@ -173,9 +173,9 @@ def _as_written(entry: "Entry") -> bytes:
 
 
 def _shape(name: str) -> "Callable[[Entry], bytes]":
-    from proxy.telemetry.shapes.record import one_line, read
+    from proxy.telemetry.formats.record import one_line, read
 
-    encode = getattr(importlib.import_module(f"proxy.telemetry.shapes.{name}"), name)
+    encode = getattr(importlib.import_module(f"proxy.telemetry.formats.{name}"), name)
 
     def shaped(entry: "Entry") -> bytes:
         made = encode(read(entry.line))

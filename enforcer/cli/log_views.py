@@ -14,10 +14,10 @@ from rules.problems import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.telemetry.chains import Caused, Chain
-    from proxy.telemetry.conversations import Joined
     from proxy.telemetry.events import Event
     from proxy.telemetry.journal.query import Entry
+    from proxy.telemetry.views.causality import Caused, Chain
+    from proxy.telemetry.views.conversations import Joined
 
 _SHOWN = 10
 _HEADINGS = ("destinations", "rules", "reasons", "tasks")
@@ -25,7 +25,7 @@ _HEADINGS = ("destinations", "rules", "reasons", "tasks")
 
 def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    from proxy.telemetry.chains import find
+    from proxy.telemetry.views.causality import find
 
     if not directory.is_dir():
         return no_journal(directory)
@@ -36,7 +36,7 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
         return not_there(directory, given, "show")
     record = strict_json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.shapes.record import one_line
+        from proxy.telemetry.formats.record import one_line
 
         sys.stdout.buffer.write(one_line(record))
         return 0
@@ -52,7 +52,7 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
 
 def meant(directory: Path, given: str) -> str | None:
     """Return the id of the one event that is named, in whole or by an end of its id."""
-    from proxy.telemetry.chains import named
+    from proxy.telemetry.views.causality import named
 
     found = named(directory, given)
     return found[0] if len(found) == 1 else None
@@ -60,7 +60,7 @@ def meant(directory: Path, given: str) -> str | None:
 
 def not_there(directory: Path, given: str, part: str) -> int:
     """Say that there is no event with that id, or several; the status that comes of it."""
-    from proxy.telemetry.chains import is_named, named
+    from proxy.telemetry.views.causality import is_named, named
 
     if not given:
         print(f"exeat: which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids", file=sys.stderr)
@@ -86,8 +86,8 @@ def _fields(record: dict[str, Any], above: str = "") -> "Iterator[tuple[str, str
 
 def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    from proxy.telemetry.chains import chain
-    from proxy.telemetry.conversations import joined
+    from proxy.telemetry.views.causality import chain
+    from proxy.telemetry.views.conversations import joined
 
     if not directory.is_dir():
         return no_journal(directory)
@@ -98,7 +98,7 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
         return not_there(directory, given, "chain")
     beside = joined(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.shapes.record import one_line
+        from proxy.telemetry.formats.record import one_line
 
         sys.stdout.buffer.write(one_line(_value(found, beside)))
         return 0
@@ -161,13 +161,13 @@ def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
 
 
 def _said(event: "Event", depth: int) -> str:
+    from proxy.telemetry.descriptions import what
     from proxy.telemetry.encoding import timestamp
-    from proxy.telemetry.sayings import what
     from proxy.telemetry.visible import unpadded, visible
 
     when: int = event.time
     if event.agent is not None:
-        from proxy.telemetry.conversations import moment
+        from proxy.telemetry.views.conversations import moment
 
         when = moment(event)
     why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
@@ -220,7 +220,7 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
     except OSError as error:
         return journals.unreadable(error, directory)
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.shapes.record import one_line
+        from proxy.telemetry.formats.record import one_line
 
         value = {
             heading: [{"name": name, "attempts": count, "blocked": stopped[heading][name]} for name, count in most]
@@ -273,7 +273,7 @@ def _print_top(tried: "dict[str, Counter[str]]", stopped: "dict[str, Counter[str
 def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
     from proxy.telemetry.journal.query import Progress, read_events
-    from proxy.telemetry.story import story
+    from proxy.telemetry.views.timeline import story
 
     if not directory.is_dir():
         return no_journal(directory)

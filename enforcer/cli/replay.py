@@ -13,7 +13,7 @@ from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
     from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.replaying import Group, Replay, Said, Tally
+    from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
 
 _WORDS = {
     "blocked": "blocked",
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     """
     from enforcer.policy.rules_in_force import SYSTEM, load
     from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.replaying import Replay
+    from proxy.telemetry.replay.replay import Replay
     from rules.problems import RuleFileError
 
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from enforcer.cli import journals
 
 if TYPE_CHECKING:
-    from proxy.telemetry.report.gathered import Gathered
+    from proxy.telemetry.views.report_data import Gathered
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
     from proxy.telemetry.journal.query import Progress, last_task
-    from proxy.telemetry.report.gathered import gather
+    from proxy.telemetry.views.report_data import gather
 
     if problem := _misuse(arguments):
         print(f"exeat: {problem}", file=sys.stderr)
@@ -79,7 +79,7 @@ def _misuse(arguments: argparse.Namespace) -> str:
 def _page(all_: "Gathered", about: str) -> str:
     from importlib.metadata import version
 
-    from proxy.telemetry.report.page import page
+    from proxy.telemetry.views.report_page import page
 
     return page(all_, about, version("exeat"))
 

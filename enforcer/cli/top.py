@@ -15,7 +15,7 @@ from enforcer.cli import journals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.telemetry.live.state import State
+    from proxy.telemetry.views.top import State
 
 _EVERY = 0.5  # seconds between two pictures
 _MOST_AT_ONCE = 2000  # events between two pictures: a flood must not keep the screen from being drawn
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
     from proxy.telemetry.journal.query import Progress, follow, read_events
-    from proxy.telemetry.live.state import State
+    from proxy.telemetry.views.top import State
 
     path = journals.found(arguments.journal)
     if path is None:
@@ -101,7 +101,7 @@ class _Picture:
 def _lines(state: "State", since: int, size: os.terminal_size, *, coloured: bool) -> list[str]:
     from datetime import UTC, datetime
 
-    from proxy.telemetry.live.screen import Screen
+    from proxy.telemetry.views.top import Screen
 
     said = datetime.fromtimestamp(since // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M")
     return Screen(size.columns, size.lines, coloured).show(state, time.time_ns(), said)

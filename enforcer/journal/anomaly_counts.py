@@ -5,7 +5,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from proxy.telemetry.usual.looking import Numbers
+    from proxy.telemetry.baseline.anomalies import Numbers
 
 
 class Unusual:
@@ -33,7 +33,7 @@ class Unusual:
         """Return what has been written since this was last asked; None: nothing, or nothing that can be read."""
         from enforcer.journal.signing import place  # which imports more than a short task has time for
         from enforcer.system.errors import ExeatError
-        from proxy.telemetry.usual.looking import TOLD, read_numbers
+        from proxy.telemetry.baseline.anomalies import TOLD, read_numbers
 
         try:
             self._file = self._file or place(self._journal) / TOLD

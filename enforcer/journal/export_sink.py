@@ -13,8 +13,8 @@ from enforcer.system.state import make_private
 if TYPE_CHECKING:
     import argparse
 
-    from proxy.telemetry.sinks.sink import Sink
-    from proxy.telemetry.sinks.trust import Trust
+    from proxy.telemetry.exporters.credentials import Trust
+    from proxy.telemetry.exporters.exporter import Sink
 
 _PORTS: Final = {"otlp+http": 4318, "otlp+https": 4318, "http": 80, "https": 443, "syslog+tcp": 601, "syslog+tls": 6514}
 _SECURE: Final = frozenset({"otlp+https", "https", "syslog+tls"})
@@ -30,14 +30,14 @@ def sink(arguments: "argparse.Namespace") -> "Sink":
     _fits(arguments, parts)
     tls = _trust(arguments) if parts.scheme in _SECURE else None
     host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    from proxy.telemetry.sinks.formats import FORMATS
+    from proxy.telemetry.exporters.exporter import FORMATS
 
     shape = FORMATS[arguments.format or "event"]
     if parts.scheme.startswith("syslog+"):
-        from proxy.telemetry.sinks.syslog import SyslogSink
+        from proxy.telemetry.exporters.syslog import SyslogSink
 
         return SyslogSink(host, port, shape, tls)
-    from proxy.telemetry.sinks import http
+    from proxy.telemetry.exporters import http
 
     path = parts.path if parts.path not in {"", "/"} else "/v1/logs" if parts.scheme.startswith("otlp+") else "/"
     poster = http.Poster(http.Place(host, port, path, tls), arguments.token_file)
@@ -84,7 +84,7 @@ def _fits(arguments: "argparse.Namespace", parts: SplitResult) -> None:
 
 def _trust(arguments: "argparse.Namespace") -> "Trust":
     """Return what receivers are checked by: the host's own roots, and what was named beside them. Raises UsageError."""
-    from proxy.telemetry.sinks.trust import Trust
+    from proxy.telemetry.exporters.credentials import Trust
 
     for ca, certificate in ((arguments.ca, None), (arguments.ca, arguments.certificate)):
         try:
@@ -95,8 +95,7 @@ def _trust(arguments: "argparse.Namespace") -> "Trust":
 
 
 def _file(arguments: "argparse.Namespace", path: Path) -> "Sink":
-    from proxy.telemetry.sinks.file import FileSink
-    from proxy.telemetry.sinks.formats import FORMATS
+    from proxy.telemetry.exporters.exporter import FORMATS, FileSink
 
     unfit: dict[str, Any] = {
         "--token-file": arguments.token_file, "--sign-with": arguments.sign_with, "--ca": arguments.ca,

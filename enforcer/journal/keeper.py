@@ -163,8 +163,8 @@ def tend_now(journal: "Path", state: "Path") -> None:
 
 def look_now(journal: "Path", state: "Path") -> None:
     """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and KeyProblem."""
+    from proxy.telemetry.baseline.anomalies import look
     from proxy.telemetry.events import Origin
-    from proxy.telemetry.usual.looking import look
 
     if look(journal, state, Origin(host=os.uname().nodename)):
         ledger = open_ledger(journal, state)

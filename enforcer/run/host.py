@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Stations, Worker
     from proxy.sandbox.tenant import Tenant
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
 
 
 class Host(Protocol):

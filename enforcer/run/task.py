@@ -21,9 +21,9 @@ from enforcer.system.signals import close_signals, open_signals
 from enforcer.system.started_by import started_by
 from enforcer.worker import trust, worker
 from proxy.sandbox.tenant import Task, Tenant
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from proxy.telemetry.summary import Summary
 from rules.verdicts import Outcome
 

@@ -15,9 +15,9 @@ from enforcer.system import peers
 from enforcer.system.errors import UsageError
 from enforcer.system.notices import say
 from proxy.sandbox.tenant import Task, Tenant
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 

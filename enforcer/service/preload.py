@@ -36,9 +36,9 @@ from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from rules.loading.load import read
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ MODULES: Final = (
     "proxy.worker.policy_transfer",
     "proxy.telemetry.encoding",
     "proxy.telemetry.masking",
-    "proxy.telemetry.recorder",
+    "proxy.telemetry.journal.recorder",
     "proxy.telemetry.summary",
-    "proxy.telemetry.usual.looking",
+    "proxy.telemetry.baseline.anomalies",
     "proxy.telemetry.visible",
     "proxy.udp.door",
     "tty",

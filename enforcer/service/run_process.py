@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.rule_sets import RuleSets
     from proxy.sandbox.tenant import Tenant
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125

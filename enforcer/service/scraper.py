@@ -15,7 +15,7 @@ from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
 from enforcer.worker import confinement
 from proxy.telemetry.prometheus.processes import read_process
-from proxy.telemetry.prometheus.reports import pieces
+from proxy.telemetry.prometheus.totals import pieces
 from proxy.wire import message
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def _fork(who: "Identity", listener: socket.socket) -> tuple[int, socket.socket]
             confinement.enter(who)
             linux.die_with_parent(signal.SIGKILL, parent)
             message.send(theirs, {"confined": True})
-            from proxy.telemetry.prometheus import scraper  # from the view that it is confined to
+            from proxy.telemetry.prometheus import scrape_server  # from the view that it is confined to
 
-            scraper.serve(theirs, listener)
+            scrape_server.serve(theirs, listener)
         except BaseException as error:  # noqa: BLE001 - what isn't confined must not run
             with contextlib.suppress(OSError):
                 message.send(theirs, {"failed": f"{type(error).__name__}: {error}"})

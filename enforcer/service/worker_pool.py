@@ -29,8 +29,8 @@ from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
 from proxy.sandbox.descriptor_quota import MOST, Shares
-from proxy.telemetry.prometheus import merging
-from proxy.telemetry.prometheus.reports import Reported
+from proxy.telemetry.prometheus import totals
+from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class WorkerPool:
         self._lost = lost
         self._forbidden = tuple(forbidden)
         self._looked = 0.0
-        self._gone = merging.total()  # what was counted by workers that are gone
+        self._gone = totals.total()  # what was counted by workers that are gone
         self._others: dict[str, Reported] = {}  # of runs that have a worker of their own, by sandbox
         self.restarts = 0
         self.most_each = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST).most  # sandboxes of one worker
@@ -233,11 +233,11 @@ class WorkerPool:
 
     def metrics(self) -> "Metrics":
         """Return the counts of all, as they were said last."""
-        counted = merging.total()
-        merging.add(counted, self._gone)
+        counted = totals.total()
+        totals.add(counted, self._gone)
         for reported in (*(worker.reported for worker in self.workers), *self._others.values()):
             if reported.counts is not None:
-                merging.add(counted, reported.counts)
+                totals.add(counted, reported.counts)
         counted.worker_restarts = self.restarts
         self._unusual.news()
         counted.flags = self._unusual.flags
@@ -254,7 +254,7 @@ class WorkerPool:
         """Keep what was counted of such a run, which is over. Idempotent."""
         other = self._others.pop(sandbox, None)
         if other is not None and other.counts is not None:
-            merging.add(self._gone, other.counts, ended=True)
+            totals.add(self._gone, other.counts, ended=True)
 
     def died(self, pid: int) -> bool:
         """Take note of a child's end; whether it was a worker."""
@@ -341,7 +341,7 @@ class WorkerPool:
             os.waitpid(worker.pid, 0)
             worker.pid = 0
         if worker.reported.counts is not None:
-            merging.add(self._gone, worker.reported.counts, ended=True)
+            totals.add(self._gone, worker.reported.counts, ended=True)
         worker.reported = Reported(worker.role)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question, Rule, Source
     from proxy.approvals.people import People
     from proxy.approvals.store import Rows
-    from proxy.telemetry.usual.looking import Before
+    from proxy.telemetry.baseline.anomalies import Before
 
 _NOTHING: "Mapping[str, str]" = {}
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from proxy.info_api.visit import Office
     from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from proxy.gate.decide import Judgement, Wanted
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.events import Process, Where
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.verdicts import Outcome, Reason

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from proxy.gate.block_page import MEANING, STATUS, where_to_ask
 from proxy.info_api.requests import ASKING, Bad
 from proxy.sandbox.rate_limiter import Bucket
-from proxy.telemetry.sayings import what
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
 from rules.explain.permitted import in_words, permitted, told, told_commands
 from rules.explain.reasons import meaning
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.events import Event
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
     from rules.matching.policy import Policy
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dial import Dialer
     from proxy.info_api.requests import Asked
     from proxy.telemetry.events import Process
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.loading.cases import Question as Tried

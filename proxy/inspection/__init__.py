@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.gate.admitted import Admitted
     from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
 
 _A_MOMENT: Final = 0.25  # seconds: the engine takes as long to import, on a core that a sandbox is being made on

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.admitted import Admitted
     from proxy.inspection.deciding import Found
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.matching.policy import Policy

@@ -15,7 +15,7 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage

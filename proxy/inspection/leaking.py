@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.request.request_head import Head
     from proxy.secrets.detection import Watch
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
 
 type Piece = RequestData | RequestTrailers | RequestEndOfMessage
 

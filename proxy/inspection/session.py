@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.sandbox.rule_limits import Meter
     from proxy.supervisor_channel.attribution import Whose
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.limits import Limits
 
 LONG_HEAD = 4 << 10  # bytes: what is longer is looked through in slices

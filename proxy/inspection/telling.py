@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.inspection.judging import Place, Ruling
     from proxy.request.request_head import Head
     from proxy.supervisor_channel.attribution import Whose
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
     from rules.verdicts import Outcome
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Asks, Decision
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from proxy.event_loop.poller import Poller
     from proxy.supervisor_channel.attribution import ProcessAttribution
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
 
 _A_TURN: Final = 16  # packets before others get their turn
 _UNREADABLE: Final = "its words can't be read, so nobody knows which command it is: see `exeat doctor`"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from proxy.sandbox.rule_limits import Meters
     from proxy.telemetry.events import Kind
-    from proxy.telemetry.prometheus.merging import Used
     from proxy.telemetry.prometheus.processes import ProcessUse
+    from proxy.telemetry.prometheus.totals import Used
     from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 OTHER = "other"

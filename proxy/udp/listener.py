@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
     from proxy.sandbox.tenant import Tenant
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from proxy.udp.answers import Answers
 
 MOST_FLOWS: Final = 512

@@ -24,7 +24,7 @@ from rules.addresses import normal
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.sandbox.tenant import Tenant
-    from proxy.telemetry.prometheus.scrape import ScrapeServer
+    from proxy.telemetry.prometheus.scrape_server import ScrapeServer
     from rules.addresses import Address
 
 _MOST_SOCKETS = 16  # more than a sandbox has
@@ -98,7 +98,7 @@ class _Worker:
         loop.add_reader(self._control, self._hear)
         self.tenancy.start()
         if self._scraped is not None:
-            from proxy.telemetry.prometheus.scrape import ScrapeServer
+            from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
             self._scrapes = ScrapeServer(self._scraped, self.tenancy.metrics)
             await self._scrapes.start()
@@ -120,7 +120,7 @@ class _Worker:
 
     def _report(self) -> None:
         """Say what was counted. Raises OSError where the supervisor takes no more now: the next report has it, too."""
-        from proxy.telemetry.prometheus.reports import pieces  # where there is a service
+        from proxy.telemetry.prometheus.totals import pieces  # where there is a service
 
         for piece in pieces(self.tenancy.metrics):
             message.send(self._control, piece)

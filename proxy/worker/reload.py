@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
     from proxy.supervisor_channel.channel import SupervisorChannel
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from proxy.udp.listener import UdpGate
     from rules.matching.policy import Policy
 

@@ -25,8 +25,8 @@ from proxy.sandbox.descriptor_quota import Beside
 from proxy.supervisor_channel.attribution import ProcessAttribution
 from proxy.supervisor_channel.channel import SupervisorChannel
 from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
 from proxy.worker.refused_packets import Undeliverable

@@ -25,9 +25,8 @@ from proxy.sandbox.descriptor_quota import MOST, Shares
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.prometheus.merging import add, total
 from proxy.telemetry.prometheus.processes import read_process
-from proxy.telemetry.prometheus.reports import pieces
+from proxy.telemetry.prometheus.totals import add, pieces, total
 from proxy.wire import message
 from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in

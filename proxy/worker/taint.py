@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import Asking
     from proxy.approvals.protocol import Done
-    from proxy.telemetry.recorder import Recorder
+    from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.names import HostName

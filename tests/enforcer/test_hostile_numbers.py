@@ -16,22 +16,21 @@ from enforcer.workspace import change_store
 from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed
 from proxy.supervisor_channel import messages
+from proxy.telemetry.baseline.anomalies import load, read_numbers
+from proxy.telemetry.baseline.habits import nothing_known
 from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Kind
+from proxy.telemetry.exporters.exporter import FORMATS, Item
+from proxy.telemetry.formats.otlp import logs_request
+from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal import compression, retention
 from proxy.telemetry.journal.bookmark import Bookmark
-from proxy.telemetry.prometheus import merging
+from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.processes import ProcessUse
-from proxy.telemetry.report.gathered import gather
-from proxy.telemetry.report.page import page
-from proxy.telemetry.shapes.otlp import logs_request
-from proxy.telemetry.shapes.record import read
-from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.sink import Item
 from proxy.telemetry.summary import Summary
-from proxy.telemetry.table import Table
-from proxy.telemetry.usual.habits import nothing_known
-from proxy.telemetry.usual.looking import load, read_numbers
+from proxy.telemetry.views.report_data import gather
+from proxy.telemetry.views.report_page import page
+from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
 from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
@@ -72,8 +71,8 @@ def a_reply(text, _tmp_path):
 
 def counted():
     """Numbers of a worker, with something of each kind."""
-    found = merging.total()
-    merging.add(found, tenant("one"))
+    found = totals.total()
+    totals.add(found, tenant("one"))
     found.flags = 1, 2.0
     found.processes = {"worker": ProcessUse(1.5, 2, 3, 4.5, 5, 6)}
     return found
@@ -111,8 +110,8 @@ LOOKED = {"habits": experience(), "bookmark": COUNTED, "flags": {"event": 7}}
 READERS = {
     "a pair's end": (over_a_pair, {"of": "box", "left": 0}, ValueError),
     "a worker's numbers": (
-        lambda text, _: merging.from_json(strict_json.loads(text), "worker"),
-        merging.to_json(counted()),
+        lambda text, _: totals.from_json(strict_json.loads(text), "worker"),
+        totals.to_json(counted()),
         (ValueError, TypeError, KeyError, AttributeError),
     ),
     "a worker's last words": (

@@ -3,8 +3,8 @@
 import pytest
 
 from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.learning import Learner, without_secrets
-from proxy.telemetry.replaying import Effect, Replay
+from proxy.telemetry.replay.learner import Learner, without_secrets
+from proxy.telemetry.replay.replay import Effect, Replay
 from rules.learning.writing import rule_file
 from rules.loading.load import load
 from tests.lab import Name

@@ -1,1 +1,1 @@
-"""The metrics as Prometheus reads them: `exposition` says them, `scrape` serves them, `merging` adds up processes."""
+"""Metrics as Prometheus text: `exposition` writes it, `scrape_server` serves it, `totals` adds up processes."""

@@ -10,9 +10,9 @@ from enforcer.journal import signing
 from enforcer.worker.worker import Worker, WorkerProcess, lost
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.ledger import is_left, unsealed
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from proxy.wire import message
 from rules.matching.policy import Policy
 

@@ -5,7 +5,7 @@ import json
 from proxy.approvals.approval_card import _decoded
 from proxy.approvals.approval_request import File, Ref
 from proxy.approvals.protocol import Tainted
-from proxy.telemetry.usual.looking import Before
+from proxy.telemetry.baseline.anomalies import Before
 from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,

@@ -7,11 +7,11 @@ import pytest
 from proxy.approvals.approval_request import Kind, Program, Question, Source
 from proxy.approvals.model import Approval, Grant, State, WishKind
 from proxy.approvals.recording import ApprovalRecorder
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.sayings import what
 from rules.limits import Covers
 from tests import event_schema
 from tests.proxy.approvals.approval_samples import ANYONE, EVENT

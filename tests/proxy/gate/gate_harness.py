@@ -18,9 +18,9 @@ from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
 from proxy.sandbox.tenant import Task, Tenant
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from rules.loading.load import load
 from rules.names import HostName
 

@@ -241,7 +241,7 @@ def test_hostile_texts_stay_texts(tmp_path):
             [event] = world.events
             assert len(event["agent"]["name"]) <= 1024
             from proxy.telemetry.encoding import decode
-            from proxy.telemetry.table import Table
+            from proxy.telemetry.views.table import Table
 
             row = Table().row(decode(json.dumps(event).encode() + b"\n"))
             assert row.isprintable()

@@ -28,9 +28,9 @@ from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Kind
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load

@@ -8,9 +8,9 @@ import pytest
 from git_forge import RULES
 from inspection_clients import needs
 
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import decode
-from proxy.telemetry.learning import Learner
-from proxy.telemetry.sayings import what
+from proxy.telemetry.replay.learner import Learner
 from rules.attempt import Change
 from tests.git_pushes import MAIN
 

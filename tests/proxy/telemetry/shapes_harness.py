@@ -7,7 +7,7 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.shapes.record import read
+from proxy.telemetry.formats.record import read
 
 _BARE = ("time", "id", "kind")
 

@@ -28,9 +28,9 @@ from proxy.telemetry.events import (
     Unusual,
     Where,
 )
+from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.recorder import Recorder
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict

@@ -11,9 +11,9 @@ from enforcer.cli import main
 from proxy.approvals.approval_request import Program
 from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.conversations import MOST
 from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writer import Journal
+from proxy.telemetry.views.conversations import MOST
 from rules.attempt import Protocol
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 

@@ -6,8 +6,8 @@ from telemetry_harness import HOSTILE
 from test_replaying import AUDITED, DENIED, FAILED, FLAGGED, GRANTED, MAIN, PASSED, connection, lookup, push, request
 
 from proxy.telemetry.events import Git
-from proxy.telemetry.learning import looks_secret
-from proxy.telemetry.replaying import Replay
+from proxy.telemetry.replay.learner import looks_secret
+from proxy.telemetry.replay.replay import Replay
 from rules.attempt import Attempt, Protocol
 from rules.learning.unsaid import noted
 from rules.loading.load import failures

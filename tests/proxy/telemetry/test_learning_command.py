@@ -14,7 +14,7 @@ from enforcer.cli import main
 from enforcer.run.dry_run import Line
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.learning import Learner, without_secrets
+from proxy.telemetry.replay.learner import Learner, without_secrets
 from rules.learning.writing import enforced, rule_file
 from rules.loading.load import read
 from rules.settings import Settings

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from learning_harness import learned, rules_of
 from test_replaying import PASSED, connection, lookup, request
 
-from proxy.telemetry.replaying import Effect, Replay
+from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import ONE
 from rules.learning.segments import generalised

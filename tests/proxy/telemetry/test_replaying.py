@@ -10,7 +10,7 @@ from telemetry_harness import HOSTILE
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Dns, Event, Git, Http, Kind, Origin, Tls
-from proxy.telemetry.replaying import Effect, Replay
+from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import policy

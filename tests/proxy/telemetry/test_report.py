@@ -12,9 +12,8 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_eve
 from enforcer.cli import main
 from proxy.telemetry.events import Dns, Kind, Where
 from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.report.drawing import timeline
-from proxy.telemetry.report.gathered import MOST, Moments, gather
-from proxy.telemetry.report.page import page
+from proxy.telemetry.views.report_data import MOST, Moments, gather
+from proxy.telemetry.views.report_page import page, timeline
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
 

@@ -10,12 +10,11 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
+from proxy.telemetry.exporters.exporter import FORMATS, Item
+from proxy.telemetry.exporters.syslog import syslog
+from proxy.telemetry.formats.otlp import attributes, logs_request
+from proxy.telemetry.formats.record import read
 from proxy.telemetry.schema import event_schema
-from proxy.telemetry.shapes.otlp import attributes, logs_request
-from proxy.telemetry.shapes.record import read
-from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.sink import Item
-from proxy.telemetry.sinks.syslog import syslog
 
 FULL = {kind: json.loads(encode(full_event(kind))) for kind in Kind}
 FIELDS = sorted(event_schema()["properties"])

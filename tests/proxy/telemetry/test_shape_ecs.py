@@ -8,7 +8,7 @@ from shapes_harness import event, everything, harmful, record, texts, unknown
 from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.shapes.ecs import ecs
+from proxy.telemetry.formats.ecs import ecs
 
 # From the field reference of ECS 9.4.0 (the package @elastic/ecs of that version): the type of each field we fill.
 KEYWORD, LONG, IP, LIST = str, int, "ip", [str]

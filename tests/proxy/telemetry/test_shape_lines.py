@@ -7,8 +7,8 @@ from shapes_harness import event, everything, harmful, record, unknown
 from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.shapes.cef import cef
-from proxy.telemetry.sinks.syslog import counted, syslog
+from proxy.telemetry.exporters.syslog import counted, syslog
+from proxy.telemetry.formats.cef import cef
 
 
 def read_cef(line):

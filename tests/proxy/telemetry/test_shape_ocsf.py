@@ -9,7 +9,7 @@ from shapes_harness import bare, event, everything, harmful, record, texts, unkn
 from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.shapes.ocsf import CLASSES, PROFILES, VERSION, ocsf
+from proxy.telemetry.formats.ocsf import CLASSES, PROFILES, VERSION, ocsf
 
 
 @cache

@@ -6,10 +6,10 @@ import pytest
 from shapes_harness import record
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.shapes.cef import cef
-from proxy.telemetry.shapes.ecs import ecs
-from proxy.telemetry.shapes.ocsf import ocsf
-from proxy.telemetry.shapes.otlp import attributes
+from proxy.telemetry.formats.cef import cef
+from proxy.telemetry.formats.ecs import ecs
+from proxy.telemetry.formats.ocsf import ocsf
+from proxy.telemetry.formats.otlp import attributes
 
 STARTED = {
     "started_by": {"uid": 1007, "name": "ada"},

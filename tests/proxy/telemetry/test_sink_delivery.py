@@ -6,11 +6,9 @@ import resource
 import pytest
 from export_harness import ids, in_order, write
 
+from proxy.telemetry.exporters.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
+from proxy.telemetry.exporters.exporter import FORMATS, FileSink, Refused, Unavailable
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
-from proxy.telemetry.sinks.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
-from proxy.telemetry.sinks.file import FileSink
-from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.sink import Refused, Unavailable
 
 
 class Stopped(Exception):  # noqa: N818

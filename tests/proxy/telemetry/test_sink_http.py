@@ -16,12 +16,11 @@ import pytest
 from export_harness import free_port, ids, write
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
+from proxy.telemetry.exporters.credentials import Trust
+from proxy.telemetry.exporters.exporter import FORMATS, Item, Refused, Unavailable
+from proxy.telemetry.exporters.http import OtlpSink, Place, Poster, WebhookSink
+from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
-from proxy.telemetry.shapes.record import read
-from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.http import OtlpSink, Place, Poster, WebhookSink
-from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
-from proxy.telemetry.sinks.trust import Trust
 from tests.lab.certificates import Authority
 
 

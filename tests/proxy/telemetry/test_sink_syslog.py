@@ -13,12 +13,11 @@ from telemetry_harness import full_event
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Kind, Process, Tls
+from proxy.telemetry.exporters import syslog
+from proxy.telemetry.exporters.exporter import FORMATS, Item, Unavailable
+from proxy.telemetry.exporters.syslog import SyslogSink
+from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
-from proxy.telemetry.shapes.record import read
-from proxy.telemetry.sinks import syslog
-from proxy.telemetry.sinks.formats import FORMATS
-from proxy.telemetry.sinks.sink import Item, Unavailable
-from proxy.telemetry.sinks.syslog import SyslogSink
 from tests.lab.certificates import Authority
 
 

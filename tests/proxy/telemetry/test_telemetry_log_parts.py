@@ -13,7 +13,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
 from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.story import story
+from proxy.telemetry.views.timeline import story
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Verdict
 

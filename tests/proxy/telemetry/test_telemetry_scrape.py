@@ -9,7 +9,7 @@ import pytest
 
 from proxy.telemetry.events import Where
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.prometheus.scrape import ScrapeServer
+from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
 
 class Rig:

@@ -6,9 +6,9 @@ import os
 import pytest
 from telemetry_harness import HOSTILE, full_event
 
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.events import Agent, Approval, Destination, Event, Http, Kind, Task
-from proxy.telemetry.sayings import what
-from proxy.telemetry.table import Table
+from proxy.telemetry.views.table import Table
 from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict

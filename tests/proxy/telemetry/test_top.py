@@ -15,8 +15,7 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_eve
 
 from enforcer.cli import main
 from proxy.telemetry.events import Answer, Approval, Kind, Task, Transferred
-from proxy.telemetry.live.screen import Screen
-from proxy.telemetry.live.state import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, State
+from proxy.telemetry.views.top import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, Screen, State
 from proxy.telemetry.visible import width
 from rules.verdicts import Mode, Outcome
 

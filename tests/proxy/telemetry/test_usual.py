@@ -12,14 +12,8 @@ from telemetry_harness import HOSTILE, connect, rig
 
 from enforcer.journal.keeper import Keeper
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
-from proxy.telemetry.journal.keys import known
-from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.journal.verify import verify
-from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.usual.habits import (
+from proxy.telemetry.baseline.anomalies import FILE, TOLD, Before, Numbers, before, look, read_numbers
+from proxy.telemetry.baseline.habits import (
     ENOUGH,
     MANY_TIMES,
     MOST_NAMES,
@@ -30,7 +24,13 @@ from proxy.telemetry.usual.habits import (
     Habits,
     nothing_known,
 )
-from proxy.telemetry.usual.looking import FILE, TOLD, Before, Numbers, before, look, read_numbers
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
+from proxy.telemetry.journal.keys import known
+from proxy.telemetry.journal.query import read_events
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writer import Journal
+from proxy.telemetry.metrics import Metrics
 from rules.verdicts import Outcome, Verdict
 
 HOST = Origin(host="host.example")

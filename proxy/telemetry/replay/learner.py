@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.masking import MASK, masked
-from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
+from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown

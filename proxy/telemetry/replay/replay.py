@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.recorded import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
+from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
 from rules.attempt import Protocol, alpn_is_readable
 from rules.matching.layers import rank
 from rules.matching.reference import covers_target

@@ -6,7 +6,7 @@ line can't end early, since a record holds no control character.
 
 from typing import Any, Final
 
-from proxy.telemetry.shapes.record import Record, address, at, nanoseconds, own_version, port, sentence, severity
+from proxy.telemetry.formats.record import Record, address, at, nanoseconds, own_version, port, sentence, severity
 
 _NS_A_MS: Final = 1_000_000
 _SEVERITIES: Final = (0, 2, 5, 7, 9)  # of ten; by ours

@@ -1,8 +1,11 @@
-"""The address that Prometheus scrapes: `GET /metrics`, one request a connection, and nothing else.
+"""Scrape server: answers `GET /metrics`, one request a connection, and nothing else.
 
-Whoever can reach the listening socket may ask. No client can hold more than a small piece of the worker: the head of a
-request is bounded, every connection has a deadline, and there are few at a time. Of more the one that has been there
-longest goes: any user of the host could keep Prometheus out else, by as many connections that say nothing.
+Anybody who can reach the listening socket may ask. No client can hold more than a small piece of the process: the head
+of a request is bounded, every connection has a deadline, and there are few at a time. When there are too many, the
+oldest is closed: else any user of the host could keep Prometheus out with connections that send nothing.
+
+`serve` is the process that is scraped for a whole service. It has its numbers from the service, so that a scrape costs
+no task its turn, and a worker that is replaced leaves no gap.
 """
 
 import asyncio
@@ -10,9 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.telemetry.events import Where
+from proxy.telemetry.prometheus.totals import Reported, total
+from proxy.wire import message
 
 if TYPE_CHECKING:
     import socket
+
+    from proxy.telemetry.metrics import Metrics
 
 _LONGEST_HEAD = 8 * 1024  # bytes
 _MOST_CLIENTS = 16  # at a time
@@ -104,3 +111,55 @@ def _response(status: str, content_type: str, body: bytes, more: bytes = b"") ->
         "Connection: close\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
     )
     return head.encode("ascii") + more + b"\r\n" + body
+
+
+class Latest:
+    """The numbers that the service has said last."""
+
+    def __init__(self) -> None:
+        self._none = total()
+        self._reported = Reported()
+
+    def hear(self, said: dict[str, object]) -> None:
+        """Take in a piece of the numbers; the last one puts them in the place of those before."""
+        self._reported.take(said)
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return self._metrics().render()
+
+    def failed(self, where: "Where") -> None:
+        """Count something unexpected."""
+        self._metrics().failed(where)
+
+    def _metrics(self) -> "Metrics":
+        return self._reported.counts or self._none
+
+
+def serve(control: "socket.socket", listener: "socket.socket") -> None:
+    """Answer until the service is gone."""
+    asyncio.run(_serve_service(control, listener))
+
+
+async def _serve_service(control: "socket.socket", listener: "socket.socket") -> None:
+    latest, gone = Latest(), asyncio.Event()
+    control.setblocking(False)
+
+    def hear() -> None:
+        try:
+            said, _ = message.receive(control)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            said = {}
+        if said:
+            latest.hear(said)
+        else:
+            asyncio.get_running_loop().remove_reader(control)
+            gone.set()
+
+    asyncio.get_running_loop().add_reader(control, hear)
+    server = ScrapeServer(listener, latest)
+    await server.start()
+    await gone.wait()
+    await server.close()

@@ -1,9 +1,42 @@
-"""Whom receivers are checked by, as of now: a process that runs for months follows what its host trusts."""
+"""Credentials of an exporter: the secret it sends, and the certificates by which it checks a receiver.
+
+A secret is read from a file that is nobody else's (invariant 8), anew for each use, so that it can be replaced at any
+time. Nothing here shows it, not even an error about it.
+"""
 
 import os
 import ssl
+import stat
 import threading
 from pathlib import Path
+from typing import Final
+
+from proxy.telemetry.exporters.exporter import Unavailable
+
+_TOO_OPEN: Final = 0o077
+_LONGEST: Final = 8192  # bytes
+
+
+def read(path: Path) -> str:
+    """Return the one line in a file: a plain one, ours or root's, closed to others. Raises Unavailable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unavailable(f"`{path}` is no plain file")
+            if status.st_uid not in {0, os.geteuid()}:
+                raise Unavailable(f"`{path}` belongs to uid {status.st_uid}, who could read it: make it yours")
+            if status.st_mode & _TOO_OPEN:
+                raise Unavailable(f"`{path}` is open to others: run `chmod 600 {path}`")
+            text = file.read(_LONGEST + 1)
+    except OSError as error:
+        raise Unavailable(f"cannot read `{path}`: {error.strerror}") from error
+    line = text.strip()
+    if not line or len(text) > _LONGEST or not all(0x20 <= byte < 0x7F for byte in line):
+        raise Unavailable(f"`{path}` is not one line of printable ASCII")
+    return line.decode("ascii")
+
 
 type Stat = tuple[int, int, int, int] | None
 

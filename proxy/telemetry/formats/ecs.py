@@ -6,7 +6,7 @@ an attempt that was blocked is a success of the gate. What ECS has no field for 
 
 from typing import Any, Final
 
-from proxy.telemetry.shapes.record import (
+from proxy.telemetry.formats.record import (
     Record,
     address,
     at,

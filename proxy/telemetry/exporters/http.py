@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.telemetry.sinks import credential
-from proxy.telemetry.sinks.formats import Format
-from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
-from proxy.telemetry.sinks.trust import Trust, current
+from proxy.telemetry.exporters import credentials
+from proxy.telemetry.exporters.credentials import Trust, current
+from proxy.telemetry.exporters.exporter import Format, Item, Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Buffer
@@ -87,7 +86,7 @@ class Poster:
         """Return the response's body. Raises Refused, Unavailable."""
         said = {"User-Agent": "exeat", **headers}
         if self._token is not None:
-            token = credential.read(self._token)
+            token = credentials.read(self._token)
             said["Authorization"] = token if " " in token else f"Bearer {token}"
         try:
             status, wait, answer = self._asked(body, said)
@@ -127,7 +126,7 @@ class OtlpSink:
 
     def send(self, items: Sequence[Item]) -> None:
         """Export them in one request. A partial success is a refusal: which ones were rejected isn't said."""
-        from proxy.telemetry.shapes.otlp import logs_request, rejected  # 15 ms of protobuf, which webhooks do without
+        from proxy.telemetry.formats.otlp import logs_request, rejected  # 15 ms of protobuf, which webhooks do without
 
         body = logs_request(item.record for item in items)
         count = rejected(self._poster.post(body, {"Content-Type": "application/x-protobuf"}))
@@ -151,7 +150,7 @@ class WebhookSink:
         own = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
         headers = {"Content-Type": "application/x-ndjson", "webhook-id": own.replace(".", "_")}
         if self._key is not None:
-            headers |= signed(credential.read(self._key), headers["webhook-id"], int(time.time()), body)
+            headers |= signed(credentials.read(self._key), headers["webhook-id"], int(time.time()), body)
         self._poster.post(body, headers)
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import MsgspecError, Struct
 
+from proxy.telemetry.baseline.habits import Habits, nothing_known, place_of
 from proxy.telemetry.encoding import MalformedEvent, decode, encode, timestamp
 from proxy.telemetry.events import Count, Event, Fault, IdMaker, Instant, Kind, Origin, Where
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from proxy.telemetry.journal.segments import days
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.usual.habits import Habits, nothing_known, place_of
 from rules.verdicts import Outcome, Verdict
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
-"""Several processes' and several tenants' numbers as one, for one scrape: added up, and passed on as JSON.
+"""Metrics of several processes and sandboxes as one, for one scrape: added up, and sent on as JSON in pieces.
 
-What a worker says is not believed more than a task's words would be (it reads hostile bytes all day): types, names and
-sizes are checked where it is taken in, and whatever is not a number of ours is left out.
+A worker is not trusted more than a task (it reads hostile bytes all day): types, names and sizes are checked where a
+report comes in, and what is not a number of ours is left out.
 """
 
+import contextlib
+from collections import Counter
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,10 +15,11 @@ from proxy.telemetry.events import Count, Kind, Where
 from proxy.telemetry.metrics import MOST_RULES, OTHER, Histogram, Metrics
 from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.telemetry.waiting import Told, Waiting
+from proxy.wire import message, strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MOST_POLICIES: Final = 64  # that are told apart
 _LONGEST: Final = 200  # characters of a name
@@ -37,7 +40,7 @@ HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "
 _COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks", "tasks_unusual")
 BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
 
-_MOST: Final = 2 * MOST_RULES
+_MOST_SERIES: Final = 2 * MOST_RULES
 Real = Annotated[float, Meta(ge=0, lt=float(_LARGEST))]
 Name = Annotated[str, Meta(max_length=_LONGEST)]
 Counts = Annotated[dict[Name, Count], Meta(max_length=_LONGEST)]
@@ -214,14 +217,14 @@ def from_json(said: object, role: str) -> Metrics:
         _read_histogram(metrics.dial_seconds[result], each)
     metrics.waiting, metrics.flags = Waiting.of(report.waiting), report.flags
     metrics.decisions = {tuple(key): count for *key, count in report.decisions}  # type: ignore[misc]
-    metrics.rule_decisions = {(rule, verdict): count for rule, verdict, count in report.rule_decisions[:_MOST]}
+    metrics.rule_decisions = {(rule, verdict): count for rule, verdict, count in report.rule_decisions[:_MOST_SERIES]}
     metrics.dns_queries = {(kind, verdict): count for kind, verdict, count in report.dns_queries}
     metrics.events, metrics.gate_errors = report.events, report.gate_errors
     assert isinstance(metrics.limits, Used)
-    metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST]})
+    metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST_SERIES]})
     metrics.known_rules = frozenset(rule for rule, _ in (*metrics.rule_decisions, *metrics.limits.used()))
     metrics.in_force = dict(list(report.in_force.items())[:MOST_POLICIES])
-    metrics.rule_endings = report.rule_endings[:_MOST]
+    metrics.rule_endings = report.rule_endings[:_MOST_SERIES]
     metrics.rules_valid = report.rules_valid
     metrics.rules_loaded_at, metrics.ca_expiry = report.rules_loaded_at, report.ca_expiry
     for name, use in list(report.processes.items())[:_LONGEST]:
@@ -238,3 +241,56 @@ def _read_histogram(histogram: Histogram, said: _Observed) -> None:
     if len(counts) != len(histogram.counts):
         raise ValueError("not this histogram")
     histogram.counts, histogram.total = counts, seconds
+
+
+_PIECE: Final = 60_000  # characters: what JSON makes of them fits a message
+_LONGEST_REPORT: Final = 4 << 20  # characters of a report
+
+
+def pieces(metrics: "Metrics") -> "Iterator[dict[str, object]]":
+    """Yield the messages of a report: `metrics` is a piece of JSON, `left` says how many follow."""
+    text = message.as_text(to_json(metrics))
+    count = -(-len(text) // _PIECE)
+    for number in range(count):
+        yield {"metrics": text[number * _PIECE : (number + 1) * _PIECE], "left": count - 1 - number}
+
+
+class Reported:
+    """The counts that another process has reported last. The process isn't trusted: types and sizes are checked."""
+
+    def __init__(self, role: str = "", *, steady: bool = False) -> None:
+        """Show the process's own use as `role`'s. `steady`: ignore a report whose counters went back."""
+        self.counts: Metrics | None = None  # None: there was no report yet
+        self._role = role
+        self._steady = steady
+        self._text = ""
+        self._left = 0
+
+    def take(self, said: "Mapping[str, object]") -> None:
+        """Take in a piece. The last one of a report replaces the counts, if all of the report can be read."""
+        piece, left = said.get("metrics"), said.get("left")
+        if not isinstance(piece, str) or not isinstance(left, int):
+            return
+        if left >= self._left:  # a report begins; the one before may have been cut off
+            self._text = ""
+        self._left = left
+        if len(self._text) + len(piece) <= _LONGEST_REPORT:
+            self._text += piece
+        if left > 0:
+            return
+        text, self._text = self._text, ""
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            counts = from_json(strict_json.loads(text), self._role)
+            if not self._steady or self.counts is None or _counters(self.counts) <= _counters(counts):
+                self.counts = counts
+
+
+def _counters(metrics: "Metrics") -> Counter[object]:
+    """Return all that may only grow. Rules are counted together: a rule that is gone is counted as `other`."""
+    found: Counter[object] = Counter({"rules": sum(metrics.rule_decisions.values())})
+    found.update({name: getattr(metrics, name) for name in TOTALS})
+    for name in BY_KEY:
+        found.update({(name, key): count for key, count in getattr(metrics, name).items()})
+    for name in HISTOGRAMS:
+        found.update({(name, at): count for at, count in enumerate(getattr(metrics, name).counts)})
+    return found

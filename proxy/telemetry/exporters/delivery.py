@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.shapes.record import nanoseconds, read, shortened
-from proxy.telemetry.sinks.sink import Item, Refused, Unavailable
+from proxy.telemetry.exporters.exporter import Item, Refused, Unavailable
+from proxy.telemetry.formats.record import nanoseconds, read, shortened
 
 if TYPE_CHECKING:
+    from proxy.telemetry.exporters.exporter import Sink
     from proxy.telemetry.journal.bookmark import Reader
     from proxy.telemetry.journal.bookmark import Record as Line
-    from proxy.telemetry.sinks.sink import Sink
 
 MOST_LINES: Final = 1000  # of a batch
 MOST_BYTES: Final = 1 << 20

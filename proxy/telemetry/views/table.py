@@ -9,9 +9,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import Kind
-from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.verdicts import Outcome, Reason, Verdict
 

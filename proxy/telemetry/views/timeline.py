@@ -5,9 +5,9 @@ Nothing of a task's own text is printed otherwise than spelled out (`visible`).
 
 from typing import TYPE_CHECKING
 
+from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Kind
-from proxy.telemetry.sayings import what
 from proxy.telemetry.visible import unpadded, visible
 from rules.explain.reasons import MEANING
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -1,0 +1,122 @@
+"""What an exporter is: a batch taken whole, or one of two errors. The formats of a line, and the file exporter.
+
+A file is opened anew for each batch, so that it may be renamed at any time (logrotate(8), without copytruncate).
+"""
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from proxy.telemetry.formats.cef import cef
+from proxy.telemetry.formats.ecs import ecs
+from proxy.telemetry.formats.ocsf import ocsf
+from proxy.telemetry.formats.record import Record, one_line
+
+
+class Item(NamedTuple):
+    """A line of the journal, newline included, and its record. The line is empty where the record was made shorter."""
+
+    line: bytes
+    record: Record
+
+
+class Unavailable(Exception):  # noqa: N818  it is not our error
+    """The receiver didn't take it: it is down, too slow, or says no for now. It is to be tried again.
+
+    `wait`: seconds that the receiver asked for.
+    """
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Refused(Exception):  # noqa: N818
+    """The receiver says that what was sent is at fault."""
+
+
+class Sink(Protocol):
+    """Somewhere that events go."""
+
+    name: str  # of a closed set: it is a metric's label
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Have them taken, all of them, when this returns. Raises Unavailable, Refused."""
+
+
+type Format = Callable[[Item], str]
+
+
+def _event(item: Item) -> str:
+    """Return the line exactly as it was written, so that its hash can be checked where it arrives."""
+    plain = item.line.isascii() and item.line[:-1].decode("ascii", "replace").isprintable()
+    return item.line[:-1].decode("ascii") if item.line and plain else one_line(item.record)[:-1].decode("ascii")
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "event": _event,
+    "ocsf": lambda item: one_line(ocsf(item.record))[:-1].decode("ascii"),
+    "ecs": lambda item: one_line(ecs(item.record))[:-1].decode("ascii"),
+    "cef": lambda item: cef(item.record),
+}
+
+
+_LONGEST_LINE: Final = 1 << 21  # bytes
+
+
+class FileSink:
+    """Appends to a file; what it has taken is on the disk."""
+
+    name = "file"
+
+    def __init__(self, path: Path, shape: Format) -> None:
+        self._path = path
+        self._shape = shape
+
+    def send(self, items: Sequence[Item]) -> None:
+        """Write a line for each item."""
+        text = "".join(f"{self._shape(item)}\n" for item in items)
+        try:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            file = os.open(self._path, flags, 0o600)
+            try:
+                self._append(file, text.encode("utf-8", "backslashreplace"))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise Unavailable(f"cannot write `{self._path}`: {error.strerror}") from error
+
+    def _append(self, file: int, body: bytes) -> None:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unavailable(f"`{self._path}` is no plain file")
+        size = _whole(file, status.st_size)
+        try:
+            while body:
+                body = body[os.write(file, body) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, size)  # a disk that is full has part of it: it is sent again whole
+            raise
+        if not size:
+            _sync_name(self._path)
+
+
+def _whole(file: int, size: int) -> int:
+    """Take back a last line without an end: we were killed while we wrote it, and it is written again now."""
+    tail = os.pread(file, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
+    if not tail or tail.endswith(b"\n"):
+        return size
+    size -= len(tail) - (tail.rfind(b"\n") + 1)
+    os.ftruncate(file, size)
+    return size
+
+
+def _sync_name(path: Path) -> None:
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

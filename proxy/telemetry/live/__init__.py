@@ -1,1 +1,0 @@
-"""What happens just now, for `exeat top`: `state` keeps it, `screen` shows it."""

@@ -1,0 +1,1 @@
+"""Recorded attempts decided again by other rules, and rules learned from them."""

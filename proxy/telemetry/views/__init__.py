@@ -1,0 +1,1 @@
+"""Views of the journal for people: rows, timelines, causes and effects, `exeat top`, and reports."""

@@ -1,0 +1,257 @@
+"""`exeat top`: the state of all tasks, kept up from events as they come, and one screen of it.
+
+Bounded: any number of tasks can come and go; the one that was quiet longest is forgotten. Pure. What a sandbox made up
+goes through `visible` (invariant 7), here or in `table`.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.views.table import Table
+from proxy.telemetry.visible import fitted, padded, visible
+from rules.verdicts import Mode, Outcome
+
+if TYPE_CHECKING:
+    from proxy.telemetry.events import Event
+
+MOST_TASKS: Final = 1000
+MOST_REFUSALS: Final = 100
+RATE_OVER: Final = 10  # seconds
+_NS: Final = 1_000_000_000
+_KEPT_AFTER_END: Final = 10 * _NS
+_ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
+_STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
+_BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
+_WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
+_ODD: Final = frozenset({Kind.TASK_UNUSUAL, Kind.TASK_TAINTED})
+_OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_STALE})  # a vote that is refused ends no question
+MOST_ASKED: Final = 1000
+
+
+class Rate:
+    """How much of something there is a second, over the last ten."""
+
+    __slots__ = ("_by_second",)
+
+    def __init__(self) -> None:
+        self._by_second: deque[tuple[int, int]] = deque(maxlen=RATE_OVER + 1)
+
+    def add(self, time: int, count: int = 1) -> None:
+        """Take note of some, at `time` (ns since 1970)."""
+        second = time // _NS
+        if self._by_second and self._by_second[-1][0] >= second:
+            last, known = self._by_second.pop()
+            self._by_second.append((last, known + count))
+        else:
+            self._by_second.append((second, count))
+
+    def at(self, now: int) -> float:
+        """Return it, at `now` (ns since 1970)."""
+        since = now // _NS - RATE_OVER
+        return sum(count for second, count in self._by_second if second > since) / RATE_OVER
+
+
+@dataclass(slots=True)
+class Running:
+    """One task."""
+
+    id: str
+    name: str
+    since: int  # ns since 1970
+    last: int
+    ended: int | None = None
+    audit: bool = False
+    attempts: Counter[Outcome] = field(default_factory=Counter)
+    warnings: int = 0  # tampering and leaks
+    up: int = 0  # bytes
+    down: int = 0
+    rate: Rate = field(default_factory=Rate)
+
+
+class State:
+    """All of it. Feed it events in the order in which they happened."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Running] = {}
+        self.refusals: deque[Event] = deque(maxlen=MOST_REFUSALS)
+        self.attempts: Counter[Outcome] = Counter()
+        self.warnings = 0
+        self.odd = 0  # what is unusual, and tasks that have read from an untrusted source
+        self.asked: dict[str, None] = {}  # questions to people that are open
+        self.rate = Rate()
+        self.bytes_up, self.bytes_down = Rate(), Rate()
+
+    def take(self, event: "Event") -> None:
+        """Take note of an event."""
+        running = self._task(event) if event.task.id and event.kind not in _BEFORE else None
+        if event.kind in _ATTEMPTS and event.outcome is not None:
+            self.attempts[event.outcome] += 1
+            self.rate.add(event.time)
+            if running is not None:
+                running.attempts[event.outcome] += 1
+                running.rate.add(event.time)
+        if event.kind is Kind.CONNECTION_CLOSED and event.bytes is not None:
+            self.bytes_up.add(event.time, event.bytes.up)
+            self.bytes_down.add(event.time, event.bytes.down)
+            if running is not None:
+                running.up += event.bytes.up
+                running.down += event.bytes.down
+        if event.kind in _WARNINGS:
+            self.warnings += 1
+            if running is not None:
+                running.warnings += 1
+        self.odd += event.kind in _ODD
+        if event.kind in APPROVALS:
+            self._approval(event)
+        elif event.kind in _WARNINGS or event.outcome in _STOPPED:
+            self.refusals.append(event)
+
+    def _approval(self, event: "Event") -> None:
+        """Take note of what people are asked, and of what they have answered."""
+        approval = event.approval
+        if approval is None or not approval.id:
+            return
+        if event.kind is Kind.APPROVAL_ASKED and len(self.asked) < MOST_ASKED:
+            self.asked[approval.id] = None
+        elif event.kind in _OVER or (event.kind is Kind.APPROVAL_ANSWERED and approval.final):
+            self.asked.pop(approval.id, None)
+
+    def shown(self, now: int) -> list[Running]:
+        """Return the tasks that run, and those that have just ended, the busiest first; forget the others."""
+        over = [each.id for each in self.tasks.values() if each.ended and each.ended + _KEPT_AFTER_END < now]
+        for ident in over:
+            del self.tasks[ident]
+        return sorted(self.tasks.values(), key=lambda each: (each.ended is not None, -each.rate.at(now), -each.last))
+
+    def _task(self, event: "Event") -> Running:
+        task = event.task
+        running = self.tasks.get(task.id)
+        if running is None:
+            if len(self.tasks) >= MOST_TASKS:
+                del self.tasks[min(self.tasks.values(), key=lambda each: each.last).id]
+            running = self.tasks[task.id] = Running(task.id, task.name, event.time, event.time)
+        running.last = max(running.last, event.time)
+        if event.mode is not None:
+            running.audit = event.mode is Mode.AUDIT
+        if event.kind is Kind.TASK_ENDED:
+            running.ended = event.time
+        return running
+
+
+_BOLD, _DIM, _RED, _YELLOW = 1, 2, 31, 33  # ECMA-48, SGR
+_NAME, _ID = 20, 22  # columns
+_HEADS: Final = ("FOR", "ALLOWED", "BLOCKED", "FAILED", "OUT", "IN", "A SECOND")
+_CELL: Final = 9
+_LEAST_TASKS: Final = 3  # rows, also on a small screen
+_NARROW: Final = 110  # columns; with less the ids of tasks are left out
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """How large it is, and whether it has colours."""
+
+    columns: int
+    lines: int
+    coloured: bool = False
+
+    def show(self, state: "State", now: int, since: str) -> list[str]:
+        """Return the lines, at `now` (ns since 1970); `since` says from when on things are counted."""
+        tasks = state.shown(now)
+        shown = self._head(state, tasks, now, since)
+        room = max(_LEAST_TASKS, (self.lines - len(shown) - 4) // 2)
+        shown += ["", self._said(self._row("TASK", "ID", _HEADS, ""), _BOLD)]
+        shown += [self._task(each, now) for each in tasks[:room]] or [self._said("  none", _DIM)]
+        if len(tasks) > room:
+            shown.append(self._said(f"  and {len(tasks) - room} more", _DIM))
+        shown += ["", self._said("LAST REFUSED, NEWEST FIRST", _BOLD)]
+        table = Table(self.columns, self.coloured, ids=False)
+        left = max(1, self.lines - len(shown))
+        shown += [table.row(event) for event in list(reversed(state.refusals))[:left]] or [self._said("  none", _DIM)]
+        return shown
+
+    def _head(self, state: "State", tasks: "list[Running]", now: int, since: str) -> list[str]:
+        clock = datetime.fromtimestamp(now // _NS, UTC)
+        running = sum(each.ended is None for each in tasks)
+        counted = state.attempts
+        parts = [f"{counted[outcome]:,} {word}" for outcome, word in _WORDS.items() if counted[outcome]]
+        said = [
+            (
+                f"exeat top  {clock:%H:%M:%S} UTC  {running} task{'' if running == 1 else 's'}  "
+                f"{state.rate.at(now):.1f} attempts/s  {_size(state.bytes_up.at(now))}/s out  "
+                f"{_size(state.bytes_down.at(now))}/s in"
+            ),
+            f"since {since}: {', '.join(parts) or 'nothing was attempted'}",
+        ]
+        said = [self._said(line) for line in said]
+        if state.warnings:
+            said.append(
+                self._said(f"{state.warnings} LEAKS OR TAMPERING: exeat log --kind tamper --kind leak.found", _RED)
+            )
+        if state.asked:
+            said.append(self._said(f"{len(state.asked)} WAIT FOR A PERSON: exeat approvals", _YELLOW))
+        if state.odd:
+            said.append(
+                self._said(
+                    f"{state.odd} UNUSUAL OR TAINTED: exeat log --kind task.unusual --kind task.tainted", _YELLOW
+                )
+            )
+        if audited := sorted({visible(each.name) for each in tasks if each.audit and each.ended is None}):
+            said.append(self._said(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
+        return said
+
+    def _task(self, running: "Running", now: int) -> str:
+        attempts = running.attempts
+        cells = (
+            _age((running.ended or now) - running.since),
+            f"{attempts[Outcome.PASSED] + attempts[Outcome.WOULD_BLOCK]:,}",
+            f"{attempts[Outcome.BLOCKED]:,}",
+            f"{attempts[Outcome.FAILED]:,}",
+            _size(running.up),
+            _size(running.down),
+            f"{running.rate.at(now):.1f}",
+        )
+        marks = [mark for mark, there in (("ended", running.ended), ("audit", running.audit)) if there]
+        marks += [f"{running.warnings} leaks or tampering"] if running.warnings else []
+        line = self._row(visible(running.name), visible(running.id), cells, ", ".join(marks))
+        return self._said(line, _DIM if running.ended else _RED if running.warnings else 0)
+
+    def _row(self, name: str, ident: str, cells: tuple[str, ...], marks: str) -> str:
+        parts = [padded(fitted(name, _NAME), _NAME)]
+        if self.columns >= _NARROW:
+            parts.append(padded(fitted(ident, _ID), _ID))
+        return "  ".join([*parts, *(f"{cell:>{_CELL}}" for cell in cells), marks]).rstrip()
+
+    def _said(self, line: str, colour: int = 0) -> str:
+        line = fitted(line, self.columns)
+        return f"\x1b[{colour}m{line}\x1b[0m" if self.coloured and colour else line
+
+
+_WORDS: Final = {
+    Outcome.PASSED: "allowed",
+    Outcome.BLOCKED: "blocked",
+    Outcome.WOULD_BLOCK: "only audited",
+    Outcome.FAILED: "failed",
+}
+
+
+def _size(count: float) -> str:
+    for unit in _UNITS:
+        if count < 1000 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == _UNITS[0] else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _age(span: int) -> str:
+    seconds = max(0, span // _NS)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d"
