@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.approvals import acknowledgements, approvers, start
-from enforcer.approvals.notifications import Telling, Threads
+from enforcer.approvals.notifications import Notifications, Threads
 from enforcer.journal import signing
 from enforcer.journal.keeper import Keeper
 from enforcer.system import state
@@ -85,7 +85,7 @@ class App:
         self.replies: dict[Hashable, Callable[[Reply], None]] = {}
         self.makers: dict[str, Callable[[dict[str, object]], None]] = {}  # who made the sandbox of a task, by its run
         self.watchers: set[Callable[[dict[str, object]], None]] = set()
-        self._telling = Telling(people, self._threads, say)
+        self._telling = Notifications(people, self._threads, say)
         try:
             self._store_place = people.store
             store = _opened(people.store, start.store_path(directory))
@@ -123,7 +123,7 @@ class App:
             self._seen = approvers.looked_at(self._file)
             self.registry.people = people = self._people()
             self._telling.close()
-            self._telling = Telling(people, self._threads, self._say)
+            self._telling = Notifications(people, self._threads, self._say)
             if people.store != self._store_place:
                 self._say(f"`{self._file}` names another store; it is used when the registry begins anew")
         due = self.registry.next_due()

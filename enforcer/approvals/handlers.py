@@ -30,14 +30,14 @@ _NEVER: Final = 1e18  # seconds since 1970
 
 
 class Cannot(Exception):  # noqa: N818  what it says
-    """What was asked can't be done; the text is for whoever asked. `status`: what a command ends with."""
+    """What was asked can't be done; the text is for the caller. `status`: what a command ends with."""
 
     def __init__(self, why: str, status: int = 1) -> None:
         super().__init__(why)
         self.status = status
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """One request: who asks, what, and where the answer goes."""
 
     app: "App"
@@ -48,7 +48,7 @@ class Asked(NamedTuple):
     ours: bool = True  # asked by the user whose registry this is
 
     @classmethod
-    def by(cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "Line") -> "Asked":
+    def by(cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "Line") -> "Request":
         """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
         ours = peer.uid == os.geteuid()
         people, token = app.registry.people, said.pop("token", None)
@@ -87,12 +87,12 @@ def _because(app: "App", ours: bool) -> str:  # noqa: FBT001
     return f"; {app.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
 
 
-async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -> None:
+async def _listed(request: Request, states: "Iterable[State]", since: float = 0.0) -> None:
     """List questions, the first first, a batch a packet, as they are taken."""
-    registry = asked.app.registry
+    registry = request.app.registry
     after = (since, "")
     wanted = tuple(states)
-    while not asked.line.closed:
+    while not request.line.closed:
         async with registry.store.reading() as rows:
             batch = await queries.listed(rows, wanted, after, _BATCH)
             found = []
@@ -100,28 +100,28 @@ async def _listed(asked: Asked, states: "Iterable[State]", since: float = 0.0) -
                 task = await queries.task_of(rows, approval.task)
                 if task is not None:
                     found.append(await summary(rows, registry.people, approval, task))
-        broken = {"broken": asked.app.broken} if asked.ours and asked.app.broken else {}
-        asked.line.say({"answer": {"approvals": found, **broken}})
-        await asked.line.drained()
+        broken = {"broken": request.app.broken} if request.ours and request.app.broken else {}
+        request.line.say({"answer": {"approvals": found, **broken}})
+        await request.line.drained()
         if len(batch) < _BATCH:
             break
         after = (batch[-1].asked, batch[-1].id)
-    asked.line.finish()
+    request.line.finish()
 
 
-async def _list(asked: Asked) -> None:
-    await _listed(asked, (State.PENDING,))
+async def _list(request: Request) -> None:
+    await _listed(request, (State.PENDING,))
 
 
-async def _history(asked: Asked) -> None:
-    since = asked.said.get("since", 0)
-    await _listed(asked, (*_ENDED, State.PENDING), float(since) if isinstance(since, int | float) else 0.0)
+async def _history(request: Request) -> None:
+    since = request.said.get("since", 0)
+    await _listed(request, (*_ENDED, State.PENDING), float(since) if isinstance(since, int | float) else 0.0)
 
 
-async def _found(asked: Asked) -> "Approval":
+async def _found(request: Request) -> "Approval":
     """Return the question that is meant, by the beginning of its id. Raises Cannot."""
-    given = asked.text("id", _LONGEST_ID).lower()
-    async with asked.app.registry.store.reading() as rows:
+    given = request.text("id", _LONGEST_ID).lower()
+    async with request.app.registry.store.reading() as rows:
         found = await queries.beginning(rows, given) if given else []
         if len(found) > 1:
             found = [each for each in found if each.state is State.PENDING] or found
@@ -132,57 +132,57 @@ async def _found(asked: Asked) -> "Approval":
     raise Cannot(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists what waits")
 
 
-async def _show(asked: Asked) -> None:
-    approval = await _found(asked)
-    told = await asked.app.card(approval.id)
-    await asked.app.registry.seen(approval.id, asked.who)
-    asked.answer(told)
+async def _show(request: Request) -> None:
+    approval = await _found(request)
+    told = await request.app.card(approval.id)
+    await request.app.registry.seen(approval.id, request.who)
+    request.answer(told)
 
 
-async def _answer(asked: Asked) -> None:
-    approval = await _found(asked)
-    vote = _VOTES.get(str(asked.said.get("vote")))
+async def _answer(request: Request) -> None:
+    approval = await _found(request)
+    vote = _VOTES.get(str(request.said.get("vote")))
     if vote is None:
         raise Cannot("an answer is `approve` or `reject`", _MISUSE)
-    words = asked.said.get("for", [])
+    words = request.said.get("for", [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise Cannot("`for` is a list of texts", _MISUSE)
     try:
-        offer = Offer.parse(words, asked.text("covers", 32))
+        offer = Offer.parse(words, request.text("covers", 32))
     except ValueError as error:
         raise Cannot(str(error), _MISUSE) from error
-    said = Said(asked.who, vote, offer, asked.text("why", _LONGEST_WHY), asked.text("as_rule", 512))
+    said = Said(request.who, vote, offer, request.text("why", _LONGEST_WHY), request.text("as_rule", 512))
     try:
-        decided = await asked.app.registry.decide(approval.id, said)
+        decided = await request.app.registry.decide(approval.id, said)
     except Refused as refused:
-        raise Cannot(f"{approval.id}: {refused}{_because(asked.app, asked.ours)}") from refused
+        raise Cannot(f"{approval.id}: {refused}{_because(request.app, request.ours)}") from refused
     except JournalFailed as error:
         raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
-    asked.answer(
+    request.answer(
         {
             "id": approval.id,
             "state": decided.approval.state,
             "final": decided.final,
-            "by": asked.who.name,
+            "by": request.who.name,
             "text": f"{approval.id}: {decided.text}",
             "grants": [grant.id for grant in decided.grants],
         }
     )
 
 
-async def _revoke(asked: Asked) -> None:
+async def _revoke(request: Request) -> None:
     try:
-        text = await asked.app.registry.revoke(
-            asked.text("grant", _LONGEST_ID).lower(), asked.who, asked.text("why", _LONGEST_WHY)
+        text = await request.app.registry.revoke(
+            request.text("grant", _LONGEST_ID).lower(), request.who, request.text("why", _LONGEST_WHY)
         )
     except Refused as refused:
         raise Cannot(str(refused)) from refused
-    asked.answer({"text": text})
+    request.answer({"text": text})
 
 
-async def _watch(asked: Asked) -> None:
+async def _watch(request: Request) -> None:
     """Tell of everything from now on, what waits already first, until whoever watches has enough."""
-    line, app = asked.line, asked.app
+    line, app = request.line, request.app
 
     def tell(told: dict[str, object]) -> None:
         if line.closed:
@@ -195,74 +195,74 @@ async def _watch(asked: Asked) -> None:
     app.watchers.add(tell)
     for approval in pending:
         tell(await app.card(approval.id))
-        await app.registry.seen(approval.id, asked.who)
+        await app.registry.seen(approval.id, request.who)
         await line.drained()
 
 
-async def _status(asked: Asked) -> None:
-    async with asked.app.registry.store.reading() as rows:
+async def _status(request: Request) -> None:
+    async with request.app.registry.store.reading() as rows:
         pending = await queries.counted(rows)
-    asked.answer(
+    request.answer(
         {
             "pid": os.getpid(),
             "uid": os.geteuid(),
-            "socket": str(start.own_socket(asked.app.directory)),
-            "gates": asked.server.gates,
+            "socket": str(start.own_socket(request.app.directory)),
+            "gates": request.server.gates,
             "pending": pending,
-            "people": len(asked.app.registry.people.people),
-            "file": asked.app.registry.people.file,
-            "broken": asked.app.broken,
-            "told": asked.app.standing(asked.server.told),
+            "people": len(request.app.registry.people.people),
+            "file": request.app.registry.people.file,
+            "broken": request.app.broken,
+            "told": request.app.standing(request.server.told),
         }
     )
 
 
-async def _tasks(asked: Asked) -> None:
+async def _tasks(request: Request) -> None:
     """Say of each task that has a gate here what it waits for, and whether it has read from strangers."""
     found = []
-    registry = asked.app.registry
+    registry = request.app.registry
     async with registry.store.reading() as rows:
-        for task in asked.server.tasks:
+        for task in request.server.tasks:
             pending, tainted = await queries.counted(rows, task), await queries.taints(rows, task, 1)
             found.append({"task": task, "pending": pending, "tainted": bool(tainted)})
     for at in range(0, len(found) or 1, _BATCH):
-        asked.line.say({"answer": {"tasks": found[at : at + _BATCH]}})
-    asked.line.finish()
+        request.line.say({"answer": {"tasks": found[at : at + _BATCH]}})
+    request.line.finish()
 
 
-async def _ack(asked: Asked) -> None:
-    events = asked.said.get("events")
+async def _ack(request: Request) -> None:
+    events = request.said.get("events")
     if not isinstance(events, list):
         raise Cannot("`events` is a list of ids", _MISUSE)
-    registry, recorder = asked.app.registry, asked.app.journals.recorder(None)
+    registry, recorder = request.app.registry, request.app.journals.recorder(None)
     try:
         for event in events[: acknowledgements.MOST]:
             if isinstance(event, str) and instant_of(event) is not None:
-                recorder.looked_at(event, asked.who.name)
+                recorder.looked_at(event, request.who.name)
         new = await acknowledgements.acknowledge(
-            registry.store, list(map(str, events)), asked.who.name, registry.clock.now()
+            registry.store, list(map(str, events)), request.who.name, registry.clock.now()
         )
     except ValueError as error:
         raise Cannot(str(error), _MISUSE) from error
     except JournalFailed as error:
         raise Cannot(f"this can't be told in the journal, so it doesn't count: {error}", 125) from error
-    asked.answer({"new": new})
+    request.answer({"new": new})
 
 
-async def _acks(asked: Asked) -> None:
+async def _acks(request: Request) -> None:
     after = ""
-    while not asked.line.closed:
-        found = await acknowledgements.acknowledged(asked.app.registry.store, after)
+    while not request.line.closed:
+        found = await acknowledgements.acknowledged(request.app.registry.store, after)
         acks = [{"event": ack.event, "by": ack.person, "at": ack.at} for ack in found]
-        asked.line.say({"answer": {"acks": acks}})
-        await asked.line.drained()
+        request.line.say({"answer": {"acks": acks}})
+        await request.line.drained()
         if not found:
             break
         after = found[-1].event
-    asked.line.finish()
+    request.line.finish()
 
 
-REQUESTS: Final[Mapping[str, Callable[[Asked], Awaitable[None]]]] = {
+REQUESTS: Final[Mapping[str, Callable[[Request], Awaitable[None]]]] = {
     "list": _list,
     "history": _history,
     "show": _show,

@@ -214,7 +214,7 @@ class Reviewed(NamedTuple):
     why: str
 
 
-class Telling:
+class Notifications:
     """Everybody who is told. Made anew when approvers.yaml changes; `say` is told what an admin should know."""
 
     def __init__(self, people: "People", threads: Threads, say: Callable[[str], None]) -> None:

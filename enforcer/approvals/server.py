@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from enforcer.approvals import connections, start
 from enforcer.approvals.client import VERSION
 from enforcer.approvals.connections import Gate, Line
-from enforcer.approvals.handlers import REQUESTS, Asked, Cannot
+from enforcer.approvals.handlers import REQUESTS, Cannot, Request
 from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import Hello, read_introduction
@@ -204,12 +204,12 @@ class Server:
     async def _answer(self, line: Line, peer: connections.Peer, said: dict[str, object]) -> None:
         """Do what is asked, and answer."""
         try:
-            asked = Asked.by(self._app, self, peer, said, line)
+            request = Request.by(self._app, self, peer, said, line)
             does = REQUESTS.get(str(said.get("what")))
             if does is None:
                 self._fail(line, "this asks for nothing that there is", _MISUSE)
             else:
-                await does(asked)
+                await does(request)
         except Cannot as cannot:
             self._fail(line, str(cannot), cannot.status)
         except StoreError as error:

@@ -16,7 +16,7 @@ from proxy.approvals.model import State, Task
 from proxy.approvals.protocol import Answer, Granted, Over, Pending, Reply, Result
 from proxy.approvals.recording import Recorders
 from proxy.approvals.store import Store, StoreError
-from proxy.approvals.submit import Asked, Rates, is_told
+from proxy.approvals.submit import RateLimits, Submitter, is_told
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Link:
     grants: set[str] = field(default_factory=set)  # that its worker was told of
 
 
-class Waiting:
+class Waiters:
     """All links and all waiters."""
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class News(NamedTuple):
     here: bool = True  # no: another host's registry did it, and has told its receivers
 
 
-class Holding:
+class PendingApprovals:
     """The part of a registry that knows who waits. `Registry` says how it is used."""
 
     def __init__(
@@ -161,13 +161,13 @@ class Holding:
         self.people = people  # swapped whole when its file has changed
         self.clock = clock or Clock()
         self.news = news
-        self.asked = Asked(recorders)
-        self.rates = Rates()  # of wishes
-        self.strays = Rates()  # of looks at what is another's, as far as they are told
+        self.asked = Submitter(recorders)
+        self.rates = RateLimits()  # of wishes
+        self.strays = RateLimits()  # of looks at what is another's, as far as they are told
         self.turn = asyncio.Lock()  # of whoever writes, or changes who waits
         self._record = recorders
         self._reply = reply
-        self._waiting = Waiting()
+        self._waiting = Waiters()
         self._superseded: list[Approval] = []  # questions, of which nobody was told yet
         self._hearing: set[asyncio.Task[None]] = set()
         self._next_end: float | None = 0.0  # of a question or a grant; 0: nobody has looked

@@ -15,7 +15,7 @@ from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.model import Approval, Task
-    from proxy.approvals.pending import Holding, Link
+    from proxy.approvals.pending import Link, PendingApprovals
     from proxy.approvals.store import Rows
     from proxy.approvals.submit import Put
 
@@ -30,7 +30,7 @@ _STANDING: Final = {
 }
 
 
-async def wish(registry: "Holding", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
+async def wish(registry: "PendingApprovals", link: "Link", said: Wish) -> "tuple[WishState, Put | None]":
     """Put what an agent asks for, or say why that makes no sense. With the turn."""
     line = said.attempt.question.line()
     if said.attempt.verdict in {Verdict.ALLOW, Verdict.FLAG}:
@@ -50,7 +50,7 @@ async def wish(registry: "Holding", link: "Link", said: Wish) -> "tuple[WishStat
         return WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment"), None
 
 
-async def look(registry: "Holding", link: "Link", id_: str) -> WishState:
+async def look(registry: "PendingApprovals", link: "Link", id_: str) -> WishState:
     """Say what became of a question of this task; of another's nothing is known."""
     try:
         async with registry.store.reading() as rows:
@@ -65,7 +65,7 @@ async def look(registry: "Holding", link: "Link", id_: str) -> WishState:
 
 
 async def _put(
-    registry: "Holding", rows: "Rows", link: "Link", said: Wish, kind: WishKind
+    registry: "PendingApprovals", rows: "Rows", link: "Link", said: Wish, kind: WishKind
 ) -> "tuple[WishState, Put | None]":
     now = await registry.now(rows)
     task = await queries.task_of(rows, link.task.id)
@@ -78,7 +78,7 @@ async def _put(
 
 
 async def _put_to(  # noqa: PLR0917
-    registry: "Holding", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
+    registry: "PendingApprovals", rows: "Rows", task: "Task", said: Wish, kind: WishKind, now: float, leaving: int
 ) -> "tuple[WishState, Put | None]":
     question = said.attempt.question
     if question.rules:

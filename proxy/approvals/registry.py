@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.approvals import approval_card, lifecycle, pre_request, queries, votes
 from proxy.approvals.approval_card import Card
 from proxy.approvals.model import State, Task
-from proxy.approvals.pending import TROUBLE, Holding, Link, News, Waiter
+from proxy.approvals.pending import TROUBLE, Link, News, PendingApprovals, Waiter
 from proxy.approvals.protocol import (
     Answer,
     Ask,
@@ -47,7 +47,7 @@ _TIDY: Final = 3600.0  # seconds between looks for what is old
 _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up here; the journal keeps it longer
 
 
-class Registry(Holding):
+class Registry(PendingApprovals):
     """See the module. A `connection` is whatever tells one pair of sockets from another."""
 
     async def open(self) -> None:

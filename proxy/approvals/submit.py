@@ -52,7 +52,7 @@ class Floods:
         self._under_way.discard(whose)
 
 
-class Rates:
+class RateLimits:
     """How often each task may wish: ten at once, and then two a minute."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Rates:
         self._buckets.pop(task, None)
 
 
-class Asked:
+class Submitter:
     """Puts questions. `alert` is called with a sentence once a flood."""
 
     def __init__(self, record: "Recorders") -> None:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from enforcer.approvals import notifications
-from enforcer.approvals.notifications import Receiver, Telling, Threads
+from enforcer.approvals.notifications import Notifications, Receiver, Threads
 from proxy.approvals.model import Vote
 from proxy.approvals.people import Notice, People, Reviewer, Secret
 
@@ -72,7 +72,7 @@ def told(people, until, text="text"):
 
     async def tell():
         threads = Threads()
-        telling_ = Telling(people, threads, said.append)
+        telling_ = Notifications(people, threads, said.append)
         telling_.asked(CARD, text, "a")
         await so(lambda: until(said))
         telling_.close()
@@ -246,7 +246,7 @@ def test_what_a_program_that_reviews_says(case):
         threads = Threads()
         reviewer = Reviewer("linter", (), command=("/bin/sh", "-c", script), timeout=0.3 if case == "hangs" else 60.0)
         try:
-            return await Telling(People(), threads, said.append).review(reviewer, CARD, "a")
+            return await Notifications(People(), threads, said.append).review(reviewer, CARD, "a")
         finally:
             threads.close()
 
@@ -262,7 +262,9 @@ def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
         async def review():
             threads = Threads()
             try:
-                return await Telling(People(), threads, print).review(Reviewer("far", (), webhook=there.url), CARD, "a")
+                return await Notifications(People(), threads, print).review(
+                    Reviewer("far", (), webhook=there.url), CARD, "a"
+                )
             finally:
                 threads.close()
 
@@ -281,7 +283,7 @@ def test_a_webhook_that_reviews_is_made_once_and_not_in_every_questions_turn(mon
 
     async def review():
         threads = Threads()
-        telling_ = Telling(People(), threads, print)
+        telling_ = Notifications(People(), threads, print)
         for name in ("far", "near", "far"):
             await telling_.review(Reviewer(name, (), webhook=f"https://{name}.example/"), CARD, "a")
         threads.close()

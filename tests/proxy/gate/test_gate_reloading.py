@@ -9,6 +9,7 @@ import pytest
 from gate_harness import RAW, SPLICED, policy_of
 
 from proxy.dialing import proxy_auth
+from proxy.event_loop.slices import at_once
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.worker import policy_transfer
 from proxy.worker.reload import Reloading
@@ -97,7 +98,8 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
     tenant = Tenant("box", Task("1", "t"), before)
     tenant.meters = Part("meters")
     asyncio.run(test())
-    assert list(tenant.own.watch().take(b"geheimnis")) == ["the password for the upstream proxy"]
+    at_once((watch := tenant.own.watch()).taking(b"geheimnis"))
+    assert watch.found() == ["the password for the upstream proxy"]
     assert heard[:5] == [
         ("meters", "keep", True),
         ("recorder", "rules_loaded", True),
