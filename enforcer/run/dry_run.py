@@ -74,12 +74,12 @@ def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.Kept, ...]:
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
     """Return where changes would go that are reviewed, and what is protected of what is written directly."""
-    from enforcer.workspace import guarded
+    from enforcer.workspace import written_places
 
     is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
     changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""
     with contextlib.ExitStack() as opened:
-        places = [opened.enter_context(contextlib.closing(place)) for place in guarded.places(wanted)]
+        places = [opened.enter_context(contextlib.closing(place)) for place in written_places.guarded_places(wanted)]
         return changes, tuple(path for place in places for path in place.paths())
 
 

@@ -20,7 +20,7 @@ from enforcer.system import linux, state
 from enforcer.worker import confinement, credentials, trust
 from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
-from enforcer.workspace.task_workspace import Workspace
+from enforcer.workspace.written_places import Workspace
 from rules.sandbox import BoxUser
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from enforcer.run.supervise import Ended
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.workspace.task_workspace import Workspace
+    from enforcer.workspace.written_places import Workspace
 
 
 _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
@@ -168,7 +168,7 @@ def _workspace(  # noqa: PLR0917  all that it depends on
     fence: "ResourceLimits",
     made: contextlib.ExitStack,
 ) -> "Workspace":
-    from enforcer.workspace.task_workspace import Workspace
+    from enforcer.workspace.written_places import Workspace
 
     workspace = made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
     workspace.bound(fence.limits)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSets
 
 MODULES: Final = (
-    "enforcer.workspace.guarded",
+    "enforcer.workspace.written_places",
     "enforcer.workspace.review",
     "enforcer.workspace.snapshot",
     "enforcer.journal.signing",
@@ -59,7 +59,6 @@ MODULES: Final = (
     "enforcer.run.supervise",
     "enforcer.run.task",
     "enforcer.policy.watch",
-    "enforcer.workspace.task_workspace",
     "proxy.worker.policy_transfer",
     "proxy.telemetry.encoding",
     "proxy.telemetry.masking",

@@ -40,6 +40,8 @@ _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 _OF_GIT: Final = ("config", "commondir")
 _AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
 _ANY: Final = ("*", "**")
+# A name that differs from such a one by more than capitals is another on every file system (`name_aliases`)
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]")
 
 
 class Guard:
@@ -80,6 +82,7 @@ class Guard:
         for glob in (*globs, *also):
             first, *rest = glob.rstrip("/").split("/")
             self._globs.setdefault(first, []).append(rest)
+        self._plain = frozenset(filter(_PLAIN.fullmatch, self._globs))
         self._starred = frozenset(first for first in self._globs if "*" in first and first not in _ANY)
         self._submodules: dict[str, Entry] | None = None
         self._before: dict[str, Entry] = {}
@@ -236,15 +239,34 @@ class Guard:
 
     def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
         """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for."""
+        names = self._names_at_top()
         for first in self._globs:
             if first in _ANY:
                 yield first, "", None
-            elif first not in self._starred and (entry := self._entry(first)) is not None:
+            elif first in self._starred or (names is not None and first in self._plain and first.lower() not in names):
+                continue
+            elif (entry := self._entry(first)) is not None:
                 yield first, first, entry
         for name, entry in self._entries(TOP) if self._starred else ():
             if _matching(self._starred).fullmatch(name):
                 matched = (first for first in self._starred if _matching(frozenset([first])).fullmatch(name))
                 yield from ((first, name, entry) for first in matched)
+
+    def _names_at_top(self) -> frozenset[str] | None:
+        """Return the names at the top in lower case, so that few of the globs are looked up one by one.
+
+        None: each has to be, as the names are very many, can't be listed, or could be others' by another spelling.
+        """
+        try:
+            directory = self._tree.directory(TOP)
+        except OSError:
+            return None
+        try:
+            with os.scandir(directory) as entries:
+                names = [entry.name for entry in islice(entries, _MOST + 1)]
+        finally:
+            os.close(directory)
+        return frozenset(map(str.lower, names)) if len(names) <= _MOST and "".join(names).isascii() else None
 
     def _dots(self, *, deep: bool = True) -> list[str]:
         """Return where repositories are that Git goes into by itself, and those below as of the start."""

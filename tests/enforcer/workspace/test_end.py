@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.workspace import task_workspace
+from enforcer.workspace import written_places
 from enforcer.workspace.guard import Guard
 from rules.sandbox import WorkspaceMode
 from tests import harness
@@ -50,7 +50,7 @@ class Whole:
         box = SimpleNamespace(workspace=WorkspaceMode.DIRECT, protected=("deploy/**/*.yaml", "*/x.conf"))
         self.work = work
         (work / "there").mkdir()
-        self.it = task_workspace.Workspace(
+        self.it = written_places.Workspace(
             SimpleNamespace(box=box, workspace=str(work), write=(), homes=None, shown=()), None, None, None
         )
         for name in (".envrc", ".vscode/tasks.json", "there/x.conf", "deploy/a.yaml"):

@@ -1,5 +1,6 @@
 """Protected files of a workspace that a task writes directly: which are found, which are covered, what is noticed."""
 
+import contextlib
 import os
 import re
 import stat
@@ -375,3 +376,16 @@ def test_the_lists_of_what_is_protected_are_in_order():
             assert category.sources, category.name
             assert [glob for glob in category.globs if glob != os.path.normpath(glob) or glob[0] in "/~"] == []
             assert len({*category.globs}) == len(category.globs), category.name
+
+
+@pytest.mark.parametrize("beside", ["a.txt", "\u00e9", "*"])  # plain names, one that isn't ASCII, very many
+def test_a_protected_file_is_found_by_a_look_at_all_names_and_by_one_at_each(tmp_path, beside):
+    for number in range(1200 if beside == "*" else 1):
+        (tmp_path / f"{beside.strip('*')}{number}").touch()
+    (tmp_path / ".envrc").touch()
+    with contextlib.closing(Guard(str(tmp_path), (*directly(()), "Deploy.", "mine"))) as guard:
+        assert guard.paths() == (str(tmp_path / ".envrc"),)
+        (tmp_path / ".envrc").write_text("echo a")
+        for name in (".vscode", "mine", "Deploy.", "HEAD"):
+            (tmp_path / name).touch()
+        assert guard.changed() == sorted([".envrc", ".vscode", "mine", "Deploy.", "HEAD"])
