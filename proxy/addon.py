@@ -30,10 +30,8 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.gate.block_page import Refusal, page
-from proxy.inspection.messages import head_of, response_of
-from proxy.inspection.responses import body_length
-from proxy.inspection.roots import bundle_path
-from proxy.inspection.standalone import Desk, Visitor, kill, streaming, too_long_to_refuse
+from proxy.inspection.messages import body_length, head_of, response_of
+from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from proxy.certificates.leaves import Leaves
     from proxy.dialing.dial import Dialer
     from proxy.gate.admitted import Admitted
-    from proxy.inspection.contexts import FarContexts
     from proxy.inspection.engine import Engine
+    from proxy.inspection.tls import FarContexts
     from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
 
@@ -34,7 +34,7 @@ class Roots:
     def far(self) -> "FarContexts":
         """Return what is made of them, once somebody needs it. Raises TrustError."""
         if self._far is None:
-            from proxy.inspection.contexts import FarContexts
+            from proxy.inspection.tls import FarContexts
 
             self._far = FarContexts(self._pem)
         return self._far

@@ -1,31 +1,41 @@
-"""What mitmproxy's layers are given to work in: fixed options, and a context that is cheap to fork.
+"""What the parts of an inspected connection share: its two ends, events, fixed options, and how much it may keep.
 
 mitmproxy's own options copy and check a value whenever it is read, and its context makes a connection with a new UUID
 only to throw it away; both happen several times a request.
+
+Each connection's buffers and windows are bounded, but a tenant may have thousands of connections, and each may ask for
+something large and read none of it: then the machine's memory would end, and the kernel ends other tenants' tasks first
+(invariant 11). So there is an account (`Room`): beyond `TIGHT` a connection whose client reads too little is read for
+less, and beyond `MOST` those that keep most end. It must never let what was counted once be forgotten about.
 """
 
 import itertools
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, Protocol, Self, cast
 
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.http import HTTPFlow
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.mode_specs import ProxyMode, RegularMode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from datetime import date
 
     from mitmproxy.options import Options
 
     from proxy.dialing.connecting import Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
     from proxy.inspection.judging import Place
     from proxy.inspection.session import Session
+    from proxy.inspection.stream import Stream
+    from proxy.inspection.tls import FarContexts, NearContexts, Spoken
     from rules.attempt import Request
     from rules.matching.policy import Policy
+    from rules.verdicts import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +160,124 @@ def flow_of(client: Near, server: Far) -> HTTPFlow:
         _backup=None,
     )  # fmt: skip
     return flow
+
+
+class Checkpoint(commands.Command):
+    """A point in the middle of long work: the conversation may go on from here in its next turn (`slices`)."""
+
+
+class ClientEnded(HttpEvent):
+    """A client has ended its side behind a whole request, and may still wait for the answer."""
+
+
+class Broken(events.ConnectionEvent):
+    """The TLS of a connection broke: nothing more can be read, and what came may not be all."""
+
+
+class Relieved(events.Event):
+    """What couldn't be sent before can be now: give back the credit that was withheld for it."""
+
+
+class Unspoken(events.Event):
+    """The client has ended its handshake and said nothing since: it waits for its server to speak first."""
+
+
+class Decided(events.Event):
+    """A request is decided."""
+
+    def __init__(self, stream: "Stream") -> None:
+        self.stream = stream
+
+
+class Opened(events.Event):
+    """A connection to the internet is there, or `problem` says why it isn't."""
+
+    def __init__(self, server: "Far", problem: str | None) -> None:
+        self.server = server
+        self.problem = problem
+
+
+class Revoked(events.Event):
+    """Other rules are in force, and they don't let these requests (ids of their flows) out."""
+
+    def __init__(self, flows: "frozenset[str]") -> None:
+        self.flows = flows
+
+
+class Failure(str):
+    """Why a connection to the internet didn't come about. A string, because that is what mitmproxy's layers pass on."""
+
+    __slots__ = ("reason",)
+    reason: "Reason"
+
+    def __new__(cls, reason: "Reason", detail: str) -> Self:
+        """Make one; `detail` is the text."""
+        failure = super().__new__(cls, detail)
+        failure.reason = reason
+        return failure
+
+
+MIB: Final = 1 << 20
+TIGHT: Final = 32 * MIB  # bytes; as much as spliced connections may keep (proxy.gate.splice)
+MOST: Final = 256 * MIB
+REQUEST: Final = 32 * 1024  # bytes that a request under way takes by itself, with what is held back to be looked at
+FIELD: Final = 128  # ... and each field of its head, beside its text
+
+
+class Keeper(Protocol):
+    """A connection that keeps something. `kept`: how much as far as was noted (bytes)."""
+
+    kept: int
+
+    def weigh(self) -> int:
+        """Return how much it keeps now."""
+
+    def overflow(self) -> None:
+        """End: there is no room for what it keeps. It leaves the room with that."""
+
+
+class Room:
+    """One tenant's room. For one thread."""
+
+    __slots__ = ("_keepers", "_most", "kept")
+
+    def __init__(self, keepers: "Callable[[], Collection[Keeper]]", most: int = MOST) -> None:
+        self._keepers = keepers
+        self._most = most
+        self.kept = 0  # bytes, of all
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether nothing more should be taken in for who doesn't read."""
+        return self.kept > min(TIGHT, self._most // 2)
+
+    def note(self, keeper: Keeper, kept: int) -> None:
+        """Take note of how much a connection keeps now; it may have to end for that, or another."""
+        self.kept += kept - keeper.kept
+        keeper.kept = kept
+        if self.kept > self._most:
+            self._make_room()
+
+    def leave(self, keeper: Keeper) -> None:
+        """Take note that a connection keeps nothing any more. Idempotent."""
+        self.kept -= keeper.kept
+        keeper.kept = 0
+
+    def _make_room(self) -> None:
+        """Weigh everything, as sockets take what waits for them unnoted; then end those that keep most.
+
+        A quarter is free afterwards, so what it takes to weigh them all is little beside what comes in until the next
+        time.
+        """
+        keepers = sorted(self._keepers(), key=_weighed, reverse=True)
+        self.kept = sum(keeper.kept for keeper in keepers)
+        for keeper in keepers:
+            if self.kept <= self._most * 3 // 4:
+                return
+            keeper.overflow()
+            self.leave(keeper)
+
+
+def _weighed(keeper: Keeper) -> int:
+    keeper.kept = keeper.weigh()
+    return keeper.kept

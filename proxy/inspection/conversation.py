@@ -19,13 +19,25 @@ from proxy.dialing.connecting import DialFailed
 from proxy.event_loop.closing import reset
 from proxy.event_loop.slices import Slice
 from proxy.gate.states import LIFETIME
-from proxy.inspection.context import Far, GateContext, Near, far, near
+from proxy.inspection.context import (
+    Broken,
+    Decided,
+    Failure,
+    Far,
+    GateContext,
+    Near,
+    Opened,
+    Relieved,
+    Revoked,
+    Unspoken,
+    far,
+    near,
+)
 from proxy.inspection.deciding import Requests, is_good
 from proxy.inspection.http import GateHttp
 from proxy.inspection.link import Link
-from proxy.inspection.relaying import is_relayed
+from proxy.inspection.messages import is_relayed
 from proxy.inspection.session import Session
-from proxy.inspection.signals import Broken, Decided, Failure, Opened, Relieved, Revoked, Unspoken
 from proxy.inspection.tls import FarTls, NearTls
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason

@@ -14,11 +14,10 @@ from proxy.dialing.connecting import DialFailed, written
 from proxy.dialing.preflight import approved, in_vain, refused
 from proxy.event_loop.slices import at_once, in_turns
 from proxy.gate.block_page import is_for_git
-from proxy.inspection.holding import Held, HeldBody, HeldPush
+from proxy.inspection.git import FEW_REFS, report
 from proxy.inspection.judging import unanswered, unclear, undialled
-from proxy.inspection.messages import head_of, offer_no_extensions, response_of, settle
-from proxy.inspection.pushes import FEW_REFS, report
-from proxy.inspection.relaying import relayed
+from proxy.inspection.messages import head_of, offer_no_extensions, relayed, response_of, settle
+from proxy.inspection.pending import Held, HeldBody, HeldPush
 from proxy.request.request_head import Unclear
 from rules.upstream import Via
 from rules.verdicts import Reason

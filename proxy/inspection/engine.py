@@ -14,11 +14,10 @@ from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.rounds import EVERY
-from proxy.inspection.context import Ends
-from proxy.inspection.contexts import FarContexts, NearContexts, Spoken
+from proxy.inspection.context import Ends, Room
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
-from proxy.inspection.room import Room
+from proxy.inspection.tls import FarContexts, NearContexts, Spoken
 from proxy.sandbox.descriptor_quota import Part
 from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Where

@@ -21,14 +21,25 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.brokering import Misused
-from proxy.inspection.context import Far, Near, far
-from proxy.inspection.contexts import HTTP2
+from proxy.inspection.context import (
+    FIELD,
+    REQUEST,
+    Checkpoint,
+    ClientEnded,
+    Decided,
+    Far,
+    Near,
+    Opened,
+    Relieved,
+    Revoked,
+    Unspoken,
+    far,
+)
 from proxy.inspection.http1 import HEADS_AT_ONCE, NOT_HTTP2, BackHttp1, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
-from proxy.inspection.room import FIELD, REQUEST
-from proxy.inspection.signals import Checkpoint, ClientEnded, Decided, Opened, Relieved, Revoked, Unspoken
 from proxy.inspection.stream import WAIT, Steps, Stream
+from proxy.inspection.tls import HTTP2
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -36,8 +47,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialing.connecting import Hop
-    from proxy.inspection.context import GateContext
-    from proxy.inspection.room import Room
+    from proxy.inspection.context import GateContext, Room
 
 type Turns = Generator[None]
 

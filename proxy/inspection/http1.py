@@ -35,9 +35,9 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.chunks import Chunks
+from proxy.inspection.context import ClientEnded
 from proxy.inspection.http1_heads import (
     UNREAD,
-    is_bodiless,
     is_chunked,
     is_informational,
     is_last,
@@ -45,10 +45,15 @@ from proxy.inspection.http1_heads import (
     response_heads,
     split_head,
 )
-from proxy.inspection.messages import closing, request_of
-from proxy.inspection.relaying import asked_of_proxy, is_relayed
-from proxy.inspection.responses import MOST_INFORMATIONAL, Unreadable
-from proxy.inspection.signals import ClientEnded
+from proxy.inspection.messages import (
+    MOST_INFORMATIONAL,
+    Unreadable,
+    asked_of_proxy,
+    closing,
+    is_bodiless,
+    is_relayed,
+    request_of,
+)
 from proxy.request.request_head import NOTHING, Head, Unclear, body_size
 from rules.verdicts import Reason
 

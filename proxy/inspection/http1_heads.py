@@ -224,8 +224,3 @@ def _options(fields: "tuple[Field, ...]") -> list[bytes]:
 def is_chunked(message: http.Message) -> bool:
     """Whether a message's body goes out in chunks."""
     return "chunked" in message.headers.get("transfer-encoding", "").lower()
-
-
-def is_bodiless(response: http.Response) -> bool:
-    """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
-    return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)

@@ -34,11 +34,10 @@ from mitmproxy.proxy.layers.http._http2 import (
 )
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
+from proxy.inspection.context import Checkpoint, Relieved
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
-from proxy.inspection.messages import request_of, response_with
-from proxy.inspection.responses import Unreadable
-from proxy.inspection.signals import Checkpoint, Relieved
+from proxy.inspection.messages import Unreadable, request_of, response_with
 from proxy.request.request_head import NOTHING, Head, Unclear
 from rules.verdicts import Reason
 

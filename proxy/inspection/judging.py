@@ -1,24 +1,25 @@
 """Whether one request may pass: its head is read, held against the name its connection was made for, and decided.
 
 Pure. The name comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
-before the rules hold under audit mode too.
+before the rules hold under audit mode too. A WebDAV request that names another path (RFC 4918 section 10.3) is decided
+by both: what is written there is no less asked for than the path of the request line.
 
 A request that is under way is decided again where other rules come into force, or another day (`standing`): what was
 read of it, its head and the refs of a push, and the address that it was sent to. What was checked before any rule was
 asked stays so.
 """
 
+import re
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals.request_builder import in_vain
 from proxy.dialing.connecting import written
-from proxy.inspection.gitpaths import git_request
-from proxy.inspection.pushes import all_refused, judge_push, together
-from proxy.inspection.second_paths import second_path
+from proxy.inspection.git import all_refused, git_request, judge_push, together
 from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
+from proxy.request.request_head import Unclear, read_authority, values
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.matching.judge import to_be_asked
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
     from proxy.dialing.connecting import DialFailed, Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.pushes import Judged
+    from proxy.inspection.git import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
     from proxy.sandbox.tenant import Tenant
@@ -37,6 +38,31 @@ if TYPE_CHECKING:
     from rules.limits import Limits
     from rules.matching.policy import Policy
     from rules.names import HostName
+
+
+_METHODS: Final = frozenset({"COPY", "MOVE"})
+# Simple-ref: an absolute URI, or a path (RFC 4918 section 8.3), in which `//` would begin a host
+_DESTINATION: Final = re.compile(r"(?:(https?)://([^/?#]+))?(/(?!/)[!-\"$-~]*)", re.IGNORECASE)
+_PORTS: Final = {"https": 443, "http": 80}
+
+
+def second_path(head: "Head", asked: "Asked", target: "HostName | Address", port: int, *, tls: bool) -> str | None:
+    """Return the path that a request names beside that of its request line; None: there is none. Raises Unclear."""
+    if asked.method not in _METHODS:
+        return None
+    named = values(head, b"destination")
+    if not named:
+        return None
+    match = _DESTINATION.fullmatch(named[0])
+    if match is None or len(named) > 1:
+        raise Unclear("its `Destination` is not one path of this host, or one URL")
+    scheme, authority, path = match.groups()
+    if scheme is not None:
+        host = read_authority(authority.encode(), _PORTS[scheme.lower()])
+        if host != (target, port) or (scheme.lower() == "https") is not tls:
+            raise Unclear("its `Destination` is at another host", Reason.NAME_MISMATCH)
+    return str(path)
+
 
 _WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page

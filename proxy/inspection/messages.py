@@ -1,19 +1,32 @@
-"""mitmproxy's messages, made and looked into without its overheads.
+"""Messages of HTTP: made without mitmproxy's overheads, what can't be passed on of them, and what a proxy is sent.
 
-Its constructors check every field's type by reflection, and its headers go through all fields, decoding each, whenever
-one is asked for: together a quarter of what a request costs. What is made here is the same to everything that reads it.
+mitmproxy's constructors check every field's type by reflection, and its headers go through all fields, decoding each,
+whenever one is asked for. What is made here is the same to everything that reads it.
+
+By way of a company's HTTP proxy, HTTP in the clear says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would
+do, but proxies often allow that to port 443 alone. The request that the proxy sees is a copy for the wire: it names
+the place that was decided on, whatever its client wrote, and what the proxy is told about who we are is in nothing
+else. Nothing that is between us and the proxy reaches either end.
 """
 
+import re
 import time
-from typing import TYPE_CHECKING, Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
 
 from mitmproxy import http
+from mitmproxy.net.http.validate import validate_headers
 
+from proxy.dialing.tunnel import credentials, unwelcome
 from proxy.request.request_head import Head, forwarded, without_upgrade
+from rules.attempt import Protocol
+from rules.upstream import Scheme, Via
 
 if TYPE_CHECKING:
+    from proxy.dialing.connecting import Hop
     from proxy.gate.block_page import Page
-    from proxy.inspection.judging import Place
+    from proxy.inspection.context import Far
+    from proxy.inspection.judging import Place, Ruling
     from proxy.request.request_head import Asked, Field
 
 
@@ -135,3 +148,131 @@ def offer_no_extensions(request: http.Request) -> None:
     """Have a WebSocket's messages sent as they are: a server agrees to nothing else then (RFC 6455 section 9.1)."""
     headers = request.data.headers
     headers.fields = tuple(field for field in headers.fields if field[0].lower() != b"sec-websocket-extensions")
+
+
+_SPLITS: Final = re.compile(rb"[\0\r\n]")  # never in a value (RFC 9110 section 5.5), whatever HTTP/1 makes of it
+_LAST_STATUS: Final = 999
+# Of a connection, not of the response (RFC 9110 section 7.6.1), or of a body: an informational response has none
+_NOT_INFORMATIONAL: Final = frozenset({
+    b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"content-length", b"transfer-encoding",
+})  # fmt: skip
+MOST_INFORMATIONAL: Final = 100  # responses (and empty lines, in HTTP/1) before a final one: each costs time
+
+
+class Unreadable(str):
+    """What is wrong with a server's response: whoever runs the server has to mend it."""
+
+    __slots__ = ()
+
+
+def advice_on_unreadable(place: "Place") -> str:
+    """Say what helps where a server's response can't be passed on."""
+    unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
+    return (
+        "whoever runs the server can have it answer as RFC 9110 to 9113 say; "
+        f"an admin can let the connection through unread, by a rule with {unread}"
+    )
+
+
+def announced(response: "http.Response") -> "http.Response":
+    """Return an informational response with what is meant for its client, and no more."""
+    fields = response.headers.fields
+    response.headers.fields = tuple(field for field in fields if field[0].lower() not in _NOT_INFORMATIONAL)
+    return response
+
+
+def has_no_body(request: "http.Request", response: "http.Response | None") -> bool:
+    """Whether a response is one of those that have no body (RFC 9110 section 6.4.1)."""
+    assert response
+    return request.method == "HEAD" or is_bodiless(response)
+
+
+def body_length(request: "http.Request", response: "http.Response") -> int | None:
+    """Return how many bytes the body has that is to come with a response; None: its head doesn't say."""
+    if has_no_body(request, response):
+        return 0
+    length = response.headers.get("content-length", "")
+    counts = length.isascii() and length.isdigit() and "transfer-encoding" not in response.headers
+    return int(length) if counts else None
+
+
+def ends_with_connection(request: "http.Request", response: "http.Response") -> bool:
+    """Whether the end of an HTTP/1 connection is the end of a response's body (RFC 9112 section 6.3)."""
+    fields = response.headers
+    return not (has_no_body(request, response) or "content-length" in fields or "transfer-encoding" in fields)
+
+
+def what_is_wrong(response: "http.Response") -> str | None:
+    """Return why a response, informational or final, can't be passed on."""
+    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        return "it switches to a protocol that nobody asked for"
+    if not HTTPStatus.CONTINUE <= response.status_code <= _LAST_STATUS:
+        return "its status is not one of a response"
+    if _SPLITS.search(b"".join([value for _, value in response.headers.fields])):
+        return "a header's value has a line break in it"
+    try:
+        validate_headers(response)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def is_bodiless(response: http.Response) -> bool:
+    """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
+    return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+# What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
+_PROXYS: Final = frozenset(
+    {b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"proxy-connection"}
+)
+# What marks an error page as the proxy's own. Some quote the request that failed, the password with it (CVE-2025-62168)
+_OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
+_ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
+
+
+def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[Hop, ...]":
+    """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
+
+    What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
+    """
+    if not found or not isinstance(found[0], Via) or ruling.asked is None or ruling.attempt is None:
+        return found
+    clear = ruling.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
+    ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)
+    return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
+
+
+def is_relayed(server: "Far") -> bool:
+    """Whether a connection leads to a proxy itself, not through it."""
+    return isinstance(server.dialled, Via) and server.dialled.relayed
+
+
+def asked_of_proxy(request: "http.Request", place: "Place", server: "Far") -> "http.Request":
+    """Return a request as the proxy is sent it."""
+    head = head_of(request)
+    fields = tuple(
+        (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
+        for name, value in head.fields
+        if name.lower() not in _PROXYS
+    )
+    if server.login is not None:
+        fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
+    asked = request_of(head)
+    asked.data.host, asked.data.port = request.data.host, request.data.port
+    asked.data.scheme, asked.data.authority = b"http", place.authority
+    if asked.data.path == b"*":
+        asked.data.path = b""  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
+    asked.data.headers = QuickHeaders(fields)
+    return asked
+
+
+def answered_by_proxy(response: "http.Response", server: "Far") -> str | None:
+    """Take out of a response what is the proxy's; returns why it is none for a client, who can't log in there."""
+    if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return f"the proxy `{server.dialled}`: {unwelcome(server.login)}"
+    data = response.data
+    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in data.headers.fields):
+        return f"the proxy `{server.dialled}`: it answered {response.status_code} itself"
+    data.headers = QuickHeaders(tuple(field for field in data.headers.fields if field[0].lower() not in _PROXYS))
+    return None

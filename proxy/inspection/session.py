@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from proxy.dlp.head_scan import shown as shown_of
 from proxy.gate.block_page import Page, Refusal, page
-from proxy.inspection.exchange import Exchange
 from proxy.inspection.judging import (
     Looks,
     Place,
@@ -24,8 +23,8 @@ from proxy.inspection.judging import (
     unclear,
 )
 from proxy.inspection.leaking import NOT_LOOKED, Leaks, Looked, Outgoing, Seen
-from proxy.inspection.telling import Teller
-from proxy.inspection.waiting import Waitings
+from proxy.inspection.pending import Waitings
+from proxy.inspection.record import Exchange, Teller
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, too_costly, user_agent
 from proxy.sandbox.rule_limits import Connections, Exceeded, budgets, cut_by, exceeded
 from proxy.sandbox.tenant import UNNOTED
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.connecting import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.waiting import Waiting
+    from proxy.inspection.pending import Waiting
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
     from proxy.sandbox.rule_limits import Meter

@@ -6,6 +6,8 @@ Host of a plain request. It is then held to that as everywhere (invariant 3). No
 
 import asyncio
 import logging
+import os
+import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from proxy.inspection.leaking import Outgoing
     from rules.addresses import Address
     from rules.decision import Decision
+
 
 MOST_KEPT_BODY: Final = 1 << 20  # bytes: mitmproxy reads a refused request's body before it answers
 _NOTHING: Final[list[bytes]] = []  # an empty piece would be sent, and end a body that is sent in chunks
@@ -289,3 +292,20 @@ class Visitor:
         else:
             told = partial(session.leaking, flow.id, head)
             flow.request.stream = looking(exchange.may_send, outgoing, told, self._sever)
+
+
+# Every place where a distribution keeps its bundle (golang.org/src/crypto/x509/root_linux.go)
+BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+def bundle_path() -> str | None:
+    """Return the path of the host's bundle; None: there is none."""
+    own = ssl.get_default_verify_paths().cafile  # honours SSL_CERT_FILE
+    return next((path for path in (own, *BUNDLES) if path and os.path.isfile(path)), None)

@@ -31,23 +31,25 @@ from mitmproxy.proxy.layers.http._events import (
 
 from proxy.dlp.body_scan import Leaking
 from proxy.inspection.brokering import Brokering, Misused
-from proxy.inspection.context import flow_of
-from proxy.inspection.contexts import HTTP2
+from proxy.inspection.context import ClientEnded, Failure, Revoked, flow_of
 from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
 from proxy.inspection.http1_heads import is_informational
-from proxy.inspection.messages import head_of, head_of_response, response_of
-from proxy.inspection.relaying import answered_by_proxy, is_relayed
-from proxy.inspection.responses import (
+from proxy.inspection.messages import (
     MOST_INFORMATIONAL,
     Unreadable,
     advice_on_unreadable,
     announced,
+    answered_by_proxy,
     body_length,
     ends_with_connection,
     has_no_body,
+    head_of,
+    head_of_response,
+    is_relayed,
+    response_of,
     what_is_wrong,
 )
-from proxy.inspection.signals import ClientEnded, Failure, Revoked
+from proxy.inspection.tls import HTTP2
 from proxy.inspection.websocket import POLICY, Switched, agrees, close_frame
 from proxy.request.request_head import may_trail, values
 from rules.verdicts import Outcome, Reason
@@ -59,9 +61,9 @@ if TYPE_CHECKING:
     from proxy.dialing.connecting import Hop
     from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
-    from proxy.inspection.holding import Held
     from proxy.inspection.http import GateHttp
     from proxy.inspection.leaking import Outgoing
+    from proxy.inspection.pending import Held
     from proxy.request.request_head import Field
 
 type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage

@@ -1,4 +1,7 @@
-"""TLS of one TCP connection, ended here with our certificates and our checks, and closed properly.
+"""TLS of inspected connections, ended here with our certificates and our checks, and closed properly.
+
+Towards a sandbox with a leaf of our CA; towards the internet trusting the host. Making a context costs as much as a
+handshake, so they are kept. Nothing is read from a file: the worker has none.
 
 Sans I/O: what came in goes through `shake_hands` and `receive_data`, what goes out through `sealed` and `outgoing`. TLS
 in TLS never comes up: what is inside is HTTP or nothing. A clean end has a close_notify (RFC 8446 section 6.1), and a
@@ -10,16 +13,255 @@ answer; what goes wrong is raised by pyOpenSSL as ever, with what its callbacks 
 """
 
 import re
-from typing import TYPE_CHECKING, Final
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL import SSL
+from cryptography import x509
+from OpenSSL import SSL, crypto
 
-from proxy.inspection.contexts import FFI, HTTP1, HTTP2, LIB, distrust, wants_certificate
-from proxy.inspection.signals import Failure
+from proxy.inspection.context import Failure
+from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.certificates.leaves import Leaf, Leaves
     from proxy.inspection.context import Far, GateContext, Near
+    from proxy.inspection.judging import Place
+    from proxy.secrets import Identity
+    from rules.addresses import Address
+
+
+# What pyOpenSSL binds of OpenSSL and gives no name to: `test_mitmproxy_contract.py` holds it to that
+LIB: Final[Any] = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
+FFI: Final[Any] = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
+
+CONTEXTS: Final = 2048  # names; a few KB each
+TRUSTING: Final = 64  # sets of further roots; a few hundred KB each, for the host's own are in each
+HTTP1: Final = b"http/1.1"
+HTTP2: Final = b"h2"
+_OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
+_NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
+_CERTIFICATE_REQUEST: Final = b"SSLv3/TLS read server certificate request"  # SSL_state_string_long(3), in any version
+_LOOK_AGAIN: Final = 3600.0  # seconds after which a place is offered every key share again
+# What the internet is offered, the quantum-safe first: SSL_CTX_set1_groups_list(3), as OpenSSL has it by default. A
+# server that prefers another than the starred one, for which a key goes along, asks for that (RFC 8446 section 4.1.4).
+_FAR_GROUPS: Final = (
+    "?X25519MLKEM768:?SecP256r1MLKEM768 / ?X25519:?secp256r1 / ?X448:?secp384r1:?secp521r1 / ?ffdhe2048:?ffdhe3072"
+)
+_STARRED: Final = {
+    group.lower(): re.sub(rf"\?{group}\b", f"?*{group}", _FAR_GROUPS).encode()
+    for group in ("X25519MLKEM768", "X25519", "secp256r1", "secp384r1")
+}
+
+
+class TrustError(Exception):
+    """The host's trust store can't be used; the text says why."""
+
+
+@dataclass(slots=True)
+class Offer:
+    """What ALPN may select on one connection, for the callback that OpenSSL calls."""
+
+    protocols: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a server has asked for in a handshake, for the callback that OpenSSL calls."""
+
+    certificate: bool = False
+
+
+def wants_certificate(connection: SSL.Connection) -> bool:
+    """Whether the server has asked for a client certificate (RFC 8446 section 4.3.2)."""
+    asked: Asked = connection.get_app_data()
+    return asked.certificate
+
+
+class NearContexts:
+    """Contexts towards the sandboxes, one a name."""
+
+    def __init__(self, leaves: "Leaves") -> None:
+        self._leaves = leaves
+        self._kept: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
+
+    def connection(self, host: str, protocols: tuple[bytes, ...]) -> SSL.Connection:
+        """Return a connection that shows a leaf for `host` and speaks the first of `protocols` that a client offers.
+
+        A client that offers others gets none: it may still speak HTTP/1.1, and nothing else is read.
+        Raises NoLeafError.
+        """
+        leaf = self._leaves.usable(host)
+        kept = self._kept.get(host)
+        if kept is None or kept[0] is not leaf:
+            kept = self._kept[host] = (leaf, _near_context(leaf))
+            if len(self._kept) > CONTEXTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(host)
+        connection = SSL.Connection(kept[1])
+        connection.set_app_data(Offer(protocols))
+        connection.set_accept_state()
+        return connection
+
+
+class FarContexts:
+    """Contexts towards the internet: one that trusts as the host does, and those that trust more, for a rule's `ca`."""
+
+    def __init__(self, roots: bytes) -> None:
+        """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
+        self._roots = roots
+        self._context = _far_context(roots)
+        self._trusting: OrderedDict[tuple[bytes, ...], SSL.Context] = OrderedDict()
+
+    def connection(
+        self,
+        target: "HostName | Address",
+        protocols: tuple[bytes, ...],
+        authorities: tuple[bytes, ...] = (),
+        group: str = "",
+        identity: "Identity | None" = None,
+    ) -> SSL.Connection:
+        """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name.
+
+        The PEM files in `authorities` are trusted for it beside the host's own store. `group` is what it will choose to
+        agree on a key by, as far as is known: a key for each of the likely ones is half of what a ClientHello takes to
+        make. `identity` is shown to a server that asks for a client certificate. Raises TrustError.
+        """
+        if identity is not None:
+            context = identity.context(authorities, lambda: _far_context(self._roots, *authorities))
+        else:
+            context = self._trusts(authorities) if authorities else self._context
+        connection = SSL.Connection(context)
+        connection.set_app_data(Asked())
+        if (groups := _STARRED.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
+            raise TrustError("OpenSSL doesn't know the usual groups")
+        parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
+        flags = LIB.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | LIB.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        LIB.X509_VERIFY_PARAM_set_hostflags(parameters, flags)
+        if isinstance(target, HostName):
+            name = target.encode("ascii")
+            connection.set_tlsext_host_name(name)
+            ok = LIB.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+        else:  # RFC 6066 section 3: no literal addresses in SNI
+            ok = LIB.X509_VERIFY_PARAM_set1_ip(parameters, target.packed, len(target.packed))
+        if ok != 1:
+            raise TrustError("OpenSSL doesn't take the name to verify")
+        if protocols:
+            connection.set_alpn_protos(list(protocols))
+        connection.set_connect_state()
+        return connection
+
+    def _trusts(self, authorities: tuple[bytes, ...]) -> SSL.Context:
+        context = self._trusting.get(authorities)
+        if context is None:
+            context = self._trusting[authorities] = _far_context(self._roots, *authorities)
+            if len(self._trusting) > TRUSTING:
+                self._trusting.popitem(last=False)
+        self._trusting.move_to_end(authorities)
+        return context
+
+
+class Spoken:
+    """What places were found to speak, so that they are met the right way the next time. Bounded.
+
+    Those without HTTP/2: with it on one side only, every request of an HTTP/2 client costs a connection of its own. And
+    the group that they agreed on a key by.
+    """
+
+    def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._clock = clock
+        self._only_http1: OrderedDict[Place, None] = OrderedDict()
+        self._groups: OrderedDict[Place, tuple[str, float]] = OrderedDict()
+
+    def note(self, place: "Place", protocol: bytes | None) -> None:
+        """Remember what a place chose of both."""
+        self._only_http1.pop(place, None)
+        if protocol != HTTP2:
+            self._only_http1[place] = None
+            if len(self._only_http1) > CONTEXTS:
+                self._only_http1.popitem(last=False)
+
+    def offer(self, place: "Place") -> tuple[bytes, ...]:
+        """Return what to offer a client of this place."""
+        return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
+
+    def note_group(self, place: "Place", group: str | None) -> None:
+        """Remember by which group a place agreed on a key."""
+        known = self._groups.get(place)
+        group = (group or "").lower()
+        if known is None or known[0] != group:
+            self._groups[place] = group, self._clock() + _LOOK_AGAIN
+            if len(self._groups) > CONTEXTS:
+                self._groups.popitem(last=False)
+
+    def group(self, place: "Place") -> str:
+        """Return by which it will agree on one; empty: that isn't known, or was found out too long ago."""
+        group, until = self._groups.get(place, ("", 0.0))
+        if group and until < self._clock():
+            del self._groups[place]
+            return ""
+        return group
+
+
+def distrust(connection: SSL.Connection) -> str:
+    """Return what is wrong with the peer's certificate; empty: nothing, X509_V_OK (SSL_get_verify_result(3))."""
+    result = LIB.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
+    return str(FFI.string(LIB.X509_verify_cert_error_string(result)), "ascii") if result else ""
+
+
+def _context(method: int) -> SSL.Context:
+    """Return what both sides share: no resumption, so that no tenant's session is another's (invariant 11)."""
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(_OPTIONS | SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection: SSL_CTX_set_mode(3)
+    return context
+
+
+def _near_context(leaf: "Leaf") -> SSL.Context:
+    context = _context(SSL.TLS_SERVER_METHOD)
+    context.use_certificate(leaf.certificate)
+    context.use_privatekey(leaf.key)
+    context.set_alpn_select_callback(_select)
+    if LIB.SSL_CTX_set1_curves_list(context._context, _NEAR_GROUPS) != 1:  # noqa: SLF001
+        raise TrustError("OpenSSL doesn't know the usual groups")
+    return context
+
+
+def _far_context(*roots: bytes) -> SSL.Context:
+    context = _context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_PEER)
+    context.set_info_callback(_note)
+    store = context.get_cert_store()
+    assert store is not None
+    try:
+        for file in roots:
+            for certificate in x509.load_pem_x509_certificates(file) if file.strip() else ():
+                store.add_cert(crypto.X509.from_cryptography(certificate))
+    except (ValueError, SSL.Error, crypto.Error) as error:
+        raise TrustError(f"trusted certificates can't be read: {error}") from error
+    return context
+
+
+def _note(connection: SSL.Connection, _where: int, _result: int) -> None:
+    """Note a server's CertificateRequest: OpenSSL tells of it by no other way that pyOpenSSL has."""
+    if connection.get_state_string() == _CERTIFICATE_REQUEST:
+        connection.get_app_data().certificate = True
+
+
+def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """Choose what ALPN speaks (RFC 7301 section 3.2), by our order of preference."""
+    offer: Offer = connection.get_app_data()
+    for protocol in offer.protocols:
+        if protocol in offered:
+            return protocol
+    return SSL.NO_OVERLAPPING_PROTOCOLS
+
 
 # The alerts by which a peer says that our certificate is the trouble (RFC 8446 section 6.2), as OpenSSL words them
 _DISTRUST: Final = re.compile(

@@ -22,8 +22,7 @@ from mitmproxy.hooks import all_hooks
 from mitmproxy.test import taddons
 
 from proxy import addon
-from proxy.inspection.roots import bundle_path
-from proxy.inspection.standalone import Desk
+from proxy.inspection.standalone import Desk, bundle_path
 
 HOOKS = [
     "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",

@@ -8,7 +8,8 @@ from inspection_clients import wait_for
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Ask
-from proxy.inspection import judging, pushes
+from proxy.inspection import git as pushes
+from proxy.inspection import judging
 from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
 

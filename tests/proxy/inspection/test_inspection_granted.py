@@ -9,7 +9,7 @@ from asking_harness import ASK, READ, WRITE
 from inspection_clients import rest, until, wait_for
 
 from proxy.approvals.leases import Passes
-from proxy.inspection.waiting import Waitings
+from proxy.inspection.pending import Waitings
 
 
 def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):

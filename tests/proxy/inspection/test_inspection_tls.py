@@ -16,8 +16,8 @@ from inspection_origins import Origin
 from OpenSSL import SSL
 
 from proxy.certificates.leaves import Leaf
-from proxy.inspection.contexts import FarContexts, NearContexts, Spoken, TrustError
 from proxy.inspection.judging import Place
+from proxy.inspection.tls import FarContexts, NearContexts, Spoken, TrustError
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port
@@ -241,7 +241,7 @@ class SignedAtOnce(dict):
 
 
 def test_contexts_are_kept_and_bounded(gate, monkeypatch):
-    monkeypatch.setattr("proxy.inspection.contexts.CONTEXTS", 5)
+    monkeypatch.setattr("proxy.inspection.tls.CONTEXTS", 5)
     contexts = NearContexts(SignedAtOnce(gate.ca))
     first = contexts.connection("kept.example", (b"h2",)).get_context()
     for number in range(20):

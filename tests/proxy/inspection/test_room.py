@@ -12,10 +12,10 @@ from http2_client import Client
 from inspection_clients import wait_for
 from inspection_harness import site
 
-from proxy.inspection import room
+from proxy.inspection import context
+from proxy.inspection.context import Room
 from proxy.inspection.http2 import Leaving
 from proxy.inspection.link import Link
-from proxy.inspection.room import Room
 
 
 class Kept:
@@ -62,14 +62,14 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_tena
         clients.append(unwilling(place))
         for _ in range(4):
             clients[-1].request("/bytes/16000000")
-    least = room.TIGHT
+    least = context.TIGHT
     wait_for(lambda: gate.inspection._engine.room.kept > least)
     settled, last = 0, -1
     while settled < 5:  # until nothing more comes
         time.sleep(0.1)
         kept = gate.inspection._engine.room.kept
         settled, last = (settled + 1 if kept == last else 0), kept
-    assert last < 2 * room.TIGHT
+    assert last < 2 * context.TIGHT
     # who reads now gets all of it
     reader = clients[0]
     reader.h2.increment_flow_control_window(16000000)
