@@ -121,7 +121,11 @@ def _in_service(words: list[str]) -> int | None:
     """Run a task in the service, where there is one and it is wanted; None: without it."""
     if _WITHOUT_SERVICE.intersection(words[: _end_of_options(words)]):
         return None
-    from enforcer.service import client
+    from enforcer.system.control_socket import control
+
+    if not os.path.exists(control()):
+        return None
+    from enforcer.service import client  # only where there may be a service
 
     status = client.run(words)
     if status is None or status & 0x7F == 0:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-from enforcer.system.signals import WATCHED, Arrived
+from enforcer.system.processes import WATCHED, Arrived
 from proxy.wire import descriptor_passing
 
 _LONGEST = 256  # bytes of a call

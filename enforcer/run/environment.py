@@ -1,13 +1,16 @@
-"""The environment of a task: clean by default, with the sandbox's roots of trust put before every common client.
+"""What a task has for itself: variables, and the files of /etc (names, users, where lookups go).
 
-Only names that carry no credential are taken over from the caller; anything else is named with `--env`.
+Variables are clean by default, with the sandbox's roots of trust for every common client: only names that carry no
+credential are taken over from the caller, and anything else is named with `--env`.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.mount_plan import JAVA_STORE
+from enforcer.sandbox.mount_plan import JAVA_STORE, bundle_names, java_names
+from enforcer.sandbox.system_paths import real
 from enforcer.system.errors import UsageError
 from rules.own_names import DESK
 from rules.own_variables import (
@@ -35,6 +38,20 @@ _NODE_SHARE = 0.75  # of the memory, for old objects: as its manual has it (node
 _NODE_LARGEST = 4 << 30  # bytes: it takes no more by itself, whatever there is
 # Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
+_NSSWITCH = b"""passwd: files
+group: files
+shadow: files
+hosts: files dns
+networks: files
+protocols: files
+services: files
+ethers: files
+rpc: files
+netgroup: files
+"""
+# Browsers have roots of their own. Chromium, Chrome, Chrome for Testing (Playwright's) and Edge take more from a policy
+# (CACertificates, chromeenterprise.google/policies), which each reads from a directory of its own.
+_BROWSERS = ("chromium", "opt/chrome", "opt/chrome_for_testing", "opt/edge")
 
 
 def build(
@@ -116,3 +133,38 @@ def add_placeholders(variables: dict[str, str], placeholders: object) -> None:
         if name in variables:
             raise UsageError(taken(name))
         variables[str(name)] = str(placeholder)
+
+
+def browser_policies(certificate: bytes) -> dict[str, bytes]:
+    """Return the policies that have browsers trust our CA, by where they are read from; where a link is, none."""
+    policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # what PEM has is Base64
+    places = [f"/etc/{place}" for place in _BROWSERS]
+    found = [place for place, leads in zip(_BROWSERS, real(places), strict=True) if leads == f"/etc/{place}"]
+    return {f"{place}/policies/managed/exeat-ca.json": policy for place in found}
+
+
+def etc_files(  # noqa: PLR0917 - what they are made of
+    identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str, trusted: bytes, java: bytes
+) -> dict[str, bytes]:
+    """Map paths relative to /etc to contents. `certificate` is our CA's, `link` the name OpenSSL looks it up by.
+
+    `trusted` is the bundle that a sandbox trusts, `java` the trust store that is Java's.
+
+    No `search` line: under one, a synthetic answer for every name makes clients take the wrong name (KERNEL notes).
+    """
+    user = f"{identity.user}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
+    group = f"{identity.user}:x:{identity.gid}:\n"
+    if identity.uid:  # else that is root
+        user, group = f"root:x:0:0::/root:/usr/sbin/nologin\n{user}", f"root:x:0:\n{group}"
+    own = {
+        "resolv.conf": f"nameserver {nameserver}\n".encode(),
+        "hosts": f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {hostname}\n".encode(),
+        "hostname": f"{hostname}\n".encode(),
+        "nsswitch.conf": _NSSWITCH,
+        "passwd": f"{user}nobody:x:65534:65534::/:/usr/sbin/nologin\n".encode(),
+        "group": f"{group}nogroup:x:65534:\n".encode(),
+    }
+    if link and os.path.isdir("/etc/ssl/certs"):
+        folder = os.path.relpath(os.path.realpath("/etc/ssl/certs"), "/etc")
+        own[f"{folder}/{link}"] = certificate
+    return bundle_names(trusted, {**java_names(java), **browser_policies(certificate), **own})

@@ -3,16 +3,22 @@
 import os
 import shlex
 import shutil
+import stat
+import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from enforcer.policy.run_request import Wanted
-from enforcer.run.interpreter import interpreter, looked_up
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.system.errors import UsageError
 from rules.problems import printable, quoted
 
 _OF_SHELLS = frozenset({"alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "."})
 _DEEPEST = 4  # interpreters of interpreters, execve(2)
+_LONGEST_LINE = 256  # bytes, BINPRM_BUF_SIZE: execve(2), "Interpreter scripts"
+_ELF64_LITTLE = b"\x7fELF\x02\x01"
+_PT_INTERP = 3
+_LONGEST_PATH = 4096  # bytes, PATH_MAX
 
 
 def whereabouts(wanted: Wanted) -> str:
@@ -87,3 +93,52 @@ def _remedy(hidden: str) -> str:
     if any(system_paths.contains(show, home) for home in system_paths.homes()) or not show.isprintable():
         return f"copy it into the workspace, rather than show all of `{printable(show)}`"
     return f"show it with `--read {shlex.quote(show)}`"
+
+
+def interpreter(path: str) -> tuple[str, ...]:
+    """Return the words that the kernel puts before `path`: an interpreter and perhaps one argument, or nothing.
+
+    A task may have written the file: whatever it holds, this ends.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return ()
+        words = _of_elf(handle) or _of_script(os.pread(handle, _LONGEST_LINE, 0))
+    except (OSError, OverflowError, struct.error):
+        return ()
+    finally:
+        os.close(handle)
+    return tuple(os.fsdecode(word) for word in words)
+
+
+def looked_up(words: tuple[str, ...]) -> str:
+    """Return the program that these words look up in PATH in their turn (`/usr/bin/env NAME`); empty: none."""
+    if len(words) != 2 or Path(words[0]).name != "env":
+        return ""
+    return next((word for word in words[1].split() if not word.startswith("-") and "=" not in word), "")
+
+
+def _of_script(head: bytes) -> tuple[bytes, ...]:
+    if not head.startswith(b"#!"):
+        return ()
+    line = head[2:].partition(b"\n")[0].strip(b" \t").replace(b"\t", b" ")
+    name, _, argument = line.partition(b" ")
+    return tuple(word for word in (name, argument.strip(b" ")) if word)
+
+
+def _of_elf(handle: int) -> tuple[bytes, ...]:
+    """Read the path in the program header PT_INTERP (elf(5))."""
+    head = os.pread(handle, 64, 0)
+    if not head.startswith(_ELF64_LITTLE):
+        return ()
+    start, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
+    for number in range(min(count, 128)):
+        kind, _, offset, _, _, length = struct.unpack("<IIQQQQ", os.pread(handle, 40, start + number * size))
+        if kind == _PT_INTERP:
+            name = os.pread(handle, min(length, _LONGEST_PATH), offset).partition(b"\0")[0]
+            return (name,) if name else ()
+    return ()

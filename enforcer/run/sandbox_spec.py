@@ -11,13 +11,13 @@ from enforcer.limits.cgroups import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
 from enforcer.policy.rules_in_force import own_files
 from enforcer.policy.run_request import Wanted
-from enforcer.run import caches, environment, etc_files, launch
+from enforcer.run import caches, environment, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import Step, bounded
 from enforcer.sandbox.system_paths import real
 from enforcer.system import linux, state
-from enforcer.worker import confinement, credentials, trust
+from enforcer.worker import confinement, trust
 from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
 from enforcer.workspace.written_places import Workspace
@@ -58,14 +58,17 @@ def gather(
     own = own_etc(who, wanted, trusted, cache)
     if empty is not None:
         empty.take(mount_plan.of_etc(own))
-    taken = caches.take(wanted.box.caches, who.home, wanted.writable)
-    for lock in taken.locks:
-        made.callback(os.close, lock)
-    trees = _trees(who, wanted, [kept.source for kept in taken.kept if kept.source])
+    kept: tuple[mount_plan.Kept, ...] = ()
+    locks: tuple[int, ...] = ()
+    if wanted.box.caches:
+        kept, locks = caches.take(wanted.box.caches, who.home, wanted.writable)
+        for lock in locks:
+            made.callback(os.close, lock)
+    trees = _trees(who, wanted, [each.source for each in kept if each.source])
     for tree in trees.values():
         made.callback(os.close, tree)
     trees |= workspace.trees
-    shown = Shown(trees, taken.kept, workspace.review, workspace.guarded)
+    shown = Shown(trees, kept, workspace.review, workspace.guarded)
     steps, program = compose(who, wanted, own, shown)
     wait_until_confined(gate)
     variables = dict(program.environment)
@@ -79,7 +82,7 @@ def gather(
         gate.gate,
         hostname_of(wanted),
         fence,
-        taken.locks,
+        locks,
         given,
         named=wanted.box.hostname is not None,
         terminal=io.like,
@@ -97,7 +100,7 @@ def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path
     """Return the files of /etc that the task has for itself, by where they lie in it."""
     certificate = trusted.certificate.encode()
     bundle, java = trust.roots(certificate, cache)
-    return etc_files.files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    return environment.etc_files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
 def compose(
@@ -158,7 +161,11 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
     """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
     obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}
-    hidden = credentials.hidden(wanted.policy, os.environ, wanted.shown)
+    hidden: tuple[str, ...] = ()
+    if wanted.policy.secrets or wanted.policy.settings.upstream_auth is not None:
+        from enforcer.worker import credentials  # few rules have any
+
+        hidden = credentials.hidden(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *hidden}
     return mount_plan.plan(
         mount_plan.Wanted(

@@ -14,7 +14,7 @@ from enforcer.policy.reload import Reloader
 from enforcer.policy.run_request import Wanted
 from enforcer.run.launch import Sandbox
 from enforcer.system.notices import say
-from enforcer.system.signals import read_signal
+from enforcer.system.processes import read_signal
 from enforcer.worker.worker import Worker
 
 if TYPE_CHECKING:

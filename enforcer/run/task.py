@@ -17,7 +17,7 @@ from enforcer.policy.run_request import Wanted
 from enforcer.sandbox import identity
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.system.signals import close_signals, open_signals
+from enforcer.system.processes import close_signals, open_signals
 from enforcer.system.started_by import started_by
 from enforcer.worker import trust, worker
 from proxy.sandbox.tenant import Task, Tenant

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from enforcer.sandbox import devices
 from enforcer.sandbox.init import Executor
-from enforcer.system import linux, signals
+from enforcer.system import linux, processes
 from enforcer.system.errors import UsageError
 from enforcer.system.terminals import Terminals
 
@@ -429,7 +429,7 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
 
 def ignored_signals() -> frozenset[int]:
     """Tell which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
-    return signals.ignored() - {signal.SIGPIPE, signal.SIGXFSZ}
+    return processes.ignored() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def _carry(source: int, sink: int) -> None:

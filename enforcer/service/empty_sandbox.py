@@ -17,7 +17,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.system import linux
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.system.signals import dispose
+from enforcer.system.processes import dispose
 from rules.sandbox import NO_BOX
 
 

@@ -6,7 +6,7 @@ import resource
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.system.signals import dispose
+from enforcer.system.processes import dispose
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -20,7 +20,7 @@ from enforcer.sandbox.identity import Identity, idmapped_tree
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
-from enforcer.worker import confinement, credentials
+from enforcer.worker import confinement
 from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import system_roots
 from proxy.sandbox.tenant import Tenant
@@ -203,8 +203,12 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, stations: Sta
         try:
             linux.leave_no_core()  # before there are secrets in it
             detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
-            roots, login = system_roots(), credentials.login(tenant.policy)
-            tenant.entrust(credentials.broker(tenant.policy, os.environ), login)
+            roots, login, policy = system_roots(), None, tenant.policy
+            if policy.secrets or policy.settings.upstream_auth is not None:
+                from enforcer.worker import credentials  # few rules have any
+
+                login = credentials.login(policy)
+                tenant.entrust(credentials.broker(policy, os.environ), login)
             confinement.enter(identity)
             linux.die_with_parent(signal.SIGKILL, parent)
             placeholders = tenant.broker.placeholders if tenant.broker is not None else {}

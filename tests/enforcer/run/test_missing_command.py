@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.policy.run_request import Wanted
-from enforcer.run.interpreter import interpreter
-from enforcer.run.missing_command import whereabouts
+from enforcer.run.missing_command import interpreter, whereabouts
 from rules.loading.load import read
 
 

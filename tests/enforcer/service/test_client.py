@@ -248,8 +248,9 @@ def test_a_copied_environment_refuses_to_run_the_code_of_the_original(tmp_path):
     assert f"{tmp_path}/.venv is a copy of {sys.prefix} and would run the code there" in done.stderr
 
 
-def test_a_command_s_own_words_have_no_say_in_who_runs_it(monkeypatch):
+def test_a_command_s_own_words_have_no_say_in_who_runs_it(monkeypatch, tmp_path):
     asked = []
+    monkeypatch.setenv("EXEAT_CONTROL", str(tmp_path))  # something is there
     monkeypatch.setattr(of_python, "run", lambda words: asked.append(words) or 0)
     for word in ("-h", "--help", "--no-service"):
         assert cli.main(["run", "--rules", "x", "--", "ls", word]) == 0
