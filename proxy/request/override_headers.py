@@ -53,17 +53,17 @@ _MAY_NAME_METHOD: Final = re.compile(rb"method|verb|http.?headers", re.DOTALL)
 _BETWEEN_PARAMETERS: Final = re.compile(rb"[&;?]")
 _ESCAPES: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
 MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
-_LONGEST_NAME: Final = 64  # bytes of a header's name: none of the class is longer, and those are remembered
+LONGEST_NAME: Final = 64  # bytes of a header's name: none of the class is longer, and those are remembered
 
 
 def is_override(name: bytes) -> bool:
     """Whether a header, its name in lower case, names another method or path, to some server."""
-    return len(name) <= _LONGEST_NAME and _is_override(name)
+    return len(name) <= LONGEST_NAME and _is_override(name)
 
 
 def names_host(name: bytes, value: bytes, host: bytes) -> bool:
     """Whether a header, its name in lower case, names another host than this one, in lower case, to some server."""
-    if len(name) > _LONGEST_NAME or not _may_name_host(name):
+    if len(name) > LONGEST_NAME or not _may_name_host(name):
         return False
     found: Iterable[bytes] = _FORWARDED.findall(value) if name == b"forwarded" else value.split(b",")
     others = (each.strip().lower() for each in found)
@@ -94,6 +94,12 @@ def names_method(path: bytes) -> bool:
 def _unquoted(text: bytes) -> bytes:
     """Read percent signs. `unquote_to_bytes` alone takes long over many that are none (an exception for each)."""
     return _ESCAPES.sub(lambda found: unquote_to_bytes(found[0]), text)
+
+
+@lru_cache(512)
+def may_override(name: bytes) -> bool:
+    """Whether a header, its short name in lower case, may name another method, path or host."""
+    return _is_override(name) or _may_name_host(name)
 
 
 @lru_cache(512)

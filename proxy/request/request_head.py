@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.request.field_names import alike
-from proxy.request.override_headers import is_override, names_host, names_method
+from proxy.request.override_headers import LONGEST_NAME, is_override, may_override, names_host, names_method
 from rules.addresses import parse_host
 from rules.attempt import METHODS
 from rules.names import InvalidName
@@ -80,7 +80,7 @@ class Head:
     @property
     def size(self) -> int:
         """Bytes that a task chose, which leave with the head: method, target and fields, as HTTP/1 would write them."""
-        fields = sum(len(name) + len(value) + 4 for name, value in self.fields)
+        fields = sum([len(name) + len(value) + 4 for name, value in self.fields])
         return len(self.method) + len(self.authority) + len(self.path) + fields
 
 
@@ -138,7 +138,7 @@ def read(head: Head, *, tls: bool) -> Asked:
         method=head.method.decode("ascii"),
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
-        websocket=any(b"websocket" in value.lower() for value in upgrades),
+        websocket=b"websocket" in b",".join(upgrades).lower(),
         foreign=_foreign(upgrades, found.get(b"connection", [])),
         overrides=names_method(head.path) or _overrides(head.fields, spelled),
     )
@@ -192,7 +192,7 @@ def forwarded(spelled: bytes, host: "HostName | Address", port: int, *, tls: boo
     default = port == (TLS_PORT if tls else HTTP_PORT)
     lower = spelled.decode("latin-1").lower()
     names = (name,) if isinstance(host, IPv4Address | IPv6Address) else (name, name + ".")
-    plain = any(lower == f"{one}:{port}" or (default and lower == one) for one in names)
+    plain = [one for one in names if lower == f"{one}:{port}" or (default and lower == one)]
     return spelled if plain else authority(host, port, tls=tls)
 
 
@@ -286,6 +286,8 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
 
 def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
     """Return a protocol that a request can't do without, as kubectl's `SPDY/3.1`; empty: there is none."""
+    if not upgrades:
+        return ""
     offered = [offer.strip() for value in upgrades for offer in value.split(b",") if offer.strip()]
     asks = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
     if not offered or not asks or any(_OPTIONAL.fullmatch(offer) for offer in offered):
@@ -297,7 +299,8 @@ def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
     """Whether a header names another method or path than the request line, or another host than the one `spelled`."""
     match = _AUTHORITY.fullmatch(spelled)
     host = match[1].lower() if match else b""
-    return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in fields)
+    suspects = [(name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())]
+    return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in suspects)
 
 
 def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:
@@ -333,7 +336,7 @@ def _check_connection(values: list[bytes]) -> None:
     """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
     for value in values:
         options = [option.strip().lower() for option in value.split(b",", MOST_FIELDS)]
-        if len(options) > MOST_FIELDS or any(option in _MUST_ARRIVE or is_override(option) for option in options):
+        if len(options) > MOST_FIELDS or [o for o in options if o in _MUST_ARRIVE or is_override(o)]:
             raise Unclear("`Connection` names a header that must arrive, or more than there may be")
 
 
