@@ -23,7 +23,7 @@ from enforcer.worker import trust, worker
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal, JournalFailed
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.summary import Summary
 from rules.verdicts import Outcome
 

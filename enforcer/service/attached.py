@@ -17,7 +17,7 @@ from enforcer.system.notices import say
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 

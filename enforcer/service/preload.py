@@ -38,7 +38,7 @@ from enforcer.workspace.guard import Guard
 from enforcer.workspace.protected import directly
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import read
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
 
 _EVERY: Final = 2.0  # seconds
 _PATIENCE: Final = 20.0  # seconds for being confined

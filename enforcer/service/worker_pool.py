@@ -36,7 +36,7 @@ from proxy.wire import message
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.worker.worker import Stations
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
 
 PATIENCE: Final = 20.0  # seconds in which a worker has to answer: then it hangs

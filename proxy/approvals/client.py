@@ -24,7 +24,7 @@ from proxy.event_loop.poller import IN, OUT
 from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
-from proxy.telemetry.waiting import Waiting
+from proxy.telemetry.prometheus.metrics import Waiting
 from proxy.wire import message
 from rules.verdicts import Verdict
 

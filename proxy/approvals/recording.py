@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import Question, Source
     from proxy.approvals.model import Approval, Grant, Task
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
 
 type Recorders = Callable[[Task | None], ApprovalRecorder]  # None: of no task that anybody knows
 

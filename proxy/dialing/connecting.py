@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxy.event_loop.poller import Poller
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.upstream import Via

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.dialing.through import Through
     from proxy.dns.lookup import Lookup
     from proxy.event_loop.poller import Poller
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.matching.policy import Policy

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Found, Lookup
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.descriptor_quota import Beside
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.upstream import Via
 

@@ -18,11 +18,9 @@ _NAMES = {
     Kind.COMMAND_DECIDED: ("command", "commands"),
 }
 MOST_PLACES = 1000  # hosts that are told apart
-_MOST_SHOWN = 3
-_MOST_CALLS = 64  # names of system calls
+MOST_SHOWN = 3
 _WIDEST = 60  # columns
 _LONGEST_PLACE = _WIDEST  # characters: the summary has to fit one packet (message.py), whatever was tried
-_LONGEST_KEPT = 255  # characters, as long as a name can be
 _WORDS = {
     Outcome.PASSED: "allowed",
     Outcome.BLOCKED: "blocked",
@@ -34,7 +32,6 @@ _ANSWERS = {  # what came of attempts that were held, by why they ended as they 
     "refused": {Reason.APPROVAL_DENIED},
     "not answered in time": {Reason.APPROVAL_TIMEOUT},
 }
-_STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 
 
 class Places(NamedTuple):
@@ -46,7 +43,7 @@ class Places(NamedTuple):
     @classmethod
     def of(cls, places: Collection[str]) -> "Places":
         """Make it of at most MOST_PLACES hosts, each once."""
-        first = tuple(without_surrogates(_ended(place)) for place in islice(places, _MOST_SHOWN))
+        first = tuple(without_surrogates(_ended(place)) for place in islice(places, MOST_SHOWN))
         return cls(first, len(places) - len(first))
 
     def describe(self) -> str:
@@ -156,96 +153,6 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _with(self, wanted: Outcome) -> int:
         return sum(count for _, outcome, count in self.counts if outcome is wanted)
-
-
-class Tally:
-    """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
-
-    __slots__ = ("_blocked", "_calls", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "dropped",
-                 "flagged", "tampers")  # fmt: skip
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[Kind, Outcome], int] = {}
-        self._blocked: dict[str, Reason | None] = {}
-        self._failed: dict[str, Reason | None] = {}
-        self._leaked: dict[str, Reason | None] = {}
-        self._calls: set[str] = set()
-        self.dropped = 0
-        self._leaks = 0
-        self._held: dict[Reason, int] = {}
-        self._given_up = 0
-        self.flagged = 0
-        self.tampers = 0
-
-    def decided(
-        self, kind: Kind, outcome: Outcome, name: str | None, address: object, reason: Reason | None = None
-    ) -> None:
-        """Count an attempt."""
-        key = (kind, outcome)
-        self._counts[key] = self._counts.get(key, 0) + 1
-        if outcome is Outcome.BLOCKED:
-            _keep(self._blocked, name, address, reason)
-        elif outcome is Outcome.FAILED:
-            _keep(self._failed, name, address)
-
-    def ended(  # noqa: PLR0917  what there is to count
-        self,
-        kind: Kind,
-        decided: Outcome,
-        outcome: Outcome,
-        name: str | None,
-        address: object,
-        reason: Reason | None = None,
-    ) -> None:
-        """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
-        if outcome in _STOPPED:
-            self._counts[kind, decided] -= 1
-            self.decided(kind, outcome, name, address, reason=reason)
-
-    def leaked(self, name: str | None, address: object) -> None:
-        """Count what looked like a secret and was let out."""
-        self._leaks += 1
-        _keep(self._leaked, name, address)
-
-    def held(self, reason: Reason, *, given_up: bool = False) -> None:
-        """Count an attempt that people were asked about, by the reason of its decision.
-
-        `given_up`: whoever tried it left before there was an answer.
-        """
-        self._held[reason] = self._held.get(reason, 0) + 1
-        self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
-
-    def call_refused(self, call: str) -> None:
-        """Keep that a system call was refused; the filter records a few dozen kinds of them."""
-        if len(self._calls) < _MOST_CALLS:
-            self._calls.add(call)
-
-    def summary(self) -> Summary:
-        """Return what was counted so far."""
-        counts = tuple((kind, outcome, count) for (kind, outcome), count in self._counts.items() if count)
-        blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
-        held = dict(self._held)
-        reasons = list(islice(self._blocked.values(), _MOST_SHOWN))
-        why = () if None in reasons else tuple(reason for reason in reasons if reason is not None)
-        return Summary(
-            counts,
-            blocked,
-            failed,
-            self._leaks,
-            leaked,
-            self.tampers,
-            held,
-            self._given_up,
-            self.flagged,
-            why,
-            frozenset(self._calls),
-            self.dropped,
-        )
-
-
-def _keep(places: dict[str, Reason | None], name: str | None, address: object, reason: Reason | None = None) -> None:
-    if len(places) < MOST_PLACES:
-        places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_KEPT], reason)
 
 
 def _ended(place: str) -> str:

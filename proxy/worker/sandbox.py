@@ -26,7 +26,7 @@ from proxy.supervisor_channel.attribution import ProcessAttribution
 from proxy.supervisor_channel.channel import SupervisorChannel
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.recorder import Recorder
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
 from proxy.worker.refused_packets import Undeliverable

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from tests import harness
 from tests.ports import free_port
 

@@ -4,7 +4,8 @@ import pytest
 
 from enforcer.cli.hints import hints
 from proxy.telemetry.events import Kind
-from proxy.telemetry.summary import Summary, Tally
+from proxy.telemetry.prometheus.metrics import Tally
+from proxy.telemetry.summary import Summary
 from rules.verdicts import Outcome, Reason
 
 OWN = "can't make one of its own inside; switch its own off: "

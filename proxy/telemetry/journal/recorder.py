@@ -32,7 +32,8 @@ from proxy.telemetry.events import (
 )
 from proxy.telemetry.journal.writer import DiskQuota, Journal, JournalFailed
 from proxy.telemetry.masking import masked
-from proxy.telemetry.summary import Summary, Tally
+from proxy.telemetry.prometheus.metrics import Tally
+from proxy.telemetry.summary import Summary
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.attempt import Protocol
     from rules.decision import Decision

@@ -3,7 +3,6 @@
 Every name and its meaning stand here once; docs/telemetry.md repeats them and a test holds the two together.
 """
 
-import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -16,20 +15,17 @@ from prometheus_client.registry import Collector
 
 from proxy.telemetry.events import DECISIONS, Kind, Where
 from proxy.telemetry.masking import cut
-from proxy.telemetry.metrics import TASK_OUTCOMES, UNUSUAL, Histogram
+from proxy.telemetry.prometheus.metrics import ANSWERS, BOUNDS, TASK_OUTCOMES, UNUSUAL, Histogram
 from proxy.telemetry.prometheus.processes import read_process
 from proxy.telemetry.visible import visible
-from proxy.telemetry.waiting import ANSWERS, BOUNDS
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from prometheus_client.core import Metric
 
-    from proxy.telemetry.metrics import Metrics
-    from proxy.telemetry.prometheus.processes import ProcessUse
+    from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,28 +33,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UNTOLD = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for kind in DECISIONS}
 
 
-def render(metrics: "Metrics", *, processes: bool = True) -> bytes:
-    """Return all metrics as text; without `processes`, none of process_*."""
+def render(metrics: "Metrics") -> bytes:
+    """Return all metrics as text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once(_families(metrics)))
-    if processes:
-        registry.register(_Once(_process_families(metrics.processes)))
+    registry.register(_Once(_process_families(metrics.processes)))
     return generate_latest(registry)
-
-
-def write_textfile(metrics: "Metrics", path: "Path") -> None:
-    """Write the metrics to `path` in one step (a reader sees the old file or the new), readable by all. OSError.
-
-    process_* stay out: node_exporter has its own of that name, and one scrape can't hold both.
-    """
-    # node_exporter reads *.prom only, so the unfinished file is invisible to it.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(render(metrics, processes=False))
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class _Once(Collector):

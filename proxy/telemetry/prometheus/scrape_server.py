@@ -19,7 +19,7 @@ from proxy.wire import message
 if TYPE_CHECKING:
     import socket
 
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.prometheus.metrics import Metrics
 
 _LONGEST_HEAD = 8 * 1024  # bytes
 _MOST_CLIENTS = 16  # at a time

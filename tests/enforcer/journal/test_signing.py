@@ -12,7 +12,7 @@ from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.ledger import is_left, unsealed
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.wire import message
 from rules.matching.policy import Policy
 

@@ -12,7 +12,7 @@ from enforcer.run.task import tell_end
 from enforcer.sandbox import init
 from enforcer.service.placement import SharedWorker
 from proxy.telemetry.events import Kind, Where
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.wire import message
 from rules.verdicts import Outcome
 

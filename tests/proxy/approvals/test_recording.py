@@ -11,7 +11,7 @@ from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalFailed
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.limits import Covers
 from tests import event_schema
 from tests.proxy.approvals.approval_samples import ANYONE, EVENT

@@ -8,7 +8,7 @@ from gate_harness import Names, policy_of, run
 from proxy.dialing.dial import Dialer, DialFailed
 from proxy.dns.lookup import HostsFile, Lookup
 from proxy.event_loop.poller import Poller
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 

@@ -20,7 +20,7 @@ from proxy.gate.listener import Gate, original_destination
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import JournalFailed
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import load
 from rules.names import HostName
 

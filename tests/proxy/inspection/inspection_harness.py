@@ -30,7 +30,7 @@ from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load

@@ -14,7 +14,7 @@ from inspection_origins import stop
 from smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, Unfinished, raw
 from smuggling_bodies import ASKS, CHUNKS
 
-from proxy.telemetry.metrics import CONNECTED
+from proxy.telemetry.prometheus.metrics import CONNECTED
 from tests.harness import whole_lines
 
 CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]

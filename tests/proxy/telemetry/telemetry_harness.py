@@ -30,7 +30,7 @@ from proxy.telemetry.events import (
 )
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict

@@ -12,7 +12,7 @@ from proxy.sandbox.rule_limits import Connections
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.segments import BEGINNING, link_signed
-from proxy.telemetry.metrics import PACKET_KINDS
+from proxy.telemetry.prometheus.metrics import PACKET_KINDS
 from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.limits import Limits

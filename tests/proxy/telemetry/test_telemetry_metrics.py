@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 from telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, need, rig
 
 from proxy.telemetry.events import Dns, Kind, Where
-from proxy.telemetry.metrics import MOST_RULES, Histogram, Metrics
+from proxy.telemetry.prometheus.metrics import MOST_RULES, Histogram, Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, Outcome, Reason, Verdict
@@ -211,28 +210,9 @@ def test_a_process_that_is_gone_has_no_samples():
     assert 'role="launcher"' not in metrics.render().decode()
 
 
-def test_a_text_file_for_node_exporter_is_whole_readable_and_without_process_metrics(tmp_path):
-    metrics = busy(tmp_path / "journal")
-    path = tmp_path / "exeat.prom"
-    path.write_text("old")
-    metrics.write_textfile(path)
-    written = path.read_bytes()
-    assert b"exeat_decisions_total" in written
-    assert b"process_" not in written
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "journal"] == ["exeat.prom"]
-
-
-def test_a_text_file_that_cannot_be_written_leaves_nothing(tmp_path):
-    (tmp_path / "exeat.prom").mkdir()
-    with pytest.raises(OSError):
-        Metrics().write_textfile(tmp_path / "exeat.prom")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["exeat.prom"]
-
-
 def test_counting_alone_never_imports_prometheus_client():
     program = (
-        "import sys\nfrom proxy.telemetry.metrics import Metrics\nmetrics = Metrics(); metrics.sandbox_started(0.1)\n"
+        "import sys\nfrom proxy.telemetry.prometheus.metrics import Metrics\nmetrics = Metrics(); metrics.sandbox_started(0.1)\n"
         "print('prometheus_client' in sys.modules); metrics.render(); print('prometheus_client' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

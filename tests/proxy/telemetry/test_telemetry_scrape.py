@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from proxy.telemetry.events import Where
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
 

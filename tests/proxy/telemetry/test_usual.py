@@ -30,7 +30,7 @@ from proxy.telemetry.journal.keys import known
 from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import Metrics
 from rules.verdicts import Outcome, Verdict
 
 HOST = Origin(host="host.example")

@@ -14,9 +14,8 @@ from proxy.approvals.client import Asking
 from proxy.approvals.protocol import Pending, Result
 from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Answer
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.prometheus.metrics import ANSWERS, STALE, Metrics, Told, Waiting
 from proxy.telemetry.prometheus.totals import add, from_json, to_json, total
-from proxy.telemetry.waiting import ANSWERS, STALE, Told, Waiting
 from proxy.wire import message
 from rules.decision import Asks
 from rules.limits import ApprovalTerms

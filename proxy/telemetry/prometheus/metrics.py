@@ -1,26 +1,119 @@
-"""What is counted, as plain numbers: cheap to add to on every connection, turned into text only when somebody scrapes.
+"""Metrics of one process, counts of pending approvals, and the tally of one task: plain numbers, rendered on a scrape.
 
-Labels come from closed sets only (invariant 7): never a host name, a task or a path. What falls outside its set is
-counted as `other`. prometheus_client is imported by `exposition` on the first rendering, not before.
+Counting is cheap, as every connection does it. Labels come from closed sets only (invariant 7): never a host name, a
+task or a path. What falls outside its set is counted as `other`. `exposition` and with it prometheus_client are
+imported by the first rendering.
 """
 
+import time
 from bisect import bisect_left
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol
 
-from proxy.telemetry.events import Where
-from proxy.telemetry.waiting import Waiting
+from msgspec import Meta, Struct
+
+from proxy.telemetry.events import Answer, Count, Kind, Where
+from proxy.telemetry.summary import MOST_PLACES, MOST_SHOWN, Places, Summary
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable
     from datetime import date
-    from pathlib import Path
 
-    from proxy.sandbox.rule_limits import Meters
-    from proxy.telemetry.events import Kind
-    from proxy.telemetry.prometheus.processes import ProcessUse
-    from proxy.telemetry.prometheus.totals import Used
-    from rules.verdicts import Mode, Outcome, Reason, Verdict
+    from rules.verdicts import Mode, Verdict
+
+STALE: Final = "stale"  # whoever waited is gone
+ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
+BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
+
+Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
+
+
+class Told(Struct, frozen=True):
+    """What one process tells another of its `Waiting`."""
+
+    answers: Mapping[str, Count]
+    counts: Annotated[list[Count], Meta(min_length=len(BOUNDS) + 1, max_length=len(BOUNDS) + 1)]
+    seconds: Real
+    pending: Count
+    age: Real
+
+
+class Waiting:
+    """Counts what waits. Of several processes the numbers are added up (`note`)."""
+
+    __slots__ = ("_others", "_others_age", "_since", "answers", "counts", "seconds")
+
+    def __init__(self) -> None:
+        self._since: dict[Hashable, float] = {}
+        self._others = 0
+        self._others_age = 0.0
+        self.answers: dict[str, int] = {}  # what came of those that waited, by answer
+        self.counts = [0] * (len(BOUNDS) + 1)  # how long they waited; the last: above all bounds
+        self.seconds = 0.0  # all of them together
+
+    @property
+    def pending(self) -> int:
+        """How many wait now."""
+        return len(self._since) + self._others
+
+    @property
+    def age(self) -> float:
+        """How long the oldest of them has waited, in seconds; 0 where nothing waits."""
+        own = time.monotonic() - min(self._since.values()) if self._since else 0.0
+        return max(own, self._others_age)
+
+    def began(self, key: "Hashable") -> None:
+        """Count an attempt that waits from now on. `key` tells it from the others."""
+        self._since[key] = time.monotonic()
+
+    def over(self, key: "Hashable", answer: Answer | None) -> None:
+        """Count it out, with what came of it; None: whoever waited is gone. Once: what doesn't wait is passed over."""
+        began = self._since.pop(key, None)
+        if began is None:
+            return
+        seconds = time.monotonic() - began
+        self.answered(answer)
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+    def ended(self, key: "Hashable", answer: Answer) -> None:
+        """Count an attempt out that may never have waited."""
+        if key in self._since:
+            self.over(key, answer)
+        else:
+            self.answered(answer)
+
+    def answered(self, answer: Answer | None) -> None:
+        """Count what came of an attempt that never waited: there was nobody to ask, or too much."""
+        word = STALE if answer is None else answer.value
+        self.answers[word] = self.answers.get(word, 0) + 1
+
+    def note(self, other: "Waiting", *, ended: bool = False) -> None:
+        """Add another process's numbers; `ended`: without what only holds while it is there."""
+        for word, count in other.answers.items():
+            self.answers[word] = self.answers.get(word, 0) + count
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.seconds += other.seconds
+        if not ended:
+            self._others += other.pending
+            self._others_age = max(self._others_age, other.age)
+
+    def told(self) -> "Told":
+        """Return all of it for another process."""
+        return Told(self.answers, self.counts, self.seconds, self.pending, self.age)
+
+    @classmethod
+    def of(cls, told: "Told") -> "Waiting":
+        """Take what another process says, which isn't trusted. Raises ValueError."""
+        if not told.answers.keys() <= ANSWERS:
+            raise ValueError("not answers")
+        found = cls()
+        found.answers, found.counts, found.seconds = dict(told.answers), told.counts, told.seconds
+        found._others, found._others_age = told.pending, told.age
+        return found
+
 
 OTHER = "other"
 DNS_TYPES = frozenset(
@@ -39,6 +132,24 @@ _DECISION = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 _DIAL = (5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _CONNECTION = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 _START = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class ProcessUse(NamedTuple):
+    """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
+
+    cpu_seconds: Real
+    resident_bytes: Count
+    virtual_bytes: Count
+    started: Real
+    open_descriptors: Count | None
+    most_descriptors: Count | None
+
+
+class LimitUse(Protocol):
+    """What knows how much of each limit is used."""
+
+    def used(self) -> dict[tuple[str, str], float]:
+        """Return how much of each limit is used up, 0 to 1, by rule and field."""
 
 
 class Histogram:
@@ -118,7 +229,7 @@ class Metrics:
         self.decision_seconds = Histogram(_DECISION)
         self.peek_seconds = Histogram(_DIAL)
         self.dial_seconds: dict[str, Histogram] = {}
-        self.limits: Meters | Used | None = None  # of the tenant; asked when somebody scrapes
+        self.limits: LimitUse | None = None  # of the sandbox; asked when somebody scrapes
         self.in_force: dict[str, Mode] = {}  # by revision: one policy, or those of all tenants where these are totals
         self.known_rules: frozenset[str] = frozenset()
         self.rule_endings: tuple[date, ...] = ()  # the last days of the rules that have one
@@ -247,11 +358,97 @@ class Metrics:
 
         return render(self)
 
-    def write_textfile(self, path: "Path") -> None:
-        """Write everything but process_* to `path`, whole or not at all, for node_exporter's textfile collector.
 
-        Raises OSError.
+_MOST_CALL_NAMES = 64  # names of system calls
+_LONGEST_KEPT = 255  # characters, as long as a name can be
+_STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
+
+
+class Tally:
+    """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
+
+    __slots__ = ("_blocked", "_calls", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "dropped",
+                 "flagged", "tampers")  # fmt: skip
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[Kind, Outcome], int] = {}
+        self._blocked: dict[str, Reason | None] = {}
+        self._failed: dict[str, Reason | None] = {}
+        self._leaked: dict[str, Reason | None] = {}
+        self._calls: set[str] = set()
+        self.dropped = 0
+        self._leaks = 0
+        self._held: dict[Reason, int] = {}
+        self._given_up = 0
+        self.flagged = 0
+        self.tampers = 0
+
+    def decided(
+        self, kind: Kind, outcome: Outcome, name: str | None, address: object, reason: Reason | None = None
+    ) -> None:
+        """Count an attempt."""
+        key = (kind, outcome)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if outcome is Outcome.BLOCKED:
+            _keep(self._blocked, name, address, reason)
+        elif outcome is Outcome.FAILED:
+            _keep(self._failed, name, address)
+
+    def ended(  # noqa: PLR0917  what there is to count
+        self,
+        kind: Kind,
+        decided: Outcome,
+        outcome: Outcome,
+        name: str | None,
+        address: object,
+        reason: Reason | None = None,
+    ) -> None:
+        """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
+        if outcome in _STOPPED:
+            self._counts[kind, decided] -= 1
+            self.decided(kind, outcome, name, address, reason=reason)
+
+    def leaked(self, name: str | None, address: object) -> None:
+        """Count what looked like a secret and was let out."""
+        self._leaks += 1
+        _keep(self._leaked, name, address)
+
+    def held(self, reason: Reason, *, given_up: bool = False) -> None:
+        """Count an attempt that people were asked about, by the reason of its decision.
+
+        `given_up`: whoever tried it left before there was an answer.
         """
-        from proxy.telemetry.prometheus.exposition import write_textfile
+        self._held[reason] = self._held.get(reason, 0) + 1
+        self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
 
-        write_textfile(self, path)
+    def call_refused(self, call: str) -> None:
+        """Keep that a system call was refused; the filter records a few dozen kinds of them."""
+        if len(self._calls) < _MOST_CALL_NAMES:
+            self._calls.add(call)
+
+    def summary(self) -> Summary:
+        """Return what was counted so far."""
+        counts = tuple((kind, outcome, count) for (kind, outcome), count in self._counts.items() if count)
+        blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
+        held = dict(self._held)
+        reasons = list(islice(self._blocked.values(), MOST_SHOWN))
+        why = () if None in reasons else tuple(reason for reason in reasons if reason is not None)
+        return Summary(
+            counts,
+            blocked,
+            failed,
+            self._leaks,
+            leaked,
+            self.tampers,
+            held,
+            self._given_up,
+            self.flagged,
+            why,
+            frozenset(self._calls),
+            self.dropped,
+        )
+
+
+def _keep(places: dict[str, Reason | None], name: str | None, address: object, reason: Reason | None = None) -> None:
+    if len(places) < MOST_PLACES:
+        places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_KEPT], reason)
