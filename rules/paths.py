@@ -67,7 +67,8 @@ def readings(target: str) -> tuple[Reading, ...]:
         return _decoded_readings(path)
     if not path.isprintable() or "\\" in path or " " in path or "#" in path:
         return ()
-    segments = _split(path)
+    bare = path.rstrip("/")
+    segments = tuple(bare[1:].split("/")) if bare else ()  # `_split`, without a call for what nearly every path is
     if "//" in path or "/." in path or ";" in path or "/(" in path or "./" in path or path[-1] == "." or ":$" in path:
         return _all_readings((segments,))
     return (segments,)

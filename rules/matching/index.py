@@ -57,8 +57,8 @@ class Candidates:
     `ends` says in which epoch (see `Policy.epoch`) a day that is some rule's last has passed.
     """
 
-    __slots__ = ("_dated", "_granted", "_looks", "_plans", "_selectors", "_standings", "_tainting", "closed", "ends",
-                 "lookups", "not_public", "resolved", "rules", "starts", "varies")  # fmt: skip
+    __slots__ = ("_dated", "_granted", "_looks", "_plans", "_selectors", "_standings", "_tainting", "asking", "closed",
+                 "ends", "lookups", "not_public", "resolved", "rules", "starts", "varies")  # fmt: skip
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Candidates:
         closed: "frozenset[Rule]" = _NONE,
     ) -> None:
         self.rules = rules
+        self.asking = [candidate.rule for candidate in rules if candidate.rule.action is Verdict.ASK]
         self.not_public = not_public  # whether the target is, or was resolved to, an address that is not public
         self.resolved = resolved  # whether the address that is to be dialled is known
         self.ends = ends
@@ -306,8 +307,8 @@ class Index:
         bits = int(address)
         numbers = [prefixes.get(bits >> host_bits) for host_bits, prefixes in self._lengths[address.version]]
         block = block_of(address)  # a wide network opens addresses of some blocks and not of others
-        listed = tuple(address in network for network in self._listed)
-        key: tuple[object, ...] = (block, listed, *(number for number in numbers if number is not None))
+        listed = tuple([address in network for network in self._listed])
+        key: tuple[object, ...] = (block, listed, *[number for number in numbers if number is not None])
         found = self._found.get(key)
         if found is None:
             entries = (entry for number in numbers if number is not None for entry in self._by_network[number])
@@ -326,11 +327,11 @@ class Index:
         by_name, by_address = self.candidates(name), self._of_address(address)
         here = address in LOOPBACK
         if name == HOST:  # it leads to the loopback and nowhere else
-            admitting = tuple(here if c.rule.lets_out else admits(c.rule, address) for c in by_name.rules)
+            admitting = tuple([here if c.rule.lets_out else admits(c.rule, address) for c in by_name.rules])
         else:
-            admitting = tuple(admits(c.rule, address) for c in by_name.rules)
-        asking = [c.rule for c in by_name.rules if _asks(c)]
-        opening = tuple(here if name == HOST else admits(rule, address, granted=True) for rule in asking)
+            admitting = tuple([admits(c.rule, address) for c in by_name.rules])
+        asking = by_name.asking
+        opening = tuple([here if name == HOST else admits(rule, address, granted=True) for rule in asking])
         key = (by_name, by_address, admitting, opening)
         found = self._found.get(key)
         if found is None:

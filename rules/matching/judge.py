@@ -18,12 +18,14 @@ UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule t
 class Judge:
     """Makes decisions under one policy's settings and revision."""
 
-    __slots__ = ("_silence", "layer", "revision", "settings")
+    __slots__ = ("_silence", "layer", "leniencies", "revision", "settings")
 
     def __init__(self, settings: Settings, revision: str, layer: LayerKind | None = None) -> None:
         self.settings = settings
         self.revision = revision
         self.layer = layer
+        # What ranks findings, for public targets and for those that are not: what lets more out is higher.
+        self.leniencies: tuple[Leniency, Leniency] = (self._leniency, self._leniency_inside)
         # A mandatory layer that says nothing has no vote: nothing is laxer than this.
         self._silence = Decision(
             Verdict.ALLOW, Outcome.PASSED, Reason.LAYER, (), revision, inspect=False,
@@ -41,10 +43,6 @@ class Judge:
             return self.settings.mode is Mode.AUDIT
         held_by_default = finding.by_default and finding.holds_back
         return held_by_default and all((rule.mode or self.settings.mode) is Mode.AUDIT for rule in finding.rules)
-
-    def leniency(self, *, not_public: bool) -> Leniency:
-        """Return what ranks findings about targets of a kind: what lets more out is higher."""
-        return self._leniency_inside if not_public else self._leniency
 
     def _leniency_inside(self, finding: Finding) -> int:
         return self._leniency(finding, not_public=True)

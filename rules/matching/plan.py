@@ -239,19 +239,16 @@ class Plan:
         `length` is that of its URL. The beginning of a push, which names no ref yet, goes as far as any push could.
         """
         git = request.git
-        if git is None or git.ref is not None or git.service is GitService.FETCH:
-            return self._request(request, reading, length, leniency)
-        if self._refs is None:
-            self._refs = pushed_refs(self.rules)
-        pushes = (request._replace(git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
-        return max((self._request(push, reading, length, leniency) for push in pushes), key=leniency)
-
-    def _request(self, request: Request, reading: "Reading", length: int, leniency: Leniency) -> Finding:
+        if git is not None and git.ref is None and git.service is not GitService.FETCH:
+            if self._refs is None:
+                self._refs = pushed_refs(self.rules)
+            pushes = (request._replace(git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
+            return max((self.request(push, reading, length, leniency) for push in pushes), key=leniency)
         if not self._conditional:
             return self._found((), (), _unasked, leniency)
         slots = tuple(self._paths.find(reading))
         cut = cut_readings(reading) if self._spares else ()
-        ends = tuple(tuple(self._paths.find(way)) for way in cut or ())
+        ends = tuple([tuple(self._paths.find(way)) for way in cut or ()])
         loose = self._find_loosely(reading) if self._loosely else ()
         much = self._much(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rules.addresses import Address, normal, why_not_public
-from rules.attempt import NO_LABELS, Attempt, Protocol, Request
+from rules.attempt import NO_LABELS, Attempt, Protocol
 from rules.decision import Asks, Decision
 from rules.matching.index import NOBODY, Candidates, Index, LooksAt, Standing
 from rules.matching.judge import Judge, to_be_asked
@@ -142,7 +142,7 @@ class Policy:
 
     def leniency(self, target: HostName | Address) -> Leniency:
         """Return what ranks findings about `target`: what lets more out is higher."""
-        return self._judge.leniency(not_public=self._index.candidates(target).not_public)
+        return self._judge.leniencies[self._index.candidates(target).not_public]
 
     def objecting(self, attempt: Attempt) -> list[Layer]:
         """List the layers whose own vote lets `attempt` not out."""
@@ -227,23 +227,14 @@ class Policy:
         return self._decide(self._plan(attempt, self._index.resolved(name, address)), attempt)
 
     def _decide(self, plan: Plan, attempt: Attempt) -> Decision:
-        if attempt.request is not None:
-            return self._decide_request(plan, attempt, attempt.request)
-        known = plan.on_connection
-        if known is None:
-            finding = plan.connection(self._judge.leniency(not_public=plan.not_public))
-            decision = self._judge.on_connection(finding, plan, attempt)
-            known = plan.on_connection = decision, about_connection(plan)
-        if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
-            return known[0]
-        return self._hinted_for((plan, attempt.target, attempt.port), known, attempt)
-
-    def _decide_request(self, plan: Plan, attempt: Attempt, request: Request) -> Decision:
+        request = attempt.request
+        if request is None:
+            return self._decide_connection(plan, attempt)
         paths = readings(request.path)
         if not paths:
             return self._judge.refusal(Reason.AMBIGUOUS_PATH)
         length = url_length(attempt.protocol, attempt.target, attempt.port, request.path) if plan.needs_length else 0
-        leniency = self._judge.leniency(not_public=plan.not_public)
+        leniency = self._judge.leniencies[plan.not_public]
         if len(paths) == 1:
             finding = plan.request(request, paths[0], length, leniency)
         else:  # the strictest reading stands
@@ -260,6 +251,16 @@ class Policy:
             return self._hinted_for((plan, finding, attempt.target), known, attempt)
         # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
         return decision._replace(near=near(hint, attempt))
+
+    def _decide_connection(self, plan: Plan, attempt: Attempt) -> Decision:
+        known = plan.on_connection
+        if known is None:
+            finding = plan.connection(self._judge.leniencies[plan.not_public])
+            decision = self._judge.on_connection(finding, plan, attempt)
+            known = plan.on_connection = decision, about_connection(plan)
+        if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
+            return known[0]
+        return self._hinted_for((plan, attempt.target, attempt.port), known, attempt)
 
     def _hinted_for(self, asked: tuple[object, ...], known: tuple[Decision, Hint | None], attempt: Attempt) -> Decision:
         hinted = self._hinted.get(asked)
@@ -353,7 +354,9 @@ class Policy:
             )
         return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
 
-    def check_address(self, attempt: Attempt, address: Address | Via) -> Reason | None:
+    def check_address(  # noqa: PLR0911 - one thing that keeps it from being dialled after another
+        self, attempt: Attempt, address: Address | Via
+    ) -> Reason | None:
         """Say why `address` may not be dialled for `attempt`, or None: it may.
 
         Where attempts go through a proxy that is the one thing that may be dialled for them: `Via`.
@@ -373,11 +376,12 @@ class Policy:
             return Reason.NON_PUBLIC_ADDRESS  # another host on every machine
         address = normal(address)
         if isinstance(target, HostName):
-            voting = (self, *self._votes)
-            why_not = (each.why_not_resolved(target, address, attempt) for each in voting)
-            kept = why_not_public(address) is None and self._keeps_to_upstream(attempt)
-            first = next((reason for reason in why_not if reason is not None), None)
-            return Reason.ADDRESS_NOT_LISTED if kept and first is None else first
+            for each in (self, *self._votes):
+                reason = each.why_not_resolved(target, address, attempt)
+                if reason is not None:
+                    return reason
+            kept = self._keeps_to_upstream(attempt) and why_not_public(address) is None
+            return Reason.ADDRESS_NOT_LISTED if kept else None
         decision = self.decide(attempt)
         if not decision.lets_out:
             return _withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
@@ -420,9 +424,11 @@ class Policy:
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
-        letting_out = [rule for rule in unresolved.rules if rule.lets_out or rule in unresolved.granted]
         exact = attempt.request is not None or not unresolved.looks_at_requests
-        if decision.lets_out and (exact or set(letting_out) <= set(resolved.rules)):
+        if decision.lets_out and exact:
+            return None
+        letting_out = [rule for rule in unresolved.rules if rule.lets_out or rule in unresolved.granted]
+        if decision.lets_out and set(letting_out) <= set(resolved.rules):
             return None
         if decision.rules and not decision.lets_out:
             return _withheld(decision)
