@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
             raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
-        _, does = _VERBS[verb]
-        return does(arguments, words)
+        return _VERBS[verb][1](arguments, words)
     except ExeatError as error:
         return output.failed(error)
 

@@ -54,26 +54,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Show, accept or discard. 0 when all that was asked for is done, 1 when something was left, 2 for wrong words."""
     words = list(arguments.words)
     verb = words.pop(0) if words and words[0] in _VERBS else ""
-    try:
-        if arguments.protected and verb != "accept":
-            raise UsageError("--protected goes with `exeat changes accept`")
-        if not words:
-            if verb:
-                raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
-            return _list(arguments.format)
-        kept = _named(words[0])
-        paths = [_relative(path, kept) for path in words[1:]]
-        if verb == "cat":
-            return _cat(kept, paths)
-        from enforcer.workspace.accept import Selection
-
-        selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
+    if arguments.protected and verb != "accept":
+        raise UsageError("--protected goes with `exeat changes accept`")
+    if not words:
         if verb:
-            return (_accept if verb == "accept" else _discard)(kept, selection, arguments.format)
-        return _show(kept, selection, arguments)
-    except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return error.status
+            raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
+        return _list(arguments.format)
+    kept = _named(words[0])
+    paths = [_relative(path, kept) for path in words[1:]]
+    if verb == "cat":
+        return _cat(kept, paths)
+    from enforcer.workspace.accept import Selection
+
+    selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
+    if verb:
+        return (_accept if verb == "accept" else _discard)(kept, selection, arguments.format)
+    return _show(kept, selection, arguments)
 
 
 def _named(task: str) -> "Kept":
@@ -178,11 +174,7 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
         protection.look(sides, kept.changes())
         if arguments.format == "json":
             values = [_value(sides, change, protection, stat=arguments.stat) for change in changes]
-            meta = {
-                "task": kept.meta.id,
-                "name": kept.meta.name,
-                "workspace": kept.meta.workspace,
-            }
+            meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
             print(json.dumps({**meta, "changes": values}, indent=2))
         else:
             how = _stat if arguments.stat else _diffs
@@ -294,10 +286,7 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
     with _locked(kept):
         protection = _protection(kept)
         outcomes = accept(
-            kept,
-            selection,
-            protection,
-            lambda question: merge_approval.ask(kept.meta, question, _waiting),
+            kept, selection, protection, lambda question: merge_approval.ask(kept.meta, question, _waiting)
         )
         taken = [outcome.change for outcome in outcomes if outcome.accepted]
         left = [outcome for outcome in outcomes if not outcome.accepted]

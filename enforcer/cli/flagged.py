@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enforcer.cli import journals
 from enforcer.cli.output import moment, several, table
-from enforcer.system.errors import ExeatError, UsageError
+from enforcer.system.errors import UsageError
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
@@ -37,15 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List or acknowledge. 0 when it is done, 1 when lines of the journal could not be read, 2 for wrong words."""
-    try:
-        if arguments.verb == "ack":
-            return _ack(arguments)
-        if arguments.ids:
-            raise UsageError("`exeat flagged list` takes no ids; `exeat log show ID` shows one event")
-        return _list(arguments)
-    except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return error.status
+    if arguments.verb == "ack":
+        return _ack(arguments)
+    if arguments.ids:
+        raise UsageError("`exeat flagged list` takes no ids; `exeat log show ID` shows one event")
+    return _list(arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("yaml", "json"), default="yaml", help="a rule file, or for programs")
 
 
-def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is a way to misuse it
+def run(arguments: argparse.Namespace) -> int:
     """Learn. 0 when all that was let out is allowed by the file, 1 when some is not or may not be, 2 for misuse."""
     output = arguments.output
     if output is not None and output.exists() and not arguments.force:
@@ -46,13 +46,8 @@ def run(arguments: argparse.Namespace) -> int:  # noqa: PLR0911  each return is 
     from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.replay.learner import Learner
     from rules.learning.unsaid import noted
-    from rules.problems import RuleFileError
 
-    try:
-        policy = _policy(arguments.rules)
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-        return 2
+    policy = _policy(arguments.rules)
     path = journals.found(arguments.journal)
     if path is None:
         return 2

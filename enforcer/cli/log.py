@@ -67,17 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do it. 0 when all could be read, 1 when some lines could not or it isn't intact, 2 for misuse."""
     directory = arguments.journal or journal_directory()
+    does: Callable[[argparse.Namespace, Path], int] = _show
     if arguments.part is not None:
         module = importlib.import_module(f"enforcer.cli.{_MODULES[arguments.part]}")
-        return int(getattr(module, f"run_{arguments.part}")(arguments, directory))
-    if arguments.last and arguments.task is not None:
+        does = getattr(module, f"run_{arguments.part}")
+        if _MODULES[arguments.part] == "log_integrity":
+            return does(arguments, directory)
+    elif arguments.last and arguments.task is not None:
         print("exeat: `--last` names a task already: leave `--task` out", file=sys.stderr)
         return 2
     if not directory.is_dir():
         return no_journal(directory)
     journals.allow_many_segments()
     try:
-        return _show(arguments, directory)
+        return does(arguments, directory)
     except BrokenPipeError:
         raise  # whoever reads us has enough: no fault of the journal
     except OSError as error:

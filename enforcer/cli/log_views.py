@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.cli import journals, log
-from enforcer.cli.log import backslashed, no_journal
+from enforcer.cli.log import backslashed
 from proxy.wire import strict_json
 from rules.problems import quoted
 
@@ -27,8 +27,6 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
     from proxy.telemetry.views.causality import find
 
-    if not directory.is_dir():
-        return no_journal(directory)
     given = arguments.what or ""
     name = meant(directory, given)
     entry = None if name is None else find(directory, name)
@@ -36,9 +34,7 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
         return not_there(directory, given, "show")
     record = strict_json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.formats.record import one_line
-
-        sys.stdout.buffer.write(one_line(record))
+        _write(record)
         return 0
     from proxy.telemetry.visible import unpadded, visible
 
@@ -48,6 +44,13 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     for field, value in fields:
         print(f"{visible(field):{width}}  {unpadded(visible(value))}")
     return 0
+
+
+def _write(value: dict[str, Any]) -> None:
+    """Write a value for programs."""
+    from proxy.telemetry.formats.record import one_line
+
+    sys.stdout.buffer.write(one_line(value))
 
 
 def meant(directory: Path, given: str) -> str | None:
@@ -89,8 +92,6 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     from proxy.telemetry.views.causality import chain
     from proxy.telemetry.views.conversations import joined
 
-    if not directory.is_dir():
-        return no_journal(directory)
     given = arguments.what or ""
     name = meant(directory, given)
     found = None if name is None else chain(directory, name)
@@ -98,9 +99,7 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
         return not_there(directory, given, "chain")
     beside = joined(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.formats.record import one_line
-
-        sys.stdout.buffer.write(one_line(_value(found, beside)))
+        _write(_value(found, beside))
         return 0
     backslashed()
     depth = 0
@@ -205,28 +204,23 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
     from proxy.telemetry.events import DECISIONS
     from proxy.telemetry.journal.query import Progress, read_events
 
-    if not directory.is_dir():
-        return no_journal(directory)
-    journals.allow_many_segments()
     progress = Progress()
-    try:
-        task = journals.last(directory) if arguments.last else arguments.task
-        if not arguments.kind:
-            arguments.kind = sorted(kind.value for kind in DECISIONS)
-        part = log.Part(arguments, task)
-        tried, stopped = _counted(
-            entry.event for entry in read_events(directory, 0, progress, part.sought()) if part.has(entry.event)
-        )
-    except OSError as error:
-        return journals.unreadable(error, directory)
+    if not arguments.kind:
+        arguments.kind = sorted(kind.value for kind in DECISIONS)
+    part = log.Part(arguments, journals.last(directory) if arguments.last else arguments.task)
+    tried, stopped = _counted(
+        entry.event for entry in read_events(directory, 0, progress, part.sought()) if part.has(entry.event)
+    )
     if arguments.format in ("json", "jsonl"):
-        from proxy.telemetry.formats.record import one_line
-
-        value = {
-            heading: [{"name": name, "attempts": count, "blocked": stopped[heading][name]} for name, count in most]
-            for heading, most in ((heading, tried[heading].most_common()) for heading in _HEADINGS)
-        }
-        sys.stdout.buffer.write(one_line(value))
+        _write(
+            {
+                heading: [
+                    {"name": name, "attempts": count, "blocked": stopped[heading][name]}
+                    for name, count in tried[heading].most_common()
+                ]
+                for heading in _HEADINGS
+            }
+        )
     else:
         _print_top(tried, stopped)
     return journals.report(progress, "not counted")
@@ -275,20 +269,14 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     from proxy.telemetry.journal.query import Progress, read_events
     from proxy.telemetry.views.timeline import story
 
-    if not directory.is_dir():
-        return no_journal(directory)
     task = arguments.what or arguments.task
     if task is None and not arguments.last:
         print("exeat: which task? `exeat log replay TASK`, or `--last` for the last one", file=sys.stderr)
         return 2
-    journals.allow_many_segments()
     progress = Progress()
-    try:
-        task = journals.last(directory) if arguments.last else task
-        entries = read_events(directory, arguments.since, progress, journals.sieve(task, arguments.since))
-        found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
-    except OSError as error:
-        return journals.unreadable(error, directory)
+    task = journals.last(directory) if arguments.last else task
+    entries = read_events(directory, arguments.since, progress, journals.sieve(task, arguments.since))
+    found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
     if not found:
         print(f"exeat: there is no task {quoted(task or '')} in the journal", file=sys.stderr)
         return 1

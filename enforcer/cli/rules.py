@@ -135,13 +135,8 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from rules.diff.compare import compare
     from rules.diff.words import statements
     from rules.loading.load import read
-    from rules.problems import RuleFileError
 
-    try:
-        before, after = read(old).policy, read(new).policy
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-        return 2
+    before, after = read(old).policy, read(new).policy
     compared = compare(before, after)
     told = statements(compared)
     if arguments.format == "json":
