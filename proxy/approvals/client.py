@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 SLACK: Final = 15.0  # seconds beyond the longest `hold` in which an answer has to be there
-LOOK: Final = 5.0  # seconds for what the desk asks
+LOOK: Final = 5.0  # seconds for what the info API asks
 MOST_OPEN: Final = 4096  # questions
 ASKS: Final = (500, 200.0)  # at once, and a second: the registry is everybody's, and one task's flood its own trouble
 MOST_UNSENT: Final = 256  # packets that the socket didn't take

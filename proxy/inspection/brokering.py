@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.messages import QuickHeaders, head_of, request_of
-from proxy.request.field_names import alike
+from proxy.request.override_headers import alike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

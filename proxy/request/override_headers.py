@@ -10,10 +10,20 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
-from proxy.request.field_names import alike
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+ALIKE: Final = bytes(byte if byte >= 0x80 or chr(byte).isalnum() else ord("-") for byte in range(256))
+
+
+def alike(name: bytes) -> bytes:
+    """Write `-` for every sign of a name in lower case: names that are the same then may be one to a server.
+
+    CGI's environment has one for `X-Team` and `X_Team` (RFC 3875 section 4.1.18), and with servers that write `_` for
+    every sign (lighttpd) for `X.Team` and `X!Team`, too.
+    """
+    return name.translate(ALIKE)
+
 
 # Symfony, Rails, Express, Spring and ASP.NET (methods); IIS, Symfony and Zend (`X-Original-URL`, `X-Rewrite-URL`);
 # nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)

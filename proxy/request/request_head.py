@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
-from proxy.request.field_names import alike
-from proxy.request.override_headers import LONGEST_NAME, is_override, may_override, names_host, names_method
+from proxy.request.override_headers import LONGEST_NAME, alike, is_override, may_override, names_host, names_method
 from rules.addresses import parse_host
 from rules.attempt import METHODS
 from rules.names import InvalidName

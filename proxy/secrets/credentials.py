@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from proxy.request.field_names import alike
+from proxy.request.override_headers import alike
 from rules.secrets import Slot, SlotKind
 
 if TYPE_CHECKING:
