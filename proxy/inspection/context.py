@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, cast
 
 from mitmproxy.connection import Client, ConnectionState, Server
-from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent
@@ -151,15 +150,9 @@ def far(place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[by
     return server
 
 
-def flow_of(client: Near, server: Far) -> HTTPFlow:
-    """Return the flow of a new request, as mitmproxy's constructor makes it but for a random id."""
-    flow = HTTPFlow.__new__(HTTPFlow)
-    flow.__dict__.update(
-        id=f"flow {next(_numbers)}", client_conn=client, server_conn=server, live=True, intercepted=False,
-        timestamp_created=time.time(), marked="", is_replay=None, metadata={}, comment="", _resume_event=None,
-        _backup=None,
-    )  # fmt: skip
-    return flow
+def next_key() -> str:
+    """Return what names a new request in this process."""
+    return f"request {next(_numbers)}"
 
 
 class Checkpoint(commands.Command):
@@ -198,7 +191,7 @@ class Opened(events.Event):
 
 
 class Revoked(events.Event):
-    """Other rules are in force, and they don't let these requests (ids of their flows) out."""
+    """Other rules are in force, and they don't let these requests (by their keys) out."""
 
     def __init__(self, flows: "frozenset[str]") -> None:
         self.flows = flows

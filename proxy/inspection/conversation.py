@@ -331,7 +331,7 @@ class Conversation:
 
     def decide(self, stream: "Stream") -> None:
         """Have a request decided: at once, or in a while."""
-        pending = self._requests.requestheaders(stream.flow)
+        pending = self._requests.requestheaders(stream.request)
         if pending is None:
             self._waiting.append(Decided(stream))
             return

@@ -211,7 +211,7 @@ class GateHttp:
             self._begin_request(event)
         if stream := self.streams.get(event.stream_id):
             if stream.undecided and type(event) in _LEAVES:
-                self.session.asked_about.leave(stream.flow.id)  # itself it hears only when it is decided
+                self.session.asked_about.leave(stream.request.key)  # itself it hears only when it is decided
             yield from self._deliver(stream, event)
 
     def _deliver(self, stream: Stream, event: events.Event) -> Turns:
@@ -313,7 +313,7 @@ class GateHttp:
         return None
 
     def _open_for(self, stream: Stream) -> None:
-        server = far(self.session.place, stream.addresses, stream.authorities)
+        server = far(self.session.place, stream.request.addresses or (), stream.request.authorities)
         self.outgoing[server] = None
         self._expecting[server] = [stream]
         self.driver.open(server)
@@ -367,9 +367,9 @@ class GateHttp:
         return kept
 
     def under_way(self) -> "dict[str, Hop]":
-        """Return where each request was sent to, by the ids of their flows; nothing of those that wait for a dial."""
+        """Return where each request was sent to, by their keys; nothing of those that wait for a dial."""
         return {
-            stream.flow.id: stream.server.dialled
+            stream.request.key: stream.server.dialled
             for stream in self.streams.values()
             if stream.settled and stream.server is not None and stream.server.dialled is not None
         }

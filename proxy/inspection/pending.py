@@ -198,7 +198,7 @@ class Waiting:
 
 
 class Waitings:
-    """All that wait of one connection, by the ids of their flows."""
+    """All that wait of one connection, by their keys."""
 
     __slots__ = ("_cause", "_recorder", "_waiting", "_whose", "changed")
 

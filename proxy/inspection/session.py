@@ -77,7 +77,7 @@ class Session:
         """
         self._approval = approval
         self.asked_about = Waitings(recorder, cause, whose)
-        self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (ids of their flows) in the middle
+        self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (by their keys) in the middle
         self.recorder = recorder
         self.place = place
         self.cause = cause  # id of the connection's decision event

@@ -19,7 +19,7 @@ from proxy.dlp.body_scan import Leaking
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once
-from proxy.inspection.deciding import ADDRESSES, BODY, Requests
+from proxy.inspection.deciding import RequestContext, Requests
 from proxy.inspection.judging import Place, denied
 from proxy.inspection.messages import head_of
 from proxy.inspection.session import Session
@@ -242,12 +242,12 @@ class Visitor:
             session.misread(head_of(flow.request), Unclear(flow.error.msg))
             return None
         self._open[flow.id] = session
-        flow.metadata[BODY] = announces_body(flow.request)
-        pending = Requests(session, self._desk.addresses, holds=False).requestheaders(flow)
+        request = RequestContext(flow.id, flow.request, announces_body(flow.request))
+        pending = Requests(session, self._desk.addresses, holds=False).requestheaders(request)
         if pending is None:
-            self._pin(flow, session)
+            self._pin(flow, session, request)
             return None
-        return self._later(flow, session, pending)
+        return self._later(flow, session, request, pending)
 
     def leads_to(self, address: tuple[str, int]) -> Place | None:
         """Return for which place an address may be dialled; None: it may not."""
@@ -268,20 +268,22 @@ class Visitor:
                 self.cause, name=str(target), address=None, port=port, protocol=None, up=0, down=0, seconds=0.0
             )
 
-    async def _later(self, flow: "HTTPFlow", session: Session, pending: "Awaitable[None]") -> None:
+    async def _later(
+        self, flow: "HTTPFlow", session: Session, request: RequestContext, pending: "Awaitable[None]"
+    ) -> None:
         await pending
-        self._pin(flow, session)
+        self._pin(flow, session, request)
 
-    def _pin(self, flow: "HTTPFlow", session: Session) -> None:
+    def _pin(self, flow: "HTTPFlow", session: Session, request: RequestContext) -> None:
         """Have mitmproxy dial an address that was checked for this request, and no other."""
-        addresses = flow.metadata.pop(ADDRESSES, ())
+        flow.response = request.refusal
         exchange = session.exchange(flow.id)
-        if flow.response is not None or exchange is None:
+        if request.refusal is not None or exchange is None or not request.addresses:
             return
-        text = str(addresses[0])
+        text = str(request.addresses[0])
         self._dialled[text, session.place.port] = session.place
         flow.request.data.host, flow.request.data.port = text, session.place.port
-        if not flow.metadata[BODY]:
+        if not request.body:
             flow.request.stream = streaming(not_any, self._sever)
             return
         head = head_of(flow.request)

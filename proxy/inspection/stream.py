@@ -31,8 +31,8 @@ from mitmproxy.proxy.layers.http._events import (
 
 from proxy.dlp.body_scan import Leaking
 from proxy.inspection.brokering import Brokering, Misused
-from proxy.inspection.context import ClientEnded, Failure, Revoked, flow_of
-from proxy.inspection.deciding import ADDRESSES, AUTHORITIES, BODY, HELD, READ_ON
+from proxy.inspection.context import ClientEnded, Failure, Revoked, next_key
+from proxy.inspection.deciding import RequestContext
 from proxy.inspection.http1_heads import is_informational
 from proxy.inspection.messages import (
     MOST_INFORMATIONAL,
@@ -50,7 +50,7 @@ from proxy.inspection.messages import (
     what_is_wrong,
 )
 from proxy.inspection.tls import HTTP2
-from proxy.inspection.websocket import POLICY, Switched, agrees, close_frame
+from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_frame
 from proxy.request.request_head import may_trail, values
 from rules.verdicts import Outcome, Reason
 
@@ -80,7 +80,6 @@ _GAVE_NONE: Final = (
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
 _NO_BODY: Final = "a body came with a response that has none"
-_REVOKED: Final = "the rules don't let it out any more"
 
 
 class RequestState(Enum):
@@ -124,13 +123,13 @@ class Stream:
         self.waiting: Steps | None = None  # what goes on when there is a decision, or a connection
         self.queue: deque[Event] = deque()  # what has come meanwhile
         self.opened: Far | str = ""  # the connection that it waited for, or why there is none
-        self.addresses: tuple[Hop, ...] = ()  # that may be dialled for it
-        self.authorities: tuple[bytes, ...] = ()  # that its server may be verified with beside the host's
+        self.request: RequestContext  # with its head
+        self.response: http.Response | None = None  # of its server
         self.outgoing: Outgoing | None = None  # what looks for secrets in what follows the head
         self._bodiless = False  # nothing of the request follows its head
         self._held: Held | None = None
         self._brokering: Brokering | None = None  # where the task has placeholders
-        self._switched: Switched | None = None  # a WebSocket, once both sides have agreed
+        self.websocket: Switched | None = None  # a WebSocket, once both sides have agreed
         self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
         self._has_leave = False  # the client, to send its body: from the gate
         self._informed = 0  # informational responses that came
@@ -148,7 +147,7 @@ class Stream:
         if kind is ClientEnded:
             self._end_sending()
         elif kind is Revoked:
-            self.cut_off(_REVOKED)
+            self.cut_off(REVOKED)
         elif isinstance(event, RequestProtocolError | ResponseProtocolError):
             return self.handle_protocol_error(event)
         else:
@@ -167,7 +166,8 @@ class Stream:
                 self.state_sink(event)
                 return None
             case RequestState.PIPE if not isinstance(event, RequestHeaders | RequestTrailers):
-                return self.state_pass_up(event)
+                assert self.websocket is not None
+                return self.websocket.state_pass_up(event)
             case RequestState.OVER:
                 return None
         raise RuntimeError(f"{type(event).__name__} came in {self.request_state}")
@@ -183,33 +183,35 @@ class Stream:
                 self.state_switch(event)
                 return None
             case ResponseState.PIPE if not isinstance(event, ResponseHeaders | ResponseTrailers):
-                return self.state_pass_down(event)
+                assert self.websocket is not None
+                return self.websocket.state_pass_down(event)
             case ResponseState.OVER:
                 return None
         raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
 
     def is_of(self, flows: frozenset[str]) -> bool:
         """Whether this is one of these requests, and was let out."""
-        return self.settled and self.flow.id in flows
+        return self.settled and self.request.key in flows
 
     def may_use(self, *addresses: "Hop") -> bool:
         """Whether a connection that leads to one of these may carry this request."""
-        return all(address in self.addresses for address in addresses)
+        return all(address in (self.request.addresses or ()) for address in addresses)
 
     def may_trust(self, authorities: tuple[bytes, ...]) -> bool:
         """Whether a connection that was verified with these, too, may carry this request."""
-        return set(authorities) <= set(self.authorities)
+        return set(authorities) <= set(self.request.authorities)
 
     # --- sending ---
 
-    def _to_client(self, event: "HttpEvent") -> None:
+    def to_client(self, event: "HttpEvent") -> None:
+        """Send a part of the response."""
         if self._brokering is None:
             self.http.send_to_client(event)
         else:
             for one in self._brokering.response(event):
                 self.http.send_to_client(one)
 
-    def _to_server(self, event: "HttpEvent") -> None:
+    def to_server(self, event: "HttpEvent") -> None:
         """Send a part of the request. Raises Misused."""
         if self._brokering is None:
             self.http.send_to_server(self.server, event)
@@ -223,15 +225,14 @@ class Stream:
 
     def state_request_head(self, event: RequestHeaders) -> Steps:
         """Have the request decided; then answer it ourselves, or pass its head on."""
-        flow = self.flow = flow_of(self.client, self.http.context.server)
-        flow.request = event.request
         self._bodiless = event.end_stream
         # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
         # say so with its head counts as one that has a body, or a client could keep it open until it is let out
-        flow.metadata[BODY] = not event.end_stream and event.request.headers.get("content-length") != "0"
+        body = not event.end_stream and event.request.headers.get("content-length") != "0"
+        request = self.request = RequestContext(next_key(), event.request, body)
         yield from self._decide()
-        if (held := flow.metadata.get(HELD)) and flow.response is None and not self.settled:
-            self._held = held
+        if request.held is not None and request.refusal is None and not self.settled:
+            self._held = request.held
             self.request_state = RequestState.HOLD
             self._let_go_on()
         elif self.settled:
@@ -239,22 +240,22 @@ class Stream:
 
     def _decide(self) -> Steps:
         """Wait for the decision; a refusal is answered at once."""
-        flow = self.flow
+        request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
-        yield from self.session.look_through(flow.id, head_of(flow.request))
+        yield from self.session.look_through(request.key, head_of(request.message))
         self.http.driver.decide(self)
         yield WAIT
         self.undecided = False
         if any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
-            self.session.complete(flow.id, None, Outcome.FAILED)
-            self._to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
-            self._be_over()
-        elif flow.response is not None:
-            if self._is_whole() or not flow.metadata.get(READ_ON, False):
-                self._answer(flow.response)
+            self.session.complete(request.key, None, Outcome.FAILED)
+            self.to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
+            self.be_over()
+        elif request.refusal is not None:
+            if self._is_whole() or not request.reads_on:
+                self._answer(request.refusal)
             else:
                 self.request_state = RequestState.SINK
-        elif ADDRESSES in flow.metadata:
+        elif request.addresses is not None:
             self.settled = True
 
     def state_hold(self, event: RequestPart) -> Steps:
@@ -280,15 +281,14 @@ class Stream:
 
     def state_sink(self, event: "Event") -> None:
         """Throw away what comes of a refused request, and answer when it is over."""
-        if isinstance(event, RequestEndOfMessage) and self.flow.response is not None:
+        if isinstance(event, RequestEndOfMessage) and self.request.refusal is not None:
             self.request_state = RequestState.DONE
-            self._answer(self.flow.response)
+            self._answer(self.request.refusal)
 
     def _begin(self) -> Steps:
         """Pass the head on, to where it was decided that it may go."""
-        flow, place = self.flow, self.session.place
-        self.addresses, self.authorities = flow.metadata[ADDRESSES], flow.metadata[AUTHORITIES]
-        data = flow.request.data
+        message, place = self.request.message, self.session.place
+        data = message.data
         data.host, data.port = str(place.target), place.port
         data.scheme = b"https" if place.tls else b"http"
         self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
@@ -296,12 +296,12 @@ class Stream:
             return
         self._let_go_on()
         if not self._bodiless:
-            self.outgoing = self.session.outgoing(flow.id, head_of(flow.request))
-        self._to_server(RequestHeaders(self.stream_id, flow.request, self._bodiless))
+            self.outgoing = self.session.outgoing(self.request.key, head_of(message))
+        self.to_server(RequestHeaders(self.stream_id, message, self._bodiless))
 
     def _let_go_on(self) -> None:
         """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
-        request = self.flow.request
+        request = self.request.message
         if "expect" not in request.headers:
             return
         del request.headers["expect"]
@@ -309,7 +309,7 @@ class Stream:
             self._has_leave = True
             go_on = http.Response.make(100)
             go_on.headers.clear()
-            self._to_client(ResponseHeaders(self.stream_id, go_on))
+            self.to_client(ResponseHeaders(self.stream_id, go_on))
 
     def _connect(self) -> Generator[object, None, bool]:
         """Get a connection to the one place there is; answer with why there is none."""
@@ -320,11 +320,11 @@ class Stream:
         if isinstance(server, str):
             self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
             return False
-        self.server = self.flow.server_conn = server
-        if not (yield from self.session.may_go(self.flow.id, server.dialled)):
-            self.cut_off(_REVOKED)
+        self.server = server
+        if not (yield from self.session.may_go(self.request.key, server.dialled)):
+            self.cut_off(REVOKED)
             return False
-        self._may_ask_again = server.used and self._bodiless and self.flow.request.method in REPEATABLE
+        self._may_ask_again = server.used and self._bodiless and self.request.message.method in REPEATABLE
         server.used = True
         return True
 
@@ -338,13 +338,13 @@ class Stream:
         if isinstance(event, RequestEndOfMessage):
             self.request_state = RequestState.DONE
         else:
-            exchange = session.exchange(self.flow.id)
+            exchange = session.exchange(self.request.key)
             if exchange is None or not exchange.may_send(_size(event)):
                 self.cut_off()
                 return None
         if self.outgoing is not None:
             return self._send_through(self.outgoing, event)
-        self._to_server(event)
+        self.to_server(event)
         self._end_if_done()
         return None
 
@@ -353,13 +353,13 @@ class Stream:
         try:
             pieces = yield from outgoing.through(event)
         except Leaking as leak:
-            self._stop_leak(leak)
+            self.stop_leak(leak)
             return
-        if self._is_revoked():
-            self.cut_off(_REVOKED)
+        if self.is_revoked():
+            self.cut_off(REVOKED)
             return
         for piece in pieces:
-            self._to_server(piece)
+            self.to_server(piece)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
@@ -378,7 +378,7 @@ class Stream:
     def state_response_head(self, event: ResponseHeaders) -> None:
         """Pass the response's head on."""
         response, server = event.response, self.server
-        self.flow.response = response
+        self.response = response
         assert server is not None
         if is_relayed(server) and (refused := answered_by_proxy(response, server)):
             self.http.driver.reset(server, at_once=True)
@@ -386,7 +386,7 @@ class Stream:
         elif response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
             self.response_state = ResponseState.SWITCH
             self._answered(response, None)
-            self._to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+            self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
         elif problem := what_is_wrong(response):
             self._stop_server(problem)
             self._fail(Reason.UPSTREAM_FAILED, Unreadable(f"the server's response can't be passed on: {problem}"))
@@ -395,13 +395,13 @@ class Stream:
         else:
             if response.status_code == HTTPStatus.NO_CONTENT:
                 response.headers.pop("content-length", None)  # there is none to have one (RFC 9110 section 8.6)
-            self._answered(response, body_length(self.flow.request, response))
-            self._to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+            self._answered(response, body_length(self.request.message, response))
+            self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
             self.response_state = ResponseState.BODY
 
     def _switches(self, response: http.Response) -> bool:
         """Whether both sides have agreed to go on with WebSocket."""
-        head = head_of(self.flow.request)
+        head = head_of(self.request.message)
         return bool(values(head, b"upgrade")) and agrees(head, response.status_code, head_of_response(response))
 
     def _announce(self, response: http.Response) -> None:
@@ -412,17 +412,17 @@ class Stream:
             self._stop_server(detail)
             self._fail(Reason.UPSTREAM_FAILED, detail)
             return
-        if self.flow.request.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self._has_leave):
+        if self.request.message.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self._has_leave):
             return
-        exchange = self.session.exchange(self.flow.id)
+        exchange = self.session.exchange(self.request.key)
         if exchange is None or not exchange.may_receive(_size_of(response.headers.fields)):
             self.cut_off()
             return
-        self._to_client(ResponseHeaders(self.stream_id, announced(response)))
+        self.to_client(ResponseHeaders(self.stream_id, announced(response)))
 
     def _answered(self, response: http.Response, length: int | None) -> None:
         """Note what its client hears, for whatever ends it."""
-        if (exchange := self.session.exchange(self.flow.id)) is not None:
+        if (exchange := self.session.exchange(self.request.key)) is not None:
             exchange.answered(response.status_code, length)
 
     def state_response_body(self, event: ResponsePart) -> Steps | None:
@@ -437,34 +437,34 @@ class Stream:
         if isinstance(event, ResponseEndOfMessage):
             self._end_response()
             return None
-        if isinstance(event, ResponseData) and has_no_body(self.flow.request, self.flow.response):
+        if isinstance(event, ResponseData) and has_no_body(self.request.message, self.response):
             # HTTP/2 has frames for it; to an HTTP/1 client it would be the next response (RFC 9112 section 6.3)
             self._stop_server(_NO_BODY)
             error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
             return self.handle_protocol_error(error)
-        exchange = self.session.exchange(self.flow.id)
+        exchange = self.session.exchange(self.request.key)
         if exchange is None or not exchange.may_receive(_size(event)):
             self.cut_off()
         else:
-            self._to_client(event)
+            self.to_client(event)
         return None
 
     def _end_response(self) -> None:
-        response = self.flow.response
+        response = self.response
         assert response
         status = response.status_code
         detail = _GAVE_NONE if status in _UNIDENTIFIED and self._is_unidentified() else ""
-        if self._client_ended and ends_with_connection(self.flow.request, response):
-            self.session.left(self.flow.id)  # nobody can tell whether the server has said all that it had to
-        self.session.complete(self.flow.id, status, detail=detail)
+        if self._client_ended and ends_with_connection(self.request.message, response):
+            self.session.left(self.request.key)  # nobody can tell whether the server has said all that it had to
+        self.session.complete(self.request.key, status, detail=detail)
         self.response_state = ResponseState.DONE
         end = ResponseEndOfMessage(self.stream_id)
         if self.request_state is RequestState.BODY:  # a 401 or 413 to an upload: the answer is final
             self._stop_server("the server has answered")
-            self._to_client(end)
+            self.to_client(end)
             self._finish()
         else:
-            self._to_client(end)
+            self.to_client(end)
             self._end_if_done()
 
     def _is_unidentified(self) -> bool:
@@ -479,89 +479,23 @@ class Stream:
         if not (yield from self._connect()):
             return
         self._may_ask_again = False
-        exchange = self.session.exchange(self.flow.id)
-        if exchange is None or not exchange.may_repeat(head_of(self.flow.request).size):
+        exchange = self.session.exchange(self.request.key)
+        if exchange is None or not exchange.may_repeat(head_of(self.request.message).size):
             self.cut_off()
             return
-        self._to_server(RequestHeaders(self.stream_id, self.flow.request, end_stream=True))
+        self.to_server(RequestHeaders(self.stream_id, self.request.message, end_stream=True))
         if self.request_state is RequestState.DONE:
-            self._to_server(RequestEndOfMessage(self.stream_id))
+            self.to_server(RequestEndOfMessage(self.stream_id))
 
-    # --- WebSocket: bytes in both directions, counted, until one side ends ---
+    # --- WebSocket ---
 
     def state_switch(self, event: ResponseEndOfMessage) -> None:
         """Go on with what nobody reads, but for where frames begin, and for secrets that leave."""
-        assert self.flow.response
-        self._switched = Switched(head_of_response(self.flow.response))
-        self.outgoing = self.session.outgoing(self.flow.id, head_of(self.flow.request), websocket=True)
+        assert self.response
+        self.outgoing = self.session.outgoing(self.request.key, head_of(self.request.message), websocket=True)
+        self.websocket = Switched(self, head_of_response(self.response))
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
-        self._to_client(event)
-
-    def state_pass_up(self, event: RequestData | RequestEndOfMessage) -> Steps:
-        """Pass on what comes from the client."""
-        assert self._switched is not None
-        end = isinstance(event, RequestEndOfMessage)
-        data = event.data if isinstance(event, RequestData) else b""
-        problem = yield from self._switched.problem(data)
-        if problem is not None:
-            self.session.stray(self.flow.id, problem)
-            self.cut_off(problem)
-            return
-        exchange = self.session.exchange(self.flow.id)
-        if not end and (exchange is None or not exchange.may_send(len(data))):
-            self.cut_off()
-            return
-        if self.outgoing is not None:
-            try:
-                data = yield from self.outgoing.passing(data, end=end)
-            except Leaking as leak:
-                self._stop_leak(leak)
-                return
-        if self._is_revoked():
-            self.cut_off(_REVOKED)
-            return
-        if data:
-            self._to_server(RequestData(self.stream_id, data))
-        if end:
-            self._end_passing(from_client=True)
-
-    def state_pass_down(self, event: ResponseData | ResponseEndOfMessage) -> Steps:
-        """Pass on what comes from the server."""
-        assert self._switched is not None
-        if isinstance(event, ResponseEndOfMessage):
-            self._end_passing(from_client=False)
-        elif (exchange := self.session.exchange(self.flow.id)) and exchange.may_receive(len(event.data)):
-            yield from self._switched.answered.following(event.data)
-            self._to_client(event)
-        else:
-            self.cut_off()
-
-    def _end_passing(self, *, from_client: bool) -> None:
-        """End the other side as this one ended (invariant 12).
-
-        In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
-        """
-        switched, server, driver = self._switched, self.server, self.http.driver
-        assert switched is not None
-        assert server is not None
-        ended, other = (self.client, server) if from_client else (server, self.client)
-        if not switched.half_ended and not ended.cut and not self.session.place.tls:
-            switched.half_ended = True
-            driver.end_sending(other)
-            return
-        if ended.cut and not switched.is_closing:
-            if from_client:
-                self.session.left(self.flow.id)
-            else:
-                self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
-        self.session.complete(self.flow.id, HTTPStatus.SWITCHING_PROTOCOLS)
-        self._be_over()
-        self.http.drop(self)
-        if ended.cut:
-            driver.reset(other)
-        else:
-            driver.close(other)
-        driver.close(ended)
+        self.to_client(event)
 
     # --- how it ends ---
 
@@ -570,9 +504,9 @@ class Stream:
         from_server = isinstance(event, ResponseProtocolError)
         if self._held is not None:
             self._held.let_go(self.session)
-            self.session.abandon(self.flow.id)
+            self.session.abandon(self.request.key)
         if from_server and self._client_ended:
-            self.session.left(self.flow.id)  # it ended as the client did
+            self.session.left(self.request.key)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
             if self._may_ask_again and not self._client_ended and not isinstance(event.message, Unreadable):
                 return self._ask_again()
@@ -582,26 +516,26 @@ class Stream:
                 self._fail(Reason.UPSTREAM_FAILED, event.message)
             return None
         if from_server:
-            self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+            self.session.complete(self.request.key, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
             if self.request_state is not RequestState.OVER:
-                self._to_client(event)
+                self.to_client(event)
         else:
-            self.session.left(self.flow.id)
+            self.session.left(self.request.key)
             if self.request_state in (RequestState.BODY, RequestState.DONE):
                 self.http.send_to_server(self.server, event)
-        self._be_over()
+        self.be_over()
         self.http.drop(self)
         return None
 
     def stop_misuse(self, misuse: Misused) -> None:
         """End a request whose body or trailers bring a placeholder; with a page, if nothing has been answered."""
-        page = self.session.misused(self.flow.id, head_of(self.flow.request), str(misuse))
+        page = self.session.misused(self.request.key, head_of(self.request.message), str(misuse))
         self._stop(page, str(misuse))
 
-    def _stop_leak(self, leak: Leaking) -> None:
+    def stop_leak(self, leak: Leaking) -> None:
         """End a request that is about to bring out a secret."""
         self.outgoing = None
-        page = self.session.leaking(self.flow.id, head_of(self.flow.request), str(leak))
+        page = self.session.leaking(self.request.key, head_of(self.request.message), str(leak))
         self._stop(page, str(leak))
 
     def _stop(self, page: "Page", why: str) -> None:
@@ -609,57 +543,58 @@ class Stream:
         if self.response_state is not ResponseState.HEAD:
             self.cut_off(why)
             return
-        self.session.complete(self.flow.id, page.status)
+        self.session.complete(self.request.key, page.status)
         self._stop_server("it is refused")
         self._answer(response_of(page))
 
     def cut_off(self, why: str = "a limit is used up") -> None:
         """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
-        self.session.complete(self.flow.id, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
+        self.session.complete(self.request.key, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
         if self.response_state is not ResponseState.DONE:
             self._stop_server(why)
-        if self._switched is not None and self._switched.answered.between:  # a WebSocket has words for it
+        if self.websocket is not None and self.websocket.answered.between:  # a WebSocket has words for it
             frame = close_frame(POLICY, f"exeat: {why}")
-            self._to_client(ResponseData(self.stream_id, frame))
+            self.to_client(ResponseData(self.stream_id, frame))
             self.http.driver.close(self.client)
         else:
-            self._to_client(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL))
+            self.to_client(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL))
         self._finish()
 
-    def _is_revoked(self) -> bool:
+    def is_revoked(self) -> bool:
         """Whether other rules, which came into force between two slices of its work, end it: nothing more leaves."""
-        exchange = self.session.exchange(self.flow.id)
+        exchange = self.session.exchange(self.request.key)
         return exchange is not None and exchange.by is not None
 
     def _fail(self, reason: Reason, detail: str) -> None:
         """Tell the client, before anything of a response, that what was let out came to nothing."""
         session = self.session
         advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
-        page = session.failure(head_of(self.flow.request), reason, detail, advice)
-        session.complete(self.flow.id, page.status, Outcome.FAILED, reason, detail)
+        page = session.failure(head_of(self.request.message), reason, detail, advice)
+        session.complete(self.request.key, page.status, Outcome.FAILED, reason, detail)
         self._answer(response_of(page))
 
     def _answer(self, response: http.Response) -> None:
         """Send a response of our own, whatever of the request is still to come."""
         if self.client.alpn != HTTP2 and not self._is_whole():
             response.headers["Connection"] = "close"
-        body = response.raw_content if self.flow.request.method != "HEAD" else None
+        body = response.raw_content if self.request.message.method != "HEAD" else None
         # Without one the head ends the stream: gRPC takes a status only from what comes last
-        self._to_client(ResponseHeaders(self.stream_id, response, end_stream=not body))
+        self.to_client(ResponseHeaders(self.stream_id, response, end_stream=not body))
         if body:
-            self._to_client(ResponseData(self.stream_id, body))
-        self._to_client(ResponseEndOfMessage(self.stream_id))
+            self.to_client(ResponseData(self.stream_id, body))
+        self.to_client(ResponseEndOfMessage(self.stream_id))
         self._finish()
 
     def _finish(self) -> None:
         """Leave this request alone from now on; HTTP/1 can't skip the rest of it without its connection."""
         close = self.client.alpn != HTTP2 and not self._is_whole()
-        self._be_over()
+        self.be_over()
         self.http.drop(self)
         if close:
             self.http.driver.close(self.client)
 
-    def _be_over(self) -> None:
+    def be_over(self) -> None:
+        """Take no note of what still comes."""
         self.request_state, self.response_state = RequestState.OVER, ResponseState.OVER
 
     def _is_whole(self) -> bool:

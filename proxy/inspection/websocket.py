@@ -1,6 +1,6 @@
 """The one protocol that a request may switch to: WebSocket over HTTP/1.1 (RFC 6455 section 4), held to its handshake.
 
-Pure but for `Frames`, which counts. What follows a handshake is passed on unread, so nothing but a handshake that both
+What follows a handshake is passed on unread, so nothing but a handshake that both
 sides have agreed on as the RFC has it may begin one: a request that only one side takes for a handshake is how requests
 are hidden from a gate. And nothing but a client's frames may follow: a server behind the one that was asked can agree
 to what neither goes on to speak.
@@ -11,12 +11,18 @@ import binascii
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
+
+from proxy.dlp.body_scan import Leaking
 from proxy.request.request_head import values
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
+    from proxy.inspection.stream import Steps, Stream
     from proxy.request.request_head import Head
 
+REVOKED: Final = "the rules don't let it out any more"
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice
 POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)
 
@@ -135,28 +141,83 @@ class ClientFrames(Frames):
 
 
 class Switched:
-    """A WebSocket under way: where frames begin on both sides, and whether one of them has ended."""
+    """A request that has become a WebSocket: bytes in both directions, counted, until one side ends."""
 
-    __slots__ = ("answered", "half_ended", "said")
+    __slots__ = ("_half_ended", "_request", "answered", "said")
 
-    def __init__(self, answer: "Head") -> None:
+    def __init__(self, request: "Stream", answer: "Head") -> None:
         """`answer`: the head of the response that agreed to it."""
+        self._request = request
+        self._half_ended = False  # one side has ended, and the other one hasn't
         self.said = ClientFrames(extended=is_extended(answer))  # by its client
         self.answered = Frames()  # by its server
-        self.half_ended = False  # one side has ended, and the other one hasn't
 
-    def problem(self, data: bytes) -> "Sliced[str | None]":
-        """Follow what the client sends; returns what is wrong with it."""
+    def state_pass_up(self, event: "RequestData | RequestEndOfMessage") -> "Steps":
+        """Pass on what comes from the client. Raises Misused."""
+        request = self._request
+        end = isinstance(event, RequestEndOfMessage)
+        data = b"" if isinstance(event, RequestEndOfMessage) else event.data
         try:
             yield from self.said.following(data)
         except NotFrames as problem:
-            return str(problem)
-        return None
+            request.session.stray(request.request.key, str(problem))
+            request.cut_off(str(problem))
+            return
+        exchange = request.session.exchange(request.request.key)
+        if not end and (exchange is None or not exchange.may_send(len(data))):
+            request.cut_off()
+            return
+        if request.outgoing is not None:
+            try:
+                data = yield from request.outgoing.passing(data, end=end)
+            except Leaking as leak:
+                request.stop_leak(leak)
+                return
+        if request.is_revoked():
+            request.cut_off(REVOKED)
+            return
+        if data:
+            request.to_server(RequestData(request.stream_id, data))
+        if end:
+            self._end(from_client=True)
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether a side has said that the WebSocket ends: how its connection ends then says nothing."""
-        return self.said.closing or self.answered.closing
+    def state_pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> "Steps":
+        """Pass on what comes from the server."""
+        request = self._request
+        if isinstance(event, ResponseEndOfMessage):
+            self._end(from_client=False)
+        elif (exchange := request.session.exchange(request.request.key)) and exchange.may_receive(len(event.data)):
+            yield from self.answered.following(event.data)
+            request.to_client(event)
+        else:
+            request.cut_off()
+
+    def _end(self, *, from_client: bool) -> None:
+        """End the other side as this one ended (invariant 12).
+
+        In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
+        """
+        request, key = self._request, self._request.request.key
+        server, driver, session = request.server, request.http.driver, request.session
+        assert server is not None
+        ended, other = (request.client, server) if from_client else (server, request.client)
+        if not self._half_ended and not ended.cut and not session.place.tls:
+            self._half_ended = True
+            driver.end_sending(other)
+            return
+        if ended.cut and not (self.said.closing or self.answered.closing):  # else how it ends says nothing
+            if from_client:
+                session.left(key)
+            else:
+                session.complete(key, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        session.complete(key, _SWITCHING)
+        request.be_over()
+        request.http.drop(request)
+        if ended.cut:
+            driver.reset(other)
+        else:
+            driver.close(other)
+        driver.close(ended)
 
 
 def _head_size(head: bytes) -> int:

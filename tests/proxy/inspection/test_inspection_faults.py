@@ -126,7 +126,7 @@ def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
     place = site(gate, origin, tls=False)
 
     def elsewhere(self, stream):
-        addresses = stream.addresses if name == "evil.example" else ()
+        addresses = stream.request.addresses if name == "evil.example" else ()
         self.driver.open(far(Place(HostName(name), origin.port, tls=False), addresses))
 
     monkeypatch.setattr(http.GateHttp, "connect", elsewhere)
