@@ -1,10 +1,96 @@
-"""What a rule file settles for all of its rules; the defaults are those of RULES.md."""
+"""Settings of a policy, with the upstream proxy."""
 
+from enum import StrEnum
 from ipaddress import IPv4Network
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.upstream import Past, Upstream
+from rules.addresses import Address, Network, parse_host, why_not_public
+from rules.attempt import Protocol
+from rules.names import HostName
+from rules.own_names import is_own
+from rules.patterns import NamePattern
+from rules.ports import LAST_PORT
+from rules.problems import quoted
 from rules.verdicts import DnsMode, Mode, OnBlock, OnJournalFailure, TlsMode
+
+if TYPE_CHECKING:
+    from rules.attempt import Attempt
+
+
+_SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1080`"
+
+
+class Scheme(StrEnum):
+    """How a proxy is spoken to."""
+
+    HTTP = "http"  # CONNECT, RFC 9110 section 9.3.6; HTTP in the clear by absolute-form
+    SOCKS5 = "socks5"  # RFC 1928; names are always the proxy's to look up, as curl's `socks5h` has it
+
+
+class Upstream(NamedTuple):
+    """Where a proxy listens."""
+
+    scheme: Scheme
+    host: HostName | Address
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Upstream":
+        """Read the URL of a proxy. Raises ValueError with what was probably meant."""
+        scheme, colon, rest = text.partition("://")
+        if "@" in rest:  # it isn't shown: what stands before the @ is a secret
+            raise ValueError("`upstream` has a user in it: put `user:password` into a file named by `upstream_auth`")
+        if scheme == "https":
+            raise ValueError(f"{quoted(text)}: TLS to the proxy itself is not supported; write {_SPELLINGS}")
+        host, _, port = rest.removesuffix("/").rpartition(":")
+        known = {**{each.value: each for each in Scheme}, "socks5h": Scheme.SOCKS5}
+        digits = port.isascii() and port.isdigit() and len(port) <= len(str(LAST_PORT))
+        if not colon or scheme not in known or not host or "/" in host or not digits or not 0 < int(port) <= LAST_PORT:
+            raise ValueError(f"{quoted(text)} is no proxy; one is written like {_SPELLINGS}")
+        return cls(known[scheme], parse_host(host), int(port))
+
+    def __str__(self) -> str:
+        """Return it as a URL."""
+        host = f"[{self.host}]" if not isinstance(self.host, HostName) and self.host.version == 6 else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+class Via(NamedTuple):
+    """In place of an address: `target` as the proxy is asked for it.
+
+    `relayed`: not for a connection, but in each request, as HTTP in the clear has it (RFC 9112 section 3.2.2).
+    """
+
+    upstream: Upstream
+    target: HostName | Address
+    relayed: bool = False
+
+    def is_for(self, attempt: "Attempt", upstream: Upstream) -> bool:
+        """Whether this is the one way for an attempt that has to go through `upstream`."""
+        in_clear = attempt.protocol is Protocol.HTTP and upstream.scheme is Scheme.HTTP
+        return (self.upstream, self.target) == (upstream, attempt.target) and (in_clear or not self.relayed)
+
+    def __str__(self) -> str:
+        """Return the proxy's URL."""
+        return str(self.upstream)
+
+
+class Past(NamedTuple):
+    """What goes past the proxy: `upstream_except`."""
+
+    names: tuple[NamePattern, ...] = ()
+    networks: tuple[Network, ...] = ()
+
+    def has(self, target: HostName | Address) -> bool:
+        """Whether `target` is dialled directly. Networks are for addresses that are asked for, not for names."""
+        if isinstance(target, HostName):
+            return is_own(target) or any(name.matches(target) for name in self.names)
+        return why_not_public(target) is not None or any(target in network for network in self.networks)
+
+    def __str__(self) -> str:
+        """Return what a rule file says."""
+        return ", ".join([*(name.text for name in self.names), *map(str, self.networks)]) or "nothing"
+
 
 _NOTHING_PAST: Final = Past()
 DEFAULT_DNS_POOL: Final = IPv4Network("198.18.0.0/15")  # RFC 2544: never routed on the internet

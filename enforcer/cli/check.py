@@ -20,7 +20,7 @@ from enforcer.system.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rules.lint.finding import Finding
+    from rules.lint.findings import Finding
     from rules.loading.load import Loaded
     from rules.problems import Problem
 
@@ -80,7 +80,7 @@ def add_lock(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the files. 0 when nothing was found but notes, 1 when something was, 2 when a file can't be read at all."""
-    from rules.lint.codes import Severity
+    from rules.lint.findings import Severity
 
     files, missing = rule_files(arguments.files)
     for problem in missing:
@@ -133,8 +133,7 @@ def locks_of(arguments: argparse.Namespace) -> list[Path] | None:
 
 def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | None) -> _Report:
     from rules.lint import Surroundings, examine
-    from rules.lint.codes import BROKEN, CHECKS, FAILED_TEST, READING
-    from rules.lint.finding import from_problem
+    from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, from_problem
     from rules.loading.load import failures, read
     from rules.problems import RuleFileError
 
@@ -188,7 +187,7 @@ def _value(report: _Report) -> dict[str, Any]:
 
 
 def _print(report: _Report) -> None:
-    from rules.lint.codes import Severity
+    from rules.lint.findings import Severity
 
     for finding in report.findings:
         print(finding)
@@ -206,7 +205,7 @@ def _print(report: _Report) -> None:
 
 
 def _code(text: str) -> str:
-    from rules.lint.codes import CHECKS, Severity
+    from rules.lint.findings import CHECKS, Severity
     from rules.problems import did_you_mean
 
     for check in CHECKS:
@@ -261,8 +260,7 @@ def other(file: Path) -> Other | None:
 
 
 def _findings(kind: str, problems: "Sequence[Problem]") -> "list[Finding]":
-    from rules.lint.codes import BROKEN
-    from rules.lint.finding import from_problem
+    from rules.lint.findings import BROKEN, from_problem
 
     check = BROKEN._replace(todo=_TODO[kind])
     return [from_problem(problem, check) for problem in problems]

@@ -131,7 +131,7 @@ def _question(arguments: argparse.Namespace) -> "Question":
 
 def _check_secret(question: "Question", known: list[str]) -> None:
     """Raise ValueError for a secret that there isn't: no rule would match, whatever was meant."""
-    from rules.loading.secret_profiles import unknown
+    from rules.loading.secret_schema import unknown
 
     credential = question.request and question.request.credential
     if credential and credential not in known:

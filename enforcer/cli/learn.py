@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.replay.learner import Learner
     from rules.learning.drafts import Drafted
-    from rules.learning.git_rules import GitDraft
+    from rules.learning.generalize import GitDraft
     from rules.matching.policy import Policy
 
 _MOST_SOURCES = 5
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.replay.learner import Learner
-    from rules.learning.unsaid import noted
+    from rules.learning.writing import noted
 
     policy = _policy(arguments.rules)
     path = journals.found(arguments.journal)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _warn(learner: "Learner", drafted: "Drafted", shown: str, looser: int) -> int:
     """Say what the file doesn't allow, or may not, and that it may allow more; return how many attempts it doesn't."""
-    from rules.learning.unsaid import NOT_TAKEN_OVER
+    from rules.learning.writing import NOT_TAKEN_OVER
 
     if learner.not_public:
         said = "what audit mode refused for its address is not learned"
@@ -158,7 +158,7 @@ def _not_public(learner: "Learner") -> "Iterator[str]":
 
 def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> str:
     from proxy.telemetry.replay.learner import without_secrets
-    from rules.learning.segments import written
+    from rules.learning.generalize import written
     from rules.learning.writing import enforced
 
     def value(of: Any) -> dict[str, Any]:

@@ -331,9 +331,9 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _read(name: str, text: str) -> Any:
     """Read one option's value as rule files have it. Raises UsageError."""
-    from rules.devices import device
     from rules.loading import sandbox_schema as grammar  # few starts have such an option
     from rules.loading.fields import duration
+    from rules.sandbox import device
 
     parsers: dict[str, Callable[[str], Any]] = {
         "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),

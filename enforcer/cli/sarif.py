@@ -5,12 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from rules.lint.codes import CHECKS, Check, Severity
+from rules.lint.findings import CHECKS, Check, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rules.lint.finding import Finding
+    from rules.lint.findings import Finding
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _NUMBERS: Final = {check.code: number for number, check in enumerate(CHECKS)}

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
-from rules.devices import device
 from rules.loading.fields import slug, slugged
 from rules.loading.sandbox_layers import NUMBERS, within
 from rules.matching.policy import Policy
 from rules.problems import quoted
-from rules.sandbox import NO_BOX, Box, Floor
+from rules.sandbox import NO_BOX, Box, Floor, device
 
 if TYPE_CHECKING:
     from enforcer.policy.path_resolution import What

@@ -12,8 +12,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_plan import JAVA_STORE, bundle_names, java_names
 from enforcer.sandbox.system_paths import real
 from enforcer.system.errors import UsageError
-from rules.own_names import DESK
-from rules.own_variables import (
+from rules.loading.secret_schema import (
     BUNDLE,
     DOTNET_MEMORY,
     GO_MEMORY,
@@ -26,6 +25,7 @@ from rules.own_variables import (
     TELEMETRY,
     taken,
 )
+from rules.own_names import DESK
 from rules.sandbox import NO_BOX, Box
 from rules.selectors import Pattern
 

@@ -16,7 +16,7 @@ from enforcer.sandbox.init import Executor
 from enforcer.sandbox.path_scan import NEW, made, move
 from enforcer.system import linux
 from enforcer.system.errors import UsageError
-from rules.devices import GPU, is_card
+from rules.sandbox import GPU, is_card
 
 NODES: Final = {  # Documentation/admin-guide/devices.txt: major and minor number
     "null": (1, 3),

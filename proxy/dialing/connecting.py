@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision
-    from rules.upstream import Via
+    from rules.settings import Via
 
 type Hop = Address | Via  # what is dialled
 type Done = Callable[[socket.socket | DialFailed, Hop | None], None]  # a connected socket and where to, or why not

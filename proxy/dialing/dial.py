@@ -18,7 +18,7 @@ from rules.addresses import why_not_public
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.own_names import NEEDED
-from rules.upstream import Via
+from rules.settings import Via
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.matching.policy import Policy
-    from rules.upstream import Upstream
+    from rules.settings import Upstream
 
 __all__ = ["CONNECT_TIMEOUT", "DialFailed", "Dialer"]
 

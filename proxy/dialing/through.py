@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.descriptor_quota import Beside
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
-    from rules.upstream import Via
+    from rules.settings import Via
 
 _PIECE = 4096  # bytes looked at at a time
 

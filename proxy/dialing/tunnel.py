@@ -11,12 +11,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rules.names import HostName
-from rules.upstream import Scheme
+from rules.settings import Scheme
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from rules.addresses import Address
-    from rules.upstream import Via
+    from rules.settings import Via
 
 LONGEST_HEAD: Final = 16 * 1024  # bytes of an answer to CONNECT
 _END: Final = re.compile(rb"\r?\n\r?\n")

@@ -19,7 +19,7 @@ from proxy.inspection.judging import unanswered, unclear, undialled
 from proxy.inspection.messages import head_of, offer_no_extensions, relayed, response_of, settle
 from proxy.inspection.pending import Held, HeldBody, HeldPush
 from proxy.request.request_head import Unclear
-from rules.upstream import Via
+from rules.settings import Via
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

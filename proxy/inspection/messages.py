@@ -20,7 +20,7 @@ from mitmproxy.net.http.validate import validate_headers
 from proxy.dialing.tunnel import credentials, unwelcome
 from proxy.request.request_head import Head, forwarded, without_upgrade
 from rules.attempt import Protocol
-from rules.upstream import Scheme, Via
+from rules.settings import Scheme, Via
 
 if TYPE_CHECKING:
     from proxy.dialing.connecting import Hop

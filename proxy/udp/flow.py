@@ -17,7 +17,7 @@ from proxy.gate.decide import Judgement, Way, again, failing, holds
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from rules.decision import denied
-from rules.upstream import Via
+from rules.settings import Via
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

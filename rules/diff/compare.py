@@ -8,12 +8,23 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import INSPECTABLE, Attempt, Protocol, Request
-from rules.diff.asked import OF_REQUESTS, Requests
-from rules.diff.atoms import Atoms, Owner, Side, atoms_of
-from rules.diff.places import EVERYWHERE, Place, places
-from rules.diff.settings import Setting, layers, settings, terms_of
-from rules.diff.stretches import Stretch, spoken, stretches
-from rules.diff.who import Who, whos
+from rules.diff.askers import OF_REQUESTS, Requests, Who, whos
+from rules.diff.regions import (
+    EVERYWHERE,
+    Atoms,
+    Owner,
+    Place,
+    Setting,
+    Side,
+    Stretch,
+    atoms_of,
+    layers,
+    places,
+    settings,
+    spoken,
+    stretches,
+    terms_of,
+)
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern

@@ -5,7 +5,6 @@ there and holds the file as it would be against the one that is: nothing but wha
 Whoever asks for it writes the file.
 """
 
-from rules.editing.wanted import Wanted
-from rules.editing.writing import CannotWrite, Edited, written
+from rules.editing.writing import CannotWrite, Edited, Wanted, written
 
 __all__ = ["CannotWrite", "Edited", "Wanted", "written"]

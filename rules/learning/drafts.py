@@ -7,8 +7,7 @@ from typing import Final, NamedTuple
 
 from rules.addresses import Address, Opening, block_of, why_not_public
 from rules.attempt import Protocol
-from rules.learning.git_rules import GitDraft, GitSeen, git_drafts
-from rules.learning.segments import Learned, covers, generalised, written
+from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, generalised, git_drafts, written
 from rules.loading.fields import slugged
 from rules.names import HostName
 from rules.own_names import HOST, is_local

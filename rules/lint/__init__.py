@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import date
 
-    from rules.lint.finding import Finding
+    from rules.lint.findings import Finding
     from rules.loading.load import Loaded
 
 
@@ -39,18 +39,26 @@ def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
 
 
 def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
-    from rules.lint import answers, around, excepting, idle, reach, splicing, unmet, unsent, upkeep
-    from rules.lint.finding import Reporter
+    from rules.lint.findings import Reporter
+    from rules.lint.rule_pairs import idle, splicing, ways_around
+    from rules.lint.single_rules import (
+        odd_answers,
+        unmet_credentials,
+        unsent_secrets,
+        upkeep,
+        useless_exceptions,
+        wide_networks,
+    )
 
     reporter = Reporter(loaded)
     policy = loaded.policy
     own = [rule for rule in policy.rules if not reporter.is_shipped(rule.id)]
-    yield from idle.find(policy, own, reporter)
-    yield from excepting.find(own, reporter)
-    yield from unmet.find(policy, own, reporter)
-    yield from unsent.find(policy, reporter)
-    yield from answers.find(policy, own, reporter)
-    yield from reach.find(own, reporter)
-    yield from splicing.find(policy, own, reporter, surroundings.today)
-    yield from around.find(policy, reporter, surroundings.today)
-    yield from upkeep.find(policy, own, reporter, surroundings)
+    yield from idle(policy, own, reporter)
+    yield from useless_exceptions(own, reporter)
+    yield from unmet_credentials(policy, own, reporter)
+    yield from unsent_secrets(policy, reporter)
+    yield from odd_answers(policy, own, reporter)
+    yield from wide_networks(own, reporter)
+    yield from splicing(policy, own, reporter, surroundings.today)
+    yield from ways_around(policy, reporter, surroundings.today)
+    yield from upkeep(policy, own, reporter, surroundings)

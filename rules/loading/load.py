@@ -15,7 +15,7 @@ from rules.loading.document import Node, Place, parse
 from rules.loading.includes import kept_of
 from rules.loading.rule_schema import RuleReader
 from rules.loading.schema import FileReader, RuleFile
-from rules.loading.secret_profiles import gather
+from rules.loading.secret_schema import gather
 from rules.loading.settings import Said, agree
 from rules.loading.values import certificates
 from rules.matching.layers import Layer, reached
@@ -340,7 +340,7 @@ class _Loader:
         having = [t for t in files if t.content.sandbox is not None or t.content.commands]
         if not having:
             return NO_BOX, NO_FLOOR, ()
-        from rules.loading.sandbox_profiles import BoxFile, gather
+        from rules.loading.sandbox_layers import BoxFile, gather
 
         said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
         return gather(said, self._places, self._problems)

@@ -16,8 +16,7 @@ from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, duration, slug
 from rules.loading.keys import EXCEPT_KEYS, RULE_KEYS
 from rules.loading.request_schema import read_git, read_http
-from rules.loading.rule_checks import RuleChecks
-from rules.loading.targets import parse_target
+from rules.loading.rule_checks import RuleChecks, parse_target
 from rules.loading.terms_schema import read_approval, read_for, read_limits
 from rules.loading.values import day, record_type
 from rules.patterns import NamePattern

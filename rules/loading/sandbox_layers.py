@@ -1,25 +1,16 @@
-"""What the `sandbox` sections of several files make together: layers first, and nobody gets past them.
-
-    a number (timeout, limits)          the smallest
-    hide, protected, approval           all of them
-    workspace, user                     a layer's strict word can't be made laxer
-    read, write, caches, devices, keep  of a layer: all that there may be; others may say less and never more
-    set, hostname                       a layer's value stands
-
-What gets past a layer is an error with its place, but for numbers: a bound holds wherever a smaller one does. Whether
-real paths, symbolic links followed, lie within a layer's is for whoever can look (`enforcer.policy.run_request`).
-"""
+"""The `sandbox` sections and commands of all files: layers first, tightened by others and never loosened."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.devices import covered
-from rules.problems import quoted
-from rules.sandbox import Box, BoxUser, Floor, WorkspaceMode
+from rules.problems import Problem, quoted
+from rules.sandbox import Box, BoxUser, Command, Floor, WorkspaceMode, covered
 from rules.selectors import Pattern
 
 if TYPE_CHECKING:
-    from rules.loading.document import Node
+    from rules.loading.document import Node, Place
+    from rules.loading.sandbox_schema import BoxRead
+
 
 NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
 _UNITED: Final = ("hide", "protected", "approval")
@@ -173,3 +164,52 @@ def shown(value: object) -> str | None:
     if isinstance(value, tuple):
         return ", ".join(": ".join(each) if type(each) is tuple else str(each) for each in value)
     return str(value)
+
+
+_MOST: Final = 1024
+
+
+class BoxFile(NamedTuple):
+    """What one file says of these; `shown` is what the user calls it."""
+
+    shown: str
+    layer: bool
+    sandbox: "BoxRead | None"
+    commands: "tuple[tuple[Command, Node], ...]"
+
+
+def gather(
+    files: Iterable[BoxFile], places: "Mapping[str, Place]", problems: list[Problem]
+) -> tuple[Box, Floor, tuple[Command, ...]]:
+    """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
+    said: list[SaidBox] = []
+    nodes: dict[str, Mapping[str, Node]] = {}
+    commands: dict[str, tuple[Command, str, Node]] = {}
+    for file in files:
+        if file.sandbox is not None:
+            plain = next((each for each in said if not each.layer and not file.layer), None)
+            if plain is not None:
+                first = min(file.sandbox.nodes.values(), key=lambda node: (node.line, node.column), default=None)
+                line, column = (first.line, first.column) if first is not None else (1, 1)
+                message = f"`sandbox` is in `{plain.file}` already: only one file may have it, and files with `layer`"
+                problems.append(Problem(file.shown, line, column, message))
+                continue
+            said.append(SaidBox(file.shown, file.layer, file.sandbox.box, file.sandbox.nodes))
+            nodes[file.shown] = file.sandbox.nodes
+        for command, node in file.commands:
+            taken = commands.get(command.cite)
+            place = places.get(command.cite)
+            if taken is not None or place is not None:
+                line = taken[2].line if taken is not None else place.node.line if place is not None else 1
+                what = "command" if taken is not None else "rule"
+                message = f"the id of this command is also that of the {what} in line {line}"
+                problems.append(Problem(file.shown, node.line, node.column, message))
+            commands.setdefault(command.cite, (command, file.shown, node))
+    if len(commands) > _MOST:
+        _, shown, node = list(commands.values())[_MOST]
+        problems.append(Problem(shown, node.line, node.column, f"there are more than {_MOST} commands"))
+    box, floor, objections = together(said)
+    for objection in objections:
+        node = nodes[objection.file][objection.field]
+        problems.append(Problem(objection.file, node.line, node.column, objection.message))
+    return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from collections.abc import Mapping as Maps
 from typing import Any, Final, NamedTuple
 
-from rules.devices import device
 from rules.limits import Covers
 from rules.loading.document import Listing, Mapping, Node
 from rules.loading.fields import Reader, duration, slug
@@ -13,7 +12,7 @@ from rules.loading.keys import ENVIRONMENT_KEYS, MERGE_KEYS, RESOURCE_KEYS, SAND
 from rules.loading.terms_schema import read_approval
 from rules.loading.values import count, size
 from rules.problems import quoted
-from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode
+from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode, device
 
 _ANYWHERE: Final = "**/"
 _LONGEST_PATH: Final = 4096  # PATH_MAX of limits.h

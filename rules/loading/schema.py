@@ -12,9 +12,8 @@ from rules.loading.keys import FILE_KEYS, SETTINGS_KEYS, TEST_KEYS
 from rules.loading.settings import read_upstream_except
 from rules.loading.values import day, header_name, label
 from rules.problems import Problem, quoted
-from rules.settings import Settings
+from rules.settings import Settings, Upstream
 from rules.special import BLOCKS
-from rules.upstream import Upstream
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class FileReader(Reader):
         entries = self._entries(node, "commands")
         if not entries:
             return
-        from rules.loading.command_schema import read_command  # few files have any
+        from rules.loading.terms_schema import read_command  # few files have any
 
         for item in entries:
             command = read_command(self, item, name)

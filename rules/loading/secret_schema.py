@@ -1,6 +1,8 @@
-"""Secrets, as they are written: `secrets`. What a value is stays outside of the file, and of everything here."""
+"""Secrets of a rule file: reading one, checking those of all files together."""
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
@@ -9,12 +11,18 @@ from rules.loading.fields import Reader, slug
 from rules.loading.keys import FROM_KEYS, IN_KEYS, SECRET_KEYS
 from rules.loading.values import header_name, shaped, variable_name
 from rules.names import HostName, InvalidName
-from rules.own_variables import is_own_variable, taken
-from rules.problems import quoted
+from rules.problems import Problem, did_you_mean, quoted
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rules.loading.cases import Case
+    from rules.loading.document import Place
+    from rules.rule import Rule
+
+    type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[Case, ...]]  # of a file, as the user named it
+
 
 _NEEDED: Final = ("id", "from", "hosts", "in")
 IN_WORDS: Final = ("basic", "aws", "client_certificate")
@@ -192,3 +200,98 @@ def _host(text: str) -> tuple[HostName, int]:
             f"{quoted(text)} is an address: a secret goes only where a certificate proves a name"
         )
     return host, int(port) if colon else _HTTPS
+
+
+# Taken over from the caller, where they are set: they carry no credential.
+TAKEN: Final = frozenset({
+    "PATH", "LANG", "LANGUAGE", "TERM", "COLORTERM", "NO_COLOR", "TZ", "CI", "COLUMNS", "LINES",
+    "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL",
+})  # fmt: skip
+LOCALE: Final = "LC_"  # how the names of more of them begin
+# One bundle (the system's roots and our CA) behind every variable that replaces a client's store; the last of them
+# adds to it. Sources: the manuals of OpenSSL, requests, curl, git, pip, Node.js, npm, Yarn, Deno, Cargo, the AWS and
+# Google SDKs, gRPC, Bundler, Codex, uv and Nix.
+BUNDLE: Final = (
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT", "npm_config_cafile",
+    "YARN_HTTPS_CA_FILE_PATH", "DENO_CERT", "CARGO_HTTP_CAINFO", "AWS_CA_BUNDLE",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "BUNDLE_SSL_CA_CERT",
+    "CODEX_CA_CERTIFICATE", "NIX_SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS",
+)  # fmt: skip
+SYSTEM_STORE: Final = {"UV_SYSTEM_CERTS": "true", "NODE_USE_SYSTEM_CA": "1", "DENO_TLS_CA_STORE": "system,mozilla"}
+JAVA: Final = "JAVA_TOOL_OPTIONS"
+# How many processors there are, for runtimes that would ask the cgroup, which a sandbox doesn't show, or count the
+# host's. Sources: the manuals of OpenMP (nproc(1) asks it too), Go, .NET, Python 3.13, Rayon and Cargo.
+PROCESSORS: Final = (
+    "OMP_NUM_THREADS", "GOMAXPROCS", "DOTNET_PROCESSOR_COUNT", "PYTHON_CPU_COUNT", "RAYON_NUM_THREADS",
+    "CARGO_BUILD_JOBS",
+)  # fmt: skip
+GO_MEMORY: Final = "GOMEMLIMIT"  # runtime/debug.SetMemoryLimit
+DOTNET_MEMORY: Final = "DOTNET_GCHeapHardLimit"  # bytes, in hexadecimal
+NODE: Final = "NODE_OPTIONS"
+TELEMETRY: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"  # the OpenTelemetry specification's
+ACCOUNT: Final = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")
+
+_OWN: Final = frozenset(
+    {*TAKEN, *BUNDLE, *SYSTEM_STORE, JAVA, *PROCESSORS, GO_MEMORY, DOTNET_MEMORY, NODE, TELEMETRY, *ACCOUNT}
+)
+
+
+def is_own_variable(name: str) -> bool:
+    """Whether a task may find something else than a placeholder there."""
+    return name in _OWN or name.startswith(LOCALE)
+
+
+def taken(name: str) -> str:
+    """Say that a placeholder can't stand there."""
+    return f"`as: {name}`: that variable is the sandbox's own; give the placeholder another"
+
+
+_MOST: Final = 64
+
+
+def gather(
+    files: "Iterable[Said]", rules: "Iterable[Rule]", places: "Maps[str, Place]", problems: list[Problem]
+) -> "list[Secret]":
+    """Return the secrets of all files; adds what is wrong with them, and with who names them, to `problems`."""
+    files, rules = list(files), list(rules)
+    found: list[Secret] = []
+    for shown, said, _ in files:
+        for secret, node in said:
+            if any(secret.id == other.id for other in found):
+                problems.append(Problem(shown, node.line, node.column, f"there is a secret `{secret.id}` already"))
+            taken = {variable for other in found for variable in other.variables}
+            if shared := next((variable for variable in secret.variables if variable in taken), None):
+                message = f"another secret has its placeholder in `{shared}` already"
+                problems.append(Problem(shown, node.line, node.column, message))
+            found.append(secret)
+    if len(found) > _MOST:
+        problems.append(Problem(files[0][0], 1, 1, f"more than {_MOST} secrets: give tasks what they need"))
+    known = [secret.id for secret in found]
+    for rule in rules:
+        named = (rule.credential, *(exemption.credential for exemption in rule.excepts))
+        for ident in {ident for ident in named if ident is not None and ident not in known}:
+            place = places[rule.id]
+            problems.append(Problem(place.file, place.node.line, place.node.column, unknown(ident, known)))
+    problems += _carried_by_none(found, rules, places)
+    for case in (case for _, _, tests in files for case in tests):
+        asked = case.question.request.credential if case.question.request else None
+        if asked and asked not in known:
+            problems.append(Problem(case.file, case.line, case.column, unknown(asked, known)))
+    return found
+
+
+def _carried_by_none(
+    found: "Iterable[Secret]", rules: "Iterable[Rule]", places: "Maps[str, Place]"
+) -> "Iterator[Problem]":
+    """Tell of rules about the credential of a request that name what no request carries."""
+    shown = {secret.id for secret in found if secret.is_certificate}
+    for rule in rules:
+        if rule.credential in shown or any(exemption.credential in shown for exemption in rule.excepts):
+            place = places[rule.id]
+            message = "`credential` names a client certificate, which no request carries: the rule would match none"
+            yield Problem(place.file, place.node.line, place.node.column, message)
+
+
+def unknown(ident: str, known: Sequence[str]) -> str:
+    """Say that nobody knows of a secret that is named."""
+    return f"there is no secret {quoted(ident)}{did_you_mean(ident, known) or ': `secrets` say what there is'}"

@@ -8,8 +8,7 @@ from rules.loading.document import Node
 from rules.loading.fields import Reader
 from rules.matching.layers import RANKS, strictness
 from rules.patterns import NamePattern
-from rules.settings import Settings
-from rules.upstream import Past
+from rules.settings import Past, Settings
 
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")

@@ -28,8 +28,7 @@ from rules.ports import LAST_PORT, UNSEEN, Ports
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
-from rules.settings import Settings
-from rules.upstream import Upstream, Via
+from rules.settings import Settings, Upstream, Via
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP

@@ -61,11 +61,11 @@ def test_deciding_loads_nothing_that_has_effects():
 
 
 def test_only_two_modules_read_files():
-    """`rules/files.py` opens what loading names, `rules/suffixes.py` the public suffixes; no other opens anything."""
+    """`rules/files.py` opens what loading names, `rules/public_suffixes.py` the public suffixes; no other opens anything."""
     openers = {"open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes"}
     found = set()
     for path in (PROJECT / "rules").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in openers:
                 found.add(path.name)
-    assert found == {"files.py", "suffixes.py"}
+    assert found == {"files.py", "public_suffixes.py"}

@@ -2,9 +2,8 @@
 
 import pytest
 
-from rules.devices import covered, device, is_card
 from rules.problems import RuleFileError
-from rules.sandbox import Box
+from rules.sandbox import Box, covered, device, is_card
 from tests.rules.writing import loaded, policy
 
 GIVEN = ["kvm", "gpu", "dri/renderD128", "kfd", "nvidia0", "nvidia15", "nvidiactl", "nvidia-uvm", "accel/accel0"]

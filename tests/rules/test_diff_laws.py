@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.attempt import Attempt, Protocol
-from rules.diff.asked import OTHER_METHOD
+from rules.diff.askers import OTHER_METHOD
 from rules.diff.compare import compare
 from rules.diff.words import statements
 from rules.globs import MANY

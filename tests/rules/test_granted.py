@@ -11,7 +11,7 @@ from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.matching.match import Match
 from rules.matching.revision import digest_of
-from rules.upstream import Via
+from rules.settings import Via
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 
 from .writing import loaded, policy, told

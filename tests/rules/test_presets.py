@@ -10,12 +10,12 @@ from rules.loading.includes import overlap
 from rules.loading.load import failures, load, preset_names, read, read_preset
 from rules.loading.preset_locks import LockReader, Origin
 from rules.loading.preset_templates import places_of
+from rules.loading.rule_checks import Suffix, suffix_of_wildcard
 from rules.names import HostName
 from rules.patterns import NamePattern
 from rules.presets import shipped
 from rules.presets.shipped import preset_source
 from rules.problems import RuleFileError
-from rules.suffixes import Suffix, suffix_of_wildcard
 from rules.verdicts import Verdict
 from tests import harness
 

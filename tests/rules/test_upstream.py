@@ -7,7 +7,7 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.problems import RuleFileError
-from rules.upstream import Scheme, Upstream, Via
+from rules.settings import Scheme, Upstream, Via
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 

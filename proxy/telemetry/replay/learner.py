@@ -16,7 +16,7 @@ from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
 from rules.learning.drafts import Kind as RequestKind
-from rules.learning.git_rules import GitSeen
+from rules.learning.generalize import GitSeen
 from rules.loading.values import RECORD_TYPES
 from rules.names import HostName, InvalidName
 from rules.own_names import HOST

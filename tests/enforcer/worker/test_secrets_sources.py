@@ -9,7 +9,7 @@ import pytest
 from enforcer.run.environment import build
 from enforcer.system.errors import HostError, UsageError
 from enforcer.worker import credentials
-from rules.own_variables import TAKEN, is_own_variable
+from rules.loading.secret_schema import TAKEN, is_own_variable
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests import harness
 from tests.lab.certificates import Authority

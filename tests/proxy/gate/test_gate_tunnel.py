@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from proxy.dialing.proxy_auth import Login
 from proxy.dialing.tunnel import LONGEST_HEAD, Refused, tunnel
 from rules.addresses import parse_host
-from rules.upstream import Upstream, Via
+from rules.settings import Upstream, Via
 
 LOGIN = Login(b"me", b"ge:heim")
 HTTP = Upstream.parse("http://proxy:3128")

@@ -1,7 +1,7 @@
 """A journal to learn from, and what is learned."""
 
 from proxy.telemetry.replay.learner import Learner, without_secrets
-from rules.learning.segments import written
+from rules.learning.generalize import written
 from rules.learning.writing import rule_file
 from rules.loading.load import failures
 from tests.rules.writing import loaded

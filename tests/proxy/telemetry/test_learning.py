@@ -9,7 +9,7 @@ from proxy.telemetry.events import Git
 from proxy.telemetry.replay.learner import looks_secret
 from proxy.telemetry.replay.replay import Replay
 from rules.attempt import Attempt, Protocol
-from rules.learning.unsaid import noted
+from rules.learning.writing import noted
 from rules.loading.load import failures
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict

@@ -10,7 +10,7 @@ from test_replaying import PASSED, connection, lookup, request
 from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import ONE
-from rules.learning.segments import generalised
+from rules.learning.generalize import generalised
 from rules.loading.load import failures
 from rules.names import HostName
 from rules.paths import readings

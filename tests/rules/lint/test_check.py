@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from enforcer.cli import check, main
-from rules.lint.codes import CHECKS, Severity
+from rules.lint.findings import CHECKS, Severity
 
 CLEAN = "version: 1\nname: clean\nrules:\n  - {id: a, to: a.test, action: allow, why: ours}\n"
 NOTED = CLEAN.replace("clean", "noted").replace(", why: ours", "")

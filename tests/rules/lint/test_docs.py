@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from rules.lint.codes import CHECKS
+from rules.lint.findings import CHECKS
 
 DOCS = (Path(__file__).parents[3] / "docs/lint.md").read_text()
 

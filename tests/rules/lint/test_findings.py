@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 
 from rules.lint import Surroundings, examine
-from rules.lint.codes import IDLE_EXCEPT, NO_WHY
+from rules.lint.findings import IDLE_EXCEPT, NO_WHY
 from rules.loading.load import read
 from tests.rules.writing import loaded
 

@@ -3,10 +3,9 @@
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from rules.lint import idle
-from rules.lint.codes import PART_IDLE
-from rules.lint.cover import pattern_covers
-from rules.lint.finding import Reporter
+from rules.lint import rule_pairs
+from rules.lint.coverage import pattern_covers
+from rules.lint.findings import PART_IDLE, Reporter
 from rules.loading.load import Loaded
 from rules.matching.policy import Policy
 from rules.paths import PathPattern
@@ -17,7 +16,7 @@ many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthChe
 
 
 def found(policy):
-    return list(idle.find(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
+    return list(rule_pairs.idle(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
 
 
 FIELDS = ["action", "names", "ports", "http", "default", "excepts", "tls"]

@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.cli import check, main
 from rules.lint import Surroundings, examine
-from rules.lint.codes import CHECKS, NO_WHY
+from rules.lint.findings import CHECKS, NO_WHY
 from rules.loading.load import preset_names, read, read_preset
 from rules.presets.shipped import preset_source
 from rules.problems import RuleFileError

@@ -1,20 +1,15 @@
-"""Requests that stand for all that the rules at one target tell apart.
+"""Who asks, and the requests that stand for all: what each side of a diff is tried with."""
 
-For each thing that rules ask of a request they name some values; beside those all are decided alike. So a few stand for
-all: each method that is named and one that isn't, a path for each combination of patterns, a parameter that is there,
-isn't, or can be read in two ways. What no rule at hand asks about has one value.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, timedelta
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import Change, Git, GitService, Request
-from rules.diff.who import texts
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
-from rules.matching.signatures import SEGMENTS, Signatures
+from rules.matching.signatures import SEGMENTS, Grammar, Signatures, characters
 from rules.paths import PathPattern, readings
 from rules.rule import Http, Presence
 from rules.verdicts import Verdict
@@ -25,7 +20,94 @@ if TYPE_CHECKING:
     from rules.gitrules import GitRule
     from rules.names import HostName
     from rules.rule import Rule, Values
-    from rules.selectors import Pattern
+    from rules.selectors import For, Pattern
+
+
+_ANY_TEXT: Final = Grammar(hyphens_inside=False)
+_NOBODY: Final[Mapping[str, str]] = {}
+_READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
+
+
+class Who(NamedTuple):
+    """A task, its labels, a day and what it has read; `where` says which kind that is, by what rules ask about."""
+
+    task: str = ""
+    labels: Mapping[str, str] = _NOBODY
+    at: date | None = None
+    where: tuple[tuple[str, str], ...] = ()
+    tainted: bool = False
+
+
+def whos(rules: "Iterable[Rule]") -> list[Who]:
+    """Give one of each kind; a single nobody where no rule asks."""
+    rules = tuple(rules)
+    asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
+    ends = sorted({rule.until for rule in rules if rule.until is not None})
+    minds = any(rule.minds_taint for rule in rules)
+    return [
+        Who(task, labels, day, (*who, *when, *(_READ[tainted] if minds else ())), tainted)
+        for (task, labels, who), (day, when), tainted in product(
+            _tasks(asked), _days(ends), _READ if minds else (False,)
+        )
+    ]
+
+
+def _days(ends: Sequence[date]) -> list[tuple[date | None, tuple[tuple[str, str], ...]]]:
+    if not ends:
+        return [(None, ())]
+    days: list[tuple[date | None, tuple[tuple[str, str], ...]]] = []
+    begins: date | None = None
+    for end in ends:
+        said = f"until {end}" if begins is None else f"from {begins} until {end}"
+        days.append((end, (("when", said),)))
+        begins = end + timedelta(days=1)
+    return [*days, (begins, (("when", f"from {begins}"),))]
+
+
+def _tasks(asked: "Sequence[For]") -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
+    if not asked:
+        return [("", _NOBODY, ())]
+    names = [pattern for selector in asked for pattern in selector.tasks]
+    keys = sorted({key for selector in asked for key, _ in selector.labels})
+    values = {key: [p for s in asked for named, patterns in s.labels if named == key for p in patterns] for key in keys}
+    choices = [_texts(names) if names else [("", "")], *([*_texts(values[key]), (None, "none")] for key in keys)]
+    found: list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]] = []
+    for (task, task_kind), *labels in product(*choices):
+        where = [("task", task_kind)] if names else []
+        where += [(f"label {key}", kind) for key, (_, kind) in zip(keys, labels, strict=True)]
+        own = {key: value for key, (value, _) in zip(keys, labels, strict=True) if value is not None}
+        found.append((task or "", own, tuple(where)))
+    return found
+
+
+def _texts(patterns: "Sequence[Pattern]") -> list[tuple[str | None, str]]:
+    """Give a text for each combination of patterns, and one that none covers; each with what it is called."""
+    return [(text, kind or "any other") for text, kind in texts(tuple(dict.fromkeys(patterns)))]
+
+
+def texts(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
+    """Give a text and the patterns that cover it, for each combination, and at last one that no pattern covers."""
+    walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], _ANY_TEXT)
+    found = [
+        ("".join(each.parts), " and ".join(sorted(patterns[number].text for number in each.signature)))
+        for each in walk.find(bool, other=_letters(patterns))
+    ]
+    other = next(
+        (text for text in _others() if not any(pattern.matches(text) for pattern in patterns)),
+        None,
+    )
+    return found if other is None else [*found, (other, "")]
+
+
+def _letters(patterns: "Iterable[Pattern]") -> str:
+    used = {character for pattern in patterns for character in pattern.text}
+    return next(letter for letter in "xyzwvq0123456789abcdefghijklmnop~" if letter not in used or letter == "~")
+
+
+def _others() -> "Iterable[str]":
+    yield "other"
+    yield from (f"other{number}x" for number in range(64))
+
 
 OTHER_METHOD: Final = "EXEAT-ANY"  # a token that no rule names (RFC 9110 section 5.6.2)
 ANY_PATH: Final = "/**"

@@ -1,26 +1,28 @@
-"""Whether one rule covers all that another does: everything but the targets, which `rules.lint.targets` compares.
+"""What a rule covers for lint: names, networks, ports and paths that another rule covers too."""
 
-A yes is certain, a no is not: whoever removes a rule because of a yes must change no verdict. So a key of a rule that
-this module doesn't know has to be the same in both, and a new key makes findings fewer, never wrong.
-"""
-
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Network, is_within, opens
-from rules.attempt import Protocol
-from rules.globs import MANY, ONE, Glob, Part, covers
+from rules.attempt import Attempt, Protocol, Request
+from rules.globs import MANY, ONE, Glob, Part, Trie, covers
 from rules.matching.witness import UNNAMED
+from rules.names import HostName, InvalidName
 from rules.ports import Ports
 from rules.rule import Rule
 from rules.special import BLOCKS
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from datetime import date
 
+    from rules.decision import Decision
+    from rules.matching.policy import Policy
     from rules.paths import PathPattern
     from rules.patterns import NamePattern
     from rules.rule import Exemption, Http
+    from rules.selectors import For, Pattern
+
 
 type Target = NamePattern | Network
 
@@ -240,3 +242,160 @@ def _carries(wide: Rule, narrow: Rule) -> bool:
         return False
     tls = [entry for entry in narrow.ports or () if entry.covers(entry.low, Protocol.TLS)]
     return not any(wide.splices(entry.low) and not narrow.splices(entry.low) for entry in tls)
+
+
+_MOST: Final = 8  # rules of one verdict that are compared, a target
+_LONGEST_NAME: Final = 256  # parts: no pattern has more, so what covers a name this long ends in MANY
+
+type Group = tuple[Verdict, bool]
+
+
+class _Slot:
+    """The rules about one pattern or network: few that stand for all."""
+
+    __slots__ = ("_alike", "_by_path", "_paths", "_wide")
+
+    def __init__(self) -> None:
+        self._wide: dict[Group, list[Rule]] = {}
+        self._alike: dict[object, list[Rule]] = {}
+        self._paths: Trie | None = None
+        self._by_path: list[list[Rule]] = []
+
+    def add(self, rule: Rule) -> None:
+        """File a rule; the widest come first."""
+        group = rule.action, rule.default
+        if rule.http is None or rule.http.paths is None:
+            _keep(self._wide.setdefault(group, []), rule)
+        else:
+            self._paths = self._paths or Trie()
+            for path in rule.http.paths:
+                slot = self._paths.add(path.parts)
+                if slot == len(self._by_path):
+                    self._by_path.append([])
+                _keep(self._by_path[slot], rule)
+        _keep(self._alike.setdefault((*group, rule.ports, rule.http), []), rule)
+
+    def rules(self, like: Rule) -> Iterator[Rule]:
+        """Give rules that may cover `like`, those that are alike at the end."""
+        for rules in self._wide.values():
+            yield from rules
+        if self._paths is not None and like.http is not None and like.http.paths:
+            parts = like.http.paths[0].parts
+            longest = [text for part in parts for text in ((UNNAMED,) * _MOST if part is MANY else (filled(part),))]
+            for slot in self._paths.find(longest):
+                yield from self._by_path[slot]
+        yield from self._alike.get((like.action, like.default, like.ports, like.http), ())
+
+
+def _keep(rules: list[Rule], rule: Rule) -> None:
+    if len(rules) < _MOST:
+        rules.append(rule)
+
+
+class Targets:
+    """All rules by their targets."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._names = Trie()
+        self._slots: dict[tuple[Part, ...], int] = {}
+        self._by_name: list[_Slot] = []
+        self._by_network: dict[Network, _Slot] = {}
+        self._lengths: dict[int, set[int]] = {4: set(), 6: set()}
+        for rule in sorted(rules, key=_narrowness):
+            for name in dict.fromkeys(rule.names):
+                slot = self._slots[name.parts] = self._names.add(name.parts)
+                if slot == len(self._by_name):
+                    self._by_name.append(_Slot())
+                self._by_name[slot].add(rule)
+            for network in dict.fromkeys(rule.networks):
+                self._by_network.setdefault(network, _Slot()).add(rule)
+                self._lengths[network.version].add(network.prefixlen)
+
+    def over_name(self, name: "NamePattern", rule: Rule) -> Iterator[tuple[Rule, bool]]:
+        """Give rules about every name that `name` covers, each with whether it is by that very pattern."""
+        own = self._slots.get(name.parts)
+        covering = self._names.find([filled(part) for part in name.parts if part is not MANY])
+        if MANY in name.parts:
+            longer = [
+                text
+                for part in name.parts
+                for text in ((UNNAMED,) * _LONGEST_NAME if part is MANY else (filled(part),))
+            ]
+            ever = set(self._names.find(longer))
+            covering = [slot for slot in covering if slot in ever]
+        for slot in covering:
+            for candidate in self._by_name[slot].rules(rule):
+                yield candidate, slot == own
+
+    def over_network(self, network: "Network", rule: Rule) -> Iterator[tuple[Rule, bool]]:
+        """Give rules about every address in `network`, each with whether it is by that very network."""
+        for length in sorted(self._lengths[network.version]):
+            if length > network.prefixlen:
+                return
+            wide = network.supernet(new_prefix=length)
+            slot = self._by_network.get(wide)
+            for candidate in () if slot is None else slot.rules(rule):
+                if network_covers(wide, network, opening=candidate.lets_out):
+                    yield candidate, wide == network
+
+
+def _narrowness(rule: Rule) -> tuple[int, int, str]:
+    """Order rules by how much keeps them from matching, the widest first."""
+    conditions = (rule.http is not None) + (rule.resolves_to is not None) + len(rule.excepts)
+    return conditions, 0 if rule.ports is None else 1 + (len(rule.ports) == 1), rule.id
+
+
+WORD: Final = "lint-stand-in"
+
+
+class Standing(NamedTuple):
+    """Somebody a rule is for."""
+
+    task: str = ""
+    labels: dict[str, str] = {}  # noqa: RUF012  never changed
+
+
+def name_of(pattern: "NamePattern") -> HostName | None:
+    """Give a name that the pattern covers, or None: it is too long to have one."""
+    labels = [WORD if part is MANY else filled(part, WORD) for part in pattern.parts]
+    if pattern.text.startswith("**."):
+        labels.pop()  # the name itself
+    try:
+        return HostName(".".join(reversed(labels)))
+    except InvalidName:
+        return None
+
+
+def path_of(parts: "tuple[Part, ...]") -> str:
+    """Give a path that the parts of a pattern cover, without a slash in front."""
+    return "/".join(WORD if part is MANY else filled(part, WORD) for part in parts)
+
+
+def somebody(rule: "Rule") -> Standing:
+    """Give a task with labels that the rule is for."""
+    selector: For | None = rule.selector
+    if selector is None:
+        return Standing()
+    task = _text(selector.tasks[0]) if selector.tasks else ""
+    return Standing(task, {name: _text(values[0]) for name, values in selector.labels})
+
+
+class Asker(NamedTuple):
+    """Asks a policy what it decides today about attempts of those that a rule is for."""
+
+    policy: "Policy"
+    today: "date"
+
+    def connection(self, rule: "Rule", name: HostName, port: int, protocol: Protocol) -> "Decision":
+        """Decide a connection."""
+        task, labels = somebody(rule)
+        return self.policy.decide(Attempt(protocol, name, port, task=task, labels=labels, at=self.today))
+
+    def request(self, rule: "Rule", name: HostName, request: Request) -> "Decision":
+        """Decide a request over HTTPS."""
+        task, labels = somebody(rule)
+        return self.policy.decide(Attempt(Protocol.TLS, name, 443, request, task=task, labels=labels, at=self.today))
+
+
+def _text(pattern: "Pattern") -> str:
+    return pattern.text if pattern.glob is None else filled(pattern.glob, WORD)

@@ -1,0 +1,294 @@
+"""The parts that a diff compares: stretches of ports, networks, names and paths, sandboxes and settings."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.addresses import block_of, is_within, normal, parse_network
+from rules.attempt import Protocol
+from rules.loading.sandbox_layers import differences
+from rules.paths import PathPattern
+from rules.patterns import NamePattern
+from rules.ports import LAST_PORT, could_cover, covers
+from rules.settings import Settings
+from rules.special import BLOCKS
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from rules.addresses import Address, Network
+    from rules.feeds import Feed
+    from rules.limits import ApprovalTerms
+    from rules.matching.policy import Policy
+    from rules.rule import Exemption, Rule
+    from rules.sandbox import Command
+
+
+class Stretch(NamedTuple):
+    """Ports that no rule at hand tells apart."""
+
+    low: int
+    high: int
+
+
+def stretches(rules: "Iterable[Rule]") -> list[Stretch]:
+    """Cut all ports into stretches that no rule tells apart."""
+    lists = (ports for rule in rules for ports in (rule.ports, *(exemption.ports for exemption in rule.excepts)))
+    edges = {edge for ports in lists for entry in ports or () for edge in (entry.low, entry.high + 1)}
+    starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
+    return [Stretch(low, high - 1) for low, high in zip(starts, [*starts[1:], LAST_PORT + 1], strict=True)]
+
+
+def spoken(changed: "Iterable[Rule]", stretch: Stretch) -> list[Protocol]:
+    """List the protocols on which a rule that differs could have a say on these ports."""
+    changed = tuple(changed)
+    return [p for p in Protocol if any(_speaks(rule, stretch.low, p) for rule in changed)]
+
+
+def _speaks(rule: "Rule", port: int, protocol: Protocol) -> bool:
+    """Whether a rule can match: what decides to allow does so for certain or not at all."""
+    return (covers if rule.action is Verdict.ALLOW else could_cover)(rule.ports, port, protocol)
+
+
+EVERYWHERE: Final = (parse_network("0.0.0.0/0"), parse_network("::/0"))
+
+
+class Place(NamedTuple):
+    """A network, and an address of it that no smaller network at hand has."""
+
+    network: "Network"
+    address: "Address"
+
+
+def places(within: "Iterable[Network]", others: "Collection[Network]") -> "Iterator[Place]":
+    """Give places for each network of `within`, and for each smaller one of `others` that lies inside."""
+    wanted = sorted(set(within), key=_order)
+    everything = sorted({*wanted, *others}, key=_order)
+    blocks = sorted((block.network for block in BLOCKS), key=_order)
+    told: set[Network] = set()
+    for network in wanted:
+        for smaller in (network, *_inside(network, everything)):
+            if smaller not in told:
+                told.add(smaller)
+                yield from _of(smaller, list(_inside(smaller, everything)), list(_inside(smaller, blocks)))
+
+
+def _of(network: "Network", smaller: "list[Network]", blocks: "list[Network]") -> "Iterator[Place]":
+    """Give an address beside the smaller networks and the blocks, and one in a block and beside the networks."""
+    plain = _gap(network, sorted((*smaller, *blocks), key=_order))
+    if plain is not None:
+        yield Place(network, plain)
+    for block in blocks:
+        if any(block == other or is_within(block, other) for other in smaller):
+            continue
+        address = _gap(block, [*_inside(block, smaller)])
+        if address is not None and block_of(address) is not None:
+            yield Place(network, address)
+            return
+
+
+def _order(network: "Network") -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def _inside(network: "Network", ordered: "list[Network]") -> "Iterator[Network]":
+    last = network.version, int(network.broadcast_address), 129
+    for other in ordered[bisect_right(ordered, _order(network), key=_order) :]:
+        if _order(other) > last:
+            return
+        yield other
+
+
+def _gap(network: "Network", smaller: "list[Network]") -> "Address | None":
+    """Find the first address of `network` that none of the networks inside it, in order, has."""
+    at = int(network.network_address)
+    for inside in smaller:
+        if int(inside.network_address) > at:
+            break
+        at = max(at, int(inside.broadcast_address) + 1)
+    if at > int(network.broadcast_address):
+        return None
+    address = type(network.network_address)(at)
+    return address if normal(address) == address else None
+
+
+class Setting(NamedTuple):
+    """A setting that differs."""
+
+    key: str
+    was: str | None  # None: not set
+    now: str | None
+
+
+def settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
+    """List what differs of settings, layers, boxes and commands."""
+    was, now = (", ".join(layers(policy)) or "none" for policy in (old, new))
+    voting = [Setting("layer", was, now)] if was != now else []
+    pairs = zip(Settings._fields, old.settings, new.settings, strict=True)
+    found = [Setting(key, _shown(was), _shown(now)) for key, was, now in pairs if was != now]
+    return (*voting, *found, *_boxes(old, new))
+
+
+def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
+    """Compare what tasks run in, what layers keep it to, and which programs are held back."""
+    found = [Setting(*each) for each in differences(old.box, new.box)]
+    found += [Setting(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
+    was, now = ({command.cite: _command(command) for command in policy.commands} for policy in (old, new))
+    for cite in sorted({*was, *now}):
+        if was.get(cite) != now.get(cite):
+            found.append(Setting(f"command {cite}", was.get(cite), now.get(cite)))
+    return found
+
+
+def _command(command: "Command") -> str:
+    said = f" for {command.for_}" if command.for_ is not None else ""
+    asks = "" if command.approval is None else f" with approval {terms_of(command.approval)}"
+    return f"{command.action} {' '.join(command.words)}{said}{asks}"
+
+
+def terms_of(approval: "ApprovalTerms") -> str:
+    """Say what an approval takes, for comparison: every term that is set."""
+    return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
+
+
+def _shown(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def layers(policy: "Policy") -> list[str]:
+    """Name the files that vote alone: what they leave unsaid counts too."""
+    return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
+
+
+_SAYS_NOTHING: Final = frozenset({"id", "why", "names", "networks", "feeds"})
+_MOST_LISTED: Final = 20_000  # names of lists that differ; what is left out is told
+
+
+class Side(Enum):
+    """Which of the two policies."""
+
+    OLD = 0
+    NEW = 1
+
+
+class Owner(NamedTuple):
+    """A rule of one of the policies that a pattern belongs to, or one of its exemptions."""
+
+    side: Side
+    rule: "Rule"
+    changed: bool = False  # whether the other policy doesn't have this atom
+    exempts: bool = False
+
+
+@dataclass(slots=True)
+class Atoms:
+    """All atoms of two policies, by their pattern."""
+
+    names: dict[NamePattern, list[Owner]] = field(default_factory=dict)
+    networks: "dict[Network, list[Owner]]" = field(default_factory=dict)
+    left_out: bool = False  # more names of lists differ than are looked at
+
+    @property
+    def changed_names(self) -> list[NamePattern]:
+        """The patterns at which something may be decided otherwise."""
+        return [name for name, owners in self.names.items() if any(owner.changed for owner in owners)]
+
+    @property
+    def changed_networks(self) -> "list[Network]":
+        """The networks at which something may be decided otherwise."""
+        return [network for network, owners in self.networks.items() if any(owner.changed for owner in owners)]
+
+
+def atoms_of(old: "Policy", new: "Policy", *, all_changed: bool = False) -> Atoms:
+    """Take both policies' rules apart. `all_changed`: what decides beside the rules differs, so each may."""
+    contents: dict[Side, list[tuple[object, Rule]]] = {
+        side: [((content(rule), votes(rule)), rule) for rule in policy.rules]
+        for side, policy, votes in ((Side.OLD, old, _votes(old)), (Side.NEW, new, _votes(new)))
+    }
+    having = {
+        side: {(said, target) for said, rule in pairs for target in (*map(_text, rule.names), *rule.networks)}
+        for side, pairs in contents.items()
+    }
+    atoms = Atoms()
+    for side, pairs in contents.items():
+        other = having[Side.NEW if side is Side.OLD else Side.OLD]
+        for said, rule in pairs:
+            for name in rule.names:
+                changed = all_changed or (said, _text(name)) not in other
+                atoms.names.setdefault(name, []).append(Owner(side, rule, changed))
+            for network in rule.networks:
+                changed = all_changed or (said, network) not in other
+                atoms.networks.setdefault(network, []).append(Owner(side, rule, changed))
+            for exemption in rule.excepts:
+                _take_exemption(atoms, side, rule, exemption)
+    _take_lists(atoms, contents)
+    return atoms
+
+
+def _votes(policy: "Policy") -> "Callable[[Rule], object]":
+    """Say in which layers a rule votes as well."""
+    layers: dict[Rule, list[str]] = {}
+    for layer in policy.layers:
+        for rule in layer.rules:
+            layers.setdefault(rule, []).append(f"{layer.kind} {layer.name} {layer.mode}")
+    return lambda rule: tuple(sorted(layers.get(rule, ())))
+
+
+def _take_lists(atoms: Atoms, contents: "dict[Side, list[tuple[object, Rule]]]") -> None:
+    """Take the names of lists that one side alone has; of a list that is the same on both sides none."""
+    by_content: dict[object, dict[Side, list[Rule]]] = {}
+    for side, pairs in contents.items():
+        for said, rule in pairs:
+            if rule.feeds:
+                by_content.setdefault(said, {Side.OLD: [], Side.NEW: []})[side].append(rule)
+    for sides in by_content.values():
+        feeds = {side: {feed.digest: feed for rule in rules for feed in rule.feeds} for side, rules in sides.items()}
+        if feeds[Side.OLD].keys() == feeds[Side.NEW].keys():
+            continue
+        named = {side: {name for feed in found.values() for name in _names_of(feed)} for side, found in feeds.items()}
+        differing = sorted(named[Side.OLD] ^ named[Side.NEW])
+        atoms.left_out |= len(differing) > _MOST_LISTED
+        for name in differing[:_MOST_LISTED]:
+            side = Side.OLD if name in named[Side.OLD] else Side.NEW
+            pattern = NamePattern.parse(f"**.{name}")
+            owners = atoms.names.setdefault(pattern, [])
+            owners += [Owner(side, rule, changed=True) for rule in sides[side]]
+
+
+def _names_of(feed: "Feed") -> "Iterator[str]":
+    for chunk in feed.names:
+        yield from filter(None, chunk.split("\n"))
+
+
+def _take_exemption(atoms: Atoms, side: Side, rule: "Rule", exemption: "Exemption") -> None:
+    for name in exemption.names:
+        atoms.names.setdefault(name, []).append(Owner(side, rule, exempts=True))
+    for network in exemption.networks:
+        atoms.networks.setdefault(network, []).append(Owner(side, rule, exempts=True))
+
+
+def _text(name: NamePattern) -> str:
+    return name.text
+
+
+def content(rule: "Rule") -> tuple[object, ...]:
+    """Give all that a rule says but for what it is about, in one form for everything that means the same."""
+    return tuple(_normal(value) for field, value in rule._asdict().items() if field not in _SAYS_NOTHING)
+
+
+def _normal(value: object) -> object:
+    """Bring a field's value to something hashable. Lists are sets: every list of the grammar is ORed."""
+    if value is None or isinstance(value, (str, int, float, Enum)):
+        return value
+    if isinstance(value, (NamePattern, PathPattern)):
+        return value.text
+    if isinstance(value, Mapping):
+        return frozenset((_normal(key), _normal(each)) for key, each in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return tuple(map(_normal, value))
+    if isinstance(value, (tuple, list, frozenset, set)):
+        return frozenset(map(_normal, value))
+    return value

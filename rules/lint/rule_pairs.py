@@ -1,0 +1,334 @@
+"""Lint of rules against each other: what another rule covers, splices, or makes idle."""
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rules.attempt import Protocol, Request
+from rules.lint.coverage import WORD, Asker, Targets, goes_before, name_of, path_of, silences
+from rules.lint.findings import (
+    AROUND_API,
+    AROUND_LFS,
+    AROUND_RAW,
+    NEVER_SPLICED,
+    ONLY_UDP,
+    PART_IDLE,
+    RAW,
+    REDUNDANT,
+    SHADOWED,
+    SPLICED,
+    UNREADABLE,
+)
+from rules.names import HostName, InvalidName
+from rules.ports import UNSEEN, never_leaves
+from rules.verdicts import TlsMode, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date
+
+    from rules.lint.coverage import Target
+    from rules.lint.findings import Finding, Reporter
+    from rules.matching.policy import Policy
+    from rules.patterns import NamePattern
+    from rules.ports import Ports
+    from rules.rule import Rule
+
+
+_MOST_NAMED: Final = 3
+_MOST_TRIED: Final = 8  # names and repositories of one rule
+
+# What writes to a repository and is no push: host, method, path. From the REST documentation of GitHub (its cloud and
+# its Enterprise Server), GitLab, Gitea with its forks, and Bitbucket Cloud.
+_WRITES: Final = (
+    ("api.{host}", "PUT", "/repos/{repo}/contents/{word}"),
+    ("api.{host}", "POST", "/repos/{repo}/git/refs"),
+    ("api.{host}", "PATCH", "/repos/{repo}/git/refs/heads/{word}"),
+    ("api.{host}", "PUT", "/repos/{repo}/pulls/1/merge"),
+    ("api.{host}", "POST", "/graphql"),
+    ("api.{host}", "POST", "/2.0/repositories/{repo}/src"),
+    ("{host}", "PUT", "/api/v3/repos/{repo}/contents/{word}"),
+    ("{host}", "POST", "/api/graphql"),
+    ("{host}", "POST", "/api/v4/projects/1/repository/commits"),
+    ("{host}", "PUT", "/api/v4/projects/1/merge_requests/1/merge"),
+    ("{host}", "POST", "/api/v1/repos/{repo}/contents/{word}"),
+)
+_LFS: Final = (("{host}", "POST", "/{repo}.git/info/lfs/objects/batch"),)  # the LFS batch API
+
+
+class _Way(NamedTuple):
+    """A way out past a rule, as a person would write it, and the rules that let it out; none: audit mode does."""
+
+    attempt: str
+    by: tuple[str, ...]
+
+
+def ways_around(policy: "Policy", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+    """Tell of the ways around rules that ask or deny."""
+    ask = Asker(policy, today)
+    found = [(AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
+    for rule in policy.rules:
+        if rule.git is not None and rule.git.push and not rule.lets_out:
+            found.append((AROUND_API, rule, "git", list(_git_ways(ask, rule, _WRITES))))
+            found.append((AROUND_LFS, rule, "git", list(_git_ways(ask, rule, _LFS))))
+    for check, rule, at, ways in found:
+        mine = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
+        if mine:
+            others = dict.fromkeys(ident for way in mine for ident in way.by)
+            message = f"`{rule.id}` ({rule.action}) doesn't see {_told(mine)}"
+            yield reporter.about(check, rule, message, *others, at=at)
+
+
+def _told(ways: "list[_Way]") -> str:
+    """Tell the ways, those that the same rules let out together."""
+    attempts: dict[tuple[str, ...], dict[str, None]] = {}
+    for way in ways:
+        attempts.setdefault(way.by, {})[way.attempt] = None
+    told: list[str] = []
+    for by, tried in islice(attempts.items(), _MOST_NAMED):
+        named = ", ".join(f"`{attempt}`" for attempt in islice(tried, _MOST_NAMED))
+        more = f" and {len(tried) - _MOST_NAMED} more" if len(tried) > _MOST_NAMED else ""
+        rules = " and ".join(f"`{ident}`" for ident in by[:_MOST_NAMED]) or "audit mode"
+        told.append(f"{named}{more}, which {rules} lets out")
+    return "; ".join(told) + (
+        f"; and what {len(attempts) - _MOST_NAMED} others let out" if len(attempts) > _MOST_NAMED else ""
+    )
+
+
+def _raw_ways(policy: "Policy", ask: Asker) -> "dict[Rule, list[_Way]]":
+    """Pair what looks at requests, or asks, with what lets bytes out unread to the same name on another port.
+
+    So does what looks for secrets, to keep them in.
+    """
+    unread = [rule for rule in policy.rules if rule.lets_out and _unread(rule)]
+    holding = [rule for rule in policy.rules if _is_about_what_is_seen(rule)]
+    found: dict[Rule, list[_Way]] = {}
+    if unread and holding:
+        for held, rule, name in (*_pairs(holding, unread), *((h, r, n) for r, h, n in _pairs(unread, holding))):
+            found.setdefault(held, []).extend(_ways(ask, rule, name))
+    return {held: ways for held, ways in found.items() if ways}
+
+
+def _pairs(wide: "list[Rule]", narrow: "list[Rule]") -> "Iterator[tuple[Rule, Rule, NamePattern]]":
+    """Pair rules about a name, or names, of another rule with that rule and those names."""
+    over = Targets(wide)
+    for rule in narrow:
+        for name in rule.names[:_MOST_TRIED]:
+            for other in dict.fromkeys(candidate for candidate, _ in over.over_name(name, rule)):
+                yield other, rule, name
+
+
+def _unread(rule: "Rule") -> "list[Ports]":
+    ports = rule.ports or ()
+    return [
+        entry
+        for entry in ports
+        if entry.protocol in UNSEEN or (entry.protocol is Protocol.TLS and rule.splices(entry.low))
+    ]
+
+
+def _is_about_what_is_seen(rule: "Rule") -> bool:
+    if rule.scan is not None and rule.scan.blocks:
+        return bool(rule.names)
+    if rule.lets_out or rule.default or not rule.names:
+        return False
+    return rule.looks_at_requests or rule.action is Verdict.ASK
+
+
+def _ways(ask: Asker, rule: "Rule", pattern: "NamePattern") -> "Iterator[_Way]":
+    """Try whether a rule really lets out unread where it says so."""
+    name = name_of(pattern)
+    for entry in _unread(rule) if name is not None else ():
+        assert name is not None
+        decision = ask.connection(rule, name, entry.low, entry.protocol)
+        if decision.passes and not decision.inspect and rule.id in decision.rules:
+            yield _Way(f"{entry.protocol} {pattern.text}:{entry.low}", (rule.id,))
+
+
+def _git_ways(ask: Asker, rule: "Rule", requests: tuple[tuple[str, str, str], ...]) -> "Iterator[_Way]":
+    assert rule.git is not None
+    for pattern in rule.names[:_MOST_TRIED]:
+        host = name_of(pattern)
+        for repos in rule.git.repos[:_MOST_TRIED] if host is not None else ():
+            filling = {"host": host, "repo": path_of(repos.parts), "word": WORD}
+            for where, method, path in requests:
+                try:
+                    name = HostName(where.format(**filling))
+                except InvalidName:
+                    continue
+                request = Request(method, path.format(**filling), body=True)
+                decision = ask.request(rule, name, request)
+                if decision.passes:
+                    shown = f"{method} https://{name}{request.path}".replace(WORD, "*")
+                    yield _Way(shown, decision.rules)
+
+
+# What is spoken on ports where it isn't HTTP (IANA's service names); `+`: its server speaks first
+_NO_HTTP: Final = {
+    21: "FTP+", 22: "SSH+", 23: "telnet+", 25: "SMTP+", 110: "POP3+", 119: "NNTP+", 143: "IMAP+", 389: "LDAP",
+    445: "SMB", 465: "SMTP+", 563: "NNTP+", 587: "SMTP+", 636: "LDAP", 853: "DNS", 873: "rsync+", 989: "FTP",
+    990: "FTP+", 992: "telnet+", 993: "IMAP+", 994: "IRC", 995: "POP3+", 1433: "SQL Server", 1521: "Oracle",
+    1883: "MQTT", 3269: "LDAP", 3306: "MySQL+", 3389: "RDP", 4222: "NATS+", 5061: "SIP", 5222: "XMPP", 5223: "XMPP",
+    5432: "PostgreSQL", 5671: "AMQP", 5672: "AMQP", 5900: "VNC+", 6379: "Redis", 6380: "Redis", 6514: "syslog",
+    6667: "IRC", 6697: "IRC", 8883: "MQTT", 9042: "Cassandra", 9092: "Kafka", 9093: "Kafka", 9418: "git",
+    11211: "memcached", 27017: "MongoDB",
+}  # fmt: skip
+_MOST_NAMES: Final = 16  # names of one rule
+_MOST_ASKED: Final = 256  # rules on one name
+
+
+def splicing(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+    """Tell of rules that pass on unread what they let out."""
+    ask, targets = Asker(policy, today), None
+    for rule in own:
+        if not rule.lets_out:
+            continue
+        ports = rule.ports or ()
+        raw = [entry for entry in ports if entry.protocol in UNSEEN]
+        if raw:
+            listed = ", ".join(map(str, raw))
+            yield reporter.about(RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
+        if rule.tls is not TlsMode.SPLICE and (unreadable := _unreadable(rule)):
+            yield reporter.about(UNREADABLE, rule, unreadable, at="ports")
+        spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
+        if rule.tls is not TlsMode.SPLICE or not spliced:
+            continue
+        targets = targets or Targets(policy.rules)
+        in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
+        yield in_vain or reporter.about(SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
+
+
+def _unreadable(rule: "Rule") -> str:
+    """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
+    read = (Protocol.TLS, Protocol.HTTP)
+    listed = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
+    known = [(entry, _NO_HTTP[entry.low]) for entry in listed if entry.low in _NO_HTTP]
+    if not known:
+        return ""
+    ports = ", ".join(f"{entry} ({said.rstrip('+')})" for entry, said in known)
+    first = any(said.endswith("+") for _, said in known)
+    waits = ": its client waits for a server that speaks first, and is cut off after 10 seconds" if first else ""
+    return f"`{rule.id}` has {ports} read as HTTP, which is all that can be{waits}"
+
+
+def _given_up(rule: "Rule", ports: str) -> str:
+    return (
+        f"`{rule.id}` passes on unread what goes to {ports}: methods, paths, uploads and credentials are not seen, "
+        "and on a shared CDN the request inside can be for another host"
+    )
+
+
+def _never_spliced(ask: Asker, targets: Targets, rule: "Rule", port: int, reporter: "Reporter") -> "Finding | None":
+    for pattern in rule.names[:_MOST_NAMES]:
+        name = name_of(pattern)
+        if name is None:
+            continue
+        decision = ask.connection(rule, name, port, Protocol.TLS)
+        if not decision.passes or not decision.inspect:
+            continue
+        others = (other for other, _ in islice(targets.over_name(pattern, rule), _MOST_ASKED))
+        by = next((other for other in others if other is not rule and _has_it_read(other, port)), None)
+        named = "another rule" if by is None else f"`{by.id}`"
+        message = (
+            f"`{rule.id}` says splice, and {named} has requests to `{pattern.text}` read, so its clients see the CA"
+        )
+        return reporter.about(NEVER_SPLICED, rule, message, *(() if by is None else (by.id,)), at="tls")
+    return None
+
+
+def _has_it_read(rule: "Rule", port: int) -> bool:
+    if rule.ports is not None and not any(entry.covers(port, Protocol.TLS) for entry in rule.ports):
+        return False
+    return rule.looks_at_requests or (rule.lets_out and not rule.splices(port))
+
+
+type _Voting = dict[str, frozenset[int]]
+
+_NOWHERE: Final = frozenset[int]()
+_MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
+
+
+def idle(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+    """Tell of rules, and of single targets of rules, that do nothing."""
+    targets, voting = Targets(policy.rules), _voting(policy)
+    for rule in own:
+        if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):
+            yield reporter.about(ONLY_UDP, rule, f"`{rule.id}` is about UDP alone that never leaves", at="ports")
+            continue
+        covered = _covered(targets, rule, reporter, voting)
+        if covered and not rule.feeds and len(covered) == len(rule.names) + len(rule.networks):
+            yield _whole(rule, [by for _, by in covered], reporter)
+        else:
+            yield from _parts(rule, covered, reporter)
+
+
+def _whole(rule: "Rule", covering: "list[Rule]", reporter: "Reporter") -> "Finding":
+    others = list(dict.fromkeys(covering))
+    idents = [other.id for other in others[:_MOST_NAMED]]
+    named = ", ".join(f"`{other.id}` ({_kind(other)})" for other in others[:_MOST_NAMED])
+    if len(others) > _MOST_NAMED:
+        named += f" and {len(others) - _MOST_NAMED} more"
+    if any(goes_before(other, rule) for other in others):
+        message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} is there before it"
+        return reporter.about(SHADOWED, rule, message, *idents)
+    return reporter.about(REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
+
+
+def _parts(rule: "Rule", covered: "list[tuple[Target, Rule]]", reporter: "Reporter") -> "Iterator[Finding]":
+    for target, by in covered[:_MOST_ENTRIES]:
+        text = target.text if isinstance(target, tuple) else str(target)
+        if by is rule:
+            message = f"`{text}` adds nothing to the other targets of `{rule.id}`"
+        elif goes_before(by, rule):
+            message = (
+                f"`{text}` never decides in `{rule.id}` ({_kind(rule)}): `{by.id}` ({_kind(by)}) is there before it"
+            )
+        else:
+            message = f"`{text}` in `{rule.id}` adds nothing to `{by.id}`"
+        others = () if by is rule else (by.id,)
+        yield reporter.about(PART_IDLE, rule, message, *others, at="to", entry=text)
+    if len(covered) > _MOST_ENTRIES:
+        message = f"so do {len(covered) - _MOST_ENTRIES} more targets of `{rule.id}`"
+        yield reporter.about(PART_IDLE, rule, message, at="to")
+
+
+def _covered(targets: Targets, rule: "Rule", reporter: "Reporter", voting: "_Voting") -> "list[tuple[Target, Rule]]":
+    """Pair each target of a rule that does nothing with the rule that sees to that."""
+    found: list[tuple[Target, Rule]] = []
+    seen: set[Target] = set()
+    for target in (*rule.names, *rule.networks):
+        over = targets.over_name(target, rule) if isinstance(target, tuple) else targets.over_network(target, rule)
+        candidates = ((rule, False),) if target in seen else over
+        seen.add(target)
+        here = voting.get(rule.id, _NOWHERE)
+        there = ((c, same) for c, same in candidates if here <= voting.get(c.id, _NOWHERE))
+        by = next((c for c, same in there if _sees_to(c, rule, target, reporter, same_target=same)), None)
+        if by is not None:
+            found.append((target, by))
+    return found
+
+
+def _sees_to(wide: "Rule", rule: "Rule", target: "Target", reporter: "Reporter", *, same_target: bool) -> bool:
+    if wide is rule:
+        return not same_target
+    if not silences(wide, rule, target):
+        return False
+    # Of two that say the same of the same the first is kept.
+    return (
+        goes_before(wide, rule)
+        or not silences(rule, wide, target)
+        or not same_target
+        or reporter.number(wide) < reporter.number(rule)
+    )
+
+
+def _voting(policy: "Policy") -> "_Voting":
+    """Say in which layers each rule has a vote of its own: only what votes there too can stand in for it."""
+    found: dict[str, frozenset[int]] = {}
+    for number, layer in enumerate(policy.layers):
+        for rule in layer.rules:
+            found[rule.id] = found.get(rule.id, _NOWHERE) | {number}
+    return found
+
+
+def _kind(rule: "Rule") -> str:
+    return f"{rule.action}, default" if rule.default else rule.action.value

@@ -1,0 +1,268 @@
+"""Lint of each rule by itself: addresses, exemptions, answers and requests that can never match."""
+
+from collections import defaultdict
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
+
+from rules.addresses import block_of, is_within
+from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
+from rules.lint.findings import (
+    AUDITED,
+    EVERY_NAME,
+    EXPIRED,
+    EXPIRES_SOON,
+    IDLE_CREDENTIAL,
+    IDLE_EXCEPT,
+    IN_THE_CLEAR,
+    NEVER_TAINTED,
+    NO_WHY,
+    OBEYED,
+    SENT_NOWHERE,
+    UNASKED,
+    UNCLAIMED,
+    UNKNOWN_METHOD,
+    UNREVIEWED,
+    WIDE_NETWORK,
+    WIDE_PORTS,
+)
+from rules.loading.includes import overlap
+from rules.matching.reference import covers_target
+from rules.matching.requests import trust_of
+from rules.names import HostName
+from rules.own_names import is_own
+from rules.ports import covers
+from rules.sandbox import WorkspaceMode
+from rules.special import BLOCKS
+from rules.verdicts import Mode, Trust, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import date
+
+    from rules.addresses import Network
+    from rules.lint import Surroundings
+    from rules.lint.findings import Finding, Reporter
+    from rules.matching.policy import Policy
+    from rules.patterns import NamePattern
+    from rules.rule import Rule
+
+
+_WIDEST: Final = {4: 12, 6: 24}  # shortest prefix that is taken for one owner's
+_MOST_PORTS: Final = 1024
+
+
+def wide_networks(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+    """Tell of rules that let out far."""
+    for rule in own:
+        if not rule.lets_out:
+            continue
+        if any(name.below == "" for name in rule.names) and not (rule.default and rule.action is Verdict.FLAG):
+            message = f"`{rule.id}` lets out to every name, those of attackers too"
+            yield reporter.about(EVERY_NAME, rule, message, at="to", entry="*")
+        for network in rule.networks:
+            if _is_wide(network):
+                message = f"`{rule.id}` lets out to `{network}`: the task can dial what no name rule would let it reach"
+                yield reporter.about(WIDE_NETWORK, rule, message, at="to", entry=str(network))
+        for entry in rule.ports or ():
+            if entry.high - entry.low >= _MOST_PORTS:
+                message = f"`{rule.id}` lets out to {entry.high - entry.low + 1} ports with `{entry}`"
+                yield reporter.about(WIDE_PORTS, rule, message, at="ports", entry=str(entry))
+
+
+def _is_wide(network: "Network") -> bool:
+    if network.prefixlen >= _WIDEST[network.version]:
+        return False
+    return not any(is_within(network, block.network) for block in BLOCKS)
+
+
+_MOST_COMPARED: Final = 100_000  # pairs in one rule; of longer ones nothing is said
+
+
+def useless_exceptions(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+    """Tell of names and networks under `except` that the rule covers none of.
+
+    Only of names where the rule is about names alone, and of networks where it is about networks alone: a name that
+    is exempted from a rule about networks has addresses, and the other way round.
+    """
+    for rule in own:
+        listed = len(rule.names) + len(rule.networks)
+        excepted = sum(len(exemption.names) + len(exemption.networks) for exemption in rule.excepts)
+        if listed * excepted > _MOST_COMPARED:
+            continue
+        for exemption in rule.excepts:
+            idle: list[NamePattern | Network] = []
+            if not rule.networks:
+                idle += [name for name in exemption.names if not _covers_some_of(rule, name)]
+            elif not rule.names:
+                idle += [network for network in exemption.networks if not any(map(network.overlaps, rule.networks))]
+            for target in idle:
+                text = str(getattr(target, "text", target))
+                message = f"`{text}` under `except` is nothing that `{rule.id}` ({rule.action}) covers"
+                yield reporter.about(IDLE_EXCEPT, rule, message, at="except", entry=text)
+
+
+def _covers_some_of(rule: "Rule", name: "NamePattern") -> bool:
+    if any(overlap(name, own) for own in rule.names):
+        return True
+    # Which of a list's names lie under a wildcard isn't looked for
+    return any(name.below is not None or feed.covers(HostName.parse(name.text)) for feed in rule.feeds)
+
+
+# Names that no public server has: RFC 6762 appendix G, RFC 8375, and `internal` by ICANN's resolution of 2024-07-29
+_INSIDE: Final = ("internal", "intranet", "private", "corp", "home", "lan", "local", "home.arpa")
+
+
+def odd_answers(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+    """Report rules for tainted tasks where none can become one, and asks that are asked in vain."""
+    if not _taints(policy):
+        for rule in own:
+            if rule.minds_taint:
+                message = f"`{rule.id}` ({rule.action}) has `when: tainted`, and whatever rules let out they trust"
+                yield reporter.about(NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except")
+    opening: dict[str, list[Rule]] = defaultdict(list)  # by name, what lets out to addresses inside
+    for rule in policy.rules:
+        if rule.lets_out and _is_inside(rule):
+            for name in rule.names:
+                opening[name.text].append(rule)
+    for rule in own:
+        if rule.action is Verdict.ASK and rule.resolves_to is None:
+            for text in _inside(rule, opening):
+                message = (
+                    f"`{rule.id}` asks about `{text}`, and without `resolves_to` an approval opens no address inside"
+                )
+                yield reporter.about(UNASKED, rule, message, at="to")
+                break
+
+
+def _inside(rule: "Rule", opening: "Mapping[str, list[Rule]]") -> "Iterator[str]":
+    """List names of an ask that other rules, or the names themselves, say are inside, and that no rule opens there."""
+    for pattern in rule.names:
+        if is_own(pattern.text):
+            continue
+        beside = opening.get(pattern.text, [])
+        opened = any(not each.asks_of_requests for each in beside)
+        if not opened and (beside or any(pattern.text.endswith(f".{zone}") for zone in _INSIDE)):
+            yield pattern.text
+
+
+def _is_inside(rule: "Rule") -> bool:
+    """Whether the addresses that a rule's names may have include some that are not public."""
+    return any(block_of(network.network_address) is not None for network in rule.resolves_to or ())
+
+
+def _taints(policy: "Policy") -> bool:
+    if policy.settings.mode is Mode.AUDIT or any(rule.mode is Mode.AUDIT for rule in policy.rules):
+        return True  # nobody vouches for what no rule lets out
+    return any(trust_of(rule) is Trust.UNTRUSTED for rule in policy.rules if rule.action is not Verdict.DENY)
+
+
+_HTTPS: Final = 443
+
+
+def unsent_secrets(policy: "Policy", reporter: "Reporter") -> "Iterator[Finding]":
+    """Tell each place of a secret that it is never sent to; not of files without rules, which others have."""
+    if not policy.rules:
+        return
+    asking = [rule for rule in policy.rules if rule.action is Verdict.ASK]
+    for secret in policy.secrets:
+        for host, port in secret.hosts:
+            spoken = policy.protocols(host, port) - {Protocol.UDP}
+            # On a port with `/tcp` and more a client's first words are waited for, so that TLS is seen.
+            if Protocol.TLS in spoken or len(spoken) > 1 or any(_asks(rule, host, port) for rule in asking):
+                continue
+            place = written(host, port)
+            if not spoken:
+                message = f"`{secret.id}` goes to `{place}`, and no rule lets anything out there"
+                yield reporter.about_secret(SENT_NOWHERE, secret.id, message, place)
+                continue
+            as_what = "HTTP in the clear" if spoken <= INSPECTABLE else "bytes that nobody reads"
+            message = f"`{secret.id}` goes to `{place}`, and rules let {as_what} out there: it is sent over TLS alone"
+            yield reporter.about_secret(IN_THE_CLEAR, secret.id, message, place)
+
+
+def written(host: "HostName", port: int) -> str:
+    """Write a place as a secret's `hosts` do."""
+    return str(host) if port == _HTTPS else f"{host}:{port}"
+
+
+def _asks(rule: "Rule", host: "HostName", port: int) -> bool:
+    return covers(rule.ports, port, Protocol.TLS) and covers_target(rule, Attempt(Protocol.TLS, host, port))
+
+
+_MOST_NAMED: Final = 3
+
+
+def unmet_credentials(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+    """Tell what no request has."""
+    for rule in own:
+        asked = (rule.http, *(exemption.http for exemption in rule.excepts))
+        for method in sorted(
+            {m for http in asked if http is not None for m in http.methods or ()} - REGISTERED_METHODS
+        ):
+            near = get_close_matches(method, REGISTERED_METHODS, 1)
+            meant = f"; did you mean `{near[0]}`?" if near else ""
+            at = "http" if rule.http is not None and method in (rule.http.methods or ()) else "except"
+            message = f"`{rule.id}` is about `{method}`, which is no method that is registered{meant}"
+            yield reporter.about(UNKNOWN_METHOD, rule, message, at=at)
+        hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
+        if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
+            message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {_listed(hosts)} alone"
+            yield reporter.about(IDLE_CREDENTIAL, rule, message, at="credential")
+
+
+def _is_about(rule: "Rule", host: "HostName", port: int) -> bool:
+    return covers(rule.ports, port, Protocol.TLS) and any(name.matches(host) for name in rule.names)
+
+
+def _listed(hosts: "list[tuple[HostName, int]]") -> str:
+    more = f" and {len(hosts) - _MOST_NAMED} more" if len(hosts) > _MOST_NAMED else ""
+    return ", ".join(f"`{written(*place)}`" for place in hosts[:_MOST_NAMED]) + more
+
+
+SOON: Final = timedelta(days=30)
+
+
+def upkeep(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "Surroundings") -> "Iterator[Finding]":
+    """Tell what should be said, and what should not stay."""
+    yield from _lifetimes(own, reporter, around.today)
+    if policy.settings.mode is Mode.AUDIT:
+        yield reporter.about_settings(AUDITED, "mode", "audit mode is on: what no rule decides is let out")
+    if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
+        message = "`approval` is asked for where changes are reviewed, and no file says `workspace: review`"
+        yield from reporter.about_boxes(UNREVIEWED, "approval", message)
+    for path in filter(around.is_obeyed, policy.box.write):
+        message = f"`{path}` under `write`: this host runs or obeys it, so nothing of it is covered"
+        yield from reporter.about_boxes(OBEYED, "write", message, entry=path)
+    silent: dict[str, list[Rule]] = {}
+    for rule in own:
+        if not rule.why:
+            silent.setdefault(rule.id.partition(":")[0], []).append(rule)
+        if rule.mode is Mode.AUDIT and not rule.lets_out:
+            yield reporter.about(AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode")
+        if rule.selector is not None and not rule.lets_out and not around.identities:
+            message = (
+                f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
+            )
+            yield reporter.about(UNCLAIMED, rule, message, at="for")
+    for rules in silent.values():
+        rules.sort(key=reporter.number)
+        named = ", ".join(f"`{rule.id}`" for rule in rules[:_MOST_NAMED])
+        if len(rules) > _MOST_NAMED:
+            named += f" and {len(rules) - _MOST_NAMED} more"
+        verb = "has" if len(rules) == 1 else "have"
+        yield reporter.about(NO_WHY, rules[0], f"{named} {verb} no `why`")
+
+
+def _lifetimes(own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+    """Tell of rules that have ended, or will; `until` is the last day (UTC) on which they count."""
+    for rule in own:
+        if rule.until is None:
+            continue
+        left = rule.until - today
+        if left < timedelta(0):
+            became = "doesn't match any more" if rule.lets_out else "denies now"
+            yield reporter.about(EXPIRED, rule, f"`{rule.id}` ended with {rule.until} and {became}", at="until")
+        elif left <= SOON:
+            days = {0: "today", 1: "tomorrow"}.get(left.days, f"in {left.days} days")
+            yield reporter.about(EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, with {rule.until}", at="until")
