@@ -52,7 +52,7 @@ os.register_at_fork(after_in_child=_ids.forked)
 
 
 class Recorder:
-    """Records what happens to one tenant. For one thread."""
+    """Records what happens to one sandbox. For one thread."""
 
     __slots__ = ("_asked", "_open", "_quota", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
                  "tenant")  # fmt: skip
@@ -129,8 +129,6 @@ class Recorder:
         self._write_decision(event, decision, name, address)
         if approval:
             self._held(decision.reason, approval, detail)
-        if decision.rules:
-            self.metrics.rules_decided(decision.rules, decision.verdict)
         if dns is not None:
             self.metrics.dns_query(dns.type, decision.verdict)
         if not decision.passes:
@@ -176,15 +174,8 @@ class Recorder:
         metrics.bytes_up += up
         metrics.bytes_down += down
         metrics.connection_seconds.observe(seconds)
-        now = time.time_ns()
-        task, sandbox, host = self.origin
-        event = Event(
-            Instant(now),
-            _ids.make(now),
+        self._report(
             Kind.CONNECTION_CLOSED,
-            task=task,
-            sandbox=sandbox,
-            host=host,
             process=process,
             outcome=outcome,
             reason=reason,
@@ -195,10 +186,8 @@ class Recorder:
             protocol=protocol,
             bytes=Transferred(up, down),
             duration=Seconds(seconds),
-            detail=self._shown(detail),
+            detail=self._shown(detail) if detail else "",
         )
-        with contextlib.suppress(JournalFailed):  # it is counted
-            self._write(event)
 
     def completed(
         self,
@@ -237,7 +226,7 @@ class Recorder:
             http=http,
             bytes=Transferred(up, down),
             duration=Seconds(seconds),
-            detail=self._shown(detail),
+            detail=self._shown(detail) if detail else "",
         )
         if was is not None and outcome is Outcome.BLOCKED:
             self.refused.append(event._replace(id=cause))  # the page names the decision's event
@@ -256,7 +245,7 @@ class Recorder:
             cause=cause,
             reason=Reason.SECRET_MISUSE,
             destination=_destination(name, address, port),
-            detail=self._shown(detail),
+            detail=self._shown(detail) if detail else "",
         )
 
     def leaked(
@@ -290,7 +279,7 @@ class Recorder:
             destination=_destination(name, address, port),
             protocol=protocol,
             http=http,
-            detail=self._shown(detail),
+            detail=self._shown(detail) if detail else "",
         )
 
     def task_started(
@@ -326,7 +315,7 @@ class Recorder:
         """
         self.metrics.task_ended(outcome)
         ending = None if status is None and signal is None else Ending(status, signal)
-        self._report(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=seconds, ending=ending)
+        self._report(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=Seconds(seconds), ending=ending)
 
     def rules_loaded(self, previous: str = "") -> None:
         """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
@@ -402,7 +391,8 @@ class Recorder:
         texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
         name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
         said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
-        self._claim()
+        if not self._quota.has_room():
+            raise self._used_up()
         self._write(self._event(Kind.AGENT_SAID, agent=said, process=process))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
@@ -438,7 +428,8 @@ class Recorder:
 
     def _report(self, kind: Kind, **more: Any) -> Event:
         """Write an event of what has happened already: where that fails there is nothing left to block."""
-        event = self._event(kind, **more)
+        now = time.time_ns()
+        event = Event(Instant(now), _ids.make(now), kind, **self._whose, **more)
         with contextlib.suppress(JournalFailed):  # it is counted
             self._write(event)
         return event
@@ -448,24 +439,24 @@ class Recorder:
     ) -> None:
         """Write a decision and count it. Raises JournalFailed: then it is counted as the refusal that it becomes."""
         try:
-            self._claim()
+            if not self._quota.has_room():
+                raise self._used_up()
             self._write(event)
         except JournalFailed:
             self.metrics.decided(event.kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             self._tally.decided(event.kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
             raise
         kind = event.kind
-        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason)
+        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason, decision.rules)
         self._tally.decided(kind, decision.outcome, name, address, reason=decision.reason)
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
 
-    def _claim(self) -> None:
-        """Check the disk quota. Raises JournalFailed, whatever `on_journal_failure` says (`DiskQuota`)."""
-        if not self._quota.has_room():
-            self.metrics.events_dropped += 1
-            raise self._quota.used_up(partial(self.error, Where.JOURNAL))
+    def _used_up(self) -> JournalFailed:
+        """Return what to raise where the disk quota is used up, whatever `on_journal_failure` says."""
+        self.metrics.events_dropped += 1
+        return self._quota.used_up(partial(self.error, Where.JOURNAL))
 
     def _write(self, event: Event) -> None:
         """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalFailed.

@@ -103,9 +103,18 @@ class Journal:
         try:
             if not self._begins <= now < self.ends or self._length >= self._most:
                 self._begin(now)
-            if not self._lines:
-                self._write(self._first_line(now))
-            self._write(line)
+            for each in (line,) if self._lines else (self._first_line(now), line):
+                # What `segments.link` does, without a call: this is done for every event.
+                body = b'%b,"prev":"%b"' % (each[:-2], self._head)
+                own = sha256(body).hexdigest().encode()
+                linked = b'%b,"hash":"%b"}\n' % (body, own)
+                count = os.write(self.segment, linked)
+                while count < len(linked):  # a disk that fills up takes what it has room for; the next write says so
+                    count += os.write(self.segment, linked[count:])
+                self._head = own
+                self._lines += 1
+                self._length += count
+                self.written += count
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
@@ -126,20 +135,6 @@ class Journal:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
-
-    def _write(self, line: bytes) -> None:
-        """Link a line to the one before it, and write it."""
-        # What segments.link does, without a call: this is done for every event.
-        body = b'%b,"prev":"%b"' % (line[:-2], self._head)
-        own = sha256(body).hexdigest().encode()
-        line = b'%b,"hash":"%b"}\n' % (body, own)
-        count = os.write(self.segment, line)
-        while count < len(line):  # a disk that fills up takes what it has room for; the next write says so
-            count += os.write(self.segment, line[count:])
-        self._head = own
-        self._lines += 1
-        self._length += count
-        self.written += count
 
     def _first_line(self, now: int) -> bytes:
         """Say whose segment this is, and which ledger there was when it began."""

@@ -247,16 +247,15 @@ class Metrics:
         self.worker_restarts = 0
         self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or what it has said it uses
 
-    def decided(self, kind: "Kind", verdict: "Verdict", outcome: "Outcome", reason: "Reason") -> None:
-        """Count a decision."""
+    def decided(
+        self, kind: Kind, verdict: "Verdict", outcome: Outcome, reason: Reason, rules: "Iterable[str]" = ()
+    ) -> None:
+        """Count a decision, and each of its rules; those that don't exist, or are too many, as `other`."""
         key = (kind, verdict, outcome, reason)
         self.decisions[key] = self.decisions.get(key, 0) + 1
-
-    def rules_decided(self, rules: "Iterable[str]", verdict: "Verdict") -> None:
-        """Count each of the rules of a decision; those that don't exist, or are too many, as `other`."""
         for rule in rules:
-            key = (rule if rule in self.known_rules else OTHER, verdict)
-            self.rule_decisions[key] = self.rule_decisions.get(key, 0) + 1
+            by_rule = (rule if rule in self.known_rules else OTHER, verdict)
+            self.rule_decisions[by_rule] = self.rule_decisions.get(by_rule, 0) + 1
 
     def limits_used(self) -> dict[tuple[str, str], float]:
         """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""

@@ -75,6 +75,13 @@ class StandInSettings:
 
 
 @dataclass(frozen=True)
+class StandInNeeds:
+    """As much of what a policy needs as telemetry looks at."""
+
+    endings: tuple[date, ...] = ()
+
+
+@dataclass(frozen=True)
 class StandInPolicy:
     """As much of a policy as telemetry looks at."""
 
@@ -82,7 +89,7 @@ class StandInPolicy:
     settings: StandInSettings = StandInSettings()
     sources: tuple[str, ...] = ("/rules/web.yaml",)
     rule_ids: tuple[str, ...] = ("web:pages", "web:files")
-    endings: tuple[date, ...] = ()
+    needs: StandInNeeds = StandInNeeds()
 
 
 @dataclass(frozen=True)

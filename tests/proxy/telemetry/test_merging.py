@@ -18,7 +18,7 @@ def tenant(revision, rules=("r:a",), endings=()):
     metrics = Metrics()
     metrics.rules_loaded(revision, rules, Mode.ENFORCE, NOW, endings)
     metrics.decided(Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE)
-    metrics.rules_decided(rules, Verdict.ALLOW)
+    metrics.decided(Kind.REQUEST_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE, rules)
     metrics.dns_query("A", Verdict.ALLOW)
     metrics.dialled(None, 0.2)
     metrics.sandbox_started(0.1)

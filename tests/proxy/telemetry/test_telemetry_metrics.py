@@ -150,7 +150,7 @@ def test_a_hundred_thousand_of_anything_make_no_new_series():
 
     def all_of(n):
         text = f"{n}.example"
-        metrics.rules_decided((text, "web:pages"), Verdict.DENY)
+        metrics.decided(Kind.REQUEST_DECIDED, Verdict.DENY, Outcome.PASSED, Reason.RULE, (text, "web:pages"))
         metrics.dns_query(text, Verdict.DENY)
         metrics.refused_packets({text: n})
         metrics.refused_call(text, 1)
@@ -170,7 +170,9 @@ def test_rules_have_a_series_each_up_to_a_thousand_and_lose_it_when_they_go():
     rules = [f"web:r{n}" for n in range(3 * MOST_RULES)]
     for reload in range(5):
         metrics.rules_loaded(REVISION, [f"{rule}-{reload}" for rule in rules], Mode.ENFORCE, 0.0)
-        metrics.rules_decided([f"{rule}-{reload}" for rule in rules], Verdict.ALLOW)
+        metrics.decided(
+            Kind.REQUEST_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE, [f"{rule}-{reload}" for rule in rules]
+        )
         assert len(metrics.rule_decisions) == MOST_RULES + 1
     assert sum(metrics.rule_decisions.values()) == 5 * len(rules)
     assert metrics.rule_decisions["web:r0-4", Verdict.ALLOW] == 1
@@ -181,7 +183,7 @@ def test_a_hostile_label_stays_one_label(text):
     """An admin's rule id is the one free text among the labels; it is a slug, and even if it weren't."""
     metrics = Metrics()
     metrics.rules_loaded(REVISION, [text], Mode.ENFORCE, 0.0)
-    metrics.rules_decided([text], Verdict.ALLOW)
+    metrics.decided(Kind.REQUEST_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE, [text])
     rendered = metrics.render()
     samples = [line for line in rendered.split(b"\n") if line.startswith(b"exeat_rule_decisions_total")]
     assert len(samples) == 1
