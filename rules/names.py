@@ -1,19 +1,37 @@
-"""Host names in one normal form: names are normalised once at the door, then compared as values (invariant 7).
+"""Host names in one normal form: names are normalised once at the boundary, then compared as values (invariant 7).
 
 A `HostName` is lower-case ASCII labels joined by single dots, no dot at the end, IDNA already applied (UTS-46,
-nontransitional). There is no other way to make one, so whoever holds it need not check it again. This module must
-never return something that a resolver would read as another name or as an address, and never guess: what it can't read
-is invalid.
+nontransitional). There is no other way to make one. This module must never return something that a resolver would read
+as another name or as an address, and never guess: what it can't read is invalid.
+
+`exeat.internal` is the gate's own: it answers a task's questions, and `host.` below it is this machine's loopback. The
+rest of the zone leads nowhere. Services of the host are reached by that name, by rules that say exactly it, and by no
+other name or address (`rules.addresses` opens no loopback). A wildcard that allows never covers it: the author of `*`
+thinks of the internet. Rules that deny or ask may cover it in any way.
 """
 
-from typing import Self
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from rules.addresses import Address
+
 
 _LONGEST_LABEL = 63  # RFC 1035 section 2.3.4, in bytes
+
+
 _LONGEST_NAME = 253  # 255 in wire form, which has a length byte in front of every label and a root label
+
+
 _LONGEST_INPUT = 1024  # characters before IDNA, whose tables are slow and whose input may hold what maps to nothing
 
+
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
 _DIGITS = frozenset("0123456789")
+
+
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -124,3 +142,28 @@ def _a_label(label: str, text: str) -> str:
 def _quoted(text: str) -> str:
     shown = text if len(text) <= _LONGEST_LABEL else text[:_LONGEST_LABEL] + "…"
     return f"`{ascii(shown)[1:-1] if not shown.isprintable() else shown}`"
+
+
+ZONE: Final = "exeat.internal"
+
+
+HOST: Final = HostName.parse(f"host.{ZONE}")
+
+
+DESK: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
+
+
+_LOCAL: Final = "localhost"  # with all below it, whatever a resolver says (RFC 6761 section 6.3)
+
+
+LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # in the order of dialling
+
+
+def is_own(name: str) -> bool:
+    """Whether a normal name is of our zone, and so never looked up anywhere."""
+    return name.endswith(ZONE) and (len(name) == len(ZONE) or name[-len(ZONE) - 1] == ".")
+
+
+def is_local(name: str) -> bool:
+    """Whether a normal name stands for whoever asks for it: for a sandbox its own loopback."""
+    return name == _LOCAL or name.endswith(f".{_LOCAL}")

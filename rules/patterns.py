@@ -1,16 +1,22 @@
-"""The patterns that a rule may give for a name, as parts for the trie: reversed labels, compared one by one.
+"""Patterns that a rule may give for a name, and for the tasks and labels that it is for.
 
 `example.com` is that name alone, `*.example.com` every name below it, `**.example.com` both, `*` every name. A `*`
-inside a label stays in that label; a whole label `*` in the middle is exactly one label. Never text or a regular
-expression: an unanchored compare is how `example.com.evil.net` passes other gates.
+inside a label stays in that label; a whole label `*` in the middle is exactly one label. Names are compared label by
+label, never as text or by a regular expression: an unanchored compare is how `example.com.evil.net` passes other gates.
+
+The caller that starts a task says its name and labels; `rules.loading.identities` says who may claim what. A task
+without a name or a label is matched by no `for` that asks for one.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 from rules.globs import MANY, ONE, Glob, Part, covers
 from rules.names import HostName, InvalidName, is_number, labels_of
 
 _LONGEST_LABEL = 63
+
+
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")
 
 
@@ -73,3 +79,41 @@ def _part(label: str) -> Part:
     if label == "*":
         return ONE
     return Glob.parse(label) if "*" in label else label
+
+
+class Pattern(NamedTuple):
+    """Text with `*` in it, each standing for any characters, none included. Compared as it is, case too."""
+
+    text: str
+    glob: Glob | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """Read a pattern."""
+        return cls(text, Glob.parse(text) if "*" in text else None)
+
+    def matches(self, text: str) -> bool:
+        """Whether all of `text` is covered."""
+        return text == self.text if self.glob is None else self.glob.matches(text)
+
+
+class For(NamedTuple):
+    """Tasks and labels; both have to match. Empty `tasks`: whatever the task's name is."""
+
+    tasks: tuple[Pattern, ...] = ()
+    labels: tuple[tuple[str, tuple[Pattern, ...]], ...] = ()  # name and values, in the order of names
+
+    def matches(self, task: str, labels: Mapping[str, str]) -> bool:
+        """Whether a task is meant. A name or label that it doesn't have is never one that is asked for."""
+        if self.tasks and not (task and any(pattern.matches(task) for pattern in self.tasks)):
+            return False
+        for name, values in self.labels:
+            value = labels.get(name)
+            if value is None or not any(pattern.matches(value) for pattern in values):
+                return False
+        return True
+
+    def __str__(self) -> str:
+        said = ["tasks " + ", ".join(pattern.text for pattern in self.tasks)] if self.tasks else []
+        said += [f"{name}={'|'.join(pattern.text for pattern in values)}" for name, values in self.labels]
+        return " and ".join(said)

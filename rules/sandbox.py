@@ -5,10 +5,10 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
-from rules.itself import Itself
 from rules.limits import ApprovalTerms
+from rules.patterns import For
 from rules.problems import quoted
-from rules.selectors import For
+from rules.rule import Itself
 from rules.verdicts import Verdict
 
 GPU: Final = "gpu"  # every node of a graphics or compute card that the host has

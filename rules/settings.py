@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, Network, parse_host, why_not_public
 from rules.attempt import Protocol
-from rules.names import HostName
-from rules.own_names import is_own
+from rules.names import HostName, is_own
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT
 from rules.problems import quoted

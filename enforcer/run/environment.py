@@ -25,9 +25,9 @@ from rules.loading.secret_schema import (
     TELEMETRY,
     taken,
 )
-from rules.own_names import DESK
+from rules.names import DESK
+from rules.patterns import Pattern
 from rules.sandbox import NO_BOX, Box
-from rules.selectors import Pattern
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing but ASCII

@@ -39,7 +39,7 @@ from enforcer.sandbox.path_scan import (
 )
 from enforcer.sandbox.system_calls import ROOM, Calls, Label
 from enforcer.system import linux
-from rules.selectors import Pattern
+from rules.patterns import Pattern
 
 UNMASK = (
     "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from enforcer.sandbox.system_calls import ANY, Calls, Label, Register
 from enforcer.system import linux
-from rules.selectors import Pattern
+from rules.patterns import Pattern
 
 # While a view is made: the host's tree, the view, what overlays are made of, and what is mounted aside.
 OLD, NEW, LAYERS, STAGE = "/old", "/new", "/layers", "/stage"

@@ -16,7 +16,7 @@ from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Kind, Question, Rule
-    from rules.selectors import Pattern
+    from rules.patterns import Pattern
 
 PENDING_PER_TASK: Final = 20
 PENDING: Final = 1000

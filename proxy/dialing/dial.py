@@ -16,8 +16,8 @@ from proxy.dns.lookup import Found, source_for
 from proxy.sandbox.descriptor_quota import Beside
 from rules.addresses import why_not_public
 from rules.attempt import Protocol
+from rules.explain.reasons import NEEDED
 from rules.names import HostName
-from rules.own_names import NEEDED
 from rules.settings import Via
 from rules.verdicts import Reason
 

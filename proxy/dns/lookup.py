@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rules.addresses import normal, parse_address, why_not_public
-from rules.own_names import HOST, LOOPBACK, is_own
+from rules.names import HOST, LOOPBACK, is_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,8 +14,7 @@ from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.attempt import Protocol
 from rules.decision import denied
-from rules.names import HostName, InvalidName
-from rules.own_names import DESK
+from rules.names import DESK, HostName, InvalidName
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from proxy.dns.answers import Answers
 from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, Records
 from rules.addresses import normal
-from rules.own_names import is_own
+from rules.names import is_own
 
 if TYPE_CHECKING:
     from rules.addresses import Address

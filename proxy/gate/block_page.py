@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import normal
-from rules.names import HostName
-from rules.own_names import DESK, HOST, NEEDED, opened_otherwise
+from rules.explain.reasons import NEEDED, opened_otherwise
+from rules.names import DESK, HOST, HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

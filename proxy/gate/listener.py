@@ -24,7 +24,7 @@ from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
 from proxy.telemetry.events import Where
 from rules.addresses import Address, normal
-from rules.own_names import DESK
+from rules.names import DESK
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from rules.own_names import DESK
+from rules.names import DESK
 
 MOST_HEAD: Final = 8192  # bytes
 MOST_PARAMETERS: Final = 8

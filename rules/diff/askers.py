@@ -17,10 +17,9 @@ from rules.verdicts import Verdict
 if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.attempt import Protocol
-    from rules.gitrules import GitRule
     from rules.names import HostName
-    from rules.rule import Rule, Values
-    from rules.selectors import For, Pattern
+    from rules.patterns import For, Pattern
+    from rules.rule import GitRule, Rule, Values
 
 
 _ANY_TEXT: Final = Grammar(hyphens_inside=False)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import block_of, is_within, normal, parse_network
+from rules.addresses import BLOCKS, block_of, is_within, normal, parse_network
 from rules.attempt import Protocol
 from rules.loading.sandbox_layers import differences
 from rules.paths import PathPattern
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT, could_cover, covers
 from rules.settings import Settings
-from rules.special import BLOCKS
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

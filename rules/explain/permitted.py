@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import date
 
-    from rules.gitrules import GitRule
     from rules.matching.policy import Policy
-    from rules.rule import Http, Rule
+    from rules.rule import GitRule, Http, Rule
     from rules.sandbox import Command
 
 MOST_RULES: Final = 500  # that are told of; the rest are counted

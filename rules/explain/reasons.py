@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Final
 
-from rules.own_names import opened_otherwise
+from rules.addresses import Opening, block_of, normal
+from rules.names import HOST, ZONE, HostName, is_own
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from rules.addresses import Address
-    from rules.names import HostName
+
 
 MEANING: Final[dict[Reason, str]] = {
     Reason.GATE_ERROR: "something went wrong in the gate, so it stayed closed: see the journal's `gate.error` events",
@@ -64,3 +65,20 @@ def meaning(reason: Reason, target: "HostName | Address | None") -> str:
     """Say what a reason means of this target, and what can be done; None: the host is no name and no address."""
     otherwise = opened_otherwise(target) if reason is Reason.NON_PUBLIC_ADDRESS and target is not None else ""
     return otherwise or MEANING[reason]
+
+
+NEEDED: Final = f"a rule `to: {HOST}` with its `ports`"  # by whoever wants a service of this machine
+
+
+def opened_otherwise(target: "HostName | Address") -> str:
+    """Say what lets out to a target that no `resolves_to` and no address in `to` opens; empty: those do."""
+    if isinstance(target, HostName):
+        if target == HOST:
+            return f"`{HOST}` is this machine: it needs {NEEDED}"
+        return f"the zone `{ZONE}` is exeat's own, and only `{HOST}` leads anywhere" if is_own(target) else ""
+    block = None if target.version == 6 and target.scope_id is not None else block_of(normal(target))
+    if block is None or block.opening is not Opening.NEVER:
+        return ""
+    if block.name == "loopback":
+        return f"that is the sandbox's own loopback: a service of this machine has the name `{HOST}` and needs {NEEDED}"
+    return f"that is {block.name}, and no rule can let anything out to it"

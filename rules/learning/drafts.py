@@ -9,8 +9,7 @@ from rules.addresses import Address, Opening, block_of, why_not_public
 from rules.attempt import Protocol
 from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, generalised, git_drafts, written
 from rules.loading.fields import slugged
-from rules.names import HostName
-from rules.own_names import HOST, is_local
+from rules.names import HOST, HostName, is_local
 from rules.paths import readings
 from rules.verdicts import STRICTEST_FIRST, Verdict
 

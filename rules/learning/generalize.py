@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from rules.attempt import Change
-from rules.gitrules import RefPattern, RepoPattern, repositories
 from rules.globs import ONE, Part
 from rules.paths import PathPattern, Reading
+from rules.rule import RefPattern, RepoPattern, repositories
 from rules.verdicts import Verdict
 
 ENOUGH: Final = 3  # distinct values of a segment

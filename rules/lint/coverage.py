@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Network, is_within, opens
+from rules.addresses import BLOCKS, Network, is_within, opens
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import MANY, ONE, Glob, Part, Trie, covers
 from rules.matching.witness import UNNAMED
 from rules.names import HostName, InvalidName
 from rules.ports import Ports
 from rules.rule import Rule
-from rules.special import BLOCKS
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 if TYPE_CHECKING:
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.matching.policy import Policy
     from rules.paths import PathPattern
-    from rules.patterns import NamePattern
+    from rules.patterns import For, NamePattern, Pattern
     from rules.rule import Exemption, Http
-    from rules.selectors import For, Pattern
 
 
 type Target = NamePattern | Network

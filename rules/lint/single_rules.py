@@ -5,7 +5,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from rules.addresses import block_of, is_within
+from rules.addresses import BLOCKS, block_of, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
 from rules.lint.findings import (
     AUDITED,
@@ -29,11 +29,9 @@ from rules.lint.findings import (
 from rules.loading.includes import overlap
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
-from rules.names import HostName
-from rules.own_names import is_own
+from rules.names import HostName, is_own
 from rules.ports import covers
 from rules.sandbox import WorkspaceMode
-from rules.special import BLOCKS
 from rules.verdicts import Mode, Trust, Verdict
 
 if TYPE_CHECKING:

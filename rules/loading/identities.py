@@ -20,8 +20,8 @@ from rules.loading.document import Listing, Node
 from rules.loading.fields import Reader, whole
 from rules.loading.terms_schema import read_labels
 from rules.loading.values import label, pattern
+from rules.patterns import Pattern
 from rules.problems import quoted
-from rules.selectors import Pattern
 
 FILE_KEYS: Final = ("version", "identities")
 IDENTITY_KEYS: Final = ("users", "groups", "tasks", "labels", "required")

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Change
-from rules.gitrules import GitRule, RefPattern, RepoPattern
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader
 from rules.loading.keys import GIT_KEYS, HTTP_KEYS
 from rules.loading.values import header_name, pattern, size
 from rules.paths import PathPattern
 from rules.problems import did_you_mean, quoted
-from rules.rule import Http, Presence, Values
+from rules.rule import GitRule, Http, Presence, RefPattern, RepoPattern, Values
 
 if TYPE_CHECKING:
     from rules.loading.document import Scalar

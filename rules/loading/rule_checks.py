@@ -2,18 +2,16 @@
 
 from typing import Final
 
-from rules.addresses import Network, Opening, is_within, parse_address, parse_network
+from rules.addresses import BLOCKS, Network, Opening, is_within, parse_address, parse_network
 from rules.attempt import INSPECTABLE, Protocol
 from rules.loading.document import Node
 from rules.loading.fields import Reader
-from rules.names import InvalidName
-from rules.own_names import HOST, objection
+from rules.names import HOST, InvalidName, is_local, is_own
 from rules.patterns import NamePattern
 from rules.ports import never_leaves
 from rules.problems import Problem, quoted
 from rules.public_suffixes import Suffix, suffix_of_wildcard
 from rules.rule import Exemption, Rule
-from rules.special import BLOCKS
 from rules.verdicts import Scan, TlsMode, Verdict
 
 # “x” and the like: quotes that word processors make, and YAML takes for letters
@@ -63,12 +61,17 @@ def _is_target(text: str) -> bool:
 
 
 _LETTING_OUT: Final = (Verdict.FLAG, Verdict.ALLOW)
+
+
 _BUT_DENY: Final = (Verdict.ASK, *_LETTING_OUT)
+
+
 _ONLY_ON: Final = {  # keys that make no sense with every action
     "tls": _BUT_DENY, "idle_timeout": _BUT_DENY, "ca": _BUT_DENY, "dns_types": _LETTING_OUT,
     "until": _BUT_DENY, "limits": _BUT_DENY, "trust": _BUT_DENY, "scan": _BUT_DENY,
     "approval": (Verdict.ASK,), "when": (Verdict.DENY, Verdict.ASK, Verdict.FLAG),
 }  # fmt: skip
+
 
 _WHY_NEVER: Final = {
     "QUIC": "QUIC never leaves, because its requests can't be read; clients fall back to TLS over TCP",
@@ -197,3 +200,18 @@ def _misplaced(key: str, action: Verdict) -> str:
     if key == "when":
         return "`when: tainted` can hold back or flag, and `allow` does neither"
     return f"`{key}` belongs to rules that let out, and `{action}` doesn't"
+
+
+def objection(pattern: "NamePattern", *, has_ports: bool, has_addresses: bool) -> str:
+    """Say what is wrong with a name that a rule lets out to, or nothing."""
+    if pattern.text == HOST:
+        if not has_ports:
+            return f"`{HOST}` is this machine: list the `ports` of the services that are meant, as `ports: 8080/http`"
+        return f"`{HOST}` is this machine's loopback: it takes no `resolves_to`" if has_addresses else ""
+    bare = pattern.text.lstrip("*.")
+    if is_local(bare):
+        instead = f"services of this machine are `to: {HOST}`"
+        return f"`{pattern.text}` is loopback: no rule can let anything out to it; {instead}"
+    if is_own(bare):
+        return f"`{pattern.text}` is of a zone that is exeat's own: only `{HOST}` can be let out to, by that very name"
+    return ""

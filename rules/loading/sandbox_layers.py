@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rules.patterns import Pattern
 from rules.problems import Problem, quoted
 from rules.sandbox import Box, BoxUser, Command, Floor, WorkspaceMode, covered
-from rules.selectors import Pattern
 
 if TYPE_CHECKING:
     from rules.loading.document import Node, Place

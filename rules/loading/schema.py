@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.addresses import Opening, parse_network
+from rules.addresses import BLOCKS, Opening, parse_network
 from rules.loading.document import Listing, Mapping, Node, Scalar
 from rules.loading.fields import Reader, duration, slug, slugged
 from rules.loading.includes import Include, read_include
@@ -13,7 +13,6 @@ from rules.loading.settings import read_upstream_except
 from rules.loading.values import day, header_name, label
 from rules.problems import Problem, quoted
 from rules.settings import Settings, Upstream
-from rules.special import BLOCKS
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 if TYPE_CHECKING:

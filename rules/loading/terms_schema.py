@@ -7,9 +7,9 @@ from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, duration, slug
 from rules.loading.keys import APPROVAL_KEYS, COMMAND_KEYS, FOR_KEYS, LIMITS_KEYS
 from rules.loading.values import count, label, pattern, size
+from rules.patterns import For, Pattern
 from rules.problems import quoted
 from rules.sandbox import Command
-from rules.selectors import For, Pattern
 from rules.verdicts import Verdict
 
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")

@@ -5,8 +5,8 @@ import re
 from datetime import date
 from typing import TYPE_CHECKING, Final
 
+from rules.patterns import Pattern
 from rules.problems import did_you_mean, quoted
-from rules.selectors import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable

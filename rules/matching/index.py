@@ -18,17 +18,16 @@ from rules.attempt import Protocol
 from rules.feeds import Feed, covering
 from rules.globs import Trie
 from rules.matching.plan import Candidate, Plan
-from rules.names import HostName
-from rules.own_names import HOST, LOOPBACK, is_meant, is_own, says
+from rules.names import HOST, LOOPBACK, HostName, is_own
 from rules.ports import LAST_PORT
-from rules.rule import Exemption, Rule
+from rules.rule import Exemption, Rule, is_meant, says
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from datetime import date
 
     from rules.decision import Decision
-    from rules.selectors import For
+    from rules.patterns import For
 
 # The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
 type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]

@@ -6,7 +6,7 @@ Nothing here may make a vote less strict, and nobody else's settings may make a 
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.itself import Itself
+from rules.rule import Itself
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:

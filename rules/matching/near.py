@@ -13,9 +13,9 @@ from rules.matching.index import Index
 from rules.matching.match import Match
 from rules.matching.plan import Hint, Plan
 from rules.matching.requests import Condition, carried, git_asked, url_length
-from rules.own_names import is_meant, is_own
+from rules.names import is_own
 from rules.ports import describe
-from rules.rule import Rule
+from rules.rule import Rule, is_meant
 
 if TYPE_CHECKING:
     from rules.attempt import Request

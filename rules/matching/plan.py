@@ -23,8 +23,8 @@ from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from rules.decision import Decision
-    from rules.gitrules import GitRule
     from rules.paths import Reading
+    from rules.rule import GitRule
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
 _MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in

@@ -23,8 +23,7 @@ certain it is an allow in the rows above: a deny, another ask, and a flag beside
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from rules.itself import Itself
-from rules.rule import Rule
+from rules.rule import Itself, Rule
 from rules.verdicts import Reason, Verdict
 
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from rules.globs import Glob, fold
 from rules.matching.match import Match, least
+from rules.patterns import Pattern
 from rules.rule import Presence, Values
-from rules.selectors import Pattern
 
 type Pairs = tuple[tuple[str, str], ...]
 

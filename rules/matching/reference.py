@@ -11,10 +11,9 @@ from rules.attempt import Attempt
 from rules.matching.match import Match, least, most
 from rules.matching.requests import Condition, described, shown, url_length
 from rules.matching.revision import digest_of
-from rules.names import HostName
-from rules.own_names import is_meant, is_own, says
+from rules.names import HostName, is_own
 from rules.ports import UNSEEN, could_cover, covers, describe
-from rules.rule import Exemption, Rule
+from rules.rule import Exemption, Rule, is_meant, says
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

@@ -11,19 +11,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
-from rules.gitrules import bare_repository, repositories
 from rules.globs import MANY, covers, fold, folded
 from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.names import HostName
 from rules.paths import cut_readings
-from rules.rule import Exemption, Http, Presence, Rule, Values
+from rules.rule import Exemption, Http, Presence, Rule, Values, bare_repository, repositories
 from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Address
-    from rules.gitrules import GitRule
     from rules.paths import PathPattern, Reading
+    from rules.rule import GitRule
 
 UNNAMED: Final = "\0"  # stands for all that no rule can name (witness.py); a real path with it has no reading
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`

@@ -15,9 +15,9 @@ from rules.settings import Settings
 if TYPE_CHECKING:
     from rules.addresses import Network
     from rules.feeds import Feed
-    from rules.gitrules import GitRule
     from rules.matching.layers import Layer
     from rules.patterns import NamePattern
+    from rules.rule import GitRule
     from rules.sandbox import Box, Command
     from rules.secrets import Secret
 

@@ -21,7 +21,7 @@ from rules.rule import Http, Rule
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from rules.gitrules import GitRule
+    from rules.rule import GitRule
 
 __all__ = ["UNNAMED", "exempted", "longest", "pushed_refs", "witnesses"]
 

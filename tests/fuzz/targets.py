@@ -12,7 +12,6 @@ from rules.addresses import normal, opens, parse_address, parse_host, parse_netw
 from rules.attempt import Attempt, Protocol, Request
 from rules.editing import CannotWrite, Wanted, written
 from rules.explain.explanation import considered, explain, finding_of
-from rules.gitrules import RefPattern, RepoPattern
 from rules.loading.cases import parse_attempt
 from rules.loading.document import parse
 from rules.loading.identities import parse_identities
@@ -21,10 +20,9 @@ from rules.matching.policy import Policy
 from rules.matching.queries import header, parameter
 from rules.names import HostName, InvalidName
 from rules.paths import PathPattern, readings
-from rules.patterns import NamePattern
+from rules.patterns import NamePattern, Pattern
 from rules.problems import Problem, RuleFileError
-from rules.rule import Presence
-from rules.selectors import Pattern
+from rules.rule import Presence, RefPattern, RepoPattern
 
 EXAMPLE = """\
 version: 1

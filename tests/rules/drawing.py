@@ -8,15 +8,13 @@ from hypothesis import strategies as st
 
 from rules.addresses import parse_address, parse_network
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
-from rules.gitrules import GitRule, RefPattern, RepoPattern
 from rules.limits import Limits
 from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import PathPattern
-from rules.patterns import NamePattern
+from rules.patterns import For, NamePattern, Pattern
 from rules.ports import Ports
-from rules.rule import Exemption, Http, Presence, Rule
-from rules.selectors import For, Pattern
+from rules.rule import Exemption, GitRule, Http, Presence, RefPattern, RepoPattern, Rule
 from rules.settings import Settings
 from rules.verdicts import Mode, Scan, TlsMode, Verdict
 

@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.addresses import block_of, normal, opens, parse_address, parse_host, parse_network, why_not_public
+from rules.addresses import (
+    BLOCKS,
+    Opening,
+    block_of,
+    normal,
+    opens,
+    parse_address,
+    parse_host,
+    parse_network,
+    why_not_public,
+)
 from rules.names import InvalidName
-from rules.special import BLOCKS, Opening
 
 SPELLINGS = [
     ("127.0.0.1", "127.0.0.1"),

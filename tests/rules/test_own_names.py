@@ -5,8 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.names import HostName
-from rules.own_names import HOST, is_own
+from rules.names import HOST, HostName, is_own
 from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import policy

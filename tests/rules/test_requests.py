@@ -7,8 +7,8 @@ from rules.matching.match import Match
 from rules.matching.queries import header, parameter
 from rules.matching.requests import url_length
 from rules.names import HostName
+from rules.patterns import Pattern
 from rules.rule import Presence
-from rules.selectors import Pattern
 from tests.rules.writing import decide, policy, told
 
 GOOD = "- {id: g, to: '**.example', action: allow}\n"

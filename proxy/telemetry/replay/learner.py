@@ -18,8 +18,7 @@ from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.generalize import GitSeen
 from rules.loading.values import RECORD_TYPES
-from rules.names import HostName, InvalidName
-from rules.own_names import HOST
+from rules.names import HOST, HostName, InvalidName
 from rules.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 

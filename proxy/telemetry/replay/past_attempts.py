@@ -14,8 +14,8 @@ from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.masking import MASK
 from rules.addresses import parse_address
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
-from rules.gitrules import bare_repository
 from rules.names import HostName, InvalidName
+from rules.rule import bare_repository
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from proxy.approvals.registry import Registry
 from proxy.approvals.votes import Refused, Said
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writer import JournalFailed
-from rules.selectors import Pattern
+from rules.patterns import Pattern
 
 STARTER, ADA, BO, CY, MALLORY = 1000, 1001, 1002, 1003, 6666
 USERS = {STARTER: "starter", ADA: "ada", BO: "bo", CY: "cy", MALLORY: "mallory"}

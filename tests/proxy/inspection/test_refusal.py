@@ -8,8 +8,7 @@ import pytest
 
 from proxy.gate.block_page import FOR_GRPC, LONGEST, MEANING, Refusal, page
 from rules.decision import Decision, Near
-from rules.names import HostName
-from rules.own_names import HOST
+from rules.names import HOST, HostName
 from rules.verdicts import Outcome, Reason, Verdict
 
 BY_RULE = Decision(
