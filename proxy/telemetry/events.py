@@ -95,6 +95,7 @@ class Where(StrEnum):
 
 Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what other readers of JSON can hold, too
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
 
 
 class Instant(int):

@@ -26,7 +26,7 @@ from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal import compression, retention
 from proxy.telemetry.journal.bookmark import Bookmark
 from proxy.telemetry.prometheus import totals
-from proxy.telemetry.prometheus.metrics import ProcessUse
+from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.telemetry.summary import Summary
 from proxy.telemetry.views.report_data import gather
 from proxy.telemetry.views.report_page import page

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
+    from proxy.telemetry.prometheus.metrics import Metrics
+    from proxy.telemetry.prometheus.processes import ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

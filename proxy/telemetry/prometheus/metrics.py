@@ -9,11 +9,11 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import Answer, Count, Kind, Where
+from proxy.telemetry.events import Answer, Count, Kind, Real, Where
 from proxy.telemetry.summary import MOST_PLACES, MOST_SHOWN, Places, Summary
 from rules.verdicts import Outcome, Reason
 
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from datetime import date
 
+    from proxy.telemetry.prometheus.processes import ProcessUse
     from rules.verdicts import Mode, Verdict
 
 STALE: Final = "stale"  # whoever waited is gone
 ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
 BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
-
-Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
 
 
 class Told(Struct, frozen=True):
@@ -132,17 +131,6 @@ _DECISION = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 _DIAL = (5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _CONNECTION = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 _START = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 10.0)
-
-
-class ProcessUse(NamedTuple):
-    """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
-
-    cpu_seconds: Real
-    resident_bytes: Count
-    virtual_bytes: Count
-    started: Real
-    open_descriptors: Count | None
-    most_descriptors: Count | None
 
 
 class LimitUse(Protocol):

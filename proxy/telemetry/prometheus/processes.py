@@ -4,13 +4,25 @@ import os
 import re
 import resource
 from pathlib import Path
+from typing import NamedTuple
 
-from proxy.telemetry.prometheus.metrics import ProcessUse
+from proxy.telemetry.events import Count, Real
 
 _AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 14, 15, 22, 23, 24
 _OPEN_FILES = re.compile(rb"^Max open files\s+(\d+)", re.MULTILINE)
 _BOOT_TIME = re.compile(rb"^btime (\d+)$", re.MULTILINE)
+
+
+class ProcessUse(NamedTuple):
+    """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
+
+    cpu_seconds: Real
+    resident_bytes: Count
+    virtual_bytes: Count
+    started: Real
+    open_descriptors: Count | None
+    most_descriptors: Count | None
 
 
 def read_process(pid: int) -> ProcessUse | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 
 from proxy.telemetry.events import Count, Kind, Where
-from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, Histogram, Metrics, ProcessUse, Told, Waiting
+from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, Histogram, Metrics, Told, Waiting
+from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.wire import message, strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 

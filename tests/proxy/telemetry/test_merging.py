@@ -6,7 +6,8 @@ from datetime import date
 import pytest
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
+from proxy.telemetry.prometheus.metrics import Metrics
+from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.telemetry.prometheus.totals import Reported, add, from_json, pieces, to_json, total
 from proxy.wire import strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
@@ -32,7 +33,7 @@ def test_totals_are_sums_and_what_is_gone_leaves_only_its_counts():
     add(counted, tenant("one"))
     add(counted, tenant("two", ("r:b",)))
     add(counted, tenant("three"), ended=True)
-    assert sum(counted.decisions.values()) == 3
+    assert set(counted.decisions.values()) == {3}
     assert (counted.connections_open, counted.sandboxes, counted.bytes_up) == (4, 2, 300)
     assert counted.packets_refused == {"udp": 9}
     assert set(counted.in_force) == {"one", "two"}
