@@ -157,7 +157,7 @@ def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
     if not loaded.policy.box.write:
         return lambda _path: False
     from enforcer.sandbox.system_paths import contains, homes
-    from enforcer.workspace.protected import is_obeyed
+    from enforcer.workspace.guard import is_obeyed
     from enforcer.workspace.repository_scan import obeyed_of_user
 
     of_host, of_git = homes(), obeyed_of_user()

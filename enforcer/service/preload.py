@@ -34,8 +34,7 @@ from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
-from enforcer.workspace.guard import Guard
-from enforcer.workspace.protected import directly
+from enforcer.workspace.guard import Guard, directly
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics

@@ -1,7 +1,7 @@
 """Which files a host runs or obeys by itself, as data: by category, with where each category is documented.
 
 `PROJECT`, `INSTALLED` and `TOLD` are relative to a project, `HOME` to a home directory. `*` stays within a name. What
-names a directory means all below it. What is protected of a Git repository is in `protected`.
+names a directory means all below it. What is protected of a Git repository is in `repository_scan`.
 """
 
 from typing import Final, NamedTuple

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from enforcer.workspace.protected import of_git
 from enforcer.workspace.safe_path import TOP, Entry, Hidden, Sight, Tree, What, joined, read, read_beneath
 
 _MOST_FILES: Final = 100  # files
@@ -45,6 +44,18 @@ _LONGEST: Final = 4096  # bytes of a path: there is none that is longer (PATH_MA
 _KIND, _LINK, _TREE = 0xF000, 0xE000, 0x4000  # of a mode
 _AS_GIT_WRITES: Final = (b"\0\0\xe0\0", b"\0\0\x40\0")
 _EXTENDED, _LENGTH = 0x4000, 0xFFF  # of flags
+# `.git` may lie deeper, for a submodule or a project in a project; in a submodule or a worktree it is a file.
+# `commondir` says which directory Git takes its configuration and hooks from (gitrepository-layout(5)); `remotes` and
+# `branches` what it pushes to: a repository in the workspace has hooks of its own, which a push to it runs. Sapling and
+# Arcanist keep their configuration in there, too.
+GIT: Final = (
+    "config", "config.worktree", "hooks", "info/attributes", "commondir", "remotes", "branches",
+    "objects/info/alternates", "objects/info/http-alternates", "modules/**/objects/info/alternates",
+    "modules/**/objects/info/http-alternates",
+    "worktrees/*/commondir", "worktrees/*/config.worktree", "modules/**/config", "modules/**/config.worktree",
+    "modules/**/hooks", "modules/**/info/attributes", "modules/**/commondir", "modules/*/remotes",
+    "modules/*/branches", "sl/config", "arc/config",
+)  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -409,3 +420,8 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
         if value > 2 * _LONGEST:
             raise ValueError  # before it takes long to count on
     return value, at + 1
+
+
+def of_git(place: str) -> tuple[str, ...]:
+    """Return the globs of what is protected in a repository that lies there."""
+    return tuple(os.path.normpath(f"{place}/{name}") for name in GIT)

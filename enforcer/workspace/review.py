@@ -12,7 +12,7 @@ from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
-from enforcer.workspace import overlay_changes, protected, repository_scan, snapshot
+from enforcer.workspace import guard, overlay_changes, repository_scan, snapshot
 from enforcer.workspace.change_store import Kept, Meta
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.safe_path import MODE, Tree, acting_as
@@ -168,7 +168,7 @@ def meta_of(
         gid=status.st_gid,
         began=time.time_ns(),
         start=0,
-        protected=(*protected.reviewed(wanted.box.protected), *also),
+        protected=(*guard.reviewed(wanted.box.protected), *also),
         journal=os.path.abspath(journal),
         **(_terms(wanted) if wanted.box.approval else {}),
     )

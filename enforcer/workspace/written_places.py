@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.sandbox.system_paths import contains, homes
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
-from enforcer.workspace.guard import Guard
+from enforcer.workspace.guard import Elsewhere, Guard, directly, elsewhere, is_obeyed
 from enforcer.workspace.linked_worktree import of_others
-from enforcer.workspace.protected import Elsewhere, directly, elsewhere, is_obeyed
 from enforcer.workspace.repository_scan import obeyed_of_user
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode

@@ -13,8 +13,8 @@ import pytest
 
 from enforcer.sandbox.init import LocalExecutor
 from enforcer.sandbox.path_scan import made, made_file
+from enforcer.workspace.guard import reviewed
 from enforcer.workspace.name_aliases import Globs
-from enforcer.workspace.protected import reviewed
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"

@@ -14,8 +14,8 @@ from changes_harness import OWNER
 
 from enforcer.cli import main
 from enforcer.workspace import accept, git_changes, git_objects
+from enforcer.workspace.guard import reviewed
 from enforcer.workspace.merge_inputs import Sides
-from enforcer.workspace.protected import reviewed
 from enforcer.workspace.protection import Protection
 from tests import harness
 

@@ -10,9 +10,8 @@ import pytest
 from enforcer.system.errors import UsageError
 from enforcer.workspace import protected_lists
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.guard import Guard
+from enforcer.workspace.guard import Guard, directly, reviewed
 from enforcer.workspace.name_aliases import Globs
-from enforcer.workspace.protected import directly, reviewed
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import Entry, What
 from tests import harness

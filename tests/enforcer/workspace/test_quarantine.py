@@ -13,8 +13,7 @@ from changes_harness import OWNER, World
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import accept, change_store, file_content, quarantine
-from enforcer.workspace.guard import Guard
-from enforcer.workspace.protected import directly, reviewed
+from enforcer.workspace.guard import Guard, directly, reviewed
 from enforcer.workspace.safe_path import Tree
 from tests import harness
 

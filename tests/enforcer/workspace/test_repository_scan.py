@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from enforcer.workspace.guard import Guard
-from enforcer.workspace.protected import directly
+from enforcer.workspace.guard import Guard, directly
 from enforcer.workspace.repository_scan import settings
 from tests import harness
 
@@ -140,7 +139,7 @@ class Closed:
 
 from enforcer.workspace.repository_scan import settings
 from enforcer.workspace.guard import Guard
-from enforcer.workspace.protected import directly
+from enforcer.workspace.guard import directly
 
 sys.meta_path.insert(0, Closed())
 sys.path_importer_cache.clear()

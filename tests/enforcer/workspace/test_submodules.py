@@ -9,8 +9,7 @@ import time
 import pytest
 
 from enforcer.workspace import repository_scan
-from enforcer.workspace.guard import Guard
-from enforcer.workspace.protected import directly
+from enforcer.workspace.guard import Guard, directly
 from enforcer.workspace.safe_path import Hidden, Sight, Tree
 from tests import harness
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.workspace.protected import elsewhere, is_obeyed
+from enforcer.workspace.guard import elsewhere, is_obeyed
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
