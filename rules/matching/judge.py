@@ -25,7 +25,7 @@ class Judge:
         self.revision = revision
         self.layer = layer
         # What ranks findings, for public targets and for those that are not: what lets more out is higher.
-        self.leniencies: tuple[Leniency, Leniency] = (self._leniency, self._leniency_inside)
+        self.leniencies: tuple[Leniency, Leniency] = (self.leniency, self.leniency_inside)
         # A mandatory layer that says nothing has no vote: nothing is laxer than this.
         self._silence = Decision(
             Verdict.ALLOW, Outcome.PASSED, Reason.LAYER, (), revision, inspect=False,
@@ -44,10 +44,12 @@ class Judge:
         held_by_default = finding.by_default and finding.holds_back
         return held_by_default and all((rule.mode or self.settings.mode) is Mode.AUDIT for rule in finding.rules)
 
-    def _leniency_inside(self, finding: Finding) -> int:
-        return self._leniency(finding, not_public=True)
+    def leniency_inside(self, finding: Finding) -> int:
+        """Rank a finding for a target that is not public, as `leniency` does."""
+        return self.leniency(finding, not_public=True)
 
-    def _leniency(self, finding: Finding, *, not_public: bool = False) -> int:
+    def leniency(self, finding: Finding, *, not_public: bool = False) -> int:
+        """Rank a finding: what lets more out is higher. Public, as policies are handed over with it (`policy_transfer`)."""
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return 6
         if finding.lets_out:
