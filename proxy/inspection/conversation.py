@@ -84,11 +84,13 @@ class Conversation:
         self._links: dict[Near | Far, Link] = {self._client: link}
         self._connections: dict[Link, Near | Far] = {link: self._client}
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
+        self._counted = 0  # servers beside the one that is the client's own
         self._beside = engine.beside()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
         self._steps: Generator[None] | None = None  # what there is to do about the event at hand
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
         self._busy = self._over = False
+        self._slice = Slice()  # what is left of the turn
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
@@ -250,8 +252,9 @@ class Conversation:
         """Have the layers do what there is to do, for as long as a turn takes; the rest waits, and nothing is read."""
         self._busy = True
         self._http.begin_turn()
+        self._slice = Slice()
         try:
-            over = self._work(Slice())
+            over = self._work(self._slice)
             for link in list(self._links.values()):
                 link.flush()
             self._count_servers()
@@ -324,6 +327,10 @@ class Conversation:
 
     # --- what the router wants (`proxy.inspection.http.Driver`) ---
 
+    def stops(self) -> bool:
+        """Whether a turn has to stop at the next point where it can."""
+        return self._over or self._review is not None or self._slice.is_over
+
     def send(self, connection: Near | Far, data: bytes) -> None:
         """Send with the end of the turn."""
         if link := self._links.get(connection):
@@ -392,7 +399,9 @@ class Conversation:
     def _count_servers(self) -> int:
         """Count connections to servers, one of which is counted with the client's; return how many there are."""
         servers = len(self._dials) + len(self._links) - (self._client in self._links)
-        self._beside.be(servers - (not self._over))
+        if (beside := servers - (not self._over)) != self._counted:
+            self._counted = beside
+            self._beside.be(beside)
         return servers
 
     def _dialled(self, server: Far, got: "socket.socket | DialFailed", address: "Hop | None") -> None:
@@ -454,8 +463,9 @@ class Conversation:
 
     def _balance(self) -> None:
         """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
-        if (head := self._http.begun_head()) != self._head:
-            self._time_head(head)
+        if (head := self._http.begun_head()) != self._head:  # it has only so long to come
+            self._head = head
+            self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
         self._note_kept()
         self._http.stinted = False
         links = list(self._links.items())
@@ -465,27 +475,20 @@ class Conversation:
             link.pause(paused=self._http.paused(connection))
 
     def _note_kept(self) -> None:
-        if (kept := self._weighed(self._http.kept())) != self.kept:
+        if (kept := self.weigh(exactly=False)) != self.kept:
             self._engine.room.note(self, kept)
 
-    def weigh(self) -> int:
+    def weigh(self, *, exactly: bool = True) -> int:
         """Return how many bytes are kept here (Room)."""
-        return self._weighed(self._http.kept(weigh=True))
+        kept = self._http.kept(weigh=exactly) + self.session.held
+        for link in self._connections:
+            kept += link.kept
+        return kept
 
     def overflow(self) -> None:
         """End with resets: it keeps more than there is room for (Room)."""
         self.session.ending = Reason.LIMIT_EXCEEDED
         self.abort()
-
-    def _weighed(self, kept: int) -> int:
-        for link in self._connections:
-            kept += link.kept
-        return kept + self.session.held
-
-    def _time_head(self, head: int | None) -> None:
-        """Wait only so long for the rest of a head, or for no more of it."""
-        self._head = head
-        self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
 
     def _leave_servers(self, *, cut: bool = False) -> None:
         """End what was there for a client that is leaving; what broke off was reset by the layers.

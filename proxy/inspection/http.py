@@ -35,7 +35,7 @@ from proxy.inspection.context import (
     Unspoken,
     far,
 )
-from proxy.inspection.http1 import HEADS_AT_ONCE, NOT_HTTP2, BackHttp1, FrontHttp1, Misread, State
+from proxy.inspection.http1 import HEADS_AT_ONCE, MOST_AHEAD, NOT_HTTP2, BackHttp1, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.stream import WAIT, Steps, Stream
@@ -56,6 +56,9 @@ _LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that
 
 class Driver(Protocol):
     """Does what is to be done with connections: `proxy.inspection.conversation`."""
+
+    def stops(self) -> bool:
+        """Whether a turn has to stop at the next point where it can."""
 
     def send(self, connection: Near | Far, data: bytes) -> None:
         """Send with the end of the turn."""
@@ -163,7 +166,8 @@ class GateHttp:
             if codec.state is State.DONE:
                 self._close(connection)
             yield from self._route(event)  # type: ignore[arg-type]
-            yield
+            if self.driver.stops():
+                yield
         if codec.state is State.DONE:
             self._close(connection)
 
@@ -245,7 +249,8 @@ class GateHttp:
         if steps is not None:
             yield from self._run(stream, steps)
         while True:
-            yield
+            if self.driver.stops():
+                yield
             while self._queued:
                 yield from self._route(self._queued.popleft())
             if stream.waiting is not None or not stream.queue:
@@ -431,12 +436,15 @@ class GateHttp:
             front = self.front
             if not isinstance(front, FrontHttp1):
                 return connection.full  # it asks and doesn't listen
-            stream = self.streams.get(front.stream_id)
-            if front.is_uploading and stream is not None and stream.undecided:
-                return True  # what is read now would only be kept
-            if front.puts_off or front.is_too_far_ahead or [server for server in self.outgoing if server.full]:
-                return True
-            return connection.full and not front.is_uploading
+            if front.state is State.BODY or front.state is State.PIPE:
+                stream = self.streams.get(front.stream_id)  # if undecided: what is read now would only be kept
+                return (stream is not None and stream.undecided) or bool(
+                    [server for server in self.outgoing if server.full]
+                )
+            ahead = front.state is State.WAIT and len(front.buf) > MOST_AHEAD
+            return (
+                front.puts_off or ahead or connection.full or bool([server for server in self.outgoing if server.full])
+            )
         back = self.outgoing.get(connection)  # type: ignore[arg-type]
         if type(back) is BackHttp1 and back.stream_id is not None:
             return self.stuck_in_front(back.stream_id)

@@ -303,16 +303,6 @@ class FrontHttp1(Codec):
         """Whether there is a part of the next head."""
         return self.state is State.HEAD and bool(self.buf)
 
-    @property
-    def is_too_far_ahead(self) -> bool:
-        """Whether the client has sent more pipelined requests than are kept."""
-        return self.state is State.WAIT and len(self.buf) > MOST_AHEAD
-
-    @property
-    def is_uploading(self) -> bool:
-        """Whether what comes goes on to the server."""
-        return self.state in (State.BODY, State.PIPE)
-
     def _next_head(self) -> HttpEvent | Misread | None:
         """Read the next request's head, or refuse it, or put that off."""
         self.puts_off = not self.turns and bool(self.buf)

@@ -69,9 +69,9 @@ class Link:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
-        "_closing", "_cutting", "_events", "_half", "_kept", "_kept_size", "_loop", "_new", "_owner", "_piece",
+        "_closing", "_cutting", "_events", "_half", "_kept", "_loop", "_new", "_owner", "_piece",
         "_poller", "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down",
-        "full", "over", "paused", "tls", "up",
+        "full", "kept", "over", "paused", "tls", "up",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +90,7 @@ class Link:
         self._owner = owner
         self._new: list[bytes] = []  # of this turn, sent together
         self._kept: deque[memoryview] = deque()
-        self._kept_size = 0
+        self.kept = 0  # bytes that wait for the socket to take them
         self._closing = False
         self._half = False  # our half alone ends, once everything is sent
         self._cutting = False  # closes with a reset, once the socket has sent everything
@@ -175,13 +175,8 @@ class Link:
         sent = 0 if self._kept else self._send(data)
         if sent < len(data):
             self._keep(memoryview(data)[sent:])
-            self.full = self.full or self._kept_size > FULL
+            self.full = self.full or self.kept > FULL
             self._watch()
-
-    @property
-    def kept(self) -> int:
-        """How many bytes wait for the socket to take them."""
-        return self._kept_size
 
     def pause(self, *, paused: bool) -> None:
         """Read no more, or again."""
@@ -323,7 +318,7 @@ class Link:
 
     def _keep(self, data: memoryview) -> None:
         """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
-        self._kept_size += len(data)
+        self.kept += len(data)
         if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
             self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
         else:
@@ -337,7 +332,7 @@ class Link:
         while self._kept:
             data = self._kept[0]
             sent = self._send(data)
-            self._kept_size -= sent
+            self.kept -= sent
             if sent < len(data):
                 self._kept[0] = data[sent:]
                 break
@@ -350,7 +345,7 @@ class Link:
             self._end_half()
         if self._closing and not self._kept:
             self._shut()
-        elif self.full and self._kept_size < ROOM:
+        elif self.full and self.kept < ROOM:
             self.full = False
             self._owner.relieved(self)
 

@@ -1,9 +1,9 @@
 """The one protocol that a request may switch to: WebSocket over HTTP/1.1 (RFC 6455 section 4), held to its handshake.
 
-What follows a handshake is passed on unread, so nothing but a handshake that both
-sides have agreed on as the RFC has it may begin one: a request that only one side takes for a handshake is how requests
-are hidden from a gate. And nothing but a client's frames may follow: a server behind the one that was asked can agree
-to what neither goes on to speak.
+What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. So
+nothing but a handshake that both sides have agreed on as the RFC has it may begin one: a request that only one side
+takes for a handshake is how requests are hidden from a gate. And nothing but a client's frames may follow: a server
+behind the one that was asked can agree to what neither goes on to speak.
 """
 
 import base64
