@@ -49,7 +49,7 @@ class Judge:
         return self.leniency(finding, not_public=True)
 
     def leniency(self, finding: Finding, *, not_public: bool = False) -> int:
-        """Rank a finding: what lets more out is higher. Public, as policies are handed over with it (`policy_transfer`)."""
+        """Rank a finding: what lets more out is higher. Public, as `policy_transfer` hands over what names it."""
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return 6
         if finding.lets_out:
