@@ -28,7 +28,7 @@ from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
-from proxy.sandbox.descriptor_quota import MOST, Shares
+from proxy.sandbox.descriptor_quota import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message
@@ -128,7 +128,9 @@ class WorkerPool:
         self._gone = totals.total()  # what was counted by workers that are gone
         self._others: dict[str, Reported] = {}  # of runs that have a worker of their own, by sandbox
         self.restarts = 0
-        self.most_each = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST).most  # sandboxes of one worker
+        self.most_each = DescriptorQuotas(
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
+        ).most  # sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
         self.keyholder = Keyholder(
             stations.authority, stations.certificate, self.workers[0].who, fingerprint=stations.authority_is

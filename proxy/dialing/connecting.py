@@ -11,15 +11,14 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
-from proxy.event_loop.closing import cut_if_killed
-from proxy.event_loop.poller import OUT
-from proxy.sandbox.descriptor_quota import Beside, Part
+from proxy.event_loop.poller import OUT, cut_if_killed
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxy.event_loop.poller import Poller
+    from proxy.sandbox.descriptor_quota import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision
@@ -80,8 +79,9 @@ class Connecting:
     __slots__ = (
         "_addresses",
         "_at_once",
-        "_beside",
+        "_descriptors",
         "_done",
+        "_extra",
         "_metrics",
         "_open",
         "_over",
@@ -101,10 +101,11 @@ class Connecting:
         metrics: "Metrics | None" = None,
         *,
         at_once: bool = False,
-        beside: Beside | None = None,
+        descriptors: "DescriptorQuota | None" = None,
     ) -> None:
         self._poller = poller
-        self._beside = Part(beside or Beside())
+        self._descriptors = descriptors
+        self._extra = 0  # sockets beside the first, as they are counted
         self._at_once = at_once
         self._addresses = list(addresses)
         self._port = port
@@ -134,7 +135,7 @@ class Connecting:
             self._timer.cancel()
         while self._open:
             self._open.pop().close()
-        self._beside.be(0)
+        self._count_sockets()
 
     def connected(self, attempt: "_Try") -> None:
         """End the race: this one has won."""
@@ -148,7 +149,7 @@ class Connecting:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
-        self._beside.be(len(self._open) - 1)
+        self._count_sockets()
         self._problem = said(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
@@ -156,7 +157,7 @@ class Connecting:
 
     def _next(self) -> None:
         """Try one more address, and set a time for the one after it; beside others only where there is room for it."""
-        if self._open and not self._over and not self._beside.has_room():
+        if self._open and not self._over and self._descriptors is not None and not self._descriptors.has_room():
             self._wait()
             return
         while self._addresses and not self._over:
@@ -168,7 +169,7 @@ class Connecting:
                 continue
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
-            self._beside.be(len(self._open) - 1)
+            self._count_sockets()
             if not attempt.connected:
                 self._wait()
             return
@@ -191,6 +192,12 @@ class Connecting:
         done = self._done
         del self._done
         done(result, address)
+
+    def _count_sockets(self) -> None:
+        extra = max(len(self._open) - 1, 0)
+        if self._descriptors is not None:
+            self._descriptors.extra += extra - self._extra
+        self._extra = extra
 
     def _count(self, reason: Reason | None) -> None:
         if self._metrics is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.connecting import Connecting, DialFailed
 from proxy.dns.lookup import Found, source_for
-from proxy.sandbox.descriptor_quota import Beside
+from proxy.sandbox.descriptor_quota import DescriptorQuota
 from rules.addresses import why_not_public
 from rules.attempt import Protocol
 from rules.explain.reasons import NEEDED
@@ -54,7 +54,7 @@ class Dialer:
     every one of this host's. `login` is what the upstream proxy is told, if there is one that wants to know.
     """
 
-    __slots__ = ("_forbidden", "_forbidden_ports", "_lookup", "_metrics", "_proxies", "beside", "login", "poller")
+    __slots__ = ("_forbidden", "_forbidden_ports", "_lookup", "_metrics", "_proxies", "descriptors", "login", "poller")
 
     def __init__(
         self,
@@ -63,10 +63,10 @@ class Dialer:
         *,
         forbidden: "Collection[tuple[Address, int]]" = (),
         metrics: "Metrics | None" = None,
-        beside: Beside | None = None,
+        descriptors: DescriptorQuota | None = None,
     ) -> None:
         self._lookup = lookup
-        self.beside = beside or Beside()
+        self.descriptors = descriptors or DescriptorQuota()
         self._forbidden = frozenset(forbidden)
         self._forbidden_ports = frozenset(port for _, port in self._forbidden)  # compared sooner than an address
         self._metrics = metrics
@@ -147,10 +147,10 @@ class Dialer:
 
             return Through(
                 self.poller, self._lookup, addresses[0], port, done,
-                login=self.login, metrics=self._metrics, beside=self.beside,
+                login=self.login, metrics=self._metrics, descriptors=self.descriptors,
             )  # fmt: skip
         direct = [address for address in addresses if not isinstance(address, Via)]
-        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, beside=self.beside)
+        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors)
 
     async def dial(self, policy: "Policy", attempt: "Attempt") -> "tuple[socket.socket, Hop]":
         """Do it all and return a connected, non-blocking socket and its address. Raises DialFailed."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Found, Lookup
     from proxy.event_loop.poller import Poller
-    from proxy.sandbox.descriptor_quota import Beside
+    from proxy.sandbox.descriptor_quota import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.settings import Via
@@ -34,8 +34,8 @@ class Through:
     """One connection on its way. `done` is called once, and never from within the constructor or `cancel`."""
 
     __slots__ = (
-        "_beside", "_connecting", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port", "_sending",
-        "_sock", "_started", "_tunnel", "_via",
+        "_connecting", "_descriptors", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port",
+        "_sending", "_sock", "_started", "_tunnel", "_via",
     )  # fmt: skip
 
     def __init__(
@@ -48,10 +48,10 @@ class Through:
         *,
         login: "Login | None" = None,
         metrics: "Metrics | None" = None,
-        beside: "Beside | None" = None,
+        descriptors: "DescriptorQuota | None" = None,
     ) -> None:
         self._poller = poller
-        self._beside = beside
+        self._descriptors = descriptors
         self._lookup = lookup
         self._via = via
         self._port = port
@@ -127,7 +127,7 @@ class Through:
 
     def _dial(self, addresses: "tuple[Address, ...]") -> None:
         self._connecting = Connecting(
-            self._poller, addresses, self._via.upstream.port, self._reached, beside=self._beside
+            self._poller, addresses, self._via.upstream.port, self._reached, descriptors=self._descriptors
         )
 
     def _reached(self, got: "socket.socket | DialFailed", _address: "Hop | None") -> None:

@@ -117,7 +117,7 @@ class Lookup:
         clock: "Callable[[], float]" = time.monotonic,
         has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
-        """Read `hosts` and ask `servers`; by default the host's own. `has_room`: for what asking takes (`shares`)."""
+        """Read `hosts` and ask `servers`; by default the host's own. `has_room`: is there a descriptor."""
         self._hosts = hosts or HostsFile()
         turn = asyncio.Lock()  # of whose answer is read
         self._servers = servers or (lambda: _name_servers(turn))
@@ -127,16 +127,11 @@ class Lookup:
         self._hosts.refresh()
         self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
         self._host = Found(LOOPBACK, frozenset(LOOPBACK))  # asked of nobody: not even the hosts file has a say in it
-        self._waiting: dict[HostName, deque[Callable[[Found], None]]] = {}
+        self.waiting: dict[HostName, deque[Callable[[Found], None]]] = {}
         self._askers = 0  # in all of these
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-
-    @property
-    def asking(self) -> int:
-        """How many descriptors it may be using: a question for each family of the names that have their turn."""
-        return 2 * min(len(self._waiting), MOST_AT_ONCE)
 
     def known(self, name: "HostName") -> Found | None:
         """Return what is known of `name` without asking anybody; None: `ask` has to."""
@@ -155,18 +150,18 @@ class Lookup:
 
     def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
         """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
-        waiting = self._waiting.get(name)
+        waiting = self.waiting.get(name)
         if self._askers >= MOST_ASKERS:
             found = Found(problem=f"{self._askers} connections, requests and lookups wait for names already")
             asyncio.get_running_loop().call_soon(done, found)
         elif waiting is not None:
             waiting.append(done)
             self._askers += 1
-        elif len(self._waiting) >= MOST_WAITING or not self.has_room():
-            found = Found(problem=f"{len(self._waiting)} names are being looked up already")
+        elif len(self.waiting) >= MOST_WAITING or not self.has_room():
+            found = Found(problem=f"{len(self.waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:
-            self._waiting[name] = deque([done])
+            self.waiting[name] = deque([done])
             self._askers += 1
             task = asyncio.get_running_loop().create_task(self._look_up(name))
             self._tasks.add(task)
@@ -185,7 +180,7 @@ class Lookup:
     def close(self) -> None:
         """Ask no more. Who waits is not called."""
         self._closed = True
-        self._waiting.clear()
+        self.waiting.clear()
         for task in self._tasks:
             task.cancel()
 
@@ -198,7 +193,7 @@ class Lookup:
         except LookupFailed as error:
             found = self._keep(name, (), FAILURE_KEPT, str(error))
         finally:
-            waiting = self._waiting.pop(name, deque())
+            waiting = self.waiting.pop(name, deque())
             self._askers -= len(waiting)
             self._tell(waiting, found)
 

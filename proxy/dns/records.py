@@ -34,29 +34,29 @@ class Records(NamedTuple):
 class RecordLookup:
     """Finds records. For one thread, within a running loop."""
 
-    __slots__ = ("_has_room", "_servers", "_tasks", "_turns")
+    __slots__ = ("_has_room", "_servers", "_turns", "tasks")
 
-    def __init__(self, servers: "Callable[[], Servers]", has_room: "Callable[[], bool]" = lambda: True) -> None:
-        """Ask `servers`. `has_room`: for what asking takes (`shares`)."""
+    def __init__(
+        self,
+        servers: "Callable[[], Servers]",
+        has_room: "Callable[[], bool]" = lambda: True,
+        tasks: "set[asyncio.Task[None]] | None" = None,
+    ) -> None:
+        """Ask `servers`. `has_room`: for what asking takes (`DescriptorQuota`); `tasks` holds what is asked now."""
         self._servers = servers
         self._has_room = has_room
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def asking(self) -> int:
-        """How many descriptors it may be using."""
-        return min(len(self._tasks), MOST_AT_ONCE)
+        self.tasks = set() if tasks is None else tasks
 
     def ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
         """Ask for the records of one type and call `done`, once, whatever happens."""
         loop = asyncio.get_running_loop()
-        if len(self._tasks) >= MOST_WAITING or not self._has_room():
-            loop.call_soon(done, Records(problem=f"{len(self._tasks)} questions are being asked already"))
+        if len(self.tasks) >= MOST_WAITING or not self._has_room():
+            loop.call_soon(done, Records(problem=f"{len(self.tasks)} questions are being asked already"))
             return
         task = loop.create_task(self._ask(name, kind, done))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
         found = Records(problem="the lookup broke off")

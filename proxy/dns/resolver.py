@@ -18,6 +18,7 @@ from rules.names import DESK, HostName, InvalidName
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from proxy.dns.lookup import Found, Lookup
@@ -54,7 +55,7 @@ class _Answer(NamedTuple):
 class Resolver:
     """Answers the questions of one tenant. For one thread."""
 
-    __slots__ = ("_lookup", "_names", "_recorder", "_records", "_tenant")
+    __slots__ = ("_lookup", "_names", "_recorder", "_records", "_tenant", "record_tasks")
 
     def __init__(self, tenant: "Tenant", recorder: "Recorder", names: "NameTable", lookup: "Lookup") -> None:
         self._tenant = tenant
@@ -62,11 +63,7 @@ class Resolver:
         self._names = names
         self._lookup = lookup
         self._records: RecordLookup | None = None
-
-    @property
-    def asking(self) -> int:
-        """How many descriptors it may be using for questions about records."""
-        return 0 if self._records is None else self._records.asking
+        self.record_tasks: set[asyncio.Task[None]] = set()  # questions about records
 
     def ask(self, data: bytes, asked: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]") -> bool:
         """Answer one message that was sent to `asked`: call `reply` with what to say, at once or later, or never.
@@ -161,7 +158,7 @@ class Resolver:
         if self._records is None:
             from proxy.dns.records import RecordLookup
 
-            self._records = RecordLookup(self._lookup.servers, self._lookup.has_room)
+            self._records = RecordLookup(self._lookup.servers, self._lookup.has_room, self.record_tasks)
         return self._records
 
     def _refused(self, query: Query, name: HostName, decision: "Decision") -> _Answer:

@@ -7,6 +7,8 @@ and 230 us). Under any other loop they have an epoll set of their own, which tha
 
 A descriptor's number may have changed hands between epoll's answer and its turn, so whoever is watched must bear being
 called when nothing is ready. An exception ends only the object that raised it (invariant 2).
+
+Sockets are closed here too, by a reset or in peace: a cut is not an end (invariant 12). Source: socket(7), SO_LINGER.
 """
 
 import asyncio
@@ -15,6 +17,8 @@ import math
 import os
 import select
 import selectors
+import socket
+import struct
 import time
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,7 +28,9 @@ from proxy.event_loop import turn
 from proxy.event_loop.slices import Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
+
+    from proxy.sandbox.tenant import Tenant
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -33,8 +39,38 @@ ERR: Final = select.EPOLLERR
 HUP: Final = select.EPOLLHUP
 COMPILED: Final = library.load()  # None: the interpreter does it all
 
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close sends a reset
+_IN_PEACE: Final = struct.pack("ii", 0, 0)
+_closed = socket.SocketType.close  # the C type's: a socket's own goes through two functions, for makefile(), first
+EVERY: Final = 1.0  # seconds
 _A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the other side can't take it for an end."""
+    _close(sock, _RESET)
+
+
+def finish(sock: socket.socket) -> None:
+    """Close in peace: what was sent is delivered, and the other side sees an end."""
+    _close(sock, _IN_PEACE)
+
+
+def cut_if_killed(sock: socket.socket) -> None:
+    """Have the kernel reset the connection should this process end without closing it (invariant 12).
+
+    What a listener has set, its accepted sockets inherit. `finish` closes in peace.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def _close(sock: socket.socket, linger: bytes) -> None:
+    try:  # noqa: SIM105  contextlib.suppress is three calls, twice a connection
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    except OSError:
+        pass  # it is broken already
+    _closed(sock)
 
 
 class Watched(Protocol):
@@ -277,3 +313,73 @@ class Loop(asyncio.SelectorEventLoop):
         if self._marker is not None and (sandbox := turn.sandbox_in(context)):
             return super().call_at(when, self._marker.run, sandbox, callback, *args, context=context)
         return super().call_at(when, callback, *args, context=context)
+
+
+class Guest(Protocol):
+    """A connection or a flow in some stage of its life, as a gate keeps it."""
+
+    def tick(self, now: float) -> None:
+        """Look at the time, by the gate's clock."""
+
+    def review(self) -> None:
+        """Decide again what was let out: other rules are in force, or it is another day."""
+
+    def abort(self) -> None:
+        """End it now."""
+
+    def failed(self, error: Exception) -> None:
+        """End it now, and tell of an exception that nobody expected. Never raises."""
+
+
+def visit[Kind: Guest](guests: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
+    """Do it to each that is there now. One that raises fails; it may leave the collection, and others with it."""
+    for guest in tuple(guests):
+        try:
+            act(guest)
+        except Exception as error:  # noqa: BLE001 - the others are to have their turn
+            guest.failed(error)
+
+
+class Rounds:
+    """The rounds of one gate. For one thread, within a running loop."""
+
+    def __init__(
+        self,
+        tenant: "Tenant",
+        guests: "Callable[[], Collection[Guest]]",
+        review: "Callable[[], None]",
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
+        """Go through what `guests` returns; `review` is called when the day is another."""
+        self._tenant = tenant
+        self._guests = guests
+        self._review = review
+        self._clock = clock
+        self._today = tenant.calendar.today()
+        self._next: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there will be another round."""
+        return self._next is not None
+
+    def keep_going(self) -> None:
+        """See to it that there is a next round as long as anybody is there. Idempotent."""
+        if self._next is None and self._guests():
+            self._next = asyncio.get_running_loop().call_later(EVERY, self.go)
+
+    def stop(self) -> None:
+        """Go no more. Idempotent."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def go(self) -> None:
+        """Go once, now."""
+        self._next = None
+        today = self._tenant.calendar.today()
+        if today is not self._today:
+            self._today = today
+            self._review()
+        now = self._clock()
+        visit(self._guests(), lambda guest: guest.tick(now))
+        self.keep_going()

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from proxy.event_loop.closing import reset
+from proxy.event_loop.poller import reset
 from rules.names import HostName, InvalidName
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
-from proxy.event_loop.closing import reset
-from proxy.event_loop.poller import IN, ONCE
+from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import NeedMore
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
@@ -69,7 +68,7 @@ class Connection:
         self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
         self._hop: Hop | None = None  # the first of the addresses that are dialed; then the one that it leads to
         self._connecting: Connecting | Through | None = None
-        self._quota = Quota(gate.tenant.meters)
+        self._quota: Quota | None = None  # where its rules have limits, or it passes under grants
         self._lease: Lease | None = None  # where it passes under grants
         self._splice: Splice | None = None
         self._quiet_since = 0.0
@@ -332,11 +331,14 @@ class Connection:
     def _is_within_limits(self) -> bool:
         """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
         judgement = self._judgement
+        if not judgement.grants and not judgement.decision.limits:
+            return True
         if judgement.grants:
             self._lease = self._gate.tenant.lease(judgement.grants, self._grant_over)
             if self._lease is None:
                 self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
                 return False
+        self._quota = Quota(self._gate.tenant.meters)
         over = self._quota.begin(judgement.decision.limits, budgets(judgement.grants))
         if over is None:
             return True
@@ -362,7 +364,8 @@ class Connection:
             if address is not None and address is not self._hop:
                 self._hop = address
                 self.record.leads_to(address)
-            gate, meter, self._quiet_since = self._gate, self._quota.meter, time.monotonic()
+            gate, quota, self._quiet_since = self._gate, self._quota, time.monotonic()
+            meter = None if quota is None else quota.meter
             self._splice = Splice(gate.poller, gate.buffers, self._client, server, self._spliced, meter=meter)
             self._enter(State.SPLICING)
             if not holds(gate.tenant, self._judgement, self._policy):
@@ -379,7 +382,7 @@ class Connection:
         if error is not None:
             self.failed(error)
         elif self._splice is not None and self._splice.over_limit:
-            self._cut(self._quota.rule_over())
+            self._cut(None if self._quota is None else self._quota.rule_over())
         elif self._splice is not None and self._splice.server_broke:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
         else:
@@ -394,6 +397,8 @@ class Connection:
             problem = gate.tenant.policy.check_address(judgement.attempt, self._hop)
         if judgement.way is Way.SPLICE and problem is None:
             self._judgement = judgement
+            if self._quota is None:
+                self._quota = Quota(gate.tenant.meters)
             over = self._quota.go_on(judgement.decision.limits)
             if over is not None:
                 by = exceeded(judgement.decision, over)
@@ -412,7 +417,7 @@ class Connection:
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
-        if rule := self._quota.rule_over():
+        if self._quota is not None and (rule := self._quota.rule_over()):
             self._cut(rule)
         elif idle or now - self.record.opened >= LIFETIME:
             self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
@@ -477,7 +482,8 @@ class Connection:
                 self._pending.drop()
             if self._connecting is not None:
                 self._connecting.cancel()
-            self._quota.end()
+            if self._quota is not None:
+                self._quota.end()
             if self._lease is not None:
                 self._lease.end()
         finally:

@@ -5,8 +5,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dns.wire import LARGEST_QUERY
-from proxy.event_loop.closing import finish, reset
-from proxy.event_loop.poller import IN
+from proxy.event_loop.poller import IN, finish, reset
 from proxy.gate.decide import refuse
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol

@@ -14,9 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
-from proxy.event_loop.closing import cut_if_killed, reset
-from proxy.event_loop.poller import IN
-from proxy.event_loop.rounds import Guest, Rounds, visit
+from proxy.event_loop.poller import IN, Guest, Rounds, cut_if_killed, reset, visit
 from proxy.gate.connection import Connection
 from proxy.gate.decide import DecisionCache, Wanted, nowhere
 from proxy.gate.dns_stream import Stream
@@ -83,7 +81,7 @@ class Gate:
     ) -> None:
         """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests.
 
-        `has_room` says whether the worker has descriptors for one more of this tenant's (`shares`).
+        `has_room` says whether the worker has descriptors for one more of this tenant's (`DescriptorQuota`).
         """
         self.tenant = tenant
         self.recorder = recorder
@@ -102,17 +100,12 @@ class Gate:
         self._attribute = attribute
         self._destination_of = destination_of
         self.is_finishing = False  # the task is over: there is no client any more
-        self._guests: set[Guest] = set()
+        self.connections: set[Guest] = set()  # in whatever stage
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, lambda: self._guests, self.review)
+        self._rounds = Rounds(tenant, lambda: self.connections, self.review)
         self._unreviewed: list[Guest] = []
         self._offices: dict[int, Office] = {}
-
-    @property
-    def connections(self) -> int:
-        """How many there are, in whatever stage."""
-        return len(self._guests)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -134,32 +127,32 @@ class Gate:
         if self._resting is not None:
             self._resting.cancel()
         self._rounds.stop()
-        visit(self._guests, lambda guest: guest.abort())
+        visit(self.connections, lambda guest: guest.abort())
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
         self.decisions.clear()
-        self._unreviewed = list(self._guests)
+        self._unreviewed = list(self.connections)
         self._review_some()
 
     # for connections
 
     def replace(self, guest: Guest, by: Guest) -> None:
         """Keep a connection in its next stage; a review that is under way comes to that, too."""
-        self._guests.discard(guest)
-        self._guests.add(by)
+        self.connections.discard(guest)
+        self.connections.add(by)
         if self._unreviewed:
             self._unreviewed.append(by)
 
     def forget(self, guest: Guest) -> None:
         """Keep a connection no more: it is closed."""
-        self._guests.discard(guest)
+        self.connections.discard(guest)
 
     # for the poller
 
     def ready(self, _events: int) -> None:
         """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
-        for _ in range(min(1 + len(self._guests) // _FOR_ONE, _AT_ONCE)):
+        for _ in range(min(1 + len(self.connections) // _FOR_ONE, _AT_ONCE)):
             try:
                 number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
                 client = socket.socket(*self._kind, number)
@@ -190,7 +183,7 @@ class Gate:
         address = None if self.names.covers(wanted.address) else wanted.address
         record = ConnectionRecord(self.recorder, peer, wanted, address, opened)
         connection = Connection(self, client, record)
-        self._guests.add(connection)
+        self.connections.add(connection)
         try:
             self._welcome(connection, client, record)
         except Exception as error:  # noqa: BLE001 - the listener and the others go on
@@ -198,7 +191,7 @@ class Gate:
 
     def _welcome(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
         wanted = record.wanted
-        if self.connections > self.most or not self._has_room():
+        if len(self.connections) > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
             stream = Stream(self, client, record, self._resolver)
@@ -261,7 +254,7 @@ class Gate:
         until = time.monotonic() + _REVIEWING
         while self._unreviewed:
             guest = self._unreviewed.pop()
-            if guest in self._guests:
+            if guest in self.connections:
                 visit((guest,), lambda guest: guest.review())
             if time.monotonic() >= until:
                 break

@@ -16,8 +16,7 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from proxy.compiled.library import Over
-from proxy.event_loop.closing import finish, reset
-from proxy.event_loop.poller import COMPILED, ERR, HUP, IN, OUT
+from proxy.event_loop.poller import COMPILED, ERR, HUP, IN, OUT, finish, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from proxy.event_loop.closing import finish, reset
-from proxy.event_loop.poller import IN, OUT
+from proxy.event_loop.poller import IN, OUT, finish, reset
 from proxy.info_api.desk import Answer, refused
 from proxy.info_api.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
 from proxy.telemetry.events import Where

@@ -16,7 +16,7 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import events
 
 from proxy.dialing.connecting import DialFailed
-from proxy.event_loop.closing import reset
+from proxy.event_loop.poller import reset
 from proxy.event_loop.slices import Slice
 from proxy.gate.states import LIFETIME
 from proxy.inspection.context import (
@@ -85,7 +85,7 @@ class Conversation:
         self._connections: dict[Link, Near | Far] = {link: self._client}
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
         self._counted = 0  # servers beside the one that is the client's own
-        self._beside = engine.beside()  # of what it has of connections to servers
+        self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
         self._waiting: deque[events.Event] = deque()
         self._steps: Generator[None] | None = None  # what there is to do about the event at hand
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
@@ -390,7 +390,7 @@ class Conversation:
                 if not isinstance(got, DialFailed):
                     reset(got)
 
-        if self._count_servers() and not self._beside.has_room():
+        if self._count_servers() and not self._extra_sockets.has_room():
             done(DialFailed(Reason.LIMIT_EXCEEDED, "there is no room for one more connection of this task"), None)
             return
         if call_off := self._engine.connect(connection.addresses, place.port, done):
@@ -401,7 +401,7 @@ class Conversation:
         servers = len(self._dials) + len(self._links) - (self._client in self._links)
         if (beside := servers - (not self._over)) != self._counted:
             self._counted = beside
-            self._beside.be(beside)
+            self._extra_sockets.be(beside)
         return servers
 
     def _dialled(self, server: Far, got: "socket.socket | DialFailed", address: "Hop | None") -> None:

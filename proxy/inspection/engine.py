@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
-from proxy.event_loop.rounds import EVERY
+from proxy.event_loop.poller import EVERY
 from proxy.inspection.context import Ends, Room
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.tls import FarContexts, NearContexts, Spoken
-from proxy.sandbox.descriptor_quota import Part
+from proxy.sandbox.descriptor_quota import ExtraSockets
 from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
@@ -62,9 +62,9 @@ class Engine:
         """What the upstream proxy is told about who we are."""
         return self._dialer.login
 
-    def beside(self) -> Part:
+    def extra_sockets(self) -> ExtraSockets:
         """Return what counts the connections to servers beside one, of one client."""
-        return Part(self._dialer.beside)
+        return ExtraSockets(self._dialer.descriptors)
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""

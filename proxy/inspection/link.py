@@ -12,8 +12,7 @@ from collections import deque
 from time import thread_time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.event_loop.closing import finish, reset
-from proxy.event_loop.poller import ERR, HUP, IN, OUT
+from proxy.event_loop.poller import ERR, HUP, IN, OUT, finish, reset
 
 if TYPE_CHECKING:
     import asyncio

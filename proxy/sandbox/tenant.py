@@ -3,9 +3,10 @@
 Nothing of a tenant is shared with another (invariant 11): names, limits and counters hang on this object.
 """
 
+import time
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.sandbox.calendar import Calendar
 from proxy.sandbox.rule_limits import Meters
 from rules.attempt import NO_LABELS
 from rules.verdicts import Trust
@@ -25,7 +26,30 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
     from rules.names import HostName
 
+_DAY: Final = 86_400  # seconds
 UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `Tenant.reads` is False
+
+
+class Calendar:
+    """Which day it is, for rules with `until`: UTC, worked out once a day. It never goes back, as a clock may.
+
+    Then what has expired stays so.
+    """
+
+    __slots__ = ("_clock", "_ends", "_today")
+
+    def __init__(self, clock: "Callable[[], float]" = time.time) -> None:
+        self._clock = clock
+        self._today = date.min
+        self._ends = float("-inf")
+
+    def today(self) -> date:
+        """Return the day; the same object all day long."""
+        now = self._clock()
+        if now >= self._ends:
+            self._today = datetime.fromtimestamp(now, UTC).date()
+            self._ends = (now // _DAY + 1) * _DAY
+        return self._today
 
 
 class Task(NamedTuple):

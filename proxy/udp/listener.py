@@ -10,8 +10,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from proxy.event_loop.poller import IN
-from proxy.event_loop.rounds import Rounds, visit
+from proxy.event_loop.poller import IN, Rounds, visit
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
 from proxy.sandbox.rate_limiter import Bucket
@@ -76,15 +75,15 @@ class UdpGate:
         self._names = names
         self._most = most
         self._may_grow = has_room
-        self._flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
+        self.open_flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = Bucket(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
-        self.rounds = Rounds(tenant, self._flows.values, self.review, clock)
+        self.rounds = Rounds(tenant, self.open_flows.values, self.review, clock)
 
     @property
     def flows(self) -> int:
         """How many there are, looked up or open."""
-        return len(self._flows)
+        return len(self.open_flows)
 
     def start(self) -> None:
         """Begin to take datagrams, if rules let any out."""
@@ -96,26 +95,26 @@ class UdpGate:
         """Take no more, and end every flow. Idempotent."""
         self.poller.forget(self._sock.fileno())
         self.rounds.stop()
-        visit(self._flows.values(), Flow.abort)
+        visit(self.open_flows.values(), Flow.abort)
 
     def finish(self) -> None:
         """End what is only kept open in case more comes: the task is over. What still has to leave leaves first."""
         for _ in range(_WHOLE_QUEUE):
             if not self._take():
                 break
-        visit(self._flows.values(), Flow.finish)
+        visit(self.open_flows.values(), Flow.finish)
 
     def review(self) -> None:
         """Decide again on every flow: other rules are in force, or it is another day."""
         self._refused.clear()
-        visit(self._flows.values(), Flow.review)
+        visit(self.open_flows.values(), Flow.review)
         self._turn()
 
     # for flows
 
     def forget(self, key: Key) -> None:
         """Keep a flow no more: it is over."""
-        self._flows.pop(key, None)
+        self.open_flows.pop(key, None)
 
     def refuse(self, record: ConnectionRecord, judgement: Judgement, key: Key, size: int) -> None:
         """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
@@ -160,9 +159,9 @@ class UdpGate:
 
     def _arrived(self, data: bytes, asked: bytes, client: "tuple[object, ...]") -> None:
         key = asked, client
-        flow = self._flows.get(key)
+        flow = self.open_flows.get(key)
         if flow is not None:
-            self._flows.move_to_end(key)
+            self.open_flows.move_to_end(key)
             try:
                 flow.pass_on(data)
             except Exception as error:  # noqa: BLE001 - the others go on
@@ -180,7 +179,7 @@ class UdpGate:
         if not goes_on:
             self.refuse(record, judgement, key, len(data))
             return
-        flow = self._flows[key] = Flow(self, key, record, judgement)
+        flow = self.open_flows[key] = Flow(self, key, record, judgement)
         try:
             flow.begin(data)
         except Exception as error:  # noqa: BLE001 - the others go on
@@ -208,9 +207,9 @@ class UdpGate:
 
     def _has_room(self) -> bool:
         """Whether there may be one more flow; the one that has been quiet longest makes way, if that is long."""
-        if len(self._flows) < self._most and self._may_grow():
+        if len(self.open_flows) < self._most and self._may_grow():
             return True
-        quietest = next(iter(self._flows.values()), None)
+        quietest = next(iter(self.open_flows.values()), None)
         return quietest is not None and quietest.make_way(self.clock() - RESTED)
 
     def _is_refused(self, key: Key) -> bool:

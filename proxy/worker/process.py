@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.certificates.leaves import SignerLink
 from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
-from proxy.sandbox.descriptor_quota import Shares
+from proxy.sandbox.descriptor_quota import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
@@ -81,7 +81,7 @@ class _Worker:
             signer=self._signer,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
-            shares=Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
+            descriptors=DescriptorQuotas(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
             forbidden=_own_ports(setup.metrics),
         )
         self.tenancy = Tenancy(setup.tenant, sockets, common, setup.login)

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.certificates.leaves import Leaves
 from proxy.dialing.dial import Dialer
 from proxy.dns.datagrams import Datagrams
-from proxy.dns.lookup import Lookup
+from proxy.dns.lookup import MOST_AT_ONCE, Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
-from proxy.sandbox.descriptor_quota import Beside
 from proxy.supervisor_channel.attribution import ProcessAttribution
 from proxy.supervisor_channel.channel import SupervisorChannel
 from proxy.telemetry.events import Kind, Where
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from proxy.certificates.leaves import SignerLink
     from proxy.dialing.proxy_auth import Login
     from proxy.inspection import Roots
-    from proxy.sandbox.descriptor_quota import Shares
+    from proxy.sandbox.descriptor_quota import DescriptorQuotas
     from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
@@ -59,7 +58,7 @@ class Common(NamedTuple):
     signer: "SignerLink"
     authority_ends: float  # seconds since 1970
     roots: "Roots"
-    shares: "Shares"
+    descriptors: "DescriptorQuotas"
     forbidden: "Collection[tuple[Address, int]]" = ()  # where Exeat itself listens outside
     in_turn: bool = False  # whether there are others that want their turn
 
@@ -87,8 +86,8 @@ class Tenancy:
         self.metrics = _metrics(tenant, common)
         self.recorder = Recorder(tenant, common.journal, self.metrics)
         self._poller = Poller(in_turn=common.in_turn)
-        self._share = common.shares.join(self._used)
-        has_room = self._share.has_room
+        self._descriptors = descriptors = common.descriptors.join()
+        has_room = descriptors.has_room
         self._asking = self._ask_people(sockets.get("approvals"))
         tenant.asking = self._asking
         tenant.taint = taint = Taint(self.recorder, unsure=bool(before))
@@ -97,9 +96,8 @@ class Tenancy:
             taint.asks(self._asking)
         names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before, wait=wait)
         self._lookup = Lookup(has_room=has_room)
-        self._beside = Beside(has_room)
         dialer = Dialer(
-            self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics, beside=self._beside
+            self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics, descriptors=descriptors
         )
         dialer.login = login
         self._leaves = Leaves(common.signer)
@@ -123,6 +121,10 @@ class Tenancy:
         self._udp = UdpGate(
             sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names, has_room=has_room
         )
+        descriptors.count(self._gate.connections, _EACH)
+        descriptors.count(self._udp.open_flows, 1)
+        descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
+        descriptors.count(resolver.record_tasks, 1, MOST_AT_ONCE)
         self._counted: dict[str, int] = {}  # packets refused before this tenancy began
         self._log = sockets.get("refusal_log")
         self._hearing = SupervisorChannel(watcher, self.recorder, self._poller, asking) if watcher is not None else None
@@ -196,7 +198,7 @@ class Tenancy:
             self._asking.close()
         if self._log is not None:
             self._poller.forget(self._log.fileno())
-        self._share.leave()
+        self._descriptors.leave()
         return self.recorder.summary()
 
     def let_go(self) -> None:
@@ -233,11 +235,6 @@ class Tenancy:
         """Decide again on all that is open: the task has read what nobody vouches for."""
         self._gate.review()
         self._udp.review()
-
-    def _used(self) -> int:
-        """Return how many descriptors its traffic has, or may be about to have."""
-        asking = self._lookup.asking + self._resolver.asking
-        return _EACH * self._gate.connections + self._beside.count + self._udp.flows + asking
 
 
 def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":

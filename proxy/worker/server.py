@@ -21,7 +21,7 @@ from proxy.certificates.leaves import SignerLink
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
-from proxy.sandbox.descriptor_quota import MOST, Shares
+from proxy.sandbox.descriptor_quota import MOST, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
@@ -104,7 +104,7 @@ class Tenancies:
             signer=self._signer,
             authority_ends=setup.authority_ends,
             roots=Roots(setup.roots),
-            shares=Shares(limit, MOST),
+            descriptors=DescriptorQuotas(limit, MOST),
             forbidden=_endpoints(setup.forbidden),
             in_turn=True,
         )
@@ -236,7 +236,7 @@ class Tenancies:
             raise ValueError("this can't be admitted")
         if not _SOCKETS.issubset(names):
             raise ValueError("these are not a sandbox's sockets")
-        if self._common.shares.is_full:
+        if self._common.descriptors.is_full:
             raise ValueError("this worker has no descriptors left for another sandbox")
         task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
         sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}

@@ -166,7 +166,7 @@ class World:
         self.listener.close()
         for sock in self._clients:
             sock.close()
-        assert self.gate.connections == len([a for a in self.adopted if not a.client._closed])
+        assert len(self.gate.connections) == len([a for a in self.adopted if not a.client._closed])
         for admitted in self.adopted:
             admitted.client.close()
 

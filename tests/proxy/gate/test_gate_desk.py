@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.info_api.desk import A_SECOND, BURST, Desk
 from proxy.info_api.requests import MOST_HEAD, Asked, Bad, parse
-from proxy.sandbox.calendar import Calendar
+from proxy.sandbox.tenant import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision
@@ -260,11 +260,11 @@ def test_whoever_is_silent_is_sent_away(tmp_path, sent):
         async with World(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
             await client.send(sent)
-            await world.until(lambda: world.gate.connections == 1)
-            [visit] = world.gate._guests
+            await world.until(lambda: len(world.gate.connections) == 1)
+            [visit] = world.gate.connections
             visit.tick(visit._since + 11)
             assert await client.ended() == "reset"
-            assert world.gate.connections == 0
+            assert len(world.gate.connections) == 0
 
     run(test)
 

@@ -230,15 +230,15 @@ def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, r
         hosts = [f"127.0.0.{number}" for number in range(3, 9)]
         port = free_port(*hosts)
         deaf = [Deaf(host, port) for host in hosts]
-        beside = it.dialer.beside
-        beside.has_room = lambda: beside.count < room
+        quota = it.dialer.descriptors
+        quota.has_room = lambda: quota.extra < room
         before = open_descriptors()
         race = it.dialer.connect(tuple(map(ip_address, hosts)), port, pytest.fail)
         await asyncio.sleep(0.1)
         assert len(open_descriptors() - before) == 1 + min(room, 5)
-        assert beside.count == min(room, 5)
+        assert quota.extra == min(room, 5)
         race.cancel()
-        assert (open_descriptors(), beside.count) == (before, 0)
+        assert (open_descriptors(), quota.extra) == (before, 0)
         for each in deaf:
             each.close()
 
@@ -249,10 +249,10 @@ def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, mo
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
-        it.dialer.beside.has_room = lambda: False
+        it.dialer.descriptors.has_room = lambda: False
         with socket.create_server(("127.0.0.1", 0)) as server:
             sock, address = await it.dialer.dial(it.policy, attempt("inside.example", server.getsockname()[1]))
-        assert (str(address), it.dialer.beside.count) == ("127.0.0.1", 0)
+        assert (str(address), it.dialer.descriptors.extra) == ("127.0.0.1", 0)
         sock.close()
 
     setting(tmp_path, test, hosts="127.0.0.3 inside.example\n127.0.0.4 inside.example\n127.0.0.1 inside.example\n")

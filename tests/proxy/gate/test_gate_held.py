@@ -93,7 +93,7 @@ def test_a_lookup_that_takes_too_long_asks_nobody(tmp_path):
         task = await world.connect("inside.example")
         await task.send(b"hello")
         await world.until(lambda: world.servers.asked)
-        (connection,) = world.gate._guests
+        (connection,) = world.gate.connections
         connection.tick(asyncio.get_running_loop().time() + 60)
         await world.decision()
         assert told(world) == [("deny", "blocked", "unresolved", "")]
@@ -187,7 +187,7 @@ def test_a_client_that_goes_away_is_noticed(tmp_path, how):
         assert world.decisions[0]["detail"] == "the client went away while people were asked"
         assert summed(world) == "1 held: 1 given up"
         await world.until(lambda: "approval.stale" in people.kinds())
-        assert world.gate.connections == 0
+        assert len(world.gate.connections) == 0
         await people.approve(id_)  # it is still open, for a retry
         assert untouched(world)
 
@@ -240,7 +240,7 @@ def test_the_page_of_one_refused_for_a_limit_outlives_the_grant_that_it_came_und
         assert await first.ended() == "reset"
         (page,) = world.adopted
         assert page.client.fileno() >= 0
-        (left,) = world.gate._guests
+        (left,) = world.gate.connections
         left._end(Outcome.FAILED, Reason.GATE_ERROR)
         assert page.client.fileno() >= 0
         page.client.close()

@@ -56,12 +56,12 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
         assert admitted.client.recv(65536) == data  # not a byte was consumed
         assert admitted.client.fileno() not in world.poller._watched
         assert world.origin.accepted == 0
-        assert world.gate.connections == 1
+        assert len(world.gate.connections) == 1
         admitted.client.close()
         admitted.leads_to(ip_address("192.0.2.7"))
         admitted.closed(3, 4, None)
         admitted.closed(5, 6, Reason.GATE_ERROR)
-        assert world.gate.connections == 0
+        assert len(world.gate.connections) == 0
         ends = [(e["bytes"], e["outcome"]) for e in world.closings]
         assert ends == ([({"up": 3, "down": 4}, "passed")] if reason == "rule" else [])
         assert {e["destination"]["address"] for e in world.closings} <= {"192.0.2.7"}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
 
-from proxy.sandbox.calendar import Calendar
+from proxy.sandbox.tenant import Calendar
 
 ELSEWHERE = "id: elsewhere, to: other.example, action: allow"
 NO = "id: no, to: '**.example', action: deny"
@@ -67,7 +67,7 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
             assert closing.get("rules", []) == cited
         assert closing["bytes"]["down"] == 7
         assert len(world.decisions) == 1
-        assert world.gate.connections == 0
+        assert len(world.gate.connections) == 0
 
     gate(tmp_path, test)
 
@@ -267,7 +267,7 @@ def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypa
 
 
 def test_when_until_has_passed_what_it_let_out_ends_without_a_reload(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.event_loop.rounds.EVERY", 0.02)
+    monkeypatch.setattr("proxy.event_loop.poller.EVERY", 0.02)
     now = [datetime(2026, 12, 31, 23, 59, tzinfo=UTC).timestamp()]
     rules = [f"{RAW}, until: 2026-12-31", SPLICED]
 

@@ -7,7 +7,7 @@ import pytest
 from gate_harness import until
 from relay_harness import Passed, fill, relayed, turns
 
-from proxy.event_loop import closing
+from proxy.event_loop import poller
 from proxy.gate import splice
 
 pytestmark = pytest.mark.usefixtures("whoever")
@@ -246,5 +246,5 @@ def test_no_byte_of_one_connection_is_found_in_another():
 def test_resetting_a_broken_socket_is_harmless():
     sock = socket.socket()
     sock.close()
-    closing.reset(sock)
-    assert struct.unpack("ii", closing._RESET) == (1, 0)
+    poller.reset(sock)
+    assert struct.unpack("ii", poller._RESET) == (1, 0)

@@ -55,7 +55,7 @@ def test_a_spliced_connection_goes_through_each_state_once(tmp_path, monkeypatch
             await client.send(client_hello())
             await (await world.origin.take()).send(b"answer")
             assert await client.read_exactly(6) == b"answer"
-            (connection,) = world.gate._guests
+            (connection,) = world.gate.connections
             client.reset()
             await world.closing()
             assert seen == USUAL[1:-1]

@@ -287,7 +287,8 @@ def test_a_reset_outside_is_a_reset_inside(sandbox):
         await server.send(b"half of it")
         await world.until(
             lambda: (
-                world.gate._guests and any(getattr(g, "_splice", None) and g._splice.down for g in world.gate._guests)
+                world.gate.connections
+                and any(getattr(g, "_splice", None) and g._splice.down for g in world.gate.connections)
             )
         )
         await asyncio.sleep(0.05)

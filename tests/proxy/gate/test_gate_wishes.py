@@ -262,7 +262,7 @@ def test_who_goes_away_meanwhile_leaves_nothing_behind(tmp_path):
         await world.until(lambda: world.tenant.asking._open)
         client.reset()
         await world.until(lambda: not world.tenant.asking._open)
-        await world.until(lambda: world.gate.connections == 0)
+        await world.until(lambda: len(world.gate.connections) == 0)
 
     told(tmp_path, test)
 

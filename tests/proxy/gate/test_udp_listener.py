@@ -211,7 +211,7 @@ def test_they_end_though_something_of_their_end_raises(tmp_path, monkeypatch):
     async def test(world, udp, server):
         udp.send(HOST, server.port, b"x")
         await server.hear()
-        (one,) = udp.gate._flows.values()
+        (one,) = udp.gate.open_flows.values()
         with monkeypatch.context() as patch:
             patch.setattr("proxy.sandbox.rule_limits.Quota.end", broken)
             udp.reload(tmp_path, ELSEWHERE)

@@ -143,13 +143,13 @@ def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, o
     """Of all that its tenant has: those of others' must not run out because of one client's streams."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     place = site(gate, origin)
-    beside = gate.dialer.beside
-    beside.has_room = lambda: beside.count < 3
+    quota = gate.dialer.descriptors
+    quota.has_room = lambda: quota.extra < 3
     client = talk(place)
     streams = [client.request("/slow/2/0.3") for _ in range(10)]
     answers = Counter(client.status(stream) for stream in streams)
     assert (answers["200"], answers.total(), origin.connections) == (4, 10, 4)
-    assert beside.count == 3
+    assert quota.extra == 3
     for stream in streams:
         client.body(stream)
     failed = [event for event in gate.events("request.completed") if event["outcome"] == "failed"]
@@ -158,7 +158,7 @@ def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, o
     assert client.status(client.request("/ok")) == "200"
     client.close()
     gate.wait_closed()
-    wait_for(lambda: beside.count == 0)
+    wait_for(lambda: quota.extra == 0)
 
 
 def test_connections_that_are_over_are_forgotten(gate, origins, talk):

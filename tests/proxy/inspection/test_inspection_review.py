@@ -13,7 +13,7 @@ from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing
 from proxy.inspection.leaking import Outgoing
-from proxy.sandbox.calendar import Calendar
+from proxy.sandbox.tenant import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 

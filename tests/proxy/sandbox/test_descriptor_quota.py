@@ -3,53 +3,65 @@
 import asyncio
 import socket
 import time
+from operator import attrgetter
 
 import pytest
 
 from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
-from proxy.sandbox.descriptor_quota import LEAST, OWN, RESERVED, Shares
+from proxy.sandbox.descriptor_quota import LEAST, OWN, RESERVED, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker.sandbox import Common, Tenancy
 from rules.loading.load import load
 
 
-def greedy(share, used, number):
+def greedy(quota):
     """Take until there is no room."""
-    while share.has_room():
-        used[number] += 1
-    return used[number]
+    while quota.has_room():
+        quota.extra += 1
+    return quota.extra
 
 
 def test_one_tenant_alone_may_have_all_of_it():
-    shares, used = Shares(1000, 1), [0]
-    assert greedy(shares.join(lambda: used[0]), used, 0) == 1000 - RESERVED - OWN
+    assert greedy(DescriptorQuotas(1000, 1).join()) == 1000 - RESERVED - OWN
 
 
 def test_what_a_tenant_may_have_is_the_same_whatever_its_neighbours_hold():
-    """A share that shrinks as others take theirs would carry a bit from one sandbox to another (invariant 11)."""
-    shares = Shares(5000, 16)
-    used = [0] * 16
-    joined = [shares.join(lambda number=number: used[number]) for number in range(16)]
-    alone = greedy(joined[0], used, 0)
-    assert alone == shares.each >= LEAST
-    assert [greedy(joined[number], used, number) for number in range(1, 16)] == [alone] * 15
-    assert sum(used) + 16 * OWN + RESERVED <= 5000
-    for share in joined[1:]:
-        share.leave()
-        share.leave()
+    """A quota that shrinks as others take theirs would carry a bit from one sandbox to another (invariant 11)."""
+    quotas = DescriptorQuotas(5000, 16)
+    joined = [quotas.join() for _ in range(16)]
+    alone = greedy(joined[0])
+    assert alone == quotas.each >= LEAST
+    assert [greedy(quota) for quota in joined[1:]] == [alone] * 15
+    assert sum(quota.extra for quota in joined) + 16 * OWN + RESERVED <= 5000
+    for quota in joined[1:]:
+        quota.leave()
+        quota.leave()
     assert not joined[0].has_room()
-    assert not shares.is_full
+    assert not quotas.is_full
+
+
+def test_what_is_open_counts_at_its_price_up_to_its_most():
+    quota = DescriptorQuotas(RESERVED + OWN + 10, 1).join()
+    connections, questions = [], []
+    quota.count(connections, 2)
+    quota.count(questions, 3, 2)
+    questions.extend(range(9))
+    assert quota.has_room()
+    connections.append(0)
+    assert quota.has_room()
+    connections.append(0)
+    assert not quota.has_room()
 
 
 def test_where_there_are_few_descriptors_there_are_fewer_tenants():
-    shares = Shares(1024, 512)
-    assert shares.most * (OWN + LEAST) <= 1024 - RESERVED
-    for _ in range(shares.most):
-        assert not shares.is_full
-        shares.join(lambda: 0)
-    assert shares.is_full
+    quotas = DescriptorQuotas(1024, 512)
+    assert quotas.most * (OWN + LEAST) <= 1024 - RESERVED
+    for _ in range(quotas.most):
+        assert not quotas.is_full
+        quotas.join()
+    assert quotas.is_full
 
 
 @pytest.fixture
@@ -59,7 +71,9 @@ def tenancy(tmp_path):
     tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     with asyncio.Runner(loop_factory=Loop) as runner:
         sockets = {name: socket.socket() for name in ("tcp", "dns_udp", "udp", "answers", "diag")}
-        common = Common(Journal(tmp_path / "journal"), None, time.time(), Roots(b""), Shares(RESERVED + OWN + 10, 1))
+        common = Common(
+            Journal(tmp_path / "journal"), None, time.time(), Roots(b""), DescriptorQuotas(RESERVED + OWN + 10, 1)
+        )
 
         async def made():
             return Tenancy(tenant, sockets, common)
@@ -69,18 +83,25 @@ def tenancy(tmp_path):
             sock.close()
 
 
-def test_what_stands_beside_a_connection_counts_as_its_tenants(tenancy):
-    beside = tenancy._gate.dialer.beside
-    assert tenancy._inspection._dialer.beside is beside
+def test_sockets_beside_a_connection_count_as_their_tenants(tenancy):
+    quota = tenancy._gate.dialer.descriptors
+    assert tenancy._inspection._dialer.descriptors is quota
     for _ in range(10):
-        assert beside.has_room()
-        beside.count += 1
-    assert not beside.has_room()
+        assert quota.has_room()
+        quota.extra += 1
+    assert not quota.has_room()
     assert not tenancy._gate._has_room()
 
 
-def test_questions_about_records_count_as_their_tenants(tenancy):
-    tenancy._resolver._record_lookup()._tasks = range(9)
-    assert tenancy._beside.has_room()
-    tenancy._beside.count = 1
-    assert not tenancy._resolver._records._has_room()
+@pytest.mark.parametrize(
+    ("things", "each"),
+    [("_gate.connections", 2), ("_udp.open_flows", 1), ("_lookup.waiting", 2), ("_resolver.record_tasks", 1)],
+)
+def test_what_a_tenant_has_open_counts_as_its_own(tenancy, things, each):
+    counted = attrgetter(things)(tenancy)
+    for number in range(-(-10 // each)):
+        assert tenancy._gate._has_room()
+        counted.update({number: None} if isinstance(counted, dict) else {number})
+    assert not tenancy._gate._has_room()
+    assert not tenancy._resolver._record_lookup()._has_room()
+    counted.clear()
