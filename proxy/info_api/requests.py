@@ -60,7 +60,7 @@ class ChunkedBody:
         import h11  # few tasks send any
         from h11._receivebuffer import ReceiveBuffer
 
-        from proxy.inspection.chunks import Chunks
+        from proxy.request.chunked_body import Chunks
 
         self._most = most
         self._taken = 0

@@ -34,7 +34,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.chunks import Chunks
 from proxy.inspection.context import ClientEnded
 from proxy.inspection.http1_heads import (
     UNREAD,
@@ -54,6 +53,7 @@ from proxy.inspection.messages import (
     is_relayed,
     request_of,
 )
+from proxy.request.chunked_body import Chunks
 from proxy.request.request_head import NOTHING, Head, Unclear, body_size
 from rules.verdicts import Reason
 

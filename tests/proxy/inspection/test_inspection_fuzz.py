@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from inspection_clients import rest, wait_for
 from inspection_harness import Site, site
 
-from proxy.inspection.chunks import Chunks
 from proxy.inspection.http1_heads import parse_head, split_head
 from proxy.inspection.messages import head_of, request_of, settle
+from proxy.request.chunked_body import Chunks
 from proxy.request.request_head import Head, Unclear, authority, body_size, read, without_upgrade
 
 TOKENS = st.sampled_from([
