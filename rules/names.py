@@ -18,20 +18,10 @@ if TYPE_CHECKING:
 
 
 _LONGEST_LABEL = 63  # RFC 1035 section 2.3.4, in bytes
-
-
 _LONGEST_NAME = 253  # 255 in wire form, which has a length byte in front of every label and a root label
-
-
 _LONGEST_INPUT = 1024  # characters before IDNA, whose tables are slow and whose input may hold what maps to nothing
-
-
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
-
-
 _DIGITS = frozenset("0123456789")
-
-
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -145,17 +135,9 @@ def _quoted(text: str) -> str:
 
 
 ZONE: Final = "exeat.internal"
-
-
 HOST: Final = HostName.parse(f"host.{ZONE}")
-
-
 DESK: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
-
-
 _LOCAL: Final = "localhost"  # with all below it, whatever a resolver says (RFC 6761 section 6.3)
-
-
 LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # in the order of dialling
 
 

@@ -15,8 +15,6 @@ from rules.globs import MANY, ONE, Glob, Part, covers
 from rules.names import HostName, InvalidName, is_number, labels_of
 
 _LONGEST_LABEL = 63
-
-
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rules.patterns import For, NamePattern, Pattern
 
 
-class Itself:
+class ByIdentity:
     """In front of a NamedTuple: no two of them are one.
 
     What is remembered is filed under such values. Two findings of different plans may say the very same, and what
@@ -201,7 +201,7 @@ class _Said(NamedTuple):
     feeds: "tuple[Feed, ...]" = ()  # where `to` has lists
 
 
-class Rule(Itself, _Said):
+class Rule(ByIdentity, _Said):
     """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol.
 
     Sets of rules are made for each decision, and what rules say is long.

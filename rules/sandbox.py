@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from rules.limits import ApprovalTerms
 from rules.patterns import For
 from rules.problems import quoted
-from rules.rule import Itself
+from rules.rule import ByIdentity
 from rules.verdicts import Verdict
 
 GPU: Final = "gpu"  # every node of a graphics or compute card that the host has
@@ -136,7 +136,7 @@ class _Command(NamedTuple):
     approval: ApprovalTerms | None = None  # of an ask
 
 
-class Command(Itself, _Command):
+class Command(ByIdentity, _Command):
     """One entry of `commands:`. `action` is deny, ask or flag."""
 
     __slots__ = ()

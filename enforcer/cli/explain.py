@@ -139,7 +139,7 @@ def _check_secret(question: "Question", known: list[str]) -> None:
 
 
 def _header(word: str) -> tuple[str, str]:
-    from rules.loading.values import header_name
+    from rules.loading.fields import header_name
 
     name, colon, value = word.partition(":")
     if not colon:

@@ -213,11 +213,11 @@ def _age(text: str) -> int | None:
 
 
 def _size_limit(text: str) -> int | None:
-    from rules.loading import values
+    from rules.loading import fields
 
     if text == "none":
         return None
     try:
-        return values.size(text)
+        return fields.size(text)
     except ValueError as error:
         raise _Misuse(f"`--size`: {error}; or write none") from error

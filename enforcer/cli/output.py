@@ -41,10 +41,10 @@ def moment(seconds: float) -> str:
 
 def day(text: str) -> date:
     """Read a date that is an argument."""
-    from rules.loading import values
+    from rules.loading import fields
 
     try:
-        return values.day(text)
+        return fields.day(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -25,8 +25,7 @@ from proxy.approvals.approval_request import Kind
 from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
 from proxy.approvals.store import Place, check_url
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, duration, slug, whole
-from rules.loading.values import count, pattern, shaped, variable_name
+from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
 FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.approval_request import Message, Question, Real, Text, Texts, Whole, narrower
 from rules.limits import Covers
-from rules.loading.fields import duration
-from rules.loading.values import count, day, size
+from rules.loading.fields import count, day, duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

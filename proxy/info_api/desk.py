@@ -14,8 +14,8 @@ from proxy.info_api.requests import ASKING, Bad
 from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
-from rules.explain.permitted import in_words, permitted, told, told_commands
 from rules.explain.reasons import meaning
+from rules.explain.task_rules import in_words, permitted, told, told_commands
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
 

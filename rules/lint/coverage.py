@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.addresses import BLOCKS, Network, is_within, opens
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import MANY, ONE, Glob, Part, Trie, covers
-from rules.matching.witness import UNNAMED
+from rules.matching.sample_requests import UNNAMED
 from rules.names import HostName, InvalidName
 from rules.ports import Ports
 from rules.rule import Rule
@@ -189,7 +189,7 @@ def pattern_covers(wide: tuple[Part, ...], narrow: tuple[Part, ...]) -> bool:
 
 
 def texts(parts: tuple[Part, ...], longest: int) -> "Iterator[tuple[str, ...]]":
-    """Give texts that stand for all that a pattern covers, against patterns of up to `longest` parts (witness.py)."""
+    """Give texts that stand for all that a pattern covers, against patterns of up to `longest` parts."""
     many = next((index for index, part in enumerate(parts) if part is MANY), None)
     if many is None:
         yield tuple(filled(part) for part in parts)

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
-from rules.loading.fields import Reader, whole
-from rules.loading.terms_schema import read_labels
-from rules.loading.values import label, pattern
+from rules.loading.fields import Reader, label, pattern, whole
 from rules.patterns import Pattern
 from rules.problems import quoted
 

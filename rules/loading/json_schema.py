@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rules.attempt import Change
 from rules.limits import Covers, Per
+from rules.loading.fields import RECORD_TYPES
 from rules.loading.keys import (
     APPROVAL_KEYS,
     COMMAND_KEYS,
@@ -32,7 +33,6 @@ from rules.loading.keys import (
     TEST_KEYS,
 )
 from rules.loading.secret_schema import IN_WORDS
-from rules.loading.values import RECORD_TYPES
 from rules.rule import Presence
 from rules.sandbox import BoxUser, WorkspaceMode
 from rules.verdicts import DnsMode, LayerKind, Log, Mode, OnBlock, OnJournalFailure, Scan, TlsMode, Trust, Verdict

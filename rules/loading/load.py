@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.feeds import Feed
 from rules.files import contents, why
 from rules.loading.document import Node, Place, parse
+from rules.loading.fields import certificates
 from rules.loading.includes import kept_of
+from rules.loading.rule_file import FileReader, RuleFile
 from rules.loading.rule_schema import RuleReader
-from rules.loading.schema import FileReader, RuleFile
 from rules.loading.secret_schema import gather
 from rules.loading.settings import Said, agree
-from rules.loading.values import certificates
 from rules.matching.layers import Layer, reached
 from rules.matching.policy import Policy
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted

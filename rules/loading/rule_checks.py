@@ -61,18 +61,12 @@ def _is_target(text: str) -> bool:
 
 
 _LETTING_OUT: Final = (Verdict.FLAG, Verdict.ALLOW)
-
-
 _BUT_DENY: Final = (Verdict.ASK, *_LETTING_OUT)
-
-
 _ONLY_ON: Final = {  # keys that make no sense with every action
     "tls": _BUT_DENY, "idle_timeout": _BUT_DENY, "ca": _BUT_DENY, "dns_types": _LETTING_OUT,
     "until": _BUT_DENY, "limits": _BUT_DENY, "trust": _BUT_DENY, "scan": _BUT_DENY,
     "approval": (Verdict.ASK,), "when": (Verdict.DENY, Verdict.ASK, Verdict.FLAG),
 }  # fmt: skip
-
-
 _WHY_NEVER: Final = {
     "QUIC": "QUIC never leaves, because its requests can't be read; clients fall back to TLS over TCP",
     "DNS": "lookups are answered by the gate, whatever server they are for; see `dns_types`",

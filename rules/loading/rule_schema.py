@@ -1,7 +1,7 @@
 """One rule of a rule file: from a mapping of words to a `Rule`, or to every problem it has.
 
-Nothing is passed over in silence. `http` and `git` are read by `rules.loading.request_schema`; `for`, `limits` and
-`approval` by `rules.loading.terms_schema`; what makes no sense together is told by `rules.loading.rule_checks`.
+Nothing is passed over in silence. `http` and `git` are read by `rules.loading.conditions`; `for`, `limits` and
+`approval` by `rules.loading.conditions`; what makes no sense together is told by `rules.loading.rule_checks`.
 """
 
 import os
@@ -12,13 +12,11 @@ from typing import Any, Final, NamedTuple
 from rules.addresses import Network, parse_network
 from rules.attempt import Protocol
 from rules.feeds import Feed
+from rules.loading.conditions import read_approval, read_for, read_git, read_http, read_limits
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, duration, slug
+from rules.loading.fields import Reader, day, duration, record_type, slug
 from rules.loading.keys import EXCEPT_KEYS, RULE_KEYS
-from rules.loading.request_schema import read_git, read_http
 from rules.loading.rule_checks import RuleChecks, parse_target
-from rules.loading.terms_schema import read_approval, read_for, read_limits
-from rules.loading.values import day, record_type
 from rules.patterns import NamePattern
 from rules.ports import Ports
 from rules.problems import Problem, quoted

@@ -6,11 +6,10 @@ from collections.abc import Mapping as Maps
 from typing import Any, Final, NamedTuple
 
 from rules.limits import Covers
+from rules.loading.conditions import read_approval
 from rules.loading.document import Listing, Mapping, Node
-from rules.loading.fields import Reader, duration, slug
+from rules.loading.fields import Reader, count, duration, size, slug
 from rules.loading.keys import ENVIRONMENT_KEYS, MERGE_KEYS, RESOURCE_KEYS, SANDBOX_KEYS
-from rules.loading.terms_schema import read_approval
-from rules.loading.values import count, size
 from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode, device
 

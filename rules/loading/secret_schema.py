@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
 from rules.loading.document import Listing, Mapping, Node, Scalar
-from rules.loading.fields import Reader, slug
+from rules.loading.fields import Reader, header_name, shaped, slug, variable_name
 from rules.loading.keys import FROM_KEYS, IN_KEYS, SECRET_KEYS
-from rules.loading.values import header_name, shaped, variable_name
 from rules.names import HostName, InvalidName
 from rules.problems import Problem, did_you_mean, quoted
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind

@@ -6,7 +6,7 @@ Nothing here may make a vote less strict, and nobody else's settings may make a 
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.rule import Itself
+from rules.rule import ByIdentity
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Layer(NamedTuple):
     says: frozenset[str] = frozenset()
 
 
-class Layer(Itself, _Layer):
+class Layer(ByIdentity, _Layer):
     """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
 
     `roots`: the file is root's own. `says`: the settings that stand in it, by key.

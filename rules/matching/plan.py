@@ -15,7 +15,7 @@ from rules.globs import MANY, Part, Trie, folded
 from rules.matching.match import Match, least, most, without
 from rules.matching.precedence import Finding, weigh
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
-from rules.matching.witness import exempted, longest, pushed_refs, witnesses
+from rules.matching.sample_requests import exempted, longest, pushed_refs, witnesses
 from rules.paths import cut_readings
 from rules.ports import UNSEEN, could_cover, covers
 from rules.rule import Exemption, Rule

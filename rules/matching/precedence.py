@@ -23,7 +23,7 @@ certain it is an allow in the rows above: a deny, another ask, and a flag beside
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from rules.rule import Itself, Rule
+from rules.rule import ByIdentity, Rule
 from rules.verdicts import Reason, Verdict
 
 
@@ -39,7 +39,7 @@ class _Found(NamedTuple):
     answerable: bool = False  # asks hold it, and granting them, and those that come up then, lets it out
 
 
-class Finding(Itself, _Found):
+class Finding(ByIdentity, _Found):
     """What the rules say. `verdict` None: no rule matches.
 
     `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rules.paths import PathPattern, Reading
     from rules.rule import GitRule
 
-UNNAMED: Final = "\0"  # stands for all that no rule can name (witness.py); a real path with it has no reading
+UNNAMED: Final = "\0"  # stands for all that no rule can name (sample_requests.py); a real path with it has no reading
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`
 _BODILESS: Final = frozenset({"GET", "HEAD"})
 _GIT_ENDS: Final = (("git-receive-pack",), ("git-upload-pack",), ("git-upload-archive",))

@@ -17,7 +17,7 @@ from rules.attempt import GitService, Protocol
 from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.generalize import GitSeen
-from rules.loading.values import RECORD_TYPES
+from rules.loading.fields import RECORD_TYPES
 from rules.names import HOST, HostName, InvalidName
 from rules.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -15,7 +15,7 @@ from proxy.sandbox.tenant import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision
-from rules.explain.permitted import permitted
+from rules.explain.task_rules import permitted
 from rules.loading.load import load
 from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason

@@ -15,7 +15,7 @@ from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLookup, Records
 from proxy.dns.wire import MOST_OVER_TCP, Type, build_records, parse_query
 from rules.attempt import Protocol
-from rules.loading.values import RECORD_TYPES
+from rules.loading.fields import RECORD_TYPES
 from rules.names import HostName
 
 RULES = (

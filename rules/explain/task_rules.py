@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rules.rule import GitRule, Http, Rule
     from rules.sandbox import Command
 
+
 MOST_RULES: Final = 500  # that are told of; the rest are counted
 _MOST_TARGETS: Final = 20  # of one rule
 _ORDER: Final = {Verdict.ALLOW: 0, Verdict.FLAG: 1, Verdict.ASK: 2, Verdict.DENY: 3}

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.addresses import BLOCKS, Opening, parse_network
 from rules.loading.document import Listing, Mapping, Node, Scalar
-from rules.loading.fields import Reader, duration, slug, slugged
+from rules.loading.fields import Reader, day, duration, header_name, label, slug, slugged
 from rules.loading.includes import Include, read_include
 from rules.loading.keys import FILE_KEYS, SETTINGS_KEYS, TEST_KEYS
 from rules.loading.settings import read_upstream_except
-from rules.loading.values import day, header_name, label
 from rules.problems import Problem, quoted
 from rules.settings import Settings, Upstream
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from rules.loading.sandbox_schema import BoxRead
     from rules.sandbox import Command
     from rules.secrets import Secret
+
 
 _SMALLEST_POOL: Final = 24  # prefix length: a name that is asked for must not wait for the addresses of others
 
@@ -104,7 +104,7 @@ class FileReader(Reader):
         entries = self._entries(node, "commands")
         if not entries:
             return
-        from rules.loading.terms_schema import read_command  # few files have any
+        from rules.loading.conditions import read_command  # few files have any
 
         for item in entries:
             command = read_command(self, item, name)

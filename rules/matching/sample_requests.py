@@ -23,13 +23,12 @@ from rules.verdicts import Verdict
 if TYPE_CHECKING:
     from rules.rule import GitRule
 
-__all__ = ["UNNAMED", "exempted", "longest", "pushed_refs", "witnesses"]
 
+__all__ = ["UNNAMED", "exempted", "longest", "pushed_refs", "witnesses"]
 _ANYTHING: Final[tuple[Part, ...]] = (MANY,)
 _FETCHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-upload-pack",)))
 _PUSHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-receive-pack",)))
 _ANY_REF: Final[tuple[Part, ...]] = ("refs", ONE)
-
 type Flags = tuple[tuple[bool, bool], ...]  # whether there is a body, whether it is a WebSocket
 
 
