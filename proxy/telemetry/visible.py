@@ -6,6 +6,7 @@ on the letter before are spelled out; what remains has a width that can be told.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _WIDE = frozenset("WF")  # Unicode Standard Annex 11
 # Letters and symbols that print nothing (Unicode 16, DerivedCoreProperties: Default_Ignorable_Code_Point; U+2800).
@@ -76,6 +77,7 @@ def _with_end(text: str, start: int, end: int, columns: int) -> str:
     return f"{before}…{shown}{behind}"
 
 
+@lru_cache(maxsize=4096)  # a text has the same few characters again and again
 def _shown(character: str) -> str:
     if character.isprintable() and character not in _INVISIBLE and unicodedata.category(character)[0] != "M":
         return character
