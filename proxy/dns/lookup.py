@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
+from proxy.dns.records import LookupFailed
 from rules.addresses import normal, parse_address, why_not_public
 from rules.names import HOST, LOOPBACK, is_own
 
@@ -57,10 +58,6 @@ class Found:
 
 
 _NOBODY: Final = Found(problem="names of this zone are exeat's own")
-
-
-class LookupFailed(Exception):  # noqa: N818  past tense: what happened
-    """A name has no address of one kind, or nobody would say; the text is for people."""
 
 
 class Servers(Protocol):

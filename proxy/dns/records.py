@@ -7,8 +7,6 @@ question is asked anew with an id of our own, and only the records themselves co
 import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.dns.lookup import LookupFailed
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,6 +17,10 @@ MOST_AT_ONCE: Final = 16  # questions
 MOST_WAITING: Final = 256  # ... and those that wait for their turn
 MOST_RECORDS: Final = 64
 LONGEST_KEPT: Final = 300.0  # seconds that a client may keep an answer
+
+
+class LookupFailed(Exception):  # noqa: N818  past tense: what happened
+    """A name has no address of one kind, or nobody would say; the text is for people."""
 
 
 class Records(NamedTuple):

@@ -17,8 +17,7 @@ import dns.rdatatype
 import dns.resolver
 
 from proxy.dns.answers import Answers
-from proxy.dns.lookup import LookupFailed
-from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, Records
+from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, LookupFailed, Records
 from rules.addresses import normal
 from rules.names import is_own
 

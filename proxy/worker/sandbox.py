@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.certificates.leaves import Leaves
 from proxy.dialing.dial import Dialer
+from proxy.dns import records
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import MOST_AT_ONCE, Lookup
 from proxy.dns.names import NameTable
@@ -124,7 +125,7 @@ class Tenancy:
         descriptors.count(self._gate.connections, _EACH)
         descriptors.count(self._udp.open_flows, 1)
         descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
-        descriptors.count(resolver.record_tasks, 1, MOST_AT_ONCE)
+        descriptors.count(resolver.record_tasks, 1, records.MOST_AT_ONCE)
         self._counted: dict[str, int] = {}  # packets refused before this tenancy began
         self._log = sockets.get("refusal_log")
         self._hearing = SupervisorChannel(watcher, self.recorder, self._poller, asking) if watcher is not None else None

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 import pytest
 
+from proxy.dns.records import MOST_AT_ONCE
 from proxy.event_loop.poller import Loop
 from proxy.inspection import Roots
 from proxy.sandbox.descriptor_quota import LEAST, OWN, RESERVED, DescriptorQuotas
@@ -105,3 +106,14 @@ def test_what_a_tenant_has_open_counts_as_its_own(tenancy, things, each):
     assert not tenancy._gate._has_room()
     assert not tenancy._resolver._record_lookup()._has_room()
     counted.clear()
+
+
+def test_questions_that_wait_for_their_turn_take_no_descriptor(tenancy):
+    quota = tenancy._gate.dialer.descriptors
+    quota._most = 2 * MOST_AT_ONCE
+    tenancy._resolver.record_tasks.update(range(5 * MOST_AT_ONCE))
+    quota.extra = MOST_AT_ONCE - 1
+    assert quota.has_room()
+    quota.extra += 1
+    assert not quota.has_room()
+    tenancy._resolver.record_tasks.clear()
