@@ -76,7 +76,10 @@ class Host(Protocol):
 class StandaloneHost:
     """One run by itself: everything is made here and gone when the run has ended."""
 
-    caller = None
+    @property
+    def caller(self) -> "Caller | None":
+        """No other process has asked for the run."""
+        return None
 
     def announce(self) -> None:
         """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
@@ -95,14 +98,27 @@ class StandaloneHost:
         return contextlib.ExitStack()
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":  # noqa: ARG002
-        """Take ids that no other sandbox has."""
-        return choose_ids(made)
+        """Take ids that no other sandbox has until `made` is closed."""
+        who = identity.choose()
+        if who.slot >= 0:
+            made.callback(os.close, who.slot)
+        return who
 
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
-        """Begin to make one."""
-        return make_sandbox(wanted, who, made, last)
+        """Make the resource limits, and within them an empty sandbox that goes on making itself."""
+        from enforcer.limits.cgroups import build
+        from enforcer.limits.resource_limits import limits_of
+        from enforcer.run import sandbox_spec
+
+        fence = build(limits_of(wanted.box))
+        last.callback(fence.remove)
+        with contextlib.suppress(HostError, OSError):
+            empty = sandbox_spec.empty(who, fence, wanted.box.devices)
+            made.callback(empty.end)
+            return fence, empty
+        return fence, None
 
     def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":  # noqa: ARG002
         """Start a worker for this sandbox alone."""
@@ -116,11 +132,16 @@ class StandaloneHost:
 
     def keep_journal(self, journal: "Path", recorder: "Recorder") -> "Keeper | None":
         """Sign it here."""
-        return keep_journal(journal, recorder)
+        from enforcer.journal import signing  # while the sandbox is being made: it imports cryptography
+
+        return signing.begin(journal, recorder)
 
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
-        """Sign it here."""
-        close_journal(journal, recorder, gate)
+        """Wait for the worker's last record, then sign everything here."""
+        from enforcer.journal import signing
+
+        gate.see_out()
+        signing.end(journal, recorder, gate)
 
     def counts_anomalies(self, wanted: "Wanted") -> bool:
         """Only with `--metrics` is there anything to read."""
@@ -128,43 +149,3 @@ class StandaloneHost:
 
     def leave(self, hull: "SandboxNamespaces") -> None:
         """Do nothing: it ends with the run."""
-
-
-def choose_ids(made: contextlib.ExitStack) -> "Identity":
-    """Take ids that no other sandbox has until `made` is closed. Raises HostError."""
-    who = identity.choose()
-    if who.slot >= 0:
-        made.callback(os.close, who.slot)
-    return who
-
-
-def make_sandbox(
-    wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
-) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
-    """Make the resource limits, and within them an empty sandbox that goes on making itself. Raises HostError."""
-    from enforcer.limits.cgroups import build
-    from enforcer.limits.resource_limits import limits_of
-    from enforcer.run import sandbox_spec
-
-    fence = build(limits_of(wanted.box))
-    last.callback(fence.remove)
-    with contextlib.suppress(HostError, OSError):
-        empty = sandbox_spec.empty(who, fence, wanted.box.devices)
-        made.callback(empty.end)
-        return fence, empty
-    return fence, None
-
-
-def keep_journal(journal: "Path", recorder: "Recorder") -> "Keeper":
-    """Sign a journal from now on. Raises HostError."""
-    from enforcer.journal import signing  # while the sandbox is being made: it imports cryptography
-
-    return signing.begin(journal, recorder)
-
-
-def close_journal(journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
-    """Wait for the worker's last record, then sign everything. Raises HostError."""
-    from enforcer.journal import signing
-
-    gate.see_out()
-    signing.end(journal, recorder, gate)

@@ -5,6 +5,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,35 +38,22 @@ class Ended(NamedTuple):
     counters: Mapping[str, int]
 
 
+@dataclass(slots=True, eq=False)
 class Watch:
-    """Over one task: its sandbox, its gate and its limits. `began`: when the run was asked for (monotonic seconds)."""
+    """Over one task: its sandbox, its gate and its limits."""
 
-    __slots__ = ("began", "counted", "counters", "gate", "keeper", "lost_gate", "new_post", "post",
-                 "sandbox", "selector", "unusual", "ward")  # fmt: skip
-
-    def __init__(  # noqa: PLR0917 - all that belongs to a task that runs
-        self,
-        sandbox: Sandbox,
-        gate: Worker,
-        ward: LimitMonitor,
-        keeper: "Keeper | None",
-        began: float,
-        post: "Registration | None" = None,
-        new_post: "Callable[[], Registration] | None" = None,
-        unusual: "Unusual | None" = None,
-    ) -> None:
-        self.sandbox = sandbox
-        self.gate = gate
-        self.ward = ward
-        self.keeper = keeper  # None: somebody else looks after the journal
-        self.began = began
-        self.post = post  # where people are asked; None: nobody has to be
-        self.new_post = new_post  # for rules that ask people from some time on
-        self.unusual = unusual  # what the journal's keeper found
-        self.lost_gate = False
-        self.counters: dict[str, int] = {}
-        self.counted = time.monotonic()
-        self.selector: selectors.BaseSelector | None = None
+    sandbox: Sandbox
+    gate: Worker
+    ward: LimitMonitor
+    keeper: "Keeper | None"  # None: somebody else looks after the journal
+    began: float  # when the run was asked for (time.monotonic())
+    post: "Registration | None" = None  # where people are asked; None: nobody has to be
+    new_post: "Callable[[], Registration] | None" = None  # for rules that ask people from some time on
+    unusual: "Unusual | None" = None  # what the journal's keeper found
+    lost_gate: bool = False
+    counters: dict[str, int] = field(default_factory=dict)
+    counted: float = field(default_factory=time.monotonic)
+    selector: selectors.BaseSelector | None = None
 
     def begin(self, selector: selectors.BaseSelector) -> None:
         """Have what is said to it noticed. The task runs by now."""

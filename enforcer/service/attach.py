@@ -17,6 +17,7 @@ from enforcer.network import attached_namespace
 from enforcer.network.install import cached
 from enforcer.service.attached import recorder_for
 from enforcer.service.control_client import ask
+from enforcer.service.rule_sets import policy_in_memory
 from enforcer.system import peers, state
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by
@@ -96,7 +97,7 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
     event = recorder.task_started(("exeat", "attach", what.named), started_by=started_by())
     try:
         names, sockets = _inside(what.namespace, lambda: attached_namespace.install(encoded).named())
-        file = _written(policy)
+        file = policy_in_memory(policy)
         (answer,) = ask(
             {
                 "what": "attach",
@@ -127,17 +128,6 @@ def detach(named: str) -> dict[str, Any]:
     if "sandbox" not in answer:
         raise UsageError(f"nothing is attached as `{named}`; see `exeat ps`")
     return answer
-
-
-def _written(policy: "Policy") -> int:
-    from proxy.dialing import proxy_auth
-    from proxy.worker import policy_transfer
-
-    file = os.memfd_create("policy", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(file), "wb") as out:
-        proxy_auth.send(None, out)
-        policy_transfer.send(policy, out)
-    return file
 
 
 def _inside(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> tuple[list[str], list[int]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from enforcer.service.rule_sets import policy_in_memory
 from enforcer.worker.worker import Worker, WorkerProcess
 from proxy.wire import message
 
@@ -120,21 +121,9 @@ def place(service: socket.socket, tenant: "Tenant", wanted: "Wanted", *, shared:
         "system": str(wanted.system),
         "shared": shared,
     }
-    policy = _written(tenant)
+    policy = policy_in_memory(tenant.policy)
     try:
         worker.tell(request, [policy])
     finally:
         os.close(policy)
     return worker
-
-
-def _written(tenant: "Tenant") -> int:
-    """Put the policy into a memory file. There is no login beside it: who has one has a worker of its own."""
-    from proxy.dialing import proxy_auth
-    from proxy.worker import policy_transfer
-
-    policy = os.memfd_create("policy", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(policy), "wb") as file:
-        proxy_auth.send(None, file)
-        policy_transfer.send(tenant.policy, file)
-    return policy

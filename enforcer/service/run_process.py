@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.policy.rules_in_force import Seen, read_seen
+from enforcer.policy.rules_in_force import Seen
 from enforcer.run.caller import Caller
-from enforcer.run.host import choose_ids, close_journal, keep_journal, make_sandbox
+from enforcer.run.host import StandaloneHost
 from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol
 from enforcer.service.empty_sandbox import EmptySandbox, prepare
@@ -152,7 +152,7 @@ def _run(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int
     return command.perform(arguments, host.system, host)
 
 
-class ServiceHost:
+class ServiceHost(StandaloneHost):
     """What the service has for one run (`enforcer.run.host.Host`): rules, workers, and the way to the caller."""
 
     def __init__(  # noqa: PLR0917  what it has
@@ -164,7 +164,7 @@ class ServiceHost:
         system: Path,
         spare: EmptySandbox | None,
     ) -> None:
-        self.caller = caller
+        self._caller = caller
         self.system = system
         self._service = service
         self._sets = sets
@@ -172,6 +172,11 @@ class ServiceHost:
         self._known = 0
         self._empty = spare
         self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
+
+    @property
+    def caller(self) -> Caller:
+        """The client."""
+        return self._caller
 
     def announce(self) -> None:
         """Say nothing: the service knows the task."""
@@ -187,7 +192,7 @@ class ServiceHost:
             spare.close()
             spare = self._empty = None
         if spare is None:
-            return choose_ids(made)
+            return super().choose_ids(limits, made, last)
         if spare.who.slot >= 0:
             made.callback(os.close, spare.who.slot)
         last.callback(spare.fence.remove)
@@ -199,23 +204,23 @@ class ServiceHost:
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return the one whose ids were chosen, or begin to make one."""
         if self._empty is None:
-            return make_sandbox(wanted, who, made, last)
+            return super().make_sandbox(wanted, who, made, last)
         return self._empty.fence, self._empty.hull
 
     def arrange_stdio(self, owner: int) -> "stdio.Stdio":
         """Put pipes or a terminal in front of the caller's, which passes on what is typed."""
-        return stdio.arrange(owner, self.caller.carry_in, self.caller.pid)
+        return stdio.arrange(owner, self._caller.carry_in, self._caller.pid)
 
     def keep_journal(self, journal: Path, recorder: "Recorder") -> "Keeper | None":
         """Sign only a journal that isn't the service's."""
-        return None if self._keeps(journal) else keep_journal(journal, recorder)
+        return None if self._keeps(journal) else super().keep_journal(journal, recorder)
 
     def close_journal(self, journal: Path, recorder: "Recorder", gate: worker.Worker) -> None:
         """Leave the service's journal to the service."""
         if self._keeps(journal):
             recorder.journal.close()
         else:
-            close_journal(journal, recorder, gate)
+            super().close_journal(journal, recorder, gate)
 
     def counts_anomalies(self, wanted: "Wanted") -> bool:  # noqa: ARG002
         """Count them for the service's metrics."""
@@ -232,7 +237,7 @@ class ServiceHost:
         """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
         found = self._sets.known(files, system)
         if found is None:
-            return read_seen(files, system)
+            return super().read_rules(files, system)
         self._known, seen = found
         return seen
 

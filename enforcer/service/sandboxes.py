@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -28,44 +29,30 @@ _turns: Final = itertools.count(1)
 _LONGEST: Final = 200  # characters of a name that is shown
 
 
+@dataclass(slots=True, eq=False)
 class Sandbox:
-    """One sandbox. `tell` says to whoever looks after it what its worker said."""
+    """One sandbox. `tell` sends what its worker said to the process that looks after it."""
 
-    __slots__ = (
-        "attached", "began", "deaths", "died", "ending", "event", "id", "lost", "names", "pid", "refused", "rules",
-        "sockets", "started", "stopped", "task", "tell", "turn", "worker", "workspace",
-    )  # fmt: skip
-
-    def __init__(  # noqa: PLR0917  what it is
-        self,
-        id: str,  # noqa: A002
-        task: Mapping[str, object],
-        rules: "RuleSet",
-        workspace: str,
-        pid: int,
-        attached: str,
-        tell: Callable[[Mapping[str, object]], None],
-    ) -> None:
-        self.id = id
-        self.task = task  # id, name, labels
-        self.rules = rules
-        self.workspace = workspace
-        self.pid = pid  # who looks after it, or whose network it is
-        self.attached = attached  # what it was attached by; empty: it is a run of ours
-        self.tell = tell
-        self.began = time.time()
-        self.worker: Worker | None = None
-        self.names: tuple[str, ...] = ()
-        self.sockets: tuple[int, ...] = ()
-        self.started: float | None = None  # how long it took, once its task runs
-        self.refused: Mapping[str, object] = {}  # packets, by kind, as they were counted last
-        self.event = ""  # that told of its being attached
-        self.deaths = 0  # of workers that served it
-        self.lost: deque[float] = deque(maxlen=PARTS)  # when the last of them died
-        self.died: deque[float] = deque(maxlen=MOST_DEATHS + 1)  # those that count for it: no neighbour caused them
-        self.turn = next(_turns)  # by which its worker marks that it works for it
-        self.ending = False
-        self.stopped = False  # its task was told to end
+    id: str
+    task: Mapping[str, object]  # id, name, labels
+    rules: "RuleSet"
+    workspace: str
+    pid: int  # of the process that looks after it, or whose network it is
+    attached: str  # what it was attached by; empty: it is a run of ours
+    tell: Callable[[Mapping[str, object]], None]
+    began: float = field(default_factory=time.time)
+    worker: "Worker | None" = None
+    names: tuple[str, ...] = ()
+    sockets: tuple[int, ...] = ()
+    started: float | None = None  # how long it took, once its task runs
+    refused: Mapping[str, object] = field(default_factory=dict)  # packets, by kind, as they were counted last
+    event: str = ""  # that told of its being attached
+    deaths: int = 0  # of workers that served it
+    lost: deque[float] = field(default_factory=lambda: deque(maxlen=PARTS))  # when the last of them died
+    died: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DEATHS + 1))  # those that no neighbour caused
+    turn: int = field(default_factory=lambda: next(_turns))  # by which its worker marks that it works for it
+    ending: bool = False
+    stopped: bool = False  # its task was told to end
 
     @property
     def labels(self) -> dict[str, str]:

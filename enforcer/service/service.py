@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.service import protocol, run_process
@@ -46,18 +47,16 @@ _LONGEST_WAIT: Final = 5.0  # seconds
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
+@dataclass(slots=True, eq=False)
 class _Run:
     """The process that looks after one run, and its sandbox once it has asked for a place."""
 
-    __slots__ = ("alone", "channel", "killing", "pid", "sandbox", "stopped")
-
-    def __init__(self, pid: int, channel: Channel) -> None:
-        self.pid = pid
-        self.channel = channel
-        self.sandbox: Sandbox | None = None
-        self.killing = False  # it was told to kill its task
-        self.alone: dict[str, object] = {}  # what it is, as `ps` lists it, where it has a gate of its own
-        self.stopped = False
+    pid: int
+    channel: Channel
+    sandbox: Sandbox | None = None
+    killing: bool = False  # it was told to kill its task
+    alone: dict[str, object] = field(default_factory=dict)  # what `ps` lists, where it has a gate of its own
+    stopped: bool = False
 
 
 class Service:

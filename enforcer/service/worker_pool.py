@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from enforcer.journal.anomaly_counts import Unusual
@@ -51,44 +52,28 @@ _LONGEST: Final = 500  # characters of what a worker says of its own end
 type Heard = Callable[["Worker", Mapping[str, object]], None]
 
 
+@dataclass(slots=True, eq=False)
 class Worker:
     """One worker as the service sees it."""
 
-    __slots__ = (
-        "apart",
-        "asked",
-        "began",
-        "channel",
-        "deaths",
-        "due",
-        "empty",
-        "further",
-        "number",
-        "page",
-        "pid",
-        "reported",
-        "roots",
-        "sandboxes",
-        "sets",
-        "who",
-    )
+    number: int
+    who: "Identity"
+    apart: bool = False  # it serves one sandbox, which a worker has died of
+    further: bool = False  # the others were full: it ends when it has no sandbox any more
+    empty: float = 0.0  # since when one that is apart or further has none; 0: it has
+    page: mmap.mmap | None = None  # in which it marks whose turn it is
+    pid: int = 0
+    roots: object = None  # what the host's bundles were like when it was given their content
+    channel: Channel | None = None  # None: there is none now
+    sets: set[int] = field(default_factory=set)  # rules that it has
+    sandboxes: set[str] = field(default_factory=set)
+    began: float = 0.0
+    asked: float = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
+    deaths: int = 0  # one soon after the other
+    due: float = 0.0  # when it is to be started again
+    reported: Reported = field(init=False)
 
-    def __init__(self, number: int, who: "Identity", *, apart: bool = False, further: bool = False) -> None:
-        self.number = number
-        self.who = who
-        self.further = further  # the others were full: it ends when it has no sandbox any more
-        self.apart = apart  # it serves one sandbox, which a worker has died of
-        self.empty = 0.0  # since when one that is apart or further has none; 0: it has
-        self.page: mmap.mmap | None = None  # in which it marks whose turn it is
-        self.pid = 0
-        self.roots: object = None  # what the host's bundles were like when it was given their content
-        self.channel: Channel | None = None  # None: there is none now
-        self.sets: set[int] = set()  # rules that it has
-        self.sandboxes: set[str] = set()
-        self.began = 0.0
-        self.asked = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
-        self.deaths = 0  # one soon after the other
-        self.due = 0.0  # when it is to be started again
+    def __post_init__(self) -> None:
         self.reported = Reported(self.role)
 
     @property
