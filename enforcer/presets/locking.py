@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enforcer.presets import apt, containers, languages, npm, pip
+from enforcer.presets import npm, other_clients, pip
 from enforcer.presets.client import Client, Learnt, Setting, inside
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.presets.machine import Machine
@@ -22,9 +22,7 @@ from rules.loading.preset_locks import Locked, Origin, Places
 from rules.names import HostName
 from rules.problems import RuleFileError
 
-CLIENTS: Final = {
-    client.preset: client for client in (pip.CLIENT, npm.CLIENT, apt.CLIENT, *languages.CLIENTS, *containers.CLIENTS)
-}
+CLIENTS: Final = {client.preset: client for client in (pip.CLIENT, npm.CLIENT, *other_clients.CLIENTS)}
 BY_HAND: Final = "given by hand"
 _HEAD: Final = """\
 # Where this machine's package registries are, as `exeat presets lock` found them and showed them. Loading rules reads

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.presets import machine
-from enforcer.presets.apt import one_line, stanzas
 from enforcer.presets.locking import CLIENTS, discover
+from enforcer.presets.other_clients import one_line, stanzas
 from enforcer.system.errors import HostError
 from tests import harness
 from tests.enforcer.presets.presets_harness import configured, put

@@ -1,4 +1,4 @@
-"""What cargo, go, gem, Maven and conda are set to, each by its system's and user's files, else what it has built in.
+"""What cargo, go, gem, Maven, conda, apt and Docker's daemon are set to, by their files, else what they have built in.
 
 Only what can be read without running anything. Where a client keeps its default in its binary, as cargo does, and it
 hasn't used it yet, whoever locks has to say it.
@@ -18,7 +18,9 @@ from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
-from rules.loading.preset_locks import Locked
+from rules.loading.preset_locks import Locked, Origin
+
+_OPTIONS: Final = re.compile(r"\[[^\]]*\]\s*")  # of a line of sources.list
 
 
 def _cargo(machine: Machine) -> Iterator[Setting]:
@@ -160,6 +162,83 @@ def _conda(machine: Machine) -> Iterator[Setting]:
             machine.notes.append(f"{source}: where the channel `{channel}` lies is not said")
 
 
+def _apt(machine: Machine) -> Iterator[Setting]:
+    """Read sources.list and sources.list.d (sources.list(5)). apt has nothing built in."""
+    for file in machine.found("etc/apt/sources.list", "etc/apt/sources.list.d/*.list"):
+        yield from settings_of("archives", one_line(machine.text(file) or ""), str(file), machine)
+    for file in machine.found("etc/apt/sources.list.d/*.sources"):
+        yield from settings_of("archives", stanzas(machine.text(file) or ""), str(file), machine)
+
+
+def one_line(text: str) -> Iterator[str]:
+    """Read the URIs of `deb [options] URI suite component…`."""
+    for line in text.splitlines():
+        kind, _, rest = line.partition("#")[0].strip().replace("\t", " ").partition(" ")
+        words = _OPTIONS.sub("", rest.strip(), count=1).split()
+        if kind in {"deb", "deb-src"} and words:
+            yield words[0]
+
+
+def stanzas(text: str) -> Iterator[str]:
+    """Read the URIs of deb822 stanzas, but for those with `Enabled: no`."""
+    for stanza in re.split(r"\n\s*\n", text):
+        fields: dict[str, str] = {}
+        key = ""
+        for line in stanza.splitlines():
+            if line.startswith("#"):
+                continue
+            if line[:1] in {" ", "\t"}:
+                fields[key] = f"{fields.get(key, '')} {line.strip()}"
+            else:
+                key, _, value = line.partition(":")
+                key = key.strip().lower()
+                fields[key] = value.strip()
+        if fields.get("enabled", "yes").lower() not in {"no", "false", "0", "off"}:
+            yield from fields.get("uris", "").split()
+
+
+def _docker(machine: Machine) -> Iterator[Setting]:
+    """Read what Docker's daemon is told to pull through.
+
+    It keeps the name of its default registry in its binary, and no client has one for another company's: whoever locks
+    says them, as in `exeat presets lock ghcr=https://HOST`.
+    """
+    file = machine.system("etc/docker/daemon.json")
+    text = machine.text(file)
+    try:
+        mirrors = strict_json.loads(text)["registry-mirrors"] if text else []
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if isinstance(mirrors, list):
+        yield from settings_of("registry", map(str, mirrors), f"registry-mirrors in {file}", machine)
+
+
+def _nothing(_machine: Machine) -> tuple[Setting, ...]:
+    return ()
+
+
+def _tokens(web: Web, registry: Locked) -> list[Learnt]:
+    """See where tokens are given out (OCI distribution specification; RFC 6750).
+
+    Layers are taken to lie on the registry itself; where a pull is sent elsewhere, the refusal names the host, which is
+    then locked as `ghcr.layers=https://HOST`.
+    """
+    answer = web.get(f"{registry.origin.url}/v2/", "application/json", inside=inside(registry))
+    layers = Learnt("layers", registry.origin, "the registry itself, until a pull is sent elsewhere")
+    if answer.status == 200:
+        return [Learnt("token", registry.origin, "needs no token"), layers]
+    match = re.search(r'realm="(https?://[^"\s?]+)"', answer.headers.get("www-authenticate", ""))
+    if answer.status != 401 or match is None:
+        raise FetchError(f"{registry.origin.url} doesn't answer as a container registry does (status {answer.status})")
+    try:
+        realm = Origin.parse(match[1])
+    except ValueError as error:
+        raise FetchError(f"{registry.origin.url} gives out tokens where nothing can be locked: {error}") from error
+    if registry.origin.scheme == "https" and realm.scheme != "https":
+        raise FetchError(f"{registry.origin.url} gives out tokens at {realm.url}, which is not https")
+    return [Learnt("token", realm, f"where {registry.origin.url} says that tokens are given out"), layers]
+
+
 def _yaml(text: str | None) -> dict[str, object]:
     try:
         value = yaml.safe_load(text or "")
@@ -180,9 +259,12 @@ def _xml(data: bytes | None) -> ET.Element | None:
 
 
 CLIENTS: Final = (
+    Client("apt", ("archives",), _apt),
     Client("crates", ("index", "files"), _cargo, _crates, ("CARGO_HOME",)),
     Client("go-modules", ("proxy", "checksums"), _go, None, ("GOPROXY", "GOSUMDB", "GOENV", "GOFLAGS")),
     Client("rubygems", ("sources",), _gems, None, ("GEMRC",)),
     Client("maven-central", ("repository",), _maven, None, ("MAVEN_ARGS", "MAVEN_OPTS")),
     Client("conda", ("channels",), _conda, None, ("CONDA_CHANNELS", "CONDARC")),
+    Client("docker-hub", ("registry", "token", "layers"), _docker, _tokens),
+    Client("ghcr", ("registry", "token", "layers"), _nothing, _tokens),
 )
