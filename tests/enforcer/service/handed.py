@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from enforcer.service import attach as attaching
 from enforcer.service import warm_pool
 from enforcer.service.control_client import ask
+from enforcer.service.rule_sets import policy_in_memory
 from enforcer.system.errors import ExeatError
 from rules.matching.policy import Policy
 from tests.enforcer.service.cast import Up, until
@@ -20,7 +20,7 @@ TIMES = 8
 def handed():
     """A process that has ended, what is none, and sockets that aren't a sandbox's: several times each."""
     up = Up("--workers", "1")
-    policy, worker = attaching._written(Policy(())), up.status()["workers"][0]["pid"]
+    policy, worker = policy_in_memory(Policy(())), up.status()["workers"][0]["pid"]
 
     def attach(number, names, process=(), pid=0):
         wanted = {
