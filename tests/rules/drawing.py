@@ -81,14 +81,14 @@ HEADERS = [
 
 wanted = st.sampled_from([*Presence, (Pattern.parse("1"),), (Pattern.parse("w*"), Pattern.parse("data"))])
 simple_https = st.builds(
-    Http,
+    partial(Http),
     st.none() | some(METHODS, min_size=1, max_size=2).map(frozenset),
     st.none() | some([PathPattern.parse(p) for p in PATH_PATTERNS], min_size=1, max_size=2),
     body=st.sampled_from([None, None, True, False]),
     websocket=st.sampled_from([None, None, True, False]),
 )
 https = simple_https | st.builds(
-    Http,
+    partial(Http),
     st.none() | some(METHODS, min_size=1, max_size=2).map(frozenset),
     st.none()
     | some(

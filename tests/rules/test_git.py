@@ -5,7 +5,7 @@ import pytest
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
-from tests.rules.test_trie import calls
+from tests.rules.test_globs import calls
 from tests.rules.writing import decide, policy, told
 
 H = "https://git.example"

@@ -16,7 +16,7 @@ from rules.patterns import NamePattern
 from rules.ports import Ports
 from rules.rule import Http, Rule
 from rules.verdicts import Verdict
-from tests.rules.test_trie import calls
+from tests.rules.test_globs import calls
 
 pytestmark = pytest.mark.xdist_group("scale")  # they share what takes seconds to make
 TLS = (Ports(443, 443, Protocol.TLS),)

@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 
 from rules.lint import Surroundings, examine
-from tests.rules.test_trie import calls
+from tests.rules.test_globs import calls
 from tests.rules.writing import loaded
 
 KINDS = {

@@ -14,7 +14,7 @@ from rules.loading.document import Listing, Mapping, parse
 from rules.loading.json_schema import rule_file_schema
 from tests.rules.writing import problems
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCHEMA = rule_file_schema()
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 

@@ -5,8 +5,7 @@ import pytest
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.matching.commands import Run, decide_run
-
-from .writing import decide, loaded, policy, problems, told
+from tests.rules.writing import decide, loaded, policy, problems, told
 
 HEAD = """commands:
   - {id: no-apply, run: "terraform apply*", action: deny, why: "the pipeline does that"}
