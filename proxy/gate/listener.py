@@ -12,7 +12,7 @@ import socket
 import time
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.event_loop.poller import IN, Guest, Rounds, cut_if_killed, reset, visit
 from proxy.gate.connection import Connection
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
-    from proxy.info_api.visit import Office
     from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.attribution import Whose
     from proxy.telemetry.journal.recorder import Recorder
@@ -61,6 +60,13 @@ def original_destination(sock: socket.socket) -> "Endpoint":
     return _address(name[0]), name[1]
 
 
+class Visitor(Guest, Protocol):
+    """A connection that the gate itself answers."""
+
+    def begin(self) -> None:
+        """Wait for its request."""
+
+
 class Gate:
     """The gate of one tenant. Made, started and closed within a running loop; the listener stays the caller's."""
 
@@ -73,13 +79,17 @@ class Gate:
         dialer: "Dialer",
         names: "NameTable",
         resolver: "Resolver",
+        info_api: "Callable[[Gate, socket.socket, ConnectionRecord], Visitor]",
         inspection: "Inspection | None" = None,
         attribute: "Attribute | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
         most: int = MOST_CONNECTIONS,
         has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
-        """Serve `listener`. `attribute` says whose socket it is, where somebody can; `destination_of` is for tests.
+        """Serve `listener`.
+
+        `info_api` makes what serves a connection to the info API; `attribute` says whose socket it is, where somebody
+        can; `destination_of` is for tests.
 
         `has_room` says whether the worker has descriptors for one more of this tenant's (`DescriptorQuota`).
         """
@@ -97,6 +107,7 @@ class Gate:
         # Of what it accepts: what socket.accept does, but for looking two numbers up in enumerations each time.
         self._kind = int(listener.family), int(listener.type), listener.proto
         self._resolver = resolver
+        self._info_api = info_api
         self._attribute = attribute
         self._destination_of = destination_of
         self.is_finishing = False  # the task is over: there is no client any more
@@ -105,7 +116,6 @@ class Gate:
         self._resting: asyncio.TimerHandle | None = None
         self._rounds = Rounds(tenant, lambda: self.connections, self.review)
         self._unreviewed: list[Guest] = []
-        self._offices: dict[int, Office] = {}
 
     def start(self) -> None:
         """Begin to accept."""
@@ -200,7 +210,9 @@ class Gate:
         elif nowhere(self.tenant, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)
         elif DESK in wanted.names and wanted.port in _OFFICES:
-            self._visit(connection, client, record)
+            visitor = self._info_api(self, client, record)
+            self.replace(connection, visitor)
+            visitor.begin()
         elif not wanted.names and self.names.covers(wanted.address):
             connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
@@ -213,27 +225,6 @@ class Gate:
             wanted = record.wanted
             record.whose = self._attribute(record.peer, (wanted.address, wanted.port))
         return record.whose
-
-    def _visit(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
-        from proxy.info_api.visit import Visit  # few tasks ask
-
-        visitor = Visit(self, client, record, self._office(record.wanted.port))
-        self.replace(connection, visitor)
-        visitor.begin()
-
-    def _office(self, port: int) -> "Office":
-        office = self._offices.get(port)
-        if office is None:
-            if port == _INTAKE_PORT:
-                from proxy.info_api.intake import Intake
-
-                office = Intake(self.recorder)
-            else:
-                from proxy.info_api.desk import Desk
-
-                office = Desk(self.recorder, dialer=self.dialer)
-            self._offices[port] = office
-        return office
 
     def _wanted(self, client: socket.socket) -> Wanted:
         address, port = self._destination_of(client)

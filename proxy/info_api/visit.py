@@ -12,20 +12,24 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.event_loop.poller import IN, OUT, finish, reset
-from proxy.info_api.desk import Answer, refused
+from proxy.info_api.desk import Answer, Desk, refused
+from proxy.info_api.intake import Intake
 from proxy.info_api.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from proxy.dialing.dial import Dialer
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.wishes import Later
     from proxy.supervisor_channel.attribution import Whose
+    from proxy.telemetry.journal.recorder import Recorder
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
+INTAKE_PORT: Final = 4318  # OTLP over HTTP
 _AT_ONCE: Final = 65536  # bytes
 _A_TURN: Final = 0.001  # seconds of work before the others have theirs
 
@@ -43,6 +47,26 @@ class Office(Protocol):
         `whose` asks who it is that asks. Must not raise for what a task has written.
         """
         ...
+
+
+class InfoApi:
+    """Serves the ports of `exeat.internal` for one sandbox. What answers at a port is made at its first connection."""
+
+    __slots__ = ("_dialer", "_recorder", "offices")
+
+    def __init__(self, recorder: "Recorder", dialer: "Dialer") -> None:
+        self._recorder = recorder
+        self._dialer = dialer
+        self.offices: dict[int, Office] = {}
+
+    def visit(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> "Visit":
+        """Make the visit of a connection; its caller begins it."""
+        port = record.wanted.port
+        office = self.offices.get(port)
+        if office is None:
+            office = Intake(self._recorder) if port == INTAKE_PORT else Desk(self._recorder, dialer=self._dialer)
+            self.offices[port] = office
+        return Visit(gate, client, record, office)
 
 
 class Visit:

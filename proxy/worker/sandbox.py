@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Asking
     from proxy.certificates.leaves import SignerLink
     from proxy.dialing.proxy_auth import Login
+    from proxy.gate.record import ConnectionRecord
+    from proxy.info_api.visit import InfoApi, Visit
     from proxy.inspection import Roots
     from proxy.sandbox.descriptor_quota import DescriptorQuotas
     from proxy.sandbox.tenant import Tenant
@@ -107,6 +109,7 @@ class Tenancy:
         watcher = sockets.get("watch")
         asking = ProcessAttribution(sockets["diag"], watcher) if watcher is not None else None
         self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
+        self._info_api: InfoApi | None = None
         self._gate = Gate(
             sockets["tcp"],
             tenant,
@@ -114,6 +117,7 @@ class Tenancy:
             dialer=dialer,
             names=names,
             resolver=resolver,
+            info_api=self._visit,
             inspection=self._inspection,
             attribute=asking.ask if asking is not None else None,
             has_room=has_room,
@@ -131,6 +135,14 @@ class Tenancy:
         self._hearing = SupervisorChannel(watcher, self.recorder, self._poller, asking) if watcher is not None else None
         self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection, self._hearing)
         self._names = names
+
+    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "Visit":
+        """Make what serves a connection to the info API."""
+        if self._info_api is None:
+            from proxy.info_api.visit import InfoApi  # few tasks ask: a start needn't import it
+
+            self._info_api = InfoApi(self.recorder, gate.dialer)
+        return self._info_api.visit(gate, client, record)
 
     def start(self) -> None:
         """Begin to serve."""

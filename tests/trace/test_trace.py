@@ -90,6 +90,13 @@ def test_circles_of_imports_are_found(case, tmp_path):
     assert bool(imports.between_folders(found)) is (case in {"of two folders", "of lazy imports", "of types"})
 
 
+def test_folders_import_each_other_in_no_circle():
+    """What is imported for its types alone is executed by nothing, and may look up."""
+    found = imports.imports()
+    assert imports.between_folders(found, ["top", "lazy"]) == []
+    assert imports.inside_folders(found, ["top", "lazy"]) == []
+
+
 def test_a_run_is_recorded_in_all_its_processes(someone):
     """The gate's worker is confined, and killed: what it called is there."""
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: trace\nrules: []\n")

@@ -17,6 +17,7 @@ from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
+from proxy.info_api.visit import InfoApi
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import JournalFailed
@@ -141,6 +142,7 @@ class World:
         self.inspection = FakeInspection() if inspect else None
         self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
         self.destinations = {}
+        self.info_api = InfoApi(self.recorder, self.dialer)
         self.gate = Gate(
             self.listener,
             self.tenant,
@@ -148,6 +150,7 @@ class World:
             dialer=self.dialer,
             names=self.names,
             resolver=self.resolver,
+            info_api=self.info_api.visit,
             inspection=self.inspection,
             destination_of=original_destination if listener else self._destination_of,
             most=most,

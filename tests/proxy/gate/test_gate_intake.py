@@ -215,7 +215,7 @@ def test_only_so_many_come_at_once_and_the_others_are_told(tmp_path):
             waiting[0].reset()
             await world.until(lambda: len(world.gate.connections) < Intake.most_visits)
             assert (await said(world, request(as_json(record()))))[0] == 200
-            assert world.gate._offices[4318].visits == Intake.most_visits - 1
+            assert world.info_api.offices[4318].visits == Intake.most_visits - 1
 
     run(test)
 
@@ -262,7 +262,7 @@ def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_
             assert (await clients[1].read_all()).startswith(b"HTTP/1.1 200 ")
             await world.until(lambda: len(world.gate.connections) == 0)
             assert 200 <= len(world.events) < 400
-            assert world.gate._offices[4318].visits == 0
+            assert world.info_api.offices[4318].visits == 0
             assert world.errors == []
 
     run(test)
