@@ -1,6 +1,7 @@
 """Values of the `sandbox` section: what a task is shown, its devices, limits and commands."""
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
@@ -8,7 +9,6 @@ from typing import Final, NamedTuple
 from rules.limits import ApprovalTerms
 from rules.patterns import For
 from rules.problems import quoted
-from rules.rule import ByIdentity
 from rules.verdicts import Verdict
 
 GPU: Final = "gpu"  # every node of a graphics or compute card that the host has
@@ -126,7 +126,10 @@ class Floor(NamedTuple):
 NO_FLOOR = Floor()
 
 
-class _Command(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)  # no two are one, whatever they say
+class Command:
+    """One entry of `commands:`. `action` is deny, ask or flag."""
+
     id: str
     cite: str  # `file:id`
     words: tuple[str, ...]  # globs: the program's name or path, then its arguments
@@ -134,9 +137,3 @@ class _Command(NamedTuple):
     why: str = ""
     for_: For | None = None
     approval: ApprovalTerms | None = None  # of an ask
-
-
-class Command(ByIdentity, _Command):
-    """One entry of `commands:`. `action` is deny, ask or flag."""
-
-    __slots__ = ()

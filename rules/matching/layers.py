@@ -4,9 +4,9 @@ A layer's rules are in the pool as well; what its own vote adds is that no rule 
 Nothing here may make a vote less strict, and nobody else's settings may make a layer's laxer.
 """
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from rules.rule import ByIdentity
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -24,23 +24,17 @@ RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
 _PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
 
 
-class _Layer(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)  # no two are one, whatever they say
+class Layer:
+    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here."""
+
     kind: LayerKind
     name: str
     rules: "tuple[Rule, ...]"
     mode: Mode = Mode.ENFORCE
     tls: TlsMode = TlsMode.INSPECT
-    roots: bool = False
-    says: frozenset[str] = frozenset()
-
-
-class Layer(ByIdentity, _Layer):
-    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here.
-
-    `roots`: the file is root's own. `says`: the settings that stand in it, by key.
-    """
-
-    __slots__ = ()
+    roots: bool = False  # the file is root's own
+    says: frozenset[str] = frozenset()  # the settings that stand in it, by key
 
 
 def strictest(key: str, values: "Iterable[Any]") -> Any:

@@ -1,5 +1,7 @@
 """What is filed under rules, findings, layers and commands is filed under each of them, and not under what they say."""
 
+from dataclasses import is_dataclass, replace
+
 import pytest
 
 from rules.matching.layers import Layer
@@ -19,13 +21,14 @@ ONES = {
 @pytest.mark.parametrize("kind", ONES)
 def test_one_that_says_the_same_is_another(kind):
     one = ONES[kind]
-    like = one._replace()
+    like = replace(one) if is_dataclass(one) else one._replace()
     assert type(like) is type(one)
-    assert tuple(like) == tuple(one)
+    assert repr(like) == repr(one)
     assert one != like
     assert not one == like  # noqa: SIM201 - each is asked in its own way
-    assert one != tuple(one)
-    assert tuple(one) != one
+    if isinstance(one, tuple):
+        assert one != tuple(one)
+        assert tuple(one) != one
     assert one == one  # noqa: PLR0124
     assert {one: "known"}.get(like) is None
     assert {one: "known"}[one] == "known"
