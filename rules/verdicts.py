@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 class Verdict(StrEnum):
     """What the rules say, strictest first."""
 
+    lets_out: bool  # whether bytes may leave under it
+
     DENY = "deny"
     ASK = "ask"
     FLAG = "flag"
     ALLOW = "allow"
 
-    @property
-    def lets_out(self) -> bool:
-        """Whether bytes may leave under this verdict."""
-        return self in (Verdict.FLAG, Verdict.ALLOW)
+    def __init__(self, value: str) -> None:
+        self.lets_out = value in {"flag", "allow"}  # worked out once: it is asked several times a request
 
 
 STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)

@@ -385,7 +385,7 @@ def admits(rule: Rule, address: Address, *, granted: bool = False) -> bool:
     Without `resolves_to`, what lets out covers public addresses and what holds back covers all. An ask holds back; what
     it lets out when it is `granted` is another question.
     """
-    if rule.lets_out or granted:
+    if granted or rule.action.lets_out:
         listed = rule.resolves_to
         return block_of(address) is None if listed is None else any(opens(network, address) for network in listed)
     return rule.resolves_to is None or any(address in network for network in rule.resolves_to)
