@@ -1,23 +1,16 @@
-"""Which name an address stands for in one sandbox: the addresses its resolver gave out (DESIGN, "DNS").
-
-A synthetic address means exactly one name, so a connection to it says where it goes whatever its bytes say. It is not
-given to another name before every answer that named it is an hour out of date. Tables are bounded and belong to one
-tenant (invariant 11); names that are denied have a small pool of their own, so that asking for many of them never takes
-an address from a name that may be used.
-"""
+"""Names and the addresses that stand for them: leases of the pool, and what was given out before a restart."""
 
 import time
 from collections import OrderedDict
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
 
-from proxy.dns.remembered import RealAddresses
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from rules.addresses import Address
     from rules.names import HostName
+
 
 TTL: Final = 60  # seconds, of every answer
 KEPT: Final = TTL + 3600.0  # seconds after the last answer for which an address keeps its meaning
@@ -135,3 +128,43 @@ class _Leases:
             return None
         del self._by_name[oldest.name], self._by_number[oldest.number]
         return oldest.number
+
+
+MOST_ADDRESSES: Final = 16384
+MOST_NAMES_EACH: Final = 64
+MOST: Final = 65536  # names at addresses, 140 bytes each beside the names
+
+
+class RealAddresses:
+    """True addresses that a sandbox was told, each with the names it was told for, the latest last."""
+
+    __slots__ = ("_clock", "_kept", "_names", "_noted")
+
+    def __init__(self, kept: float, clock: "Callable[[], float]") -> None:
+        """Keep what is noted for `kept` seconds."""
+        self._kept = kept
+        self._clock = clock
+        self._names: OrderedDict[Address, OrderedDict[HostName, float]] = OrderedDict()
+        self._noted = 0  # names at all of them
+
+    def note(self, name: "HostName", address: "Address") -> None:
+        """Note that `name` was answered with `address` just now."""
+        names = self._names.setdefault(address, OrderedDict())
+        self._names.move_to_end(address)
+        self._noted += name not in names
+        names[name] = self._clock() + self._kept
+        names.move_to_end(name)
+        if len(names) > MOST_NAMES_EACH:
+            names.popitem(last=False)
+            self._noted -= 1
+        while len(self._names) > MOST_ADDRESSES or self._noted > MOST:
+            _, forgotten = self._names.popitem(last=False)
+            self._noted -= len(forgotten)
+
+    def names_of(self, address: "Address") -> "tuple[HostName, ...]":
+        """Return the names that `address` stands for, the latest last."""
+        names = self._names.get(address)
+        if names is None:
+            return ()
+        now = self._clock()
+        return tuple(name for name, until in names.items() if until >= now)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.tenant import Tenant
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.decision import Decision

@@ -1,20 +1,12 @@
-"""What a TLS ClientHello says, read without consuming it: who is wanted, what is to be spoken, whether that is hidden.
-
-And JA4, a fingerprint of the program that sent it. Anybody can make a hello that has another program's: it is a hint
-for people, and decides nothing.
-
-Pure. Strict where leniency would give a message two readings: a length that doesn't add up, an extension that comes
-twice, a second name. Such a hello is no hello, and a server that understands it anyway never sees it.
-RFC 8446 sections 4.1.2 and 5.1 (TLS 1.3), RFC 5246 section 7.4.1.2 (TLS 1.2), RFC 6066 section 3 (server_name).
-FoxIO's JA4 technical details, "JA4: TLS Client Fingerprint"; GREASE as in RFC 8701.
-"""
+"""The first bytes of a client: which protocol they begin, and the ClientHello of TLS (RFC 8446 section 4.1.2)."""
 
 import hashlib
+import re
 import struct
 from enum import Enum
 from typing import Final, NamedTuple
 
-MOST_BYTES: Final = 32768  # of records that are looked at for one hello; real ones have 200 to 2,500 bytes
+MOST_BYTES: Final = 32768  # of a client's first bytes that are looked at; a real ClientHello has 200 to 2,500
 MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
 
 _RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and the first byte of every version
@@ -230,3 +222,68 @@ def _highest(body: bytes) -> int:
     if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
     return max(set(struct.unpack(f"!{len(body) // 2}H", body[1:])) - _GREASE, default=0)
+
+
+FIRST_LOOK: Final = 4096  # bytes; a ClientHello has 200 to 2,500
+
+_TLS_HANDSHAKE = 22
+# RFC 9112 section 3: a method is a token (RFC 9110 section 5.6.2); the longest registered one has 17 characters.
+_METHOD_BEGINS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}(?: |\Z)")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^\x00-\x20\x7f]+) HTTP/[0-9]\.[0-9]\r?\n")
+# RFC 9112 section 2.2: a server ignores empty lines before a request; more than a few are no HTTP
+_EMPTY_LINES = re.compile(rb"(?:\r?\n){0,4}")
+_BROKEN_FIELD = re.compile(rb"^[ \t]|^[^:\r\n]*[ \t]:", re.MULTILINE)  # folded, or space in front of the colon
+# Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
+_HOST = re.compile(rb"^host:([^\r\n]*+)\r?\n", re.IGNORECASE | re.MULTILINE)
+_NOTHING = frozenset({b"", b"\r"})  # of a request line yet
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+
+
+class Other(Enum):
+    """The bytes are neither TLS nor HTTP."""
+
+    OTHER = "other"
+
+
+OTHER: Final = Other.OTHER
+
+
+class HttpHead(NamedTuple):
+    """An HTTP/1 request, as far as is needed to choose. `host` is the value of Host; None: not one, or not read."""
+
+    host: str | None
+
+
+type Seen = ClientHello | HttpHead | Other
+
+
+def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
+    """Say what `data` begins with. `whole_head`: of HTTP the Host is wanted too, which takes the whole head."""
+    if not data:
+        return NeedMore(1)
+    if data[0] == _TLS_HANDSHAKE:
+        hello = parse_hello(data)
+        return OTHER if isinstance(hello, NotTls) else hello
+    return parse_head(data, whole=whole_head)
+
+
+def parse_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
+    """Read the head of an HTTP/1 request; without `whole`, no further than its request line."""
+    empty = _EMPTY_LINES.match(data)
+    start = empty.end() if empty else 0
+    line = _REQUEST_LINE.match(data, start)
+    if line is None:
+        begun = data[start:]
+        longer = len(data) < MOST_BYTES and b"\n" not in begun and (begun in _NOTHING or _METHOD_BEGINS.match(begun))
+        return NeedMore(len(data) + 1) if longer else OTHER
+    if not whole:
+        return HttpHead(None)
+    end = _END_OF_HEAD.search(data, line.end() - 2)
+    if end is None:
+        # A head that never ends names no host: what it is then decided as, it is not allowed as.
+        return NeedMore(len(data) + 1) if len(data) < MOST_BYTES else HttpHead(None)
+    fields = data[line.end() : end.start() + 2]
+    hosts = _HOST.findall(fields)
+    if len(hosts) != 1 or _BROKEN_FIELD.search(fields):
+        return HttpHead(None)
+    return HttpHead(hosts[0].strip(b" \t").decode("ascii", "backslashreplace"))

@@ -16,9 +16,8 @@ from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.admitted import Admitted
-from proxy.gate.client_hello import NeedMore
+from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
-from proxy.gate.first_bytes import FIRST_LOOK, MOST_BYTES, recognise
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State, next_state
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.connecting import Connecting, Hop
     from proxy.dialing.through import Through
-    from proxy.gate.first_bytes import Seen
+    from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord

@@ -8,8 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dialing.preflight import refused
-from proxy.gate.client_hello import ClientHello
-from proxy.gate.first_bytes import HttpHead
+from proxy.gate.client_hello import ClientHello, HttpHead
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, alpn_is_readable
 from rules.decision import Decision, denied
@@ -19,7 +18,7 @@ from rules.verdicts import OnBlock, Outcome, Reason
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
     from proxy.dialing.connecting import DialFailed
-    from proxy.gate.first_bytes import Seen
+    from proxy.gate.client_hello import Seen
     from proxy.sandbox.tenant import Tenant
     from rules.addresses import Address
     from rules.matching.policy import Policy

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
     from proxy.sandbox.tenant import Tenant
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
 MOST_CONNECTIONS: Final = 4096

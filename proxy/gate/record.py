@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from proxy.dialing.connecting import Hop
     from proxy.gate.decide import Judgement, Wanted
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Process, Where
     from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address

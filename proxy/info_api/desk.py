@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.info_api.requests import Asked
     from proxy.info_api.wishes import Later
     from proxy.sandbox.tenant import Tenant
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Event
     from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.info_api.otlp import Said, Sent
     from proxy.info_api.requests import Asked
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
 MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked

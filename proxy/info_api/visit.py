@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.wishes import Later
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})

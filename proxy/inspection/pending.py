@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
     from proxy.sandbox.tenant import Tenant
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Asks, Decision

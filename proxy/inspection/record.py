@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.inspection.leaking import Outgoing
     from proxy.request.request_head import Head
     from proxy.sandbox.rule_limits import Meter
-    from proxy.supervisor_channel.attribution import Whose
+    from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.attempt import Attempt

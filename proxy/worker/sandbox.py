@@ -22,8 +22,7 @@ from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
-from proxy.supervisor_channel.attribution import ProcessAttribution
-from proxy.supervisor_channel.channel import SupervisorChannel
+from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.prometheus.metrics import Metrics

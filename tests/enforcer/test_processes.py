@@ -21,7 +21,9 @@ true
 SAID = '{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"hello"}}]}]}]}'
 
 
-TRIES = 5  # on a busy machine a refusal waits for its process no longer than it may (`proxy.supervisor_channel.attribution`)
+TRIES = (
+    5  # on a busy machine a refusal waits for its process no longer than it may (`proxy.supervisor_channel.channel`)
+)
 
 
 def refused(someone, rules):

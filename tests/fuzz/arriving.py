@@ -7,8 +7,7 @@ from itertools import pairwise
 
 from proxy.certificates import packets
 from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
-from proxy.gate.client_hello import ClientHello, NeedMore
-from proxy.gate.first_bytes import MOST_BYTES, recognise
+from proxy.gate.client_hello import MOST_BYTES, ClientHello, NeedMore, recognise
 from proxy.request.git_push import Push, Unclear
 from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netns_harness import ORDINARY
 
-from proxy.supervisor_channel.attribution import Owner, ask_owner, encode_query, parse_owner
+from proxy.supervisor_channel.channel import Owner, ask_owner, encode_query, parse_owner
 from proxy.wire.netlink import HEADER, MalformedMessageError, message
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP

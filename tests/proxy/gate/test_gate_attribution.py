@@ -9,8 +9,8 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import World, client_hello, run
 
-from proxy.supervisor_channel import attribution, messages
-from proxy.supervisor_channel.attribution import A_SECOND, AT_ONCE, ProcessAttribution, Whose
+from proxy.supervisor_channel import channel, messages
+from proxy.supervisor_channel.channel import A_SECOND, AT_ONCE, ProcessAttribution, Whose
 from proxy.telemetry.events import Process
 
 RULES = [
@@ -45,7 +45,7 @@ async def refused(world):
 
 
 def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("proxy.supervisor_channel.attribution.PATIENCE", 60)  # a moment, on a machine that is busy
+    monkeypatch.setattr("proxy.supervisor_channel.channel.PATIENCE", 60)  # a moment, on a machine that is busy
 
     async def test(world):
         task = await refused(world)
@@ -134,7 +134,7 @@ def asking(monkeypatch):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     inodes = iter(range(1000, 100_000))
-    monkeypatch.setattr(attribution, "ask_owner", lambda *_: attributing_owner(next(inodes)))
+    monkeypatch.setattr(channel, "ask_owner", lambda *_: attributing_owner(next(inodes)))
     clock = [0.0]
     yield ProcessAttribution(None, ours, lambda: clock[0]), clock, theirs
     ours.close()
@@ -142,7 +142,7 @@ def asking(monkeypatch):
 
 
 def attributing_owner(inode):
-    from proxy.supervisor_channel.attribution import Owner
+    from proxy.supervisor_channel.channel import Owner
 
     return Owner(inode, 0)
 

@@ -4,9 +4,8 @@ import pytest
 from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 
 from proxy.dialing.connecting import DialFailed
-from proxy.gate.client_hello import parse_hello
+from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
 from proxy.gate.decide import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
-from proxy.gate.first_bytes import OTHER, HttpHead
 from proxy.sandbox.tenant import Task, Tenant
 from rules.attempt import Protocol
 from rules.names import HostName

@@ -14,7 +14,7 @@ from gate_harness import (
 )
 
 from proxy.gate.client_hello import parse_hello
-from proxy.supervisor_channel.attribution import Whose
+from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
 
 # passed through

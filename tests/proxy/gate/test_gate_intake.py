@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from proxy.info_api.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
 from proxy.info_api.requests import _fields, parse
-from proxy.supervisor_channel.attribution import Whose
+from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
 from tests.proxy.leaky import TOKEN
 

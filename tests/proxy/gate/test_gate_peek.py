@@ -3,8 +3,7 @@ from gate_harness import client_hello
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.gate.client_hello import ClientHello, NeedMore
-from proxy.gate.first_bytes import MOST_BYTES, OTHER, HttpHead, Other, recognise
+from proxy.gate.client_hello import MOST_BYTES, OTHER, ClientHello, HttpHead, NeedMore, Other, recognise
 
 HEAD = b"GET /a?b=c HTTP/1.1\r\nUser-Agent: x\r\nHost: good.example:8080\r\nAccept: */*\r\n\r\n"
 

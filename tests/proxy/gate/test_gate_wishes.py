@@ -8,7 +8,7 @@ from held_harness import reload
 from test_gate_desk import request
 
 from proxy.approvals.protocol import Wish
-from proxy.supervisor_channel.attribution import Whose
+from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
 
