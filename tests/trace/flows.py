@@ -28,6 +28,7 @@ rules:
   - {{id: inspected, to: {_INSPECTED}, http: {{methods: [GET], paths: ["/echo"]}}, action: allow}}
   - {{id: spliced, to: {_SPLICED}, tls: splice, action: allow}}
 """
+_TRIES = 3  # the supervisor looks at rule files every so often, and that may fall into a flow: the shortest try counts
 _NO_SERVICE = {"EXEAT_CONTROL": "/dev/null/none"}
 
 
@@ -65,13 +66,15 @@ def record() -> dict[str, list[Call]]:
         shutil.copy(_CLIENT, lab.workspace())
         _exeat(lab, "true", rules=rules)  # makes what only a first run makes
         run, _ = _exeat(lab, "true", rules=rules)
-        visits, said = _exeat(lab, _PYTHON, _CLIENT.name, _INSPECTED, _SPLICED, rules=rules)
+        tries = [_visits(lab, rules) for _ in range(_TRIES)]
+    return {name: min((each[name] for each in tries), key=figures) for name in tries[0]} | {"run": run}
+
+
+def _visits(lab: Lab, rules: Path) -> dict[str, list[Call]]:
+    calls, said = _exeat(lab, _PYTHON, _CLIENT.name, _INSPECTED, _SPLICED, rules=rules)
     when = json.loads(said)
-    return {
-        "request": [call for call in visits if _within(call, *when[_INSPECTED])],
-        "connection": [call for call in visits if _within(call, *when[_SPLICED])],
-        "run": run,
-    }
+    names = {"request": _INSPECTED, "connection": _SPLICED}
+    return {flow: [call for call in calls if _within(call, *when[name])] for flow, name in names.items()}
 
 
 def _exeat(lab: Lab, *command: object, rules: Path) -> tuple[list[Call], str]:
