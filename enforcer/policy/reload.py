@@ -2,8 +2,8 @@
 
 They are read, checked, compiled and tried by a process of its own, so that the supervisor goes on; what it made is
 bytes in a memory file, which the worker is handed. What is wrong is told, and the rules in force stay, but that root's
-files hold as they are now (`rules.raised`). Home of the rule that a task never decides what its own rules are: what it
-could have written is not read (`path_resolution`).
+files hold as they are now (`rules.matching.unreadable_layer`). Home of the rule that a task never decides what its own
+rules are: what it could have written is not read (`path_resolution`).
 """
 
 import contextlib

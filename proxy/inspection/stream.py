@@ -344,6 +344,9 @@ class Stream:
                 return None
         if self.outgoing is not None:
             return self._send_through(self.outgoing, event)
+        if self.is_revoked():  # since it came: it may have waited for its connection, or for another turn
+            self.cut_off(REVOKED)
+            return None
         self.to_server(event)
         self._end_if_done()
         return None

@@ -13,6 +13,7 @@ from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing
 from proxy.inspection.leaking import Outgoing
+from proxy.inspection.stream import Stream
 from proxy.sandbox.tenant import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
@@ -164,6 +165,41 @@ def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_
     wait_for(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
+
+
+def test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it(gate, origins, monkeypatch):
+    came, begun, let, end = [], threading.Event(), threading.Event(), threading.Event()
+    real = Stream.state_request_body
+
+    def waits(stream, event):  # as behind others, and before others, that take longer than a turn
+        begun.set()
+        while not let.is_set():
+            yield
+        yield from real(stream, event) or ()
+        while not end.is_set():
+            yield
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except OSError:
+            came.append(b"")
+
+    monkeypatch.setattr(Stream, "state_request_body", waits)
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow, scan: off"
+    gate.rules(f"[{{id: a, {rule}}}]")
+    with place.connect() as connection:
+        post(place, connection)
+        assert begun.wait(30)
+        gate.rules(f"[{{id: b, {rule}, http: {{paths: [/b]}}}}]")
+        gate.loop.run(review, gate, place.port)
+        let.set()
+        wait_for(lambda: came)
+        end.set()
+    assert came == [b""]
+    wait_for(lambda: gate.events("request.completed"))
+    assert [event["outcome"] for event in gate.events("request.completed")] == ["blocked"]
 
 
 def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looked_at(gate, origins, slowly):
