@@ -416,7 +416,7 @@ class GateHttp:
         stream = self.streams.get(stream_id)
         if stream is None:
             return False
-        if stream.undecided:
+        if stream.is_waiting:
             return True
         server = stream.server
         if server is None:
@@ -437,8 +437,8 @@ class GateHttp:
             if not isinstance(front, FrontHttp1):
                 return connection.full  # it asks and doesn't listen
             if front.state is State.BODY or front.state is State.PIPE:
-                stream = self.streams.get(front.stream_id)  # if undecided: what is read now would only be kept
-                return (stream is not None and stream.undecided) or bool(
+                stream = self.streams.get(front.stream_id)  # if it waits: what is read now would only be kept
+                return (stream is not None and stream.is_waiting) or bool(
                     [server for server in self.outgoing if server.full]
                 )
             ahead = front.state is State.WAIT and len(front.buf) > MOST_AHEAD

@@ -189,6 +189,11 @@ class Stream:
                 return None
         raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of the request can leave yet: it waits for its decision, or for a connection."""
+        return self.undecided or self.waiting is not None
+
     def is_of(self, flows: frozenset[str]) -> bool:
         """Whether this is one of these requests, and was let out."""
         return self.settled and self.request.key in flows

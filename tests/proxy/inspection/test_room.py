@@ -1,17 +1,20 @@
 """What one tenant's connections keep together is bounded, however many there are and whatever they leave unread."""
 
+import contextlib
 import select
 import socket
 import time
 
 import h2.connection
 import h2.events
+import pytest
 from bodies_harness import MIB
 from h2.settings import SettingCodes
 from http2_client import Client
 from inspection_clients import wait_for
 from inspection_harness import site
 
+from proxy.dialing.dial import Dialer
 from proxy.inspection import context
 from proxy.inspection.context import Room
 from proxy.inspection.http2 import Leaving
@@ -149,3 +152,48 @@ class Watcher:
         pass
 
     change = relieved = watch
+
+
+class Nowhere:
+    """A dial that goes on and on."""
+
+    def take(self):
+        return None
+
+    def cancel(self):
+        pass
+
+
+def upload_http1(place, most):
+    """Upload for as long as it is taken; returns how many bytes were."""
+    sent = 0
+    with place.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {2 * most}\r\n\r\n".encode())
+        connection.settimeout(1)
+        while sent < most:
+            sent += connection.send(bytes(65536))
+    return sent
+
+
+def upload_http2(place, most):
+    sent, client = 0, Client(place)
+    with client.socket, contextlib.suppress(OSError):
+        stream = client.request("/", "POST", end=False)
+        client.socket.settimeout(1)
+        while sent < most:
+            if size := min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size):
+                client.h2.send_data(stream, bytes(size))
+                client.flush()
+                sent += size
+            else:
+                client.read()
+    return sent
+
+
+@pytest.mark.parametrize("upload", [upload_http1, upload_http2])
+def test_what_is_uploaded_while_its_server_is_dialled_stays_with_its_client(gate, origins, monkeypatch, upload):
+    place = site(gate, origins.web("good.example", tls=True))
+    dialled = []
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())
+    assert upload(place, 32 * MIB) < 16 * MIB  # what sockets and windows take
+    assert dialled
