@@ -447,7 +447,8 @@ class Recorder:
             self._tally.decided(event.kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
             raise
         kind = event.kind
-        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason, decision.rules)
+        rules = () if kind is Kind.COMMAND_DECIDED else decision.rules  # a command is no rule with a series of its own
+        self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason, rules)
         self._tally.decided(kind, decision.outcome, name, address, reason=decision.reason)
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself

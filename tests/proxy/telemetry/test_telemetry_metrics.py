@@ -226,3 +226,11 @@ def test_an_allowed_and_a_denied_attempt_are_told_apart(tmp_path):
     connect(here.recorder, ALLOWED)
     connect(here.recorder, DENIED)
     assert len(here.metrics.decisions) == 2
+
+
+def test_a_decision_on_a_command_counts_and_no_rule_does(tmp_path):
+    """Rules with a series of their own are about the network; a command isn't one of them."""
+    here = rig(tmp_path)
+    here.recorder.command_decided(DENIED, ["rm", "x"], None)
+    assert here.metrics.decisions == {(Kind.COMMAND_DECIDED, DENIED.verdict, DENIED.outcome, DENIED.reason): 1}
+    assert here.metrics.rule_decisions == {}
