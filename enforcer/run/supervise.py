@@ -75,6 +75,8 @@ class Watch:
 
     def turn(self) -> Ended | None:
         """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
+        if "declined" in self.gate.said:  # by the service, before it has served the task
+            return self._ended(None, str(self.gate.said.get("failed"))[:_LONGEST])
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
             self.look()
@@ -103,6 +105,8 @@ class Watch:
             if self.gate.said.pop("kill", None):
                 self._kill()
             return True
+        if "declined" in self.gate.said:
+            return False  # `turn` ends the task
         self.lost_gate = True
         why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
         say(f"the gate stopped{why}; the task has no network from here on")

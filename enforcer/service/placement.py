@@ -28,7 +28,7 @@ _MOST_PIECES: Final = 100  # of a report: a worker that says more is not believe
 class SharedWorker(Worker):
     """A place at a worker of the service. The channel to the service is also what the sandbox's sockets go through."""
 
-    words = Worker.words | {"kill", "unknown"}
+    words = Worker.words | {"declined", "kill", "unknown"}
 
     def __init__(self, service: socket.socket, *, shared: bool) -> None:
         """Have one. `shared`: the rules may be those of other runs too, and are watched by the service."""

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.policy.reload import Reloader
 from enforcer.policy.rules_in_force import Seen, fingerprint
 from enforcer.policy.run_request import Wanted
+from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _MOST_KEPT: Final = 16  # sets without a sandbox
 _NOWHERE: Final = "/dev/null/nowhere"  # the workspace of all of them together: their tasks can write none of this
+_LONGEST: Final = 300  # characters of why a policy can't be read
 _LARGEST: Final = 1 << 20  # bytes of a policy that is kept here: a larger one takes too long to take in
 
 
@@ -98,21 +100,25 @@ class RuleSets:
         return ()
 
     def take(self, said: Mapping[str, object], policy_file: int) -> RuleSet:
-        """Return the set that a run is under, whose policy it has put in `policy_file`, the caller's."""
+        """Return the set that a run is under, whose policy it has put in `policy_file`, the caller's.
+
+        Raises HostError where that policy can't be read.
+        """
         files, system = tuple(map(str, _list(said["files"]))), str(said["system"])
         seen, asked = str(said["seen"]), tuple(map(str, _list(said["asked"])))
         key = Key(files, system) if said["shared"] is True and seen else None
         found = self._current.get(key) if key is not None else None
         if found is not None and found.seen == seen:
             return found
+        policy = None if key is None else _policy(policy_file)
         number, self._next = self._next, self._next + 1
         made = self._sets[number] = RuleSet(number, key, os.dup(policy_file), seen, asked)
+        made.policy = policy
         if key is not None:
             self._keep(made, key, Path(system))
         return made
 
     def _keep(self, made: RuleSet, key: Key, system: Path) -> None:
-        made.policy = _policy(made.policy_file)
         if made.policy is not None:
             wanted = Wanted((), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen)
             made.reloader = Reloader(wanted, _Pen(self, made), lambda _paths: None, self._selector)
@@ -142,12 +148,27 @@ class RuleSets:
         rules.close()
 
     def replaced(self, rules: RuleSet, revision: str, policy_file: int, *, asks: bool = False) -> None:
-        """Put another policy in force for everybody under a set. The file is the caller's."""
-        rules.replace(policy_file)
+        """Put another policy in force for everybody under a set. The file is the caller's.
+
+        One that can't be read is rejected: those under the set keep theirs, and a later run makes a set of its own.
+        """
         if rules.key is not None:
-            rules.policy = _policy(policy_file)
+            try:
+                policy = _policy(policy_file)
+            except HostError as error:
+                self.rejected(rules, [str(error)])
+                self.share_no_more(rules)
+                return
+            rules.policy = policy
             rules.seen = ""  # what it was read from is known in a moment
+        rules.replace(policy_file)
         self._publish(rules, {"set": rules.number, "revision": revision, "asks": asks}, [policy_file])
+
+    def share_no_more(self, rules: RuleSet) -> None:
+        """Put no other sandbox under a set: its files have a policy that can't be read."""
+        if rules.key is not None and self._current.get(rules.key) is rules:
+            del self._current[rules.key]
+            self._changes += 1
 
     def rejected(self, rules: RuleSet, problems: Sequence[str]) -> None:
         """Tell everybody under a set that its files are broken now."""
@@ -161,6 +182,7 @@ class RuleSets:
                 before = rules.asked, rules.seen
                 rules.asked, rules.seen = rules.reloader.in_force()
                 self._changes += before != (rules.asked, rules.seen)
+                self.let_go(rules)
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
@@ -196,15 +218,26 @@ class _Pen:
 
 
 def _policy(policy_file: int) -> "Policy | None":
-    """Read a policy that one of our own processes has written; None: it is too large to keep."""
+    """Read a policy that one of our own processes has written; None: it is too large to keep. Raises HostError."""
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
 
     if os.fstat(policy_file).st_size > _LARGEST:
         return None
-    with policy_transfer.Copy(os.dup(policy_file)) as file:
-        proxy_auth.take(file)
-        return policy_transfer.take(file)
+    try:
+        with policy_transfer.Copy(os.dup(policy_file)) as file:
+            proxy_auth.take(file)
+            return policy_transfer.take(file)
+    except ValueError as error:
+        raise unreadable("the service", str(error)) from error
+
+
+def unreadable(where: str, why: str) -> HostError:
+    """Return what to raise or report where a compiled policy can't be read."""
+    return HostError(
+        f"{where} can't read the compiled rules ({why[:_LONGEST]})",
+        "this is a bug of Exeat's: run `exeat doctor`, and report what it prints with this sentence",
+    )
 
 
 def _absolute(path: Path) -> str:

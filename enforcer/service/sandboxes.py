@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from enforcer.service.rule_sets import unreadable
 from enforcer.system.errors import HostError
 from proxy.dns.names import KEPT, PARTS
 
@@ -168,6 +169,11 @@ class Sandboxes:
             return
         if isinstance(summary := said.get("summary"), str):
             sandbox.tell({"summary": summary})
+            self.forget(sandbox)
+        elif "unread" in said:
+            declined = {} if sandbox.deaths else {"declined": True}  # or else its task has run under another worker
+            sandbox.tell({"failed": str(unreadable("its worker", str(said["unread"]))), **declined})
+            self._sets.share_no_more(sandbox.rules)
             self.forget(sandbox)
         elif "failed" in said:
             sandbox.tell({"failed": str(said["failed"])[:_LONGEST]})

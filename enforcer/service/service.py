@@ -323,7 +323,11 @@ class Service:
                 channel.tell({"unknown": True})
                 return
         else:
-            rules = self._sets.take(said, descriptors[0])
+            try:
+                rules = self._sets.take(said, descriptors[0])
+            except (HostError, OSError) as error:
+                channel.tell({"failed": str(error)})
+                return
 
         def tell(what: Mapping[str, object]) -> None:
             with contextlib.suppress(Overflowed):

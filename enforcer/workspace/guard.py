@@ -24,6 +24,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import outermost
+from enforcer.system import linux
 from enforcer.system.errors import UsageError
 from enforcer.workspace import repository_scan
 from enforcer.workspace.protected_lists import HOME, INSTALLED, PROJECT, TOLD, globs_of
@@ -59,6 +60,7 @@ _MOST_NESTED: Final = 500  # repositories below a directory that are guarded
 # However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
 _MOST_BELOW: Final = 50_000
 _MOST_MATCHED: Final = 10_000
+_FUSE: Final = 0x65735546  # statfs(2): a program of the user's says what a directory holds, and may omit what is there
 _MANY: Final = -1  # the size of a directory that has more names below it than are looked at
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 # What every module or worktree has that is protected: it was there if one of these was.
@@ -356,13 +358,16 @@ class Guard:
     def _names_at_top(self) -> frozenset[str] | None:
         """Return the names at the top in lower case, so that few of the globs are looked up one by one.
 
-        None: each has to be, as the names are very many, can't be listed, or could be others' by another spelling.
+        None: each has to be, as the names are very many, can't be listed, are listed by a program (FUSE), or could be
+        others' by another spelling.
         """
         try:
             directory = self._tree.directory(TOP)
         except OSError:
             return None
         try:
+            if linux.file_system_of(directory) == _FUSE:
+                return None
             with os.scandir(directory) as entries:
                 names = [entry.name for entry in islice(entries, _MOST + 1)]
         finally:

@@ -64,6 +64,7 @@ class _Rules:
     policy: "Policy | None" = None
     login: "Login | None" = None
     newest: int = -1
+    unread: str = ""  # why the last policy could not be read
     waiting: "list[_Admission]" = field(default_factory=list)
     members: "dict[str, Tenancy]" = field(default_factory=dict)
 
@@ -177,7 +178,7 @@ class Tenancies:
         if descriptors:
             if rules.newest >= 0:
                 os.close(rules.newest)
-            rules.newest = descriptors.pop(0)
+            rules.newest, rules.unread = descriptors.pop(0), ""
             if self._taking is None:
                 self._taking = asyncio.get_running_loop().create_task(self._take_all())
 
@@ -190,7 +191,7 @@ class Tenancies:
                 try:
                     policy, login = await take_in(descriptor)
                 except Exception as error:  # noqa: BLE001 - whatever it is, what is in force stays
-                    self._reject(rules, f"new rules could not be taken over: {type(error).__name__}: {error}")
+                    self._reject(rules, f"{type(error).__name__}: {error}")
                     continue
                 await self._put_in_force(rules, policy, login)
         finally:
@@ -213,12 +214,16 @@ class Tenancies:
             await let_go(dropped)
 
     def _reject(self, rules: _Rules, why: str) -> None:
+        """Record that a policy can't be read. The one in force stays; without one, no sandbox is served."""
+        if rules.newest < 0:
+            rules.unread = why
+        problem = f"new rules could not be taken over: {why}"
         for tenancy in rules.members.values():
-            tenancy.recorder.error(Where.WORKER, why)
-            tenancy.reloading.rejected([why])
+            tenancy.recorder.error(Where.WORKER, problem)
+            tenancy.reloading.rejected([problem])
         waiting, rules.waiting = rules.waiting, []
         for admission in waiting:
-            self._fail(admission, why)
+            self._fail(admission, why, "unread")
 
     def _forget(self, number: int) -> None:
         rules = self._sets.get(number)
@@ -247,10 +252,12 @@ class Tenancies:
         )
         self._under[sandbox] = number
         rules = self._sets[number]
-        if rules.policy is None:
-            rules.waiting.append(admission)
-        else:
+        if rules.policy is not None:
             self._begin(rules, admission)
+        elif rules.unread:
+            self._fail(admission, rules.unread, "unread")
+        else:
+            rules.waiting.append(admission)
 
     def _begin(self, rules: _Rules, admission: _Admission) -> None:
         assert rules.policy is not None
@@ -274,7 +281,8 @@ class Tenancies:
         for said in admission.said:
             self._tell(admission.sandbox, said)
 
-    def _fail(self, admission: _Admission, why: str) -> None:
+    def _fail(self, admission: _Admission, why: str, word: str = "failed") -> None:
+        """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise."""
         rules = self._sets[self._under.pop(admission.sandbox)]
         tenancy = rules.members.pop(admission.sandbox, None)
         if tenancy is not None:
@@ -282,7 +290,7 @@ class Tenancies:
             tenancy.let_go()
         for sock in admission.sockets.values():
             sock.close()
-        self._say({"of": admission.sandbox, "failed": why})
+        self._say({"of": admission.sandbox, word: why})
 
     def _tell(self, sandbox: str, said: Mapping[str, Any]) -> None:
         number = self._under.get(sandbox)

@@ -110,13 +110,13 @@ def until(true, what="it"):
 class Up:
     """A running service."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, program=(EXEAT,)):
         with LOG.open("w") as log:
             environment = {
                 **os.environ,
                 "PYTHONWARNINGS": "always:This process",
             }  # has more threads than one, and forks
-            self.process = subprocess.Popen([EXEAT, "up", "--workers", "2", *options], stderr=log, env=environment)
+            self.process = subprocess.Popen([*program, "up", "--workers", "2", *options], stderr=log, env=environment)
         atexit.register(self.process.kill)  # whatever becomes of the scenario
         until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
         self.said = LOG.read_text().partition("\n")[0] + "\n"

@@ -46,6 +46,7 @@ from tests.enforcer.service.deaths import backlog, blamed, crash, faults, killed
 from tests.enforcer.service.full import full  # noqa: F401 - so
 from tests.enforcer.service.handed import handed  # noqa: F401 - so
 from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
+from tests.enforcer.service.unreadable import unreadable  # noqa: F401 - so
 from tests.waiting import readable
 
 

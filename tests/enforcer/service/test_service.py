@@ -128,6 +128,23 @@ def test_a_flood_of_one_tenant_s_is_no_trouble_of_its_neighbour_s_in_the_same_wo
     assert found["ended"] == 0
 
 
+@harness.as_a_user
+def test_run_whose_policy_cannot_be_read_is_declined_at_once_and_the_others_go_on(seen):
+    found = seen("unreadable")
+    remedy = "; this is a bug of Exeat's: run `exeat doctor`, and report what it prints with this sentence\n"
+    for kind in ("strange", "half"):
+        for (status, said), where in zip(found[kind], ("the service", "its worker"), strict=True):
+            assert status == 125, said
+            assert f"{where} can't read the compiled rules (" in said
+            assert said.endswith(remedy)
+            assert said.count("\n") == 1
+    assert "`__init__` of a Policy is no part of a policy" in found["strange"][0][1]
+    assert [found[name] for name in ("again", "good", "changed", "right")] == [125, 0, 125, 0]
+    assert (found["before"], found["still"]) == ("403\n", ["403\n"] * 3)
+    assert "the service can't read the compiled rules" in str(found["rejected"])
+    assert (found["workers"], found["ended"]) == (0, 0)
+
+
 def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_anew(seen):
     found = seen("killed")
     assert found["had"] >= 5
