@@ -231,6 +231,7 @@ def test_an_allowed_and_a_denied_attempt_are_told_apart(tmp_path):
 def test_a_decision_on_a_command_counts_and_no_rule_does(tmp_path):
     """Rules with a series of their own are about the network; a command isn't one of them."""
     here = rig(tmp_path)
-    here.recorder.command_decided(DENIED, ["rm", "x"], Process(7, "/bin/sh"))
+    by_rule = DENIED._replace(rules=("web:no-rm",))
+    here.recorder.command_decided(by_rule, ["rm", "x"], Process(7, "/bin/sh"))
     assert here.metrics.decisions == {(Kind.COMMAND_DECIDED, DENIED.verdict, DENIED.outcome, DENIED.reason): 1}
     assert here.metrics.rule_decisions == {}
