@@ -186,7 +186,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
     at = tmp_path / "ca"
     stations = worker.Stations(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
     with pytest.raises(HostError, match="the CA was replaced in this very moment"):
-        worker.start(None, None, stations)
+        worker.start(None, None, stations, worker.WorkerProcess)
 
 
 @harness.in_the_lab_as_a_user
