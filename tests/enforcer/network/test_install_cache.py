@@ -137,7 +137,7 @@ def test_a_start_from_the_cache_imports_nothing_that_takes_long(made):
         "import sys; from pathlib import Path\n"
         "from enforcer.network.install import cached; cached(Path(sys.argv[1]))\n"
         "import enforcer.cli.run, enforcer.run.task, enforcer.run.sandbox_spec, enforcer.limits.limit_monitor, enforcer.run.supervise\n"
-        "left_out = {'asyncio', 'cryptography', 'dataclasses', 'importlib.metadata', 'mitmproxy', 'pyroute2', 'yaml'}\n"
+        "left_out = {'asyncio', 'cryptography', 'importlib.metadata', 'mitmproxy', 'pyroute2', 'yaml'}\n"
         "left_out |= {'enforcer.network.plan', 'enforcer.network.ruleset'}\n"
         "print(*sorted(left_out & set(sys.modules)))"
     )
