@@ -103,8 +103,6 @@ def compose(text: str, file: str, problems: list[Problem]) -> Node | None:
     except Refused as refused:
         problems.append(Problem(file, refused.line, refused.column, refused.message))
     except yaml.MarkedYAMLError as error:
-        from rules.loading.document import explained  # only when something is wrong anyway
-
         problems.append(Problem(file, *explained(error, text)))
     except yaml.reader.ReaderError as error:
         before = text.encode()[: error.position]
