@@ -43,7 +43,7 @@ print(json.dumps({"seconds": seconds, "kept": resident("VmRSS") - before, "most"
 _RELOADING = """
 import gc, json, sys, tempfile, threading, time
 from pathlib import Path
-from proxy import handover
+from proxy.worker import policy_transfer as handover
 from rules.loading.load import read
 gc.disable()
 with tempfile.TemporaryFile() as file:
