@@ -428,7 +428,7 @@ class GateHttp:
         """Give the credit that was withheld for what has left since."""
         for codec in (self.front, *self.outgoing.values()):
             if isinstance(codec, FrontHttp2 | BackHttp2) and codec.withheld:
-                yield from self._carry_out(codec.handle_event(Relieved()))
+                yield from self._carry_out(codec.return_credit())
 
     def paused(self, connection: Near | Far) -> bool:
         """Whether nothing should be read from a connection now, because what it brings can't leave."""

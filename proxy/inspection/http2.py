@@ -34,7 +34,7 @@ from mitmproxy.proxy.layers.http._http2 import (
 )
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
-from proxy.inspection.context import Checkpoint, Relieved
+from proxy.inspection.context import Checkpoint
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
 from proxy.inspection.messages import Unreadable, request_of, response_with
@@ -167,19 +167,29 @@ class _Http2(Http2Connection):
     withheld: dict[int, int]  # bytes of credit, by stream
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
-        if isinstance(event, Relieved):
-            for stream_id in [stream for stream in self.withheld if not self.stuck(stream)]:
-                self.h2_conn.acknowledge_received_data(self.withheld.pop(stream_id), stream_id)
-            if data := self.h2_conn.data_to_send():
-                yield commands.SendData(self.conn, data)
-        elif type(event) is DataReceived:
+        if type(event) is DataReceived:
             for piece in self.h2_conn.incoming_buffer.pieces(event.data):
                 yield from super()._handle_event(DataReceived(self.conn, piece))
-                if "_handle_event" in self.__dict__:  # mitmproxy has put `done` there
+                if self.is_done:
                     return
                 yield Checkpoint()
         else:
             yield from super()._handle_event(event)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the connection is over: mitmproxy has put `done` in the place of what handles events."""
+        return "_handle_event" in self.__dict__
+
+    def return_credit(self) -> "CommandGenerator[None]":
+        """Give a peer the credit that was withheld for what has left since."""
+        if self.is_done:  # h2 would refuse it
+            self.withheld.clear()
+            return
+        for stream_id in [stream for stream in self.withheld if not self.stuck(stream)]:
+            self.h2_conn.acknowledge_received_data(self.withheld.pop(stream_id), stream_id)
+        if data := self.h2_conn.data_to_send():
+            yield commands.SendData(self.conn, data)
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over. Data as mitmproxy does, but for the credit."""

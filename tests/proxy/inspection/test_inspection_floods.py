@@ -2,6 +2,7 @@
 
 import contextlib
 import ssl
+from types import SimpleNamespace
 
 import h2.config
 import h2.connection
@@ -13,9 +14,13 @@ import pytest
 from http2_client import Client
 from inspection_clients import wait_for
 from inspection_harness import Gate, site
+from mitmproxy.proxy import events
 
 from proxy.inspection import frames, http2
+from proxy.inspection.context import GateContext, far, near
 from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient
+from proxy.inspection.judging import Place
+from rules.names import HostName
 
 MANY = 1500
 
@@ -111,6 +116,29 @@ def test_a_client_s_flood_ends_its_connection_alone(busy, flood):
     assert (last["outcome"], last["reason"]) == ("blocked", BY_H2.get(flood, "limit_exceeded"))
     assert gate.events("gate.error") == []
     assert other.status(other.request("/ok")) == "200"
+
+
+def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
+    """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
+    place = Place(HostName("good.example"), 443, tls=True)
+    session = SimpleNamespace(misread=lambda *_: None)
+    front = http2.FrontHttp2(GateContext(near(("127.0.0.1", 1), place), far(place), session, None), lambda _stream: True)
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    for command in front.handle_event(events.Start()):
+        client.receive_data(command.data)
+    client.send_headers(1, [(":method", "POST"), (":scheme", "https"), (":authority", "good.example"), (":path", "/")])
+    sent = 0
+    while room := min(client.local_flow_control_window(1), client.max_outbound_frame_size):
+        client.send_data(1, b"x" * room)
+        sent += room
+    list(front.handle_event(events.DataReceived(front.conn, client.data_to_send())))
+    assert front.withheld == {1: sent}
+    list(front.handle_event(events.DataReceived(front.conn, frame(PING, b"of a wrong size"))))
+    assert front.is_done
+    front.stuck = lambda _stream: False
+    assert list(front.return_credit()) == []
+    assert front.withheld == {}
 
 
 BREAKS = {  # CVE-2023-44487, and what makes us do it: CVE-2025-8671
