@@ -122,7 +122,9 @@ def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
     """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
     place = Place(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(GateContext(near(("127.0.0.1", 1), place), far(place), session, None), lambda _stream: True)
+    front = http2.FrontHttp2(
+        GateContext(near(("127.0.0.1", 1), place), far(place), session, None), lambda _stream: True
+    )
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):
