@@ -30,7 +30,7 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.gate.block_page import Refusal, page
-from proxy.inspection.messages import body_length, head_of, response_of
+from proxy.inspection.messages import body_length, head_of, page_response, response_head_of
 from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
@@ -176,7 +176,7 @@ class Exeat:
         except InvalidName:
             decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
-            asked.response = response_of(page(Refusal(decision, attempt, event=visitor.cause, desk=False)))
+            asked.response = page_response(page(Refusal(decision, attempt, event=visitor.cause, desk=False)))
 
     @guarded
     def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:
@@ -252,7 +252,8 @@ class Exeat:
         if answered.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that nobody asked for")
         if session is not None and (exchange := session.exchange(answered.id)):
-            exchange.answered(answered.response.status_code, body_length(answered.request, answered.response))
+            method, head = answered.request.data.method, response_head_of(answered.response)
+            exchange.answered(head.status, body_length(method, head))
             answered.response.stream = streaming(exchange.may_receive, functools.partial(kill, answered))
 
     @guarded

@@ -8,19 +8,17 @@ of what the task wrote. A value leaves on verified TLS to the place it belongs t
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from mitmproxy import http
 from mitmproxy.proxy.layers.http._events import (
     RequestData,
-    RequestHeaders,
     RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
-    ResponseHeaders,
     ResponseTrailers,
 )
 
-from proxy.inspection.messages import QuickHeaders, head_of, request_of
+from proxy.inspection.messages import RequestHeaders, ResponseHead, ResponseHeaders
 from proxy.request.override_headers import alike
+from proxy.request.request_head import Head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,23 +66,17 @@ class Brokering:
             self._check(b"\n".join(part for field in event.trailers.fields for part in field), "the trailers")
         return event
 
-    def filled(self, request: http.Request, *, secure: bool) -> http.Request:
-        """Return a request with the values in it. `secure`: it goes over TLS that was verified."""
-        place, head = self._place, head_of(request)
+    def filled(self, head: Head, *, secure: bool) -> Head:
+        """Return a request's head with the values in it. `secure`: it goes over TLS that was verified."""
+        place = self._place
         carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=self.content)
         if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
         if not carried.uses and carried.signed is None:
-            return request
+            return head
         self._credential = carried.credential
         if not secure:
             raise RuntimeError("a secret was about to leave without TLS")
-        filled = request_of(head)
-        filled.data.host, filled.data.port, filled.data.scheme = (
-            request.data.host,
-            request.data.port,
-            request.data.scheme,
-        )
         self.content = b""  # a response may take long, and a connection have many requests
         path, fields = self._broker.swapped(head, carried)
         fields = _plainly(fields)
@@ -96,9 +88,7 @@ class Brokering:
             path, fields, signature = self._broker.sign(head, path, fields, carried.signed)
             if self._mask is not None:  # good for days in a presigned URL, which a redirect would show
                 self._mask.also(signature, carried.signed.claim.signature)
-        filled.data.path = path
-        filled.data.headers = QuickHeaders(fields)
-        return filled
+        return Head(head.version, head.method, head.scheme, head.authority, path, fields)
 
     def _check(self, data: bytes, where: str) -> None:
         if secret := self._body.misused(data):
@@ -112,13 +102,14 @@ class Brokering:
             yield event
             return
         if isinstance(event, ResponseHeaders):
-            data = event.response.data
-            data.headers.fields = mask.fields(data.headers.fields)
+            response = event.response
+            fields = mask.fields(response.fields)
             if self._credential:
-                self._broker.answered(self._credential, data.headers.fields)
-            data.reason = mask.line(data.reason)
+                self._broker.answered(self._credential, fields)
             # What comes then has no end that would be waited for, and no piece of it may wait for the next
-            mask.holds = data.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+            mask.holds = response.status != HTTPStatus.SWITCHING_PROTOCOLS
+            masked = ResponseHead(response.version, response.status, mask.line(response.reason), fields)
+            event = ResponseHeaders(event.stream_id, masked, event.end_stream)
         elif isinstance(event, ResponseData):
             event.data = mask.take(event.data)
             if not event.data:

@@ -16,7 +16,7 @@ from proxy.event_loop.slices import at_once, in_turns
 from proxy.gate.block_page import is_for_git
 from proxy.inspection.git import FEW_REFS, report
 from proxy.inspection.judging import unanswered, unclear, undialled
-from proxy.inspection.messages import head_of, offer_no_extensions, relayed, response_of, settle
+from proxy.inspection.messages import relayed, settle
 from proxy.inspection.pending import Held, HeldBody, HeldPush
 from proxy.request.request_head import Unclear
 from rules.settings import Via
@@ -25,11 +25,10 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mitmproxy import http
-
     from proxy.approvals.client import Asking
     from proxy.dialing.connecting import Hop
     from proxy.event_loop.slices import Sliced
+    from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Ruling
     from proxy.inspection.session import Session
@@ -45,10 +44,11 @@ class RequestContext:
     """One request, as it is decided, and what was decided: a refusal, or where it may go. Neither yet: `held`."""
 
     key: str
-    message: "http.Request"
+    head: "Head"  # as it came; once it may pass, as it is sent
     body: bool  # whether one follows; one that isn't known counts
     held: "Held | None" = None  # what has to come of it before it can be decided
-    refusal: "http.Response | None" = None
+    refusal: "Page | None" = None
+    is_last: bool = False  # it can't be read, and so neither can what comes after it
     reads_on: bool = False  # it is answered when all of it has come: git hears nobody before that
     addresses: "tuple[Hop, ...] | None" = None  # those that may be dialled for it
     authorities: tuple[bytes, ...] = ()  # certificates that its server may be verified with, those of `ca:`
@@ -73,7 +73,7 @@ class Requests:
 
         Or neither, and `held`: then this is called again once that is complete.
         """
-        head = head_of(request.message)
+        head = request.head
         ruling = self._ruled(request, head)
         if ruling is None:
             return None
@@ -219,16 +219,14 @@ class Requests:
         page = session.admit(request.key, head, ruling, via, address)
         if page is not None:
             told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None
-            request.refusal = response_of(told or page)
+            request.refusal = told or page
             request.reads_on = told is not None
-            if ruling.asked is None:  # what comes after a request that can't be read can't be read either
-                request.refusal.headers["Connection"] = "close"
+            request.is_last = ruling.asked is None
             return
         assert ruling.asked is not None
         assert not isinstance(found, DialFailed)
-        settle(request.message, ruling.asked, session.place)
-        if ruling.asked.websocket and ruling.decision.scan.blocks:
-            offer_no_extensions(request.message)  # packed messages can't be looked into
+        packed = not (ruling.asked.websocket and ruling.decision.scan.blocks)  # ... messages can't be looked into
+        request.head = settle(head, ruling.asked, session.place, extensions=packed)
         request.addresses = found
         policy = session.recorder.tenant.policy
         every = policy.settings.upstream_ca

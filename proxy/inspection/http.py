@@ -15,7 +15,6 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
-    RequestHeaders,
     RequestProtocolError,
     ResponseProtocolError,
 )
@@ -38,6 +37,7 @@ from proxy.inspection.context import (
 from proxy.inspection.http1 import HEADS_AT_ONCE, MOST_AHEAD, NOT_HTTP2, BackHttp1, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, FrontHttp2
 from proxy.inspection.link import FULL
+from proxy.inspection.messages import RequestHeaders
 from proxy.inspection.stream import WAIT, Steps, Stream
 from proxy.inspection.tls import HTTP2
 
@@ -259,8 +259,8 @@ class GateHttp:
 
     def _begin_request(self, event: RequestHeaders) -> None:
         stream = self.streams[event.stream_id] = Stream(self, event.stream_id)
-        data = event.request.data
-        stream.takes = REQUEST + len(data.path) + sum([len(n) + len(v) + FIELD for n, v in data.headers.fields])
+        head = event.request
+        stream.takes = REQUEST + len(head.path) + sum([len(n) + len(v) + FIELD for n, v in head.fields])
         self._requests += stream.takes
 
     def drop(self, stream: Stream) -> None:

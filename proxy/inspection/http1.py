@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import h11
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
-from mitmproxy.net.http import http1
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
     RequestEndOfMessage,
-    RequestHeaders,
     RequestProtocolError,
     RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
-    ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
 )
@@ -46,20 +43,24 @@ from proxy.inspection.http1_heads import (
 )
 from proxy.inspection.messages import (
     MOST_INFORMATIONAL,
+    RequestHeaders,
+    ResponseHeaders,
     Unreadable,
     asked_of_proxy,
+    body_size,
     closing,
-    is_bodiless,
+    has_no_body,
     is_relayed,
-    request_of,
 )
 from proxy.request.chunked_body import Chunks
-from proxy.request.request_head import NOTHING, Head, Unclear, body_size
+from proxy.request.request_head import NOTHING, Head, Unclear
+from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Place
+    from proxy.inspection.messages import ResponseHead
     from proxy.request.request_head import Field
 
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
@@ -113,8 +114,8 @@ class Codec:
         self.state = State.HEAD
         self.buf = ReceiveBuffer()
         self.ended = False  # the peer sends nothing more
-        self.request: http.Request | None = None
-        self.response: http.Response | None = None
+        self.request: Head | None = None
+        self.response: ResponseHead | None = None
         self.request_done = self.response_done = False
         self._events: deque[HttpEvent | Misread] = deque()  # that were found together
         self._cut = False  # the connection was cut off rather than ended
@@ -228,7 +229,7 @@ class Codec:
         asked, answer = self.request, self.response
         if not (self.request_done and self.response_done) or asked is None or answer is None:
             self.state = State.WAIT if self.request_done is self.in_front else self.state
-        elif answer.status_code == SWITCHED:
+        elif answer.status == SWITCHED:
             self.state = State.PIPE
             while self.buf and self.buf._data.startswith((b"\r", b"\n")):  # noqa: SLF001  h11 has no name for a look
                 self.buf.maybe_extract_at_most(1)
@@ -323,12 +324,12 @@ class FrontHttp1(Codec):
             if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
                 return self._refused(NOTHING, Unclear(NOT_HTTP2), http2=True)
             head = parse_head(raw)
-            size = body_size(head)
+            size = request_size(head)
         except Unclear as problem:
             return self._refused(head, problem)
-        self.request = request_of(head)
+        self.request = head
         self._begin_body(size, lenient=False)
-        return RequestHeaders(self.stream_id, self.request, end_stream=size == 0)
+        return RequestHeaders(self.stream_id, head, end_stream=size == 0)
 
     def _refused(self, head: Head, problem: Unclear, *, http2: bool = False) -> Misread:
         self.state = State.DONE
@@ -342,16 +343,15 @@ class FrontHttp1(Codec):
             return self._body_piece(event.data)  # type: ignore[attr-defined]
         if kind is ResponseHeaders:
             self.response = response = event.response  # type: ignore[attr-defined]
-            self._sends_chunks = is_chunked(response)
-            data = response.data
-            return _written(b"%b %d %b" % (data.http_version, data.status_code, data.reason), data.headers.fields)
+            self._sends_chunks = is_chunked(response.fields)
+            return _written(b"%b %d %b" % (response.version, response.status, response.reason), response.fields)
         if kind is ResponseTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]
             return b""
         if kind is not ResponseEndOfMessage or self.request is None or self.response is None:
             raise RuntimeError(f"unexpected event {kind.__name__}")
         end = self._last_chunk()
-        if self.request.data.method.upper() == b"HEAD" or is_bodiless(self.response):
+        if has_no_body(self.request.method, self.response.status):
             end = b""
         self.response_done = True
         self._go_on()
@@ -400,8 +400,8 @@ class BackHttp1(Codec):
         try:
             heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self._informed)
             self._informed += before_final
-            final = heads.pop() if heads and not is_informational(heads[-1]) else None
-            size = None if final is None else http1.expected_http_body_size(self.request, final)
+            final = heads.pop() if heads and not is_informational(heads[-1].status) else None
+            size = None if final is None else body_size(self.request.method, final)
         except ValueError as error:
             return self._break_off(Unreadable(f"the response can't be read: {error}"))
         for response in heads:
@@ -437,19 +437,26 @@ class BackHttp1(Codec):
         self.stream_id = event.stream_id
         if is_relayed(self._server):
             request = asked_of_proxy(request, self._place, self._server)
-        if not event.end_stream and request.data.method in BODILESS:
+        if not event.end_stream and request.method in BODILESS:
             request = closing(request)
-        if request.is_http2 and not event.end_stream and "content-length" not in request.headers:
-            # HTTP/2 has lengths of its own; without one here the body would be read as the next request
-            request.headers["transfer-encoding"] = "chunked"
         self.request = request
-        self._sends_chunks = is_chunked(request)
-        data = request.data
-        authority, fields, version = data.authority, data.headers.fields, data.http_version
-        if request.is_http2:
+        authority, fields, version = request.authority, request.fields, request.version
+        if version == b"HTTP/2.0":
+            if not event.end_stream:
+                fields = _framed(fields)
             version, authority, fields = b"HTTP/1.1", b"", _as_http1(authority, fields)
-        target = b"%b://%b%b" % (data.scheme, authority, data.path) if authority else data.path
-        return _written(b"%b %b %b" % (data.method, target, version), fields)
+        self._sends_chunks = is_chunked(fields)
+        target = b"%b://%b%b" % (request.scheme, authority, request.path) if authority else request.path
+        return _written(b"%b %b %b" % (request.method, target, version), fields)
+
+
+def _framed(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
+    """Return the fields of an HTTP/2 request that a body follows, so that it has an end: HTTP/2 has ends of its own."""
+    names = {name.lower() for name, _ in fields}
+    if b"content-length" in names:
+        return fields
+    kept = (field for field in fields if field[0].lower() != b"transfer-encoding")
+    return (*kept, (b"transfer-encoding", b"chunked"))
 
 
 def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ...]":

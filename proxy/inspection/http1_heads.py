@@ -10,10 +10,7 @@ import string
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from mitmproxy import http
-from mitmproxy.net.http.http1 import expected_http_body_size
-
-from proxy.inspection.messages import response_with
+from proxy.inspection.messages import ResponseHead, body_size
 from proxy.request.request_head import MOST_FIELDS, Head, Unclear
 from rules.verdicts import Reason
 
@@ -96,13 +93,13 @@ def parse_head(raw: bytes) -> Head:
     return Head(version, method, scheme, authority, path, tuple(fields))
 
 
-def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[http.Response], int]:
+def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[ResponseHead], int]:
     """Take heads off a buffer up to the final response's; returns them, and how many there were before that.
 
     Informational ones and empty lines come before it, at `most` so many. The last is informational where the final one
     isn't whole yet. Raises ValueError.
     """
-    found: list[http.Response] = []
+    found: list[ResponseHead] = []
     before_final = 0
     while True:
         _check_status_line(buffer)
@@ -115,16 +112,16 @@ def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[http.Respon
         if lines:
             response = parse_response([bytes(line) for line in lines])
             found.append(response)
-            if not is_informational(response):
+            if not is_informational(response.status):
                 return found, before_final
         before_final += 1
         if before_final > most:
             raise ValueError("there is no end of informational responses")
 
 
-def is_informational(response: http.Response) -> bool:
+def is_informational(status: int) -> bool:
     """Whether a response announces a final one (RFC 9110 section 15.2): 101 doesn't, it ends HTTP."""
-    return response.status_code < HTTPStatus.OK and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
+    return status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 def _check_status_line(buffer: "ReceiveBuffer") -> None:
@@ -139,7 +136,7 @@ def _check_status_line(buffer: "ReceiveBuffer") -> None:
         raise ValueError("the first line is not a status line of HTTP/1.1")
 
 
-def parse_response(lines: list[bytes]) -> http.Response:
+def parse_response(lines: list[bytes]) -> ResponseHead:
     """Return a response's head; raises ValueError.
 
     Mends what RFC 9112 has a proxy mend: a blank before a colon (section 5.1), a folded line (section 5.2), and lengths
@@ -167,7 +164,7 @@ def parse_response(lines: list[bytes]) -> http.Response:
         name, value = fields[at]
         fields[at] = name, b" ".join((value, *parts)).strip(b" \t")
     framed = one_length(match[1], int(match[2]), fields)
-    return response_with(match[1], int(match[2]), match[3] or b"", tuple(framed))
+    return ResponseHead(match[1], int(match[2]), match[3] or b"", tuple(framed))
 
 
 def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Field]":
@@ -194,23 +191,22 @@ def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Fiel
     return [field for at, field in enumerate(fields) if at not in dropped] if dropped else fields
 
 
-def is_last(request: http.Request, response: http.Response) -> bool:
+def is_last(request: Head, response: ResponseHead) -> bool:
     """Whether a connection ends with a response that is through (RFC 9112 section 9.3).
 
     Options are in any case (RFC 9110 section 7.6.1). A connection behind HTTP/2 has one request.
     """
-    asked, answer = request.data, response.data
-    if asked.http_version == b"HTTP/2.0":
+    if request.version == b"HTTP/2.0":
         return True
-    for message in (asked, answer):
-        options = _options(message.headers.fields)
-        if b"close" in options or (message.http_version == b"HTTP/1.0" and b"keep-alive" not in options):
+    for message in (request, response):
+        options = _options(message.fields)
+        if b"close" in options or (message.version == b"HTTP/1.0" and b"keep-alive" not in options):
             return True
-    for name, _ in answer.headers.fields:
+    for name, _ in response.fields:
         if len(name) == len(b"content-length") and name.lower() == b"content-length":
             return False
     try:
-        return expected_http_body_size(request, response) == -1
+        return body_size(request.method, response) == -1
     except ValueError:
         return False
 
@@ -221,6 +217,10 @@ def _options(fields: "tuple[Field, ...]") -> list[bytes]:
     return [option.strip(b" \t") for value in said for option in value.lower().split(b",")]
 
 
-def is_chunked(message: http.Message) -> bool:
+def is_chunked(fields: "tuple[Field, ...]") -> bool:
     """Whether a message's body goes out in chunks."""
-    return "chunked" in message.headers.get("transfer-encoding", "").lower()
+    return any(
+        b"chunked" in value.lower()
+        for name, value in fields
+        if len(name) == len(b"transfer-encoding") and name.lower() == b"transfer-encoding"
+    )

@@ -16,13 +16,12 @@ import h2.stream
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 from mitmproxy.proxy import commands
 from mitmproxy.proxy.events import DataReceived
+from mitmproxy.proxy.layers.http import _events as mitmproxy_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
-    RequestHeaders,
     RequestProtocolError,
     ResponseEndOfMessage,
-    ResponseHeaders,
     ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http2 import (
@@ -37,7 +36,14 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 from proxy.inspection.context import Checkpoint
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
-from proxy.inspection.messages import Unreadable, request_of, response_with
+from proxy.inspection.messages import (
+    RequestHeaders,
+    ResponseHead,
+    ResponseHeaders,
+    Unreadable,
+    request_of,
+    response_of,
+)
 from proxy.request.request_head import NOTHING, Head, Unclear
 from rules.verdicts import Reason
 
@@ -173,6 +179,16 @@ class _Http2(Http2Connection):
                 if self.is_done:
                     return
                 yield Checkpoint()
+        elif isinstance(event, RequestHeaders):
+            request = request_of(event.request)
+            yield from super()._handle_event(
+                mitmproxy_events.RequestHeaders(event.stream_id, request, event.end_stream)
+            )
+        elif isinstance(event, ResponseHeaders):
+            response = response_of(event.response)
+            yield from super()._handle_event(
+                mitmproxy_events.ResponseHeaders(event.stream_id, response, event.end_stream)
+            )
         else:
             yield from super()._handle_event(event)
 
@@ -299,7 +315,7 @@ class FrontHttp2(_Http2, Http2Server):
             yield from self._refuse(event.stream_id, head, Unclear("there is no such pseudo-header in a request"))
             return
         self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
-        yield ReceiveHttp(RequestHeaders(event.stream_id, request_of(head), end_stream=bool(event.stream_ended)))
+        yield ReceiveHttp(RequestHeaders(event.stream_id, head, end_stream=bool(event.stream_ended)))
 
     def break_off(self, event: Malformed) -> "CommandGenerator[None]":
         """Refuse a request that can't be decided, or break off one that was."""
@@ -404,7 +420,7 @@ class BackHttp2(_Http2, Http2Client):
         except ValueError as problem:
             yield from self.break_off(Malformed(event.stream_id, str(problem)))
             return
-        response = response_with(b"HTTP/2.0", int(status), b"", tuple(fields))
+        response = ResponseHead(b"HTTP/2.0", int(status), b"", tuple(fields))
         ended = isinstance(event, h2.events.ResponseReceived) and event.stream_ended is not None
         if isinstance(event, h2.events.ResponseReceived):
             self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED

@@ -1,7 +1,4 @@
-"""Messages of HTTP: made without mitmproxy's overheads, what can't be passed on of them, and what a proxy is sent.
-
-mitmproxy's constructors check every field's type by reflection, and its headers go through all fields, decoding each,
-whenever one is asked for. What is made here is the same to everything that reads it.
+"""Messages of HTTP as inspection passes them on: their heads, what can't be passed on of them, what a proxy is sent.
 
 By way of a company's HTTP proxy, HTTP in the clear says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would
 do, but proxies often allow that to port 443 alone. The request that the proxy sees is a copy for the wire: it names
@@ -11,14 +8,15 @@ else. Nothing that is between us and the proxy reaches either end.
 
 import re
 import time
+from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mitmproxy import http
-from mitmproxy.net.http.validate import validate_headers
+from mitmproxy.proxy.layers.http._base import HttpEvent
 
 from proxy.dialing.tunnel import credentials, unwelcome
-from proxy.request.request_head import Head, forwarded, without_upgrade
+from proxy.request.request_head import TOKEN, Head, forwarded, without_upgrade
 from rules.attempt import Protocol
 from rules.settings import Scheme, Via
 
@@ -30,37 +28,38 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Asked, Field
 
 
-class QuickHeaders(http.Headers):
-    """Headers with an index, made again when the fields were changed."""
+class ResponseHead(NamedTuple):
+    """A response's status line and fields."""
 
-    _indexed: tuple["Field", ...] | None = None
-    _index: dict[bytes, list[str]]
+    version: bytes  # `HTTP/1.0`, `HTTP/1.1`, `HTTP/2.0`
+    status: int
+    reason: bytes
+    fields: "tuple[Field, ...]"
 
-    def __init__(self, fields: "tuple[Field, ...]" = ()) -> None:
-        # not the base's: the fields are tuples of bytes already
-        self.fields = fields
 
-    def get_all(self, name: str | bytes) -> list[str]:
-        """Return the values of every field with this name."""
-        if self._indexed is not self.fields:
-            index: dict[bytes, list[str]] = {}
-            for field, value in self.fields:
-                index.setdefault(field.lower(), []).append(value.decode("utf-8", "surrogateescape"))
-            self._index, self._indexed = index, self.fields
-        key = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
-        return self._index.get(key.lower(), [])
+class RequestHeaders(HttpEvent):
+    """A request's head. `end_stream`: it is known that no body follows."""
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str | bytes) and bool(self.get_all(name))
+    def __init__(self, stream_id: int, request: Head, end_stream: bool) -> None:  # noqa: FBT001  as mitmproxy's
+        self.stream_id = stream_id
+        self.request = request
+        self.end_stream = end_stream
 
-    def get(self, name: Any, default: Any = None) -> Any:
-        """Return the values of a field as one, or `default`."""
-        values = self.get_all(name)
-        return ", ".join(values) if values else default
+
+class ResponseHeaders(HttpEvent):
+    """A response's head. `end_stream`: it is known that no body follows."""
+
+    def __init__(self, stream_id: int, response: ResponseHead, end_stream: bool = False) -> None:  # noqa: FBT001, FBT002
+        self.stream_id = stream_id
+        self.response = response
+        self.end_stream = end_stream
+
+
+# --- mitmproxy's own messages, for its HTTP/2 and its addons ---
 
 
 def request_of(head: Head) -> http.Request:
-    """Return the request with this head."""
+    """Return mitmproxy's request with this head."""
     return _made(
         http.Request,
         http.RequestData,
@@ -71,41 +70,31 @@ def request_of(head: Head) -> http.Request:
         authority=head.authority,
         path=head.path,
         http_version=head.version,
-        headers=QuickHeaders(head.fields),
+        headers=http.Headers(head.fields),
     )
 
 
-def closing(request: http.Request) -> http.Request:
-    """Return a copy that is the last request on its connection (RFC 9112 section 9.6)."""
-    head = head_of(request)
-    last = request_of(head)
-    last.data.host, last.data.port = request.data.host, request.data.port
-    fields = tuple(field for field in head.fields if field[0].lower() not in {b"connection", b"keep-alive"})
-    last.data.headers = QuickHeaders((*fields, (b"Connection", b"close")))
-    return last
-
-
-def response_with(version: bytes, status: int, reason: bytes, fields: "tuple[Field, ...]") -> http.Response:
-    """Return the response with this head."""
+def response_of(head: ResponseHead) -> http.Response:
+    """Return mitmproxy's response with this head."""
     return _made(
         http.Response,
         http.ResponseData,
-        http_version=version,
-        status_code=status,
-        reason=reason,
-        headers=QuickHeaders(fields),
+        http_version=head.version,
+        status_code=head.status,
+        reason=head.reason,
+        headers=http.Headers(head.fields),
     )
 
 
-def response_of(page: "Page") -> http.Response:
-    """Return a refusal as a response."""
-    response = response_with(b"HTTP/1.1", page.status, page.phrase.encode("ascii"), page.headers)
+def page_response(page: "Page") -> http.Response:
+    """Return a refusal as mitmproxy's response."""
+    response = response_of(page_head(page))
     response.data.content = page.body
     return response
 
 
 def _made[M: http.Message](kind: type[M], data_kind: type[http.MessageData], **values: object) -> M:
-    """Make a message without its constructors."""
+    """Make a message without its constructors: they check types by reflection, 25 times as long as all the rest."""
     data = data_kind.__new__(data_kind)
     data.__dict__.update(content=None, trailers=None, timestamp_start=time.time(), timestamp_end=None, **values)
     message = kind.__new__(kind)
@@ -113,45 +102,65 @@ def _made[M: http.Message](kind: type[M], data_kind: type[http.MessageData], **v
     return message
 
 
-def head_of_response(response: http.Response) -> Head:
-    """Return the fields of a response."""
-    return Head(response.data.http_version, b"", b"", b"", b"", response.data.headers.fields)
-
-
 def head_of(request: http.Request) -> Head:
-    """Return a request's head as it came."""
+    """Return the head of mitmproxy's request as it came."""
     data = request.data
     return Head(data.http_version, data.method, data.scheme, data.authority, data.path, data.headers.fields)
 
 
-def settle(request: http.Request, asked: "Asked", place: "Place") -> None:
-    """Make a request that may pass say what was decided on, and only that: one host and one length."""
-    data = request.data
+def response_head_of(response: http.Response) -> ResponseHead:
+    """Return the head of mitmproxy's response."""
+    data = response.data
+    return ResponseHead(data.http_version, data.status_code, data.reason, data.headers.fields)
+
+
+# --- requests ---
+
+
+def settle(head: Head, asked: "Asked", place: "Place", *, extensions: bool) -> Head:
+    """Return the head of a request that may pass as it is sent: what was decided on, and only that.
+
+    It names one host and one length. Without `extensions` a WebSocket's messages come as they are: a server agrees to
+    nothing else then (RFC 6455 section 9.1).
+    """
     authority = forwarded(asked.spelled, place.target, place.port, tls=place.tls)
-    # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
-    data.authority = authority if data.http_version == b"HTTP/2.0" else b""
+    fields = head.fields
     if asked.respelled or asked.spelled != authority:
-        data.headers.fields = tuple(
-            (name, authority if name.lower() == b"host" else value) for name, value in data.headers.fields
-        )
-    if not data.path.isascii():
-        data.path = asked.path.encode("ascii")
+        fields = tuple((name, authority if name.lower() == b"host" else value) for name, value in fields)
     if asked.recoded:  # its value is known to be `chunked`, in some case
-        data.headers.fields = tuple(
-            (name, b"chunked" if name.lower() == b"transfer-encoding" else value) for name, value in data.headers.fields
-        )
+        fields = tuple((name, b"chunked" if name.lower() == b"transfer-encoding" else value) for name, value in fields)
     if asked.upgrade and not asked.websocket:
-        data.headers.fields = without_upgrade(data.headers.fields)
+        fields = without_upgrade(fields)
+    if not extensions:
+        fields = tuple(field for field in fields if field[0].lower() != b"sec-websocket-extensions")
+    return Head(
+        head.version,
+        head.method,
+        b"https" if place.tls else b"http",
+        authority if head.version == b"HTTP/2.0" else b"",  # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
+        head.path if head.path.isascii() else asked.path.encode("ascii"),
+        fields,
+    )
 
 
-def offer_no_extensions(request: http.Request) -> None:
-    """Have a WebSocket's messages sent as they are: a server agrees to nothing else then (RFC 6455 section 9.1)."""
-    headers = request.data.headers
-    headers.fields = tuple(field for field in headers.fields if field[0].lower() != b"sec-websocket-extensions")
+def closing(head: Head) -> Head:
+    """Return a head as that of the last request on its connection (RFC 9112 section 9.6)."""
+    fields = tuple(field for field in head.fields if field[0].lower() not in {b"connection", b"keep-alive"})
+    return replace(head, fields=(*fields, (b"Connection", b"close")))
 
+
+# --- responses ---
 
 _SPLITS: Final = re.compile(rb"[\0\r\n]")  # never in a value (RFC 9110 section 5.5), whatever HTTP/1 makes of it
 _LAST_STATUS: Final = 999
+_LENGTH: Final = re.compile(rb"0|[1-9][0-9]*")
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to be looked at
+_CODING_SEPARATOR: Final = re.compile(rb"[\t ]*,[\t ]*")
+# Transfer codings that are known (RFC 9112 section 7): of those that end with `chunked` the end is in them
+_CODINGS: Final = frozenset({b"compress", b"deflate", b"gzip"})
+_ENDLESS: Final = _CODINGS | {b"identity"}
+_CHUNKED: Final = frozenset({b"chunked", *(coding + b",chunked" for coding in _CODINGS)})
 # Of a connection, not of the response (RFC 9110 section 7.6.1), or of a body: an informational response has none
 _NOT_INFORMATIONAL: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"content-length", b"transfer-encoding",
@@ -174,52 +183,104 @@ def advice_on_unreadable(place: "Place") -> str:
     )
 
 
-def announced(response: "http.Response") -> "http.Response":
+def page_head(page: "Page", *, last: bool = False) -> ResponseHead:
+    """Return the head of a page. `last`: its connection is closed behind it."""
+    fields = page.headers
+    if last:
+        fields = (*(field for field in fields if field[0].lower() != b"connection"), (b"Connection", b"close"))
+    return ResponseHead(b"HTTP/1.1", page.status, page.phrase.encode("ascii"), fields)
+
+
+def announced(response: ResponseHead) -> ResponseHead:
     """Return an informational response with what is meant for its client, and no more."""
-    fields = response.headers.fields
-    response.headers.fields = tuple(field for field in fields if field[0].lower() not in _NOT_INFORMATIONAL)
-    return response
+    return response._replace(fields=tuple(f for f in response.fields if f[0].lower() not in _NOT_INFORMATIONAL))
 
 
-def has_no_body(request: "http.Request", response: "http.Response | None") -> bool:
-    """Whether a response is one of those that have no body (RFC 9110 section 6.4.1)."""
-    assert response
-    return request.method == "HEAD" or is_bodiless(response)
+def has_no_body(method: bytes, status: int) -> bool:
+    """Whether a response is one of those that end with their head, whatever that says (RFC 9112 section 6.3)."""
+    return status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) or method.upper() == b"HEAD"
 
 
-def body_length(request: "http.Request", response: "http.Response") -> int | None:
-    """Return how many bytes the body has that is to come with a response; None: its head doesn't say."""
-    if has_no_body(request, response):
+def body_size(method: bytes, response: ResponseHead) -> int | None:
+    """Return the length of a response's body in bytes (RFC 9112 section 6.3). Raises ValueError.
+
+    None: its chunks say so; -1: it ends with the connection.
+    """
+    if response.status < HTTPStatus.OK or has_no_body(method, response.status):
         return 0
-    length = response.headers.get("content-length", "")
-    counts = length.isascii() and length.isdigit() and "transfer-encoding" not in response.headers
-    return int(length) if counts else None
+    lengths, codings = _framing(response)
+    if coding := b", ".join(codings):
+        return None if _coding(coding) in _CHUNKED else -1
+    return _length(lengths) if any(lengths) else -1
 
 
-def ends_with_connection(request: "http.Request", response: "http.Response") -> bool:
+def body_length(method: bytes, response: ResponseHead) -> int | None:
+    """Return the length of a response's body, where its head says so. Raises ValueError."""
+    size = body_size(method, response)
+    return None if size == -1 else size
+
+
+def _coding(value: bytes) -> bytes:
+    """Return a known Transfer-Encoding in one spelling. Raises ValueError."""
+    coding = _CODING_SEPARATOR.sub(b",", value).lower()
+    if coding not in _CHUNKED and coding not in _ENDLESS:
+        raise ValueError(f"unknown transfer-encoding header: {value.decode('latin-1')!r}")
+    return coding
+
+
+def _length(values: list[bytes]) -> int:
+    """Return the one Content-Length. Raises ValueError."""
+    if len(values) > 1 or not _LENGTH.fullmatch(values[0]):
+        raise ValueError(f"invalid content-length header: {b', '.join(values).decode('latin-1')!r}")
+    return int(values[0])
+
+
+def _framing(response: ResponseHead) -> tuple[list[bytes], list[bytes]]:
+    """Return the values of Content-Length, and those of Transfer-Encoding."""
+    framing = [(name.lower(), value) for name, value in response.fields if len(name) in _FRAMING_SIZES]
+    return (
+        [value for name, value in framing if name == b"content-length"],
+        [value for name, value in framing if name == b"transfer-encoding"],
+    )
+
+
+def ends_with_connection(method: bytes, response: ResponseHead) -> bool:
     """Whether the end of an HTTP/1 connection is the end of a response's body (RFC 9112 section 6.3)."""
-    fields = response.headers
-    return not (has_no_body(request, response) or "content-length" in fields or "transfer-encoding" in fields)
+    return not has_no_body(method, response.status) and not any(_framing(response))
 
 
-def what_is_wrong(response: "http.Response") -> str | None:
+def what_is_wrong(response: ResponseHead) -> str | None:
     """Return why a response, informational or final, can't be passed on."""
-    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+    if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
         return "it switches to a protocol that nobody asked for"
-    if not HTTPStatus.CONTINUE <= response.status_code <= _LAST_STATUS:
+    if not HTTPStatus.CONTINUE <= response.status <= _LAST_STATUS:
         return "its status is not one of a response"
-    if _SPLITS.search(b"".join([value for _, value in response.headers.fields])):
+    if _SPLITS.search(b"".join([value for _, value in response.fields])):
         return "a header's value has a line break in it"
     try:
-        validate_headers(response)
+        _check_fields(response)
     except ValueError as error:
         return str(error)
     return None
 
 
-def is_bodiless(response: http.Response) -> bool:
-    """Whether a response ends with its head, whatever that says of a body (RFC 9112 section 6.3)."""
-    return response.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+def _check_fields(response: ResponseHead) -> None:
+    """Raise ValueError for a name that is no token, and for two places to find the end of the body."""
+    for name, _ in response.fields:
+        if not TOKEN.fullmatch(name):
+            raise ValueError(f"invalid header name: {name!r}")
+    lengths, codings = _framing(response)
+    if codings:
+        if lengths:
+            raise ValueError("message with both transfer-encoding and content-length headers")
+        if len(codings) > 1:
+            raise ValueError(f"multiple transfer-encoding headers: {codings!r}")
+        bodiless = response.status < HTTPStatus.OK or response.status == HTTPStatus.NO_CONTENT
+        if response.version != b"HTTP/1.1" or bodiless:
+            raise ValueError(f"unexpected HTTP transfer-encoding {codings[0]!r}")
+        _coding(codings[0])
+    elif lengths:
+        _length(lengths)
 
 
 # What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
@@ -248,9 +309,8 @@ def is_relayed(server: "Far") -> bool:
     return isinstance(server.dialled, Via) and server.dialled.relayed
 
 
-def asked_of_proxy(request: "http.Request", place: "Place", server: "Far") -> "http.Request":
-    """Return a request as the proxy is sent it."""
-    head = head_of(request)
+def asked_of_proxy(head: Head, place: "Place", server: "Far") -> Head:
+    """Return a request's head as the proxy is sent it."""
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
         for name, value in head.fields
@@ -258,21 +318,14 @@ def asked_of_proxy(request: "http.Request", place: "Place", server: "Far") -> "h
     )
     if server.login is not None:
         fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
-    asked = request_of(head)
-    asked.data.host, asked.data.port = request.data.host, request.data.port
-    asked.data.scheme, asked.data.authority = b"http", place.authority
-    if asked.data.path == b"*":
-        asked.data.path = b""  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
-    asked.data.headers = QuickHeaders(fields)
-    return asked
+    path = b"" if head.path == b"*" else head.path  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
+    return Head(head.version, head.method, b"http", place.authority, path, fields)
 
 
-def answered_by_proxy(response: "http.Response", server: "Far") -> str | None:
-    """Take out of a response what is the proxy's; returns why it is none for a client, who can't log in there."""
-    if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+def answered_by_proxy(response: ResponseHead, server: "Far") -> ResponseHead | str:
+    """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
+    if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return f"the proxy `{server.dialled}`: {unwelcome(server.login)}"
-    data = response.data
-    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in data.headers.fields):
-        return f"the proxy `{server.dialled}`: it answered {response.status_code} itself"
-    data.headers = QuickHeaders(tuple(field for field in data.headers.fields if field[0].lower() not in _PROXYS))
-    return None
+    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
+        return f"the proxy `{server.dialled}`: it answered {response.status} itself"
+    return response._replace(fields=tuple(field for field in response.fields if field[0].lower() not in _PROXYS))

@@ -21,7 +21,7 @@ from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once
 from proxy.inspection.deciding import RequestContext, Requests
 from proxy.inspection.judging import Place, denied
-from proxy.inspection.messages import head_of
+from proxy.inspection.messages import head_of, page_response
 from proxy.inspection.session import Session
 from proxy.request.request_head import Unclear
 from proxy.sandbox.tenant import Task, Tenant
@@ -242,7 +242,7 @@ class Visitor:
             session.misread(head_of(flow.request), Unclear(flow.error.msg))
             return None
         self._open[flow.id] = session
-        request = RequestContext(flow.id, flow.request, announces_body(flow.request))
+        request = RequestContext(flow.id, head_of(flow.request), announces_body(flow.request))
         pending = Requests(session, self._desk.addresses, holds=False).requestheaders(request)
         if pending is None:
             self._pin(flow, session, request)
@@ -276,18 +276,22 @@ class Visitor:
 
     def _pin(self, flow: "HTTPFlow", session: Session, request: RequestContext) -> None:
         """Have mitmproxy dial an address that was checked for this request, and no other."""
-        flow.response = request.refusal
         exchange = session.exchange(flow.id)
+        if request.refusal is not None:
+            flow.response = page_response(request.refusal)
+            if request.is_last:
+                flow.response.headers["Connection"] = "close"
         if request.refusal is not None or exchange is None:
             return
         assert request.addresses  # let out to nowhere: a fault of ours, which ends the flow
         text = str(request.addresses[0])
         self._dialled[text, session.place.port] = session.place
-        flow.request.data.host, flow.request.data.port = text, session.place.port
+        head, data = request.head, flow.request.data
+        data.host, data.port = text, session.place.port
+        data.authority, data.path, data.headers.fields = head.authority, head.path, head.fields
         if not request.body:
             flow.request.stream = streaming(not_any, self._sever)
             return
-        head = head_of(flow.request)
         outgoing = session.outgoing(flow.id, head)
         # What mitmproxy streams it goes on with when the flow is killed: what was cut would end as if it were whole
         if outgoing is None:

@@ -10,6 +10,7 @@ connection. What comes for a request that waits is queued (`proxy.inspection.htt
 
 from collections import deque
 from collections.abc import Generator
+from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -19,12 +20,10 @@ from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
     RequestEndOfMessage,
-    RequestHeaders,
     RequestProtocolError,
     RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
-    ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
 )
@@ -36,6 +35,9 @@ from proxy.inspection.deciding import RequestContext
 from proxy.inspection.http1_heads import is_informational
 from proxy.inspection.messages import (
     MOST_INFORMATIONAL,
+    RequestHeaders,
+    ResponseHead,
+    ResponseHeaders,
     Unreadable,
     advice_on_unreadable,
     announced,
@@ -43,10 +45,8 @@ from proxy.inspection.messages import (
     body_length,
     ends_with_connection,
     has_no_body,
-    head_of,
-    head_of_response,
     is_relayed,
-    response_of,
+    page_head,
     what_is_wrong,
 )
 from proxy.inspection.tls import HTTP2
@@ -71,7 +71,7 @@ type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
 type Steps = Generator[object, None, None]
 
 WAIT: Final = object()  # what a request yields that waits for a decision or a connection
-REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _REQUEST_PARTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
 _RESPONSE_PARTS: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
 _WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
@@ -79,6 +79,7 @@ _GAVE_NONE: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
+_GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
 _NO_BODY: Final = "a body came with a response that has none"
 
 
@@ -124,7 +125,7 @@ class Stream:
         self.queue: deque[Event] = deque()  # what has come meanwhile
         self.opened: Far | str = ""  # the connection that it waited for, or why there is none
         self.request: RequestContext  # with its head
-        self.response: http.Response | None = None  # of its server
+        self.response: ResponseHead | None = None  # of its server
         self.outgoing: Outgoing | None = None  # what looks for secrets in what follows the head
         self._bodiless = False  # nothing of the request follows its head
         self._held: Held | None = None
@@ -233,8 +234,9 @@ class Stream:
         self._bodiless = event.end_stream
         # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
         # say so with its head counts as one that has a body, or a client could keep it open until it is let out
-        body = not event.end_stream and event.request.headers.get("content-length") != "0"
-        request = self.request = RequestContext(next_key(), event.request, body)
+        head = event.request
+        body = not event.end_stream and values(head, b"content-length") != ("0",)
+        request = self.request = RequestContext(next_key(), head, body)
         yield from self._decide()
         if request.held is not None and request.refusal is None and not self.settled:
             self._held = request.held
@@ -247,7 +249,7 @@ class Stream:
         """Wait for the decision; a refusal is answered at once."""
         request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
-        yield from self.session.look_through(request.key, head_of(request.message))
+        yield from self.session.look_through(request.key, request.head)
         self.http.driver.decide(self)
         yield WAIT
         self.undecided = False
@@ -292,29 +294,25 @@ class Stream:
 
     def _begin(self) -> Steps:
         """Pass the head on, to where it was decided that it may go."""
-        message, place = self.request.message, self.session.place
-        data = message.data
-        data.host, data.port = str(place.target), place.port
-        data.scheme = b"https" if place.tls else b"http"
         self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
         if not (yield from self._connect()):
             return
         self._let_go_on()
+        request = self.request
         if not self._bodiless:
-            self.outgoing = self.session.outgoing(self.request.key, head_of(message))
-        self.to_server(RequestHeaders(self.stream_id, message, self._bodiless))
+            self.outgoing = self.session.outgoing(request.key, request.head)
+        self.to_server(RequestHeaders(self.stream_id, request.head, self._bodiless))
 
     def _let_go_on(self) -> None:
         """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
-        request = self.request.message
-        if "expect" not in request.headers:
+        head = self.request.head
+        fields = tuple(field for field in head.fields if field[0].lower() != b"expect")
+        if len(fields) == len(head.fields):
             return
-        del request.headers["expect"]
-        if not self._bodiless and not request.is_http10:
+        self.request.head = replace(head, fields=fields)
+        if not self._bodiless and head.version != b"HTTP/1.0":
             self._has_leave = True
-            go_on = http.Response.make(100)
-            go_on.headers.clear()
-            self.to_client(ResponseHeaders(self.stream_id, go_on))
+            self.to_client(ResponseHeaders(self.stream_id, _GO_ON))
 
     def _connect(self) -> Generator[object, None, bool]:
         """Get a connection to the one place there is; answer with why there is none."""
@@ -329,7 +327,7 @@ class Stream:
         if not (yield from self.session.may_go(self.request.key, server.dialled)):
             self.cut_off(REVOKED)
             return False
-        self._may_ask_again = server.used and self._bodiless and self.request.message.method in REPEATABLE
+        self._may_ask_again = server.used and self._bodiless and self.request.head.method in REPEATABLE
         server.used = True
         return True
 
@@ -388,31 +386,36 @@ class Stream:
         response, server = event.response, self.server
         self.response = response
         assert server is not None
-        if is_relayed(server) and (refused := answered_by_proxy(response, server)):
-            self.http.driver.reset(server, at_once=True)
-            self._fail(Reason.UPSTREAM_FAILED, refused)
-        elif response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
+        if is_relayed(server):
+            answer = answered_by_proxy(response, server)
+            if isinstance(answer, str):
+                self.http.driver.reset(server, at_once=True)
+                self._fail(Reason.UPSTREAM_FAILED, answer)
+                return
+            self.response = response = answer
+        if response.status == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
             self.response_state = ResponseState.SWITCH
             self._answered(response, None)
             self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
         elif problem := what_is_wrong(response):
             self._stop_server(problem)
             self._fail(Reason.UPSTREAM_FAILED, Unreadable(f"the server's response can't be passed on: {problem}"))
-        elif is_informational(response):
+        elif is_informational(response.status):
             self._announce(response)
         else:
-            if response.status_code == HTTPStatus.NO_CONTENT:
-                response.headers.pop("content-length", None)  # there is none to have one (RFC 9110 section 8.6)
-            self._answered(response, body_length(self.request.message, response))
+            if response.status == HTTPStatus.NO_CONTENT:  # there is no body to have a length (RFC 9110 section 8.6)
+                fields = tuple(field for field in response.fields if field[0].lower() != b"content-length")
+                self.response = response = response._replace(fields=fields)
+            self._answered(response, body_length(self.request.head.method, response))
             self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
             self.response_state = ResponseState.BODY
 
-    def _switches(self, response: http.Response) -> bool:
+    def _switches(self, response: ResponseHead) -> bool:
         """Whether both sides have agreed to go on with WebSocket."""
-        head = head_of(self.request.message)
-        return bool(values(head, b"upgrade")) and agrees(head, response.status_code, head_of_response(response))
+        head = self.request.head
+        return bool(values(head, b"upgrade")) and agrees(head, response.status, response)
 
-    def _announce(self, response: http.Response) -> None:
+    def _announce(self, response: ResponseHead) -> None:
         """Pass on an informational response (RFC 9110 section 15.2), but not a leave that the client has already."""
         self._informed += 1
         if self._informed > MOST_INFORMATIONAL:
@@ -420,18 +423,19 @@ class Stream:
             self._stop_server(detail)
             self._fail(Reason.UPSTREAM_FAILED, detail)
             return
-        if self.request.message.is_http10 or (response.status_code == HTTPStatus.CONTINUE and self._has_leave):
+        http10 = self.request.head.version == b"HTTP/1.0"
+        if http10 or (response.status == HTTPStatus.CONTINUE and self._has_leave):
             return
         exchange = self.session.exchange(self.request.key)
-        if exchange is None or not exchange.may_receive(_size_of(response.headers.fields)):
+        if exchange is None or not exchange.may_receive(_size_of(response.fields)):
             self.cut_off()
             return
         self.to_client(ResponseHeaders(self.stream_id, announced(response)))
 
-    def _answered(self, response: http.Response, length: int | None) -> None:
+    def _answered(self, response: ResponseHead, length: int | None) -> None:
         """Note what its client hears, for whatever ends it."""
         if (exchange := self.session.exchange(self.request.key)) is not None:
-            exchange.answered(response.status_code, length)
+            exchange.answered(response.status, length)
 
     def state_response_body(self, event: ResponsePart) -> Steps | None:
         """Pass a piece of the response on."""
@@ -445,7 +449,8 @@ class Stream:
         if isinstance(event, ResponseEndOfMessage):
             self._end_response()
             return None
-        if isinstance(event, ResponseData) and has_no_body(self.request.message, self.response):
+        assert self.response is not None
+        if isinstance(event, ResponseData) and has_no_body(self.request.head.method, self.response.status):
             # HTTP/2 has frames for it; to an HTTP/1 client it would be the next response (RFC 9112 section 6.3)
             self._stop_server(_NO_BODY)
             error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
@@ -460,9 +465,9 @@ class Stream:
     def _end_response(self) -> None:
         response = self.response
         assert response
-        status = response.status_code
+        status = response.status
         detail = _GAVE_NONE if status in _UNIDENTIFIED and self._is_unidentified() else ""
-        if self._client_ended and ends_with_connection(self.request.message, response):
+        if self._client_ended and ends_with_connection(self.request.head.method, response):
             self.session.left(self.request.key)  # nobody can tell whether the server has said all that it had to
         self.session.complete(self.request.key, status, detail=detail)
         self.response_state = ResponseState.DONE
@@ -488,10 +493,10 @@ class Stream:
             return
         self._may_ask_again = False
         exchange = self.session.exchange(self.request.key)
-        if exchange is None or not exchange.may_repeat(head_of(self.request.message).size):
+        if exchange is None or not exchange.may_repeat(self.request.head.size):
             self.cut_off()
             return
-        self.to_server(RequestHeaders(self.stream_id, self.request.message, end_stream=True))
+        self.to_server(RequestHeaders(self.stream_id, self.request.head, end_stream=True))
         if self.request_state is RequestState.DONE:
             self.to_server(RequestEndOfMessage(self.stream_id))
 
@@ -500,8 +505,8 @@ class Stream:
     def state_switch(self, event: ResponseEndOfMessage) -> None:
         """Go on with what nobody reads, but for where frames begin, and for secrets that leave."""
         assert self.response
-        self.outgoing = self.session.outgoing(self.request.key, head_of(self.request.message), websocket=True)
-        self.websocket = Switched(self, head_of_response(self.response))
+        self.outgoing = self.session.outgoing(self.request.key, self.request.head, websocket=True)
+        self.websocket = Switched(self, self.response)
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
         self.to_client(event)
 
@@ -537,13 +542,13 @@ class Stream:
 
     def stop_misuse(self, misuse: Misused) -> None:
         """End a request whose body or trailers bring a placeholder; with a page, if nothing has been answered."""
-        page = self.session.misused(self.request.key, head_of(self.request.message), str(misuse))
+        page = self.session.misused(self.request.key, self.request.head, str(misuse))
         self._stop(page, str(misuse))
 
     def stop_leak(self, leak: Leaking) -> None:
         """End a request that is about to bring out a secret."""
         self.outgoing = None
-        page = self.session.leaking(self.request.key, head_of(self.request.message), str(leak))
+        page = self.session.leaking(self.request.key, self.request.head, str(leak))
         self._stop(page, str(leak))
 
     def _stop(self, page: "Page", why: str) -> None:
@@ -553,7 +558,7 @@ class Stream:
             return
         self.session.complete(self.request.key, page.status)
         self._stop_server("it is refused")
-        self._answer(response_of(page))
+        self._answer(page)
 
     def cut_off(self, why: str = "a limit is used up") -> None:
         """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
@@ -577,17 +582,17 @@ class Stream:
         """Tell the client, before anything of a response, that what was let out came to nothing."""
         session = self.session
         advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
-        page = session.failure(head_of(self.request.message), reason, detail, advice)
+        page = session.failure(self.request.head, reason, detail, advice)
         session.complete(self.request.key, page.status, Outcome.FAILED, reason, detail)
-        self._answer(response_of(page))
+        self._answer(page)
 
-    def _answer(self, response: http.Response) -> None:
+    def _answer(self, page: "Page") -> None:
         """Send a response of our own, whatever of the request is still to come."""
-        if self.client.alpn != HTTP2 and not self._is_whole():
-            response.headers["Connection"] = "close"
-        body = response.raw_content if self.request.message.method != "HEAD" else None
+        # What comes after a request that can't be read can't be read either
+        last = self.request.is_last or (self.client.alpn != HTTP2 and not self._is_whole())
+        body = page.body if self.request.head.method.upper() != b"HEAD" else b""
         # Without one the head ends the stream: gRPC takes a status only from what comes last
-        self.to_client(ResponseHeaders(self.stream_id, response, end_stream=not body))
+        self.to_client(ResponseHeaders(self.stream_id, page_head(page, last=last), end_stream=not body))
         if body:
             self.to_client(ResponseData(self.stream_id, body))
         self.to_client(ResponseEndOfMessage(self.stream_id))

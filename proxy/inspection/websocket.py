@@ -20,7 +20,7 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.stream import Steps, Stream
-    from proxy.request.request_head import Head
+    from proxy.request.request_head import HasFields, Head
 
 REVOKED: Final = "the rules don't let it out any more"
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice
@@ -51,7 +51,7 @@ def is_handshake(head: "Head", *, body: bool) -> bool:
     )
 
 
-def agrees(head: "Head", status: int, answer: "Head") -> bool:
+def agrees(head: "Head", status: int, answer: "HasFields") -> bool:
     """Whether a response agrees to the handshake in `head` (RFC 6455 section 4.2.2)."""
     wanted = _accept(values(head, b"sec-websocket-key"))
     return (
@@ -64,7 +64,7 @@ def agrees(head: "Head", status: int, answer: "Head") -> bool:
     )
 
 
-def is_extended(head: "Head") -> bool:
+def is_extended(head: "HasFields") -> bool:
     """Whether a request offers extensions, or a response agrees to some (RFC 6455 section 9)."""
     return bool(values(head, _EXTENSIONS))
 
@@ -145,7 +145,7 @@ class Switched:
 
     __slots__ = ("_half_ended", "_request", "answered", "said")
 
-    def __init__(self, request: "Stream", answer: "Head") -> None:
+    def __init__(self, request: "Stream", answer: "HasFields") -> None:
         """`answer`: the head of the response that agreed to it."""
         self._request = request
         self._half_ended = False  # one side has ended, and the other one hasn't

@@ -9,7 +9,7 @@ into a meaning that its sender might not have had.
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.request.override_headers import LONGEST_NAME, alike, is_override, may_override, names_host, names_method
 from rules.addresses import parse_host
@@ -31,7 +31,7 @@ MOST_TARGET: Final = 16 * 1024  # bytes of a path with its query; servers take 8
 MOST_FIELDS: Final = 500  # of a head, and of trailers; Envoy and Apache take 100, a browser has 180 cookies for a site
 MOST_ESCAPES: Final = 8000  # percent signs of a head: each is read several times, and a path has room for 5,000
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _HIGH: Final = bytes(range(0x80, 0x100))
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5; CR and LF also mean an obs-fold
@@ -106,7 +106,7 @@ class Asked:
 def read(head: Head, *, tls: bool) -> Asked:
     """Return what `head`, received with or without TLS, asks for; raises Unclear."""
     http1 = head.version.startswith(b"HTTP/1.")
-    if not _TOKEN.fullmatch(head.method):
+    if not TOKEN.fullmatch(head.method):
         raise Unclear("the method is not a token")
     if head.method.upper() == b"CONNECT":
         raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
@@ -214,7 +214,7 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
-    return _TOKEN.fullmatch(name) is not None and (
+    return TOKEN.fullmatch(name) is not None and (
         alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT and not is_override(name.lower())
     )
 
@@ -226,7 +226,15 @@ def named(head: Head) -> bytes:
     return next((value for name, value in head.fields if name.lower() == b"host"), b"")
 
 
-def values(head: Head, name: bytes) -> tuple[str, ...]:
+class HasFields(Protocol):
+    """The head of a request or a response."""
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Return its fields in their order."""
+
+
+def values(head: HasFields, name: bytes) -> tuple[str, ...]:
     """Return the values of every field with this name, which is in lower case."""
     return tuple(value.decode("latin-1") for field, value in head.fields if field.lower() == name)
 
@@ -258,7 +266,7 @@ def grpc_kind(head: Head) -> bytes:
 def field_of(line: bytes) -> Field:
     """Return the field on a line without its end (RFC 9112 section 5); raises Unclear."""
     name, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(name):
+    if not colon or not TOKEN.fullmatch(name):
         raise Unclear("a header's name is not a token")
     value = value.strip(b" \t")
     if _BAD_IN_VALUE.search(value):
@@ -270,7 +278,7 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
     """Check every field's spelling, and return the values of those that framing and routing hang on."""
     found: dict[bytes, list[bytes]] = {}
     for name, value in fields:
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             raise Unclear("a header's name is not a token")
         if _BAD_IN_VALUE.search(value):
             raise Unclear("a header's value has a control character or a line break in it")

@@ -40,7 +40,7 @@ PARTS = {
     "proxy.telemetry.journal.writer:Journal.append": "spliced inspected clear raw",
     "proxy.inspection.deciding:Requests.requestheaders": "inspected clear",
     "proxy.inspection.deciding:Requests._decided": "inspected clear",
-    "proxy.inspection.deciding:head_of": "inspected clear",
+    "proxy.inspection.deciding:settle": "inspected clear",
     "proxy.inspection.session:Session.rule": "inspected clear",
     "proxy.inspection.session:Session.admit": "inspected clear",
     "proxy.inspection.judging:request_head.read": "inspected clear",

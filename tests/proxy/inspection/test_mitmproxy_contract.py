@@ -22,8 +22,8 @@ from mitmproxy.proxy.layers.http import _http2, _http_h2
 from OpenSSL import SSL
 
 from proxy.inspection import context as ours
-from proxy.inspection import http1, http2, judging
-from proxy.inspection.messages import QuickHeaders, request_of, response_with
+from proxy.inspection import http1, http2, judging, messages
+from proxy.inspection.messages import ResponseHead, head_of, request_of, response_head_of, response_of
 from proxy.request.request_head import Head
 from rules.names import HostName
 
@@ -137,31 +137,19 @@ def test_what_the_replaced_driver_did():
                        "StartHook", "Log"]  # fmt: skip
 
 
-def test_quick_messages_are_like_mitmproxy_s():
+def test_messages_made_for_mitmproxy_are_like_its_own():
     fields = ((b"Host", b"good.example"), (b"X", b"1"), (b"x", b"2"), (b"Y", b"\xff"))
-    theirs, quick = http.Headers(fields), QuickHeaders(fields)
-    for name in ("host", "HOST", b"x", "y", "missing"):
-        assert quick.get_all(name) == theirs.get_all(name)
-        assert quick.get(name, "no") == theirs.get(name, "no")
-        assert (name in quick) == (name in theirs)
-    assert (bytes(quick), quick["x"], list(quick.items(multi=True))) == (
-        bytes(theirs), theirs["x"], list(theirs.items(multi=True)),
-    )  # fmt: skip
-    for headers in (theirs, quick):
-        headers["x"] = "3"
-        del headers["host"]
-        headers.insert(0, "New", "yes")
-    assert quick.fields == theirs.fields
-    assert quick.get("new") == "yes"
-    assert "host" not in quick
-    with pytest.raises(KeyError):
-        _ = quick["host"]
-    response = response_with(b"HTTP/1.1", 200, b"OK", fields)
-    validate.validate_headers(response)
-    assert vars(response.data).keys() == {field.name for field in dataclasses.fields(http.ResponseData)}
-    assert vars(request_of(http1.parse_head(b"GET / HTTP/1.1\r\n\r\n")).data).keys() == {
-        field.name for field in dataclasses.fields(http.RequestData)
-    }
+    head = Head(b"HTTP/2.0", b"GET", b"https", b"good.example", b"/x", fields)
+    answer = ResponseHead(b"HTTP/2.0", 200, b"OK", fields)
+    request = http.Request(
+        "", 0, b"GET", b"https", b"good.example", b"/x", b"HTTP/2.0", http.Headers(fields), None, None, 0, None
+    )
+    response = http.Response(b"HTTP/2.0", 200, b"OK", http.Headers(fields), None, None, 0, None)
+    for made, theirs in ((request_of(head), request), (response_of(answer), response)):
+        made.data.timestamp_start = theirs.data.timestamp_start
+        assert vars(made.data) == vars(theirs.data)
+    assert head_of(request) == head
+    assert response_head_of(response) == answer
 
 
 FIELDS = {
@@ -186,9 +174,10 @@ def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
     for asked, answer, method, status, first, second in itertools.product(
         FIELDS, FIELDS, methods, statuses, versions, versions
     ):
-        request = request_of(Head(first, method, b"", b"", b"/", FIELDS[asked]))
-        response = response_with(second, status, b"OK", FIELDS[answer])
-        found = http1.is_last(request, response)
+        head = Head(first, method, b"", b"", b"/", FIELDS[asked])
+        answered = ResponseHead(second, status, b"OK", FIELDS[answer])
+        found = http1.is_last(head, answered)
+        request, response = request_of(head), response_of(answered)
         said.add((asked, answer, found))
         closes = any(
             http1_messages.connection_close(one.http_version, _lower(one.headers)) for one in (request, response)
@@ -203,3 +192,32 @@ def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
 def _lower(headers):
     """What mitmproxy understands: it knows options in lower case alone."""
     return http.Headers([(name, value.lower()) for name, value in headers.fields])
+
+
+def test_the_length_of_a_response_and_what_is_wrong_with_it_is_what_mitmproxy_finds():
+    names = (b"content-length", b"Content-Length", b"transfer-encoding", b"Transfer-Encoding", b"x y", b"x")
+    sizes = (b"2", b"02", b"two", b"", b"2, 2", b"chunked", b"Chunked", b"gzip , chunked", b"gzip", b"identity", b"br")
+    every = [(name, value) for name in names for value in sizes]
+    said = set()
+    for fields, method, status, version in itertools.product(
+        [(), *((one,) for one in every), *itertools.product(every[::3], every[::4])],
+        (b"GET", b"HEAD"),
+        (103, 200, 204, 304),
+        (b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0"),
+    ):
+        ours = ResponseHead(version, status, b"OK", fields)
+        theirs = response_of(ours)
+        asked = request_of(Head(b"HTTP/1.1", method, b"", b"", b"/", ()))
+        assert outcome(messages.body_size, method, ours) == outcome(
+            http1_messages.expected_http_body_size, asked, theirs
+        )
+        assert (messages.what_is_wrong(ours) is None) is (outcome(validate.validate_headers, theirs) != "error")
+        said.add(outcome(messages.body_size, method, ours))
+    assert said == {-1, 0, 2, None, "error"}
+
+
+def outcome(function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError:
+        return "error"
