@@ -4,7 +4,7 @@
           ◄── results, and descriptors ──────────┘            │                │     each with a channel of its own
 
 Programs are given ahead, and results are heard when somebody has to know. One that failed has ended its process:
-nothing that was given after it is done. `LocalExecutor` executes them in the calling process.
+nothing that was given after it is done.
 
 Programs that are the same for many sandboxes are written once (`play_shared`), and so are the contents of files that
 every view has (`file_of`): a service gives them to each sandbox that it makes.
@@ -23,8 +23,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from enforcer.sandbox import init_interpreter
-from enforcer.sandbox.system_calls import ANY, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
+from enforcer.sandbox.system_calls import ANY, CHANNEL, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
 from enforcer.system.errors import HostError
 from proxy.wire import descriptor_passing
 
@@ -217,36 +216,6 @@ class RemoteExecutor(Executor):
         raise GoneError(errno.ECHILD, "its process ended")
 
 
-class LocalExecutor(Executor):
-    """The calling process itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stage = init_interpreter.Interpreter()
-
-    @property
-    def registers(self) -> Sequence[int]:
-        """What the registers have."""
-        return self._stage.registers
-
-    def send(self, packets: Sequence[Packet]) -> None:
-        """Play programs."""
-        for packet in packets:
-            taken = [os.dup(descriptor) for descriptor in packet.descriptors]
-            at, error = self._stage.play(packet.data, taken)
-            if error:
-                raise failed(packet, at, error)
-
-    def hear(self) -> list[int]:
-        """Return nothing: all is done."""
-        return []
-
-    def do(self, *give: Register) -> list[int]:
-        """Do what is written, and return what these registers have."""
-        self.send(self.calls.packets(*give))
-        return [max(self.value(register), -1) for register in give]
-
-
 def failed(packet: Packet, at: int, error: int) -> CallFailed:
     """Return what to raise where a call of a program has failed."""
     step = next((what for first, what in reversed(packet.steps) if first <= at), None)
@@ -287,6 +256,8 @@ def start() -> tuple[int, RemoteExecutor]:
         else:
             pid = os.fork()
             if pid == 0:
+                from enforcer.sandbox import init_interpreter  # where nobody compiled it
+
                 init_interpreter.run(theirs)
     return pid, RemoteExecutor(ours)
 
@@ -297,7 +268,7 @@ def _spawn(program: str, channel: int) -> int:
     copy = os.dup(channel)
     try:
         actions = (
-            (os.POSIX_SPAWN_DUP2, copy, init_interpreter.CHANNEL),
+            (os.POSIX_SPAWN_DUP2, copy, CHANNEL),
             *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)),
         )
         return os.posix_spawn(program, (_NAME,), {}, file_actions=actions, setsigmask=nothing)

@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 from enforcer.sandbox import system_calls
 from enforcer.sandbox.system_calls import (
     CALL,
+    CHANNEL,
     CHECK,
     DATA,
     ENDED,
@@ -30,7 +31,6 @@ from enforcer.sandbox.system_calls import (
 from enforcer.system import linux
 from proxy.wire import descriptor_passing
 
-CHANNEL: Final = 3
 _SIGNALS: Final = 4
 _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
 _CANNOT_MAKE: Final = 125

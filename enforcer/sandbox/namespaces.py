@@ -29,12 +29,12 @@ from enforcer.limits.cgroups import ResourceLimits
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map
-from enforcer.sandbox.init import Executor, GoneError, LocalExecutor, RemoteExecutor, SocketMaker
+from enforcer.sandbox.init import Executor, GoneError, RemoteExecutor, SocketMaker
 from enforcer.sandbox.mount_steps import Mask, Step, mount
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
 from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailed
-from enforcer.system import linux
+from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
 # Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
@@ -52,12 +52,15 @@ class StepFailedError(OSError):
 
 
 def enter(steps: Iterable[Step]) -> None:
-    """Take the steps in the calling process, and pivot into what they made.
+    """Make the view of these steps, and make it the root of the calling process.
 
-    It owns a mount namespace with nothing shared in it. Raises HostError, OSError; then it must end: it is between two
-    roots.
+    The caller owns a mount namespace with nothing shared in it. An init process in the same one takes the steps, and
+    ends: pivot_root(2) takes everybody along whose root and directory are the old root. Raises HostError, OSError; then
+    the caller must end: it is between two roots.
     """
-    player, mask = LocalExecutor(), os.umask(0o022)
+    os.chdir("/")
+    linux.pass_on_capability(linux.CAP_SYS_ADMIN)
+    pid, player = init.start()
     try:
         begin(player)
         take(player, steps)
@@ -65,7 +68,9 @@ def enter(steps: Iterable[Step]) -> None:
         player.do()
     except CallFailed as error:
         raise step_error(error) from error
-    os.umask(mask)
+    finally:
+        player.close()
+        processes.end(pid)
 
 
 def begin(player: Executor) -> None:

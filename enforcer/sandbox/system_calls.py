@@ -114,6 +114,7 @@ CALL: Final = struct.Struct("=IHBxHHHxx6Q")  # number, kinds, result, errors tha
 REPLY: Final = struct.Struct("=4i64q")  # what it is (PLAYED, ENDED), and then two numbers; registers
 CHECK, STORE, POINT, FORK = 0x10000, 0x10001, 0x10002, 0x10003
 PLAYED, ENDED = 0, 1
+CHANNEL: Final = 3  # the descriptor over which programs come
 PACKET: Final = 1 << 17  # bytes that a program may have
 REGISTERS: Final = 64
 ANY: Final = 0xFFFF  # in the place of an error: each

@@ -27,15 +27,18 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 # prctl(2)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECCOMP_SET_MODE_FILTER, FILTER_NEW_LISTENER = 1, 1 << 3  # seccomp(2)
 # A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
 # process handles would otherwise have it made, and asked about, again.
 FILTER_WAIT_KILLABLE = 1 << 5
 PR_SET_NAME, PR_SET_KEEPCAPS, PR_SET_SECUREBITS = 15, 8, 28
-OPTIONS = {number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "CLEAR" not in name}
+OPTIONS = {
+    number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "AMBIENT_" not in name
+}
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the locks on all there are (capabilities(7))
 SECURE = 0b11101111
+CAP_SYS_ADMIN = 21
 CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
 
 _NO_DESCRIPTOR = (1 << 31) - 1
@@ -47,7 +50,7 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPGET, _CAPSET = {"x86_64": 125, "aarch64": 90}, {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _KCMP, _KCMP_FILES = {"x86_64": 312, "aarch64": 272}, 2  # kcmp(2)
@@ -220,9 +223,21 @@ def drop_bounding_set() -> None:
 
 def drop_capabilities(keep: int = 0) -> None:
     """Empty the capability sets of the calling thread but for a mask of what to `keep` (capset(2), version 3)."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
-    _check(_syscall(_number(_CAPSET, "capset"), ctypes.byref(header), ctypes.byref(data)), "capset")
+    _check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
+
+
+def pass_on_capability(capability: int) -> None:
+    """Have a program that the calling thread executes get a capability that it has, one of the first 32."""
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    _check(_syscall(_number(_CAPGET, "capget"), _capability_header(), ctypes.byref(data)), "capget")
+    data[2] |= 1 << capability
+    _check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def _capability_header() -> "ctypes.Array[ctypes.c_uint32]":
+    return (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 
 def fork_sibling(told: int) -> int:

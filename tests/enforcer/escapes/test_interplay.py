@@ -1,5 +1,6 @@
 """What a task could leave behind so that the next start, with other settings, opens something for it."""
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox.init import LocalExecutor
+from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import made, made_file
 from enforcer.workspace.guard import reviewed
 from enforcer.workspace.name_aliases import Globs
@@ -74,18 +75,28 @@ def test_a_hidden_name_behind_a_directory_that_nobody_can_list(someone):
         assert (done.stdout, done.stderr.count(b"Permission denied")) == (b"", 2), done.stderr
 
 
+@contextlib.contextmanager
+def player():
+    pid, process = init.start()
+    with contextlib.closing(process):
+        yield process
+    os.waitpid(pid, 0)
+
+
 def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "link").symlink_to(outside)
     for attempt, path in ((made, "link/new"), (made, "link"), (made_file, "link/new"), (made_file, "link")):
-        player = LocalExecutor()
-        with pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"):
-            player.do(attempt(player.calls, str(tmp_path / path)))
+        with (
+            player() as one,
+            pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"),
+        ):
+            one.do(attempt(one.calls, str(tmp_path / path)))
     assert list(outside.iterdir()) == []
-    player = LocalExecutor()
-    for descriptor in player.do(made(player.calls, f"{tmp_path}/a/b"), made_file(player.calls, f"{tmp_path}/a/c")):
-        os.close(descriptor)
+    with player() as one:
+        for descriptor in one.do(made(one.calls, f"{tmp_path}/a/b"), made_file(one.calls, f"{tmp_path}/a/c")):
+            os.close(descriptor)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)
 
 

@@ -11,10 +11,10 @@ import stat
 import pytest
 
 from enforcer.sandbox import init, seccomp, system_calls, task_start
-from enforcer.sandbox.init import GoneError, LocalExecutor, RemoteExecutor
+from enforcer.sandbox.init import GoneError, RemoteExecutor
 from enforcer.sandbox.path_scan import cover_again
 from enforcer.sandbox.seccomp import Filter, Refuse
-from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Data, Label, Packet
+from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Label, Packet
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from tests import harness
@@ -296,15 +296,3 @@ def test_descriptors_that_there_is_no_room_for_are_missed(process):
     with room_for_one_more(), pytest.raises(HostError, match="too many open files"):
         process.hear()
     assert os.listdir("/proc/self/fd") == before
-
-
-def test_the_calling_process_can_play_too(tmp_path):
-    here = LocalExecutor()
-    [file] = here.do(here.calls.get("openat", AT, f"{tmp_path}/file", os.O_WRONLY | os.O_CREAT, 0o600))
-    here.calls.call("write", file, Data(0), 3)
-    here.do()
-    os.close(file)
-    assert (tmp_path / "file").read_bytes() == bytes(3)
-    here.calls.call("rmdir", f"{tmp_path}/none")
-    with pytest.raises(CallFailed, match="rmdir: No such file"):
-        here.do()
