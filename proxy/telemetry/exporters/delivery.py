@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.exporters.exporter import Item, Refused, Unavailable
-from proxy.telemetry.formats.record import nanoseconds, read, shortened
+from proxy.telemetry.formats.fields import nanoseconds
+from proxy.telemetry.formats.record import read, shortened
 
 if TYPE_CHECKING:
     from proxy.telemetry.exporters.exporter import Sink

@@ -6,120 +6,33 @@ an attempt that was blocked is a success of the gate. What ECS has no field for 
 
 from typing import Any, Final
 
-from proxy.telemetry.formats.record import (
-    Record,
-    address,
-    at,
-    first_rule,
-    own_version,
-    port,
-    present,
-    sentence,
-    severity,
-)
+from proxy.telemetry.formats import fields
+from proxy.telemetry.formats.fields import Record, Shape, at, filled, fixed
+from proxy.telemetry.formats.kinds import words
 
 VERSION: Final = "9.4.0"
 _NS_A_SECOND: Final = 1_000_000_000
 _CATEGORIES: Final = {
-    "connection": ["network"],
-    "request": ["network", "web"],
-    "dns": ["network"],
-    "task": ["process"],
-    "rules": ["configuration"],
-    "tamper": ["intrusion_detection"],
-    "leak": ["intrusion_detection"],
-    "approval": ["iam"],
-    "flag": ["iam"],
-    "changes": ["file"],
-    "command": ["process"],
-    "call": ["process"],
-    "agent": ["process"],
-    "journal": ["host"],
-    "gate": ["host"],
-}
-_TYPES: Final = {
-    "connection.decided": ["connection", "start"],
-    "connection.closed": ["connection", "end"],
-    "request.decided": ["connection", "access"],
-    "request.completed": ["access", "end"],
-    "dns.decided": ["protocol"],
-    "task.started": ["start"],
-    "task.ended": ["end"],
-    "rules.loaded": ["change"],
-    "rules.rejected": ["info"],
-    "command.decided": ["start"],
-    "call.refused": ["access"],
-    "changes.kept": ["creation"],
-    "changes.merged": ["change"],
-    "changes.discarded": ["deletion"],
-    "approval.asked": ["creation", "user"],
-    "approval.seen": ["info", "user"],
-    "approval.answered": ["change", "user"],
-    "approval.used": ["info"],
-    "flag.seen": ["info", "user"],
-    "approval.expired": ["deletion"],
-    "approval.stale": ["deletion"],
-    "journal.opened": ["start"],
-    "journal.sealed": ["end"],
-}
-_DENIED: Final = frozenset({"blocked"})
-_ALERTS: Final = frozenset({"tamper", "leak.found", "task.tainted", "task.unusual"})
-_DECIDED: Final = frozenset({
-    "connection.decided", "request.decided", "dns.decided", "command.decided", "call.refused", "leak.found", "tamper",
-})  # fmt: skip
+    "connection": ["network"], "request": ["network", "web"], "dns": ["network"], "task": ["process"],
+    "rules": ["configuration"], "tamper": ["intrusion_detection"], "leak": ["intrusion_detection"],
+    "approval": ["iam"], "flag": ["iam"], "changes": ["file"], "command": ["process"], "call": ["process"],
+    "agent": ["process"], "journal": ["host"], "gate": ["host"],
+}  # fmt: skip
 _MAPPED: Final = frozenset({"time", "id", "kind", "reason", "host", "bytes", "process", "dns", "http", "started_by"})
 
 
 def ecs(record: Record) -> dict[str, Any]:
     """Return the event as an ECS document, a JSON object with nested fields."""
-    file, rule = first_rule(record)
-    seconds, starter = record.get("duration"), at(record, "started_by.uid")
-    inside = at(record, "process.sandbox_uid")
-    return present({
-        "@timestamp": record["time"],
-        "ecs": {"version": VERSION},
-        "message": sentence(record),
-        "event": present({
-            "id": record["id"],
-            "kind": "alert" if record["kind"] in _ALERTS else "event",
-            "category": _CATEGORIES.get(record["kind"].partition(".")[0]),
-            "type": _type(record),
-            "action": record["kind"],
-            "outcome": _outcome(record),
-            "reason": record.get("reason"),
-            "severity": int(severity(record)),
-            "duration": None if seconds is None else round(seconds * _NS_A_SECOND),
-            "provider": "exeat",
-            "module": "exeat",
-            "dataset": "exeat.journal",
-        }),
-        "observer": {"vendor": "Exeat", "product": "Exeat", "type": "firewall", "version": own_version()},
-        "host": present({"name": record.get("host")}),
-        "rule": present({"id": (record.get("rules") or [None])[0], "name": rule, "ruleset": file})
-        | ({"version": record["revision"]} if record.get("revision") else {}),
-        "network": _network(record),
-        "source": present({"bytes": at(record, "bytes.up")}),
-        "destination": _destination(record),
-        "tls": _tls(record),
-        "url": _url(record),
-        "http": _http(record),
-        "dns": _dns(record),
-        "process": _process(record),
-        "user": present({"id": None if starter is None else str(starter), "name": at(record, "started_by.name")}),
-        "error": present({"message": at(record, "fault.detail"), "type": at(record, "fault.where")}),
-        "related": _related(record),
-        "exeat": {key: value for key, value in record.items() if key not in _MAPPED}
-        | ({} if inside is None else {"sandbox_uid": inside}),
-    })  # fmt: skip
+    return filled(_SHAPE, record)
 
 
 def _type(record: Record) -> list[str]:
     """Return the kind's types, and of a decision what was decided."""
-    types = list(_TYPES.get(record["kind"], ["info"]))
-    if record["kind"] not in _DECIDED:
-        return types
-    denied = record.get("outcome") in _DENIED or record["kind"] == "tamper"
-    return [*types, "denied" if denied else "allowed"]
+    kind = words(record["kind"])
+    if not kind.decision:
+        return [*kind.ecs]
+    denied = record.get("outcome") == "blocked" or record["kind"] == "tamper"
+    return [*kind.ecs, "denied" if denied else "allowed"]
 
 
 def _outcome(record: Record) -> str:
@@ -130,88 +43,127 @@ def _outcome(record: Record) -> str:
     return "unknown" if outcome is None else "failure" if outcome == "failed" else "success"
 
 
-def _network(record: Record) -> dict[str, Any]:
-    protocol = record.get("protocol")
-    up, down = at(record, "bytes.up"), at(record, "bytes.down")
-    where = address(record)
-    if record["kind"] == "dns.decided":
-        protocol = "dns"
-    return present({
-        "transport": None if protocol in {None, "dns"} else "udp" if protocol == "udp" else "tcp",
-        "protocol": protocol if protocol in {"tls", "http", "dns"} else None,
-        "type": None if where is None else "ipv6" if ":" in where else "ipv4",
-        "direction": "egress" if "destination" in record else None,
-        "bytes": None if up is None or down is None else up + down,
-    })  # fmt: skip
+def _protocol(record: Record) -> str | None:
+    protocol = "dns" if record["kind"] == "dns.decided" else record.get("protocol")
+    return protocol if protocol in {"tls", "http", "dns"} else None
 
 
-def _destination(record: Record) -> dict[str, Any]:
-    name, where = at(record, "destination.name"), address(record)
-    return present({
-        "address": name or at(record, "destination.address"),
-        "domain": name,
-        "ip": where,
-        "port": port(record),
-        "bytes": at(record, "bytes.down"),
-    })  # fmt: skip
-
-
-def _tls(record: Record) -> dict[str, Any]:
-    return present({
-        "version": at(record, "tls.version"),
-        "version_protocol": "tls" if at(record, "tls.version") else None,
-        "client": present({"server_name": at(record, "tls.sni")}),
-    })  # fmt: skip
+def _ip_version(record: Record) -> str | None:
+    where = fields.address(record)
+    return None if where is None else "ipv6" if ":" in where else "ipv4"
 
 
 def _url(record: Record) -> dict[str, Any]:
-    path = at(record, "http.path")
-    if path is None:
-        return {}
-    scheme = {"tls": "https", "http": "http"}.get(str(record.get("protocol")))
-    host = at(record, "http.host") or at(record, "destination.name")
-    return present({"domain": host, "path": path, "scheme": scheme, "port": port(record)})
+    shape: Shape = {"domain": fields.host, "path": "http.path", "scheme": fields.scheme, "port": fields.port}
+    return {} if at(record, "http.path") is None else filled(shape, record)
 
 
-def _http(record: Record) -> dict[str, Any]:
-    request = record["kind"] == "request.completed"
-    up, down = (at(record, "bytes.up"), at(record, "bytes.down")) if request else (None, None)
-    return present({
-        "request": present({"method": at(record, "http.method"), "body": present({"bytes": up})}),
-        "response": present({"status_code": at(record, "http.status"), "body": present({"bytes": down})}),
-    })  # fmt: skip
+def _body_bytes(direction: str, record: Record) -> int | None:
+    found: int | None = at(record, f"bytes.{direction}") if record["kind"] == "request.completed" else None
+    return found
 
 
-def _dns(record: Record) -> dict[str, Any]:
-    kind = at(record, "dns.type")
-    return present({
-        "question": present({"name": at(record, "dns.question"), "type": kind}),
-        "answers": [present({"data": each, "type": kind}) for each in at(record, "dns.answers") or ()],
-    })  # fmt: skip
+def _answers(record: Record) -> list[dict[str, Any]]:
+    return [filled({"data": fixed(each), "type": "dns.type"}, record) for each in at(record, "dns.answers") or ()]
 
 
-def _process(record: Record) -> dict[str, Any]:
-    """Return who opened the socket; of a task's own events, the task."""
-    argv = at(record, "process.argv") or record.get("argv") or []
-    exe = at(record, "process.exe") or (argv[0] if argv else None)
-    parents, pids = at(record, "process.ancestors") or [], at(record, "process.ancestor_pids") or []
-    user = at(record, "process.uid")
-    return present({
-        "pid": at(record, "process.pid"),
-        "executable": exe,
-        "name": exe.rpartition("/")[2] if exe else None,
-        "args": argv,
-        "args_count": len(argv) or None,
-        "exit_code": at(record, "ending.status"),
-        "parent": present({"executable": parents[0] if parents else None, "pid": pids[0] if pids else None}),
-        "user": present({"id": None if user is None else str(user)}),
-    })  # fmt: skip
+def _argv(record: Record) -> list[str]:
+    """Return the command of who opened the socket; of a task's own events, the task's."""
+    return at(record, "process.argv") or record.get("argv") or []
 
 
-def _related(record: Record) -> dict[str, Any]:
-    """Return what a hunt looks for, wherever it stands."""
+def _executable(record: Record) -> str | None:
+    return at(record, "process.exe") or next(iter(_argv(record)), None)
+
+
+def _hosts(record: Record) -> list[str]:
     names = (at(record, "destination.name"), at(record, "dns.question"), at(record, "http.host"), record.get("host"))
-    hosts = dict.fromkeys(name for name in names if name)
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _users(record: Record) -> list[str]:
     people = [*(at(record, "approval.by") or ()), record.get("by"), at(record, "started_by.name")]
-    users = list(dict.fromkeys(filter(None, people)))
-    return present({"hosts": list(hosts), "ip": [each for each in (address(record),) if each], "user": users})
+    return list(dict.fromkeys(filter(None, people)))
+
+
+def _own(record: Record) -> dict[str, Any]:
+    inside = at(record, "process.sandbox_uid")
+    unmapped = {key: value for key, value in record.items() if key not in _MAPPED}
+    return unmapped if inside is None else {**unmapped, "sandbox_uid": inside}
+
+
+_SHAPE: Final[Shape] = {
+    "@timestamp": "time",
+    "ecs": {"version": fixed(VERSION)},
+    "message": fields.sentence,
+    "event": {
+        "id": "id",
+        "kind": lambda record: "alert" if words(record["kind"]).is_alert else "event",
+        "category": lambda record: _CATEGORIES.get(record["kind"].partition(".")[0]),
+        "type": _type,
+        "action": "kind",
+        "outcome": _outcome,
+        "reason": "reason",
+        "severity": lambda record: int(fields.severity(record)),
+        "duration": lambda record: fields.scaled_duration(record, _NS_A_SECOND),
+        "provider": fixed("exeat"),
+        "module": fixed("exeat"),
+        "dataset": fixed("exeat.journal"),
+    },
+    "observer": {
+        "vendor": fixed("Exeat"),
+        "product": fixed("Exeat"),
+        "type": fixed("firewall"),
+        "version": lambda _: fields.own_version(),
+    },
+    "host": {"name": "host"},
+    "rule": {
+        "id": lambda record: next(iter(record.get("rules") or ()), None),
+        "name": lambda record: fields.first_rule(record)[1],
+        "ruleset": lambda record: fields.first_rule(record)[0],
+        "version": "revision",
+    },
+    "network": {
+        "transport": lambda record: None if record["kind"] == "dns.decided" else fields.transport(record),
+        "protocol": _protocol,
+        "type": _ip_version,
+        "direction": lambda record: "egress" if "destination" in record else None,
+        "bytes": fields.total_bytes,
+    },
+    "source": {"bytes": "bytes.up"},
+    "destination": {
+        "address": lambda record: at(record, "destination.name") or at(record, "destination.address"),
+        "domain": "destination.name",
+        "ip": fields.address,
+        "port": fields.port,
+        "bytes": "bytes.down",
+    },
+    "tls": {
+        "version": "tls.version",
+        "version_protocol": lambda record: "tls" if at(record, "tls.version") else None,
+        "client": {"server_name": "tls.sni"},
+    },
+    "url": _url,
+    "http": {
+        "request": {"method": "http.method", "body": {"bytes": lambda record: _body_bytes("up", record)}},
+        "response": {"status_code": "http.status", "body": {"bytes": lambda record: _body_bytes("down", record)}},
+    },
+    "dns": {"question": {"name": "dns.question", "type": "dns.type"}, "answers": _answers},
+    "process": {
+        "pid": "process.pid",
+        "executable": _executable,
+        "name": lambda record: fields.basename(_executable(record)),
+        "args": _argv,
+        "args_count": lambda record: len(_argv(record)) or None,
+        "exit_code": "ending.status",
+        "parent": {
+            "executable": lambda record: next(iter(at(record, "process.ancestors") or ()), None),
+            "pid": lambda record: next(iter(at(record, "process.ancestor_pids") or ()), None),
+        },
+        "user": {"id": lambda record: fields.text_at(record, "process.uid")},
+    },
+    "user": {"id": lambda record: fields.text_at(record, "started_by.uid"), "name": "started_by.name"},
+    "error": {"message": "fault.detail", "type": "fault.where"},
+    "related": {"hosts": _hosts, "ip": lambda record: list(filter(None, [fields.address(record)])), "user": _users},
+    "exeat": _own,
+}

@@ -2,173 +2,98 @@
 
 Connections are Network Activity, requests HTTP Activity, lookups DNS Activity, tasks and commands Process Activity,
 system calls Kernel Activity; rules, approval requests and the changes of a task are managed entities; what the journal
-records of itself is Event Log Activity. A kind that no class fits is a Base Event. What has no attribute stands in
-`unmapped.exeat`. The attributes that an object requires are always there.
+records of itself is Event Log Activity (`kinds`). A kind that no class fits is a Base Event. What has no attribute
+stands in `unmapped.exeat`. The attributes that an object requires are always there.
 """
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
-from proxy.telemetry.formats.record import (
-    Record,
-    address,
-    at,
-    first_rule,
-    nanoseconds,
-    own_version,
-    port,
-    present,
-    sentence,
-    severity,
+from proxy.telemetry.formats import fields
+from proxy.telemetry.formats.fields import Record, Shape, at, filled, fixed
+from proxy.telemetry.formats.kinds import (
+    DETECTION,
+    DNS,
+    ENTITY,
+    EVENT_LOG,
+    HTTP,
+    KERNEL,
+    LEAK,
+    NETWORK,
+    PROCESS,
+    Class,
+    KindWords,
+    words,
 )
 
 VERSION: Final = "1.8.0"
 PROFILES: Final = ("host", "security_control")
 _MAPPED: Final = frozenset({"time", "id", "kind", "cause", "host", "tls", "bytes"})
 _NS_A_MS: Final = 1_000_000
-
-
-class Class(NamedTuple):
-    """An OCSF class: its uid, its category's, and their captions."""
-
-    uid: int
-    category: int
-    name: str
-    category_name: str
-
-
-NETWORK: Final = Class(4001, 4, "Network Activity", "Network Activity")
-HTTP: Final = Class(4002, 4, "HTTP Activity", "Network Activity")
-DNS: Final = Class(4003, 4, "DNS Activity", "Network Activity")
-PROCESS: Final = Class(1007, 1, "Process Activity", "System Activity")
-KERNEL: Final = Class(1003, 1, "Kernel Activity", "System Activity")
-EVENT_LOG: Final = Class(1008, 1, "Event Log Activity", "System Activity")
-ENTITY: Final = Class(3004, 3, "Entity Management", "Identity & Access Management")
-ERROR: Final = Class(6008, 6, "Application Error", "Application Activity")
-DETECTION: Final = Class(2004, 2, "Detection Finding", "Findings")
-LEAK: Final = Class(2006, 2, "Data Security Finding", "Findings")
-BASE: Final = Class(0, 0, "Base Event", "Uncategorized")
-
-CLASSES: Final = {
-    "connection.decided": NETWORK,
-    "connection.closed": NETWORK,
-    "request.decided": HTTP,
-    "request.completed": HTTP,
-    "dns.decided": DNS,
-    "task.started": PROCESS,
-    "task.ended": PROCESS,
-    "task.limited": PROCESS,
-    "rules.loaded": ENTITY,
-    "rules.rejected": ENTITY,
-    "gate.error": ERROR,
-    "tamper": DETECTION,
-    "leak.found": LEAK,
-    "command.decided": PROCESS,
-    "call.refused": KERNEL,
-    "changes.kept": ENTITY,
-    "changes.accepted": ENTITY,
-    "changes.merged": ENTITY,
-    "changes.discarded": ENTITY,
-    "approval.asked": ENTITY,
-    "approval.seen": ENTITY,
-    "approval.answered": ENTITY,
-    "approval.expired": ENTITY,
-    "approval.used": ENTITY,
-    "approval.refused": ENTITY,
-    "approval.stale": ENTITY,
-    "flag.seen": ENTITY,
-    "task.tainted": DETECTION,
-    "task.unusual": DETECTION,
-    "agent.said": BASE,  # a claim: what it speaks of is told by whoever saw it
-    "journal.opened": EVENT_LOG,
-    "journal.checkpoint": EVENT_LOG,
-    "journal.sealed": EVENT_LOG,
-    "journal.repaired": EVENT_LOG,
-    "journal.removed": EVENT_LOG,
-    "journal.key": EVENT_LOG,
-}
-# What happened in the words of its class, where the kind alone says so; of other kinds it is `Other`.
-_ACTIVITIES: Final = {
-    "task.started": (1, "Launch"),
-    "task.ended": (2, "Terminate"),
-    "command.decided": (1, "Launch"),
-    "call.refused": (4, "Invoke"),
-    "changes.kept": (1, "Create"),
-    "changes.accepted": (3, "Update"),
-    "changes.merged": (3, "Update"),
-    "changes.discarded": (4, "Delete"),
-    "approval.asked": (1, "Create"),
-    "approval.seen": (2, "Read"),
-    "approval.answered": (3, "Update"),
-    "flag.seen": (2, "Read"),
-    "approval.used": (10, "Activate"),
-    "approval.expired": (11, "Deactivate"),
-    "approval.stale": (11, "Deactivate"),
-    "rules.rejected": (3, "Update"),
-    "gate.error": (1, "General Error"),
-    "tamper": (1, "Create"),
-    "leak.found": (1, "Create"),
-    "task.tainted": (1, "Create"),
-    "task.unusual": (1, "Create"),
-    "journal.opened": (6, "Start"),
-    "journal.sealed": (5, "Rotate"),
-    "journal.removed": (2, "Delete"),
-}
-_ALERTS: Final = frozenset({"tamper", "leak.found", "task.tainted", "task.unusual"})
 _OTHER: Final = 99
-_ACTION: Final = {"passed": 1, "blocked": 2, "would_block": 3, "failed": 1}  # Allowed, Denied, Observed
+_METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "TRACE", "PATCH")  # numbered from 1
+_ACTION: Final = {"passed": 1, "blocked": 2, "would_block": 3, "failed": 1}
 _ACTIONS: Final = {1: "Allowed", 2: "Denied", 3: "Observed"}
 _DISPOSITIONS: Final = {1: "Allowed", 2: "Blocked", 8: "Approved", 17: "Logged", 19: "Alert", 27: "Error"}
+_PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17}  # IANA protocol numbers
+_TITLES: Final = {
+    "tamper": "placeholder of a secret misused",
+    "leak.found": "secret in what a task sends",
+    "task.tainted": "task read from an untrusted source",
+    "task.unusual": "task does what tasks of its name usually don't",
+}
 
 
 def ocsf(record: Record) -> dict[str, Any]:
     """Return the event as an OCSF event, a JSON object."""
-    kind = CLASSES.get(record["kind"], BASE)
+    kind = words(record["kind"])
     number, name = _activity(record, kind)
-    level = severity(record)
-    return present({
-        "class_uid": kind.uid,
-        "class_name": kind.name,
-        "category_uid": kind.category,
-        "category_name": kind.category_name,
+    level = fields.severity(record)
+    return fields.present({
+        "class_uid": kind.ocsf.uid,
+        "class_name": kind.ocsf.name,
+        "category_uid": kind.ocsf.category,
+        "category_name": kind.ocsf.category_name,
         "activity_id": number,
         "activity_name": name,
-        "type_uid": kind.uid * 100 + number,
-        "type_name": f"{kind.name}: {name}",
+        "type_uid": kind.ocsf.uid * 100 + number,
+        "type_name": f"{kind.ocsf.name}: {name}",
         "severity_id": int(level),
         "severity": level.name.capitalize(),
-        "time": nanoseconds(record) // _NS_A_MS,
-        "message": sentence(record),
-        "metadata": metadata(record, VERSION, PROFILES),
+        "time": fields.nanoseconds(record) // _NS_A_MS,
+        "message": fields.sentence(record),
+        "metadata": filled(_METADATA, record),
         **_status(record, kind),
-        **_control(record),
-        **of_class(record, kind.uid),
+        **_control(record, kind),
+        **filled(_COMMON, record),
+        **filled(_OF_CLASS.get(kind.ocsf, {}), record),
         "unmapped": {"exeat": {key: value for key, value in record.items() if key not in _MAPPED}},
     })  # fmt: skip
 
 
-def _activity(record: Record, kind: Class) -> tuple[int, str]:
+def _activity(record: Record, kind: KindWords) -> tuple[int, str]:
     """Return what happened in the words of its class."""
-    outcome, said = record.get("outcome"), (0, "Unknown")
-    if kind is NETWORK and record["kind"] == "connection.decided":
+    outcome = record.get("outcome")
+    if record["kind"] == "connection.decided":
         said = {"blocked": (5, "Refuse"), "failed": (4, "Fail")}.get(str(outcome), (1, "Open"))
-    elif kind is NETWORK:
+    elif kind.ocsf is NETWORK:
         said = (3, "Reset") if record.get("reason") else (2, "Close")
-    elif kind is HTTP:
+    elif kind.ocsf is HTTP:
         method = str(at(record, "http.method") or "")
-        known = method in METHODS
-        said = (METHODS.index(method) + 1, method.capitalize()) if known else (_OTHER, method or "Other")
-    elif kind is DNS:
+        known = method in _METHODS
+        said = (_METHODS.index(method) + 1, method.capitalize()) if known else (_OTHER, method or "Other")
+    elif kind.ocsf is DNS:
         said = (6, "Traffic") if at(record, "dns.answers") else (1, "Query")
     elif record["kind"] == "rules.loaded":
         said = (3, "Update") if record.get("previous") else (1, "Create")
     else:
-        said = _ACTIVITIES.get(record["kind"], (_OTHER, record["kind"]))
+        said = kind.activity or (_OTHER, record["kind"])
     return said
 
 
-def _status(record: Record, kind: Class) -> dict[str, Any]:
+def _status(record: Record, kind: KindWords) -> dict[str, Any]:
     """Return whether what was tried came about; of a finding, that it is new."""
-    if kind in {DETECTION, LEAK}:
+    if kind.is_alert:
         return {"status_id": 1, "status": "New", "status_detail": record.get("reason")}
     bad = record.get("outcome") in {"blocked", "failed"} or record["kind"] in {"rules.rejected", "gate.error"}
     return {
@@ -179,7 +104,7 @@ def _status(record: Record, kind: Class) -> dict[str, Any]:
     }
 
 
-def _control(record: Record) -> dict[str, Any]:
+def _control(record: Record, kind: KindWords) -> dict[str, Any]:
     """Return what the gate did about it: the profile `security_control`."""
     outcome = record.get("outcome")
     if record["kind"] == "tamper":
@@ -195,272 +120,213 @@ def _control(record: Record) -> dict[str, Any]:
         "action": _ACTIONS[action],
         "disposition_id": disposition,
         "disposition": _DISPOSITIONS[disposition],
-        "is_alert": flagged or record["kind"] in _ALERTS,
-        "firewall_rule": firewall_rule(record),
-        "policy": policy(record),
+        "is_alert": flagged or kind.is_alert,
+        "firewall_rule": _rule(record),
+        "policy": _policy(record),
     }
 
 
-METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "TRACE", "PATCH")  # as numbered from 1
-_OUTBOUND: Final = 2
-_SECONDS_TO_MS: Final = 1000
-_PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17}  # IANA protocol numbers
-_NETWORK_UID, _HTTP, _DNS = 4001, 4002, 4003
-_PROCESS, _ENTITY, _DETECTION, _LEAK = 1007, 3004, 2004, 2006
-_KERNEL, _EVENT_LOG = 1003, 1008
-_TITLES: Final = {
-    "tamper": "placeholder of a secret misused",
-    "leak.found": "secret in what a task sends",
-    "task.tainted": "task read from an untrusted source",
-    "task.unusual": "task does what tasks of its name usually don't",
-}
+def _shaped_if(path: str, shape: Shape) -> Callable[[Record], dict[str, Any]]:
+    """Return a part that is there for records that say something at `path`."""
+    return lambda record: filled(shape, record) if at(record, path) not in (None, "", []) else {}
 
 
-def metadata(record: Record, schema: str, profiles: tuple[str, ...]) -> dict[str, Any]:
-    """Return who says so, about which event, by which version of the schema."""
-    return present({
-        "version": schema,
-        "product": {"name": "Exeat", "vendor_name": "Exeat", "version": own_version()},
-        "profiles": list(profiles),
-        "uid": record["id"],
-        "correlation_uid": record.get("cause"),
-        "event_code": record["kind"],
-        "log_name": "journal",
-        "original_time": record["time"],
-    })  # fmt: skip
-
-
-def of_class(record: Record, uid: int) -> dict[str, Any]:
-    """Return the attributes that one class has and others have not."""
-    common: dict[str, Any] = {"device": device(record), "actor": actor(record), "duration": _milliseconds(record)}
-    if uid in {_NETWORK_UID, _HTTP, _DNS}:
-        common |= _network(record, uid)
-    elif uid == _PROCESS:
-        started = command(record) if record["kind"] == "command.decided" else task(record)
-        common |= {"process": started, "exit_code": at(record, "ending.status")}
-    elif uid == _KERNEL:
-        call = record.get("call") or "unknown"
-        common["kernel"] = {"name": call, "type_id": 2, "type": "System Call", "system_call": call}
-    elif uid == _ENTITY:
-        common["entity"] = _entity(record)
-    elif uid == _EVENT_LOG:
-        common |= {"log_name": at(record, "journal.segment") or "journal", "log_provider": "exeat"}
-    elif uid in {_DETECTION, _LEAK}:
-        common["finding_info"] = _finding(record)
-        if uid == _DETECTION:
-            common["evidences"] = _evidence(record)
-    return common
-
-
-def _network(record: Record, uid: int) -> dict[str, Any]:
-    found = {
-        "src_endpoint": sandbox(record),
-        "dst_endpoint": endpoint(record),
-        "connection_info": connection(record),
-        "traffic": traffic(record),
-        "tls": tls(record),
-        "ja4_fingerprint_list": _ja4(record),
-    }
-    if uid == _HTTP:
-        found |= {"http_request": http_request(record), "http_response": http_response(record)}
-    if uid == _DNS:
-        del found["connection_info"]
-        found |= {"query": query(record), "answers": answers(record)}
-    return found
-
-
-def firewall_rule(record: Record) -> dict[str, Any]:
+def _rule(record: Record) -> dict[str, Any]:
     """Return the rule that decided, cited as the journal cites it."""
-    file, own = first_rule(record)
-    if not own:
-        return {}
-    return present({"uid": record["rules"][0], "name": own, "category": file, "version": record.get("revision")})
+    file, own = fields.first_rule(record)
+    shape: Shape = {
+        "uid": lambda record: record["rules"][0],
+        "name": fixed(own),
+        "category": fixed(file),
+        "version": "revision",
+    }
+    return filled(shape, record) if own else {}
 
 
-def policy(record: Record) -> dict[str, Any]:
+def _policy(record: Record) -> dict[str, Any]:
     """Return the compiled rules; in audit mode they are not applied."""
     if not record.get("revision"):
         return {}
     return {"uid": record["revision"], "name": "exeat", "is_applied": record.get("mode") != "audit"}
 
 
-def device(record: Record) -> dict[str, Any]:
-    """Return the machine that the sandbox is on."""
-    return {"type_id": 0, "type": "Unknown", "hostname": record.get("host") or "unknown"}
-
-
-def actor(record: Record) -> dict[str, Any]:
-    """Return who did it: the process, where it is known, on behalf of the task; or people."""
+def _user(record: Record) -> dict[str, Any]:
+    """Return the people who answered, or who started the task."""
     people = ", ".join(at(record, "approval.by") or ()) or record.get("by")
-    uid = at(record, "started_by.uid")
-    starter = {} if uid is None else present({"name": at(record, "started_by.name"), "uid": str(uid)})
-    return present({
-        "app_name": at(record, "task.name") or "task",
-        "app_uid": at(record, "task.id"),
-        "process": process(record),
-        "user": {"name": people} if people else starter,
-    })  # fmt: skip
+    starter = _shaped_if("started_by.uid", {"name": "started_by.name", "uid": _text("started_by.uid")})
+    return {"name": people} if people else starter(record)
 
 
-def process(record: Record) -> dict[str, Any]:
-    """Return the process that opened the socket."""
-    pid, exe = at(record, "process.pid"), at(record, "process.exe")
-    if pid is None:
-        return {}
-    uid = at(record, "process.uid")
+def _text(path: str) -> Callable[[Record], str | None]:
+    return lambda record: fields.text_at(record, path)
+
+
+def _words_at(path: str) -> Callable[[Record], str]:
+    return lambda record: " ".join(at(record, path) or ())
+
+
+def _parent(record: Record) -> dict[str, Any]:
     parents, pids = at(record, "process.ancestors"), at(record, "process.ancestor_pids")
-    return present({
-        "pid": pid,
-        "path": exe,
-        "name": exe.rpartition("/")[2] if exe else None,
-        "cmd_line": " ".join(at(record, "process.argv") or ()),
-        "lineage": parents,
-        "parent_process": present({"pid": pids[0], "path": parents[0]}) if parents and pids else None,
-        "user": None if uid is None else {"uid": str(uid)},
-    })  # fmt: skip
+    return {"pid": pids[0], "path": parents[0]} if parents and pids else {}
 
 
-def task(record: Record) -> dict[str, Any]:
-    """Return the task as the process that it is."""
-    return present({
-        "uid": at(record, "task.id") or "unknown",
-        "name": at(record, "task.name"),
-        "cmd_line": " ".join(record.get("argv") or ()),
-        "sandbox": record.get("sandbox"),
-    })  # fmt: skip
+def _started(record: Record) -> dict[str, Any]:
+    """Return the task as the process that it is; of a command, the program that a task wants to start."""
+    if record["kind"] != "command.decided":
+        return filled(_TASK, record)
+    unknown = None if at(record, "process.pid") is not None else at(record, "task.id") or "unknown"
+    argv = " ".join(record.get("argv") or ())
+    return fields.present({**_PROCESS(record), "uid": unknown, "cmd_line": argv, "sandbox": record.get("sandbox")})
 
 
-def command(record: Record) -> dict[str, Any]:
-    """Return the program that a task wants to start, as the process that asks for it."""
-    words = record.get("argv") or ()
-    return present({
-        **process(record),
-        "uid": None if at(record, "process.pid") is not None else at(record, "task.id") or "unknown",
-        "cmd_line": " ".join(words),
-        "sandbox": record.get("sandbox"),
-    })  # fmt: skip
-
-
-def sandbox(record: Record) -> dict[str, Any]:
-    """Return where it came from: every address in there means the same."""
-    name = at(record, "task.name") or "sandbox"
-    return present({"uid": record.get("sandbox"), "name": name, "type_id": 6, "type": "Virtual"})
-
-
-def endpoint(record: Record) -> dict[str, Any]:
+def _endpoint(record: Record) -> dict[str, Any]:
     """Return where it wanted to go."""
-    found = present({
-        "hostname": at(record, "destination.name"),
-        "ip": address(record),
-        "name": at(record, "destination.via"),
-    })  # fmt: skip
-    return present({**found, "port": port(record)}) if found else {}
+    found = filled({"hostname": "destination.name", "ip": fields.address, "name": "destination.via"}, record)
+    return found | filled({"port": fields.port}, record) if found else {}
 
 
-def connection(record: Record) -> dict[str, Any]:
-    """Return how: always outbound."""
-    transport = "udp" if record.get("protocol") == "udp" else "tcp" if record.get("protocol") else None
-    return present({
-        "direction_id": _OUTBOUND,
-        "direction": "Outbound",
-        "protocol_name": transport,
-        "protocol_num": _PROTOCOL_NUMBERS.get(transport or ""),
-        "uid": record.get("cause") if record["kind"] == "connection.closed" else record["id"],
-    })  # fmt: skip
-
-
-def traffic(record: Record) -> dict[str, Any]:
+def _traffic(record: Record) -> dict[str, Any]:
     """Return how much: out is what left the sandbox."""
-    up, down = at(record, "bytes.up"), at(record, "bytes.down")
-    return {} if up is None or down is None else {"bytes_out": up, "bytes_in": down, "bytes": up + down}
+    shape: Shape = {"bytes_out": "bytes.up", "bytes_in": "bytes.down", "bytes": fields.total_bytes}
+    return {} if fields.total_bytes(record) is None else filled(shape, record)
 
 
-def tls(record: Record) -> dict[str, Any]:
-    """Return what the ClientHello said."""
-    if "tls" not in record:
-        return {}
-    return present({"version": at(record, "tls.version") or "unknown", "sni": at(record, "tls.sni")})
-
-
-def _ja4(record: Record) -> list[dict[str, Any]]:
-    taken = at(record, "tls.ja4")
-    return [{"type_id": 1, "type": "JA4", "value": taken}] if taken else []
-
-
-def url(record: Record) -> dict[str, Any]:
-    """Return the URL as far as it is kept: never its query."""
-    host = at(record, "http.host") or at(record, "destination.name")
-    path = at(record, "http.path")
-    if not path:
-        return {}
-    return present({"hostname": host, "path": path, "port": port(record), "scheme": _scheme(record)})
-
-
-def http_request(record: Record) -> dict[str, Any]:
-    """Return the request. A method that OCSF doesn't know has its name in `activity_name`."""
-    method = at(record, "http.method")
-    return present({"uid": record["id"], "http_method": method if method in METHODS else None, "url": url(record)})
-
-
-def http_response(record: Record) -> dict[str, Any]:
-    """Return the response, once there is one."""
-    status = at(record, "http.status")
-    return {} if status is None else {"code": status}
-
-
-def query(record: Record) -> dict[str, Any]:
-    """Return the question."""
-    return present({"hostname": at(record, "dns.question") or "unknown", "type": at(record, "dns.type")})
-
-
-def answers(record: Record) -> list[dict[str, Any]]:
-    """Return what it was answered with."""
+def _answers(record: Record) -> list[dict[str, Any]]:
     said = [each for each in at(record, "dns.answers") or () if each]
-    return [present({"rdata": each, "type": at(record, "dns.type")}) for each in said]
+    return [filled({"rdata": fixed(each), "type": "dns.type"}, record) for each in said]
 
 
 def _entity(record: Record) -> dict[str, Any]:
-    """Return what is managed: rules, a question to people, or what a task changed."""
+    """Return what is managed: rules, an approval request, or what a task changed."""
     area = record["kind"].partition(".")[0]
     if area == "rules":
-        return _rules(record)
-    names = {"approval": "approval.id", "flag": "cause"}
-    named = at(record, names.get(area, "task.id"))
-    return present({"type_id": 99, "type": area, "uid": named, "name": f"{area} {named or ''}".strip()})
-
-
-def _rules(record: Record) -> dict[str, Any]:
-    files = ", ".join(record.get("sources") or ())
-    return present({
-        "type_id": 5,
-        "type": "Policy",
-        "name": "exeat",
-        "uid": record.get("revision"),
-        "policy": present({**policy(record), "name": "exeat", "desc": files}),
-    })  # fmt: skip
-
-
-def _finding(record: Record) -> dict[str, Any]:
-    related = record.get("cause")
-    return present({
-        "uid": record["id"],
-        "title": _TITLES.get(record["kind"], record["kind"]),
-        "desc": record.get("detail"),
-        "types": [record["kind"]],
-        "data_sources": ["exeat"],
-        "related_events": [{"uid": related, "type": "cause"}] if related else [],
-    })  # fmt: skip
+        return filled(_RULES, record)
+    named = at(record, {"approval": "approval.id", "flag": "cause"}.get(area, "task.id"))
+    return fields.present({"type_id": 99, "type": area, "uid": named, "name": f"{area} {named or ''}".strip()})
 
 
 def _evidence(record: Record) -> list[dict[str, Any]]:
-    found = present({"dst_endpoint": endpoint(record), "src_endpoint": sandbox(record), "process": process(record)})
-    return [{**found, "name": sentence(record)}]
+    shape: Shape = {"dst_endpoint": _endpoint, "src_endpoint": _SANDBOX, "process": _PROCESS, "name": fields.sentence}
+    return [filled(shape, record)]
 
 
-def _scheme(record: Record) -> str | None:
-    return {"tls": "https", "http": "http"}.get(str(record.get("protocol")))
-
-
-def _milliseconds(record: Record) -> int | None:
-    seconds = record.get("duration")
-    return None if seconds is None else round(seconds * _SECONDS_TO_MS)
+_METADATA: Final[Shape] = {
+    "version": fixed(VERSION),
+    "product": {"name": fixed("Exeat"), "vendor_name": fixed("Exeat"), "version": lambda _: fields.own_version()},
+    "profiles": fixed(list(PROFILES)),
+    "uid": "id",
+    "correlation_uid": "cause",
+    "event_code": "kind",
+    "log_name": fixed("journal"),
+    "original_time": "time",
+}
+_PROCESS: Final = _shaped_if("process.pid", {
+    "pid": "process.pid",
+    "path": "process.exe",
+    "name": lambda record: fields.basename(at(record, "process.exe")),
+    "cmd_line": _words_at("process.argv"),
+    "lineage": "process.ancestors",
+    "parent_process": _parent,
+    "user": {"uid": _text("process.uid")},
+})  # fmt: skip
+_TASK: Final[Shape] = {
+    "uid": lambda record: at(record, "task.id") or "unknown",
+    "name": "task.name",
+    "cmd_line": _words_at("argv"),
+    "sandbox": "sandbox",
+}
+_COMMON: Final[Shape] = {
+    "device": {
+        "type_id": fixed(0),
+        "type": fixed("Unknown"),
+        "hostname": lambda record: record.get("host") or "unknown",
+    },
+    "actor": {
+        "app_name": lambda record: at(record, "task.name") or "task",
+        "app_uid": "task.id",
+        "process": _PROCESS,
+        "user": _user,
+    },
+    "duration": lambda record: fields.scaled_duration(record, 1000),
+}
+_SANDBOX: Final[Shape] = {  # every address in there means the same
+    "uid": "sandbox",
+    "name": lambda record: at(record, "task.name") or "sandbox",
+    "type_id": fixed(6),
+    "type": fixed("Virtual"),
+}
+_CONNECTION: Final[Shape] = {
+    "direction_id": fixed(2),
+    "direction": fixed("Outbound"),
+    "protocol_name": fields.transport,
+    "protocol_num": lambda record: _PROTOCOL_NUMBERS.get(fields.transport(record) or ""),
+    "uid": lambda record: record.get("cause") if record["kind"] == "connection.closed" else record["id"],
+}
+_URL: Final[Shape] = {  # as far as it is kept: never its query
+    "hostname": fields.host,
+    "path": "http.path",
+    "port": fields.port,
+    "scheme": fields.scheme,
+}
+_ENDPOINTS: Final[Shape] = {"src_endpoint": _SANDBOX, "dst_endpoint": _endpoint}
+_CARRIED: Final[Shape] = {
+    "traffic": _traffic,
+    "tls": lambda record: filled(_TLS, record) if "tls" in record else {},
+    "ja4_fingerprint_list": lambda record: [filled(_JA4, record)] if at(record, "tls.ja4") else [],
+}
+_TLS: Final[Shape] = {"version": lambda record: at(record, "tls.version") or "unknown", "sni": "tls.sni"}
+_JA4: Final[Shape] = {"type_id": fixed(1), "type": fixed("JA4"), "value": "tls.ja4"}
+_RULES: Final[Shape] = {
+    "type_id": fixed(5),
+    "type": fixed("Policy"),
+    "name": fixed("exeat"),
+    "uid": "revision",
+    "policy": lambda record: fields.present({
+        **_policy(record), "name": "exeat", "desc": ", ".join(record.get("sources") or ()),
+    }),
+}  # fmt: skip
+_FINDING: Final[Shape] = {
+    "uid": "id",
+    "title": lambda record: _TITLES.get(record["kind"], record["kind"]),
+    "desc": "detail",
+    "types": lambda record: [record["kind"]],
+    "data_sources": fixed(["exeat"]),
+    "related_events": lambda record: [{"uid": record["cause"], "type": "cause"}] if record.get("cause") else [],
+}
+_OF_CLASS: Final[dict[Class, Shape]] = {  # the attributes that one class has and others have not
+    NETWORK: {**_ENDPOINTS, "connection_info": _CONNECTION, **_CARRIED},
+    HTTP: {
+        **_ENDPOINTS,
+        "connection_info": _CONNECTION,
+        **_CARRIED,
+        "http_request": {
+            "uid": "id",
+            # A method that OCSF doesn't know has its name in `activity_name`
+            "http_method": lambda record: method if (method := at(record, "http.method")) in _METHODS else None,
+            "url": _shaped_if("http.path", _URL),
+        },
+        "http_response": {"code": "http.status"},
+    },
+    DNS: {
+        **_ENDPOINTS,
+        **_CARRIED,
+        "query": {"hostname": lambda record: at(record, "dns.question") or "unknown", "type": "dns.type"},
+        "answers": _answers,
+    },
+    PROCESS: {"process": _started, "exit_code": "ending.status"},
+    KERNEL: {
+        "kernel": {
+            "name": lambda record: record.get("call") or "unknown",
+            "type_id": fixed(2),
+            "type": fixed("System Call"),
+            "system_call": lambda record: record.get("call") or "unknown",
+        }
+    },
+    ENTITY: {"entity": _entity},
+    EVENT_LOG: {
+        "log_name": lambda record: at(record, "journal.segment") or "journal",
+        "log_provider": fixed("exeat"),
+    },
+    DETECTION: {"finding_info": _FINDING, "evidences": _evidence},
+    LEAK: {"finding_info": _FINDING},
+}

@@ -13,17 +13,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from proxy.telemetry.formats.record import (
-    Record,
-    address,
-    at,
-    first_rule,
-    nanoseconds,
-    own_version,
-    port,
-    sentence,
-    severity,
-)
+from proxy.telemetry.formats import fields
+from proxy.telemetry.formats.fields import Record, Shape, at, values
 
 _SEVERITIES: Final = (  # by ours
     SeverityNumber.SEVERITY_NUMBER_UNSPECIFIED,
@@ -34,7 +25,12 @@ _SEVERITIES: Final = (  # by ours
 )
 _SEVERITY_TEXTS: Final = ("", "INFO", "INFO2", "WARN", "ERROR")
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
-_NAMES: Final = {  # attribute: where in a record its value is
+_OWN: Final = (  # members that conventions have no word for, and that come first
+    "id", "cause", "verdict", "outcome", "reason", "mode", "rules", "revision", "task.id", "task.name", "sandbox",
+    "destination.via", "tls.alpn", "tls.ech", "tls.ja4", "http.host", "dns.type", "process.uid", "process.ancestors",
+    "process.ancestor_pids", "bytes.up", "bytes.down", "duration",
+)  # fmt: skip
+_NAMES: Final[Shape] = {
     "server.address": "destination.name",
     "http.request.method": "http.method",
     "http.response.status_code": "http.status",
@@ -51,33 +47,26 @@ _NAMES: Final = {  # attribute: where in a record its value is
     "gen_ai.tool.name": "agent.tool",
     "gen_ai.tool.call.id": "agent.call",
     "user.name": "started_by.name",
-    "exeat.id": "id",
-    "exeat.cause": "cause",
-    "exeat.verdict": "verdict",
-    "exeat.outcome": "outcome",
-    "exeat.reason": "reason",
-    "exeat.mode": "mode",
-    "exeat.rules": "rules",
-    "exeat.revision": "revision",
-    "exeat.task.id": "task.id",
-    "exeat.task.name": "task.name",
-    "exeat.sandbox": "sandbox",
-    "exeat.destination.via": "destination.via",
-    "exeat.tls.alpn": "tls.alpn",
-    "exeat.tls.ech": "tls.ech",
-    "exeat.tls.ja4": "tls.ja4",
-    "exeat.http.host": "http.host",
-    "exeat.dns.type": "dns.type",
-    "exeat.process.uid": "process.uid",
-    "exeat.process.ancestors": "process.ancestors",
-    "exeat.process.ancestor_pids": "process.ancestor_pids",
-    "exeat.bytes.up": "bytes.up",
-    "exeat.bytes.down": "bytes.down",
-    "exeat.duration": "duration",
+    **{f"exeat.{path}": path for path in _OWN},
+    "user.id": lambda record: fields.text_at(record, "started_by.uid"),
+    "server.port": fields.port,
+    "network.transport": fields.transport,
+    "network.protocol.name": lambda record: {"tls": "tls", "http": "http"}.get(str(record.get("protocol"))),
+    "network.peer.address": fields.address,
+    "network.peer.port": lambda record: fields.port(record) if fields.address(record) else None,
+    "security_rule.name": lambda record: fields.first_rule(record)[1],
+    "security_rule.ruleset.name": lambda record: fields.first_rule(record)[0],
+    "security_rule.uuid": lambda record: next(iter(record.get("rules") or ()), None),
+    "security_rule.version": lambda record: record.get("revision") if fields.first_rule(record)[1] else None,
+    "error.type": lambda record: (
+        record.get("reason") if record.get("outcome") == "failed" else at(record, "fault.where")
+    ),
 }
-# Members that `_NAMES` or `attributes` take apart; of all others each leaf is `exeat.` and its path.
-_KNOWN: Final = frozenset({*_NAMES.values(), "time", "kind", "host", "protocol", "destination.address",
-                           "destination.port"})  # fmt: skip
+# Members that are said so; of all others each leaf is `exeat.` and its path.
+_KNOWN: Final = frozenset({
+    *(part for part in _NAMES.values() if isinstance(part, str)),
+    "time", "kind", "host", "protocol", "destination.address", "destination.port",
+})  # fmt: skip
 
 
 def logs_request(records: Iterable[Record]) -> bytes:
@@ -99,23 +88,7 @@ def rejected(response: bytes) -> int:
 
 def attributes(record: Record) -> dict[str, Any]:
     """Return what a record says as attributes, in a closed set of names but for a task's labels."""
-    file, rule = first_rule(record)
-    protocol = record.get("protocol")
-    found: dict[str, Any] = {name: at(record, path) for name, path in _NAMES.items()}
-    starter = at(record, "started_by.uid")
-    found |= {
-        "user.id": None if starter is None else str(starter),
-        "server.port": port(record),
-        "network.transport": None if protocol is None else "udp" if protocol == "udp" else "tcp",
-        "network.protocol.name": protocol if protocol in {"tls", "http"} else None,
-        "network.peer.address": address(record),
-        "network.peer.port": port(record) if address(record) else None,
-        "security_rule.name": rule,
-        "security_rule.ruleset.name": file,
-        "security_rule.uuid": (record.get("rules") or [None])[0],
-        "security_rule.version": record.get("revision") if rule else None,
-        "error.type": record.get("reason") if record.get("outcome") == "failed" else at(record, "fault.where"),
-    }
+    found = dict(values(_NAMES, record))
     found |= {f"exeat.{path}": value for path, value in _leaves(record) if path not in _KNOWN}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -129,8 +102,8 @@ def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 
 
 def _resource_logs(host: str, logs: list[LogRecord]) -> ResourceLogs:
-    named = {"service.name": "exeat", "service.version": own_version(), **({"host.name": host} if host else {})}
-    scope = InstrumentationScope(name="exeat.journal", version=own_version())
+    named = {"service.name": "exeat", "service.version": fields.own_version(), **({"host.name": host} if host else {})}
+    scope = InstrumentationScope(name="exeat.journal", version=fields.own_version())
     return ResourceLogs(
         resource=Resource(attributes=_pairs(named)),
         scope_logs=[ScopeLogs(scope=scope, log_records=logs, schema_url=_SCHEMA)],
@@ -139,12 +112,12 @@ def _resource_logs(host: str, logs: list[LogRecord]) -> ResourceLogs:
 
 
 def _log_record(record: Record) -> LogRecord:
-    level, now = severity(record), nanoseconds(record)
+    level, now = fields.severity(record), fields.nanoseconds(record)
     return LogRecord(
         time_unix_nano=now,
         severity_number=_SEVERITIES[level],
         severity_text=_SEVERITY_TEXTS[level],
-        body=_value(sentence(record)),
+        body=_value(fields.sentence(record)),
         attributes=_pairs(attributes(record)),
         observed_time_unix_nano=now,
         event_name=_text(f"exeat.{record['kind']}"),

@@ -9,7 +9,8 @@ from shapes_harness import bare, event, everything, harmful, record, texts, unkn
 from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.formats.ocsf import CLASSES, PROFILES, VERSION, ocsf
+from proxy.telemetry.formats.kinds import KINDS
+from proxy.telemetry.formats.ocsf import PROFILES, VERSION, ocsf
 
 
 @cache
@@ -128,5 +129,5 @@ def test_nothing_that_an_event_says_is_lost():
     made = ocsf(unknown())
     assert made["class_uid"] == 0
     assert made["unmapped"]["exeat"]["later"] == {"deep": [1, "x"]}
-    assert set(CLASSES) == set(Kind)
+    assert set(KINDS) == set(Kind)
     assert ocsf(bare("connection.decided"))["src_endpoint"]["name"] == "sandbox"

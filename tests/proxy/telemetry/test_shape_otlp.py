@@ -6,8 +6,8 @@ from shapes_harness import event, everything, harmful, record, unknown
 from telemetry_harness import HOSTILE
 
 from proxy.telemetry.events import Kind
+from proxy.telemetry.formats.fields import nanoseconds, sentence
 from proxy.telemetry.formats.otlp import attributes, logs_request, rejected
-from proxy.telemetry.formats.record import nanoseconds, sentence
 
 
 def parsed(*records):
