@@ -1,13 +1,15 @@
-"""The metrics as Prometheus reads them. The only module that imports prometheus_client, so only a scrape pays for it.
+"""Metrics as Prometheus reads them. The only module that imports prometheus_client, so only a scrape pays for it.
 
-Every name and its meaning stand here once; docs/telemetry.md repeats them and a test holds the two together.
+Every name and its meaning stand in `_FAMILIES` once; docs/telemetry.md repeats them and a test holds the two together.
 """
 
 import platform
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -21,7 +23,7 @@ from proxy.telemetry.visible import visible
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client.core import Metric
 
@@ -37,7 +39,7 @@ _UNTOLD = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for k
 def render(metrics: "Metrics") -> bytes:
     """Return all metrics as text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once(_families(metrics)))
+    registry.register(_Once([_family(each, metrics) for each in _FAMILIES]))
     registry.register(_Once(_process_families(metrics.processes)))
     return generate_latest(registry)
 
@@ -57,202 +59,66 @@ class _Once(Collector):
         return self._families
 
 
-def _families(metrics: "Metrics") -> "Iterator[Metric]":
-    yield from _attempts(metrics)
-    yield from _traffic(metrics)
-    yield from _rules(metrics)
-    yield from _tasks(metrics)
-    yield from _people(metrics)
-    yield from _telling(metrics)
+type _Value = float | Histogram | None  # None: no sample
+type _Class = type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
 
 
-def _attempts(metrics: "Metrics") -> "Iterator[Metric]":
-    yield _counter(
-        "decisions",
-        "Attempts decided (connections, requests, lookups).",
-        ("kind", "verdict", "outcome", "reason"),
-        (_UNTOLD | metrics.decisions).items(),
-    )
-    yield _counter(
-        "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"), _by_rule(metrics.rule_decisions)
-    )
-    yield _counter("dns_queries", "Queries that sandboxes sent.", ("type", "verdict"), metrics.dns_queries.items())
-    yield _counter(
-        "packets_refused",
-        "Packets that the sandboxes' kernel rulesets rejected or dropped.",
-        ("kind",),
-        (((kind,), count) for kind, count in metrics.packets_refused.items()),
-    )
-    yield _counter(
-        "datagrams_refused",
-        "Datagrams that the gate turned away, of whatever flow.",
-        (),
-        (((), metrics.datagrams_refused),),
-    )
-    yield _counter(
-        "calls_refused",
-        "System calls that tasks were refused and that are told.",
-        ("call",),
-        (((call,), count) for call, count in metrics.calls_refused.items()),
-    )
-    yield _histogram("decision_seconds", "Time to decide an attempt.", {(): metrics.decision_seconds})
-    yield _histogram("peek_seconds", "Time until a connection's first bytes told enough.", {(): metrics.peek_seconds})
+class _Family(NamedTuple):
+    """One metric. By default its value is the attribute of its name, for several labels by a tuple of them."""
+
+    kind: _Class
+    name: str  # without `exeat_`
+    help: str
+    labels: tuple[str, ...] = ()
+    values: Callable[["Metrics"], _Value | Mapping[Any, _Value]] | None = None
 
 
-def _traffic(metrics: "Metrics") -> "Iterator[Metric]":
-    yield _gauge("connections_open", "Connections that are let out now.", metrics.connections_open)
-    yield _histogram("connection_seconds", "How long connections lasted.", {(): metrics.connection_seconds})
-    yield _counter(
-        "bytes",
-        "Payload of closed connections; up leaves a sandbox.",
-        ("direction",),
-        ((("up",), metrics.bytes_up), (("down",), metrics.bytes_down)),
-    )
-    yield _counter(
-        "datagrams_lost",
-        "Datagrams of open flows that could not be passed on; up leaves a sandbox.",
-        ("direction",),
-        (((direction,), metrics.datagrams_lost.get(direction, 0)) for direction in ("up", "down")),
-    )
-    yield _histogram(
-        "dial_seconds",
-        "Time to reach a destination, resolving it included, by what came of it.",
-        {(result,): histogram for result, histogram in metrics.dial_seconds.items()},
-        ("result",),
-    )
+def _family(each: _Family, metrics: "Metrics") -> "Metric":
+    family = each.kind(f"exeat_{each.name}", each.help, labels=each.labels)
+    found: Any = each.values(metrics) if each.values is not None else getattr(metrics, each.name)
+    series = found if isinstance(found, Mapping) else {(): found}
+    samples = [(key if isinstance(key, tuple) else (key,), value) for key, value in series.items()]
+    for labels, value in samples if each.kind is _GAUGE else sorted(samples):
+        if isinstance(family, HistogramMetricFamily):
+            family.add_metric(labels, _buckets(value), sum_value=value.total)
+        elif value is not None:
+            family.add_metric(labels, value)
+    return family
 
 
-def _rules(metrics: "Metrics") -> "Iterator[Metric]":
-    mode = GaugeMetricFamily("exeat_mode_info", "1 for the mode in force.", labels=("mode",))
-    if metrics.in_force:
-        for each in Mode:
-            mode.add_metric((each.value,), float(each in metrics.in_force.values()))
-    yield mode
-    info = GaugeMetricFamily("exeat_rules_info", "1 for the policy in force.", labels=("revision",))
-    for revision in sorted(filter(None, metrics.in_force)):
-        info.add_metric((revision,), 1.0)
-    yield info
-    yield _gauge("rules_valid", "Whether the rule files were fit to use when last read.", int(metrics.rules_valid))
-    yield _counter(
-        "rules_loads",
-        "Times that rule files were read, by result.",
-        ("result",),
-        (((result,), metrics.rules_loads.get(result, 0)) for result in ("loaded", "rejected")),
-    )
-    today = datetime.now(UTC).date()
-    yield _gauge("rules_expiring", "Rules that end within a week.", metrics.rules_expiring(today))
-    used = GaugeMetricFamily(
-        "exeat_limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", labels=("rule", "limit")
-    )
-    for (rule, field), share in _by_look(metrics.limits_used()).items():
-        used.add_metric((rule, field), share)
-    yield used
-    yield _gauge("rules_loaded_timestamp_seconds", "When the policy in force was loaded.", metrics.rules_loaded_at)
-    yield _gauge("ca_expiry_timestamp_seconds", "When the CA certificate expires.", metrics.ca_expiry)
-
-
-def _tasks(metrics: "Metrics") -> "Iterator[Metric]":
-    yield _gauge("sandboxes", "Sandboxes that exist now.", metrics.sandboxes)
-    yield _histogram(
-        "sandbox_start_seconds",
-        "Time from the command to the task's first instruction.",
-        {(): metrics.sandbox_start_seconds},
-    )
-    yield _counter(
-        "tasks",
-        "Tasks that ended.",
-        ("outcome",),
-        (((outcome,), metrics.tasks.get(outcome, 0)) for outcome in {*TASK_OUTCOMES, *metrics.tasks}),
-    )
-    yield _counter("worker_restarts", "Workers started again after one died.", (), (((), metrics.worker_restarts),))
-
-
-def _people(metrics: "Metrics") -> "Iterator[Metric]":
-    waiting = metrics.waiting
-    yield _gauge("approvals_pending", "Attempts that are held until a person answers.", waiting.pending)
-    yield _gauge("approvals_oldest_pending_seconds", "How long the oldest of them has been held.", waiting.age)
-    yield _counter(
-        "approvals",
-        "Attempts that people were to be asked about, by what came of it.",
-        ("answer",),
-        (((answer,), waiting.answers.get(answer, 0)) for answer in ANSWERS),
-    )
-    held = Histogram(BOUNDS)
-    held.counts, held.total = waiting.counts, waiting.seconds
-    yield _histogram("approval_wait_seconds", "How long attempts were held.", {(): held})
-    unseen, oldest = metrics.flags
-    yield _gauge("flags_unreviewed", "Flagged events that nobody has looked at.", unseen)
-    age = max(0.0, time.time() - oldest) if unseen else 0.0
-    yield _gauge("flags_oldest_unreviewed_seconds", "How old the oldest of them is.", age)
-    yield _counter(
-        "tasks_tainted", "Tasks that have read from an untrusted source.", (), (((), metrics.tasks_tainted),)
-    )
-    yield _counter(
-        "tasks_unusual",
-        "What tasks did that tasks of their name don't usually do.",
-        ("what",),
-        (((what,), metrics.tasks_unusual.get(what, 0)) for what in {*UNUSUAL, *metrics.tasks_unusual}),
-    )
-
-
-def _telling(metrics: "Metrics") -> "Iterator[Metric]":
-    yield _counter(
-        "gate_errors",
-        "Unexpected failures of the gate itself.",
-        ("where",),
-        (((where,), metrics.gate_errors.get(where, 0)) for where in {*Where, *metrics.gate_errors}),
-    )
-    yield _counter(
-        "events",
-        "Events written to the journal.",
-        ("kind",),
-        (((kind,), metrics.events.get(kind, 0)) for kind in Kind),
-    )
-    yield _counter(
-        "events_dropped", "Events that could not be written.", ("sink",), ((("journal",), metrics.events_dropped),)
-    )
-    yield _counter(
-        "agent_records_refused",
-        "Records of tasks' own telemetry that there was no room for.",
-        (),
-        (((), metrics.agent_records_refused),),
-    )
-    yield _counter("journal_bytes", "Bytes written to the journal.", (), (((), metrics.journal_bytes),))
-    build = GaugeMetricFamily("exeat_build_info", "1 for the version that runs.", labels=("version", "python"))
-    build.add_metric((_version(), platform.python_version()), 1.0)
-    yield build
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = (*map(str, histogram.bounds), "+Inf")
+    return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
 
 
 def _process_families(processes: "Mapping[str, int | ProcessUse]") -> "Iterator[Metric]":
     """Yield the usual process_* of each process of ours; one that is gone or can't be read has no samples."""
-    cpu = CounterMetricFamily("process_cpu_seconds", "User and system CPU time spent.", labels=("role",))
-    resident = GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", labels=("role",))
-    virtual = GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", labels=("role",))
-    started = GaugeMetricFamily("process_start_time_seconds", "Start time since the epoch.", labels=("role",))
-    descriptors = GaugeMetricFamily("process_open_fds", "Open file descriptors.", labels=("role",))
-    most = GaugeMetricFamily("process_max_fds", "Most open file descriptors allowed.", labels=("role",))
-    for role, process in processes.items():
-        found = read_process(process) if isinstance(process, int) else process
-        if found is None:
-            continue
-        cpu.add_metric((role,), found.cpu_seconds)
-        resident.add_metric((role,), found.resident_bytes)
-        virtual.add_metric((role,), found.virtual_bytes)
-        started.add_metric((role,), found.started)
-        if found.open_descriptors is not None:
-            descriptors.add_metric((role,), found.open_descriptors)
-        if found.most_descriptors is not None:
-            most.add_metric((role,), found.most_descriptors)
-    yield from (cpu, resident, virtual, started, descriptors, most)
+    found = {role: read_process(each) if isinstance(each, int) else each for role, each in processes.items()}
+    for kind, name, text, field in _PROCESS_FAMILIES:
+        family = kind(f"process_{name}", text, labels=("role",))
+        for role, use in found.items():
+            if use is not None and (value := getattr(use, field)) is not None:
+                family.add_metric((role,), value)
+        yield family
 
 
-def _by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> "Iterable[tuple[tuple[str, str], int]]":
+def _only[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
+    """Return the counts of these names, also those that nothing was counted for, and of no others."""
+    return {name: counts.get(name, 0) for name in names}
+
+
+def _with[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
+    """Return all counts, and 0 for those of these names that nothing was counted for."""
+    return {**dict.fromkeys(names, 0), **counts}
+
+
+def _by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> dict[tuple[str, str], int]:
     """Return counts under rule ids fit to be read; two that look the same are one: a scrape allows no twins."""
     shown: dict[tuple[str, str], int] = {}
     for (rule, verdict), count in counts.items():
         key = (visible(cut(rule)), verdict.value)
         shown[key] = shown.get(key, 0) + count
-    return shown.items()
+    return shown
 
 
 def _by_look(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str], float]:
@@ -264,41 +130,140 @@ def _by_look(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str],
     return shown
 
 
-def _counter(
-    name: str, help_text: str, labels: tuple[str, ...], counts: "Iterable[tuple[tuple[str, ...], int]]"
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"exeat_{name}", help_text, labels=labels)
-    for values, count in sorted(counts):
-        family.add_metric(values, count)
-    return family
+def _held(metrics: "Metrics") -> Histogram:
+    held = Histogram(BOUNDS)
+    held.counts, held.total = metrics.waiting.counts, metrics.waiting.seconds
+    return held
 
 
-def _gauge(name: str, help_text: str, value: float | None) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"exeat_{name}", help_text, labels=())
-    if value is not None:
-        family.add_metric((), value)
-    return family
+def _flags_age(metrics: "Metrics") -> float:
+    unseen, oldest = metrics.flags
+    return max(0.0, time.time() - oldest) if unseen else 0.0
 
 
-def _histogram(
-    name: str,
-    help_text: str,
-    histograms: "Mapping[tuple[str, ...], Histogram]",
-    labels: tuple[str, ...] = (),
-) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(f"exeat_{name}", help_text, labels=labels)
-    for values, histogram in sorted(histograms.items()):
-        buckets = []
-        below = 0
-        for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
-            below += count
-            buckets.append((bound, float(below)))
-        family.add_metric(values, buckets, sum_value=histogram.total)
-    return family
-
-
-def _version() -> str:
+def _build(_metrics: "Metrics") -> dict[tuple[str, str], float]:
     try:
-        return version("exeat")
+        own = version("exeat")
     except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
+        own = "unknown"
+    return {(own, platform.python_version()): 1.0}
+
+
+_COUNTER, _GAUGE, _HISTOGRAM = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+_FAMILIES: Final = (
+    # Attempts
+    _Family(
+        _COUNTER, "decisions", "Attempts decided (connections, requests, lookups).",
+        ("kind", "verdict", "outcome", "reason"), lambda metrics: _UNTOLD | metrics.decisions,
+    ),
+    _Family(
+        _COUNTER, "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"),
+        lambda metrics: _by_rule(metrics.rule_decisions),
+    ),
+    _Family(_COUNTER, "dns_queries", "Queries that sandboxes sent.", ("type", "verdict")),
+    _Family(
+        _COUNTER, "packets_refused", "Packets that the sandboxes' kernel rulesets rejected or dropped.", ("kind",)
+    ),
+    _Family(_COUNTER, "datagrams_refused", "Datagrams that the gate turned away, of whatever flow."),
+    _Family(_COUNTER, "calls_refused", "System calls that tasks were refused and that are told.", ("call",)),
+    _Family(_HISTOGRAM, "decision_seconds", "Time to decide an attempt."),
+    _Family(_HISTOGRAM, "peek_seconds", "Time until a connection's first bytes told enough."),
+    # Traffic
+    _Family(_GAUGE, "connections_open", "Connections that are let out now."),
+    _Family(_HISTOGRAM, "connection_seconds", "How long connections lasted."),
+    _Family(
+        _COUNTER, "bytes", "Payload of closed connections; up leaves a sandbox.", ("direction",),
+        lambda metrics: {"up": metrics.bytes_up, "down": metrics.bytes_down},
+    ),
+    _Family(
+        _COUNTER, "datagrams_lost", "Datagrams of open flows that could not be passed on; up leaves a sandbox.",
+        ("direction",), lambda metrics: _only(("up", "down"), metrics.datagrams_lost),
+    ),
+    _Family(
+        _HISTOGRAM, "dial_seconds", "Time to reach a destination, resolving it included, by what came of it.",
+        ("result",),
+    ),
+    # Rules
+    _Family(
+        _GAUGE, "mode_info", "1 for the mode in force.", ("mode",),
+        lambda metrics: {mode: float(mode in metrics.in_force.values()) for mode in Mode if metrics.in_force},
+    ),
+    _Family(
+        _GAUGE, "rules_info", "1 for the policy in force.", ("revision",),
+        lambda metrics: dict.fromkeys(sorted(filter(None, metrics.in_force)), 1.0),
+    ),
+    _Family(_GAUGE, "rules_valid", "Whether the rule files were fit to use when last read."),
+    _Family(
+        _COUNTER, "rules_loads", "Times that rule files were read, by result.", ("result",),
+        lambda metrics: _only(("loaded", "rejected"), metrics.rules_loads),
+    ),
+    _Family(
+        _GAUGE, "rules_expiring", "Rules that end within a week.", (),
+        lambda metrics: metrics.rules_expiring(datetime.now(UTC).date()),
+    ),
+    _Family(
+        _GAUGE, "limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", ("rule", "limit"),
+        lambda metrics: _by_look(metrics.limits_used()),
+    ),
+    _Family(
+        _GAUGE, "rules_loaded_timestamp_seconds", "When the policy in force was loaded.", (),
+        lambda metrics: metrics.rules_loaded_at,
+    ),
+    _Family(
+        _GAUGE, "ca_expiry_timestamp_seconds", "When the CA certificate expires.", (),
+        lambda metrics: metrics.ca_expiry,
+    ),
+    # Tasks
+    _Family(_GAUGE, "sandboxes", "Sandboxes that exist now."),
+    _Family(_HISTOGRAM, "sandbox_start_seconds", "Time from the command to the task's first instruction."),
+    _Family(
+        _COUNTER, "tasks", "Tasks that ended.", ("outcome",), lambda metrics: _with(TASK_OUTCOMES, metrics.tasks)
+    ),
+    _Family(_COUNTER, "worker_restarts", "Workers started again after one died."),
+    # People
+    _Family(
+        _GAUGE, "approvals_pending", "Attempts that are held until a person answers.", (),
+        lambda metrics: metrics.waiting.pending,
+    ),
+    _Family(
+        _GAUGE, "approvals_oldest_pending_seconds", "How long the oldest of them has been held.", (),
+        lambda metrics: metrics.waiting.age,
+    ),
+    _Family(
+        _COUNTER, "approvals", "Attempts that people were to be asked about, by what came of it.", ("answer",),
+        lambda metrics: _only(ANSWERS, metrics.waiting.answers),
+    ),
+    _Family(_HISTOGRAM, "approval_wait_seconds", "How long attempts were held.", (), _held),
+    _Family(
+        _GAUGE, "flags_unreviewed", "Flagged events that nobody has looked at.", (), lambda metrics: metrics.flags[0]
+    ),
+    _Family(_GAUGE, "flags_oldest_unreviewed_seconds", "How old the oldest of them is.", (), _flags_age),
+    _Family(_COUNTER, "tasks_tainted", "Tasks that have read from an untrusted source."),
+    _Family(
+        _COUNTER, "tasks_unusual", "What tasks did that tasks of their name don't usually do.", ("what",),
+        lambda metrics: _with(UNUSUAL, metrics.tasks_unusual),
+    ),
+    # The gate and its journal
+    _Family(
+        _COUNTER, "gate_errors", "Unexpected failures of the gate itself.", ("where",),
+        lambda metrics: _with(Where, metrics.gate_errors),
+    ),
+    _Family(
+        _COUNTER, "events", "Events written to the journal.", ("kind",), lambda metrics: _only(Kind, metrics.events)
+    ),
+    _Family(
+        _COUNTER, "events_dropped", "Events that could not be written.", ("sink",),
+        lambda metrics: {"journal": metrics.events_dropped},
+    ),
+    _Family(_COUNTER, "agent_records_refused", "Records of tasks' own telemetry that there was no room for."),
+    _Family(_COUNTER, "journal_bytes", "Bytes written to the journal."),
+    _Family(_GAUGE, "build_info", "1 for the version that runs.", ("version", "python"), _build),
+)  # fmt: skip
+_PROCESS_FAMILIES: Final = (
+    (_COUNTER, "cpu_seconds", "User and system CPU time spent.", "cpu_seconds"),
+    (_GAUGE, "resident_memory_bytes", "Resident memory size.", "resident_bytes"),
+    (_GAUGE, "virtual_memory_bytes", "Virtual memory size.", "virtual_bytes"),
+    (_GAUGE, "start_time_seconds", "Start time since the epoch.", "started"),
+    (_GAUGE, "open_fds", "Open file descriptors.", "open_descriptors"),
+    (_GAUGE, "max_fds", "Most open file descriptors allowed.", "most_descriptors"),
+)

@@ -7,9 +7,11 @@ report comes in, and what is not a number of ours is left out.
 import contextlib
 from collections import Counter
 from datetime import date
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
+from msgspec.structs import fields
 
 from proxy.telemetry.events import Count, Kind, Where
 from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, Histogram, Metrics, Told, Waiting
@@ -23,22 +25,6 @@ if TYPE_CHECKING:
 MOST_POLICIES: Final = 64  # that are told apart
 _LONGEST: Final = 200  # characters of a name
 _LARGEST: Final = 1 << 63
-_NOW: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
-TOTALS: Final = (
-    "events_dropped",
-    "journal_bytes",
-    "datagrams_refused",
-    "bytes_up",
-    "bytes_down",
-    "worker_restarts",
-    "agent_records_refused",
-    "tasks_tainted",
-)
-_SUMS: Final = (*TOTALS, *_NOW)
-HISTOGRAMS: Final = ("connection_seconds", "decision_seconds", "peek_seconds", "sandbox_start_seconds")
-_COUNTS: Final = ("packets_refused", "calls_refused", "datagrams_lost", "rules_loads", "tasks", "tasks_unusual")
-BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
-
 _MOST_SERIES: Final = 2 * MOST_RULES
 Real = Annotated[float, Meta(ge=0, lt=float(_LARGEST))]
 Name = Annotated[str, Meta(max_length=_LONGEST)]
@@ -86,6 +72,23 @@ class _Report(Struct, frozen=True):
     processes: dict[Name, ProcessUse]
 
 
+def _named(kind: object) -> tuple[str, ...]:
+    """Return the fields of a report that have this type."""
+    return tuple(field.name for field in fields(_Report) if field.type == kind)
+
+
+_SUMS: Final = _named(Count)
+_NOW: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
+_COUNTS: Final = _named(Counts)
+_HISTOGRAMS: Final = _named(_Observed)
+_BY_TUPLE: Final = ("decisions", "rule_decisions", "dns_queries")
+_AS_THEY_ARE: Final = (  # in a report
+    *_SUMS, *_COUNTS, "events", "gate_errors", "flags", "in_force", "rule_endings", "rules_valid", "rules_loaded_at",
+    "ca_expiry",
+)  # fmt: skip
+_BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
+
+
 class Used:
     """How much of rules' limits is used up, of many tenants: of each limit the most that one has used."""
 
@@ -116,13 +119,13 @@ def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
     for name in _SUMS:
         if not (ended and name in _NOW):
             setattr(to, name, _sum(getattr(to, name), getattr(metrics, name)))
-    for name in BY_KEY:
+    for name in _BY_KEY:
         _add_counts(getattr(to, name), getattr(metrics, name))
     for (rule, verdict), count in metrics.rule_decisions.items():
         known = (rule, verdict) in to.rule_decisions or len(to.rule_decisions) < MOST_RULES
         key = (rule if known else OTHER, verdict)
         to.rule_decisions[key] = _sum(to.rule_decisions.get(key, 0), count)
-    for name in HISTOGRAMS:
+    for name in _HISTOGRAMS:
         _add_histogram(getattr(to, name), getattr(metrics, name))
     for result, histogram in metrics.dial_seconds.items():
         if result not in to.dial_seconds and len(to.dial_seconds) >= _LONGEST:
@@ -145,11 +148,13 @@ def _add_state(to: Metrics, metrics: Metrics) -> None:
             to.in_force[revision] = mode
     to.rules_valid = to.rules_valid and (metrics.rules_valid or not metrics.in_force)
     to.flags = max(to.flags, metrics.flags)  # each says it of the whole journal
-    times = [at for at in (to.rules_loaded_at, metrics.rules_loaded_at) if at is not None]
-    to.rules_loaded_at = max(times, default=None)
-    ends = [at for at in (to.ca_expiry, metrics.ca_expiry) if at is not None]
-    to.ca_expiry = min(ends, default=None)
+    to.rules_loaded_at = max(_known(to.rules_loaded_at, metrics.rules_loaded_at), default=None)
+    to.ca_expiry = min(_known(to.ca_expiry, metrics.ca_expiry), default=None)
     to.processes.update(metrics.processes)
+
+
+def _known(*times: float | None) -> list[float]:
+    return [at for at in times if at is not None]
 
 
 def _add_counts(to: dict[Any, int], counts: "Mapping[Any, int]") -> None:
@@ -171,29 +176,17 @@ def _sum(a: int, b: int) -> int:
 
 
 def to_json(metrics: Metrics) -> dict[str, Any]:
-    """Return a total as what JSON can say."""
+    """Return a total as what JSON can say: the fields of a `_Report`."""
     used = metrics.limits.used() if metrics.limits is not None else {}
-    same: dict[str, Any] = {name: getattr(metrics, name) for name in (*_SUMS, *_COUNTS)}
-    report = _Report(
-        **same,
-        **{name: _histogram(getattr(metrics, name)) for name in HISTOGRAMS},
-        decisions=[(*key, count) for key, count in metrics.decisions.items()],
-        rule_decisions=[(*key, count) for key, count in metrics.rule_decisions.items()],
-        dns_queries=[(*key, count) for key, count in metrics.dns_queries.items()],
-        events=metrics.events,
-        gate_errors=metrics.gate_errors,
-        dial_seconds={result: _histogram(each) for result, each in metrics.dial_seconds.items()},
-        waiting=metrics.waiting.told(),
-        flags=metrics.flags,
-        limits=[(*key, share) for key, share in used.items()],
-        in_force=metrics.in_force,
-        rule_endings=metrics.rule_endings,
-        rules_valid=metrics.rules_valid,
-        rules_loaded_at=metrics.rules_loaded_at,
-        ca_expiry=metrics.ca_expiry,
-        processes={role: use for role, use in metrics.processes.items() if isinstance(use, ProcessUse)},
+    dials = {result: (each.counts, each.total) for result, each in metrics.dial_seconds.items()}
+    found: dict[str, Any] = to_builtins(
+        {name: getattr(metrics, name) for name in _AS_THEY_ARE}
+        | {name: [(*key, count) for key, count in getattr(metrics, name).items()] for name in _BY_TUPLE}
+        | {name: (getattr(metrics, name).counts, getattr(metrics, name).total) for name in _HISTOGRAMS}
+        | {"dial_seconds": dials, "waiting": metrics.waiting.told()}
+        | {"limits": [(*key, share) for key, share in used.items()]}
+        | {"processes": {role: use for role, use in metrics.processes.items() if isinstance(use, ProcessUse)}}
     )
-    found: dict[str, Any] = to_builtins(report)
     return found
 
 
@@ -207,32 +200,24 @@ def from_json(said: object, role: str) -> Metrics:
     except MsgspecError as error:
         raise ValueError(f"not what a worker counts: {error}") from error
     metrics = total()
-    for name in (*_SUMS, *_COUNTS):
+    for name in _AS_THEY_ARE:
         setattr(metrics, name, getattr(report, name))
-    for name in HISTOGRAMS:
+    for name in _BY_TUPLE:
+        setattr(metrics, name, {tuple(key): count for *key, count in getattr(report, name)})
+    for name in _HISTOGRAMS:
         _read_histogram(getattr(metrics, name), getattr(report, name))
     for result, each in report.dial_seconds.items():
         metrics.dial_seconds[result] = Metrics.dial_histogram()
         _read_histogram(metrics.dial_seconds[result], each)
-    metrics.waiting, metrics.flags = Waiting.of(report.waiting), report.flags
-    metrics.decisions = {tuple(key): count for *key, count in report.decisions}  # type: ignore[misc]
-    metrics.rule_decisions = {(rule, verdict): count for rule, verdict, count in report.rule_decisions[:_MOST_SERIES]}
-    metrics.dns_queries = {(kind, verdict): count for kind, verdict, count in report.dns_queries}
-    metrics.events, metrics.gate_errors = report.events, report.gate_errors
+    metrics.waiting = Waiting.of(report.waiting)
+    metrics.rule_decisions = dict(islice(metrics.rule_decisions.items(), _MOST_SERIES))
     assert isinstance(metrics.limits, Used)
     metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST_SERIES]})
     metrics.known_rules = frozenset(rule for rule, _ in (*metrics.rule_decisions, *metrics.limits.used()))
-    metrics.in_force = dict(list(report.in_force.items())[:MOST_POLICIES])
+    metrics.in_force = dict(islice(report.in_force.items(), MOST_POLICIES))
     metrics.rule_endings = report.rule_endings[:_MOST_SERIES]
-    metrics.rules_valid = report.rules_valid
-    metrics.rules_loaded_at, metrics.ca_expiry = report.rules_loaded_at, report.ca_expiry
-    for name, use in list(report.processes.items())[:_LONGEST]:
-        metrics.processes[role or name] = use
+    metrics.processes = {role or name: use for name, use in islice(report.processes.items(), _LONGEST)}
     return metrics
-
-
-def _histogram(histogram: Histogram) -> Any:
-    return histogram.counts, histogram.total
 
 
 def _read_histogram(histogram: Histogram, said: _Observed) -> None:
@@ -287,9 +272,9 @@ class Reported:
 def _counters(metrics: "Metrics") -> Counter[object]:
     """Return all that may only grow. Rules are counted together: a rule that is gone is counted as `other`."""
     found: Counter[object] = Counter({"rules": sum(metrics.rule_decisions.values())})
-    found.update({name: getattr(metrics, name) for name in TOTALS})
-    for name in BY_KEY:
+    found.update({name: getattr(metrics, name) for name in _SUMS if name not in _NOW})
+    for name in _BY_KEY:
         found.update({(name, key): count for key, count in getattr(metrics, name).items()})
-    for name in HISTOGRAMS:
+    for name in _HISTOGRAMS:
         found.update({(name, at): count for at, count in enumerate(getattr(metrics, name).counts)})
     return found
