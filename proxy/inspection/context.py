@@ -1,7 +1,4 @@
-"""What the parts of an inspected connection share: its two ends, events, fixed options, and how much it may keep.
-
-mitmproxy's own options copy and check a value whenever it is read, and its context makes a connection with a new UUID
-only to throw it away; both happen several times a request.
+"""The two ends of an inspected connection, what a layer of mitmproxy knows of them, and how much may be kept.
 
 Each connection's buffers and windows are bounded, but a tenant may have thousands of connections, and each may ask for
 something large and read none of it: then the machine's memory would end, and the kernel ends other tenants' tasks first
@@ -10,87 +7,87 @@ less, and beyond `MOST` those that keep most end. It must never let what was cou
 """
 
 import itertools
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from mitmproxy.connection import Client, ConnectionState, Server
-from mitmproxy.proxy import commands, events
-from mitmproxy.proxy.context import Context
+from mitmproxy.proxy import events
 from mitmproxy.proxy.layers.http._base import HttpEvent
-from mitmproxy.proxy.mode_specs import ProxyMode, RegularMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from datetime import date
 
-    from mitmproxy.options import Options
+    from mitmproxy.proxy.layer import Layer
 
     from proxy.dialing.connecting import Hop
     from proxy.dialing.proxy_auth import Login
+    from proxy.inspection.http1 import BackHttp1, FrontHttp1
+    from proxy.inspection.http2 import BackHttp2, FrontHttp2
     from proxy.inspection.judging import Place
-    from proxy.inspection.session import Session
-    from proxy.inspection.stream import Stream
+    from proxy.inspection.link import Link
     from proxy.inspection.tls import FarContexts, NearContexts, Spoken
     from rules.attempt import Request
     from rules.matching.policy import Policy
     from rules.verdicts import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class FixedOptions:
-    """Every option that a layer of ours reads, closed; a test compares the names with mitmproxy's source.
+class End:
+    """One connection of an inspected client, to it or to a server, as the HTTP on it sees it."""
 
-    One that a layer reads and that isn't here raises, which ends the connection.
-    """
+    __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
 
-    connection_strategy: str = "lazy"  # nothing is dialled before a request was decided
-    validate_inbound_headers: bool = True
-    normalize_outbound_headers: bool = True
-    store_streamed_bodies: bool = False
-    stream_large_bodies: str | None = None  # every body is streamed
-    body_size_limit: str | None = None
-    websocket: bool = False
-    rawtcp: bool = False
-    keep_host_header: bool = True
-    http2_ping_keepalive: int = 0  # our own pings would keep an idle connection from ending
-    proxy_debug: bool = False
+    def __init__(self, place: "Place") -> None:
+        self.place = place
+        self.link: Link | None = None  # None: it isn't dialed yet
+        self.alpn: bytes | None = None  # the protocol that TLS agreed on
+        self.can_read = self.can_write = False  # something may still come, or be sent
+        self.cut = False  # it was cut off rather than ended
+        self.peername = None  # mitmproxy logs it
 
+    @property
+    def connected(self) -> bool:
+        """Whether it is open in both directions."""
+        return self.can_read and self.can_write
 
-_OPTIONS = cast("Options", FixedOptions())
-_numbers = itertools.count(1)  # mitmproxy's ids are random: a system call for each
-_MODE: ProxyMode = RegularMode.parse("regular")  # only says that we are no reverse and no upstream proxy
-
-
-class Near(Client):
-    """mitmproxy's idea of a sandbox's connection."""
-
-    __hash__ = object.__hash__  # mitmproxy compares ids, which are for flows that are read from files
-    __eq__ = object.__eq__
-    __setattr__ = object.__setattr__
-    cut = False  # whether it was cut off rather than ended
-    full = False  # whether what is written to it has to wait
+    @property
+    def is_full(self) -> bool:
+        """Whether what is written to it has to wait."""
+        return self.link is not None and self.link.full
 
 
-class Far(Server):
-    """mitmproxy's idea of a connection to the internet: its address is the checked name, for good (invariant 3)."""
+class Near(End):
+    """The connection of a sandbox's client."""
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-    __setattr__ = object.__setattr__
-    cut = False
-    full = False
-    over = False  # whether it failed to open, or was closed
-    used = False  # whether a request was sent on it
-    unidentified = False  # whether its server has asked for a client certificate, and got none
-    proven = False  # whether its server has proved, over TLS, to be the checked name
-    addresses: "tuple[Hop, ...]" = ()  # to dial: checked for the request that it is made for
-    authorities: tuple[bytes, ...] = ()  # certificates (PEM) that it may be verified with beside the host's
-    login: "Login | None" = None  # what a proxy is told that requests are relayed by
-    dialled: "Hop | None" = None  # the one of them that it leads to
-    good_for: "tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None" = (
-        None  # that it was checked for
-    )
+    __slots__ = ("codec",)
+
+    def __init__(self, place: "Place") -> None:
+        super().__init__(place)
+        self.codec: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
+        self.can_read = self.can_write = True
+
+
+class Far(End):
+    """A connection to the one place there is on the internet (invariant 3); a client may use many."""
+
+    __slots__ = (
+        "addresses", "authorities", "codec", "dialled", "good_for", "login", "over", "proven", "unidentified", "used",
+    )  # fmt: skip
+
+    def __init__(
+        self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()
+    ) -> None:
+        """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
+        super().__init__(place)
+        self.codec: BackHttp1 | BackHttp2 | None = None  # None: it isn't open yet
+        self.addresses = addresses
+        self.authorities = authorities
+        self.over = False  # it failed to open, or was closed
+        self.used = False  # a request was sent on it
+        self.unidentified = False  # its server has asked for a client certificate, and got none
+        self.proven = False  # its server has proved, over TLS, to be the checked name
+        self.login: Login | None = None  # what a proxy is told that requests are relayed by
+        self.dialled: Hop | None = None  # the address that it leads to
+        self.good_for: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = None  # as was checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,52 +99,35 @@ class Ends:
     spoken: "Spoken"
 
 
-class GateContext(Context):
-    """A context that knows its session."""
+@dataclass(frozen=True, slots=True)
+class FixedOptions:
+    """Every option that a layer of mitmproxy reads here; a test compares the names with its source.
 
-    client: Near
-    server: Far
-    session: "Session"
-    ends: Ends
+    One that a layer reads and that isn't here raises, which ends the connection.
+    """
 
-    def __init__(self, client: Near, server: Far, session: "Session", ends: Ends) -> None:
-        # not the base's: it would make a server of its own
+    validate_inbound_headers: bool = True
+    normalize_outbound_headers: bool = True
+    http2_ping_keepalive: int = 0  # our own pings would keep an idle connection from ending
+    proxy_debug: bool = False
+
+
+_OPTIONS: Final = FixedOptions()
+
+
+class LayerContext:
+    """What a layer of mitmproxy is made with: its own context copies all options and makes a connection of its own."""
+
+    __slots__ = ("client", "layers", "options", "server")
+
+    def __init__(self, client: Near, server: Far | None = None) -> None:
         self.client = client
         self.server = server
         self.options = _OPTIONS
-        self.layers = []
-        self.session = session
-        self.ends = ends
-
-    def fork(self) -> "GateContext":
-        """Return a context for a layer beside this one."""
-        forked = GateContext(self.client, self.server, self.session, self.ends)
-        forked.layers = self.layers.copy()
-        return forked
+        self.layers: list[Layer] = []
 
 
-def near(peer: tuple[str, int], place: "Place") -> Near:
-    """Return a sandbox's connection, open."""
-    client = Near.__new__(Near)  # a constructor would set forty fields to what they are anyway
-    client.id = f"near {next(_numbers)}"
-    client.peername = peer
-    client.sockname = (str(place.target), place.port)
-    client.proxy_mode = _MODE
-    client.timestamp_start = time.time()
-    client.tls = place.tls
-    client.state = ConnectionState.OPEN
-    return client
-
-
-def far(place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> Far:
-    """Return a connection to where the session leads, not open yet; a client connection may use many."""
-    server = Far.__new__(Far)
-    server.id = f"far {next(_numbers)}"
-    server.address = (str(place.target), place.port)
-    server.tls = place.tls
-    server.addresses = addresses
-    server.authorities = authorities
-    return server
+_numbers = itertools.count(1)
 
 
 def next_key() -> str:
@@ -155,39 +135,8 @@ def next_key() -> str:
     return f"request {next(_numbers)}"
 
 
-class Checkpoint(commands.Command):
-    """A point in the middle of long work: the conversation may go on from here in its next turn (`slices`)."""
-
-
 class ClientEnded(HttpEvent):
     """A client has ended its side behind a whole request, and may still wait for the answer."""
-
-
-class Broken(events.ConnectionEvent):
-    """The TLS of a connection broke: nothing more can be read, and what came may not be all."""
-
-
-class Relieved(events.Event):
-    """What couldn't be sent before can be now: give back the credit that was withheld for it."""
-
-
-class Unspoken(events.Event):
-    """The client has ended its handshake and said nothing since: it waits for its server to speak first."""
-
-
-class Decided(events.Event):
-    """A request is decided."""
-
-    def __init__(self, stream: "Stream") -> None:
-        self.stream = stream
-
-
-class Opened(events.Event):
-    """A connection to the internet is there, or `problem` says why it isn't."""
-
-    def __init__(self, server: "Far", problem: str | None) -> None:
-        self.server = server
-        self.problem = problem
 
 
 class Revoked(events.Event):

@@ -13,7 +13,7 @@ codec reads the next head only when it is asked for its next event, never while 
 from collections import deque
 from enum import Enum
 from sys import maxsize
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
@@ -68,7 +68,6 @@ MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chun
 # decided. Where the connection is to end, there is none (CL.0)
 BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
 MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
-HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
 SWITCHED: Final = 101
 
 # What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
@@ -89,15 +88,15 @@ class State(Enum):
     DONE = 5
 
 
-class Misread(NamedTuple):
-    """A request that can't be read: where its body ends is anybody's guess, so nothing behind it is read.
+class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
+    """A request that can't be read: where its body ends is anybody's guess, so nothing behind it is read."""
 
-    `http2`: the client speaks HTTP/2, in the clear.
-    """
-
-    head: Head
-    problem: Unclear
-    http2: bool = False
+    def __init__(self, head: Head, problem: Unclear, *, http2: bool = False) -> None:
+        """`http2`: the client speaks HTTP/2, in the clear."""
+        super().__init__(str(problem))
+        self.head = head
+        self.problem = problem
+        self.http2 = http2
 
 
 class Codec:
@@ -117,7 +116,7 @@ class Codec:
         self.request: Head | None = None
         self.response: ResponseHead | None = None
         self.request_done = self.response_done = False
-        self._events: deque[HttpEvent | Misread] = deque()  # that were found together
+        self._events: deque[HttpEvent] = deque()  # that were found together
         self._cut = False  # the connection was cut off rather than ended
         self._chunks: Chunks | None = None  # reads the body, if it comes in chunks
         self._size = self._left = 0  # bytes of the body, all and still to come; `maxsize`: until the connection ends
@@ -137,8 +136,14 @@ class Codec:
         else:
             self.buf += data
 
-    def next_event(self) -> HttpEvent | Misread | None:
-        """Return what has come next; None: that isn't there yet, or there is nothing more (DONE)."""
+    def stop(self) -> None:
+        """Read nothing more, not even what has come: the connection is being closed."""
+        self.state = State.DONE
+        self._events.clear()
+        self.buf = ReceiveBuffer()
+
+    def next_event(self) -> HttpEvent | None:
+        """Return what has come next; None: that isn't there yet, or there is nothing more (DONE). Raises Misread."""
         if self._events:
             return self._events.popleft()
         state = self.state
@@ -150,7 +155,7 @@ class Codec:
             return self._next_of_pipe()
         return None
 
-    def _next_head(self) -> HttpEvent | Misread | None:
+    def _next_head(self) -> HttpEvent | None:
         raise NotImplementedError
 
     def _begin_body(self, size: int | None, *, lenient: bool) -> None:
@@ -262,8 +267,6 @@ class FrontHttp1(Codec):
     def __init__(self, *, tls: bool) -> None:
         super().__init__()
         self._tls = tls
-        self.turns = HEADS_AT_ONCE  # how many heads may still be read before the others have theirs
-        self.puts_off = False  # there may be another one, and it is put off
 
     def receive_end(self, *, cut: bool) -> None:
         """Take note that nothing more comes.
@@ -275,10 +278,7 @@ class FrontHttp1(Codec):
         if state is State.PIPE:
             self._events.append(RequestEndOfMessage(self.stream_id))
         elif state is State.HEAD:
-            self.ended = True
-            if cut or not self.puts_off:
-                self.puts_off = False
-                self.state = State.DONE  # half a head will never be whole
+            self.state = State.DONE  # half a head will never be whole
         elif state is State.BODY:
             self.ended = True
         elif state is State.WAIT and not (cut or self._tls):
@@ -290,25 +290,13 @@ class FrontHttp1(Codec):
             left = RequestProtocolError(self.stream_id, "Client disconnected.", ErrorCode.CLIENT_DISCONNECTED)
             self._events.append(left)
 
-    def unspoken(self) -> None:
-        """Refuse a client that waits for its server to speak first."""
-        self._events.append(self._refused(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD)))
+    def give_up(self) -> Misread:
+        """Stop, and return why a client is refused that waits for its server to speak first."""
+        self.state = State.DONE
+        return Misread(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether no next request has begun."""
-        return self.state is State.HEAD and not self.buf
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a part of the next head."""
-        return self.state is State.HEAD and bool(self.buf)
-
-    def _next_head(self) -> HttpEvent | Misread | None:
-        """Read the next request's head, or refuse it, or put that off."""
-        self.puts_off = not self.turns and bool(self.buf)
-        if self.puts_off:
-            return None
+    def _next_head(self) -> HttpEvent | None:
+        """Read the next request's head, or refuse it."""
         if not self.buf:
             if self.ended:
                 self.state = State.DONE  # everything that was asked for is answered
@@ -320,20 +308,17 @@ class FrontHttp1(Codec):
                 if self.ended:
                     self.state = State.DONE
                 return None
-            self.turns -= 1
             if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
-                return self._refused(NOTHING, Unclear(NOT_HTTP2), http2=True)
+                self.state = State.DONE
+                raise Misread(NOTHING, Unclear(NOT_HTTP2), http2=True)
             head = parse_head(raw)
             size = request_size(head)
         except Unclear as problem:
-            return self._refused(head, problem)
+            self.state = State.DONE
+            raise Misread(head, problem) from problem
         self.request = head
         self._begin_body(size, lenient=False)
         return RequestHeaders(self.stream_id, head, end_stream=size == 0)
-
-    def _refused(self, head: Head, problem: Unclear, *, http2: bool = False) -> Misread:
-        self.state = State.DONE
-        return Misread(head, problem, http2)
 
     def send(self, event: HttpEvent) -> bytes:
         """Return a part of a response as it is sent."""
@@ -369,7 +354,6 @@ class BackHttp1(Codec):
     in_front = False
     stream_id: int | None = None
     _data, _trailers, _end, _error = ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError
-    withheld: Final = ()  # credit, which HTTP/2 has
 
     def __init__(self, place: "Place", server: "Far") -> None:
         super().__init__()
@@ -410,7 +394,7 @@ class BackHttp1(Codec):
             self._informed, self.response = 0, final
             self._begin_body(size, lenient=True)
             self._events.append(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
-        return self._events.popleft() if self._events else None  # type: ignore[return-value]  # no Misread is in it
+        return self._events.popleft() if self._events else None
 
     def send(self, event: HttpEvent) -> bytes:
         """Return a part of a request as it is sent."""

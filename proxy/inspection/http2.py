@@ -33,7 +33,7 @@ from mitmproxy.proxy.layers.http._http2 import (
 )
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
-from proxy.inspection.context import Checkpoint
+from proxy.inspection.context import LayerContext
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
 from proxy.inspection.messages import (
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.inspection.context import GateContext
+    from proxy.inspection.context import Far, Near
+    from proxy.inspection.session import Session
 
 MIB: Final = 1 << 20
 NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
@@ -68,6 +69,10 @@ REMEMBERED: Final = 1000  # streams of one connection to a server
 _PSEUDO: Final = b":method", b":scheme", b":authority", b":path"  # of a request (RFC 9113 section 8.3.1)
 _STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
 RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
+
+
+class Checkpoint(commands.Command):
+    """A point in the middle of long work: the connection may go on from here in its next turn (`slices`)."""
 
 
 class Windowed(Patient):
@@ -167,7 +172,7 @@ class Leaving(Windowed):
 class _Http2(Http2Connection):
     """What both directions share."""
 
-    context: "GateContext"
+    session: "Session"
     h2_conn: Windowed
     stuck: "Callable[[int], bool]"  # of a stream, by its id here: whether what it brings can't leave on the other side
     withheld: dict[int, int]  # bytes of credit, by stream
@@ -240,8 +245,9 @@ class _Http2(Http2Connection):
 class FrontHttp2(_Http2, Http2Server):
     """HTTP/2 with a task's client."""
 
-    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(context)
+    def __init__(self, session: "Session", client: "Near", stuck: "Callable[[int], bool]") -> None:
+        super().__init__(LayerContext(client))  # type: ignore[arg-type]  # what layers read of one
+        self.session = session
         self.stuck = stuck
         self.withheld = {}
         self.h2_conn = Leaving(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
@@ -276,8 +282,8 @@ class FrontHttp2(_Http2, Http2Server):
         """Handle one; returns whether the connection is over."""
         if isinstance(event, h2.events.StreamReset | Malformed):
             self._resets += 1
-            if self._resets > RESETS + self.context.session.asked // 2:
-                self.context.session.misread(NOTHING, Unclear("too many streams broken off", Reason.LIMIT_EXCEEDED))
+            if self._resets > RESETS + self.session.asked // 2:
+                self.session.misread(NOTHING, Unclear("too many streams broken off", Reason.LIMIT_EXCEEDED))
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         elif isinstance(event, h2.events.RequestReceived):
@@ -286,7 +292,7 @@ class FrontHttp2(_Http2, Http2Server):
         elif isinstance(event, h2.exceptions.ProtocolError):
             flood = isinstance(event, h2.exceptions.DenialOfServiceError)
             reason = Reason.LIMIT_EXCEEDED if flood else Reason.AMBIGUOUS_REQUEST
-            self.context.session.misread(NOTHING, Unclear(str(event), reason))
+            self.session.misread(NOTHING, Unclear(str(event), reason))
         if isinstance(event, h2.events.StreamEnded):
             over = yield from self._end(event)
         else:
@@ -326,7 +332,7 @@ class FrontHttp2(_Http2, Http2Server):
 
     def _refuse(self, stream_id: int, head: Head, problem: Unclear) -> "CommandGenerator[None]":
         """Answer a request whose head can't be read; the others of its connection go on."""
-        page = self.context.session.misread(head, problem)
+        page = self.session.misread(head, problem)
         if self.is_open_for_us(stream_id):
             fields = [(name.lower(), value) for name, value in page.headers]
             self.h2_conn.send_headers(stream_id, [(b":status", b"%d" % page.status), *fields])
@@ -343,8 +349,8 @@ class BackHttp2(_Http2, Http2Client):
     our_stream_id: dict[int, int]
     their_stream_id: dict[int, int]
 
-    def __init__(self, context: "GateContext", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(context)
+    def __init__(self, client: "Near", server: "Far", stuck: "Callable[[int], bool]") -> None:
+        super().__init__(LayerContext(client, server))  # type: ignore[arg-type]
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
         self._turned_away: list[int] = []  # streams of clients that no server will hear of

@@ -1,4 +1,4 @@
-"""One TCP connection under a conversation: bytes in, bytes out, and how it ended.
+"""One TCP connection of an inspected client or server: bytes in, bytes out, TLS between, and how it ended.
 
 Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
 closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from proxy.event_loop.poller import Poller
+    from proxy.inspection.context import Far, Near
     from proxy.inspection.tls import Tls
 
 _LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
@@ -37,28 +38,28 @@ _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's 
 
 
 class Owner(Protocol):
-    """Whoever is told what happens on a link."""
+    """Receives what happens on a link."""
 
     def opened(self, link: "Link", problem: str | None) -> None:
-        """Take note that the TLS handshake is over, and what went wrong with it."""
+        """Note that the TLS handshake is over, and what went wrong with it."""
 
     def received(self, link: "Link", data: bytes) -> None:
         """Take what has come, decrypted."""
 
     def finished(self, link: "Link", *, broken: bool) -> None:
-        """Take note that the peer has ended its side of TLS, or broken the protocol."""
+        """Note that the peer has ended its side of TLS, or broken the protocol."""
 
     def ended(self, link: "Link") -> None:
-        """Nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
+        """Note that nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
 
     def relieved(self, link: "Link") -> None:
-        """There is room again."""
+        """Note that there is room again."""
 
     def leaving(self, link: "Link") -> None:
-        """Take note that the peer has ended its side, where that is watched out for; what it sent is still unread."""
+        """Note that the peer has ended its side, where that is watched; what it sent is still unread."""
 
     def gone(self, link: "Link") -> None:
-        """Forget it: the socket is closed."""
+        """Forget the link: its socket is closed."""
 
     def crashed(self, error: Exception) -> None:
         """Close everything: something of ours raised."""
@@ -68,28 +69,28 @@ class Link:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
-        "_closing", "_cutting", "_events", "_half", "_kept", "_loop", "_new", "_owner", "_piece",
-        "_poller", "_sock", "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "cut", "down",
-        "full", "kept", "over", "paused", "tls", "up",
+        "_closing", "_cutting", "_events", "_half", "_kept", "_loop", "_owner", "_piece", "_poller", "_sock",
+        "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "connection", "cut", "down", "full",
+        "kept", "new", "over", "paused", "tls", "up",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         loop: "asyncio.AbstractEventLoop",
         poller: "Poller",
         sock: socket.socket,
         owner: Owner,
+        connection: "Near | Far | None" = None,
         *,
         client: bool,
         tls: "Tls | None" = None,
     ) -> None:
+        """`connection`: whose bytes these are. A `client` is closed with consideration."""
         self._loop = loop
         self._poller = poller
         self._sock = sock
         self._owner = owner
-        self._new: list[bytes] = []  # of this turn, sent together
         self._kept: deque[memoryview] = deque()
-        self.kept = 0  # bytes that wait for the socket to take them
         self._closing = False
         self._half = False  # our half alone ends, once everything is sent
         self._cutting = False  # closes with a reset, once the socket has sent everything
@@ -100,8 +101,11 @@ class Link:
         self._watching_out = False  # whether the end of the peer's side is of interest though nothing is read
         self._told = False  # that nothing more comes
         self._thrown_away = 0
-        self.client = client  # closed with consideration
+        self.connection = connection
+        self.client = client
         self.tls = tls
+        self.new: list[bytes] = []  # of this turn, to be sent together by `flush`
+        self.kept = 0  # bytes that wait for the socket to take them
         self.full = False  # what is to be sent has to wait
         self.paused = False
         self.over = False  # the socket is closed
@@ -112,70 +116,107 @@ class Link:
         """Begin to read."""
         self._watch()
 
-    def queue(self, data: bytes) -> None:
-        """Send with the next flush."""
-        self._new.append(data)
+    # --- in ---
 
-    def flush(self) -> None:
-        """Send what was queued, in TLS where there is some, or keep what doesn't fit."""
-        if not self._new:
+    def ready(self, events: int) -> None:
+        """Do what the socket is ready for (Poller)."""
+        if events & OUT and not self.over:
+            self._send_kept()
+        if self.over:
             return
-        data = self._new[0] if len(self._new) == 1 else b"".join(self._new)
-        self._new.clear()
-        if not (self.over or self._closing):
-            self._write(data if self.tls is None else self.tls.sealed(data))
+        if self.paused:
+            self._ready_while_paused(events)
+            return
+        if not events & (IN | ERR | HUP):
+            return
+        try:
+            data = self._sock.recv(self._piece)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._ended(cut=True)
+            return
+        if self._closing:
+            self._throw_away(data)
+        elif not data:
+            self._ended(cut=self.cut)
+        elif len(data) < LEAST_PIECE:
+            self.down += len(data)
+            self._arrived(data)
+        else:
+            self.down += len(data)
+            started = thread_time()
+            self._arrived(data)
+            self._adjust(len(data), thread_time() - started)
 
-    def _flush_last(self) -> None:
-        """Send what was queued and, where there is TLS, a close_notify behind it (RFC 8446 section 6.1)."""
-        if self.tls is None or not self.tls.is_open:
-            self.flush()
-        elif not (self.over or self._closing):
-            data = b"".join(self._new)
-            self._new.clear()
-            self._write(self.tls.sealed(data, last=True))
+    def _ready_while_paused(self, events: int) -> None:
+        if events & ERR and not (self.client or self._told or self._closing):
+            self._unwatch()  # what the server sent before its reset is read when there is room for it
+        elif events & ERR or (self._told and events & HUP):
+            self._ended(cut=True)
+        elif events & _LEAVING and self._watching_out:
+            self.watch_out(on=False)
+            self._owner.leaving(self)
+        elif events & HUP:  # epoll says it again and again: looked at when there is room
+            self._unwatch()
 
-    def shake_hands(self, data: bytes = b"") -> None:
-        """Go on with a TLS handshake, or begin it; tell the owner when it is over."""
-        tls = self.tls
-        assert tls is not None
-        problem = tls.shake_hands(data)
-        self._write(tls.outgoing())  # with our alert, where something is wrong: the peer shall know why
-        if problem is not None:
-            tls.has_ended = True
-            self._owner.opened(self, problem)
-        elif tls.is_open:
-            self._owner.opened(self, None)
-            if not self.over:
-                self._decrypt(tls, b"")  # what came together with the end of the handshake
-
-    def _decrypt(self, tls: "Tls", data: bytes) -> None:
-        plain = tls.receive_data(data)
-        self._write(tls.outgoing())  # answers to key updates, alerts
-        if plain:
-            self._owner.received(self, plain)
-        if tls.has_ended and not self.over:  # the owner may have closed it
-            self._owner.finished(self, broken=tls.is_broken)
+    def failed(self, error: Exception) -> None:
+        """Close everything: `ready` raised (Poller)."""
+        self._owner.crashed(error)
 
     def _arrived(self, data: bytes) -> None:
         """Give the owner what came, out of TLS where there is some."""
         tls = self.tls
         if tls is None:
             self._owner.received(self, data)
-        elif not tls.has_ended:
-            if tls.is_open:
-                self._decrypt(tls, data)
-            else:
+        elif not tls.is_open:
+            if not tls.has_ended:
                 self.shake_hands(data)
+        elif not tls.has_ended:
+            plain, answer = tls.receive(data)
+            if answer:  # to a key update, or an alert
+                self._write(answer)
+            if plain:
+                self._owner.received(self, plain)
+            if tls.has_ended and not self.over:  # the owner may have closed it
+                self._owner.finished(self, broken=tls.is_broken)
 
-    def _write(self, data: bytes) -> None:
-        """Send bytes as they are, or keep what doesn't fit."""
-        if not data or self.over or self._closing:
+    def shake_hands(self, data: bytes = b"") -> None:
+        """Go on with a TLS handshake, or begin it; tell the owner when it is over."""
+        tls = self.tls
+        assert tls is not None
+        problem, answer = tls.shake_hands(data)
+        if answer:  # with our alert, where something is wrong: the peer shall know why
+            self._write(answer)
+        if problem is not None:
+            tls.has_ended = True
+            self._owner.opened(self, problem)
+        elif tls.is_open:
+            self._owner.opened(self, None)
+            if not self.over:
+                self._arrived(b"")  # what came together with the end of the handshake
+
+    def _adjust(self, size: int, took: float) -> None:
+        """Read less at a time of what is costly: everybody else waits meanwhile, whatever it is that somebody sends."""
+        if took > TURN:
+            self._piece = max(size // 4, LEAST_PIECE)
+        elif size < self._piece // 4:
+            self._piece = min(self._piece, SMALL_PIECE)
+        elif size == self._piece and took < TURN / 4:
+            self._piece = min(2 * self._piece, SMALL_PIECE if self.client else PIECE)
+
+    def _ended(self, *, cut: bool) -> None:
+        """Tell that nothing more comes, once. After a cut nothing can be sent either."""
+        self.cut = self.cut or cut
+        if self._closing or self._told:
+            self._release(cut=cut)
             return
-        sent = 0 if self._kept else self._send(data)
-        if sent < len(data):
-            self._keep(memoryview(data)[sent:])
-            self.full = self.full or self.kept > FULL
+        self._told = self.paused = True
+        if cut:
+            self._unwatch()
+        else:
             self._watch()
+        self._owner.ended(self)
 
     def pause(self, *, paused: bool) -> None:
         """Read no more, or again."""
@@ -190,16 +231,94 @@ class Link:
             if self._watched:
                 self._watch()
 
+    # --- out ---
+
+    def flush(self, *, last: bool = False) -> None:
+        """Send what is `new`, in TLS where there is some. The `last` has a close_notify (RFC 8446 section 6.1)."""
+        data = self.new[0] if len(self.new) == 1 else b"".join(self.new)
+        self.new.clear()
+        if self.tls is not None and (data or (last and self.tls.is_open)) and not (self.over or self._closing):
+            data = self.tls.seal(data, last=last and self.tls.is_open)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        """Send bytes as they are, or keep what doesn't fit."""
+        if not data or self.over or self._closing:
+            return
+        sent = 0
+        if not self._kept:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.cut = True  # reading tells
+                return
+            self.up += sent
+        if sent < len(data):
+            self._keep(memoryview(data)[sent:])
+            self.full = self.full or self.kept > FULL
+            self._watch()
+
+    def _keep(self, data: memoryview) -> None:
+        """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
+        self.kept += len(data)
+        if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
+            self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
+        else:
+            self._kept.append(data)
+
+    def _send_kept(self) -> None:
+        if not self._kept:
+            if self._cutting:
+                self.reset()
+            return
+        while self._kept:
+            data = self._kept[0]
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                break
+            except OSError:
+                self.cut, sent = True, len(data)  # it takes nothing ever again; reading tells
+            else:
+                self.up += sent
+            self.kept -= sent
+            if sent < len(data):
+                self._kept[0] = data[sent:]
+                break
+            self._kept.popleft()
+        if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
+            self._ended(cut=True)
+            return
+        self._watch()
+        if self._half and not self._kept and not self._closing:
+            self._end_half()
+        if self._closing and not self._kept:
+            self._shut()
+        elif self.full and self.kept < ROOM:
+            self.full = False
+            self._owner.relieved(self)
+
+    # --- the end ---
+
     def end_sending(self) -> None:
         """Send what waits, then end our half alone: the peer may still send."""
         self._half = True
-        self._flush_last()
+        self.flush(last=True)
         if not (self._kept or self._closing or self.over):
             self._end_half()
 
+    def _end_half(self) -> None:
+        self._half = False
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.cut = True  # reading tells
+
     def close(self) -> None:
         """Send what waits, then end; from a client, take in what still comes for a moment."""
-        self._flush_last()
+        self.flush(last=True)
         if self._closing or self.over:
             return
         self._closing = True
@@ -229,125 +348,6 @@ class Link:
         """End at once so that it can't be taken for an end. What is not sent yet is lost."""
         self._release(cut=True)
 
-    def ready(self, events: int) -> None:
-        """Do what the socket is ready for (Poller)."""
-        if events & OUT and not self.over:
-            self._send_kept()
-        if self.over:
-            return
-        if not self.paused:
-            if events & (IN | ERR | HUP):
-                self._read()
-        elif events & ERR and not (self.client or self._told or self._closing):
-            self._unwatch()  # what the server sent before its reset is read when there is room for it
-        elif events & ERR or (self._told and events & HUP):
-            self._ended(cut=True)
-        elif events & _LEAVING and self._watching_out:
-            self.watch_out(on=False)
-            self._owner.leaving(self)
-        elif events & HUP:  # epoll says it again and again: looked at when there is room
-            self._unwatch()
-
-    def failed(self, error: Exception) -> None:
-        """Close everything: `ready` raised (Poller)."""
-        self._owner.crashed(error)
-
-    def _read(self) -> None:
-        try:
-            data = self._sock.recv(self._piece)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._ended(cut=True)
-            return
-        if self._closing:
-            if not data and self._kept:
-                self.paused = self._told = True
-                self._watch()
-            elif not data:
-                self._release()
-            else:
-                self._thrown_away += len(data)
-                if self._thrown_away > THROWN_AWAY:
-                    self._release()
-        elif data:
-            self.down += len(data)
-            if len(data) < LEAST_PIECE:
-                self._arrived(data)
-            else:
-                started = thread_time()
-                self._arrived(data)
-                self._adjust(len(data), thread_time() - started)
-        else:
-            self._ended(cut=self.cut)
-
-    def _adjust(self, size: int, took: float) -> None:
-        """Read less at a time of what is costly: everybody else waits meanwhile, whatever it is that somebody sends."""
-        if took > TURN:
-            self._piece = max(size // 4, LEAST_PIECE)
-        elif size < self._piece // 4:
-            self._piece = min(self._piece, SMALL_PIECE)
-        elif size == self._piece and took < TURN / 4:
-            self._piece = min(2 * self._piece, SMALL_PIECE if self.client else PIECE)
-
-    def _ended(self, *, cut: bool) -> None:
-        """Tell that nothing more comes, once. After a cut nothing can be sent either."""
-        self.cut = self.cut or cut
-        if self._closing or self._told:
-            self._release(cut=cut)
-            return
-        self._told = self.paused = True
-        if cut:
-            self._unwatch()
-        else:
-            self._watch()
-        self._owner.ended(self)
-
-    def _send(self, data: "bytes | memoryview") -> int:
-        """Return how much the socket took; all of it if it takes nothing ever again."""
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self.cut = True  # reading tells
-            return len(data)
-        self.up += sent
-        return sent
-
-    def _keep(self, data: memoryview) -> None:
-        """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
-        self.kept += len(data)
-        if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
-            self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
-        else:
-            self._kept.append(data)
-
-    def _send_kept(self) -> None:
-        if not self._kept:
-            if self._cutting:
-                self.reset()
-            return
-        while self._kept:
-            data = self._kept[0]
-            sent = self._send(data)
-            self.kept -= sent
-            if sent < len(data):
-                self._kept[0] = data[sent:]
-                break
-            self._kept.popleft()
-        if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
-            self._ended(cut=True)
-            return
-        self._watch()
-        if self._half and not self._kept and not self._closing:
-            self._end_half()
-        if self._closing and not self._kept:
-            self._shut()
-        elif self.full and self.kept < ROOM:
-            self.full = False
-            self._owner.relieved(self)
-
     def _shut(self) -> None:
         """End our half. A client's own end is waited for."""
         if self._cutting:  # writable (EPOLLOUT) from now on means that the kernel has sent everything
@@ -367,12 +367,15 @@ class Link:
         self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
         self._watch()
 
-    def _end_half(self) -> None:
-        self._half = False
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.cut = True  # reading tells
+    def _throw_away(self, data: bytes) -> None:
+        """Read on behind the last answer, until the client ends or has sent too much."""
+        if not data and self._kept:
+            self.paused = self._told = True
+            self._watch()
+            return
+        self._thrown_away += len(data)
+        if not data or self._thrown_away > THROWN_AWAY:
+            self._release()
 
     def _look(self, times: int, had: int) -> None:
         """Wait on for a client that has sent something since."""
@@ -396,6 +399,8 @@ class Link:
         else:
             finish(self._sock)
         self._owner.gone(self)
+
+    # --- what is watched ---
 
     def _watch(self) -> None:
         """Wait for what is of interest now."""

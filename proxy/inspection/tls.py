@@ -3,9 +3,9 @@
 Towards a sandbox with a leaf of our CA; towards the internet trusting the host. Making a context costs as much as a
 handshake, so they are kept. Nothing is read from a file: the worker has none.
 
-Sans I/O: what came in goes through `shake_hands` and `receive_data`, what goes out through `sealed` and `outgoing`. TLS
-in TLS never comes up: what is inside is HTTP or nothing. A clean end has a close_notify (RFC 8446 section 6.1), and a
-failure has its true cause.
+Without I/O: what came in goes through `shake_hands` and `receive`, what goes out through `seal`. TLS in TLS never comes
+up: what is inside is HTTP or nothing. A clean end has a close_notify (RFC 8446 section 6.1), and a failure has its true
+cause.
 
 pyOpenSSL takes a buffer of its own for every call and raises an exception, with its traceback, whenever there is
 nothing more to read, which is the usual end of every step. Here one buffer serves all, and nothing more to read is an
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.certificates.leaves import Leaf, Leaves
-    from proxy.inspection.context import Far, GateContext, Near
+    from proxy.inspection.context import Ends, Far, Near
     from proxy.inspection.judging import Place
+    from proxy.inspection.session import Session
     from proxy.secrets import Identity
     from rules.addresses import Address
 
@@ -45,7 +46,6 @@ HTTP1: Final = b"http/1.1"
 HTTP2: Final = b"h2"
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 _NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
-_CERTIFICATE_REQUEST: Final = b"SSLv3/TLS read server certificate request"  # SSL_state_string_long(3), in any version
 _LOOK_AGAIN: Final = 3600.0  # seconds after which a place is offered every key share again
 # What the internet is offered, the quantum-safe first: SSL_CTX_set1_groups_list(3), as OpenSSL has it by default. A
 # server that prefers another than the starred one, for which a key goes along, asks for that (RFC 8446 section 4.1.4).
@@ -69,17 +69,21 @@ class Offer:
     protocols: tuple[bytes, ...]
 
 
-@dataclass(slots=True)
-class Asked:
-    """What a server has asked for in a handshake, for the callback that OpenSSL calls."""
+class CertificateRequest:
+    """Whether a server has asked for a client certificate (RFC 8446 section 4.3.2): `came`."""
 
-    certificate: bool = False
+    def __init__(self, connection: SSL.Connection) -> None:
+        self.came = False
+        self._handle = FFI.new_handle(self)  # OpenSSL keeps no reference
+        LIB.SSL_set_cert_cb(connection._ssl, _certificate_wanted, self._handle)  # noqa: SLF001
+        connection.set_app_data(self)
 
 
-def wants_certificate(connection: SSL.Connection) -> bool:
-    """Whether the server has asked for a client certificate (RFC 8446 section 4.3.2)."""
-    asked: Asked = connection.get_app_data()
-    return asked.certificate
+@FFI.callback("int (*)(SSL *, void *)")
+def _certificate_wanted(_ssl: object, request: object) -> int:
+    """Note a CertificateRequest: a client is asked for its certificate by nothing else (SSL_set_cert_cb(3))."""
+    FFI.from_handle(request).came = True
+    return 1  # go on with the certificate that there is, or none
 
 
 class NearContexts:
@@ -136,7 +140,7 @@ class FarContexts:
         else:
             context = self._trusts(authorities) if authorities else self._context
         connection = SSL.Connection(context)
-        connection.set_app_data(Asked())
+        CertificateRequest(connection)
         if (groups := _STARRED.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
             raise TrustError("OpenSSL doesn't know the usual groups")
         parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
@@ -236,7 +240,6 @@ def _near_context(leaf: "Leaf") -> SSL.Context:
 def _far_context(*roots: bytes) -> SSL.Context:
     context = _context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_PEER)
-    context.set_info_callback(_note)
     store = context.get_cert_store()
     assert store is not None
     try:
@@ -246,12 +249,6 @@ def _far_context(*roots: bytes) -> SSL.Context:
     except (ValueError, SSL.Error, crypto.Error) as error:
         raise TrustError(f"trusted certificates can't be read: {error}") from error
     return context
-
-
-def _note(connection: SSL.Connection, _where: int, _result: int) -> None:
-    """Note a server's CertificateRequest: OpenSSL tells of it by no other way that pyOpenSSL has."""
-    if connection.get_state_string() == _CERTIFICATE_REQUEST:
-        connection.get_app_data().certificate = True
 
 
 def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
@@ -278,31 +275,35 @@ _bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
 class Tls:
     """One TLS connection inside one TCP connection."""
 
-    def __init__(self, context: "GateContext", connection: "Near | Far", tls: SSL.Connection) -> None:
-        self.context = context
-        self.conn = connection
+    def __init__(self, session: "Session", ends: "Ends", connection: "Near | Far", tls: SSL.Connection) -> None:
+        self._session = session
+        self._spoken = ends.spoken
+        self._connection = connection
         self.tls = tls
         self.is_open = False  # the handshake is over, and went well
         self.has_ended = False  # nothing more can be read
         self.is_broken = False  # ... as the peer broke the protocol
 
-    def shake_hands(self, data: bytes) -> str | None:
-        """Take the next bytes of the handshake; returns what went wrong, if it did. Its end is in `is_open`."""
-        self._put(data)
-        ssl = self.tls._ssl  # noqa: SLF001
+    def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
+        """Take the next bytes of the handshake; returns what went wrong, if it did, and what is to be sent.
+
+        Its end is in `is_open`.
+        """
+        tls, problem = self.tls, None
+        ssl = tls._ssl  # noqa: SLF001
+        if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
+            raise MemoryError("OpenSSL didn't take what a peer has sent")  # nothing else keeps it out of its memory
         result = _handshake(ssl)
-        if result != 1:
-            if _error(ssl, result) == _WANT_READ:
-                return None
+        if result == 1:
+            self._connection.alpn = tls.get_alpn_proto_negotiated() or None
+            problem = self.settled()
+            self.is_open = problem is None
+        elif _error(ssl, result) != _WANT_READ:
             try:
                 self._fail(result)
             except SSL.Error as error:
-                return self.failed(error)
-            raise AssertionError("a handshake failed without an error")
-        self.conn.alpn = self.tls.get_alpn_proto_negotiated() or None
-        problem = self.settled()
-        self.is_open = problem is None
-        return problem
+                problem = self.failed(error)
+        return problem, self._outgoing()
 
     def failed(self, error: SSL.Error) -> str:
         """Return why TLS failed, and note it where it matters."""
@@ -312,12 +313,19 @@ class Tls:
         """Look at what was agreed on; returns what is wrong with it."""
         raise NotImplementedError
 
-    def receive_data(self, data: bytes) -> bytes:
-        """Return what can be decrypted by now; the end, if it has come, is in `has_ended`."""
-        self._put(data)
-        ssl, pieces = self.tls._ssl, []  # noqa: SLF001
-        while (size := _read(ssl, _BUFFER, _PIECE)) > 0:
-            pieces.append(_contents(_BUFFER, size)[:])
+    def receive(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return what can be decrypted by now, and what is to be sent. The end, if it has come, is in `has_ended`."""
+        tls, plain = self.tls, b""
+        ssl = tls._ssl  # noqa: SLF001
+        if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
+            raise MemoryError("OpenSSL didn't take what a peer has sent")  # nothing else keeps it out of its memory
+        if (size := _read(ssl, _BUFFER, _PIECE)) > 0:
+            plain = _contents(_BUFFER, size)[:]
+            pieces = [plain]
+            while (size := _read(ssl, _BUFFER, _PIECE)) > 0:
+                pieces.append(_contents(_BUFFER, size)[:])
+            if len(pieces) > 1:
+                plain = b"".join(pieces)
         if _error(ssl, size) != _WANT_READ:
             self.has_ended = True
             try:
@@ -327,9 +335,10 @@ class Tls:
             except SSL.Error as error:
                 self.failed(error)
                 self.is_broken = True
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+        return plain, self._outgoing(size) if size > 0 else b""
 
-    def sealed(self, data: bytes, *, last: bool = False) -> bytes:
+    def seal(self, data: bytes, *, last: bool = False) -> bytes:
         """Return the records of `data`, with a close_notify behind them if they are the `last`. Raises SSL.Error."""
         tls = self.tls
         ssl, size, done = tls._ssl, len(data), 0  # noqa: SLF001
@@ -348,66 +357,59 @@ class Tls:
                 tls.shutdown()
             except SSL.Error:
                 pass
-        return self.outgoing()
+        return self._outgoing()
 
-    def outgoing(self) -> bytes:
-        """Return all that is to be sent to the peer; mostly there is nothing."""
-        bio = self.tls._from_ssl  # noqa: SLF001
-        size = _bio_read(bio, _BUFFER, _PIECE)
-        if size <= 0:
-            return b""
-        pieces = [_contents(_BUFFER, size)[:]]
-        while size == _PIECE and (size := _bio_read(bio, _BUFFER, _PIECE)) > 0:
+    def _outgoing(self, size: int = 0) -> bytes:
+        """Return all that is to be sent to the peer; `size` bytes of it are in the buffer already."""
+        bio, pieces = self.tls._from_ssl, []  # noqa: SLF001
+        size = size or _bio_read(bio, _BUFFER, _PIECE)
+        while size > 0:
             pieces.append(_contents(_BUFFER, size)[:])
+            size = _bio_read(bio, _BUFFER, _PIECE) if size == _PIECE else 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _put(self, data: bytes) -> None:
-        """Take what the peer has sent. Raises MemoryError: nothing else keeps it out of OpenSSL's memory."""
-        if data and _bio_write(self.tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
-            raise MemoryError("OpenSSL didn't take what a peer has sent")
-
     def _fail(self, result: int) -> None:
+        """Raise SSL.Error for what went wrong."""
         self.tls._raise_ssl_error(self.tls._ssl, result)  # noqa: SLF001
+        raise AssertionError("TLS failed without an error")
 
 
 class NearTls(Tls):
     """TLS with a task's client, under a leaf for the host that it wants."""
 
-    def __init__(self, context: "GateContext", host: str, sni: str | None) -> None:
+    def __init__(self, session: "Session", ends: "Ends", client: "Near", host: str, sni: str | None) -> None:  # noqa: PLR0917
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
-        offer = context.ends.spoken.offer(context.session.place)
-        super().__init__(context, context.client, context.ends.near.connection(host, offer))
+        offer = ends.spoken.offer(session.place)
+        super().__init__(session, ends, client, ends.near.connection(host, offer))
         self._sni = sni
 
     def failed(self, error: SSL.Error) -> str:
         """Note a client that says it doesn't trust our certificate; nothing else counts as distrust."""
         text = _text(error)
-        if _DISTRUST.search(text) and not self.context.session.asked:
-            self.context.session.ending = Reason.TLS_CLIENT_DISTRUST
+        if _DISTRUST.search(text) and not self._session.asked:
+            self._session.ending = Reason.TLS_CLIENT_DISTRUST
         return text
 
     def settled(self) -> str | None:
         """Refuse a client that asks for another host than the gate saw."""
-        servername = self.tls.get_servername()
-        self.conn.sni = servername.decode("latin-1") if servername else None
-        if (self.conn.sni or "").lower() != (self._sni or "").lower():
-            return "the SNI isn't the one that was decided on"
-        return None
+        name = (self.tls.get_servername() or b"").decode("latin-1")
+        return None if name.lower() == (self._sni or "").lower() else "the SNI isn't the one that was decided on"
 
 
 class FarTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
-    def __init__(self, context: "GateContext", server: "Far") -> None:
-        place = context.session.place
+    def __init__(self, session: "Session", ends: "Ends", client: "Near", server: "Far") -> None:
+        place = session.place
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
-        http2 = context.client.alpn == HTTP2
-        offer = (HTTP2, HTTP1) if http2 else (HTTP1,) if context.client.alpn else ()
-        group = context.ends.spoken.group(place)
-        broker = context.session.recorder.tenant.broker
+        self._http2 = client.alpn == HTTP2
+        offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
+        broker = session.recorder.tenant.broker
         self._identity = None if broker is None else broker.identity(place.target, place.port)
-        tls = context.ends.far.connection(place.target, offer, server.authorities, group, self._identity)
-        super().__init__(context, server, tls)
+        tls = ends.far.connection(
+            place.target, offer, server.authorities, ends.spoken.group(place), self._identity
+        )
+        super().__init__(session, ends, server, tls)
         self._server = server
 
     def failed(self, error: SSL.Error) -> str:
@@ -415,19 +417,24 @@ class FarTls(Tls):
         result = distrust(self.tls)
         if result:
             return Failure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
-        if wants_certificate(self.tls) and self._identity is None:
+        if self._is_unidentified():
             return Failure(Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_text(error)}")
         return Failure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
         """Note that the server has proved its name, and remember what it speaks."""
         self._server.proven = not distrust(self.tls)
-        self._server.unidentified = self._identity is None and wants_certificate(self.tls)
-        spoken, place = self.context.ends.spoken, self.context.session.place
-        spoken.note_group(place, self.tls.get_group_name())
-        if self.context.client.alpn == HTTP2:
-            spoken.note(place, self.conn.alpn)
+        self._server.unidentified = self._is_unidentified()
+        place = self._session.place
+        self._spoken.note_group(place, self.tls.get_group_name())
+        if self._http2:
+            self._spoken.note(place, self._server.alpn)
         return None
+
+    def _is_unidentified(self) -> bool:
+        """Whether the server has asked for a client certificate, and there is none for it."""
+        request: CertificateRequest = self.tls.get_app_data()
+        return self._identity is None and request.came
 
 
 def _text(error: SSL.Error) -> str:
