@@ -73,9 +73,7 @@ class Far(End):
         "addresses", "authorities", "codec", "dialled", "good_for", "login", "over", "proven", "unidentified", "used",
     )  # fmt: skip
 
-    def __init__(
-        self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()
-    ) -> None:
+    def __init__(self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> None:
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
         super().__init__(place)
         self.codec: BackHttp1 | BackHttp2 | None = None  # None: it isn't open yet

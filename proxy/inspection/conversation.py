@@ -57,7 +57,7 @@ class Conversation:
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
         self._requests = Requests(self.session, self._addresses)
         self._client = client = Near(place)
-        self._http = GateHttp(client, self.session, engine.room, self)
+        self._http: GateHttp = GateHttp(client, self.session, engine.room, self)
         tls = NearTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
         client.link = Link(engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls)
         self._links = [client.link]
@@ -66,7 +66,7 @@ class Conversation:
         self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
         self._busy = self._over = False
-        self._is_put_off = False  # a turn is over and there is a next one: until then nothing is begun, and nothing read
+        self._is_put_off = False  # a turn is over and there is a next one: nothing is begun, and nothing read before
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
@@ -93,6 +93,7 @@ class Conversation:
     def received(self, link: Link, data: bytes) -> None:
         """Have what has come read as HTTP."""
         self._last = time.monotonic()
+        assert link.connection is not None
         self._do(self._http.receive, link.connection, data)
 
     def opened(self, link: Link, problem: str | None) -> None:

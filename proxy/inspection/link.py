@@ -74,7 +74,7 @@ class Link:
         "kept", "new", "over", "paused", "tls", "up",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         loop: "asyncio.AbstractEventLoop",
         poller: "Poller",
@@ -85,7 +85,7 @@ class Link:
         client: bool,
         tls: "Tls | None" = None,
     ) -> None:
-        """`connection`: whose bytes these are. A `client` is closed with consideration."""
+        """Make one for the bytes of `connection`. A `client` is closed with consideration."""
         self._loop = loop
         self._poller = poller
         self._sock = sock
@@ -121,7 +121,7 @@ class Link:
     def ready(self, events: int) -> None:
         """Do what the socket is ready for (Poller)."""
         if events & OUT and not self.over:
-            self._send_kept()
+            self._ready_to_send()
         if self.over:
             return
         if self.paused:
@@ -169,16 +169,17 @@ class Link:
         tls = self.tls
         if tls is None:
             self._owner.received(self, data)
+        elif tls.has_ended:
+            return
         elif not tls.is_open:
-            if not tls.has_ended:
-                self.shake_hands(data)
-        elif not tls.has_ended:
-            plain, answer = tls.receive(data)
+            self.shake_hands(data)
+        else:
+            plain, answer, ended = tls.receive(data)
             if answer:  # to a key update, or an alert
                 self._write(answer)
             if plain:
                 self._owner.received(self, plain)
-            if tls.has_ended and not self.over:  # the owner may have closed it
+            if ended and not self.over:  # the owner may have closed it
                 self._owner.finished(self, broken=tls.is_broken)
 
     def shake_hands(self, data: bytes = b"") -> None:
@@ -269,10 +270,7 @@ class Link:
             self._kept.append(data)
 
     def _send_kept(self) -> None:
-        if not self._kept:
-            if self._cutting:
-                self.reset()
-            return
+        """Send what the socket takes now."""
         while self._kept:
             data = self._kept[0]
             try:
@@ -288,6 +286,13 @@ class Link:
                 self._kept[0] = data[sent:]
                 break
             self._kept.popleft()
+
+    def _ready_to_send(self) -> None:
+        if not self._kept:
+            if self._cutting:
+                self.reset()
+            return
+        self._send_kept()
         if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
             self._ended(cut=True)
             return

@@ -250,8 +250,8 @@ class Stream:
         request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
         yield from self.session.look_through(request.key, request.head)
-        self.http.driver.decide(self)
-        yield WAIT
+        if not self.http.driver.decide(self):
+            yield WAIT
         self.undecided = False
         if any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
             self.session.complete(request.key, None, Outcome.FAILED)

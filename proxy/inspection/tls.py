@@ -79,7 +79,7 @@ class CertificateRequest:
         connection.set_app_data(self)
 
 
-@FFI.callback("int (*)(SSL *, void *)")
+@FFI.callback("int (*)(SSL *, void *)")  # type: ignore[untyped-decorator]
 def _certificate_wanted(_ssl: object, request: object) -> int:
     """Note a CertificateRequest: a client is asked for its certificate by nothing else (SSL_set_cert_cb(3))."""
     FFI.from_handle(request).came = True
@@ -313,8 +313,8 @@ class Tls:
         """Look at what was agreed on; returns what is wrong with it."""
         raise NotImplementedError
 
-    def receive(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return what can be decrypted by now, and what is to be sent. The end, if it has come, is in `has_ended`."""
+    def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Return what can be decrypted by now, what is to be sent, and whether the end has come."""
         tls, plain = self.tls, b""
         ssl = tls._ssl  # noqa: SLF001
         if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
@@ -336,7 +336,7 @@ class Tls:
                 self.failed(error)
                 self.is_broken = True
         size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
-        return plain, self._outgoing(size) if size > 0 else b""
+        return plain, self._outgoing(size) if size > 0 else b"", self.has_ended
 
     def seal(self, data: bytes, *, last: bool = False) -> bytes:
         """Return the records of `data`, with a close_notify behind them if they are the `last`. Raises SSL.Error."""
@@ -377,7 +377,7 @@ class Tls:
 class NearTls(Tls):
     """TLS with a task's client, under a leaf for the host that it wants."""
 
-    def __init__(self, session: "Session", ends: "Ends", client: "Near", host: str, sni: str | None) -> None:  # noqa: PLR0917
+    def __init__(self, session: "Session", ends: "Ends", client: "Near", host: str, sni: str | None) -> None:
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
         offer = ends.spoken.offer(session.place)
         super().__init__(session, ends, client, ends.near.connection(host, offer))
@@ -406,9 +406,7 @@ class FarTls(Tls):
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
         broker = session.recorder.tenant.broker
         self._identity = None if broker is None else broker.identity(place.target, place.port)
-        tls = ends.far.connection(
-            place.target, offer, server.authorities, ends.spoken.group(place), self._identity
-        )
+        tls = ends.far.connection(place.target, offer, server.authorities, ends.spoken.group(place), self._identity)
         super().__init__(session, ends, server, tls)
         self._server = server
 

@@ -13,7 +13,7 @@ from mitmproxy.proxy import commands
 
 from proxy.dialing.connecting import DialFailed
 from proxy.inspection import conversation, deciding, engine, http, http1, http2, judging, link, session, stream, tls
-from proxy.inspection.context import far
+from proxy.inspection.context import Far
 from proxy.inspection.judging import Place
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
@@ -45,8 +45,8 @@ BEFORE = {  # nothing may have reached the origin
     "decide": (conversation.Conversation, "decide"),
     "open": (conversation.Conversation, "open"),
     "tls": (tls.NearTls, "settled"),
-    "tls data": (tls.Tls, "receive_data"),
-    "read": (link.Link, "_read"),
+    "tls data": (tls.Tls, "receive"),
+    "read": (link.Link, "_arrived"),
 }
 AFTER = {
     "response": (http1, "response_heads"),
@@ -127,7 +127,7 @@ def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
 
     def elsewhere(self, stream):
         addresses = stream.request.addresses if name == "evil.example" else ()
-        self.driver.open(far(Place(HostName(name), origin.port, tls=False), addresses))
+        self.driver.open(Far(Place(HostName(name), origin.port, tls=False), addresses))
 
     monkeypatch.setattr(http.GateHttp, "connect", elsewhere)
     assert place.curl("/")[0] != 0

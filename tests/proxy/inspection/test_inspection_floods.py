@@ -17,7 +17,7 @@ from inspection_harness import Gate, site
 from mitmproxy.proxy import events
 
 from proxy.inspection import frames, http2
-from proxy.inspection.context import GateContext, far, near
+from proxy.inspection.context import Near
 from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient
 from proxy.inspection.judging import Place
 from rules.names import HostName
@@ -122,9 +122,7 @@ def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
     """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
     place = Place(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(
-        GateContext(near(("127.0.0.1", 1), place), far(place), session, None), lambda _stream: True
-    )
+    front = http2.FrontHttp2(session, Near(place), lambda _stream: True)
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):
@@ -324,10 +322,10 @@ def test_streams_to_a_server_are_forgotten(monkeypatch, busy):
         client.body(client.request("/ok"))
     (mine,) = [
         c for c in gate.inspection._engine._conversations.values()
-        if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in c._http.outgoing.values())
+        if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in [server.codec for server in c._http.servers])
     ]  # fmt: skip
     assert mine in had | {mine}
-    (back,) = mine._http.outgoing.values()
+    (back,) = [server.codec for server in mine._http.servers]
     assert len(back.our_stream_id) <= 21
     assert len(back.their_stream_id) <= 21
     client.close()

@@ -11,7 +11,7 @@ from bodies_harness import MIB, send_until
 from inspection_clients import resident, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.inspection.http1 import HEADS_AT_ONCE
+from proxy.inspection.http import HEADS_AT_ONCE
 from proxy.inspection.session import Session
 
 

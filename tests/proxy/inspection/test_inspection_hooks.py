@@ -9,7 +9,9 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+import re
 import ssl
+from pathlib import Path
 
 import h2.errors
 import pytest
@@ -19,13 +21,18 @@ from inspection_harness import Gate, Site
 
 import proxy.inspection
 from proxy.inspection.conversation import Conversation
-from proxy.inspection.http import Driver
 from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link, Owner
 from rules.verdicts import Reason
 from tests.git_pushes import push
 
 CODEC = {"receive", "receive_end", "next_event"}
+# What the router and the requests want of the connection
+DRIVER = {
+    name
+    for module in ("http", "stream", "websocket")
+    for name in re.findall(r"\bdriver\.(\w+)\(", Path(proxy.inspection.__path__[0], f"{module}.py").read_text())
+}
 LIBRARIES = {"mitmproxy", "h2", "h11"}
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
 
@@ -45,7 +52,7 @@ def is_hook(owner, name):
     if name == "__init__":
         return False
     told = name in vars(Owner) or name.startswith("state_")
-    told = told or (owner is Conversation and name in vars(Driver)) or (issubclass(owner, Codec) and name in CODEC)
+    told = told or (owner is Conversation and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
     bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
     return told or any(name in vars(base) for base in bases)
 
@@ -54,7 +61,7 @@ HOOKS = {
     f"{owner.__name__}.{name}": (owner, name)
     for owner in classes()
     for name, member in vars(owner).items()
-    if inspect.isfunction(member) and owner not in (Owner, Driver) and is_hook(owner, name)
+    if inspect.isfunction(member) and owner is not Owner and is_hook(owner, name)
 }
 HOOKS["Link.ready"] = (Link, "ready")
 ELSEWHERE = {

@@ -167,7 +167,7 @@ def test_connections_that_are_over_are_forgotten(gate, origins, talk):
         stream = client.request("/ok")
         client.body(stream)
     conversation = next(iter(gate.inspection._engine._conversations.values()))
-    wait_for(lambda: len(conversation._http.outgoing) <= 1)
+    wait_for(lambda: len(conversation._http.servers) <= 1)
     assert len(conversation._http.streams) == 0
     assert len(conversation._links) <= 2
 

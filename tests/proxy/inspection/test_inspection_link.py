@@ -58,7 +58,7 @@ class Pair:
             await asyncio.sleep(0.002)
 
     def send(self, data):
-        self.link.queue(data)
+        self.link.new.append(data)
         self.link.flush()
 
     def read(self, size):
@@ -78,8 +78,8 @@ def in_a_loop(test):
 @in_a_loop
 async def test_what_is_queued_goes_out_together():
     pair = Pair()
-    pair.link.queue(b"head")
-    pair.link.queue(b"body")
+    pair.link.new.append(b"head")
+    pair.link.new.append(b"body")
     pair.link.flush()
     assert pair.read(100) == b"headbody"
     assert pair.link.up == 8

@@ -210,7 +210,7 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
         (one,) = gate.inspection._engine._conversations.values()
         one._http.stinted = True  # as where there was too little room for what it had brought
         one.tick(one._last)
-        paused.append([link.paused for link in one._links.values()])
+        paused.append([link.paused for link in one._links])
 
     with place.connect() as connection:
         post(place, connection)

@@ -14,10 +14,10 @@ import h11._readers
 import h11._receivebuffer
 import mitmproxy.proxy
 import pytest
-from mitmproxy import connection, http, options
+from mitmproxy import http, options
 from mitmproxy.net.http import http1 as http1_messages
 from mitmproxy.net.http import validate
-from mitmproxy.proxy import commands, context, layer, server
+from mitmproxy.proxy import commands, layer, server
 from mitmproxy.proxy.layers.http import _http2, _http_h2
 from OpenSSL import SSL
 
@@ -51,7 +51,7 @@ def test_an_option_that_is_not_fixed_raises():
     with pytest.raises(AttributeError):
         _ = ours.FixedOptions().ignore_hosts
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ours.FixedOptions().websocket = True
+        ours.FixedOptions().proxy_debug = True
 
 
 def test_the_layers_command_nothing_that_the_driver_doesn_t_know():
@@ -65,7 +65,6 @@ def test_the_layers_command_nothing_that_the_driver_doesn_t_know():
 
 
 OVERRIDDEN = {
-    (context.Context, "fork"): "(self) -> 'Context'",
     (_http2.Http2Connection, "handle_h2_event"): None,
     (_http2.Http2Connection, "protocol_error"): None,
     (_http2.Http2Connection, "close_connection"): "(self, msg: str)",
@@ -107,21 +106,16 @@ def test_what_we_reach_into_is_there(owner, names):
     assert names <= set(dir(owner))
 
 
-def test_what_is_made_without_a_constructor_is_like_mitmproxy_s():
+def test_our_ends_have_all_that_a_used_layer_reads_of_its_own():
     place = judging.Place(HostName("good.example"), 443, tls=True)
-    client, server = ours.near(("127.0.0.1", 1), place), ours.far(place)
-    theirs = connection.Client(peername=("127.0.0.1", 1), sockname=(), state=connection.ConnectionState.OPEN)
-    for made, like in ((client, theirs), (server, connection.Server(address=None))):
-        names = [field.name for field in dataclasses.fields(like)]
-        assert {type(getattr(made, name)) for name in names if name in ("id", "state", "tls")} == {
-            str, connection.ConnectionState, bool,
-        }  # fmt: skip
-        own = {"id", "state", "tls", "address", "sockname", "proxy_mode", "timestamp_start"}
-        assert {n: getattr(made, n) for n in names if n not in own} == {
-            n: getattr(like, n) for n in names if n not in own
-        }
-    assert client == client  # noqa: PLR0124
-    assert len({client, server, ours.far(place)}) == 3
+    client, server = ours.Near(place), ours.Far(place)
+    made = ours.LayerContext(client, server)
+    source = "".join(file.read_text() for file in USED)
+    assert all(hasattr(made, name) for name in re.findall(r"\bcontext\.([a-z_]+)", source))
+    for pattern, ends in ((r"\bconn\.([a-z_]+)", (client, server)), (r"\bcontext\.client\.([a-z_]+)", (client,)),
+                          (r"\bcontext\.server\.([a-z_]+)", (server,))):  # fmt: skip
+        for name in re.findall(pattern, source):
+            assert all(hasattr(end, name) for end in ends), name
 
 
 def test_our_layers_are_mitmproxy_s():

@@ -129,11 +129,11 @@ def test_small_pieces_that_a_socket_does_not_take_are_kept_as_one():
     with ours, theirs:
         ours.setblocking(False)
         link = Link(None, Watcher(), ours, Watcher(), client=True)
-        link.queue(bytes(MIB))
+        link.new.append(bytes(MIB))
         link.flush()
         sent, before = link.up, len(link._kept)
         for number in range(3000):
-            link.queue(b"%04d" % number)
+            link.new.append(b"%04d" % number)
             link.flush()
         assert link.kept == MIB - sent + 12000
         assert len(link._kept) <= before + 1
