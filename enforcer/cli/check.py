@@ -271,11 +271,11 @@ def _kind(data: bytes, file: Path) -> str:
     from proxy.approvals.approvers_file import FILE_KEYS as APPROVERS
     from rules.loading.document import Mapping, parse
     from rules.loading.identities import FILE_KEYS as OF_IDENTITIES
-    from rules.loading.keys import FILE_KEYS as RULES
+    from rules.loading.rule_file import FILE as RULES
 
     root = parse(data, str(file), [])
     keys = set(root.pairs) if isinstance(root, Mapping) else set()
-    for kind, own in ((("", RULES)), ("approvers", APPROVERS), ("identities", OF_IDENTITIES)):
+    for kind, own in (("", RULES.keys), ("approvers", APPROVERS), ("identities", OF_IDENTITIES)):
         if keys & set(own) - {"version"}:
             return kind
     return file.stem if named_like_one(file) else ""

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.addresses import parse_host
 from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
 from rules.decision import Decision
+from rules.loading.document import Mapping, Node
+from rules.loading.fields import Reader, day, header_name, label, slug
+from rules.loading.sections import TEXT, WORD, Key, Section, choice, flag, mapping_of, one, text
 from rules.matching.commands import Run, decide_run
 from rules.names import HostName, InvalidName
 from rules.problems import did_you_mean, quoted
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
+    from collections.abc import Mapping as Mappings
     from datetime import date
 
     from rules.addresses import Address
@@ -51,7 +55,7 @@ class Question(NamedTuple):
     request: Request | None = None
     record: str | None = None
     task: str = ""
-    labels: "Mapping[str, str]" = NO_LABELS
+    labels: "Mappings[str, str]" = NO_LABELS
     at: "date | None" = None
     run: Run | None = None
     tainted: bool = False
@@ -244,3 +248,54 @@ def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 0 < int(digits) < 65536):
         raise ValueError(f"{quoted(text)} needs a port between 1 and 65535, as in `host:443`")
     return host, int(digits)
+
+
+def _pairs(says: str, parse: "Callable[[str], str]") -> Key:
+    """Make a key of names with their values."""
+
+    def read(reader: Reader, node: Node, of: str) -> tuple[tuple[str, str], ...]:
+        if not isinstance(node, Mapping):
+            reader.complain(node, f"`{of}` is a mapping of names to values")
+            return ()
+        pairs = [(reader.parsed(key, of, parse), reader.text(value, key.text)) for key, value in node.pairs.values()]
+        return tuple((name, value) for name, value in pairs if name is not None and value is not None)
+
+    return Key(says, read, mapping_of(WORD))
+
+
+_OF_REQUESTS: Final = ("headers", "body", "credential")
+TEST: Final = Section("test", "a test", {
+    "attempt": one("`METHOD URL`, `tcp HOST:PORT`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`.",
+        parse_attempt, TEXT),
+    "expect": choice("The verdict that must come out.", Verdict),
+    "rule": text("The id of a rule that must be among those that decide."),
+    "task": text("The task that tries it.", WORD),
+    "labels": _pairs("The labels that the task carries.", label),
+    "at": one("The day on which it is tried.", day),
+    "headers": _pairs("Header fields of the request.", header_name),
+    "body": flag("Whether the request has a body."),
+    "credential": one("The secret whose placeholder is the request's one credential.", slug),
+    "tainted": flag("Whether the task has read what nobody vouches for."),
+}, needed=("attempt", "expect"))  # fmt: skip
+
+
+def read_case(reader: Reader, node: Node) -> Case | None:
+    """Read one entry of `tests`; None if it is wrong, which has been told then."""
+    fields = TEST.fields(reader, node)
+    if fields is None:
+        return None
+    said = TEST.values(reader, fields)
+    asked: Question | None = said.pop("attempt", None)
+    expect, rule = said.pop("expect", None), said.pop("rule", None)
+    if asked is None or expect is None:
+        return None
+    of_request = {key: said.pop(key) for key in _OF_REQUESTS if key in said}
+    request = asked.request
+    if request is None:
+        for key in (key for key in _OF_REQUESTS if key in fields):
+            reader.complain(fields[key], f"`{key}` belongs to a request, and this attempt is none")
+    else:
+        of_request["headers"] = (*request.headers, *of_request.get("headers", ()))
+        request = request._replace(**of_request)
+    asked = asked._replace(request=request, **{**said, "labels": dict(said.get("labels", ()))})
+    return Case(asked, expect, rule, reader.file, node.line, node.column)

@@ -163,8 +163,10 @@ class Reader:
         """Tell a problem with its place."""
         self.problems.append(Problem(self.file, node.line, node.column, message))
 
-    def mapping(self, node: Node, of: str, known: Iterable[str], later: Iterable[str] = ()) -> dict[str, Node] | None:
-        """Read a mapping whose keys are all known; `of` says of what, `later` which keys other versions know."""
+    def mapping(
+        self, node: Node, of: str, known: Iterable[str], inside: Callable[[], dict[str, str]] = dict
+    ) -> dict[str, Node] | None:
+        """Read a mapping whose keys are all known; `of` says of what, `inside` where other keys belong, for hints."""
         if not isinstance(node, Mapping):
             self.complain(node, f"{of} must be a mapping of {', '.join(f'`{key}`' for key in known)}")
             return None
@@ -172,10 +174,8 @@ class Reader:
         for word, (key, value) in node.pairs.items():
             if word in known:
                 found[word] = value
-            elif word in later:
-                self.complain(key, f"`{word}` is not supported by this version")
             else:
-                self.complain(key, f"{quoted(word)} is not a key of {of}{_hint(of, word, [*known, *later])}")
+                self.complain(key, f"{quoted(word)} is not a key of {of}{_hint(of, word, known, inside)}")
         return found
 
     def versioned(self, root: Node, of: str, known: Iterable[str]) -> dict[str, Node] | None:
@@ -185,13 +185,20 @@ class Reader:
             self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
         return fields
 
-    def lacking(self, node: Node, of: str, needed: Iterable[str], known: Iterable[str]) -> list[str]:
+    def lacking(
+        self,
+        node: Node,
+        of: str,
+        needed: Iterable[str],
+        known: Iterable[str],
+        inside: Callable[[], dict[str, str]] = dict,
+    ) -> list[str]:
         """List the keys that a mapping needs and hasn't; of one that is only mistyped that has been told."""
         pairs = node.pairs if isinstance(node, Mapping) else {}
         missing = [key for key in needed if key not in pairs]
         if not missing:
             return []
-        hints = [_hint(of, word, known) for word in pairs if word not in known]
+        hints = [_hint(of, word, known, inside) for word in pairs if word not in known]
         return [key for key in missing if not any(f"did you mean `{key}`" in hint for hint in hints)]
 
     def items(self, node: Node, of: str) -> list[Node]:
@@ -267,10 +274,10 @@ def whole[T](data: bytes, file: str, read: Callable[[Node, list[Problem]], T | N
     return found
 
 
-def _hint(of: str, word: str, known: Iterable[str]) -> str:
+def _hint(of: str, word: str, known: Iterable[str], inside: Callable[[], dict[str, str]]) -> str:
     from rules.loading.key_hints import meant, nearly_meant  # only when something is wrong anyway
 
-    return meant(of, word) or did_you_mean(word, known) or nearly_meant(of, word)
+    return meant(of, word, inside()) or did_you_mean(word, known) or nearly_meant(of, word, inside())
 
 
 def duration(text: str) -> float:

@@ -12,7 +12,7 @@ from rules.attempt import INSPECTABLE
 from rules.globs import MANY, ONE, Glob, Part
 from rules.loading.document import Mapping, Node, Scalar
 from rules.loading.fields import Reader, slug
-from rules.loading.keys import INCLUDE_KEYS
+from rules.loading.sections import SLUG, TEXT, Key, Schema, Section, one, one_or_more, text
 from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern
 from rules.problems import Problem, did_you_mean, quoted
@@ -133,6 +133,35 @@ def kept_of(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule |
     return kept
 
 
+def _words(says: str, what: str, schema: Schema) -> Key:
+    """Make a key of ids or names with where they stand."""
+
+    def read(reader: Reader, node: Node, of: str) -> tuple[Word, ...]:
+        found: list[Word] = []
+        for item in reader.items(node, of):
+            if isinstance(item, Mapping):
+                reader.complain(item, f"`{of}` of an `include` is a list of {what}")
+            elif (text := reader.text(item, of)) is not None:
+                found.append(Word(text, item.line, item.column))
+        return tuple(found)
+
+    return Key(says, read, one_or_more(schema))
+
+
+def _read_credential(reader: Reader, node: Node, key: str) -> Word | None:
+    ident = reader.parsed(node, key, slug)
+    return None if ident is None else Word(ident, node.line, node.column)
+
+
+INCLUDE: Final = Section("include", "an `include`", {
+    "file": text("A rule file, relative to this one."),
+    "preset": one("The name of a preset: see `exeat presets list`.", slug),
+    "only": _words("The ids of the rules that are kept.", "ids", SLUG),
+    "except": _words("Ids of rules that are left out, or names that no rule of it covers.", "ids and names", TEXT),
+    "credential": Key("The secret that every rule of the include requires, except its denies.", _read_credential, SLUG),
+})  # fmt: skip
+
+
 def read_include(reader: Reader, item: Node) -> Include | None:
     """Read one entry of `include`; None if it is wrong, which has been told then."""
     before = len(reader.problems)
@@ -140,29 +169,27 @@ def read_include(reader: Reader, item: Node) -> Include | None:
         key = "file" if item.text.endswith(_SUFFIXES) else "preset"
         reader.complain(item, f"an `include` says what it names: write {quoted(f'{{{key}: {item.text}}}')}")
         return None
-    fields = reader.mapping(item, "an `include`", INCLUDE_KEYS)
+    fields = INCLUDE.fields(reader, item)
     if fields is None:
         return None
     if ("file" in fields) is ("preset" in fields):
         if len(reader.problems) == before:
-            what = (
-                "has both `file` and `preset`: write two entries" if fields.get("file") else "needs `file` or `preset`"
-            )
+            both = "file" in fields
+            what = "has both `file` and `preset`: write two entries" if both else "needs `file` or `preset`"
             reader.complain(item, f"an `include` {what}")
         return None
-    file = reader.text(fields["file"], "file") if "file" in fields else ""
-    preset = reader.parsed(fields["preset"], "preset", slug) if "preset" in fields else ""
-    selection = _selection(reader, fields)
+    said = INCLUDE.values(reader, fields)
+    selection = None
+    if not fields.keys().isdisjoint(("only", "except", "credential")):
+        selection = _selection(reader, said.get("only", ()), said.get("except", ()), said.get("credential"))
     if len(reader.problems) > before:
         return None
-    return Include(file or "", preset or "", item, selection)
+    return Include(said.get("file", ""), said.get("preset", ""), item, selection)
 
 
-def _selection(reader: Reader, fields: dict[str, Node]) -> Selection | None:
-    if fields.keys().isdisjoint(("only", "except", "credential")):
-        return None
-    only = _words(reader, fields["only"], "only") if "only" in fields else ()
-    excepted = _words(reader, fields["except"], "except") if "except" in fields else ()
+def _selection(
+    reader: Reader, only: tuple[Word, ...], excepted: tuple[Word, ...], credential: Word | None
+) -> Selection:
     without: list[Word] = []
     names: list[tuple[NamePattern, Word]] = []
     for word in excepted:
@@ -177,25 +204,7 @@ def _selection(reader: Reader, fields: dict[str, Node]) -> Selection | None:
         if word.text in _texts(only):
             message = f"{quoted(word.text)} is in `only` and in `except`"
             reader.problems.append(Problem(reader.file, word.line, word.column, message))
-    credential = None
-    if "credential" in fields and reader.parsed(fields["credential"], "credential", slug) is not None:
-        node = fields["credential"]
-        assert isinstance(node, Scalar)
-        credential = Word(node.text, node.line, node.column)
     return Selection(reader.file, only, tuple(without), tuple(names), credential)
-
-
-def _words(reader: Reader, node: Node, of: str) -> tuple[Word, ...]:
-    found: list[Word] = []
-    for item in reader.items(node, of):
-        if isinstance(item, Mapping):
-            what = "ids" if of == "only" else "ids and names"
-            reader.complain(item, f"`{of}` of an `include` is a list of {what}")
-            continue
-        text = reader.text(item, of)
-        if text is not None:
-            found.append(Word(text, item.line, item.column))
-    return tuple(found)
 
 
 def _texts(words: Iterable[Word]) -> set[str]:

@@ -6,20 +6,6 @@ No key is ever understood by another name: what is here is told beside the probl
 from collections.abc import Mapping
 from typing import Final
 
-from rules.loading.keys import (
-    ENVIRONMENT_KEYS,
-    FOR_KEYS,
-    GIT_KEYS,
-    HTTP_KEYS,
-    LIMITS_KEYS,
-    RESOURCE_KEYS,
-    SETTINGS_KEYS,
-)
-
-
-def _under(parent: str, keys: tuple[str, ...]) -> dict[str, str]:
-    return {key: f"`{key}` under `{parent}`" for key in keys}
-
 
 def _meaning(**words: str) -> dict[str, str]:
     return {word: said for said, many in words.items() for word in many.split()}
@@ -31,10 +17,6 @@ _ACTIONS: Final = _meaning(
 )  # fmt: skip
 _IN_A_RULE: Final[Mapping[str, str]] = {
     **{word: f"`action: {said}`, and whatever it is about under `to`" for word, said in _ACTIONS.items()},
-    **_under("limits", LIMITS_KEYS),
-    **_under("for", FOR_KEYS),
-    **_under("git", GIT_KEYS),
-    **_under("http", HTTP_KEYS),
     **{
         word: f"`{said.strip('_')}`"
         for word, said in _meaning(
@@ -57,7 +39,6 @@ _IN_A_RULE: Final[Mapping[str, str]] = {
 }
 
 _IN_A_FILE: Final[Mapping[str, str]] = {
-    **_under("settings", SETTINGS_KEYS),
     **{word: f"a rule with `action: {said}` under `rules`" for word, said in _ACTIONS.items()},
     **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
 }
@@ -66,8 +47,6 @@ _RESOURCES: Final = _meaning(
     disk="storage tmpfs_size",
 )  # fmt: skip
 _IN_A_BOX: Final[Mapping[str, str]] = {
-    **_under("limits", RESOURCE_KEYS),
-    **_under("environment", ENVIRONMENT_KEYS),
     **{word: f"`{said}` under `limits`" for word, said in _RESOURCES.items()},
     **{
         word: f"`{said}`"
@@ -91,16 +70,19 @@ _MEANT: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def meant(of: str, word: str) -> str:
-    """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing."""
-    return _asked(_MEANT.get(of, {}).get(_plain(word)))
+def meant(of: str, word: str, inside: Mapping[str, str]) -> str:
+    """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing.
+
+    `inside`: where the keys of its own parts belong.
+    """
+    return _asked({**inside, **_MEANT.get(of, {})}.get(_plain(word)))
 
 
-def nearly_meant(of: str, word: str) -> str:
+def nearly_meant(of: str, word: str, inside: Mapping[str, str]) -> str:
     """Give that for a word that is nearly one of these."""
     from difflib import get_close_matches
 
-    known = _MEANT.get(of, {})
+    known = {**inside, **_MEANT.get(of, {})}
     near = get_close_matches(_plain(word)[:64], known, 1)
     return _asked(known[near[0]] if near else None)
 

@@ -1,23 +1,21 @@
 """A whole rule file: its head, what it includes, its settings, rules and tests, as typed values with their places."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import BLOCKS, Opening, parse_network
 from rules.loading.document import Listing, Mapping, Node, Scalar
-from rules.loading.fields import Reader, day, duration, header_name, label, slug, slugged
+from rules.loading.fields import Reader, duration, slug, slugged
 from rules.loading.includes import Include, read_include
-from rules.loading.keys import FILE_KEYS, SETTINGS_KEYS, TEST_KEYS
+from rules.loading.sections import PATH, TEXT, Key, Read, Schema, Section, choice, one, one_or_more, part, ref, text
 from rules.loading.settings import read_upstream_except
 from rules.problems import Problem, quoted
 from rules.settings import Settings, Upstream
-from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
+from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode
 
 if TYPE_CHECKING:
-    from enum import StrEnum
-
-    from rules.loading.cases import Case, Question
+    from rules.loading.cases import Case
     from rules.loading.sandbox_schema import BoxRead
     from rules.sandbox import Command
     from rules.secrets import Secret
@@ -45,160 +43,87 @@ class RuleFile(NamedTuple):
 
 
 class FileReader(Reader):
-    """Reads a rule file."""
+    """Reads a rule file. `name`: what the file goes by."""
+
+    __slots__ = ("name",)
 
     def read(self, root: Node | None, stem: str) -> RuleFile | None:
         """Read the document; `stem` is the file's name, which it goes by if it has no other."""
         if root is None or (isinstance(root, Scalar) and not root.text):
             self.problems.append(Problem(self.file, 1, 1, "the file is empty: a rule file begins with `version: 1`"))
             return None
-        fields = self.mapping(root, "a rule file", FILE_KEYS)
+        fields = FILE.fields(self, root)
         if fields is None:
             return None
-        if self.lacking(root, "a rule file", ("version",), FILE_KEYS):
+        if self.lacking(root, FILE.of, ("version",), FILE.keys):
             self.complain(root, "a rule file needs `version: 1`")
+        name = self.parsed(fields["name"], "name", slug) if "name" in fields else None
+        self.name = name or slugged(stem)
+        said = FILE.values(self, {key: value for key, value in fields.items() if key not in {"version", "name"}})
         if "version" in fields and self.text(fields["version"], "version") not in {"1", None}:
             self.complain(fields["version"], "this version of exeat reads `version: 1` and no other")
-        name = self.parsed(fields["name"], "name", slug) if "name" in fields else None
-        settings = fields.get("settings")
         return RuleFile(
-            name or slugged(stem),
-            tuple(self._includes(fields.get("include"))),
-            None if settings is None else self._settings(settings),
-            settings,
-            tuple(self._entries(fields.get("rules"), "rules")),
-            tuple(self._tests(fields["tests"])) if "tests" in fields else (),
-            self.choice(fields["layer"], "layer", LayerKind) if "layer" in fields else None,
-            _known(settings),
-            tuple(self._secrets(fields.get("secrets"))),
-            self._sandbox(fields["sandbox"], name or slugged(stem)) if "sandbox" in fields else None,
-            fields.get("sandbox"),
-            tuple(self._commands(fields.get("commands"), name or slugged(stem))),
+            self.name,
+            settings_node=fields.get("settings"),
+            settings_nodes=_known(fields.get("settings")),
+            sandbox_node=fields.get("sandbox"),
+            **said,
         )
 
-    def _entries(self, node: Node | None, of: str) -> list[Node]:
-        if node is None:
-            return []
-        if not isinstance(node, Listing):
-            self.complain(node, f"`{of}` must be a list, each entry after a `-`")
-            return []
-        return node.items
 
-    def _secrets(self, node: Node | None) -> "Iterator[tuple[Secret, Node]]":
-        entries = self._entries(node, "secrets")
-        if not entries:
-            return
-        from rules.loading.secret_schema import read_secret  # few files have any
+def _entries(reader: Reader, node: Node, of: str) -> tuple[Node, ...]:
+    if not isinstance(node, Listing):
+        reader.complain(node, f"`{of}` must be a list, each entry after a `-`")
+        return ()
+    return tuple(node.items)
 
-        for item in entries:
-            secret = read_secret(self, item)
-            if secret is not None:
-                yield secret, item
 
-    def _sandbox(self, node: Node, name: str) -> "BoxRead | None":
-        from rules.loading.sandbox_schema import read_sandbox  # not every file has one
+def _each[T](read: Callable[[FileReader, Node], T | None]) -> Read:
+    """Make what reads a list of entries, each with where it stands; those that are wrong are left out."""
 
-        return read_sandbox(self, node, name)
+    def entries(reader: FileReader, node: Node, of: str) -> tuple[tuple[T, Node], ...]:
+        found = [(read(reader, item), item) for item in _entries(reader, node, of)]
+        return tuple((each, item) for each, item in found if each is not None)
 
-    def _commands(self, node: Node | None, name: str) -> "Iterator[tuple[Command, Node]]":
-        entries = self._entries(node, "commands")
-        if not entries:
-            return
-        from rules.loading.conditions import read_command  # few files have any
+    return entries
 
-        for item in entries:
-            command = read_command(self, item, name)
-            if command is not None:
-                yield command, item
 
-    def _includes(self, node: Node | None) -> Iterator[Include]:
-        for item in self._entries(node, "include"):
-            include = read_include(self, item)
-            if include is not None:
-                yield include
+def _secret(reader: FileReader, node: Node) -> "Secret | None":
+    from rules.loading.secret_schema import read_secret  # few files have any
 
-    def _settings(self, node: Node) -> Settings | None:
-        fields = self.mapping(node, "`settings`", SETTINGS_KEYS)
-        if fields is None:
-            return None
-        found: dict[str, Any] = {}
-        kinds: dict[str, type[StrEnum]] = {
-            "mode": Mode, "tls": TlsMode, "dns": DnsMode, "on_block": OnBlock, "on_journal_failure": OnJournalFailure,
-        }  # fmt: skip
-        for key, value in fields.items():
-            if key in kinds:
-                found[key] = self.choice(value, key, kinds[key])
-            elif key == "dns_pool":
-                found[key] = self.parsed(value, key, _pool)
-            elif key == "upstream":
-                found[key] = self.parsed(value, key, Upstream.parse)
-            elif key == "upstream_except":
-                found[key] = read_upstream_except(self, value)
-            elif key in {"upstream_ca", "upstream_auth"}:
-                found[key] = self.parsed(value, key, _absolute)
-            else:
-                found[key] = self.parsed(value, key, duration)
-        for key in ("upstream_auth", "upstream_except"):
-            if key in fields and "upstream" not in fields:
-                self.complain(fields[key], f"`{key}` is about a proxy: say which with `upstream`")
-        return Settings(**{key: value for key, value in found.items() if value is not None})
+    return read_secret(reader, node)
 
-    def _tests(self, node: Node) -> "Iterator[Case]":
-        from rules.loading.cases import Case, parse_attempt  # few files have tests, and starting a task is to be quick
 
-        for item in self._entries(node, "tests"):
-            fields = self.mapping(item, "a test", TEST_KEYS)
-            if fields is None:
-                continue
-            for key in self.lacking(item, "a test", ("attempt", "expect"), TEST_KEYS):
-                self.complain(item, f"a test needs `{key}`")
-            attempt = self.parsed(fields["attempt"], "attempt", parse_attempt) if "attempt" in fields else None
-            expect = self.choice(fields["expect"], "expect", Verdict) if "expect" in fields else None
-            rule = self.text(fields["rule"], "rule") if "rule" in fields else None
-            if attempt is not None and expect is not None:
-                attempt = self._circumstances(attempt, fields)
-                yield Case(attempt, expect, rule, self.file, item.line, item.column)
+def _command(reader: FileReader, node: Node) -> "Command | None":
+    from rules.loading.sandbox_schema import read_command  # few files have any
 
-    def _circumstances(self, asked: "Question", fields: dict[str, Node]) -> "Question":
-        """Read who makes a test's attempt, when, and what the request carries."""
-        if "task" in fields:
-            asked = asked._replace(task=self.text(fields["task"], "task") or "")
-        if "labels" in fields:
-            asked = asked._replace(labels=dict(self._words(fields["labels"], "labels", label)))
-        if "at" in fields:
-            asked = asked._replace(at=self.parsed(fields["at"], "at", day))
-        if "tainted" in fields:
-            asked = asked._replace(tainted=bool(self.boolean(fields["tainted"], "tainted")))
-        request = asked.request
-        for key in ("headers", "body", "credential"):
-            if key in fields and request is None:
-                self.complain(fields[key], f"`{key}` belongs to a request, and this attempt is none")
-        if request is not None and "headers" in fields:
-            more = self._words(fields["headers"], "headers", header_name)
-            request = request._replace(headers=(*request.headers, *more))
-        if request is not None and "body" in fields:
-            request = request._replace(body=bool(self.boolean(fields["body"], "body")))
-        if request is not None and "credential" in fields:
-            request = request._replace(credential=self.parsed(fields["credential"], "credential", slug))
-        return asked._replace(request=request)
+    return read_command(reader, node)
 
-    def _words(self, node: Node, of: str, parse: Callable[[str], str]) -> tuple[tuple[str, str], ...]:
-        if not isinstance(node, Mapping):
-            self.complain(node, f"`{of}` is a mapping of names to values")
-            return ()
-        pairs = [(self.parsed(key, of, parse), self.text(value, key.text)) for key, value in node.pairs.values()]
-        return tuple((name, value) for name, value in pairs if name is not None and value is not None)
+
+def _sandbox(reader: FileReader, node: Node, _: str) -> "BoxRead | None":
+    from rules.loading.sandbox_schema import read_sandbox  # not every file has one
+
+    return read_sandbox(reader, node)
+
+
+def _includes(reader: FileReader, node: Node, of: str) -> tuple[Include, ...]:
+    found = [read_include(reader, item) for item in _entries(reader, node, of)]
+    return tuple(include for include in found if include is not None)
+
+
+def _tests(reader: FileReader, node: Node, of: str) -> "tuple[Case, ...]":
+    entries = _entries(reader, node, of)
+    if not entries:
+        return ()
+    from rules.loading.cases import read_case  # few files have tests, and starting a task is to be quick
+
+    return tuple(case for item in entries if (case := read_case(reader, item)) is not None)
 
 
 def _absolute(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{quoted(text)} must be a whole path, as in `/etc/corp/ca.pem`")
     return text
-
-
-def _known(settings: Node | None) -> dict[str, Node]:
-    pairs = settings.pairs if isinstance(settings, Mapping) else {}
-    return {key: value for key, (_, value) in pairs.items() if key in SETTINGS_KEYS}
 
 
 def _pool(text: str) -> IPv4Network:
@@ -213,3 +138,55 @@ def _pool(text: str) -> IPv4Network:
                 f"`{text}` overlaps `{block.network}` ({block.name}), where no name can be given an address"
             )
     return network
+
+
+_TARGETS: Final = one_or_more(TEXT)
+_UPSTREAM: Final = {"type": "string", "pattern": "^(http|socks5h?)://[^/@]+:[0-9]+/?$"}
+SETTINGS: Final = Section("settings", "`settings`", {
+    "mode": choice("`audit` lets out what no rule decides, and tells.", Mode),
+    "tls": choice("What an allow or flag means that doesn't say.", TlsMode),
+    "dns": choice("What lookups are answered with: addresses that stand for names, or the real ones.", DnsMode),
+    "dns_pool": one("Where synthetic addresses come from: an IPv4 network, at least a /24.", _pool, TEXT),
+    "on_block": choice("How a refusal reaches the task.", OnBlock),
+    "on_journal_failure": choice("What becomes of what can't be told, when the disk is full.", OnJournalFailure),
+    "idle_timeout": one("How long a connection may be silent, up to 7d.", duration),
+    "upstream": one("The company's proxy.", Upstream.parse, _UPSTREAM),
+    "upstream_auth": one("A file that holds what the proxy is told: `user:password`.", _absolute, PATH),
+    "upstream_except": Key("Names and networks that are dialled directly.", read_upstream_except, _TARGETS),
+    "upstream_ca": one("A file of certificates that are trusted beside the host's own store.", _absolute, PATH),
+})  # fmt: skip
+
+
+def _settings(reader: FileReader, node: Node, _: str) -> Settings | None:
+    fields = SETTINGS.fields(reader, node)
+    if fields is None:
+        return None
+    for key in ("upstream_auth", "upstream_except"):
+        if key in fields and "upstream" not in fields:
+            reader.complain(fields[key], f"`{key}` is about a proxy: say which with `upstream`")
+    return Settings(**SETTINGS.values(reader, fields))
+
+
+def _known(settings: Node | None) -> dict[str, Node]:
+    pairs = settings.pairs if isinstance(settings, Mapping) else {}
+    return {key: value for key, (_, value) in pairs.items() if key in SETTINGS.keys}
+
+
+def _list_of(name: str) -> Schema:
+    return {"type": "array", "items": ref(name)}
+
+
+FILE: Final = Section("", "a rule file", {
+    "version": text("The version of the language.", {"enum": [1, "1"]}),
+    "name": one("What the file goes by: rules are cited as `name:id`. By default the file's own name.", slug),
+    "layer": choice(
+        "This file votes alone: a `mandatory` layer's silence is no vote, a `ceiling` layer's silence is deny.",
+        LayerKind),
+    "include": Key("Other rule files, and presets.", _includes, _list_of("include"), "includes"),
+    "settings": part("What holds for all rules.", SETTINGS, _settings),
+    "secrets": Key("Values that the task never has, and where the gate puts them.", _each(_secret), _list_of("secret")),
+    "sandbox": Key("The box that a task runs in.", _sandbox, ref("sandbox")),
+    "commands": Key("Programs that need leave to run.", _each(_command), _list_of("command")),
+    "rules": Key("What may leave. The strictest rule that matches wins.", _entries, _list_of("rule")),
+    "tests": Key("What must come out, tried before every load.", _tests, _list_of("test")),
+})  # fmt: skip

@@ -1,31 +1,52 @@
 """One rule of a rule file: from a mapping of words to a `Rule`, or to every problem it has.
 
-Nothing is passed over in silence. `http` and `git` are read by `rules.loading.conditions`; `for`, `limits` and
-`approval` by `rules.loading.conditions`; what makes no sense together is told by `rules.loading.rule_checks`.
+Nothing is passed over in silence. `for`, `http`, `git`, `limits` and `approval` are read by `rules.loading.conditions`;
+what makes no sense together is told by `rules.loading.rule_checks`.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rules.addresses import Network, parse_network
 from rules.attempt import Protocol
 from rules.feeds import Feed
-from rules.loading.conditions import read_approval, read_for, read_git, read_http, read_limits
+from rules.loading.conditions import (
+    APPROVAL,
+    FOR,
+    GIT,
+    HTTP,
+    LIMITS,
+    read_approval,
+    read_for,
+    read_git,
+    read_http,
+    read_limits,
+)
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, day, duration, record_type, slug
-from rules.loading.keys import EXCEPT_KEYS, RULE_KEYS
+from rules.loading.fields import RECORD_TYPES, Reader, day, duration, record_type, slug
 from rules.loading.rule_checks import RuleChecks, parse_target
+from rules.loading.sections import (
+    TEXT,
+    WORD,
+    Key,
+    Section,
+    choice,
+    flag,
+    many,
+    one,
+    one_or_more,
+    part,
+    ref,
+    text,
+    unread,
+)
 from rules.patterns import NamePattern
 from rules.ports import Ports
 from rules.problems import Problem, quoted
 from rules.rule import Exemption, Rule
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
-_FEW: Final = frozenset(
-    {"for", "git", "credential", "when", "until", "limits", "approval", "ca", "dns_types", "trust", "scan", "log"}
-)
 _DEFAULT_PORTS: Final = (Ports(443, 443, Protocol.TLS),)
 
 
@@ -44,7 +65,7 @@ class RuleReader(Reader):
     `feed` reads a list by its path, or raises ValueError; `directory` is where the file's own paths begin.
     """
 
-    __slots__ = ("directory", "feed", "name", "tls", "warnings")
+    __slots__ = ("directory", "feed", "lets_out", "name", "tls", "warnings")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -62,39 +83,27 @@ class RuleReader(Reader):
         self.tls = tls
         self.feed = feed
         self.directory = directory
+        self.lets_out = False  # whether what is being read lets out, or exempts from being held back
 
     def rule(self, node: Node) -> Rule | None:
         """Read one rule; None if anything about it is wrong, which has been told then."""
         before = len(self.problems)
-        fields = self.mapping(node, "a rule", RULE_KEYS)
+        fields = RULE.fields(self, node)
         if fields is None:
             return None
-        for key in self.lacking(node, "a rule", ("id", "to", "action"), RULE_KEYS):
-            self.complain(node, f"a rule needs `{key}`")
-        ident = self.parsed(fields["id"], "id", slug) if "id" in fields else None
-        targets = self._targets(fields["to"], "to") if "to" in fields else _Targets()
         action = self.choice(fields["action"], "action", Verdict) if "action" in fields else None
-        lets_out = action is not None and action.lets_out
-        ports = tuple(self.each(fields["ports"], "ports", Ports.parse)) if "ports" in fields else None
-        listed = fields.get("resolves_to")
-        tls = self.choice(fields["tls"], "tls", TlsMode) if "tls" in fields else None
-        timeout = fields.get("idle_timeout")
+        self.lets_out = action is not None and action.lets_out
+        said = RULE.values(self, {key: value for key, value in fields.items() if key not in {"action", "except"}})
+        if "except" in fields:
+            self.lets_out = action is not None and not self.lets_out  # what is exempt from being held back may go out
+            said["excepts"] = tuple(self._exemptions(fields["except"]))
+        targets: _Targets = said.pop("to", _Targets())
+        said["id"] = f"{self.name}:{said.get('id')}"
+        said.setdefault("tls", self.tls)
+        if action is not None and action.lets_out:
+            said.setdefault("ports", _DEFAULT_PORTS)
         rule = Rule(
-            id=f"{self.name}:{ident}",
-            action=action or Verdict.DENY,
-            names=targets.names,
-            networks=targets.networks,
-            feeds=targets.feeds,
-            ports=_DEFAULT_PORTS if ports is None and lets_out else ports,
-            resolves_to=None if listed is None else tuple(self.each(listed, "resolves_to", parse_network)),
-            http=read_http(self, fields["http"], lets_out=lets_out) if "http" in fields else None,
-            default=bool(self.boolean(fields["default"], "default")) if "default" in fields else False,
-            excepts=tuple(self._exemptions(fields["except"], action)) if "except" in fields else (),
-            tls=tls or self.tls,
-            mode=self.choice(fields["mode"], "mode", Mode) if "mode" in fields else None,
-            idle_timeout=None if timeout is None else self.parsed(timeout, "idle_timeout", duration),
-            why=self.text(fields["why"], "why") or "" if "why" in fields else "",
-            **(self._rest(fields, lets_out=lets_out) if not _FEW.isdisjoint(fields) else {}),
+            action=action or Verdict.DENY, names=targets.names, networks=targets.networks, feeds=targets.feeds, **said
         )
         checks = RuleChecks(self, self.warnings)
         if rule.lets_out:
@@ -103,35 +112,19 @@ class RuleReader(Reader):
             checks.together(rule, fields)
         return rule if len(self.problems) == before else None
 
-    def _rest(self, fields: dict[str, Node], *, lets_out: bool) -> dict[str, Any]:
-        """Read the keys that few rules have."""
-        readers: dict[str, tuple[str, Callable[[Node], Any]]] = {
-            "for": ("selector", partial(read_for, self)),
-            "git": ("git", partial(read_git, self, lets_out=lets_out)),
-            "credential": ("credential", lambda node: self.parsed(node, "credential", slug)),
-            "when": ("when_tainted", self._when),
-            "until": ("until", lambda node: self.parsed(node, "until", day)),
-            "limits": ("limits", partial(read_limits, self)),
-            "approval": ("approval", partial(read_approval, self)),
-            "ca": ("ca", self._path),
-            "dns_types": ("dns_types", lambda node: frozenset(self.each(node, "dns_types", record_type))),
-            "trust": ("trust", lambda node: self.choice(node, "trust", Trust)),
-            "scan": ("scan", lambda node: self.choice(node, "scan", Scan)),
-            "log": ("log", lambda node: self.choice(node, "log", Log)),
-        }
-        return {readers[key][0]: readers[key][1](fields[key]) for key in fields if key in readers}
-
-    def _path(self, node: Node) -> str | None:
-        text = self.text(node, "ca")
-        return None if text is None else os.path.join(self.directory, text)
-
-    def _when(self, node: Node) -> bool:
-        text = self.text(node, "when")
+    def when(self, node: Node, key: str) -> bool:
+        """Read `when`."""
+        text = self.text(node, key)
         if text is not None and text != "tainted":
             self.complain(node, f"{quoted(text)} is no value of `when`, which is `tainted`")
         return True
 
-    def _targets(self, node: Node, of: str) -> _Targets:
+    def path(self, node: Node, key: str) -> str | None:
+        """Read a path that begins where the file lies."""
+        text = self.text(node, key)
+        return None if text is None else os.path.join(self.directory, text)
+
+    def targets(self, node: Node, of: str) -> _Targets:
         """Read names, patterns, addresses and CIDRs."""
         places: list[tuple[NamePattern | Network, Node]] = []
         feeds: list[Feed] = []
@@ -150,41 +143,74 @@ class RuleReader(Reader):
         return _Targets(names, networks, tuple(feeds), tuple(places))
 
     def _feed(self, node: Mapping) -> Iterator[Feed]:
-        fields = self.mapping(node, "a list", ("list",))
-        feed = self.parsed(fields["list"], "list", self.feed) if fields else None
+        feed = (LIST.read(self, node) or {}).get("list")
         if feed is not None:
             if feed.bad:
                 self.warnings.append(Problem(self.file, node.line, node.column, feed.problem()))
             yield feed
 
-    def _exemptions(self, node: Node, action: Verdict | None) -> Iterator[Exemption]:
-        helps = action is not None and not action.lets_out  # what is exempt from being held back may go out
+    def _exemptions(self, node: Node) -> Iterator[Exemption]:
         for item in self.items(node, "except"):
-            if not isinstance(item, Mapping):
-                targets = self._targets(item, "except")
-                self._refuse_lists(targets, item)
-                yield Exemption(targets.names, targets.networks)
-                continue
-            fields = self.mapping(item, "an `except`", EXCEPT_KEYS)
-            if fields is None:
-                continue
-            if not item.pairs:
-                self.complain(item, "this `except` says nothing: it needs `to`, `ports`, `http` or another of its keys")
-            targets = self._targets(fields["to"], "to") if "to" in fields else _Targets()
-            self._refuse_lists(targets, item)
-            listed = fields.get("resolves_to")
-            yield Exemption(
-                targets.names,
-                targets.networks,
-                tuple(self.each(fields["ports"], "ports", Ports.parse)) if "ports" in fields else None,
-                read_http(self, fields["http"], lets_out=helps) if "http" in fields else None,
-                None if listed is None else tuple(self.each(listed, "resolves_to", parse_network)),
-                read_for(self, fields["for"]) if "for" in fields else None,
-                read_git(self, fields["git"], lets_out=helps) if "git" in fields else None,
-                self.parsed(fields["credential"], "credential", slug) if "credential" in fields else None,
-                self._when(fields["when"]) if "when" in fields else False,
-            )
+            if isinstance(item, Mapping):
+                said = EXCEPT.read(self, item) or {}
+                targets: _Targets = said.pop("to", _Targets())
+            else:
+                said, targets = {}, self.targets(item, "except")
+            if targets.feeds:
+                self.complain(item, "a list belongs to the `to` of a rule: write the names here")
+            yield Exemption(targets.names, targets.networks, **said)
 
-    def _refuse_lists(self, targets: _Targets, node: Node) -> None:
-        if targets.feeds:
-            self.complain(node, "a list belongs to the `to` of a rule: write the names here")
+
+_PORTS: Final = {
+    "anyOf": [
+        {"enum": [443, 80]},
+        {"type": "string", "pattern": "^(443|80|[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?/(tls|http|tcp|udp))$"},
+    ]
+}
+_CONDITIONS: Final[dict[str, Key]] = {
+    "to": Key("Names, patterns, addresses, CIDRs.", RuleReader.targets, one_or_more(WORD)),
+    "ports": many("Ports with what is spoken there: `443`, `80`, `5432/tcp`, `8000-8100/tls`.", Ports.parse, _PORTS),
+    "resolves_to": many("Addresses and CIDRs that the name may have.", parse_network, WORD),
+    "for": part("For which tasks.", FOR, read_for, "selector"),
+    "http": part("Which requests.", HTTP, lambda reader, node, _: read_http(reader, node, lets_out=reader.lets_out)),
+    "git": part(
+        "Which repositories and refs.", GIT, lambda reader, node, _: read_git(reader, node, lets_out=reader.lets_out)
+    ),
+    "credential": one("The secret whose placeholder is the request's one credential.", slug),
+    "when": Key(
+        "Only for a task that has read what nobody vouches for.", RuleReader.when, {"enum": ["tainted"]}, "when_tainted"
+    ),
+}
+EXCEPT: Final = Section(
+    "except",
+    "an `except`",
+    _CONDITIONS,
+    empty="this `except` says nothing: it needs `to`, `ports`, `http` or another of its keys",
+)
+LIST: Final = Section("list", "a list", {
+    "list": Key("A file of names: a hosts file, or a name a line; they and all names below them.",
+        lambda reader, node, key: reader.parsed(node, key, reader.feed), TEXT),
+})  # fmt: skip
+RULE: Final = Section("rule", "a rule", {
+    "id": one("What the rule is cited by.", slug),
+    **_CONDITIONS,
+    "to": Key("Names, patterns, addresses, CIDRs, lists. `*` is every name, `**.a.example` a name and all below it.",
+        RuleReader.targets, one_or_more({"anyOf": [WORD, ref("list")]})),
+    "action": choice("What happens: `flag` goes out and is reviewed, `ask` waits for approval.", Verdict),
+    "why": text("A sentence that refusals, explanations and reviews show."),
+    "default": flag("Counts only where no other rule matches."),
+    "except": Key("What the rule doesn't cover.", unread, one_or_more({"anyOf": [WORD, ref("except")]})),
+    "mode": choice("Of a default rule, instead of the settings'.", Mode),
+    "tls": choice("`splice` passes connections on unread.", TlsMode),
+    "ca": Key("A file of certificates, trusted for this destination.", RuleReader.path, TEXT),
+    "dns_types": many("Types of records that are answered for the name.",
+        record_type, {"enum": [*RECORD_TYPES]}, frozenset),
+    "idle_timeout": one("How long a connection may be silent, up to 7d.", duration),
+    "until": one("The last day (UTC) on which it lets out or asks.", day),
+    "limits": part("How much it lets out.", LIMITS, read_limits),
+    "approval": part("Who approves, and what that is good for.",
+        APPROVAL, read_approval),
+    "trust": choice("Whether what is read there may steer the task.", Trust),
+    "scan": choice("What is done where a secret is found in what leaves.", Scan),
+    "log": choice("What is told of a request's path.", Log),
+}, needed=("id", "to", "action"))  # fmt: skip

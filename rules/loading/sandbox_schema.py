@@ -1,22 +1,41 @@
-"""The box of a task, as it is written: `sandbox`. What it becomes on a host is the enforcer's business."""
+"""The box of a task and the programs that need leave, as they are written: `sandbox` and `commands`.
+
+What they become on a host is the enforcer's business.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Maps
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.limits import Covers
-from rules.loading.conditions import read_approval
+from rules.loading.conditions import APPROVAL, FOR, read_approval, read_for
 from rules.loading.document import Listing, Mapping, Node
-from rules.loading.fields import Reader, count, duration, size, slug
-from rules.loading.keys import ENVIRONMENT_KEYS, MERGE_KEYS, RESOURCE_KEYS, SANDBOX_KEYS
+from rules.loading.fields import Reader, count, duration, shaped, size, slug, variable_name
+from rules.loading.sections import (
+    COUNT,
+    SIZE,
+    TEXT,
+    WORD,
+    Key,
+    Schema,
+    Section,
+    choice,
+    mapping_of,
+    one,
+    part,
+    text,
+    unread,
+)
 from rules.problems import quoted
-from rules.sandbox import Box, BoxUser, MergeTerms, WorkspaceMode, device
+from rules.sandbox import Box, BoxUser, Command, MergeTerms, WorkspaceMode, device
+from rules.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rules.loading.rule_file import FileReader
 
 _ANYWHERE: Final = "**/"
 _LONGEST_PATH: Final = 4096  # PATH_MAX of limits.h
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")  # RFC 1123 section 2.1, one label
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _KEEP: Final = re.compile(r"[A-Za-z_*][A-Za-z0-9_*]{0,127}")
 _CORES: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,2})?")
 _MOST_CORES: Final = 4096
@@ -32,53 +51,26 @@ class BoxRead(NamedTuple):
     nodes: Maps[str, Node]
 
 
-def read_sandbox(reader: Reader, node: Node, name: str) -> BoxRead | None:
-    """Read `sandbox` of the file that is called `name`; None if anything is wrong, which has been told then."""
-    before = len(reader.problems)
-    fields = reader.mapping(node, "`sandbox`", SANDBOX_KEYS)
-    if fields is None:
-        return None
-    nodes: dict[str, Node] = {}
-    found: dict[str, Any] = {}
-    readers: dict[str, Callable[[Node], Any]] = {
-        "read": lambda value: _list(reader, value, "read", path),
-        "write": lambda value: _list(reader, value, "write", path),
-        "hide": lambda value: _list(reader, value, "hide", hidden),
-        "workspace": lambda value: reader.choice(value, "workspace", WorkspaceMode),
-        "protected": lambda value: _list(reader, value, "protected", protected),
-        "approval": lambda value: _approval(reader, value, name),
-        "caches": lambda value: _caches(reader, value),
-        "devices": lambda value: _list(reader, value, "devices", device),
-        "user": lambda value: reader.choice(value, "user", BoxUser),
-        "hostname": lambda value: reader.parsed(value, "hostname", hostname),
-        "timeout": lambda value: reader.parsed(value, "timeout", duration),
-    }
-    for key, value in fields.items():
-        if key == "environment":
-            _environment(reader, value, found, nodes)
-        elif key == "limits":
-            _limits(reader, value, found, nodes)
-        else:
-            found[key], nodes[key] = readers[key](value), value
-    return BoxRead(Box(**found), nodes) if len(reader.problems) == before else None
+def _paths(says: str, parse: Callable[[str], str], schema: Schema) -> Key:
+    """Make a key of paths, globs or names. An empty list is nothing, which a layer may say: no more than usual."""
+
+    def read(reader: Reader, node: Node, of: str) -> tuple[str, ...]:
+        if isinstance(node, Listing) and not node.items:
+            return ()
+        return tuple(sorted(set(reader.each(node, of, parse))))
+
+    return Key(says, read, {"anyOf": [schema, {"type": "array", "items": schema}]})
 
 
-def _list(reader: Reader, node: Node, of: str, parse: Callable[[str], str]) -> tuple[str, ...]:
-    """Read paths or globs. An empty list is nothing, which a layer may say: nothing more than the defaults."""
-    if isinstance(node, Listing) and not node.items:
-        return ()
-    return tuple(sorted(set(reader.each(node, of, parse))))
-
-
-def _approval(reader: Reader, node: Node, name: str) -> tuple[MergeTerms, ...]:
+def _approval(reader: "FileReader", node: Node, of: str) -> tuple[MergeTerms, ...]:
     """Read whose approval merges want. What was approved is merged once, so `covers` and `for` are no keys of it."""
-    terms = read_approval(reader, node, MERGE_KEYS)
+    terms = read_approval(reader, node, of, MERGE)
     if terms is None:
         return ()
-    return (MergeTerms(f"{name}:sandbox.approval", terms._replace(covers=Covers.ATTEMPT, lasts=0.0)),)
+    return (MergeTerms(f"{reader.name}:sandbox.{of}", terms._replace(covers=Covers.ATTEMPT, lasts=0.0)),)
 
 
-def _caches(reader: Reader, node: Node) -> tuple[tuple[str, str], ...]:
+def _caches(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(node, Mapping):
         reader.complain(node, "`caches` is a mapping of names to places in the sandbox, as in `{pip: ~/.cache/pip}`")
         return ()
@@ -94,33 +86,18 @@ def _caches(reader: Reader, node: Node) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found.items()))
 
 
-def _environment(reader: Reader, node: Node, found: dict[str, Any], nodes: dict[str, Node]) -> None:
-    fields = reader.mapping(node, "`environment`", ENVIRONMENT_KEYS)
-    for key, value in (fields or {}).items():
-        name = "variables" if key == "set" else key
-        found[name], nodes[name] = _set(reader, value) if key == "set" else _list(reader, value, key, kept), value
-
-
-def _set(reader: Reader, node: Node) -> tuple[tuple[str, str], ...]:
+def _set(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(node, Mapping):
         reader.complain(node, "`set` is a mapping of variables to values, as in `{PYTHONUNBUFFERED: '1'}`")
         return ()
     found: dict[str, str] = {}
     for key, value in node.pairs.values():
-        name, text = reader.parsed(key, "set", variable), reader.text(value, key.text)
+        name, text = reader.parsed(key, "set", variable_name), reader.text(value, key.text)
         if name is not None and text is not None:
             found[name] = text
             if "\0" in text:
                 reader.complain(value, f"the value of `{name}` has a NUL in it")
     return tuple(sorted(found.items()))
-
-
-def _limits(reader: Reader, node: Node, found: dict[str, Any], nodes: dict[str, Node]) -> None:
-    fields = reader.mapping(node, "`limits` of a sandbox", RESOURCE_KEYS)
-    if fields == {} and isinstance(node, Mapping) and not node.pairs:
-        reader.complain(node, "`limits` limits nothing: leave it out")
-    for key, value in (fields or {}).items():
-        found[key], nodes[key] = reader.parsed(value, key, LIMITS[key]), value
 
 
 def path(text: str) -> str:
@@ -160,18 +137,10 @@ def cache_place(text: str) -> str:
     return place
 
 
-def hostname(text: str) -> str:
-    """Read the name of a host, one label."""
-    if not _HOSTNAME.fullmatch(text):
-        raise ValueError(f"{quoted(text)} must be at most 63 letters, digits and hyphens, without a dot")
-    return text
-
-
-def variable(text: str) -> str:
-    """Read the name of a variable."""
-    if not _VARIABLE.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a variable")
-    return text
+# RFC 1123 section 2.1, one label
+hostname: Final = shaped(
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "must be at most 63 letters, digits and hyphens, without a dot"
+)
 
 
 def kept(text: str) -> str:
@@ -206,15 +175,6 @@ def open_files(text: str) -> int:
     return number
 
 
-LIMITS: Final[Maps[str, Callable[[str], Any]]] = {
-    "memory": memory,
-    "cpu": cores,
-    "processes": count,
-    "files": open_files,
-    "disk": size,
-}
-
-
 def _plain(text: str) -> str:
     trimmed = text.rstrip("/") or "/"
     if len(text.encode()) > _LONGEST_PATH or not text.isprintable():
@@ -226,3 +186,122 @@ def _plain(text: str) -> str:
 
 def _within(inner: str, outer: str) -> bool:
     return inner == outer or inner.startswith(outer + "/")
+
+
+_PLACE: Final[Schema] = {"type": "string", "pattern": "^(/|~$|~/)[^*]*$"}
+_GLOB: Final[Schema] = {"type": "string", "pattern": "^[^/~]"}
+_HIDDEN: Final[Schema] = {"anyOf": [_PLACE, {"type": "string", "pattern": "^\\*\\*/."}]}
+_CACHE: Final[Schema] = {"type": "string", "pattern": "^(~|/var/cache|/var/lib)/."}
+_LABEL: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$"}
+MERGE: Final = APPROVAL._replace(
+    name="merge_approval",
+    of="`approval` of a sandbox",
+    keys={key: APPROVAL.keys[key] for key in ("by", "count", "self", "hold", "open")},
+)
+ENVIRONMENT: Final = Section("environment", "`environment`", {
+    "keep": _paths("Variables of the caller that the task has too.", kept, TEXT),
+    "set": Key("Variables with their values.", _set, mapping_of(WORD), "variables"),
+})  # fmt: skip
+LIMITS: Final[Maps[str, Callable[[str], Any]]] = {
+    "memory": memory,
+    "cpu": cores,
+    "processes": count,
+    "files": open_files,
+    "disk": size,
+}
+RESOURCES: Final = Section("resources", "`limits` of a sandbox", {
+    "memory": one("Memory of all its processes together.", memory, SIZE),
+    "cpu": one("Cores, as in `2` or `0.5`.", cores, {"type": ["number", "string"]}),
+    "processes": one("How many processes and threads.", count),
+    "files": one("How many files a process may have open.", open_files, COUNT),
+    "disk": one("How much it may write outside of its workspace, or change in one that is reviewed.", size),
+}, empty="`limits` limits nothing: leave it out")  # fmt: skip
+
+
+SANDBOX: Final = Section("sandbox", "`sandbox`", {
+    "read": _paths("Files and directories that are shown read-only beside the system's.", path, _PLACE),
+    "write": _paths("Files and directories that the task may write beside its workspace.", path, _PLACE),
+    "hide": _paths("What is hidden beside the places of credentials: paths, and `**/NAME` wherever it lies.",
+        hidden, _HIDDEN),
+    "workspace": choice("`review` keeps what the task changes apart until it is accepted.", WorkspaceMode),
+    "protected": _paths("Files of the workspace, as globs, that need an approval to be changed.", protected, _GLOB),
+    "approval": part("Who approves that protected files are merged, in review; without it, whoever accepts them.",
+        MERGE, _approval),
+    "caches": Key("What is kept between tasks: a name, and where it lies in the sandbox.", _caches, mapping_of(_CACHE)),
+    "devices": _paths(
+        "Device nodes that the task may use, by their names below /dev: `kvm`, `gpu`, or one node of a card.",
+        device, TEXT),
+    "environment": part("Which variables the task has.", ENVIRONMENT, unread),
+    "user": choice("Who the task sees itself as; it has no rights either way.", BoxUser),
+    "hostname": one("What the task's host is called.", hostname, _LABEL),
+    "timeout": one("How long the task may run.", duration),
+    "limits": part("How much of the machine the task may use.", RESOURCES, unread),
+})  # fmt: skip
+
+
+def read_sandbox(reader: "FileReader", node: Node) -> BoxRead | None:
+    """Read `sandbox`; None if anything is wrong, which has been told then."""
+    before = len(reader.problems)
+    found: dict[str, Any] = {}
+    nodes: dict[str, Node] = {}
+    for section, at in _parts(node):
+        fields = section.fields(reader, at)
+        if fields is not None:
+            found |= section.values(reader, fields)
+            nodes |= {section.keys[word].field or word: value for word, value in fields.items()}
+    for flat in ("environment", "limits"):
+        nodes.pop(flat, None)
+    return BoxRead(Box(**found), nodes) if len(reader.problems) == before else None
+
+
+def _parts(node: Node) -> Iterator[tuple[Section, Node]]:
+    """Give the section, and those of its parts whose values are the box's own."""
+    yield SANDBOX, node
+    for word, section in (("environment", ENVIRONMENT), ("limits", RESOURCES)):
+        if isinstance(node, Mapping) and word in node.pairs:
+            yield section, node.pairs[word][1]
+
+
+_MOST_WORDS: Final = 64
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Read a program's name or path and globs of its arguments, with spaces between; no shell reads it."""
+    words = tuple(text.split())
+    if not words or not text.isprintable():
+        raise ValueError(f"{quoted(text)} has characters that don't show, or no word at all")
+    if len(words) > _MOST_WORDS:
+        raise ValueError(f"{quoted(text)} has more than {_MOST_WORDS} words")
+    program = words[0]
+    if "/" in program and not program.startswith("/"):
+        raise ValueError(f"{quoted(program)} must be a program's name or its whole path, as in `/usr/bin/terraform`")
+    return words
+
+
+COMMAND: Final = Section("command", "a command", {
+    "id": one("What the command is cited by.", slug),
+    "run": one("A program's name or path and globs of its arguments, as in `terraform apply*`.", _words, TEXT, "words"),
+    "action": Key("What happens: `ask` waits for approval, `flag` runs and is reviewed.",
+        lambda reader, node, key: reader.choice(node, key, Verdict), {"enum": ["deny", "ask", "flag"]}),
+    "why": text("A sentence that refusals and reviews show."),
+    "for": part("For which tasks.", FOR, read_for, "for_"),
+    "approval": part("Who approves an `ask`, and what that is good for.", APPROVAL, read_approval),
+}, needed=("id", "run", "action"))  # fmt: skip
+
+
+def read_command(reader: "FileReader", node: Node) -> Command | None:
+    """Read one entry of `commands`; None if it is wrong, which has been told then."""
+    before = len(reader.problems)
+    fields = COMMAND.fields(reader, node)
+    if fields is None:
+        return None
+    said = COMMAND.values(reader, fields)
+    action, approval = said.get("action"), said.get("approval")
+    if action is Verdict.ALLOW:
+        reader.complain(fields["action"], "a command is held back: `deny`, `ask` or `flag`; what none names may run")
+    if "approval" in fields and action not in {None, Verdict.ASK}:
+        reader.complain(fields["approval"], f"`approval` belongs to commands that ask, and this is `{action}`")
+    if approval is not None and approval.covers is Covers.DESTINATION:
+        message = "a command has no destination: its approval `covers` the `attempt`, or the `rule`"
+        reader.complain(fields["approval"], message)
+    return Command(cite=f"{reader.name}:{said['id']}", **said) if len(reader.problems) == before else None

@@ -1,21 +1,32 @@
 """Secrets of a rule file: reading one, checking those of all files together."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
 from rules.loading.document import Listing, Mapping, Node, Scalar
 from rules.loading.fields import Reader, header_name, shaped, slug, variable_name
-from rules.loading.keys import FROM_KEYS, IN_KEYS, SECRET_KEYS
+from rules.loading.sections import (
+    PATH,
+    TEXT,
+    WORD,
+    Key,
+    Schema,
+    Section,
+    many,
+    mapping_of,
+    one,
+    one_or_more,
+    part,
+    ref,
+)
 from rules.names import HostName, InvalidName
 from rules.problems import Problem, did_you_mean, quoted
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rules.loading.cases import Case
     from rules.loading.document import Place
     from rules.rule import Rule
@@ -23,8 +34,8 @@ if TYPE_CHECKING:
     type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[Case, ...]]  # of a file, as the user named it
 
 
-_NEEDED: Final = ("id", "from", "hosts", "in")
-IN_WORDS: Final = ("basic", "aws", "client_certificate")
+NEEDED: Final = ("id", "from", "hosts", "in")
+_IN_WORDS: Final = ("basic", "aws", "client_certificate")
 
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 _HTTPS: Final = 443
@@ -42,35 +53,6 @@ _credential: Final = shaped(
 # unreserved: one spelling (RFC 3986 section 2.3)
 _parameter: Final = shaped(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
 _prefix: Final = shaped(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
-
-
-def read_secret(reader: Reader, node: Node) -> Secret | None:
-    """Read one entry of `secrets`."""
-    fields = reader.mapping(node, "a secret", SECRET_KEYS)
-    if fields is None:
-        return None
-    if missing := reader.lacking(node, "a secret", _NEEDED, SECRET_KEYS):
-        reader.complain(node, f"a secret needs {', '.join(f'`{key}`' for key in missing)}")
-    if "as" not in fields and "in" in fields and not _is_certificate(fields["in"]):
-        reader.complain(node, "a secret needs `as`")
-        return None
-    if any(key not in fields for key in _NEEDED):
-        return None
-    ident = reader.parsed(fields["id"], "id", slug)
-    source = _source(reader, fields["from"])
-    variable = reader.parsed(fields["as"], "as", variable_name) if "as" in fields else ""
-    hosts = reader.each(fields["hosts"], "hosts", _host)
-    slots = [slot for item in reader.items(fields["in"], "in") if (slot := _slot(reader, item)) is not None]
-    prefix = reader.parsed(fields["prefix"], "prefix", _prefix) if "prefix" in fields else ""
-    withheld = reader.each(fields["not_sent_to"], "not_sent_to", _host) if "not_sent_to" in fields else []
-    if ident is None or source is None or variable is None or prefix is None or not hosts or not slots:
-        return None
-    places = tuple(sorted(set(hosts))), tuple(sorted(set(slots)))
-    secret = Secret(ident, source, variable, *places, prefix, tuple(sorted(set(withheld))))
-    for key, objection in _together(secret):
-        reader.complain(fields[key], objection)
-        return None
-    return secret
 
 
 def _together(secret: Secret) -> "Iterator[tuple[str, str]]":
@@ -96,25 +78,7 @@ def _is_certificate(node: Node) -> bool:
     return any(isinstance(item, Scalar) and item.text == SlotKind.CLIENT_CERTIFICATE for item in each)
 
 
-def _source(reader: Reader, node: Node) -> Source | None:
-    fields = reader.mapping(node, "`from`", FROM_KEYS)
-    if fields is None:
-        return None
-    if not isinstance(node, Mapping) or len(node.pairs) != 1:
-        reader.complain(node, "`from` says one place: `env`, `file`, `command`, `systemd` or `keyring`")
-        return None
-    for key, value in fields.items():
-        if key == "command":
-            return _command(reader, value)
-        if key == "keyring":
-            return _keyring(reader, value)
-        parse = {"env": variable_name, "file": _path, "systemd": _credential}[key]
-        word = reader.parsed(value, key, parse)
-        return None if word is None else Source(SourceKind(key), (word,))
-    return None
-
-
-def _command(reader: Reader, node: Node) -> Source | None:
+def _command(reader: Reader, node: Node, _: str) -> Source | None:
     if not isinstance(node, Listing):
         reader.complain(node, "`command` is a list, a program and its arguments: no shell reads it")
         return None
@@ -127,7 +91,7 @@ def _command(reader: Reader, node: Node) -> Source | None:
     return Source(SourceKind.COMMAND, tuple(word for word in words if word))
 
 
-def _keyring(reader: Reader, node: Node) -> Source | None:
+def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
     if not isinstance(node, Mapping) or not node.pairs:
         reader.complain(node, "`keyring` is a mapping, an item's attributes and their values: `{service: model}`")
         return None
@@ -141,27 +105,6 @@ def _keyring(reader: Reader, node: Node) -> Source | None:
             return None
         words += [name, said]
     return Source(SourceKind.KEYRING, tuple(words))
-
-
-def _slot(reader: Reader, node: Node) -> Slot | None:
-    if isinstance(node, Scalar):
-        word = reader.text(node, "in")
-        if word not in IN_WORDS:
-            if word is not None:
-                known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
-                reader.complain(node, f"{quoted(word)} is no place in a request: {known}")
-            return None
-        return Slot(SlotKind(word))
-    fields = reader.mapping(node, "`in`", IN_KEYS)
-    if fields is None:
-        return None
-    if not isinstance(node, Mapping) or len(node.pairs) != 1:
-        reader.complain(node, "each place of `in` is one: `basic`, `aws`, a `header`, a `query` or a `form`")
-        return None
-    for key, value in fields.items():
-        name = reader.parsed(value, key, _header if key == "header" else _parameter)
-        return None if name is None else Slot(SlotKind(key), name)
-    return None
 
 
 def _header(text: str) -> str:
@@ -199,6 +142,115 @@ def _host(text: str) -> tuple[HostName, int]:
             f"{quoted(text)} is an address: a secret goes only where a certificate proves a name"
         )
     return host, int(port) if colon else _HTTPS
+
+
+def _from(says: str, kind: SourceKind, parse: Callable[[str], str], schema: Schema) -> Key:
+    """Make a key of one word."""
+
+    def read(reader: Reader, node: Node, key: str) -> Source | None:
+        word = reader.parsed(node, key, parse)
+        return None if word is None else Source(kind, (word,))
+
+    return Key(says, read, schema)
+
+
+_VARIABLE: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
+FROM: Final = Section("from", "`from`", {
+    "env": _from("A variable of whoever runs Exeat; with `in: aws` how its three variables begin.",
+        SourceKind.ENV, variable_name, _VARIABLE),
+    "file": _from("A file that is nobody else's to read.", SourceKind.FILE, _path, PATH),
+    "command": Key("A program and its arguments; what it writes is the value.",
+        _command, {"type": "array", "items": WORD, "minItems": 1}),
+    "systemd": _from("The name of a credential that systemd passed on.", SourceKind.SYSTEMD, _credential, TEXT),
+    "keyring": Key("Attributes of an item in the desktop's keyring.", _keyring, mapping_of(WORD, least=1)),
+}, single="`from` says one place: `env`, `file`, `command`, `systemd` or `keyring`")  # fmt: skip
+IN: Final = Section("in", "`in`", {
+    "header": one("A header field: the value alone, or after one word as in `Bearer`.", _header, TEXT),
+    "query": one("A parameter of the query.", _parameter, TEXT),
+    "form": one("A field of a form that is posted, application/x-www-form-urlencoded.", _parameter, TEXT),
+}, single="each place of `in` is one: `basic`, `aws`, a `header`, a `query` or a `form`")  # fmt: skip
+
+
+def _source(reader: Reader, node: Node, _: str) -> Source | None:
+    said = FROM.read(reader, node)
+    return next(iter(said.values())) if said and len(said) == 1 else None
+
+
+def _slots(reader: Reader, node: Node, key: str) -> tuple[Slot, ...] | None:
+    found = {slot for item in reader.items(node, key) if (slot := _slot(reader, item)) is not None}
+    return tuple(sorted(found)) or None
+
+
+def _slot(reader: Reader, node: Node) -> Slot | None:
+    if not isinstance(node, Scalar):
+        said = IN.read(reader, node) or {}
+        return next((Slot(SlotKind(kind), name) for kind, name in said.items()), None) if len(said) == 1 else None
+    word = reader.text(node, "in")
+    if word in _IN_WORDS:
+        return Slot(SlotKind(word))
+    if word is not None:
+        known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
+        reader.complain(node, f"{quoted(word)} is no place in a request: {known}")
+    return None
+
+
+def _places(hosts: Iterable[tuple[HostName, int]]) -> tuple[tuple[HostName, int], ...]:
+    return tuple(sorted(set(hosts)))
+
+
+SECRET: Final = Section(
+    "secret",
+    "a secret",
+    {
+        "id": one("What the secret is called by: `credential`.", slug),
+        "from": part("Where its value is read from when a task starts.", FROM, _source, "source"),
+        "as": one(
+            "The variable that the task finds a placeholder in; with `in: aws` how three of them begin.",
+            variable_name,
+            _VARIABLE,
+            "variable",
+        ),
+        "hosts": many(
+            "Names of servers that the value is sent to, with a port unless it is 443.", _host, TEXT, _places
+        ),
+        "in": Key(
+            "Where in a request: a header, the password of `basic`, a parameter; `aws` and `client_certificate`: "
+            "nowhere.",
+            _slots,
+            one_or_more({"anyOf": [{"enum": [*_IN_WORDS]}, ref("in")]}),
+            "slots",
+        ),
+        "prefix": one("How the value begins, if anybody may know; placeholders begin so too.", _prefix, TEXT),
+        "not_sent_to": many(
+            "Names of servers that clients send the placeholder to, too; it is blocked there, and no tampering.",
+            _host,
+            TEXT,
+            _places,
+        ),
+    },
+)
+
+
+def read_secret(reader: Reader, node: Node) -> Secret | None:
+    """Read one entry of `secrets`."""
+    fields = SECRET.fields(reader, node)
+    if fields is None:
+        return None
+    if missing := reader.lacking(node, SECRET.of, NEEDED, SECRET.keys):
+        reader.complain(node, f"a secret needs {', '.join(f'`{key}`' for key in missing)}")
+    if "as" not in fields and "in" in fields and not _is_certificate(fields["in"]):
+        reader.complain(node, "a secret needs `as`")
+        return None
+    if any(key not in fields for key in NEEDED):
+        return None
+    said = SECRET.values(reader, fields)
+    if not all(map(said.get, ("id", "source", "hosts", "slots"))):
+        return None
+    secret = Secret(**{"variable": "", **said})
+    for key, objection in _together(secret):
+        reader.complain(fields[key], objection)
+        return None
+    return secret
 
 
 # Taken over from the caller, where they are set: they carry no credential.

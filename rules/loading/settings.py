@@ -60,9 +60,9 @@ def agree(said: Iterable[Said]) -> tuple[Settings, list[Objection]]:
     return Settings(**found), objections
 
 
-def read_upstream_except(reader: Reader, node: Node) -> Past:
+def read_upstream_except(reader: Reader, node: Node, key: str) -> Past:
     """Read `upstream_except`; `reader` collects what is wrong."""
-    found = reader.each(node, "upstream_except", _target)
+    found = reader.each(node, key, _target)
     names = {target.text: target for target in found if isinstance(target, NamePattern)}
     networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
     return Past(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))

@@ -7,11 +7,14 @@ import pytest
 
 from rules.attempt import Change
 from rules.limits import Covers, Per
-from rules.loading import (
-    includes,
-    keys,
-)
+from rules.loading.cases import TEST
+from rules.loading.conditions import APPROVAL, FOR, GIT, HTTP, LIMITS
+from rules.loading.includes import INCLUDE
 from rules.loading.load import failures
+from rules.loading.rule_file import FILE, SETTINGS
+from rules.loading.rule_schema import EXCEPT, RULE
+from rules.loading.sandbox_schema import COMMAND, ENVIRONMENT, RESOURCES, SANDBOX
+from rules.loading.secret_schema import FROM, IN, SECRET
 from rules.sandbox import BoxUser, WorkspaceMode
 from rules.settings import Settings
 from rules.verdicts import (
@@ -37,30 +40,31 @@ def section(title):
 
 
 @pytest.mark.parametrize(
-    ("title", "keys"),
+    ("title", "table"),
     [
-        ("The file", keys.FILE_KEYS),
-        ("settings", keys.SETTINGS_KEYS),
-        ("A rule", keys.RULE_KEYS),
-        ("A test", keys.TEST_KEYS),
-        ("secrets", keys.SECRET_KEYS),
-        ("sandbox", keys.SANDBOX_KEYS),
-        ("commands", keys.COMMAND_KEYS),
+        ("The file", FILE),
+        ("settings", SETTINGS),
+        ("A rule", RULE),
+        ("A test", TEST),
+        ("secrets", SECRET),
+        ("sandbox", SANDBOX),
+        ("commands", COMMAND),
     ],
 )
-def test_every_key_has_its_row_and_no_other_has(title, keys):
-    assert set(re.findall(r"^\| `(\w+)` \|", section(title), re.MULTILINE)) == set(keys)
+def test_every_key_has_its_row_and_no_other_has(title, table):
+    assert set(re.findall(r"^\| `(\w+)` \|", section(title), re.MULTILINE)) == set(table.keys)
 
 
 def test_keys_inside_keys_are_named():
     rule = section("A rule")
-    for key in (*keys.HTTP_KEYS, *keys.GIT_KEYS, *keys.EXCEPT_KEYS, *keys.FOR_KEYS, *keys.LIMITS_KEYS, *keys.APPROVAL_KEYS):  # fmt: skip
-        assert re.search(rf"[`{{ ]{key}[`:,}} ]", rule), key
-    for key in (*keys.FROM_KEYS, *keys.IN_KEYS):
+    for table in (HTTP, GIT, EXCEPT, FOR, LIMITS, APPROVAL):
+        for key in table.keys:
+            assert re.search(rf"[`{{ ]{key}[`:,}} ]", rule), key
+    for key in (*FROM.keys, *IN.keys):
         assert f"{{{key}: " in section("secrets"), key
-    for key in (*keys.ENVIRONMENT_KEYS, *keys.RESOURCE_KEYS):
+    for key in (*ENVIRONMENT.keys, *RESOURCES.keys):
         assert re.search(rf"[`{{ ]{key}:", section("sandbox")), key
-    for key in includes.INCLUDE_KEYS:
+    for key in INCLUDE.keys:
         assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
 
 

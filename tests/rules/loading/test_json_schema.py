@@ -1,5 +1,6 @@
 """`exeat schema`: it knows the keys that the reader knows, takes every rule file here, and refuses what is mistyped."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -8,59 +9,45 @@ import jsonschema
 import pytest
 
 from enforcer.cli import main
-from rules.loading import json_schema
-from rules.loading import keys as language_keys
 from rules.loading.document import Listing, Mapping, parse
 from rules.loading.json_schema import rule_file_schema
+from rules.loading.sections import Section
 from tests.rules.writing import problems
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = rule_file_schema()
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 
-TABLES = [
-    ("FILE", "FILE_KEYS", SCHEMA),
-    ("INCLUDE", "INCLUDE_KEYS", "include"),
-    ("SETTINGS", "SETTINGS_KEYS", "settings"),
-    ("RULE", "RULE_KEYS", "rule"),
-    ("EXCEPT", "EXCEPT_KEYS", "except"),
-    ("HTTP", "HTTP_KEYS", "http"),
-    ("GIT", "GIT_KEYS", "git"),
-    ("FOR", "FOR_KEYS", "for"),
-    ("LIMITS", "LIMITS_KEYS", "limits"),
-    ("APPROVAL", "APPROVAL_KEYS", "approval"),
-    ("TEST", "TEST_KEYS", "test"),
-    ("SECRET", "SECRET_KEYS", "secret"),
-    ("FROM", "FROM_KEYS", "from"),
-    ("IN", "IN_KEYS", "in"),
-    ("SANDBOX", "SANDBOX_KEYS", "sandbox"),
-    ("ENVIRONMENT", "ENVIRONMENT_KEYS", "environment"),
-    ("MERGE", "MERGE_KEYS", "merge_approval"),
-    ("RESOURCE", "RESOURCE_KEYS", "resources"),
-    ("COMMAND", "COMMAND_KEYS", "command"),
-]
+SECTIONS = {
+    f"{path.stem}.{name}": section
+    for path in sorted((ROOT / "rules/loading").glob("*.py"))
+    for name, section in vars(importlib.import_module(f"rules.loading.{path.stem}")).items()
+    if isinstance(section, Section) and re.search(rf"^{name}: Final", path.read_text(), re.MULTILINE)
+}
 
 
-@pytest.mark.parametrize(("described", "table", "place"), TABLES, ids=[row[0] for row in TABLES])
-def test_the_schema_and_the_reader_know_the_same_keys(described, table, place):
-    keys = set(getattr(language_keys, table))
-    schema = place if isinstance(place, dict) else SCHEMA["definitions"][place]
-    assert set(schema["properties"]) == keys
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_the_schema_has_every_section_with_its_keys(section):
+    schema = SCHEMA["definitions"][section.name] if section.name else SCHEMA
+    assert list(schema["properties"]) == list(section.keys)
     assert schema["additionalProperties"] is False
-    assert set(getattr(json_schema, described)) == keys, "it describes keys that nobody reads"
     for key, value in schema["properties"].items():
         assert value["description"].endswith("."), key
 
 
-def test_every_table_of_the_reader_is_there():
+def test_the_schema_has_nothing_that_is_not_read():
+    assert {section.name for section in SECTIONS.values()} == {"", *SCHEMA["definitions"]}
+    assert len(SECTIONS) == 20
+
+
+def test_every_table_of_keys_is_a_section():
     """Another table would be a mapping that editors know nothing of."""
     tables = {
         (".".join(path.relative_to(ROOT).with_suffix("").parts), name)
         for path in (ROOT / "rules").rglob("*.py")
-        for name in re.findall(r"^((?!LATER)[A-Z]+_KEYS): Final", path.read_text(), re.MULTILINE)
+        for name in re.findall(r"^([A-Z]+_KEYS): Final", path.read_text(), re.MULTILINE)
     }
-    others = {("rules.loading.identities", "FILE_KEYS"), ("rules.loading.identities", "IDENTITY_KEYS"), ("rules.loading.preset_locks", "LOCK_KEYS"), ("rules.loading.preset_locks", "ORIGIN_KEYS")}  # fmt: skip
-    assert tables == {("rules.loading.keys", name) for _, name, _ in TABLES} | others
+    assert tables == {("rules.loading.identities", "FILE_KEYS"), ("rules.loading.identities", "IDENTITY_KEYS"), ("rules.loading.preset_locks", "LOCK_KEYS"), ("rules.loading.preset_locks", "ORIGIN_KEYS")}  # fmt: skip
 
 
 def test_it_is_a_schema_itself():
@@ -227,8 +214,8 @@ MISTAKES = [
 def test_every_key_is_taken():
     assert complaints(WHOLE) == []
     text = json.dumps(values(parse(WHOLE.encode(), "t.yaml", [])))
-    for _, table, _ in TABLES:
-        for key in getattr(language_keys, table):
+    for section in SECTIONS.values():
+        for key in section.keys:
             assert f'"{key}": ' in text, f"`{key}` is not tried"
 
 
