@@ -12,8 +12,8 @@ from telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_eve
 from enforcer.cli import main
 from proxy.telemetry.events import Dns, Kind, Where
 from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.views.report_data import MOST, Moments, gather
-from proxy.telemetry.views.report_page import page, timeline
+from proxy.telemetry.views.report_data import MOST, Gathered, Moments, gather
+from proxy.telemetry.views.report_page import page
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
 
@@ -171,7 +171,7 @@ def test_the_picture_holds_every_attempt(seconds):
     for number in range(100):
         outcome = list(Outcome)[number % len(Outcome)]
         moments.add(1_795_000_000_000_000_000 + int(number * seconds * 10**7), outcome)
-    drawn = timeline(moments)
+    drawn = written(Gathered(moments=moments))
     Reader(drawn)
     assert sum(map(int, re.findall(r"<title>(\d+) ", drawn))) == 100
     for x, y, height in re.findall(
