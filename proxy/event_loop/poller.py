@@ -65,6 +65,15 @@ def cut_if_killed(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
+def prepare_listener(listener: socket.socket) -> None:
+    """Set what accepted sockets inherit from the moment when their first packet comes."""
+    listener.setblocking(False)
+    # No waiting to fill segments, urgent data in its place in the stream.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    cut_if_killed(listener)
+
+
 def _close(sock: socket.socket, linger: bytes) -> None:
     try:  # noqa: SIM105  contextlib.suppress is three calls, twice a connection
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

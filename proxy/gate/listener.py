@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.event_loop.poller import IN, Guest, Rounds, cut_if_killed, reset, visit
+from proxy.event_loop.poller import IN, Guest, Rounds, prepare_listener, reset, visit
 from proxy.gate.connection import Connection
 from proxy.gate.decide import DecisionCache, Wanted, nowhere
 from proxy.gate.dns_stream import Stream
@@ -119,13 +119,8 @@ class Gate:
 
     def start(self) -> None:
         """Begin to accept."""
-        listener = self._listener
-        listener.setblocking(False)
-        # Accepted sockets inherit all of it: no waiting to fill segments, urgent data in its place in the stream.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        cut_if_killed(listener)
-        self.poller.watch(listener.fileno(), IN, self)
+        prepare_listener(self._listener)
+        self.poller.watch(self._listener.fileno(), IN, self)
 
     def finish(self) -> None:
         """Take note that the task is over: what is open yet has lost its client."""

@@ -7,7 +7,7 @@ nobody else's any more: it is closed, and its end told, here.
 
 import asyncio
 import importlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from proxy.inspection.tls import FarContexts
     from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
-
-_A_MOMENT: Final = 0.25  # seconds: the engine takes as long to import, on a core that a sandbox is being made on
 
 
 class Roots:
@@ -50,14 +48,8 @@ class Inspection:
         self._roots = roots
         self._engine: Engine | None = None
         self._waiting: list[Admitted] = []
-        self._warming: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._closed = False
-
-    def warm(self) -> None:
-        """Have the engine ready in a while, whether a connection has come by then or not."""
-        if self._warming is None and not self._closed:
-            self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._begin)
 
     def adopt(self, admitted: "Admitted") -> None:
         """Take a connection over."""
@@ -65,7 +57,7 @@ class Inspection:
             admitted.give_up(None)
         elif self._engine is None:
             self._waiting.append(admitted)
-            self._begin()
+            self.warm()
         else:
             self._start(self._engine, admitted)
 
@@ -81,8 +73,6 @@ class Inspection:
     def close(self) -> None:
         """End every connection with a reset, those too that are handed over later. Idempotent."""
         self._closed = True
-        if self._warming is not None:
-            self._warming.cancel()
         if self._loading is not None:
             self._loading.cancel()
         for admitted in self._waiting:
@@ -91,7 +81,7 @@ class Inspection:
         if self._engine is not None:
             self._engine.close()
 
-    def _begin(self) -> None:
+    def warm(self) -> None:
         """Begin to import the engine, in a thread: the loop goes on meanwhile. Idempotent."""
         if self._engine is None and self._loading is None and not self._closed:
             self._loading = asyncio.get_running_loop().create_task(self._load())

@@ -11,14 +11,13 @@ import resource
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.certificates.leaves import SignerLink
 from proxy.event_loop.poller import Loop
-from proxy.inspection import Roots
 from proxy.sandbox.descriptor_quota import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Tenancy
+from proxy.worker.traffic import Common
 from rules.addresses import normal
 
 if TYPE_CHECKING:
@@ -75,16 +74,15 @@ class _Worker:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
-        self._signer = SignerLink(setup.keyholder)
-        common = Common(
-            journal=self._journal,
-            signer=self._signer,
+        self._common = Common(
+            self._journal,
+            setup.keyholder,
+            setup.roots,
             authority_ends=setup.authority_ends,
-            roots=Roots(setup.roots),
             descriptors=DescriptorQuotas(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
             forbidden=_own_ports(setup.metrics),
         )
-        self.tenancy = Tenancy(setup.tenant, sockets, common, setup.login)
+        self.tenancy = Tenancy(setup.tenant, sockets, self._common, setup.login)
         self._scraped = setup.metrics
         self._stopped = asyncio.Event()
         self._reports = False  # somebody wants to know what it has counted
@@ -108,7 +106,7 @@ class _Worker:
     async def close(self) -> None:
         """End everything that is open, tell its end, and say what was counted."""
         summary = self.tenancy.close()
-        self._signer.close()
+        self._common.close()
         if self._scrapes is not None:
             await self._scrapes.close()
         self._journal.close()  # who hears the next may sign what is in it
@@ -140,7 +138,7 @@ class _Worker:
         if said.get("approvals") is True and descriptors:
             self.tenancy.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
         if said.get("keyholder") is True and descriptors:
-            self._signer.renew(socket.socket(fileno=descriptors.pop(0)))
+            self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
             self.tenancy.reloading.arrived(descriptor)
         self.tenancy.hear(said)

@@ -1,8 +1,9 @@
-"""One sandbox in a worker: its gate, its resolver and its datagrams, put together once, and taken apart at its end.
+"""One sandbox in a worker, put together once, and taken apart at its end.
 
-Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made here, for it alone:
-names, lookups, memories of decisions, counts, the place in the poller. What tenancies share (`Common`) is the link to
-the signer, the host's roots, the journal's writer, and whatever policies they have in common, which nothing changes.
+Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made for it alone: here,
+and in `Traffic` once the first of its connections, lookups or datagrams comes, which most short tasks never send. What
+sandboxes share (`Common`) is the link to the signer, the host's roots, the journal's writer, and whatever policies they
+have in common, which nothing changes.
 """
 
 import asyncio
@@ -10,59 +11,29 @@ import os
 import time
 from contextvars import copy_context
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
-from proxy.certificates.leaves import Leaves
-from proxy.dialing.dial import Dialer
-from proxy.dns import records
-from proxy.dns.datagrams import Datagrams
-from proxy.dns.lookup import MOST_AT_ONCE, Lookup
-from proxy.dns.names import NameTable
-from proxy.dns.resolver import Resolver
-from proxy.event_loop.poller import IN, Poller
-from proxy.gate.listener import Gate
-from proxy.inspection import Inspection
+from proxy.event_loop.poller import IN, Poller, prepare_listener
 from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.prometheus.metrics import Metrics
-from proxy.udp.answers import Answers
-from proxy.udp.listener import UdpGate
-from proxy.worker.refused_packets import Undeliverable
-from proxy.worker.reload import Reloading
-from proxy.worker.taint import Taint
+from proxy.worker.traffic import Common, Traffic
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from proxy.approvals.client import Asking
-    from proxy.certificates.leaves import SignerLink
     from proxy.dialing.proxy_auth import Login
-    from proxy.gate.record import ConnectionRecord
-    from proxy.info_api.visit import InfoApi, Visit
-    from proxy.inspection import Roots
-    from proxy.sandbox.descriptor_quota import DescriptorQuotas
     from proxy.sandbox.tenant import Tenant
-    from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
-    from rules.addresses import Address
+    from proxy.worker.reload import Reloading
 
 _GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended
-_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
-
-
-class Common(NamedTuple):
-    """What the tenancies of one worker share."""
-
-    journal: "Journal"
-    signer: "SignerLink"
-    authority_ends: float  # seconds since 1970
-    roots: "Roots"
-    descriptors: "DescriptorQuotas"
-    forbidden: "Collection[tuple[Address, int]]" = ()  # where Exeat itself listens outside
-    in_turn: bool = False  # whether there are others that want their turn
+_A_MOMENT: Final = 0.25  # seconds: inspection takes as long to import, on a core that a sandbox is being made on
+_ARRIVALS: Final = ("tcp", "dns_udp", "udp", "refusal_log")  # sockets that traffic comes over
 
 
 class Tenancy:
@@ -83,80 +54,72 @@ class Tenancy:
         `before`: how many workers have died while they served it; None: it dies with its worker.
         `wait`: seconds until the addresses of its table are free.
         """
+        self._tenant = tenant
         self._sockets = dict(sockets)
+        self._common = common
+        self._login = login
+        self._before, self._wait = before, wait
         self.context = copy_context()  # for work that begins outside of it (`turn`)
         self.metrics = _metrics(tenant, common)
         self.recorder = Recorder(tenant, common.journal, self.metrics)
         self._poller = Poller(in_turn=common.in_turn)
-        self._descriptors = descriptors = common.descriptors.join()
-        has_room = descriptors.has_room
-        self._asking = self._ask_people(sockets.get("approvals"))
-        tenant.asking = self._asking
-        tenant.taint = taint = Taint(self.recorder, unsure=bool(before))
-        taint.review = self._review
-        if self._asking is not None:
-            taint.asks(self._asking)
-        names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before, wait=wait)
-        self._lookup = Lookup(has_room=has_room)
-        dialer = Dialer(
-            self._lookup, self._poller, forbidden=common.forbidden, metrics=self.metrics, descriptors=descriptors
-        )
-        dialer.login = login
-        self._leaves = Leaves(common.signer)
-        self._inspection = Inspection(self._leaves, dialer, self.recorder, common.roots)
-        self._resolver = resolver = Resolver(tenant, self.recorder, names, self._lookup)
+        self._descriptors = common.descriptors.join()
         watcher = sockets.get("watch")
-        asking = ProcessAttribution(sockets["diag"], watcher) if watcher is not None else None
-        self._datagrams = Datagrams(sockets["dns_udp"], resolver, self.recorder, self._poller)
-        self._info_api: InfoApi | None = None
-        self._gate = Gate(
-            sockets["tcp"],
-            tenant,
-            self.recorder,
-            dialer=dialer,
-            names=names,
-            resolver=resolver,
-            info_api=self._visit,
-            inspection=self._inspection,
-            attribute=asking.ask if asking is not None else None,
-            has_room=has_room,
+        self._attribution = ProcessAttribution(sockets["diag"], watcher) if watcher is not None else None
+        self._hearing = (
+            SupervisorChannel(watcher, self.recorder, self._poller, self._attribution) if watcher is not None else None
         )
-        answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
-        self._udp = UdpGate(
-            sockets["udp"], answers, tenant, self.recorder, dialer=dialer, names=names, has_room=has_room
-        )
-        descriptors.count(self._gate.connections, _EACH)
-        descriptors.count(self._udp.open_flows, 1)
-        descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
-        descriptors.count(resolver.record_tasks, 1, records.MOST_AT_ONCE)
+        self._warming: asyncio.TimerHandle | None = None
         self._counted: dict[str, int] = {}  # packets refused before this tenancy began
-        self._log = sockets.get("refusal_log")
-        self._hearing = SupervisorChannel(watcher, self.recorder, self._poller, asking) if watcher is not None else None
-        self.reloading = Reloading(self.recorder, self._gate, self._udp, self._lookup, self._inspection, self._hearing)
-        self._names = names
 
-    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "Visit":
-        """Make what serves a connection to the info API."""
-        if self._info_api is None:
-            from proxy.info_api.visit import InfoApi  # few tasks ask: a start needn't import it
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What serves the sandbox's traffic: made when it is first needed, and it serves from then on."""
+        traffic = Traffic(
+            self.recorder,
+            self._sockets,
+            self._common,
+            self._poller,
+            self._descriptors,
+            attribution=self._attribution,
+            hearing=self._hearing,
+            before=self._before,
+            wait=self._wait,
+        )
+        traffic.dialer.login = self._login
+        traffic.start()
+        return traffic
 
-            self._info_api = InfoApi(self.recorder, gate.dialer)
-        return self._info_api.visit(gate, client, record)
+    @property
+    def reloading(self) -> "Reloading":
+        """Puts other rules in force."""
+        return self.traffic.reloading
 
     def start(self) -> None:
         """Begin to serve."""
-        self._datagrams.start()
-        self._gate.start()
-        self._udp.start()
-        if self._log is not None:
-            self._log.setblocking(False)
-            self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self.recorder, self._names))
+        prepare_listener(self._sockets["tcp"])  # what is accepted later takes over what is set before it comes
+        for name in _ARRIVALS:
+            if (sock := self._sockets.get(name)) is not None:
+                self._poller.watch(sock.fileno(), IN, self)
         if self._hearing is not None:
             self._hearing.start()
-        if self._asking is not None:
-            self._asking.start()
-        if self.recorder.tenant.policy.needs.inspection:
-            self._inspection.warm()
+        policy = self._tenant.policy
+        if self._before or policy.needs.approvals or policy.needs.udp:
+            self._serve()
+        if policy.needs.inspection:
+            self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._warm)
+
+    def ready(self, _events: int) -> None:
+        """Have the traffic served that has begun; the poller says again what has come to whoever does."""
+        self._serve()
+
+    def failed(self, error: Exception) -> None:
+        """Serve nothing where that can't be made: the kernel refuses what comes to a closed socket."""
+        self.recorder.error(Where.WORKER, f"the sandbox's traffic can't be served: {type(error).__name__}: {error}")
+        for name in _ARRIVALS:
+            if (sock := self._sockets.get(name)) is not None and sock.fileno() >= 0:
+                self._poller.forget(sock.fileno())
+                sock.close()
 
     def hear(self, said: "Mapping[str, object]") -> None:
         """Take note of what the supervisor says of the sandbox and its task."""
@@ -190,26 +153,26 @@ class Tenancy:
 
     async def drain(self) -> None:
         """Let what is open end by itself, for a moment: the task is over."""
+        for _ in range(2):  # what came before its end is taken: the first time its traffic is begun with
+            await asyncio.sleep(0)
+        if (traffic := self._begun) is None:
+            return
         deadline = time.monotonic() + _GRACE
-        self._gate.finish()
-        self._udp.finish()
-        while (self.metrics.connections_open or self._udp.flows) and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
+        traffic.finish()
+        while traffic.is_open and time.monotonic() < deadline:  # noqa: ASYNC110  once, at the end
             await asyncio.sleep(0.01)
 
     def close(self) -> "Summary":
         """End everything that is open, tell its end, and return what was counted. Idempotent."""
-        self._gate.close()
-        self._udp.close()
-        self._inspection.close()
-        self._leaves.close()
-        self._datagrams.close()
-        self._lookup.close()
+        if self._warming is not None:
+            self._warming.cancel()
+        if self._begun is not None:
+            self._begun.close()
         if self._hearing is not None:
             self._hearing.finish()
-        if self._asking is not None:
-            self._asking.close()
-        if self._log is not None:
-            self._poller.forget(self._log.fileno())
+        for name in _ARRIVALS:
+            if (sock := self._sockets.get(name)) is not None:
+                self._poller.forget(sock.fileno())
         self._descriptors.leave()
         return self.recorder.summary()
 
@@ -221,32 +184,22 @@ class Tenancy:
 
     def renew_approvals(self, channel: "socket.socket") -> None:
         """Ask people over this channel from now on: the registry at the end of the other is gone."""
+        self.traffic.renew_approvals(channel)
         before = self._sockets.pop("approvals", None)
         self._sockets["approvals"] = channel
-        if self._asking is None:
-            tenant = self.recorder.tenant
-            tenant.asking = self._asking = self._ask_people(channel)
-            if self._asking is not None and tenant.taint is not None:
-                tenant.taint.asks(self._asking)
-                self._asking.start()
-        else:
-            self._asking.renew(channel)
         if before is not None:
             before.close()
 
-    def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
-        if channel is None:
-            return None
-        from proxy.approvals.client import Asking  # many rules ask nobody
+    @property
+    def _begun(self) -> Traffic | None:
+        """What serves the traffic, if any has come."""
+        return self.__dict__.get("traffic")
 
-        asking = Asking(channel, self._poller, self.recorder.error)
-        asking.waiting = self.metrics.waiting
-        return asking
+    def _serve(self) -> None:
+        _ = self.traffic
 
-    def _review(self) -> None:
-        """Decide again on all that is open: the task has read what nobody vouches for."""
-        self._gate.review()
-        self._udp.review()
+    def _warm(self) -> None:
+        self.traffic.inspection.warm()
 
 
 def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":

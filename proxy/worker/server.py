@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.certificates.leaves import SignerLink
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
-from proxy.inspection import Roots
 from proxy.sandbox.descriptor_quota import MOST, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Where
@@ -30,7 +28,8 @@ from proxy.telemetry.prometheus.totals import add, pieces, total
 from proxy.wire import message
 from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Tenancy
+from proxy.worker.traffic import Common
 from rules.addresses import normal
 
 if TYPE_CHECKING:
@@ -98,13 +97,12 @@ class Tenancies:
         self._control = setup.control
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
-        self._signer = SignerLink(setup.keyholder)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._common = Common(
-            journal=self._journal,
-            signer=self._signer,
+            self._journal,
+            setup.keyholder,
+            setup.roots,
             authority_ends=setup.authority_ends,
-            roots=Roots(setup.roots),
             descriptors=DescriptorQuotas(limit, MOST),
             forbidden=_endpoints(setup.forbidden),
             in_turn=True,
@@ -126,7 +124,7 @@ class Tenancies:
         await self._stopped.wait()
         for tenancy in self._tenancies():
             tenancy.close()
-        self._signer.close()
+        self._common.close()
         self._journal.close()
 
     def _hear(self) -> None:
@@ -161,10 +159,10 @@ class Tenancies:
                 self._renew(str(said["to"]), socket.socket(fileno=descriptors.pop(0)))
             self._tell(str(said["to"]), said)
         elif said.get("keyholder") is True and descriptors:
-            self._signer.renew(socket.socket(fileno=descriptors.pop(0)))
+            self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         elif said.get("roots") is True and descriptors:
             pem = os.pread(descriptors[0], os.fstat(descriptors[0]).st_size, 0)
-            self._common = self._common._replace(roots=Roots(pem))  # those that are served already keep theirs
+            self._common.renew_roots(pem)
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
 

@@ -9,11 +9,11 @@ import pytest
 
 from proxy.dns.records import MOST_AT_ONCE
 from proxy.event_loop.poller import Loop
-from proxy.inspection import Roots
 from proxy.sandbox.descriptor_quota import LEAST, OWN, RESERVED, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Tenancy
+from proxy.worker.traffic import Common
 from rules.loading.load import load
 
 
@@ -66,54 +66,58 @@ def test_where_there_are_few_descriptors_there_are_fewer_tenants():
 
 
 @pytest.fixture
-def tenancy(tmp_path):
-    """A sandbox's part of a worker that has few descriptors; within a loop."""
+def traffic(tmp_path):
+    """What serves the traffic of a sandbox whose worker has few descriptors; within a loop."""
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
     tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     with asyncio.Runner(loop_factory=Loop) as runner:
         sockets = {name: socket.socket() for name in ("tcp", "dns_udp", "udp", "answers", "diag")}
         common = Common(
-            Journal(tmp_path / "journal"), None, time.time(), Roots(b""), DescriptorQuotas(RESERVED + OWN + 10, 1)
+            Journal(tmp_path / "journal"),
+            sockets["diag"],
+            b"",
+            authority_ends=time.time(),
+            descriptors=DescriptorQuotas(RESERVED + OWN + 10, 1),
         )
 
         async def made():
-            return Tenancy(tenant, sockets, common)
+            return Tenancy(tenant, sockets, common).traffic
 
         yield runner.run(made())
         for sock in sockets.values():
             sock.close()
 
 
-def test_sockets_beside_a_connection_count_as_their_tenants(tenancy):
-    quota = tenancy._gate.dialer.descriptors
-    assert tenancy._inspection._dialer.descriptors is quota
+def test_sockets_beside_a_connection_count_as_their_tenants(traffic):
+    quota = traffic.dialer.descriptors
+    assert traffic.inspection._dialer.descriptors is quota
     for _ in range(10):
         assert quota.has_room()
         quota.extra += 1
     assert not quota.has_room()
-    assert not tenancy._gate._has_room()
+    assert not traffic._gate._has_room()
 
 
 @pytest.mark.parametrize(
     ("things", "each"),
     [("_gate.connections", 2), ("_udp.open_flows", 1), ("_lookup.waiting", 2), ("_resolver.record_tasks", 1)],
 )
-def test_what_a_tenant_has_open_counts_as_its_own(tenancy, things, each):
-    counted = attrgetter(things)(tenancy)
+def test_what_a_tenant_has_open_counts_as_its_own(traffic, things, each):
+    counted = attrgetter(things)(traffic)
     for number in range(-(-10 // each)):
-        assert tenancy._gate._has_room()
+        assert traffic._gate._has_room()
         counted.update({number: None} if isinstance(counted, dict) else {number})
-    assert not tenancy._gate._has_room()
-    assert not tenancy._resolver._record_lookup()._has_room()
+    assert not traffic._gate._has_room()
+    assert not traffic._resolver._record_lookup()._has_room()
     counted.clear()
 
 
-def test_questions_that_wait_for_their_turn_take_no_descriptor(tenancy):
-    quota = tenancy._gate.dialer.descriptors
+def test_questions_that_wait_for_their_turn_take_no_descriptor(traffic):
+    quota = traffic.dialer.descriptors
     quota._most = 2 * MOST_AT_ONCE
-    tenancy._resolver.record_tasks.update(range(5 * MOST_AT_ONCE))
+    traffic._resolver.record_tasks.update(range(5 * MOST_AT_ONCE))
     quota.extra = MOST_AT_ONCE - 1
     assert quota.has_room()
     quota.extra += 1
     assert not quota.has_room()
-    tenancy._resolver.record_tasks.clear()
+    traffic._resolver.record_tasks.clear()

@@ -1,0 +1,210 @@
+"""What serves the traffic of one sandbox: its gate, its resolver, its datagrams, inspection, and who asks people.
+
+It is made when the first connection, lookup, datagram or refused packet comes, or when rules need it at once.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from proxy.certificates.leaves import Leaves, SignerLink
+from proxy.dialing.dial import Dialer
+from proxy.dns import records
+from proxy.dns.datagrams import Datagrams
+from proxy.dns.lookup import MOST_AT_ONCE, Lookup
+from proxy.dns.names import NameTable
+from proxy.dns.resolver import Resolver
+from proxy.event_loop.poller import IN, Poller
+from proxy.gate.listener import Gate
+from proxy.inspection import Inspection, Roots
+from proxy.udp.answers import Answers
+from proxy.udp.listener import UdpGate
+from proxy.worker.refused_packets import Undeliverable
+from proxy.worker.reload import Reloading
+from proxy.worker.taint import Taint
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Collection, Mapping
+
+    from proxy.approvals.client import Asking
+    from proxy.gate.record import ConnectionRecord
+    from proxy.info_api.visit import InfoApi, Visit
+    from proxy.sandbox.descriptor_quota import DescriptorQuota, DescriptorQuotas
+    from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
+    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.telemetry.journal.writer import Journal
+    from rules.addresses import Address
+
+_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
+
+
+class Common:
+    """What the sandboxes of one worker share."""
+
+    def __init__(
+        self,
+        journal: "Journal",
+        keyholder: "socket.socket",
+        roots: bytes,
+        *,
+        authority_ends: float,
+        descriptors: "DescriptorQuotas",
+        forbidden: "Collection[tuple[Address, int]]" = (),
+        in_turn: bool = False,
+    ) -> None:
+        """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
+
+        `authority_ends`: seconds since 1970; `forbidden`: where Exeat itself listens outside; `in_turn`: whether other
+        sandboxes want their turn.
+        """
+        self.journal = journal
+        self.authority_ends = authority_ends
+        self.descriptors = descriptors
+        self.forbidden = forbidden
+        self.in_turn = in_turn
+        self._keyholder = keyholder
+        self._pem = roots
+
+    @cached_property
+    def signer(self) -> SignerLink:
+        """The link to the certificate signer."""
+        return SignerLink(self._keyholder)
+
+    @cached_property
+    def roots(self) -> Roots:
+        """What servers are verified against."""
+        return Roots(self._pem)
+
+    def renew_roots(self, pem: bytes) -> None:
+        """Verify the servers of sandboxes that begin from now on against these; the others keep theirs."""
+        self.roots = Roots(pem)
+
+    def close(self) -> None:
+        """Close the link to the signer. Idempotent."""
+        if "signer" in self.__dict__:
+            self.signer.close()
+        self._keyholder.close()
+
+
+class Traffic:
+    """Serves one sandbox's traffic. For one thread, within a running loop. Sockets stay the caller's."""
+
+    def __init__(
+        self,
+        recorder: "Recorder",
+        sockets: "Mapping[str, socket.socket]",
+        common: Common,
+        poller: Poller,
+        descriptors: "DescriptorQuota",
+        *,
+        attribution: "ProcessAttribution | None",
+        hearing: "SupervisorChannel | None",
+        before: int | None,
+        wait: float,
+    ) -> None:
+        """Put it together; the arguments are `Tenancy`'s."""
+        tenant = recorder.tenant
+        self._recorder = recorder
+        self._poller = poller
+        self._log = sockets.get("refusal_log")
+        self._info_api: InfoApi | None = None
+        has_room = descriptors.has_room
+        self._asking = self._ask_people(sockets.get("approvals"))
+        tenant.asking = self._asking
+        tenant.taint = taint = Taint(recorder, unsure=bool(before))
+        taint.review = self._review
+        if self._asking is not None:
+            taint.asks(self._asking)
+        self._names = names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before, wait=wait)
+        self._lookup = Lookup(has_room=has_room)
+        self.dialer = dialer = Dialer(
+            self._lookup, poller, forbidden=common.forbidden, metrics=recorder.metrics, descriptors=descriptors
+        )
+        self._leaves = Leaves(common.signer)
+        self.inspection = Inspection(self._leaves, dialer, recorder, common.roots)
+        self._resolver = resolver = Resolver(tenant, recorder, names, self._lookup)
+        self._datagrams = Datagrams(sockets["dns_udp"], resolver, recorder, poller)
+        self._gate = Gate(
+            sockets["tcp"],
+            tenant,
+            recorder,
+            dialer=dialer,
+            names=names,
+            resolver=resolver,
+            info_api=self._visit,
+            inspection=self.inspection,
+            attribute=attribution.ask if attribution is not None else None,
+            has_room=has_room,
+        )
+        answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
+        self._udp = UdpGate(sockets["udp"], answers, tenant, recorder, dialer=dialer, names=names, has_room=has_room)
+        descriptors.count(self._gate.connections, _EACH)
+        descriptors.count(self._udp.open_flows, 1)
+        descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
+        descriptors.count(resolver.record_tasks, 1, records.MOST_AT_ONCE)
+        self.reloading = Reloading(recorder, self._gate, self._udp, self._lookup, self.inspection, hearing)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._datagrams.start()
+        self._gate.start()
+        self._udp.start()
+        if self._log is not None:
+            self._log.setblocking(False)
+            self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self._recorder, self._names))
+        if self._asking is not None:
+            self._asking.start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any connection or flow is open."""
+        return bool(self._recorder.metrics.connections_open or self._udp.flows)
+
+    def finish(self) -> None:
+        """Take note that the task is over."""
+        self._gate.finish()
+        self._udp.finish()
+
+    def close(self) -> None:
+        """End everything that is open, and record its end. Idempotent."""
+        self._gate.close()
+        self._udp.close()
+        self.inspection.close()
+        self._leaves.close()
+        self._datagrams.close()
+        self._lookup.close()
+        if self._asking is not None:
+            self._asking.close()
+
+    def renew_approvals(self, channel: "socket.socket") -> None:
+        """Ask people over this channel from now on."""
+        if self._asking is not None:
+            self._asking.renew(channel)
+            return
+        tenant = self._recorder.tenant
+        tenant.asking = self._asking = self._ask_people(channel)
+        if self._asking is not None and tenant.taint is not None:
+            tenant.taint.asks(self._asking)
+            self._asking.start()
+
+    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "Visit":
+        """Make what serves a connection to the info API."""
+        if self._info_api is None:
+            from proxy.info_api.visit import InfoApi  # few tasks ask: a start needn't import it
+
+            self._info_api = InfoApi(self._recorder, gate.dialer)
+        return self._info_api.visit(gate, client, record)
+
+    def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
+        if channel is None:
+            return None
+        from proxy.approvals.client import Asking  # many rules ask nobody
+
+        asking = Asking(channel, self._poller, self._recorder.error)
+        asking.waiting = self._recorder.metrics.waiting
+        return asking
+
+    def _review(self) -> None:
+        """Decide again on all that is open: the task has read what nobody vouches for."""
+        self._gate.review()
+        self._udp.review()

@@ -1,0 +1,106 @@
+"""What serves a sandbox's traffic is made when that begins, and loses nothing that came before."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from proxy.event_loop.poller import Loop
+from proxy.sandbox.descriptor_quota import DescriptorQuotas
+from proxy.sandbox.tenant import Task, Tenant
+from proxy.telemetry.journal.writer import Journal
+from proxy.worker import sandbox
+from proxy.worker.sandbox import Tenancy
+from proxy.worker.traffic import Common
+from rules.loading.load import load
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A loop, a sandbox's sockets, and what makes its tenancy."""
+    (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
+    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    kinds = {
+        "tcp": socket.SOCK_STREAM,
+        "dns_udp": socket.SOCK_DGRAM,
+        "udp": socket.SOCK_DGRAM,
+        "answers": socket.SOCK_DGRAM,
+    }
+    sockets = {name: socket.socket(socket.AF_INET, kind) for name, kind in kinds.items()}
+    for sock in sockets.values():
+        sock.bind(("127.0.0.1", 0))
+    sockets["tcp"].listen()
+    keyholder, theirs = socket.socketpair()
+    common = Common(
+        Journal(tmp_path / "journal"), keyholder, b"", authority_ends=time.time(), descriptors=DescriptorQuotas(4096, 1)
+    )
+    with asyncio.Runner(loop_factory=Loop) as runner, theirs:
+        yield runner.run, lambda: Tenancy(tenant, sockets, common), sockets
+        common.close()
+        for sock in sockets.values():
+            sock.close()
+
+
+def test_a_task_that_sends_nothing_has_nothing_made_for_its_traffic(world):
+    run, tenancy_of, _ = world
+
+    async def idle():
+        tenancy = tenancy_of()
+        tenancy.start()
+        await tenancy.drain()
+        tenancy.close()
+        return "traffic" in tenancy.__dict__
+
+    assert not run(idle())
+
+
+def test_a_connection_that_came_as_the_task_ended_is_decided(world):
+    run, tenancy_of, sockets = world
+
+    async def last():
+        tenancy = tenancy_of()
+        tenancy.start()
+        with socket.create_connection(sockets["tcp"].getsockname()):
+            await tenancy.drain()
+            counted = sum(tenancy.metrics.events.values())
+            tenancy.close()
+            return counted
+
+    assert run(last()) > 0
+
+
+def test_what_is_accepted_has_what_its_listener_was_prepared_with(world):
+    run, tenancy_of, sockets = world
+
+    async def start():
+        tenancy_of().start()
+
+    run(start())
+    with socket.create_connection(sockets["tcp"].getsockname()):
+        accepted, _ = sockets["tcp"].accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[0] == 1
+
+
+def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypatch):
+    run, tenancy_of, sockets = world
+
+    def broken(*_, **__):
+        raise ValueError("nothing can be made")
+
+    monkeypatch.setattr(sandbox, "Traffic", broken)
+    place = sockets["tcp"].getsockname()
+
+    async def begin():
+        tenancy = tenancy_of()
+        tenancy.start()
+        with socket.create_connection(place):
+            await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(place)
+        return tenancy.metrics.gate_errors
+
+    assert sum(run(begin()).values()) == 1
