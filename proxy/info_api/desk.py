@@ -89,42 +89,25 @@ class Desk:
         self._said: _Said | None = None
         self.visits = 0  # connections that are here now
 
-    def answer(self, asked: "Asked") -> Answer:
-        """Answer a request. Never raises for what a task has written."""
+    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
+        """Answer a request, and first yield what has to be waited for. Never raises for what a task has written."""
         try:
             self._admit()
-            values, text = self._found(asked)
+            if asked.path == "/requests" or asked.path.startswith("/requests/"):
+                status, values, text = yield from self._about_requests(asked, whose)
+            else:
+                status, (values, text) = HTTPStatus.OK, self._found(asked)
         except Bad as bad:
-            return refused(bad, as_json=asked.json)
-        if asked.json:
-            return Answer(HTTPStatus.OK, _JSON, json.dumps(values, indent=1).encode())
-        return Answer(HTTPStatus.OK, _TEXT, text.encode())
-
-    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
-        """Answer at once, where nobody else has to be asked."""
-        if asked.path == "/requests" or asked.path.startswith("/requests/"):
-            yield from self._about_requests(asked, whose)
+            yield refused(bad, as_json=asked.json)
         else:
-            yield self.answer(asked)
+            body = json.dumps(values, indent=1) if asked.json else text
+            yield Answer(status, _JSON if asked.json else _TEXT, body.encode())
 
     def _about_requests(
         self, asked: "Asked", whose: "Callable[[], Whose | None]"
-    ) -> "Iterator[Answer | Later[Any] | Whose]":
-        try:
-            status, values, text = yield from self._answering(asked, whose)
-        except Bad as bad:
-            yield refused(bad, as_json=asked.json)
-            return
-        body = json.dumps(values, indent=1) if asked.json else text
-        yield Answer(status, _JSON if asked.json else _TEXT, body.encode())
-
-    def _answering(
-        self, asked: "Asked", whose: "Callable[[], Whose | None]"
     ) -> "Generator[Later[Any] | Whose, None, tuple[HTTPStatus, Any, str]]":
-        """Find who answers. Raises Bad."""
         from proxy.info_api import wishes  # few tasks wish
 
-        self._admit()
         approval = asked.path.removeprefix("/requests").removeprefix("/")
         if (asked.method == "POST") is bool(approval):
             raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
@@ -217,9 +200,8 @@ def _tainted(read: list[str]) -> str:
 def refused(bad: Bad, *, as_json: bool = False) -> Answer:
     """Say what is wrong with a request."""
     said = visible(str(bad))
-    if as_json:
-        return Answer(bad.status, _JSON, json.dumps({"error": said}).encode())
-    return Answer(bad.status, _TEXT, f"{said}\n".encode())
+    body = json.dumps({"error": said}) if as_json else f"{said}\n"
+    return Answer(bad.status, _JSON if as_json else _TEXT, body.encode())
 
 
 def _values(event: "Event") -> dict[str, Any]:

@@ -14,13 +14,12 @@ from proxy.info_api import otlp
 from proxy.info_api.desk import Answer, refused
 from proxy.info_api.requests import Bad, Counter
 from proxy.sandbox.rate_limiter import Bucket
-from proxy.telemetry.events import Agent
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.info_api.otlp import Said, Sent
+    from proxy.info_api.otlp import Sent
     from proxy.info_api.requests import Asked
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
@@ -60,7 +59,7 @@ class Intake:
             process = None if sender is None else sender.process
             for number, sent in enumerate(self._read(asked)):
                 if number < MOST_RECORDS and self._records.take():
-                    self._recorder.agent_said(_agent(sent.said()), process)
+                    self._recorder.agent_said(sent.said(), process)
                 else:
                     lost += 1
                 yield None
@@ -106,19 +105,6 @@ def _unpacked(asked: "Asked") -> bytes:
     if unpacking.unconsumed_tail or not unpacking.eof:
         raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
     return body
-
-
-def _agent(said: "Said") -> Agent:
-    return Agent(
-        source=said.source,
-        name=said.name,
-        service=said.service,
-        conversation=said.conversation,
-        call=said.call,
-        tool=said.tool,
-        at=said.at,
-        attributes=said.attributes,
-    )
 
 
 def _answer(asked: "Asked", lost: int) -> Answer:

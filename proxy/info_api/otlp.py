@@ -6,8 +6,10 @@ trace, common). The gate's one thread does something else between two records.
 """
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from proxy.telemetry.events import Agent
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ LONGEST_VALUE: Final = 512
 _LONGEST_BYTES: Final = 256
 _TOO_MANY: Final = f"it has more than {MOST_GROUPS} resources or scopes"
 _BODY: Final = "body"
+_CAPITAL: Final = re.compile("[A-Z]")
 
 # Where agents say what ties their events together: Codex, Claude Code, the GenAI semantic conventions.
 _CONVERSATION: Final = ("conversation.id", "session.id", "gen_ai.conversation.id", "thread.id", "session_id")
@@ -36,56 +39,41 @@ _NAME: Final = ("event.name",)
 _SERVICE: Final = "service.name"
 
 
-class Said(NamedTuple):
-    """One record. `at` is when, by the task's clock (ns since 1970); 0: it doesn't say."""
-
-    source: str  # log, span
-    name: str
-    at: int
-    attributes: dict[str, str]
-    conversation: str = ""
-    call: str = ""
-    tool: str = ""
-    service: str = ""
-
-
 class Sent(NamedTuple):
     """One record as it was sent, which `said` reads: what there is no room for is counted at hardly any cost."""
 
-    read: "Callable[[str, Any], Said]"
+    read: "Callable[[str, Any], Agent]"
     service: str
     record: Any  # an object of JSON, a message of protobuf
 
-    def said(self) -> Said:
+    def said(self) -> Agent:
         """Return what it says. Never raises."""
         return self.read(self.service, self.record)
 
 
 def logs(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
     """Read an ExportLogsServiceRequest. Raises ValueError."""
+    names = "resourceLogs", "scopeLogs", "logRecords"
     if as_json:
-        return _sent(_log, _json_groups(body, "resourceLogs", "scopeLogs", "logRecords"))
+        return _sent(_log, _json_groups(body, *names))
     # 15 ms, once: few tasks send protobuf
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-    return _sent(
-        _packed_log, _packed_groups(ExportLogsServiceRequest(), body, "resource_logs", "scope_logs", "log_records")
-    )
+    return _sent(_packed_log, _packed_groups(ExportLogsServiceRequest(), body, *map(_snake, names)))
 
 
 def spans(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
     """Read an ExportTraceServiceRequest. Raises ValueError."""
+    names = "resourceSpans", "scopeSpans", "spans"
     if as_json:
-        return _sent(_span, _json_groups(body, "resourceSpans", "scopeSpans", "spans"))
+        return _sent(_span, _json_groups(body, *names))
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest  # likewise
 
-    return _sent(
-        _packed_span, _packed_groups(ExportTraceServiceRequest(), body, "resource_spans", "scope_spans", "spans")
-    )
+    return _sent(_packed_span, _packed_groups(ExportTraceServiceRequest(), body, *map(_snake, names)))
 
 
 def _sent(
-    read: "Callable[[str, Any], Said]", groups: "Iterator[tuple[dict[str, Any], Iterator[Any]]]"
+    read: "Callable[[str, Any], Agent]", groups: "Iterator[tuple[dict[str, Any], Iterator[Any]]]"
 ) -> "Iterator[Sent]":
     for resource, records in groups:
         # Once for all records of it: a large resource and many small records would otherwise multiply.
@@ -94,39 +82,37 @@ def _sent(
             yield Sent(read, service, record)
 
 
-def _log(service: str, record: dict[str, Any]) -> Said:
+def _log(service: str, record: dict[str, Any]) -> Agent:
     attributes = _attributes(record.get("attributes"))
     if (said := _text(record.get("body"))) is not None:
         attributes.setdefault(_BODY, said)
     if isinstance(severity := record.get("severityText"), str) and severity:
         attributes.setdefault("severity", severity[:LONGEST_VALUE])
-    name = record.get("eventName")
     at = _number(record.get("timeUnixNano")) or _number(record.get("observedTimeUnixNano"))
-    return _said("log", name if isinstance(name, str) else "", at, attributes, service)
+    return _said("log", record.get("eventName"), at, attributes, service)
 
 
-def _span(service: str, record: dict[str, Any]) -> Said:
+def _span(service: str, record: dict[str, Any]) -> Agent:
     attributes = _attributes(record.get("attributes"))
     start, end = _number(record.get("startTimeUnixNano")), _number(record.get("endTimeUnixNano"))
     if end >= start:
         attributes.setdefault("duration_ms", f"{(end - start) / 1e6:g}")
-    name = record.get("name")
-    return _said("span", name if isinstance(name, str) else "", start, attributes, service)
+    return _said("span", record.get("name"), start, attributes, service)
 
 
-def _said(source: str, name: str, at: int, attributes: dict[str, str], service: str) -> Said:
+def _said(source: str, name: object, at: int, attributes: dict[str, str], service: str) -> Agent:
     def first(names: tuple[str, ...]) -> str:
         return next((attributes[each] for each in names if attributes.get(each)), "")
 
-    return Said(
+    return Agent(
         source,
-        (name or first(_NAME))[:LONGEST_VALUE],
-        at,
-        attributes,
-        first(_CONVERSATION),
-        first(_CALL),
-        first(_TOOL),
+        ((name if isinstance(name, str) else "") or first(_NAME))[:LONGEST_VALUE],
         service,
+        conversation=first(_CONVERSATION),
+        call=first(_CALL),
+        tool=first(_TOOL),
+        at=at,
+        attributes=attributes,
     )
 
 
@@ -214,26 +200,23 @@ def _packed_groups(request: Any, body: bytes, *names: str) -> "Iterator[tuple[di
         yield {"attributes": _pairs(group.resource.attributes)}, records
 
 
-def _packed_log(service: str, record: "LogRecord") -> Said:
-    read = {
-        "timeUnixNano": record.time_unix_nano,
-        "observedTimeUnixNano": record.observed_time_unix_nano,
-        "severityText": record.severity_text,
-        "body": _any(record.body) if record.HasField("body") else None,
-        "eventName": record.event_name,
-        "attributes": _pairs(record.attributes),
-    }
-    return _log(service, read)
+def _packed_log(service: str, record: "LogRecord") -> Agent:
+    read = _as_json(record, "timeUnixNano", "observedTimeUnixNano", "severityText", "eventName")
+    return _log(service, {**read, "body": _any(record.body) if record.HasField("body") else None})
 
 
-def _packed_span(service: str, record: "Span") -> Said:
-    read = {
-        "name": record.name,
-        "startTimeUnixNano": record.start_time_unix_nano,
-        "endTimeUnixNano": record.end_time_unix_nano,
-        "attributes": _pairs(record.attributes),
-    }
-    return _span(service, read)
+def _packed_span(service: str, record: "Span") -> Agent:
+    return _span(service, _as_json(record, "name", "startTimeUnixNano", "endTimeUnixNano"))
+
+
+def _as_json(record: "LogRecord | Span", *names: str) -> dict[str, Any]:
+    """Return some fields of a message as JSON has them, and its attributes."""
+    return {**{name: getattr(record, _snake(name)) for name in names}, "attributes": _pairs(record.attributes)}
+
+
+def _snake(name: str) -> str:
+    """Return what protobuf calls a field that JSON calls so."""
+    return _CAPITAL.sub(r"_\g<0>", name).lower()
 
 
 def _pairs(listed: "Sequence[KeyValue]", depth: int = 0) -> list[dict[str, Any]]:

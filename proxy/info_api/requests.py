@@ -139,12 +139,6 @@ def whole(begun: Begun, data: bytearray) -> Asked | None:
     return None if body is None else _asked(begun.method, begun.target, begun.fields, body)
 
 
-def parse(data: bytes, counter: Counter = ASKING) -> Asked | None:
-    """Read the request that `data` begins with; None while it isn't whole. Raises Bad."""
-    head = begun(data, counter)
-    return None if head is None else whole(head, bytearray(data))
-
-
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     for line in lines:

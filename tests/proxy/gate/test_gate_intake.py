@@ -9,9 +9,10 @@ from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
 from proxy.info_api.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
-from proxy.info_api.requests import _fields, parse
+from proxy.info_api.requests import _fields
 from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
+from tests.proxy.info_api.parsing import parse
 from tests.proxy.leaky import TOKEN
 
 RULES = ["id: none, to: good.example, action: deny"]

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.info_api.intake import MOST_BYTES, Intake
-from proxy.info_api.requests import MOST_AROUND, Asked, Bad, begun, parse, whole
+from proxy.info_api.requests import MOST_AROUND, Asked, Bad, begun, whole
+from tests.proxy.info_api.parsing import parse
 
 COUNTER = Intake.counter
 HEAD = b"POST /v1/logs HTTP/1.1\r\nHost: exeat.internal:4318\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
