@@ -15,12 +15,12 @@ printf sk-keyring-0123456789 | secret-tool store --label=test service exeat acco
 exec "$@"
 """
 ASK = """
-from enforcer.worker import secrets
+from enforcer.worker import credentials
 from enforcer.system.errors import HostError
 from rules.loading.load import load
 policy = load(["rules.yaml"])
 try:
-    print(*(held.value.decode() for held in secrets.broker(policy, {})._all))
+    print(*(held.value.decode() for held in credentials.broker(policy, {})._all))
 except HostError as error:
     print(error)
 """
