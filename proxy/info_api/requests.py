@@ -58,14 +58,13 @@ class ChunkedBody:
     def __init__(self, most: int) -> None:
         """Take at most so many bytes."""
         import h11  # few tasks send any
-        from h11._receivebuffer import ReceiveBuffer
 
-        from proxy.request.chunked_body import Chunks
+        from proxy.request.chunked_body import Buffer, Chunks
 
         self._most = most
         self._taken = 0
         self._body = bytearray()
-        self._buffer = ReceiveBuffer()
+        self._buffer = Buffer()
         self._chunks = Chunks()
         self._wrong = h11.RemoteProtocolError
 

@@ -35,10 +35,10 @@ class End:
     """One connection of an inspected client, to it or to a server, as the HTTP on it sees it."""
 
     __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
+    link: "Link | None"
 
     def __init__(self, place: "Place") -> None:
         self.place = place
-        self.link: Link | None = None  # None: it isn't dialed yet
         self.alpn: bytes | None = None  # the protocol that TLS agreed on
         self.can_read = self.can_write = False  # something may still come, or be sent
         self.cut = False  # it was cut off rather than ended
@@ -49,16 +49,12 @@ class End:
         """Whether it is open in both directions."""
         return self.can_read and self.can_write
 
-    @property
-    def is_full(self) -> bool:
-        """Whether what is written to it has to wait."""
-        return self.link is not None and self.link.full
-
 
 class Near(End):
     """The connection of a sandbox's client."""
 
     __slots__ = ("codec",)
+    link: "Link"
 
     def __init__(self, place: "Place") -> None:
         super().__init__(place)
@@ -76,6 +72,7 @@ class Far(End):
     def __init__(self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> None:
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
         super().__init__(place)
+        self.link = None  # it isn't dialed yet
         self.codec: BackHttp1 | BackHttp2 | None = None  # None: it isn't open yet
         self.addresses = addresses
         self.authorities = authorities

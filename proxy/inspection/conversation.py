@@ -7,11 +7,12 @@ resets and is recorded as gate.error. Nothing is ever dialed but the place that 
 import asyncio
 import math
 import time
+from time import thread_time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.connecting import DialFailed
 from proxy.event_loop.poller import reset
-from proxy.event_loop.slices import Slice
+from proxy.event_loop.slices import SLICE
 from proxy.gate.states import LIFETIME
 from proxy.inspection.context import Failure, Far, Near
 from proxy.inspection.deciding import Requests, is_good
@@ -71,16 +72,14 @@ class Conversation:
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
         self._idle_timeout = admitted.decision.idle_timeout
-        self._head: int | None = None  # that has begun and isn't whole
-        self._head_due = math.inf  # when it has to be (time.monotonic())
+        self._head: int | None = 0  # that has begun and isn't whole; in TLS that is the handshake first
+        self._head_due = self._last + HEAD_TIMEOUT  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
         self.kept = 0  # bytes, as far as the room knows
 
     def start(self) -> None:
         """Begin."""
-        if self.session.place.tls:
-            self._turn()  # what comes first is a handshake, which has its time, too
-        else:
+        if not self.session.place.tls:
             self._do(self._http.start)
         try:
             if not self._over:
@@ -189,8 +188,12 @@ class Conversation:
     def _turn(self) -> None:
         """Do what there is to do, for as long as a turn takes; the rest waits, and nothing is read meanwhile."""
         self._busy = True
+        until = thread_time() + SLICE
         try:
-            self._is_put_off = not self._work() and not self._over
+            done = self._http.work(until)
+            while self._review is not None and self._reviewed(self._review, until):
+                done = self._http.work(until)
+            self._is_put_off = not (done or self._over)
             for link in tuple(self._links):
                 if link.new:
                     link.flush()
@@ -210,30 +213,18 @@ class Conversation:
             if self._over:
                 self._drop_steps()
 
-    def _work(self) -> bool:
-        """Do what there is to do; returns whether all is done, and not just the turn over."""
-        turn = Slice()
-        while self._reviewed(turn):
-            if self._http.work(turn):
-                return True
-            if self._review is None:
-                return False
-        return False
-
-    def _reviewed(self, turn: Slice) -> bool:
-        """Go on with a review, if there is one; returns whether it is through, and not just the turn over."""
-        while self._review is not None:
+    def _reviewed(self, review: "Sliced[frozenset[str]]", until: float) -> bool:
+        """Go on with a review; returns whether it is through, and not just the turn over."""
+        while not self._over and thread_time() < until:
             try:
-                next(self._review)
+                next(review)
             except StopIteration as done:
                 self._review = None
-                self._http.stopped = self._over
+                self._http.stopped = False
                 if done.value:
                     self._http.todo.appendleft((self._http.revoke, (done.value,)))
-            else:
-                if turn.is_over:
-                    return False
-        return True
+                return True
+        return False
 
     def _drop_steps(self) -> None:
         """Do nothing more of what was put off: the connection is over."""
@@ -321,8 +312,7 @@ class Conversation:
 
     def _watch_out(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
         """Look out for a client that goes away, as long as people are asked, also where it is not read from."""
-        if (link := self._client.link) is not None:
-            link.watch_out(on=waits)
+        self._client.link.watch_out(on=waits)
 
     def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
         """Return what may be dialed for a request: preferably where a connection is open to."""

@@ -8,6 +8,7 @@ call has begun, the innermost first, before it takes the next.
 """
 
 from collections import deque
+from time import thread_time
 from typing import TYPE_CHECKING, Any, Final
 
 from h2.errors import ErrorCodes
@@ -20,7 +21,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 
-from proxy.event_loop.slices import Slice
 from proxy.inspection.brokering import Misused
 from proxy.inspection.context import FIELD, REQUEST, ClientEnded, Far, Near, Revoked
 from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
@@ -59,7 +59,7 @@ class GateHttp:
         self._room = room
         self._requests = 0  # bytes that those under way take by themselves
         self._expecting: dict[Far, list[Stream]] = {}  # requests that wait for a connection
-        self._turn = Slice()
+        self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
         self._heads_left = 0  # how many HTTP/1 requests may still begin in this turn
         # What is begun, the innermost first
         self._running: tuple[Stream, Steps] | None = None  # what a request does
@@ -71,11 +71,14 @@ class GateHttp:
 
     # --- what there is to do ---
 
-    def work(self, turn: Slice) -> bool:
-        """Do what there is to do; returns whether all is done, and not just the turn over."""
-        self._turn = turn
+    def work(self, until: float) -> bool:
+        """Do what there is to do, `until` so much of this thread's processor time has passed (seconds).
+
+        Returns whether all is done, and not just the turn over.
+        """
+        self._until = until
         self._heads_left = HEADS_AT_ONCE
-        while not self.stopped:
+        while not self.stopped and self._heads_left and thread_time() < until:
             if self._running is not None:
                 self._run(*self._running)
             elif self._queued:
@@ -88,20 +91,13 @@ class GateHttp:
                 self._carry_out(self._commands)
             elif self._settling:
                 self.settle()
-                continue
             elif self.todo:
                 self._settling = True
                 function, arguments = self.todo.popleft()
                 function(*arguments)
             else:
                 return True
-            if self._is_over():
-                break
         return False
-
-    def _is_over(self) -> bool:
-        """Whether the turn is over: what is left waits for the next."""
-        return self.stopped or not self._heads_left or self._turn.is_over
 
     def drop_all(self) -> None:
         """Do nothing more: the connection is over."""
@@ -180,26 +176,22 @@ class GateHttp:
             self._refuse(self.client.codec.give_up())
 
     def _pull(self, connection: Near | Far) -> None:
-        """Give each event of HTTP/1 to its request; then close the connection, if nothing more can come."""
+        """Give the next event of HTTP/1 to its request; close the connection, if nothing more can come."""
         codec = connection.codec
         assert isinstance(codec, Codec)
-        self._pulled = connection
-        while True:
-            try:
-                event = codec.next_event()
-            except Misread as misread:
-                self._refuse(misread)
-                event = None
-            if codec.state is State.DONE and (connection.can_read or connection.can_write):
-                self.driver.close(connection)
-            if event is None:
-                self._pulled = None
-                return
-            if type(event) is RequestHeaders:
-                self._heads_left -= 1
+        try:
+            event = codec.next_event()
+        except Misread as misread:
+            self._refuse(misread)
+            event = None
+        state = codec.state
+        if state is State.DONE and (connection.can_read or connection.can_write):
+            self.driver.close(connection)
+        if event is None or state is State.WAIT:  # what is sent on the other side ends that
+            self._pulled = None
+        if event is not None:
+            self._heads_left -= type(event) is RequestHeaders
             self._route(event)
-            if self._running is not None or self._queued or self._is_over():
-                return
 
     def _carry_out(self, steps: "Iterator[commands.Command]") -> None:
         """Do what a layer of HTTP/2 commands, until a request has something to do."""
@@ -243,15 +235,15 @@ class GateHttp:
     def _route(self, event: "HttpEvent") -> None:
         """Give an event to its request."""
         if type(event) is RequestHeaders:
-            self._begin_request(event)
-        if stream := self.streams.get(event.stream_id):
-            if stream.undecided and type(event) in _LEAVES:
-                self.session.asked_about.leave(stream.request.key)  # itself it hears only when it is decided
+            self._deliver(self._begin_request(event), event)
+        elif stream := self.streams.get(event.stream_id):
             self._deliver(stream, event)
 
     def _deliver(self, stream: Stream, event: events.Event) -> None:
         """Give an event to a request, behind what it waits for."""
         if stream.waiting is not None:
+            if stream.undecided and type(event) in _LEAVES:
+                self.session.asked_about.leave(stream.request.key)  # itself it hears only when it is decided
             stream.queue.append(event)
             return
         try:
@@ -270,7 +262,7 @@ class GateHttp:
                 if step is WAIT:
                     stream.waiting = steps
                     return
-                if self._is_over():
+                if self.stopped or thread_time() >= self._until:
                     self._running = stream, steps
                     return
         except Misused as misuse:
@@ -289,11 +281,12 @@ class GateHttp:
         else:
             self._resumed = None
 
-    def _begin_request(self, event: RequestHeaders) -> None:
+    def _begin_request(self, event: RequestHeaders) -> Stream:
         stream = self.streams[event.stream_id] = Stream(self, event.stream_id)
         head = event.request
         stream.takes = REQUEST + len(head.path) + sum([len(n) + len(v) + FIELD for n, v in head.fields])
         self._requests += stream.takes
+        return stream
 
     def drop(self, stream: Stream) -> None:
         """Forget a request that is over. Idempotent."""
@@ -314,7 +307,7 @@ class GateHttp:
             else:
                 self.driver.reset(self.client, at_once=event.code is ErrorCode.CANCEL)
         elif front is not None and (data := front.send(event)):
-            self._send(self.client, data)
+            self.client.link.new.append(data)
 
     def send_to_server(self, server: Far | None, event: "HttpEvent") -> None:
         """Send a part of a request; to nobody, where the connection is over."""
@@ -325,8 +318,8 @@ class GateHttp:
             self._send_http2(back, event)
         elif type(event) is RequestProtocolError:
             self.driver.reset(server, at_once=event.code is ErrorCode.CANCEL)
-        elif data := back.send(event):
-            self._send(server, data)
+        elif (data := back.send(event)) and server.link is not None:
+            server.link.new.append(data)
 
     def _send_http2(self, codec: FrontHttp2 | BackHttp2, event: "HttpEvent") -> None:
         """Send by HTTP/2. An event that this brings about waits until the send is through."""
@@ -411,7 +404,7 @@ class GateHttp:
     def stuck_in_front(self, stream_id: int) -> bool:
         """Whether what is for the client on this stream can't leave now."""
         front = self.client.codec
-        return self.client.is_full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
+        return self.client.link.full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
 
     def stuck_behind(self, stream_id: int) -> bool:
         """Whether what is for the server on this stream can't leave now."""
@@ -421,37 +414,35 @@ class GateHttp:
         if stream.is_waiting:
             return True
         server = stream.server
-        if server is None:
+        if server is None or server.link is None:
             return False
-        return server.is_full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
+        return server.link.full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
 
     def pause(self) -> None:
         """Read only from those whose bytes can leave on the other side."""
         self.stinted = False
-        client = self.client
-        if client.link is not None and client.link.paused is not (paused := self._pauses_client()):
-            client.link.pause(paused=paused)
+        client, front = self.client.link, self.client.codec
+        paused = False
         for server in self.servers:
-            if server.link is None:
+            link, back = server.link, server.codec
+            if link is None:
                 continue
-            back = server.codec
+            paused = paused or link.full
             if isinstance(back, BackHttp1) and back.stream_id is not None:
-                paused = self.stuck_in_front(back.stream_id)
+                stuck = self.stuck_in_front(back.stream_id)
             else:
-                paused = server.link.full or self._is_stinted()
-            if server.link.paused is not paused:
-                server.link.pause(paused=paused)
-
-    def _pauses_client(self) -> bool:
-        front, is_full = self.client.codec, self.client.is_full
+                stuck = link.full or self._is_stinted()
+            if link.paused is not stuck:
+                link.pause(paused=stuck)
         if not isinstance(front, FrontHttp1):
-            return is_full  # it asks and doesn't listen
-        if [server for server in self.servers if server.is_full]:
-            return True
-        if front.state is State.BODY or front.state is State.PIPE:
+            paused = client.full  # it asks and doesn't listen
+        elif front.state is State.BODY or front.state is State.PIPE:
             stream = self.streams.get(front.stream_id)
-            return stream is not None and stream.is_waiting  # what is read now would only be kept
-        return is_full or (front.state is State.WAIT and len(front.buf) > MOST_AHEAD)
+            paused = paused or (stream is not None and stream.is_waiting)  # what is read now would only be kept
+        else:
+            paused = paused or client.full or (front.state is State.WAIT and len(front.buf) > MOST_AHEAD)
+        if client.paused is not paused:
+            client.pause(paused=paused)
 
     def _is_stinted(self) -> bool:
         """Whether there is less room than a server has credit for, and nothing that it sends could leave."""

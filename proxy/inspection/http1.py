@@ -16,7 +16,6 @@ from sys import maxsize
 from typing import TYPE_CHECKING, Final
 
 import h11
-from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
@@ -52,7 +51,7 @@ from proxy.inspection.messages import (
     has_no_body,
     is_relayed,
 )
-from proxy.request.chunked_body import Chunks
+from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.request_head import NOTHING, Head, Unclear
 from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
@@ -111,7 +110,7 @@ class Codec:
 
     def __init__(self) -> None:
         self.state = State.HEAD
-        self.buf = ReceiveBuffer()
+        self.buf = Buffer()
         self.ended = False  # the peer sends nothing more
         self.request: Head | None = None
         self.response: ResponseHead | None = None
@@ -140,7 +139,7 @@ class Codec:
         """Read nothing more, not even what has come: the connection is being closed."""
         self.state = State.DONE
         self._events.clear()
-        self.buf = ReceiveBuffer()
+        self.buf = Buffer()
 
     def next_event(self) -> HttpEvent | None:
         """Return what has come next; None: that isn't there yet, or there is nothing more (DONE). Raises Misread."""
@@ -169,10 +168,10 @@ class Codec:
         try:
             if self._chunks is not None:
                 return self._next_of_chunks(self._chunks, self.stream_id)
-            if data := self._piece or self.buf.maybe_extract_at_most(self._left):
+            if data := self._piece or self.buf.take(self._left):
                 self._left -= len(data)
                 self._piece = b""
-                return self._data(self.stream_id, bytes(data))
+                return self._data(self.stream_id, data)
             if self._left and self.ended:
                 self._check_end()
         except h11.RemoteProtocolError as error:
@@ -226,7 +225,7 @@ class Codec:
         assert self.stream_id is not None
         piece, self._piece = self._piece, b""
         if not piece and self.buf:
-            piece = bytes(self.buf.maybe_extract_at_most(len(self.buf)) or b"")
+            piece = self.buf.take(len(self.buf))
         return self._data(self.stream_id, piece) if piece else None
 
     def _go_on(self) -> None:
@@ -236,8 +235,8 @@ class Codec:
             self.state = State.WAIT if self.request_done is self.in_front else self.state
         elif answer.status == SWITCHED:
             self.state = State.PIPE
-            while self.buf and self.buf._data.startswith((b"\r", b"\n")):  # noqa: SLF001  h11 has no name for a look
-                self.buf.maybe_extract_at_most(1)
+            while self.buf.startswith((b"\r", b"\n")):
+                self.buf.take(1)
         elif is_last(asked, answer):
             self.state = State.DONE
         else:
@@ -308,7 +307,7 @@ class FrontHttp1(Codec):
                 if self.ended:
                     self.state = State.DONE
                 return None
-            if raw == _PREFACE[0] and bytes(self.buf).startswith(_PREFACE[1]):
+            if raw == _PREFACE[0] and self.buf.startswith(_PREFACE[1]):
                 self.state = State.DONE
                 raise Misread(NOTHING, Unclear(NOT_HTTP2), http2=True)
             head = parse_head(raw)

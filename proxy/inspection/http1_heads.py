@@ -15,8 +15,7 @@ from proxy.request.request_head import MOST_FIELDS, Head, Unclear
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from h11._receivebuffer import ReceiveBuffer
-
+    from proxy.request.chunked_body import Buffer
     from proxy.request.request_head import Field
 
 MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and nginx take 16 to 32 KB
@@ -42,28 +41,32 @@ def _not_http(data: bytearray) -> Unclear:
     return Unclear(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
 
 
-def split_head(buffer: "ReceiveBuffer") -> bytes | None:
+def split_head(buffer: "Buffer") -> bytes | None:
     """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises Unclear."""
-    data: bytearray = buffer._data  # noqa: SLF001  h11's search would lose how the lines end
     empty = 0
-    while data.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
-        empty += 2 if data.startswith(b"\r\n", empty) else 1
+    while buffer.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
+        empty += 2 if buffer.startswith(b"\r\n", empty) else 1
     if empty:
-        buffer._extract(empty)  # noqa: SLF001
-    if data and data[0] not in _FIRST_BYTE and data != b"\r":
-        raise _not_http(data)  # and may never have a blank line
-    first = data.find(b"\n")
-    if _BINARY.search(data, 0, min(first if first >= 0 else len(data), _LONGEST_LOOK)):
-        raise _not_http(data)  # LDAP's begins with a digit
-    if first >= 0 and not data.startswith(b"HTTP/") and b" HTTP/" not in data[:first]:
-        raise _not_http(data)  # its sender may be waiting for another greeting
-    match = _BLANK_LINE.search(data, buffer._multiple_lines_search)  # noqa: SLF001
-    if (match.end() if match else len(data)) > MOST_HEAD:
-        raise Unclear("the head is longer than 128 KB")
+        buffer.take(empty)
+    if buffer and buffer[0] not in _FIRST_BYTE and buffer != b"\r":
+        raise _not_http(buffer)  # and may never have a blank line
+    first = buffer.find(b"\n")
+    if _BINARY.search(buffer, 0, min(first if first >= 0 else len(buffer), _LONGEST_LOOK)):
+        raise _not_http(buffer)  # LDAP's begins with a digit
+    if first >= 0 and not buffer.startswith(b"HTTP/") and buffer.find(b" HTTP/", 0, first) < 0:
+        raise _not_http(buffer)  # its sender may be waiting for another greeting
+    return _take_head(buffer, Unclear)
+
+
+def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
+    """Take what is up to a blank line; None: there is none yet. Raises `error` for what is too long."""
+    match = _BLANK_LINE.search(buffer, buffer.searched)
+    if (match.end() if match else len(buffer)) > MOST_HEAD:
+        raise error("the head is longer than 128 KB")
     if match is None:
-        buffer._multiple_lines_search = max(0, len(data) - 2)  # noqa: SLF001
+        buffer.searched = max(0, len(buffer) - 2)
         return None
-    return bytes(buffer._extract(match.end()))  # noqa: SLF001
+    return buffer.take(match.end())
 
 
 def parse_head(raw: bytes) -> Head:
@@ -93,7 +96,7 @@ def parse_head(raw: bytes) -> Head:
     return Head(version, method, scheme, authority, path, tuple(fields))
 
 
-def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[ResponseHead], int]:
+def response_heads(buffer: "Buffer", most: int) -> tuple[list[ResponseHead], int]:
     """Take heads off a buffer up to the final response's; returns them, and how many there were before that.
 
     Informational ones and empty lines come before it, at `most` so many. The last is informational where the final one
@@ -102,15 +105,14 @@ def response_heads(buffer: "ReceiveBuffer", most: int) -> tuple[list[ResponseHea
     found: list[ResponseHead] = []
     before_final = 0
     while True:
-        _check_status_line(buffer)
-        before = len(buffer)
-        lines = buffer.maybe_extract_lines()
-        if (before if lines is None else before - len(buffer)) > MOST_HEAD:
-            raise ValueError("the head is longer than 128 KB")
-        if lines is None:
-            return found, before_final
-        if lines:
-            response = parse_response([bytes(line) for line in lines])
+        if buffer.startswith((b"\r\n", b"\n")):
+            buffer.take(1 if buffer.startswith(b"\n") else 2)
+        else:
+            _check_status_line(buffer)
+            raw = _take_head(buffer, ValueError)
+            if raw is None:
+                return found, before_final
+            response = parse_response([line.removesuffix(b"\r") for line in raw.split(b"\n")[:-2]])
             found.append(response)
             if not is_informational(response.status):
                 return found, before_final
@@ -124,14 +126,13 @@ def is_informational(status: int) -> bool:
     return status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
-def _check_status_line(buffer: "ReceiveBuffer") -> None:
+def _check_status_line(buffer: "Buffer") -> None:
     """Raise ValueError as soon as what has come can't begin a response: its head might never end."""
-    data: bytearray = buffer._data  # noqa: SLF001
-    if data.startswith(b"\n") or b"\r\n".startswith(data[:2]):
+    if b"\r\n".startswith(buffer[:2]):
         return
-    end = data.find(b"\n")
-    if not data.startswith(_PROTOCOL[: len(data)]) or (
-        end >= 0 and not _STATUS_LINE.fullmatch(bytes(data[:end]).removesuffix(b"\r"))
+    end = buffer.find(b"\n")
+    if not buffer.startswith(_PROTOCOL[: len(buffer)]) or (
+        end >= 0 and not _STATUS_LINE.fullmatch(buffer[:end].removesuffix(b"\r"))
     ):
         raise ValueError("the first line is not a status line of HTTP/1.1")
 
@@ -219,8 +220,4 @@ def _options(fields: "tuple[Field, ...]") -> list[bytes]:
 
 def is_chunked(fields: "tuple[Field, ...]") -> bool:
     """Whether a message's body goes out in chunks."""
-    return any(
-        b"chunked" in value.lower()
-        for name, value in fields
-        if len(name) == len(b"transfer-encoding") and name.lower() == b"transfer-encoding"
-    )
+    return bool([1 for name, value in fields if b"chunked" in value.lower() and name.lower() == b"transfer-encoding"])

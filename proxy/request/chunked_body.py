@@ -17,8 +17,6 @@ import h11
 from proxy.request.request_head import MOST_FIELDS, Unclear, field_of
 
 if TYPE_CHECKING:
-    from h11._receivebuffer import ReceiveBuffer
-
     from proxy.request.request_head import Field
 
 MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
@@ -30,6 +28,23 @@ _BARE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*\n")  # not behind an extens
 _SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t -~\x80-\xff]*)?\r?")
 _LOOKED_AT: Final = 64  # bytes of a line that isn't whole
 _END, _BARE = b"\r\n", b"\n"
+
+
+class Buffer(bytearray):
+    """Bytes that have come and aren't read yet. `searched`: how many of them can't begin a blank line."""
+
+    __slots__ = ("searched",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.searched = 0
+
+    def take(self, size: int) -> bytes:
+        """Take at most so many off its beginning."""
+        taken = bytes(self[:size])
+        del self[:size]
+        self.searched = 0
+        return taken
 
 
 class Chunks:
@@ -46,7 +61,7 @@ class Chunks:
         self._trailing: list[Field] | None = None
         self._trailed = 0  # bytes
 
-    def __call__(self, buffer: "ReceiveBuffer") -> h11.Data | h11.EndOfMessage | None:
+    def __call__(self, buffer: Buffer) -> h11.Data | h11.EndOfMessage | None:
         """Return what there is of the body, or the end. Raises h11.RemoteProtocolError, behind all that came before.
 
         Many small chunks are one piece: each on its own would cost a hundred times what reading it does.
@@ -68,28 +83,28 @@ class Chunks:
         self._held = piece
         return h11.Data(data=b"".join(pieces))
 
-    def _next(self, buffer: "ReceiveBuffer") -> bytes | h11.EndOfMessage | None:
+    def _next(self, buffer: Buffer) -> bytes | h11.EndOfMessage | None:
         if self._closing and not self._close(buffer):
             return None
         if self._trailing is None and not self._left and not self._open(buffer):
             return None
         if self._trailing is not None:
             return self._trail(buffer, self._trailing)
-        data = buffer.maybe_extract_at_most(self._left)
-        if data is None:
+        if not buffer:
             return None
+        data = buffer.take(self._left)
         self._left -= len(data)
         self._closing = not self._left
-        return bytes(data)
+        return data
 
     def read_eof(self) -> h11.EndOfMessage:
         """Refuse to end before the last chunk (RFC 9112 section 8)."""
         raise h11.RemoteProtocolError("the connection ended before the last chunk")
 
-    def _open(self, buffer: "ReceiveBuffer") -> bool:
+    def _open(self, buffer: Buffer) -> bool:
         line = self._line(buffer)
         if line is None:
-            begun = bytes(buffer._data[:_LOOKED_AT])  # noqa: SLF001  a copy of all would cost much each time
+            begun = bytes(buffer[:_LOOKED_AT])  # a copy of all would cost much each time
             if begun and not _SIZE_BEGINS.fullmatch(begun):
                 raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
             return False
@@ -101,29 +116,28 @@ class Chunks:
             self._trailing = []
         return True
 
-    def _close(self, buffer: "ReceiveBuffer") -> bool:
-        end = bytes(buffer._data[: len(_END)])  # noqa: SLF001
+    def _close(self, buffer: Buffer) -> bool:
+        end = bytes(buffer[: len(_END)])
         if self._lenient and end.startswith(_BARE):
             end = _BARE
         elif end != _END:
             if not _END.startswith(end):
                 raise h11.RemoteProtocolError("a chunk is not as long as it says")
             return False
-        buffer.maybe_extract_at_most(len(end))
+        buffer.take(len(end))
         self._closing = False
         return True
 
-    def _line(self, buffer: "ReceiveBuffer") -> bytes | None:
+    def _line(self, buffer: Buffer) -> bytes | None:
         """Take a line off a buffer, with its end. None: it isn't whole. Raises h11.RemoteProtocolError."""
-        data: bytearray = buffer._data  # noqa: SLF001  h11 searches for CR LF alone
-        end = data.find(_BARE)
+        end = buffer.find(_BARE)
         if end < 0:
             return None
-        if not self._lenient and data[end - 1 : end] != b"\r":
+        if not self._lenient and buffer[end - 1 : end] != b"\r":
             raise h11.RemoteProtocolError("a line of the chunks doesn't end with CR LF")
-        return bytes(buffer._extract(end + 1))  # noqa: SLF001
+        return buffer.take(end + 1)
 
-    def _trail(self, buffer: "ReceiveBuffer", fields: "list[Field]") -> h11.EndOfMessage | None:
+    def _trail(self, buffer: Buffer, fields: "list[Field]") -> h11.EndOfMessage | None:
         while (line := self._line(buffer)) is not None:
             if line in (_END, _BARE):
                 self.trailers = tuple(fields)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import h2.connection
 import h2.frame_buffer
-import h11._readers
-import h11._receivebuffer
 import mitmproxy.proxy
 import pytest
 from mitmproxy import http, options
@@ -74,7 +72,6 @@ OVERRIDDEN = {
     (h2.connection.H2Connection, "_prepare_for_sending"): "(self, frames: 'list[Frame]')",
     (h2.frame_buffer.FrameBuffer, "_update_header_buffer"): "(self, f: 'Frame | None')",
     (h2.frame_buffer.FrameBuffer, "__next__"): "(self)",
-    (h11._receivebuffer.ReceiveBuffer, "_extract"): "(self, count: int) -> bytearray",
 }
 
 
@@ -88,7 +85,6 @@ def test_what_we_override_or_call_is_there(owner, name):
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        (h11._receivebuffer.ReceiveBuffer(), {"_data", "_multiple_lines_search"}),
         (h2.frame_buffer.FrameBuffer(), {"_data", "_headers_buffer", "max_frame_size"}),
         (SSL, {"_lib", "_ffi"}),
         (SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD)), {"_ssl", "_into_ssl", "_from_ssl", "_raise_ssl_error"}),

@@ -257,12 +257,12 @@ def test_what_may_come_after_a_body():
 
 
 class Buffer:
-    """Bytes as h11 keeps them."""
+    """Bytes as a codec keeps them."""
 
     def __new__(cls, data):
-        from h11._receivebuffer import ReceiveBuffer
+        from proxy.request import chunked_body
 
-        buffer = ReceiveBuffer()
+        buffer = chunked_body.Buffer()
         buffer += data
         return buffer
 
