@@ -11,31 +11,30 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.approvals import acknowledgements, approvers, start
+from enforcer.approvals import approvers, start
 from enforcer.approvals.notifications import Notifications, Threads
 from enforcer.journal import signing
 from enforcer.journal.keeper import Keeper
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
-from proxy.approvals import approval_card, queries
+from proxy.approvals import approval_card
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import State
-from proxy.approvals.pending import News
 from proxy.approvals.people import People
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
-from proxy.approvals.sqlite_store import SqliteStore
-from proxy.approvals.store import StoreError
+from proxy.approvals.store import SqliteStore, StoreError
 from proxy.approvals.votes import Refused, Said
+from proxy.approvals.waiters import News
 from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.writer import Journal
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import Question
     from proxy.approvals.model import Approval, Task
-    from proxy.approvals.people import Reviewer
+    from proxy.approvals.people import Reviewer, StorePlace
     from proxy.approvals.protocol import Reply
-    from proxy.approvals.store import Place, Store
+    from proxy.approvals.store import Store
     from proxy.telemetry.baseline.anomalies import Before
 
 _MOST_WRONG, FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
@@ -98,7 +97,6 @@ class App:
         """Open the store, and ask about what waits already. Raises HostError."""
         try:
             await self.registry.open()
-            await acknowledgements.prepare(self.registry.store)
             pending = await self._left_behind()
         except StoreError as error:
             raise HostError(str(error)) from error
@@ -108,11 +106,11 @@ class App:
     async def _left_behind(self) -> "list[Approval]":
         """Return what waits already; whoever waited for it on this host had their answers from another registry."""
         own, most = os.uname().nodename, self.registry.people.bounds.pending
-        async with self.registry.store.transaction() as rows:
-            pending = await queries.listed(rows, [State.PENDING], (-1.0, ""), most)
+        async with self.registry.transaction() as t:
+            pending = await t.listed([State.PENDING], (-1.0, ""), most)
             for approval in pending:
-                task = await queries.task_of(rows, approval.task)
-                if task is not None and task.host == own and await queries.stale(rows, approval.id):
+                task = await t.task(approval.task)
+                if task is not None and task.host == own and await t.stale(approval.id):
                     self.journals.recorder(task).stale(approval)
         return pending
 
@@ -159,12 +157,11 @@ class App:
         return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
 
     async def _known(self, approval: str) -> tuple[approval_card.Card, dict[str, object]]:
-        people = self.registry.people
-        async with self.registry.store.reading() as rows:
-            found = await approval_card.card(rows, people, approval, self.registry.clock.now())
+        async with self.registry.reading() as t:
+            found = await approval_card.card(t, approval)
             if found is None:
                 raise Refused("there is no such question")
-            short = await summary(rows, people, found.approval, found.task)
+            short = await summary(t, found.approval, found.task)
         before = await asyncio.to_thread(self.journals.before, found.task, found.approval.question)
         return found._replace(before=before), short
 
@@ -196,8 +193,8 @@ class App:
         self._tell_maker(known)
         told = known.told()  # whom it notifies keeps what it sends; who reviews decides on all there is
         self._telling.asked(told.packed(), told.text(), news.task)
-        async with self.registry.store.reading() as rows:
-            found = await queries.approval_of(rows, news.approval)
+        async with self.registry.reading() as t:
+            found = await t.approval(news.approval)
         if found is not None and found.state is State.PENDING:
             for reviewer in self.registry.people.reviewers_of(found.question):
                 self._begin(self._review(reviewer, news, card))
@@ -243,7 +240,7 @@ class App:
         return people
 
 
-def _opened(where: "Place", file: Path) -> "Store":
+def _opened(where: "StorePlace", file: Path) -> "Store":
     """Make the store of a place; nothing is opened yet. Raises OSError where its password can't be read."""
     if where.url:
         from proxy.approvals.postgres_store import PostgresStore  # 15 MB that a store in a file does without

@@ -4,9 +4,8 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.approvals import acknowledgements, start
+from enforcer.approvals import start
 from enforcer.approvals.app import FORGIVEN
-from proxy.approvals import queries
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
 from proxy.approvals.votes import Refused, Said
@@ -24,6 +23,7 @@ _MISUSE: Final = 2
 _BATCH: Final = 50  # questions a packet
 _LONGEST_WHY: Final = 2000  # characters
 _LONGEST_ID: Final = 64
+_MOST_ACKS: Final = 1000  # events that are acknowledged at a time
 _ENDED: Final = (State.APPROVED, State.REJECTED, State.EXPIRED, State.SUPERSEDED, State.OVER)
 _VOTES: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT}
 _NEVER: Final = 1e18  # seconds since 1970
@@ -93,13 +93,10 @@ async def _listed(request: Request, states: "Iterable[State]", since: float = 0.
     after = (since, "")
     wanted = tuple(states)
     while not request.line.closed:
-        async with registry.store.reading() as rows:
-            batch = await queries.listed(rows, wanted, after, _BATCH)
-            found = []
-            for approval in batch:
-                task = await queries.task_of(rows, approval.task)
-                if task is not None:
-                    found.append(await summary(rows, registry.people, approval, task))
+        async with registry.reading() as t:
+            batch = await t.listed(wanted, after, _BATCH)
+            tasks = [(approval, await t.task(approval.task)) for approval in batch]
+            found = [await summary(t, approval, task) for approval, task in tasks if task is not None]
         broken = {"broken": request.app.broken} if request.ours and request.app.broken else {}
         request.line.say({"answer": {"approvals": found, **broken}})
         await request.line.drained()
@@ -121,8 +118,8 @@ async def _history(request: Request) -> None:
 async def _found(request: Request) -> "Approval":
     """Return the question that is meant, by the beginning of its id. Raises Cannot."""
     given = request.text("id", _LONGEST_ID).lower()
-    async with request.app.registry.store.reading() as rows:
-        found = await queries.beginning(rows, given) if given else []
+    async with request.app.registry.reading() as t:
+        found = await t.beginning(given) if given else []
         if len(found) > 1:
             found = [each for each in found if each.state is State.PENDING] or found
     if len(found) == 1:
@@ -190,8 +187,8 @@ async def _watch(request: Request) -> None:
         else:
             line.say({"answer": told})
 
-    async with app.registry.store.reading() as rows:
-        pending = await queries.listed(rows, (State.PENDING,), (-1.0, ""), app.registry.people.bounds.pending)
+    async with app.registry.reading() as t:
+        pending = await t.listed((State.PENDING,), (-1.0, ""), app.registry.people.bounds.pending)
     app.watchers.add(tell)
     for approval in pending:
         tell(await app.card(approval.id))
@@ -200,8 +197,8 @@ async def _watch(request: Request) -> None:
 
 
 async def _status(request: Request) -> None:
-    async with request.app.registry.store.reading() as rows:
-        pending = await queries.counted(rows)
+    async with request.app.registry.reading() as t:
+        pending = await t.counted()
     request.answer(
         {
             "pid": os.getpid(),
@@ -220,10 +217,9 @@ async def _status(request: Request) -> None:
 async def _tasks(request: Request) -> None:
     """Say of each task that has a gate here what it waits for, and whether it has read from strangers."""
     found = []
-    registry = request.app.registry
-    async with registry.store.reading() as rows:
+    async with request.app.registry.reading() as t:
         for task in request.server.tasks:
-            pending, tainted = await queries.counted(rows, task), await queries.taints(rows, task, 1)
+            pending, tainted = await t.counted(task), await t.taints(task, 1)
             found.append({"task": task, "pending": pending, "tainted": bool(tainted)})
     for at in range(0, len(found) or 1, _BATCH):
         request.line.say({"answer": {"tasks": found[at : at + _BATCH]}})
@@ -234,16 +230,15 @@ async def _ack(request: Request) -> None:
     events = request.said.get("events")
     if not isinstance(events, list):
         raise Cannot("`events` is a list of ids", _MISUSE)
-    registry, recorder = request.app.registry, request.app.journals.recorder(None)
+    ids, recorder = list(map(str, events)), request.app.journals.recorder(None)
     try:
-        for event in events[: acknowledgements.MOST]:
-            if isinstance(event, str) and instant_of(event) is not None:
+        for event in ids[:_MOST_ACKS]:
+            if instant_of(event) is not None:
                 recorder.looked_at(event, request.who.name)
-        new = await acknowledgements.acknowledge(
-            registry.store, list(map(str, events)), request.who.name, registry.clock.now()
-        )
-    except ValueError as error:
-        raise Cannot(str(error), _MISUSE) from error
+        if len(ids) > _MOST_ACKS or not all(0 < len(each) <= _LONGEST_ID and each.isascii() for each in ids):
+            raise Cannot("these are no events' ids", _MISUSE)
+        async with request.app.registry.transaction() as t:
+            new = await t.acknowledge(ids, request.who.name)
     except JournalFailed as error:
         raise Cannot(f"this can't be told in the journal, so it doesn't count: {error}", 125) from error
     request.answer({"new": new})
@@ -252,13 +247,13 @@ async def _ack(request: Request) -> None:
 async def _acks(request: Request) -> None:
     after = ""
     while not request.line.closed:
-        found = await acknowledgements.acknowledged(request.app.registry.store, after)
-        acks = [{"event": ack.event, "by": ack.person, "at": ack.at} for ack in found]
+        async with request.app.registry.reading() as t:
+            acks = [{"event": event, "by": person, "at": at} for event, person, at in await t.acknowledged(after)]
         request.line.say({"answer": {"acks": acks}})
         await request.line.drained()
-        if not found:
+        if not acks:
             break
-        after = found[-1].event
+        after = str(acks[-1]["event"])
     request.line.finish()
 
 

@@ -8,7 +8,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.approvals import lifecycle, queries
+from proxy.approvals import lifecycle
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.model import (
     Approval,
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from proxy.approvals.approval_request import Question, Rule, Source
-    from proxy.approvals.people import People
-    from proxy.approvals.store import Rows
+    from proxy.approvals.transaction import Transaction
     from proxy.telemetry.baseline.anomalies import Before
 
 _NOTHING: "Mapping[str, str]" = {}
@@ -194,32 +193,27 @@ class Card(NamedTuple):
         return f"{place}, {often}: {self.place.approved} approved, {self.place.rejected} rejected"
 
 
-async def card(rows: "Rows", people: "People", approval: str, now: float) -> Card | None:
-    """Gather what is known of a question. Raises StoreError."""
-    found = await queries.approval_of(rows, approval)
-    task = None if found is None else await queries.task_of(rows, found.task)
-    if found is None or task is None:
+async def card(t: "Transaction", approval: str) -> Card | None:
+    """Gather what is known of an approval request. Raises StoreError."""
+    if (both := await t.found(approval)) is None:
         return None
-    question = found.question
-    ballots = await queries.votes(rows, found.id)
-    missing = [(asks, people.lacking(asks, ballots, task.started_by)) for asks in question.rules]
-    pending = found.state is State.PENDING and found.expires > now
+    found, task = both
+    question, pending = found.question, found.state is State.PENDING and found.expires > t.now
+    ballots = await t.votes(found.id)
+    lacking = [(asks, t.people.lacking(asks, ballots, task.started_by)) for asks in question.rules] if pending else []
+    missing = tuple((asks, count) for asks, count in lacking if count)
     return Card(
         found,
         task,
-        await queries.place_of(rows, question.host, question.port) if question.host else None,
-        await queries.taints(rows, task.run),
+        await t.place(question.host, question.port) if question.host else None,
+        await t.taints(task.run),
         ballots,
-        tuple((asks, count) for asks, count in missing if count) if pending else (),
-        await queries.viewers(rows, found.id),
-        await queries.grants_of(rows, found.id),
-        tuple(_choices(found, now)) if pending else (),
-        now,
-        {
-            asks.rule: why
-            for asks, count in missing
-            if count and pending and (why := people.short(asks, task.started_by))
-        },
+        missing,
+        await t.viewers(found.id),
+        await t.grants_of(found.id),
+        tuple(_choices(found, t.now)) if pending else (),
+        t.now,
+        {asks.rule: why for asks, _ in missing if (why := t.people.short(asks, task.started_by))},
     )
 
 
@@ -340,13 +334,13 @@ def _left(grant: Grant, now: float) -> str:
     return f"{grant.width}, {uses}{much}, {end}"
 
 
-async def summary(rows: "Rows", people: "People", approval: "Approval", task: "Task") -> dict[str, object]:
-    """Return one question as JSON. Raises StoreError."""
+async def summary(t: "Transaction", approval: "Approval", task: "Task") -> dict[str, object]:
+    """Return one approval request as JSON, for lists. Raises StoreError."""
     rules = approval.question.rules
-    ballots = await queries.votes(rows, approval.id)
+    ballots = await t.votes(approval.id)
     wanted = max((asks.terms.needed for asks in rules), default=1)
-    lacking = max((people.lacking(asks, ballots, task.started_by) for asks in rules), default=wanted)
-    grants = await queries.grants_of(rows, approval.id)
+    lacking = max((t.people.lacking(asks, ballots, task.started_by) for asks in rules), default=wanted)
+    grants = await t.grants_of(approval.id)
     return {
         "id": approval.id,
         "task": task.run,

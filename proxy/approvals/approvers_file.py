@@ -19,11 +19,10 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from proxy.approvals.approval_request import Kind
-from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret
-from proxy.approvals.store import Place, check_url
+from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret, StorePlace
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
@@ -115,7 +114,7 @@ class _Reader(Reader):
             reviewers,
             tuple(notice for notice in notices if notice is not None),
             self._bounds(fields["bounds"]) if "bounds" in fields else Bounds(),
-            self._store(fields["store"]) if "store" in fields else Place(),
+            self._store(fields["store"]) if "store" in fields else StorePlace(),
             self.file,
         )
 
@@ -238,14 +237,14 @@ class _Reader(Reader):
             self.complain(node, f"`pending_per_task` is more than `pending`, which is {whole}")
         return Bounds(task, whole)
 
-    def _store(self, node: Node) -> Place:
+    def _store(self, node: Node) -> StorePlace:
         fields = self.known(node, "the store", STORE_KEYS)
         if fields is None:
-            return Place()
+            return StorePlace()
         if "url" not in fields:
             self.complain(node, "the store needs `url`; leave it out and approvals are kept in a file")
-        return Place(
-            self.one(fields, "url", check_url, ""),
+        return StorePlace(
+            self.one(fields, "url", _store_url, ""),
             self.one(fields, "password", _path, ""),
             self.one(fields, "ca", _path, ""),
         )
@@ -275,4 +274,20 @@ def _webhook(text: str) -> str:
         raise ValueError(f"{quoted(text)} is no URL of a webhook: `https://chat.corp.example/hook`")
     if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
         raise ValueError(f"{quoted(text)} would go over the network in the clear: write `https://`")
+    return text
+
+
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise ValueError("is no URL of a PostgreSQL server: `postgresql://exeat@db.corp.example/approvals`")
+    if parts.password is not None:
+        raise ValueError("has a password in it: put that into a file, and name it as `password`")
+    asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if asked not in ([], ["host"]) or parts.fragment:
+        raise ValueError("may have `?host=/run/postgresql` at its end, the directory of a socket, and nothing else")
+    if parts.port == 0:
+        raise ValueError("has a port that is none")
+    if not parts.path.strip("/"):
+        raise ValueError("names no database: `postgresql://exeat@db.corp.example/approvals`")
     return text

@@ -1,28 +1,29 @@
-"""Lifecycle of grants and approval requests: serving, taking, granting, expiring, superseding. Inside a transaction.
+"""Lifecycle of approval requests and grants: serve, take, grant, expire, supersede, end. Inside a transaction.
 
-A grant serves one task, one rule of one content, and attempts of one key. Grants whose time is over serve nobody,
-whether their end was written or not.
+A pending approval request becomes approved, rejected, expired, superseded or over, and then nothing else
+(`Transaction.conclude`). A grant serves one task, one rule of one content, and attempts of one key. Grants whose time
+is over serve nobody, whether their end was written or not.
 """
 
 import hashlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import queries
 from proxy.approvals.approval_request import key, keys
 from proxy.approvals.model import Grant, State, Vote, Wider, given_by, sentence
+from proxy.approvals.transaction import USED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from proxy.approvals.approval_request import Question, Rule
     from proxy.approvals.model import Approval, Ballot, Extent, Offer, Task
-    from proxy.approvals.recording import Recorders
-    from proxy.approvals.store import Rows
+    from proxy.approvals.transaction import Transaction
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
 _LENGTH: Final = 8
 FOREIGN: Final = "no grant of this task"
+BATCH: Final = 200  # at a time: other tasks wait for it
 
 
 def new_id() -> str:
@@ -31,59 +32,53 @@ def new_id() -> str:
 
 
 def same(rules: "Sequence[Rule]", question: "Question") -> str:
-    """Return what a question of a task has in common with those that it joins: its rules, and what it would cover."""
+    """Return what an approval request of a task has in common with those that it joins: its rules, and its reach."""
     named = sorted(f"{asks.rule} {asks.digest}" for asks in rules)
     text = "\0".join([*named, key(question, question._replace(rules=tuple(rules)).covers)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def serving(rows: "Rows", task: str, question: "Question", now: float) -> "tuple[list[Grant], list[Rule]]":
+async def serving(t: "Transaction", task: str, question: "Question") -> "tuple[list[Grant], list[Rule]]":
     """Return the grants that serve an attempt, one a rule, and the rules for which there is none."""
     good = keys(question)
     found: list[Grant] = []
     unmet: list[Rule] = []
     for asks in question.rules:
-        grant = await queries.in_force(rows, task, asks, good, now)
-        if grant is None:
+        if (grant := await t.in_force(task, asks, good)) is None:
             unmet.append(asks)
         else:
             found.append(grant)
     return found, unmet
 
 
-async def taken(rows: "Rows", grants: "Sequence[Grant]", now: float) -> list[Grant]:
+async def taken(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
     """Take a use of each, and return them with what is left."""
     left = []
     for grant in grants:
-        uses = await queries.take(rows, grant.id)
+        uses = await t.take(grant.id)
         if uses == 0 and not grant.cuts:
-            await queries.end_grant(rows, grant.id, now, queries.USED)
+            await t.end_grant(grant.id, USED)
         left.append(grant._replace(uses=uses))
     return left
 
 
-async def granted(rows: "Rows", approval: "Approval", ballots: "Sequence[Ballot]", now: float) -> list[Grant]:
-    """Make what an approval grants: one grant for each rule, as narrow as whoever approved would have it narrowest."""
-    given = [ballot.offer for ballot in ballots if ballot.vote is Vote.APPROVE]
+async def granted(t: "Transaction", approval: "Approval", ballots: "Sequence[Ballot]") -> list[Grant]:
+    """Make what an approval grants: one grant for each rule, with the least that any approver gives."""
     found = []
-    for asks, extent in extents(approval.question, given, now):
+    for asks, (width, uses, bytes_, ends, cuts) in extents(approval.question, offers(ballots), t.now):
+        covers = key(approval.question, width)
+        rule, digest = asks.rule, asks.digest
         grant = Grant(
-            new_id(),
-            approval.id,
-            approval.task,
-            asks.rule,
-            asks.digest,
-            extent.width,
-            key(approval.question, extent.width),
-            extent.uses,
-            extent.bytes,
-            extent.ends,
-            extent.cuts,
-            now,
+            new_id(), approval.id, approval.task, rule, digest, width, covers, uses, bytes_, ends, cuts, t.now
         )
-        await queries.put_grant(rows, grant)
+        await t.put(grant)
         found.append(grant)
     return found
+
+
+def offers(ballots: "Sequence[Ballot]") -> "list[Offer]":
+    """Return what those who approve offer."""
+    return [ballot.offer for ballot in ballots if ballot.vote is Vote.APPROVE]
 
 
 def extents(question: "Question", given: "Sequence[Offer]", now: float) -> "list[tuple[Rule, Extent]]":
@@ -96,103 +91,89 @@ def extents(question: "Question", given: "Sequence[Offer]", now: float) -> "list
 
 
 def reach(found: "Sequence[tuple[Rule, Extent]]", now: float) -> str:
-    """Say how far grants reach in a sentence: in one for all rules, or rule by rule where they differ."""
+    """Say how far grants reach: in one sentence for all rules, or rule by rule where they differ."""
     said = {asks.rule: sentence(extent, now) for asks, extent in found}
     if len(set(said.values())) == 1:
         return next(iter(said.values()))
     return "; ".join(f"for {rule} {text}" for rule, text in said.items())
 
 
-async def spent(rows: "Rows", task: str, grant: str, many: int, now: float) -> str:
-    """Take bytes of a grant's budget, and say why what passes is to be cut, or nothing: it goes on."""
-    left = await queries.take_bytes(rows, task, grant, many)
+async def spent(t: "Transaction", task: str, grant: str, many: int) -> str:
+    """Take bytes of a grant's budget; returns why what passes is to be cut, empty where it goes on."""
+    left = await t.take_bytes(task, grant, many)
     if left:
         return ""
     if left == 0:
-        await queries.end_grant(rows, grant, now, "its bytes are used")
+        await t.end_grant(grant, "its bytes are used")
         return "its bytes are used"
-    found = await queries.grant_of(rows, grant)
+    found = await t.grant(grant)
     if found is None or found.task != task:
         return FOREIGN
-    return "" if found.over is None or found.ending == queries.USED else found.ending
-
-
-BATCH: Final = 200  # at a time: whoever asks meanwhile waits for it
-
-
-async def ended_questions(rows: "Rows", record: "Recorders", now: float) -> "list[Approval]":
-    """End questions that nobody answered in time, at most BATCH, and return them."""
-    gone = await queries.due(rows, now, BATCH)
-    tasks: dict[str, Task | None] = {}
-    await queries.conclude_all(rows, gone, State.EXPIRED, now)
-    for approval in gone:
-        if approval.task not in tasks:
-            tasks[approval.task] = await queries.task_of(rows, approval.task)
-        if (task := tasks[approval.task]) is not None:
-            record(task).expired(approval.id, approval.question, "nobody answered in time")
-    return gone
+    return "" if found.over is None or found.ending == USED else found.ending
 
 
 async def outdated(
-    rows: "Rows", task: "Task", question: "Question", waits: "Callable[[str], object]", now: float
+    t: "Transaction", task: "Task", question: "Question", waits: "Callable[[str], object]"
 ) -> "list[Approval]":
-    """List what a task has asked about rules that are others by now, as a new `question` shows.
+    """List what a task has asked about rules whose content has changed since, as a new `question` shows.
 
-    What somebody still `waits` for stays: who holds it decides again under the new rules, and drops it then.
+    What something still `waits` for stays: its gate decides again under the new rules, and drops it then.
     """
-    pending = await queries.asked_otherwise(rows, task.id, question.rules) if question.rules else []
-    return [one for one in pending if one.expires > now and _changed(one.question, question) and not waits(one.id)]
+    pending = await t.asked_otherwise(task.id, question.rules) if question.rules else []
+    return [one for one in pending if one.expires > t.now and _changed(one.question, question) and not waits(one.id)]
 
 
-async def superseded(  # noqa: PLR0917
-    rows: "Rows",
-    record: "Recorders",
-    task: "Task",
-    gone: "Sequence[Approval]",
-    question: "Question",
-    instead: "Approval | None",
-    now: float,
+async def supersede(
+    t: "Transaction", task: "Task", gone: "Sequence[Approval]", question: "Question", instead: "Approval | None"
 ) -> None:
-    """End what is `outdated`, and say why, and what is asked `instead` where that covers the same."""
+    """End what is `outdated`; the reason names what is asked `instead` where that covers the same."""
     for one in gone:
         changed = _changed(one.question, question)
         why = f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since it was asked"
         if instead is not None and key(one.question, one.question.covers) in keys(instead.question):
             why += f", and it is asked as {instead.id} now"
-        await queries.conclude(rows, one.id, State.SUPERSEDED, now, why=why)
-        record(task).expired(one.id, one.question, f"superseded: {why}")
-        rows.tell(f"settle {one.id}")
+        await t.conclude(one.id, State.SUPERSEDED, why=why)
+        t.record(task).expired(one.id, one.question, f"superseded: {why}")
+        t.tell(f"settle {one.id}")
 
 
 def _changed(before: "Question", question: "Question") -> list[str]:
-    """List the rules that asked before and ask this question with another content."""
     digests = {asks.rule: asks.digest for asks in question.rules}
     return [asks.rule for asks in before.rules if digests.get(asks.rule, asks.digest) != asks.digest]
 
 
-async def ended_grants(rows: "Rows", record: "Recorders", now: float) -> "list[Grant]":
-    """End grants whose time is over, at most BATCH, and return them; what passes under those that cut is to end."""
-    gone = await queries.due_grants(rows, now, BATCH)
-    for grant in gone:
-        await queries.end_grant(rows, grant.id, now, "its time is over")
-        task = await queries.task_of(rows, grant.task)
-        about = await queries.approval_of(rows, grant.approval)
-        if task is not None and about is not None:
-            record(task).expired(about.id, about.question, f"the grant {grant.id} is over")
-        if grant.cuts:
-            rows.tell(f"over {grant.task} {grant.id}")
+async def expire_requests(t: "Transaction") -> "list[Approval]":
+    """End approval requests that nobody answered in time, at most BATCH, and return them."""
+    gone = await t.due(BATCH)
+    await t.conclude_all(gone, State.EXPIRED)
+    tasks = {one: await t.task(one) for one in dict.fromkeys(approval.task for approval in gone)}
+    for approval in gone:
+        if (task := tasks[approval.task]) is not None:
+            t.record(task).expired(approval.id, approval.question, "nobody answered in time")
     return gone
 
 
-async def ended_task(rows: "Rows", record: "Recorders", task: "Task", now: float) -> "list[Approval]":
-    """End a task with all it has, and return the questions that nobody has to answer any more."""
+async def expire_grants(t: "Transaction") -> "list[Grant]":
+    """End grants whose time is over, at most BATCH, and return them; what passes under those that cut is to end."""
+    gone = await t.due_grants(BATCH)
+    for grant in gone:
+        await t.end_grant(grant.id, "its time is over")
+        if (found := await t.found(grant.approval)) is not None:
+            t.record(found[1]).expired(found[0].id, found[0].question, f"the grant {grant.id} is over")
+        if grant.cuts:
+            t.tell(f"over {grant.task} {grant.id}")
+    return gone
+
+
+async def end_task(t: "Transaction", task: "Task") -> "list[Approval]":
+    """End a task with all its grants and approval requests; returns the latter."""
     gone: list[Approval] = []
-    await queries.end_task(rows, task.id, now)
-    while found := await queries.listed(rows, [State.PENDING], (-1.0, ""), BATCH, task.id):
-        await queries.conclude_all(rows, found, State.OVER, now)
+    await t.end_task(task.id)
+    while found := await t.listed([State.PENDING], (-1.0, ""), BATCH, task.id):
+        await t.conclude_all(found, State.OVER)
         for approval in found:
-            record(task).expired(approval.id, approval.question, "its task has ended")
+            t.record(task).expired(approval.id, approval.question, "its task has ended")
         gone += found
-    for grant in await queries.granted_to(rows, task.id):
-        await queries.end_grant(rows, grant.id, now, "its task has ended")
+    for grant in await t.granted_to(task.id):
+        await t.end_grant(grant.id, "its task has ended")
     return gone

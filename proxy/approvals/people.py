@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals.model import Ballot, Offer, Vote
-from proxy.approvals.store import Place
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
@@ -85,6 +84,14 @@ class Bounds(NamedTuple):
     pending: int = PENDING
 
 
+class StorePlace(NamedTuple):
+    """Where approvals are kept. `url` empty: in a file beside the registry's socket."""
+
+    url: str = ""
+    password: str = ""  # the name of a file with nothing else in it
+    ca: str = ""  # the name of a file of certificates to trust, instead of the host's own
+
+
 def user_name(uid: int) -> str:
     """Return the name of a user of this host, or nothing where it has none."""
     try:
@@ -101,7 +108,7 @@ class People(NamedTuple):
     reviewers: Mapping[str, Reviewer] = {}
     notices: tuple[Notice, ...] = ()
     bounds: Bounds = Bounds()
-    store: Place = Place()
+    store: StorePlace = StorePlace()
     file: str = ""
     owner: int | None = None  # uid who may approve where there is no file
     name_of: Callable[[int], str] = user_name

@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -164,8 +166,6 @@ class PostgresStore:
 
     def _tls(self) -> Any:
         """Say how to speak to the server: elsewhere only under TLS, with its certificate verified."""
-        from proxy.approvals.store import is_local
-
         if is_local(self._url):
             return False
         import ssl
@@ -223,6 +223,18 @@ async def _closed(connection: Any) -> None:
         await connection.close(timeout=1.0)
     except _FAILURES:
         connection.terminate()
+
+
+def is_local(url: str) -> bool:
+    """Whether what is said to a server stays on this host: a unix socket, or a loopback address by its number."""
+    parts = urlsplit(url)
+    directory = dict(parse_qsl(parts.query)).get("host", "")
+    if directory:
+        return directory.startswith("/") and not parts.hostname
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _numbered(sql: str) -> str:

@@ -1,54 +1,67 @@
-"""The registry: keeps what is asked, counts what is said, and tells those who wait. A clock and a store, no sockets.
+"""Registry of approvals: keeps what is asked, counts votes, and answers each ask once. A clock and a store, no sockets.
 
 Home of the invariants of approvals: a grant serves its own task, rule and attempt and nothing else; nothing is granted
-that isn't told; what can't be kept or told is denied; nothing that has ended comes back, whatever the clock does.
+that isn't recorded; what can't be kept or recorded is denied; nothing that has ended comes back, whatever the clock
+does.
 
-Whoever runs it calls `introduce` for a sandbox's pair of sockets, `received` for each word that comes through it, in
-order and one at a time, and `leave` when the task is over; sends what `reply` is called with; and calls `expire` in
-`next_due` seconds, asked anew after each of these. All of it in one event loop. `news` is called with what watchers,
-notifiers and reviewers are to be told. What a worker says raises nothing; what people say may be Refused.
+The caller runs it in one event loop: `introduce` for a sandbox's pair of sockets, `received` for each word that comes
+through it, in order and one at a time, and `leave` when the task is over. It sends what `reply` is called with, and
+calls `expire` in `next_due` seconds, asked anew after each of these. `news` is called with what watchers, notifiers and
+reviewers are to be told. What a worker says raises nothing; what people say may be Refused.
 """
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals import approval_card, lifecycle, pre_request, queries, votes
-from proxy.approvals.approval_card import Card
+from proxy.approvals import approval_card, lifecycle, protocol, transaction, votes
 from proxy.approvals.model import State, Task
-from proxy.approvals.pending import TROUBLE, Link, News, PendingApprovals, Waiter
-from proxy.approvals.protocol import (
-    Answer,
-    Ask,
-    Done,
-    Drop,
-    Hello,
-    Introduction,
-    Look,
-    Over,
-    Result,
-    Seen,
-    Tainted,
-    Used,
-    Wish,
-    Word,
-)
-from proxy.approvals.protocol import State as TaskState
-from proxy.approvals.store import StoreError
+from proxy.approvals.protocol import Answer, Over, Reply, Result, Standing
+from proxy.approvals.store import Store, StoreError
+from proxy.approvals.submit import Put, Submitter, is_told
+from proxy.approvals.transaction import Transaction
 from proxy.approvals.votes import Decided, Refused, Said
+from proxy.approvals.waiters import Clock, Link, News, Waiter, Waiters
+from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
-    from proxy.approvals.people import Actor
-    from proxy.approvals.store import Rows
+    from proxy.approvals.model import Grant
+    from proxy.approvals.people import Actor, People
+    from proxy.approvals.recording import Recorders
 
+_TROUBLE: Final = (StoreError, JournalFailed)
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
-_AT_ONCE: Final = 16  # who wait that are served in the transaction that grants
+_AT_ONCE: Final = 16  # waiters that are served in the transaction that grants
 _TIDY: Final = 3600.0  # seconds between looks for what is old
 _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up here; the journal keeps it longer
 
 
-class Registry(PendingApprovals):
+class Registry:
     """See the module. A `connection` is whatever tells one pair of sockets from another."""
+
+    def __init__(
+        self,
+        store: Store,
+        people: "People",
+        recorders: "Recorders",
+        *,
+        reply: Callable[[Hashable, Reply], None],
+        news: Callable[[News], None] = lambda _: None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.people = people  # swapped whole when its file has changed
+        self.clock = clock or Clock()
+        self.store = store
+        self._news = news
+        self._record = recorders
+        self._reply = reply
+        self._waiting = Waiters()
+        self._submitter = Submitter(recorders, self._waiting.of)
+        self._turn = asyncio.Lock()  # of whatever writes, or changes what waits
+        self._hearing: set[asyncio.Task[None]] = set()
+        self._next_end: float | None = 0.0  # of an approval request or a grant; 0: nobody has looked
+        self._tidied = 0.0
 
     async def open(self) -> None:
         """Open the store and see what has ended meanwhile. Raises StoreError."""
@@ -56,251 +69,392 @@ class Registry(PendingApprovals):
         await self.expire()
 
     async def close(self) -> None:
-        """Let go of the store. Nobody is told anything: tasks go on, and what waits is denied by those who wait."""
+        """Close the store. Nobody is answered: tasks go on, and their gates deny what waits."""
         for hearing in self._hearing:
             hearing.cancel()
         await asyncio.gather(*self._hearing, return_exceptions=True)
-        async with self.turn:
+        async with self._turn:
             await self.store.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Write into the store. Raises StoreError."""
+        async with self.store.transaction() as rows:
+            now = await transaction.latest(rows, self.clock.now)
+            yield Transaction(rows, now, self.people, self._record)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Transaction]:
+        """Read the store, without keeping anybody from writing. Raises StoreError."""
+        async with self.store.reading() as rows:
+            yield Transaction(rows, self.clock.now(), self.people, self._record)
 
     # What workers, and those who made their sandboxes, say
 
-    async def introduce(self, connection: Hashable, who: Introduction) -> None:
+    async def introduce(self, connection: Hashable, who: protocol.Introduction) -> None:
         """Take a sandbox's pair of sockets. Raises ValueError where its task has ended or is another's, or StoreError.
 
-        A task that was known before goes on with what it has: its taint, its grants, its questions.
+        A task that was known before goes on with what it has: its taint, its grants, its approval requests.
         """
-        async with self.turn:
-            async with self.store.transaction() as rows:
-                now = await self.now(rows)
-                task = await queries.task_of(rows, who.task)
+        async with self._turn:
+            async with self.transaction() as t:
+                task = await t.task(who.task)
                 starter = self.people.by_uid(who.started_by, who.host).name
                 if task is None:
-                    task = Task(
-                        who.task,
-                        who.sandbox,
-                        who.name,
-                        who.labels,
-                        starter,
-                        who.host,
-                        who.rule_files,
-                        who.workspace,
-                        now,
-                    )
-                    await queries.put_task(rows, task)
+                    where = who.host, who.rule_files, who.workspace
+                    task = Task(who.task, who.sandbox, who.name, who.labels, starter, *where, t.now)
+                    await t.put(task)
                 elif task.ended is not None or (task.sandbox, task.host) != (who.sandbox, who.host):
                     raise ValueError("this task has ended, or is another's")
-                granted = await queries.granted_to(rows, task.id)
+                granted = await t.granted_to(task.id)
             if (old := self._waiting.link_of(task.id)) is not None:
-                self._forget(old)
+                self._waiting.forget(old)
             self._waiting.links[connection] = link = Link(connection, task, who.started_by)
             link.grants.update(grant.id for grant in granted)
 
     async def leave(self, connection: Hashable) -> None:
-        """Take note that a sandbox is gone: its task's questions and grants end with it. Never raises.
+        """End what a sandbox has that is gone: its task's approval requests and grants. Never raises.
 
-        Of who merges changes they stay: an answer serves the next one that merges just those.
+        Those of a merge of changes stay: an answer serves the next one that merges just those.
         """
         link = self._waiting.links.get(connection)
         if link is not None and link.task.stays:
             await self._gone(list(link.waiters.values()))
-            async with self.turn:
-                self._forget(link)
+            async with self._turn:
+                self._waiting.forget(link)
             return
-        async with self.turn:
+        async with self._turn:
             link = self._waiting.links.get(connection)
             if link is None:
                 return
-            self._forget(link)
-            self.asked.forget(link.task.id)
-            self.rates.forget(link.task.id)
-            self.strays.forget(link.task.id)
+            self._waiting.forget(link)
+            self._submitter.forget(link.task.id)
             try:
-                async with self.store.transaction() as rows:
-                    gone = await lifecycle.ended_task(rows, self._record, link.task, await self.now(rows))
-            except TROUBLE:
+                async with self.transaction() as t:
+                    gone = await lifecycle.end_task(t, link.task)
+            except _TROUBLE:
                 return  # what it left ends by its time; its id serves nobody else
         for approval in gone:
-            self.news(News("over", approval.task, approval.id))
+            self._news(News("over", approval.task, approval.id))
 
-    async def received(self, connection: Hashable, word: Word) -> None:
+    async def received(self, connection: Hashable, word: protocol.Word) -> None:
         """Do what a worker says. One at a time for each connection, in order."""
         link = self._waiting.links.get(connection)
         if link is None:
             return
         match word:
-            case Ask(number, question):
+            case protocol.Ask(number, question):
                 hold = min((asks.terms.hold for asks in question.rules), default=0.0)
                 waiter = Waiter(link, number, question, self.clock.now() + hold)
                 self._waiting.add(waiter)
-                async with self.turn:
+                async with self._turn:
                     await self._place(waiter)
-            case Drop(number):
-                waiters = [waiter for waiter in (link.waiters.get(number),) if waiter is not None]
-                await self._gone(waiters)
-            case Hello():
+            case protocol.Drop(number):
+                await self._gone([waiter for waiter in (link.waiters.get(number),) if waiter is not None])
+            case protocol.Hello():
                 await self._gone(list(link.waiters.values()))
                 await self._say_state(link)
-            case Tainted():
+            case protocol.Tainted():
                 await self._taint(link, word)
-            case Used(grant, bytes_):
+            case protocol.Used(grant, bytes_):
                 await self._use(link, grant, bytes_)
-            case Wish():
-                async with self.turn:
-                    state, put = await pre_request.wish(self, link, word)
-                self._say(link, Seen(word.number, state))
-                if put is not None:
-                    self.due(put.approval.expires)
-                    self.news(News("joined" if put.joined else "asked", link.task.id, put.approval.id, state.attempt))
-                self._alert(link)
-            case Look(number, id_):
-                self._say(link, Seen(number, await pre_request.look(self, link, id_)))
+            case protocol.Wish():
+                await self._wish(link, word)
+            case protocol.Look(number, id_):
+                try:
+                    async with self.reading() as t:
+                        state = await self._submitter.look(t, link.task, id_)
+                except StoreError:
+                    state = protocol.WishState(Standing.UNKNOWN, why="nothing can be looked up at the moment")
+                self._say(link, protocol.Seen(number, state))
 
     # What people say
 
     async def decide(self, approval: str, said: Said) -> Decided:
         """Take an answer. Raises Refused where it doesn't count; StoreError, JournalFailed where it can't be taken."""
         first: list[tuple[Waiter, Answer]] = []
-        async with self.turn:
+        async with self._turn:
             waiters = self._waiting.of(approval)[:_AT_ONCE]
             for waiter in waiters:
                 waiter.busy = True
             try:
-                async with self.store.transaction() as rows:
-                    now = await self.now(rows)
-                    await self._know_starters(rows)
-                    found = await votes.decide(rows, self.people, self._record, approval, said, now)
-                    if found.grants:
-                        first = await self._serve_first(rows, waiters, now)
-                    if found.final:
-                        rows.tell(f"settle {approval}")
-            except Refused as refused:
-                question = None if refused.approval is None else refused.approval.question
-                self._record(refused.task).refused(approval[:64], question, str(refused), said.who.name)
-                raise
+                with self._refusals(approval, said.who):
+                    async with self.transaction() as t:
+                        await self._know_starters(t)
+                        found = await votes.decide(t, approval, said)
+                        if found.grants:
+                            first = await self._serve_first(t, waiters)
+                        if found.final:
+                            t.tell(f"settle {approval}")
             finally:
                 for waiter in waiters:
                     waiter.busy = False
             for waiter, answer in first:
                 self._answer(waiter, answer)
         for grant in found.grants:
-            self.due(grant.ends)
+            self._due(grant.ends)
         if found.final:
             await self._settle(approval)
-        self.news(News("answered", found.approval.task, approval, found.text))
+        self._news(News("answered", found.approval.task, approval, found.text))
         return found
 
     async def seen(self, approval: str, who: "Actor") -> None:
-        """Take note that somebody looked at a question: told once for each. Raises StoreError."""
-        async with self.turn, self.store.transaction() as rows:
-            found = await queries.approval_of(rows, approval)
-            task = None if found is None else await queries.task_of(rows, found.task)
-            if found is None or task is None or found.state is not State.PENDING:
-                return
-            if await queries.viewed(rows, approval, who.name, await self.now(rows)):
-                self._record(task).seen(found, who.name)
+        """Record that somebody looked at an approval request, once for each. Raises StoreError."""
+        async with self._turn, self.transaction() as t:
+            both = await t.found(approval)
+            if both is not None and both[0].state is State.PENDING and await t.viewed(approval, who.name):
+                self._record(both[1]).seen(both[0], who.name)
 
     async def revoke(self, id_: str, who: "Actor", why: str = "") -> str:
-        """End a grant, or all that a question granted, or lift a rejection; return what was done as a sentence.
+        """End a grant, or all that a request granted, or lift a rejection; return what was done as a sentence.
 
-        Whoever could reject the question may. Raises Refused, StoreError.
+        Whoever could reject the request may. Raises Refused, StoreError.
         """
-        async with self.turn:
-            try:
-                async with self.store.transaction() as rows:
-                    now = await self.now(rows)
-                    found, cut, text = await votes.revoke(rows, self.people, id_, who, why, now)
+        async with self._turn:
+            with self._refusals(id_, who):
+                async with self.transaction() as t:
+                    found, task, grants, text = await votes.revoke(t, id_, who, why)
                     detail = f"revoked by {who.name}: {why[:1000]}".rstrip(": ")
-                    self._record(cut.task).expired(found.id, found.question, detail)
-            except Refused as refused:
-                question = None if refused.approval is None else refused.approval.question
-                self._record(refused.task).refused(id_[:64], question, str(refused), who.name)
-                raise
-            self._cut(found.task, cut.grants)
-        self.news(News("revoked", found.task, found.id, text))
+                    self._record(task).expired(found.id, found.question, detail)
+            self._cut(found.task, grants)
+        self._news(News("revoked", found.task, found.id, text))
         return text
 
-    async def card(self, approval: str) -> Card | None:
-        """Return all that is known of a question, or None. Raises StoreError."""
-        async with self.store.reading() as rows:
-            return await approval_card.card(rows, self.people, approval, self.clock.now())
+    async def card(self, approval: str) -> approval_card.Card | None:
+        """Return all that is known of an approval request, or None. Raises StoreError."""
+        async with self.reading() as t:
+            return await approval_card.card(t, approval)
 
-    async def _know_starters(self, rows: "Rows") -> None:
+    @contextmanager
+    def _refusals(self, id_: str, who: "Actor") -> Iterator[None]:
+        """Record that an answer doesn't count, once its transaction has not happened."""
+        try:
+            yield
+        except Refused as refused:
+            question = None if refused.approval is None else refused.approval.question
+            self._record(refused.task).refused(id_[:64], question, str(refused), who.name)
+            raise
+
+    async def _know_starters(self, t: Transaction) -> None:
         """See who they are now who started our tasks: nobody gets a second name by a change of approvers.yaml."""
         for link in self._waiting.links.values():
             starter = self.people.by_uid(link.uid, link.task.host).name
             if starter != link.task.started_by:
                 link.task = link.task._replace(started_by=starter)
-                await queries.started_by(rows, link.task.id, starter)
+                await t.started_by(link.task.id, starter)
+
+    # Asks that wait
+
+    async def _place(self, waiter: Waiter) -> None:
+        """Answer an ask, or have it wait. With the turn."""
+        if waiter.done:
+            return
+        waiter.busy = True
+        put: Put | None = None
+        try:
+            async with self.transaction() as t:
+                found = await self._considered(t, waiter)
+        except _TROUBLE as error:
+            found = Answer(waiter.number, Result.UNAVAILABLE, why=str(error)[:1000])
+        finally:
+            waiter.busy = False
+        if isinstance(found, Answer):
+            self._answer(waiter, found)
+        else:
+            put = found
+            self._due(put.approval.expires)
+            if not waiter.done:
+                self._waiting.put(waiter, put.approval.id)
+                self._say(waiter.link, protocol.Pending(waiter.number, put.approval.id, waiter.deadline))
+        self._tell_submitted(waiter.link, put, waiter.question.line())
+
+    async def _considered(self, t: Transaction, waiter: Waiter) -> Answer | Put:
+        """Take what is granted already, or ask people. Raises StoreError, JournalFailed."""
+        task = await t.task(waiter.link.task.id)
+        if task is None or task.ended is not None:
+            return Answer(waiter.number, Result.UNAVAILABLE, why="the task has ended")
+        found = await self._submitter.submit(t, task, waiter.question, again=bool(waiter.approval))
+        if isinstance(found, Answer):
+            return found._replace(number=waiter.number)
+        return found if isinstance(found, Put) else await self._served(t, task, waiter, found)
+
+    async def _served(self, t: Transaction, task: Task, waiter: Waiter, grants: "list[Grant]") -> Answer:
+        left = await lifecycle.taken(t, grants)
+        self._record(task).used(waiter.question, left)
+        approvals = [await t.approval(grant.approval) for grant in left]
+        by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
+        told = tuple(protocol.Granted(one.rule, one.digest, one.id, one.bytes) for one in left)
+        waiter.link.grants.update(one.id for one in left)
+        return Answer(waiter.number, Result.GRANTED, left[0].approval, tuple(by), "", told)
+
+    async def _serve_first(self, t: Transaction, waiters: Iterable[Waiter]) -> list[tuple[Waiter, Answer]]:
+        """Take what was granted just now for those who waited longest: one commit is all that they wait for then."""
+        found: list[tuple[Waiter, Answer]] = []
+        for waiter in waiters:
+            task = None if waiter.done else await t.task(waiter.link.task.id)
+            grants, unmet = await lifecycle.serving(t, waiter.link.task.id, waiter.question)
+            if task is None or unmet:
+                break
+            found.append((waiter, await self._served(t, task, waiter, grants)))
+        return found
+
+    async def _settle(self, approval: str) -> None:
+        """Answer what waits for an approval request that has ended; others have their turn between two of them.
+
+        What is granted goes to them in the order in which they asked. Those for which nothing is left ask anew.
+        """
+        waiters = self._waiting.of(approval)
+        if not waiters:
+            return
+        found, why = None, "the task has ended"
+        try:
+            async with self.reading() as t:
+                found = await t.approval(approval)
+        except StoreError as error:
+            why = str(error)[:1000]
+        for waiter in waiters:
+            match None if found is None else found.state:
+                case State.PENDING:
+                    return
+                case State.APPROVED | State.SUPERSEDED:
+                    async with self._turn:
+                        await self._place(waiter)
+                case State.REJECTED if found is not None:
+                    self._answer(waiter, Answer(waiter.number, Result.DENIED, approval, found.by, found.why))
+                case State.EXPIRED:
+                    self._answer(waiter, _timeout(waiter))
+                case _:
+                    self._answer(waiter, Answer(waiter.number, Result.UNAVAILABLE, approval, why=why))
+
+    async def _gone(self, waiters: Iterable[Waiter]) -> None:
+        """Have some wait no more; a request that nothing waits for is stale, and still open."""
+        approvals = dict.fromkeys(waiter.approval for waiter in waiters if waiter.approval)
+        for waiter in waiters:
+            self._waiting.remove(waiter)
+        if not approvals:
+            return
+        try:
+            async with self._turn, self.transaction() as t:
+                for approval in approvals:
+                    if self._waiting.of(approval) or not await t.stale(approval):
+                        continue
+                    both = await t.found(approval)
+                    if both is not None and is_told(both[0].times):
+                        self._record(both[1]).stale(both[0])
+        except _TROUBLE:
+            return  # nobody waits either way
+
+    async def _wish(self, link: Link, word: protocol.Wish) -> None:
+        put = None
+        async with self._turn:
+            if (state := self._submitter.refuses(link.task, word)) is None:
+                try:
+                    async with self.transaction() as t:
+                        state, put = await self._submitter.wish(t, link.task.id, word)
+                except _TROUBLE:
+                    line = word.attempt.question.line()
+                    state = protocol.WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment")
+        self._say(link, protocol.Seen(word.number, state))
+        if put is not None:
+            self._due(put.approval.expires)
+        self._tell_submitted(link, put, state.attempt)
+
+    def _tell_submitted(self, link: Link, put: Put | None, line: str) -> None:
+        if put is not None:
+            self._news(News("joined" if put.joined else "asked", link.task.id, put.approval.id, line))
+        for why in self._submitter.alerts:
+            self._news(News("flood", link.task.id, "", why))
+        for approval in self._submitter.superseded:
+            self._news(News("superseded", link.task.id, approval.id))
+        self._submitter.alerts.clear()
+        self._submitter.superseded.clear()
+
+    def _answer(self, waiter: Waiter, answer: Answer) -> None:
+        if not waiter.done:
+            self._waiting.remove(waiter)
+            self._say(waiter.link, answer)
+
+    def _cut(self, task: str, grants: Iterable[str]) -> None:
+        link = self._waiting.link_of(task)
+        told = tuple(grant for grant in grants if link is not None and grant in link.grants)
+        if link is not None and told:
+            link.grants.difference_update(told)
+            self._say(link, Over(told))
+
+    def _say(self, link: Link, reply: Reply) -> None:
+        if self._waiting.links.get(link.connection) is link:
+            self._reply(link.connection, reply)
 
     # Time
 
     async def expire(self) -> None:
-        """End what is due: waits, questions, grants. Never raises: what can't be written now is ended next time."""
+        """End what is due: waits, requests, grants. Never raises: what can't be written now is ended next time."""
         now = self.clock.now()
         late = self._waiting.late(now)
         for waiter in late:
-            self._answer(waiter, Answer(waiter.number, Result.TIMEOUT, waiter.approval, why="nobody answered in time"))
+            self._answer(waiter, _timeout(waiter))
         await self._gone(late)
         if self._next_end is None or now < self._next_end:
             return
         try:
             while await self._end_some():
                 pass
-        except TROUBLE:
+        except _TROUBLE:
             self._next_end = now + _LOOK
 
     async def _end_some(self) -> bool:
         """End some of what is due; return whether there may be more. Raises StoreError."""
-        async with self.turn:
-            async with self.store.transaction() as rows:
-                now = await self.now(rows)
-                gone = await lifecycle.ended_questions(rows, self._record, now)
-                grants = await lifecycle.ended_grants(rows, self._record, now)
-                if now - self._tidied > _TIDY:
-                    await queries.forget(rows, now - _KEPT)
-                    self._tidied = now
-                self._next_end = await queries.next_end(rows)
+        async with self._turn:
+            async with self.transaction() as t:
+                gone, grants = await lifecycle.expire_requests(t), await lifecycle.expire_grants(t)
+                if t.now - self._tidied > _TIDY:
+                    await t.forget(t.now - _KEPT)
+                    self._tidied = t.now
+                self._next_end = await t.next_end()
             for grant in grants:
                 if grant.cuts:
                     self._cut(grant.task, [grant.id])
         for approval in gone:
             await self._settle(approval.id)
-            self.news(News("expired", approval.task, approval.id))
-        return len(gone) == lifecycle.BATCH or len(grants) == lifecycle.BATCH
+            self._news(News("expired", approval.task, approval.id))
+        return lifecycle.BATCH in {len(gone), len(grants)}
 
     def next_due(self) -> float | None:
         """Return in how many seconds `expire` is to be called next; None: not before something changes."""
         ends = [end for end in (self._waiting.next_deadline(), self._next_end) if end is not None]
         return min(max(min(ends) - self.clock.now(), 0.01), _LOOK) if ends else None
 
+    def _due(self, end: float | None) -> None:
+        if end is not None:
+            self._next_end = end if self._next_end is None else min(self._next_end, end)
+
     # What else a task does
 
     async def _say_state(self, link: Link) -> None:
         try:
-            async with self.store.reading() as rows:
-                sources = await queries.taints(rows, link.task.id)
+            async with self.reading() as t:
+                sources = await t.taints(link.task.id)
         except StoreError:
             return  # without an answer it counts as tainted
-        self._say(link, TaskState(Done(bool(sources), sources)))
+        self._say(link, protocol.State(protocol.Done(bool(sources), sources)))
 
-    async def _taint(self, link: Link, word: Tainted) -> None:
+    async def _taint(self, link: Link, word: protocol.Tainted) -> None:
         try:
-            async with self.turn, self.store.transaction() as rows:
-                if await queries.taint(rows, link.task.id, word.source, await self.now(rows)):
+            async with self._turn, self.transaction() as t:
+                if await t.taint(link.task.id, word.source):
                     self._record(link.task).tainted(word.source)
-        except TROUBLE:
+        except _TROUBLE:
             return  # its worker knows
-        self.news(News("tainted", link.task.id, text=word.source.destination))
+        self._news(News("tainted", link.task.id, text=word.source.destination))
 
     async def _use(self, link: Link, grant: str, many: int) -> None:
         """Take bytes of a budget; where it is empty, or that can't be written, what passes is cut."""
         try:
-            async with self.turn, self.store.transaction() as rows:
-                over = await lifecycle.spent(rows, link.task.id, grant, many, await self.now(rows))
+            async with self._turn, self.transaction() as t:
+                over = await lifecycle.spent(t, link.task.id, grant, many)
             if over == lifecycle.FOREIGN:
                 self._record(link.task).refused("", None, f"bytes passed under {grant}, which is no grant of this task")
-        except TROUBLE:
+        except _TROUBLE:
             over = lifecycle.FOREIGN
         if over:
             link.grants.discard(grant)
@@ -316,28 +470,32 @@ class Registry(PendingApprovals):
     async def _heard(self, word: str) -> None:
         match word.split(" "):
             case ["settle", approval]:
-                async with self.turn:  # who is about to wait for it waits for it
+                async with self._turn:  # what is about to wait for it waits for it
                     pass
                 await self._settle(approval)
-                self.news(News("answered", "", approval, here=False))
+                self._news(News("answered", "", approval, here=False))
             case ["over", task, grant]:
                 self._cut(task, [grant])
             case ["asked", task, approval]:
-                self.news(News("asked", task, approval, here=False))
+                self._news(News("asked", task, approval, here=False))
             case _:  # some may have been missed
-                for approval in self._waiting.questions():
+                for approval in self._waiting.approvals():
                     await self._settle(approval)
                 await self._look_at_grants()
                 self._next_end = 0.0
                 await self.expire()
 
     async def _look_at_grants(self) -> None:
-        """Cut what passes under grants that are over and nobody has told us of."""
+        """Cut what passes under grants that ended without our hearing of it."""
         for link in list(self._waiting.links.values()):
             try:
-                async with self.store.reading() as rows:
-                    found = [await queries.grant_of(rows, grant) for grant in sorted(link.grants)]
+                async with self.reading() as t:
+                    found = [await t.grant(grant) for grant in sorted(link.grants)]
             except StoreError:
                 return
-            over = [one.id for one in found if one is not None and one.over is not None and one.ending != queries.USED]
-            self._cut(link.task.id, over)
+            over = [one for one in found if one is not None and one.over is not None]
+            self._cut(link.task.id, [one.id for one in over if one.ending != transaction.USED])
+
+
+def _timeout(waiter: Waiter) -> Answer:
+    return Answer(waiter.number, Result.TIMEOUT, waiter.approval, why="nobody answered in time")

@@ -1,15 +1,22 @@
-"""Approval store: transactions that exclude each other, word of what others did, where it is, and its tables.
+"""Approval store: transactions that exclude each other, the tables, and the store in a file (SQLite).
 
-Whatever is decided is decided inside a transaction: two answers at once, also on two hosts, come one after the other,
-and the second sees what the first did. A transaction either happened as a whole or not at all. The SQL is read alike by
-SQLite and PostgreSQL; times are seconds since 1970.
+What is decided is decided inside a transaction: of two answers at once, also on two hosts, the second sees what the
+first did. A transaction happens as a whole or not at all. SQLite and PostgreSQL (`postgres_store`) read the same SQL;
+times are seconds since 1970.
+
+In a file every commit is on the disk before it counts (https://www.sqlite.org/pragma.html#pragma_synchronous, FULL). A
+second process that has the file open waits for a writer (`busy_timeout`), but hears of nothing that others did: one
+registry a file.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from ipaddress import ip_address
-from typing import Final, NamedTuple, Protocol
-from urllib.parse import parse_qsl, urlsplit
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final, Protocol
 
 type Value = str | int | float | None
 type Row = Sequence[Value]
@@ -58,48 +65,10 @@ def storable(value: Value) -> Value:
     return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-SCHEMES: Final = ("postgresql", "postgres")
-
-
-class Place(NamedTuple):
-    """Where approvals are kept. `url` empty: in a file beside the registry's socket."""
-
-    url: str = ""
-    password: str = ""  # the name of a file with nothing else in it
-    ca: str = ""  # the name of a file of certificates to trust, instead of the host's own
-
-
-def check_url(text: str) -> str:
-    """Take the URL of a server. Raises ValueError with what to write instead."""
-    parts = urlsplit(text)
-    if parts.scheme not in SCHEMES:
-        raise ValueError("is no URL of a PostgreSQL server: `postgresql://exeat@db.corp.example/approvals`")
-    if parts.password is not None:
-        raise ValueError("has a password in it: put that into a file, and name it as `password`")
-    asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if asked not in ([], ["host"]) or parts.fragment:
-        raise ValueError("may have `?host=/run/postgresql` at its end, the directory of a socket, and nothing else")
-    if parts.port == 0:
-        raise ValueError("has a port that is none")
-    if not parts.path.strip("/"):
-        raise ValueError("names no database: `postgresql://exeat@db.corp.example/approvals`")
-    return text
-
-
-def is_local(url: str) -> bool:
-    """Whether what is said to a server stays on this host: a unix socket, or a loopback address by its number."""
-    parts = urlsplit(url)
-    directory = dict(parse_qsl(parts.query)).get("host", "")
-    if directory:
-        return directory.startswith("/") and not parts.hostname
-    try:
-        return ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
-
-
 VERSION: Final = 1
 _KNOWN: Final = "CREATE TABLE IF NOT EXISTS exeat_approvals (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+_ACKS: Final = """CREATE TABLE IF NOT EXISTS acks (
+  event TEXT PRIMARY KEY, person TEXT NOT NULL, at DOUBLE PRECISION NOT NULL)"""
 _TABLES: Final = (
     """CREATE TABLE tasks (
       id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, name TEXT NOT NULL, labels TEXT NOT NULL, started_by TEXT NOT NULL,
@@ -138,6 +107,7 @@ _TABLES: Final = (
 async def prepare(rows: "Rows") -> None:
     """Make the tables where there are none. Raises StoreError where they are of a version that isn't ours."""
     await rows.run(_KNOWN)
+    await rows.run(_ACKS)
     found = await rows.run("SELECT value FROM exeat_approvals WHERE key = 'version'")
     if not found:
         for sql in _TABLES:
@@ -149,3 +119,96 @@ async def prepare(rows: "Rows") -> None:
             f"the approvals are kept in version {found[0][0]}, and this is a program for version {VERSION}: "
             "use the one that wrote them"
         )
+
+
+_PATIENCE: Final = 5000  # ms that a writer waits for another
+_SETTINGS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA trusted_schema = OFF",  # a file that somebody else wrote calls nothing
+    f"PRAGMA busy_timeout = {_PATIENCE}",
+)
+
+
+class _Rows(Rows):
+    """Statements on the one connection, in the one thread that has it."""
+
+    def __init__(self, store: "SqliteStore") -> None:
+        self._store = store
+
+    async def run(self, sql: str, *values: Value) -> list[Row]:
+        return await self._store.call(self._store.execute, sql, [storable(value) for value in values])
+
+    def tell(self, word: str) -> None:
+        """Nobody else is there to hear it."""
+
+
+class SqliteStore:
+    """The approval store of one host, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "approvals")
+        self._connection: sqlite3.Connection | None = None
+        self._turn = asyncio.Lock()
+
+    async def open(self, heard: Callable[[str], None]) -> None:  # noqa: ARG002  nobody else is there to be heard
+        """Open the file, or make it."""
+        await self.call(self._open)
+        try:
+            async with self.transaction() as rows:
+                await prepare(rows)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the file."""
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await self.call(connection.close)
+        self._thread.shutdown(wait=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Rows]:
+        """Write. The lock on the file is taken at once, so that nothing read here is old when it is acted on."""
+        async with self._turn:
+            await self.call(self.execute, "BEGIN IMMEDIATE", ())
+            try:
+                yield _Rows(self)
+                await self.call(self.execute, "COMMIT", ())
+            except BaseException:
+                await asyncio.shield(self.call(self._undo))
+                raise
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Rows]:
+        """Read, on the same connection: there is one thread, and its turns are short."""
+        async with self._turn:
+            yield _Rows(self)
+
+    async def call[*A, T](self, function: Callable[[*A], T], *arguments: *A) -> T:
+        """Have the store's thread do something. Raises StoreError."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except (sqlite3.Error, OSError, RuntimeError) as error:
+            raise StoreError(f"the approvals in {self._path} can't be used: {error}") from error
+
+    def execute(self, sql: str, values: "list[Value] | tuple[Value, ...]") -> list[Row]:
+        """Run one statement; in the store's thread."""
+        if self._connection is None:
+            raise RuntimeError("they are closed")
+        return self._connection.execute(sql, values).fetchall()
+
+    def _undo(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _open(self) -> None:
+        # Made by us and for us alone: what SQLite lays beside it has the same mode (https://www.sqlite.org/wal.html)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        connection = sqlite3.connect(self._path, autocommit=True, check_same_thread=False, cached_statements=256)
+        for sql in _SETTINGS:
+            connection.execute(sql)
+        self._connection = connection

@@ -1,45 +1,53 @@
 """Submits approval requests: joined with the same one, refused where it was rejected, is too wide, or too many wait.
 
-Inside a transaction. What was rejected stays rejected for as long as it could have been answered: who is asked the same
-again and again gives in at last.
+Inside a transaction. A rejection stands for as long as the request could have been answered, so that no task wears
+people down by asking again. A pre-request is what an agent asks for before it tries: it opens nothing by itself, and is
+bounded in number, rate and size, because only the agent decides how many there are.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals import lifecycle, queries
+from proxy.approvals import lifecycle, transaction
 from proxy.approvals.model import Approval, State, WishKind
-from proxy.approvals.protocol import Answer, Result
+from proxy.approvals.protocol import Answer, Result, Standing, WishState
 from proxy.sandbox.rate_limiter import Bucket
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
+from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.approvals.approval_request import Question
-    from proxy.approvals.model import Task
-    from proxy.approvals.people import Bounds
+    from proxy.approvals.model import Grant, Task
+    from proxy.approvals.protocol import Wish
     from proxy.approvals.recording import Recorders
-    from proxy.approvals.store import Rows
+    from proxy.approvals.transaction import Transaction
 
 _BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task
-OPEN: Final = 86400.0  # seconds that a wish stays open that no rule says anything about
-_LOOK: Final = 50  # questions of a task between looks at how many of its are kept
+_OPEN: Final = 86400.0  # seconds that a pre-request stays open that no rule says anything about
+_LOOK: Final = 50  # requests of a task between looks at how many of its are kept
+_STANDING: Final = {
+    State.PENDING: Standing.PENDING, State.APPROVED: Standing.APPROVED, State.REJECTED: Standing.REJECTED,
+    State.EXPIRED: Standing.EXPIRED, State.SUPERSEDED: Standing.EXPIRED, State.OVER: Standing.EXPIRED,
+}  # fmt: skip
 
 
 class Put(NamedTuple):
-    """A question that people have before them. `joined`: it was there before."""
+    """An approval request that people have before them. `joined`: it was there before."""
 
     approval: Approval
     joined: bool
 
 
 class Floods:
-    """Who has too many questions waiting: told once a flood, not with each that is refused. The empty name is all."""
+    """Reports a flood of requests once, not with each that is refused. Keyed by task; the empty name is all."""
 
     def __init__(self) -> None:
         self._under_way: set[str] = set()
 
     def begins(self, whose: str, waiting: int, bound: int) -> bool:
-        """Whether a flood begins with this question. It is over when half of what may wait is answered."""
+        """Whether a flood begins with this request. It is over when half of what may wait is answered."""
         if waiting >= bound and whose not in self._under_way:
             self._under_way.add(whose)
             return True
@@ -53,7 +61,7 @@ class Floods:
 
 
 class RateLimits:
-    """How often each task may wish: ten at once, and then two a minute."""
+    """Limits how often each task may do something: ten times at once, and then twice a minute."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, Bucket] = {}
@@ -68,101 +76,152 @@ class RateLimits:
 
 
 class Submitter:
-    """Puts questions. `alert` is called with a sentence once a flood."""
+    """Submits approval requests. `waits` says whether something waits for one."""
 
-    def __init__(self, record: "Recorders") -> None:
+    def __init__(self, record: "Recorders", waits: "Callable[[str], object]") -> None:
         self._record = record
-        self._floods = Floods()
-        self._rejected = Floods()
+        self._waits = waits
+        self._floods, self._rejected = Floods(), Floods()
+        self._wishes, self._strays = RateLimits(), RateLimits()
         self._put: dict[str, int] = {}  # how many since it was looked how many are kept, by task
         self.alerts: list[str] = []  # sentences that nobody was told yet
+        self.superseded: list[Approval] = []  # as above
 
-    async def put(  # noqa: PLR0917
+    async def submit(
         self,
-        rows: "Rows",
-        bounds: "Bounds",
+        t: "Transaction",
         task: "Task",
         question: "Question",
-        now: float,
         wish: WishKind = WishKind.NONE,
         said: str = "",
-        leaving: int = 0,
-    ) -> Put | Answer:
-        """Put a question, or say why it isn't put, with no number yet. Raises StoreError, JournalFailed.
+        *,
+        again: bool = False,
+    ) -> "list[Grant] | Put | Answer":
+        """Return the grants that serve an attempt, or ask for what is missing, or say why not, with no number yet.
 
-        So many others of this task are `leaving`: they are pending still, and not counted among what waits.
+        `again`: it has waited, and may know older rules than others. Raises StoreError, JournalFailed.
         """
-        same = lifecycle.same(question.rules, question)
-        found = await queries.last_of(rows, task.id, same, [State.PENDING])
-        if found is not None and found.expires > now:
-            times = found.times if wish else await queries.asked_again(rows, found.id)
-            if is_told(times):
-                self._record(task).asked(found, joined=True)
-            return Put(found, joined=True)
-        rejected = await queries.last_of(rows, task.id, same, [State.REJECTED])
-        if rejected is not None and rejected.expires > now:
-            return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
-        if question.cut and question.covers is Covers.ATTEMPT:
-            why = "it does more than one question can show, and its approval would cover just that"
-            self._record(task).refused("", question, why, answer=Told.WIDE)
-            return Answer(0, Result.WIDE, why=why)
-        if (flood := await self._flood(rows, bounds, task, question, leaving, now)) is not None:
-            return flood
-        hold = min((asks.terms.hold for asks in question.rules), default=0.0)
-        open_ = min((asks.terms.open for asks in question.rules), default=OPEN)
-        ends = now + hold + open_
-        approval = Approval(
-            lifecycle.new_id(),
-            task.id,
-            State.PENDING,
-            wish,
-            same,
-            question,
-            said,
-            now,
-            ends,
-            stale=wish is not WishKind.NONE,
-        )
-        await queries.put_approval(rows, approval)
-        self._put[task.id] = put = self._put.get(task.id, 0) + 1
-        if put % _LOOK == 0:
-            await queries.forget_of(rows, task.id, now)
-        self._record(task).asked(approval, joined=False)
-        rows.tell(f"asked {task.id} {approval.id}")
-        return Put(approval, joined=False)
-
-    def stray(self, task: "Task", approval: str) -> None:
-        """Tell that a task asks about a question that is none of its own. Never raises."""
-        self._record(task).refused(approval, None, "a task asks about a question that is none of its own")
+        gone = [] if again else await lifecycle.outdated(t, task, question, self._waits)
+        grants, unmet = await lifecycle.serving(t, task.id, question)
+        put = None
+        if unmet or not question.rules:
+            put = await self._ask(t, task, question._replace(rules=tuple(unmet)), wish, said, len(gone))
+        await lifecycle.supersede(t, task, gone, question, put.approval if isinstance(put, Put) else None)
+        self.superseded += gone
+        return put or grants
 
     def forget(self, task: str) -> None:
         """Forget a task that has ended."""
-        self._floods.forget(task)
-        self._rejected.forget(task)
+        for each in (self._floods, self._rejected, self._wishes, self._strays):
+            each.forget(task)
         self._put.pop(task, None)
 
-    async def _flood(  # noqa: PLR0917
-        self, rows: "Rows", bounds: "Bounds", task: "Task", question: "Question", leaving: int, now: float
-    ) -> Answer | None:
-        own, every = await queries.counted(rows, task.id) - leaving, await queries.counted(rows) - leaving
+    async def _ask(  # noqa: PLR0917
+        self, t: "Transaction", task: "Task", question: "Question", wish: WishKind, said: str, leaving: int
+    ) -> Put | Answer:
+        """Ask people. So many others of this task are `leaving`, and not counted among those that wait."""
+        same = lifecycle.same(question.rules, question)
+        found = await t.last_of(task.id, same, State.PENDING)
+        if found is not None and found.expires > t.now:
+            times = found.times if wish else await t.asked_again(found.id)
+            if is_told(times):
+                t.record(task).asked(found, joined=True)
+            return Put(found, joined=True)
+        rejected = await t.last_of(task.id, same, State.REJECTED)
+        if rejected is not None and rejected.expires > t.now:
+            return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
+        if question.cut and question.covers is Covers.ATTEMPT:
+            why = "it does more than one question can show, and its approval would cover just that"
+            t.record(task).refused("", question, why, answer=Told.WIDE)
+            return Answer(0, Result.WIDE, why=why)
+        if flood := await self._flood(t, task, question, leaving):
+            return Answer(0, Result.FLOOD, why=flood)
+        hold = min((asks.terms.hold for asks in question.rules), default=0.0)
+        ends = t.now + hold + min((asks.terms.open for asks in question.rules), default=_OPEN)
+        new, stale = lifecycle.new_id(), wish is not WishKind.NONE
+        approval = Approval(new, task.id, State.PENDING, wish, same, question, said, t.now, ends, stale=stale)
+        await t.put(approval)
+        self._put[task.id] = put = self._put.get(task.id, 0) + 1
+        if put % _LOOK == 0:
+            await t.forget_of(task.id)
+        t.record(task).asked(approval, joined=False)
+        t.tell(f"asked {task.id} {approval.id}")
+        return Put(approval, joined=False)
+
+    async def _flood(self, t: "Transaction", task: "Task", question: "Question", leaving: int) -> str:
+        """Say why no more may be asked; empty: it may."""
+        bounds, most = t.people.bounds, transaction.MOST_REJECTED
+        own, every = await t.counted(task.id) - leaving, await t.counted() - leaving
+        rejected = await t.rejections(task.id)
         begins = self._floods.begins(task.id, own, bounds.pending_per_task)
         begins |= self._floods.begins("", every, bounds.pending)
-        rejected = await queries.rejections(rows, task.id, now)
-        begins |= self._rejected.begins(task.id, rejected, queries.MOST_REJECTED)
+        begins |= self._rejected.begins(task.id, rejected, most)
         if own >= bounds.pending_per_task:
             why = f"{own} questions of this task wait, and no more are taken"
         elif every >= bounds.pending:
             why = f"{every} questions wait, and no more are taken"
-        elif rejected >= queries.MOST_REJECTED:
+        elif rejected >= most:
             why = f"{rejected} questions of this task were rejected, and no more are taken while that stands"
         else:
-            return None
+            return ""
         if begins:
-            self._record(task).refused("", question, why, answer=Told.FLOOD)
+            t.record(task).refused("", question, why, answer=Told.FLOOD)
             self.alerts.append(why)
-        return Answer(0, Result.FLOOD, why=why)
+        return why
+
+    # Pre-requests
+
+    def refuses(self, task: "Task", said: "Wish") -> WishState | None:
+        """Answer a pre-request that nobody is asked about; None: people are."""
+        line, verdict, reason = said.attempt.question.line(), said.attempt.verdict, said.attempt.reason
+        if verdict in {Verdict.ALLOW, Verdict.FLAG}:
+            return WishState(Standing.ALLOWED, attempt=line, why="the rules let this out: try it")
+        if verdict is Verdict.DENY and reason is not Reason.NO_RULE:
+            named = f" ({', '.join(said.attempt.rules)})" if said.attempt.rules else ""
+            why = f"the rules deny this: {reason}{named}; nobody can approve this"
+            return WishState(Standing.REFUSED, attempt=line, why=why)
+        if not self._wishes.take(task.id):
+            return WishState(Standing.REFUSED, attempt=line, why="too many requests: wait a minute")
+        return None
+
+    async def wish(self, t: "Transaction", task: str, said: "Wish") -> tuple[WishState, Put | None]:
+        """Submit a pre-request. Raises StoreError, JournalFailed."""
+        found = await t.task(task)
+        if found is None or found.ended is not None:
+            return WishState(Standing.REFUSED, why="the task has ended"), None
+        kind = WishKind.UNRULED if said.attempt.verdict is Verdict.DENY else WishKind.ASKS
+        put = await self.submit(t, found, said.attempt.question, kind, said.why)
+        if isinstance(put, Put):
+            return await _state(t, put.approval), put
+        id_ = put.approval if isinstance(put, Answer) else put[0].approval
+        known = await t.approval(id_) if id_ else None
+        if known is not None:
+            return await _state(t, known), None
+        line = said.attempt.question.line()
+        if isinstance(put, Answer):
+            return WishState(Standing.REFUSED, attempt=line, why=put.why), None
+        return WishState(Standing.ALLOWED, attempt=line, why="this is granted already: try it"), None
+
+    async def look(self, t: "Transaction", task: "Task", id_: str) -> WishState:
+        """Return what became of a task's own request; of another's nothing is known."""
+        found = await t.approval(id_) if id_ else None
+        if found is not None and found.task == task.id:
+            return await _state(t, found)
+        if id_ and self._strays.take(task.id):
+            self._record(task).refused(id_, None, "a task asks about a question that is none of its own")
+        return WishState(Standing.UNKNOWN, why="this task has asked nothing of that id")
+
+
+async def _state(t: "Transaction", approval: Approval) -> WishState:
+    until, standing = approval.expires, _STANDING[approval.state]
+    if standing is Standing.PENDING and approval.expires <= t.now:
+        standing = Standing.EXPIRED
+    if standing is Standing.APPROVED:
+        ends = [grant.ends for grant in await t.grants_of(approval.id) if grant.over is None]
+        until = min((end for end in ends if end is not None), default=0.0)
+    return WishState(standing, approval.id, approval.question.line(), approval.by, approval.why, until)
 
 
 def is_told(times: int) -> bool:
-    """Whether it is told that something was asked for the so-manieth time: ever more rarely (1, 2, 4, 8, ...)."""
+    """Whether an event is recorded for the so-manieth time: ever more rarely (1, 2, 4, 8, ...)."""
     return times & (times - 1) == 0

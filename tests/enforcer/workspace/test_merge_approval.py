@@ -19,7 +19,7 @@ from enforcer.workspace.safe_path import What
 from proxy.approvals.approval_request import Kind, Question, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
-from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Kind as Event
 from rules.decision import Asks

@@ -4,14 +4,13 @@ import asyncio
 import json
 from collections import defaultdict
 
-from proxy.approvals import queries
 from proxy.approvals.model import Offer, State, Vote
-from proxy.approvals.pending import Clock
 from proxy.approvals.people import Actor, Bounds, People, Person, Reviewer
 from proxy.approvals.protocol import Answer, Ask, Introduction, Pending
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.votes import Refused, Said
+from proxy.approvals.waiters import Clock
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.patterns import Pattern
@@ -131,8 +130,8 @@ class World:
 
     async def listed(self, after=(0.0, ""), most=100):
         """What is pending, the first first."""
-        async with self.registry.store.reading() as rows:
-            return await queries.listed(rows, (State.PENDING,), after, most)
+        async with self.registry.reading() as t:
+            return await t.listed((State.PENDING,), after, most)
 
     async def refused(self, deciding):
         """Wait for what must be refused, and return why."""

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import SqliteStore
 from tests import event_schema
 from tests.proxy.approvals.approval_postgres import Server
 from tests.proxy.approvals.approval_world import World

@@ -10,7 +10,7 @@ from proxy.approvals.model import Offer, Vote
 from proxy.approvals.protocol import Introduction, Pending, Tainted, read_word
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
-from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Origin
 from proxy.wire import message

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from proxy.approvals import queries
 from proxy.approvals import submit as asking
+from proxy.approvals import transaction
 from proxy.approvals.model import Vote
 from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
 from proxy.approvals.votes import Said
@@ -71,7 +71,7 @@ def test_all_tasks_together_have_a_bound_too(play):
 
 def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, store, monkeypatch):
     # A program that reviews answers as fast as a task asks, and what it rejects has to be kept for as long as it stands.
-    monkeypatch.setattr(queries, "MOST_REJECTED", 3)
+    monkeypatch.setattr(transaction, "MOST_REJECTED", 3)
 
     async def story(world):
         task, other = await world.task(), await world.task("t2")
@@ -90,7 +90,7 @@ def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, s
 
 
 def test_of_what_has_ended_the_latest_of_each_task_is_kept(play, store, monkeypatch):
-    monkeypatch.setattr(queries, "MOST_ENDED", 5)
+    monkeypatch.setattr(transaction, "MOST_ENDED", 5)
     monkeypatch.setattr(asking, "_LOOK", 4)
 
     async def story(world):

@@ -7,8 +7,8 @@ import pytest
 from proxy.approvals import approvers_file as file
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.approvers_file import parse_people, read_people
-from proxy.approvals.people import Bounds, Notice, People, Person, Secret, hashed
-from proxy.approvals.store import Place, is_local
+from proxy.approvals.people import Bounds, Notice, People, Person, Secret, StorePlace, hashed
+from proxy.approvals.postgres_store import is_local
 from rules.problems import RuleFileError
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
@@ -49,7 +49,7 @@ def test_a_whole_file():
         Notice(command=("/usr/bin/logger",)),
     )
     assert found.bounds == Bounds(5, 50)
-    assert found.store == Place("postgresql://exeat@db.example/approvals", "/etc/exeat/db", "/etc/exeat/ca.pem")
+    assert found.store == StorePlace("postgresql://exeat@db.example/approvals", "/etc/exeat/db", "/etc/exeat/ca.pem")
 
 
 def test_who_is_who():

@@ -13,8 +13,7 @@ import pytest
 
 from proxy.approvals.model import State, Vote
 from proxy.approvals.protocol import Over, Result
-from proxy.approvals.sqlite_store import SqliteStore
-from proxy.approvals.store import StoreError
+from proxy.approvals.store import SqliteStore, StoreError
 from proxy.approvals.votes import Refused, Said
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import CONNECTION, PUSH, REQUEST
@@ -174,7 +173,8 @@ def _accepted(listener):
 
 def test_two_takers_of_one_use(play, store):
     async def story(world):
-        from proxy.approvals import lifecycle, queries
+        from proxy.approvals import lifecycle
+        from proxy.approvals.transaction import Transaction
 
         task = await world.task()
         _, id_ = await world.held(task, CONNECTION)
@@ -182,16 +182,19 @@ def test_two_takers_of_one_use(play, store):
         other = store()
         await other.open(lambda _: None)
 
+        def on(rows):
+            return Transaction(rows, world.hands.wall, world.registry.people, None)
+
         async def take(through):
             async with through.transaction() as rows:
-                found, unmet = await lifecycle.serving(rows, task, CONNECTION, world.hands.wall)
+                found, unmet = await lifecycle.serving(on(rows), task, CONNECTION)
                 await asyncio.sleep(0.01)  # as if it took long
-                return bool(await lifecycle.taken(rows, found, 0.0)) if not unmet else False
+                return bool(await lifecycle.taken(on(rows), found)) if not unmet else False
 
         taken = await asyncio.gather(*(take(through) for _ in range(4) for through in (world.registry.store, other)))
         assert sum(taken) == 3
         async with other.reading() as rows:
-            assert (await queries.grant_of(rows, grant.id)).uses == 0
+            assert (await on(rows).grant(grant.id)).uses == 0
         await other.close()
 
     play(story, store)
@@ -202,7 +205,7 @@ import asyncio, sys
 from pathlib import Path
 from tests.proxy.approvals.approval_world import World
 from tests.proxy.approvals.approval_samples import REQUEST
-from proxy.approvals.sqlite_store import SqliteStore
+from proxy.approvals.store import SqliteStore
 
 async def main():
     world = World(SqliteStore(Path(sys.argv[1])))
@@ -234,14 +237,13 @@ def test_a_registry_that_is_killed_leaves_nothing_half_done(tmp_path, play, afte
         writer.stdout.close()
 
     async def story(world):
-        from proxy.approvals import queries
-
         async with world.registry.store.reading() as rows:
             assert await rows.run("PRAGMA integrity_check") == [("ok",)]
-            found = await queries.listed(rows, list(State), (-1.0, ""), 10_000)
+        async with world.registry.reading() as t:
+            found = await t.listed(list(State), (-1.0, ""), 10_000)
             assert len(found) >= done, "what was told is there"
             for approval in found:
-                votes, grants = await queries.votes(rows, approval.id), await queries.grants_of(rows, approval.id)
+                votes, grants = await t.votes(approval.id), await t.grants_of(approval.id)
                 whole = (1, 1) if approval.state is State.APPROVED else (0, 0)
                 assert (len(votes), len(grants)) == whole, "an answer is there with all it does, or not at all"
         task = await world.task()

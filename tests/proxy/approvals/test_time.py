@@ -2,9 +2,9 @@
 
 import pytest
 
-from proxy.approvals.pending import Clock
 from proxy.approvals.protocol import Done, Hello, Over, Result, Tainted
 from proxy.approvals.protocol import State as TaskState
+from proxy.approvals.waiters import Clock
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST, SOURCE
 from tests.proxy.approvals.approval_world import ADA, START, Hands
 
