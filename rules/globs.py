@@ -179,14 +179,14 @@ class _Globs:
         return [self.nodes[glob] for glob in candidates if glob.matches(part)]
 
 
-class Trie:
-    """Patterns by number: every distinct pattern has a slot, counted from 0."""
+class Trie[T]:
+    """Patterns by number: every distinct pattern has a slot, counted from 0. `filed`: by slot what stands under it."""
 
-    __slots__ = ("_root", "slots")
+    __slots__ = ("_root", "filed")
 
     def __init__(self) -> None:
         self._root = _Node()
-        self.slots = 0
+        self.filed: list[list[T]] = []
 
     def add(self, pattern: "Sequence[Part]") -> int:
         """Give the slot of `pattern`, the same one whenever the same pattern is added."""
@@ -196,12 +196,22 @@ class Trie:
             node = node.step(part)
         if ends_in_many:
             if node.tail == _NONE:
-                node.tail, self.slots = self.slots, self.slots + 1
+                node.tail = self._new_slot()
             return node.tail
         if node.slot == _NONE:
-            node.slot, self.slots = self.slots, self.slots + 1
+            node.slot = self._new_slot()
             node.carries = True
         return node.slot
+
+    def _new_slot(self) -> int:
+        self.filed.append([])
+        return len(self.filed) - 1
+
+    def file(self, pattern: "Sequence[Part]", what: T) -> int:
+        """File something under a pattern; gives its slot."""
+        slot = self.add(pattern)
+        self.filed[slot].append(what)
+        return slot
 
     def find(self, parts: "Sequence[str]") -> list[int]:
         """Find the slots of all patterns that cover `parts`, those that end early (in MANY) first; each once."""

@@ -251,13 +251,12 @@ type Group = tuple[Verdict, bool]
 class _Slot:
     """The rules about one pattern or network: few that stand for all."""
 
-    __slots__ = ("_alike", "_by_path", "_paths", "_wide")
+    __slots__ = ("_alike", "_paths", "_wide")
 
     def __init__(self) -> None:
         self._wide: dict[Group, list[Rule]] = {}
         self._alike: dict[object, list[Rule]] = {}
-        self._paths: Trie | None = None
-        self._by_path: list[list[Rule]] = []
+        self._paths: Trie[Rule] | None = None
 
     def add(self, rule: Rule) -> None:
         """File a rule; the widest come first."""
@@ -267,10 +266,7 @@ class _Slot:
         else:
             self._paths = self._paths or Trie()
             for path in rule.http.paths:
-                slot = self._paths.add(path.parts)
-                if slot == len(self._by_path):
-                    self._by_path.append([])
-                _keep(self._by_path[slot], rule)
+                _keep(self._paths.filed[self._paths.add(path.parts)], rule)
         _keep(self._alike.setdefault((*group, rule.ports, rule.http), []), rule)
 
     def rules(self, like: Rule) -> Iterator[Rule]:
@@ -281,7 +277,7 @@ class _Slot:
             parts = like.http.paths[0].parts
             longest = [text for part in parts for text in ((UNNAMED,) * _MOST if part is MANY else (filled(part),))]
             for slot in self._paths.find(longest):
-                yield from self._by_path[slot]
+                yield from self._paths.filed[slot]
         yield from self._alike.get((like.action, like.default, like.ports, like.http), ())
 
 
@@ -294,17 +290,17 @@ class Targets:
     """All rules by their targets."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        self._names = Trie()
+        self._names: Trie[_Slot] = Trie()
         self._slots: dict[tuple[Part, ...], int] = {}
-        self._by_name: list[_Slot] = []
         self._by_network: dict[Network, _Slot] = {}
         self._lengths: dict[int, set[int]] = {4: set(), 6: set()}
         for rule in sorted(rules, key=_narrowness):
             for name in dict.fromkeys(rule.names):
                 slot = self._slots[name.parts] = self._names.add(name.parts)
-                if slot == len(self._by_name):
-                    self._by_name.append(_Slot())
-                self._by_name[slot].add(rule)
+                filed = self._names.filed[slot]
+                if not filed:
+                    filed.append(_Slot())
+                filed[0].add(rule)
             for network in dict.fromkeys(rule.networks):
                 self._by_network.setdefault(network, _Slot()).add(rule)
                 self._lengths[network.version].add(network.prefixlen)
@@ -322,7 +318,7 @@ class Targets:
             ever = set(self._names.find(longer))
             covering = [slot for slot in covering if slot in ever]
         for slot in covering:
-            for candidate in self._by_name[slot].rules(rule):
+            for candidate in self._names.filed[slot][0].rules(rule):
                 yield candidate, slot == own
 
     def over_network(self, network: "Network", rule: Rule) -> Iterator[tuple[Rule, bool]]:

@@ -194,29 +194,15 @@ class Index:
     """All rules, by what they are about."""
 
     __slots__ = (
-        "_by_feed",
-        "_by_name",
-        "_by_network",
-        "_ends",
-        "_exact",
-        "_feeds",
-        "_found",
-        "_lengths",
-        "_listed",
-        "_names",
-        "_prefixes",
-        "_recent",
-        "_wild",
-        "_wild_slots",
-    )
+        "_by_feed", "_by_network", "_ends", "_exact", "_feeds", "_found", "_lengths", "_listed", "_names", "_prefixes",
+        "_recent", "_wild",
+    )  # fmt: skip
 
     def __init__(self, rules: Iterable[Rule], ends: "Mapping[date, int] | None" = None) -> None:
         self._ends: Mapping[date, int] = ends or {}  # in which epoch a last day has passed
-        self._names = Trie()  # all of them; asked for hints alone
+        self._names: Trie[_Entry] = Trie()  # all of them; looked up for hints alone
         self._exact: dict[str, int] = {}  # slots of names that stand for themselves
-        self._wild = Trie()
-        self._wild_slots: list[int] = []  # slots of `_names`, by those of `_wild`
-        self._by_name: list[list[_Entry]] = []  # by slot of `_names`
+        self._wild: Trie[int] = Trie()  # slots of the others
         self._by_network: list[list[_Entry]] = []
         self._feeds: list[Feed] = []
         self._by_feed: list[list[_Entry]] = []  # by the number of one of `_feeds`
@@ -239,15 +225,12 @@ class Index:
 
     def _file(self, rule: Rule, owner: Rule | Exemption, exemption: Exemption | None) -> None:
         for name in owner.names:
-            slot = self._names.add(name.parts)
-            if slot == len(self._by_name):
-                self._by_name.append([])
+            slot = self._names.file(name.parts, _Entry(rule, name.text, exemption))
+            if len(self._names.filed[slot]) == 1:
                 if name.below is None:
                     self._exact[name.text] = slot
                 else:
-                    self._wild.add(name.parts)
-                    self._wild_slots.append(slot)
-            self._by_name[slot].append(_Entry(rule, name.text, exemption))
+                    self._wild.file(name.parts, slot)
         for network in owner.networks:
             host_bits = network.max_prefixlen - network.prefixlen
             numbers = self._prefixes[network.version].setdefault(host_bits, {})
@@ -280,7 +263,7 @@ class Index:
             found = self._found.get(key)
             if found is None:
                 entries = [self._by_feed[number] for number in listing]
-                entries += [self._by_name[slot] for slot in reversed(slots)]
+                entries += [self._names.filed[slot] for slot in reversed(slots)]
                 candidates = _candidates(entry for some in entries for entry in some)
                 closed: frozenset[Rule] = frozenset()
                 if own:
@@ -296,7 +279,7 @@ class Index:
 
     def _slots(self, name: HostName) -> list[int]:
         """Find the slots of all patterns that cover `name`, the most specific last: a name by itself is a probe."""
-        slots = [self._wild_slots[slot] for slot in self._wild.find(name.split(".")[::-1])]
+        slots = [self._wild.filed[slot][0] for slot in self._wild.find(name.split(".")[::-1])]
         exact = self._exact.get(name)
         if exact is not None:
             slots.append(exact)
@@ -354,7 +337,7 @@ class Index:
     def nearest(self, name: HostName) -> tuple[Rule, str] | None:
         """Find a rule that lets out a name close to one that no rule covers: a neighbour, parent or child of it."""
         slot = self._names.nearest(name.split(".")[::-1])
-        entries = [] if slot is None else self._by_name[slot]
+        entries = [] if slot is None else self._names.filed[slot]
         return next(((e.rule, e.text) for e in entries if e.rule.lets_out and e.exemption is None), None)
 
 

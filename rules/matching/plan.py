@@ -24,7 +24,6 @@ from rules.verdicts import Reason, Verdict
 if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.paths import Reading
-    from rules.rule import GitRule
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
 _MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in
@@ -71,8 +70,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_always", "_asking", "_asking_loosely", "_asks", "_by_repo", "_capped", "_closed", "_conditional", "_filed",
-        "_findings", "_gits", "_gits_known", "_has_capitals", "_late", "_lengths", "_loose", "_loosely", "_pathless",
+        "_always", "_asking", "_asking_loosely", "_asks", "_capped", "_closed", "_conditional",
+        "_findings", "_gits", "_gits_known", "_has_capitals", "_late", "_lengths", "_loose", "_pathless",
         "_paths",
         "_refs", "_repos", "_spares", "deferred", "expired", "granted", "judged", "missed", "needs_length",
         "not_public", "on_connection", "opened", "own", "possible", "rules",
@@ -104,18 +103,15 @@ class Plan:
         self._always: set[int] = set()  # indices of `rules` that match unless exempted
         self._capped: set[int] = set()  # indices of `rules` that match possibly at most
         self._conditional: set[int] = set()  # indices of `rules` that a request decides about
-        self._filed: list[list[_Filed]] = []  # by slot of `_paths`
         self._asking: list[list[Condition]] = []  # by slot of `_paths`: those that ask much
         self._spares = False  # whether some paths are not held back
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # of URLs, that some condition tells apart
-        self._paths = Trie()
-        self._loose = Trie()  # paths of what holds back, whose case and end say nothing
-        self._loosely: list[list[_Filed]] = []  # by slot of `_loose`
+        self._paths: Trie[_Filed] = Trie()
+        self._loose: Trie[_Filed] = Trie()  # paths of what holds back, whose case and end say nothing
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
         self._gits: list[_Filed] = []  # those that are about git alone
-        self._repos = Trie()
-        self._by_repo: list[list[int]] = []  # by slot of `_repos`: indices of `_gits`
+        self._repos: Trie[int] = Trie()  # indices of `_gits`
         self._gits_known: dict[Git, _Gits] = {}
         self._refs: tuple[tuple[str, Change], ...] | None = None  # that stand for all that could be pushed
         self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` tells requests apart
@@ -139,10 +135,10 @@ class Plan:
                 self._take_seen(candidate, port, protocol)
         self._asking, self._asking_loosely = (
             [[f.condition for f in filed if f.condition.asks_much] for filed in every]
-            for every in (self._filed, self._loosely)
+            for every in (self._paths.filed, self._loose.filed)
         )
         self._asks = any(self._asking)
-        self._lengths = sorted({f.condition.longest or 0 for filed in self._filed for f in filed} - {0})
+        self._lengths = sorted({f.condition.longest or 0 for filed in self._paths.filed for f in filed} - {0})
         self.needs_length = bool(self._lengths)  # whether it matters how long a request's URL is
 
     @property
@@ -198,7 +194,9 @@ class Plan:
         self._conditional.add(filed.rule)
         http, git = filed.condition.http, filed.condition.git
         if git is not None and http is None and filed.condition.credential is None:
-            self._file_git(filed, git)
+            for repo in git.repos:
+                self._repos.file(repo.folded, len(self._gits))
+            self._gits.append(filed)
             return
         self._spares |= http is not None and http.paths is not None and filed.condition.spares
         self._pathless |= http is not None and http.paths is None and filed.condition.strict
@@ -206,28 +204,11 @@ class Plan:
         if http is not None and http.paths is not None:
             patterns = (path.parts for path in http.paths)
         for parts in patterns:
-            slot = self._paths.add(parts)
-            if slot == len(self._filed):
-                self._filed.append([])
-            self._filed[slot].append(filed)
+            self._paths.file(parts, filed)
             if filed.condition.folds and parts != (MANY,):
-                self._file_loosely(filed, parts)
-
-    def _file_loosely(self, filed: _Filed, parts: tuple[Part, ...]) -> None:
-        loose = folded(parts)
-        self._has_capitals |= loose != parts
-        slot = self._loose.add(loose)
-        if slot == len(self._loosely):
-            self._loosely.append([])
-        self._loosely[slot].append(filed)
-
-    def _file_git(self, filed: _Filed, git: "GitRule") -> None:
-        for repo in git.repos:
-            slot = self._repos.add(repo.folded)
-            if slot == len(self._by_repo):
-                self._by_repo.append([])
-            self._by_repo[slot].append(len(self._gits))
-        self._gits.append(filed)
+                loose = folded(parts)
+                self._has_capitals |= loose != parts
+                self._loose.file(loose, filed)
 
     def _miss(self, rule: Rule, field: str) -> None:
         if self.missed is None and rule.lets_out and rule not in self.expired:
@@ -249,7 +230,7 @@ class Plan:
         slots = tuple(self._paths.find(reading))
         cut = cut_readings(reading) if self._spares else ()
         ends = tuple([tuple(self._paths.find(way)) for way in cut or ()])
-        loose = self._find_loosely(reading) if self._loosely else ()
+        loose = self._find_loosely(reading) if self._loose.filed else ()
         much = self._much(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)
         stretch = bisect_left(self._lengths, length) if self._lengths else 0
@@ -281,20 +262,19 @@ class Plan:
         return tuple([condition.much(request, reading) for condition in asking])
 
     def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_Filed]:
-        return chain(*(self._filed[slot] for slot in slots), *(self._loosely[slot] for slot in loose))
+        return chain(*(self._paths.filed[slot] for slot in slots), *(self._loose.filed[slot] for slot in loose))
 
     def _of_git(self, request: Request, reading: "Reading") -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
         git = request.git
         if git is None:
-            return (
-                tuple((number, Match.PERHAPS) for number in range(len(self._gits))) if looks_like_git(reading) else ()
-            )
+            perhaps = range(len(self._gits)) if looks_like_git(reading) else ()
+            return tuple((number, Match.PERHAPS) for number in perhaps)
         known = self._gits_known.get(git)
         if known is None:
             ways = repository_ways(git)
             slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
-            near = {number for slot in slots for number in self._by_repo[slot]} if ways else range(len(self._gits))
+            near = {number for slot in slots for number in self._repos.filed[slot]} if ways else range(len(self._gits))
             matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
             known = tuple((number, match) for number, match in matches if match is not Match.NO)
             if len(self._gits_known) >= _MOST_FINDINGS:

@@ -19,7 +19,7 @@ def test_the_trie_finds_what_patterns_cover(patterns, parts):
     slots = {pattern: trie.add(pattern) for pattern in patterns}
     found = trie.find(parts)
     assert sorted(found) == sorted({slots[pattern] for pattern in patterns if covers(pattern, parts)})
-    assert len(set(slots.values())) == len(slots) == trie.slots
+    assert len(set(slots.values())) == len(slots) == len(trie.filed)
 
 
 GLOBS = [
