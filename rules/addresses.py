@@ -99,7 +99,7 @@ BLOCKS = (
     _block("8000::/1", "unallocated", Opening.NEVER),
 )
 __all__ = [
-    "Address", "Block", "Network", "Opening", "block_of", "normal", "opens", "parse_address", "parse_host",
+    "Address", "Block", "Network", "Opening", "block_of", "bracketed", "normal", "opens", "parse_address", "parse_host",
     "parse_network", "why_not_public",
 ]  # fmt: skip
 _MAPPED = 0xFFFF  # the 16 bits in front of the last 32 of ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2
@@ -149,6 +149,12 @@ def parse_host(text: str) -> HostName | Address:
         return address
     address = parse_address(text.removesuffix(".") if ":" not in text else text)
     return HostName.parse(text) if address is None else address
+
+
+def bracketed(host: object) -> str:
+    """Write a host as URLs have it: an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
+    text = str(host)
+    return f"[{text}]" if ":" in text else text
 
 
 def parse_network(text: str) -> Network:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 )  # RFC 9110 section 9, RFC 5789
+METHOD_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 section 5.6.2
 # IANA, Hypertext Transfer Protocol (HTTP) Method Registry, as of 2026-11; and what caches and UPnP devices take.
 REGISTERED_METHODS: Final = frozenset({
     "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LABEL",

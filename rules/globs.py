@@ -106,6 +106,23 @@ def covers(pattern: "Sequence[Part]", parts: "Sequence[str]") -> bool:
     return all(part is MANY for part in pattern[at:])
 
 
+def overlap(one: "Sequence[Part]", other: "Sequence[Part]") -> bool:
+    """Whether something may be covered by both patterns; parts with `*` inside are taken to meet each other."""
+    if not one or not other:
+        return all(part is MANY for part in one or other)
+    if one[0] is MANY:
+        return overlap(one[1:], other) or overlap(one, other[1:])
+    if other[0] is MANY:
+        return overlap(other, one)
+    return _meet(one[0], other[0]) and overlap(one[1:], other[1:])
+
+
+def _meet(one: Part, other: Part) -> bool:
+    if isinstance(one, str):
+        return _covers_one(other, one)
+    return _covers_one(one, other) if isinstance(other, str) else True
+
+
 def _covers_one(part: Part, text: str) -> bool:
     return part.matches(text) if isinstance(part, Glob) else part is ONE or part == text
 

@@ -240,6 +240,13 @@ def _decoded(text: str, *, strict: bool) -> str | None:
         return None
 
 
+def escaped(text: str, plain: frozenset[str]) -> str:
+    """Write text with escapes for all but `plain` characters (RFC 3986 section 2.1)."""
+    if plain.issuperset(text):
+        return text
+    return "".join(c if c in plain else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text)
+
+
 class PathPattern(NamedTuple):
     """A pattern for paths: `*` stands for characters within one segment, `**` for any number of whole segments.
 

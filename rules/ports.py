@@ -17,7 +17,8 @@ from typing import Final, NamedTuple, Self
 from rules.attempt import Protocol
 
 LAST_PORT: Final = 65535
-_WELL_KNOWN: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
+WELL_KNOWN: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
+USUAL_PORTS: Final = {protocol: port for port, protocol in WELL_KNOWN.items()}
 # What is spoken over UDP and never leaves so: encrypted names aside, the gate reads no QUIC, and it answers DNS itself.
 _NEVER_UDP: Final = {443: "QUIC", 53: "DNS"}
 UNSEEN: Final = frozenset({Protocol.TCP, Protocol.UDP})  # bytes that nobody reads
@@ -44,9 +45,9 @@ class Ports(NamedTuple):
             if spoken not in {protocol.value for protocol in Protocol}:
                 raise ValueError(f"`{text}`: `{spoken}` is not a protocol; one of tls, http, tcp, udp")
             return cls(low, high, Protocol(spoken))
-        if dash or low not in _WELL_KNOWN:
+        if dash or low not in WELL_KNOWN:
             raise ValueError(f"`{text}` needs what is spoken there: `{text}/tls`, `/http`, `/tcp` or `/udp`")
-        return cls(low, high, _WELL_KNOWN[low])
+        return cls(low, high, WELL_KNOWN[low])
 
     def __str__(self) -> str:
         numbers = str(self.low) if self.low == self.high else f"{self.low}-{self.high}"

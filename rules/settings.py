@@ -4,7 +4,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Address, Network, parse_host, why_not_public
+from rules.addresses import Address, Network, bracketed, parse_host, why_not_public
 from rules.attempt import Protocol
 from rules.names import HostName, is_own
 from rules.patterns import NamePattern
@@ -50,8 +50,7 @@ class Upstream(NamedTuple):
 
     def __str__(self) -> str:
         """Return it as a URL."""
-        host = f"[{self.host}]" if not isinstance(self.host, HostName) and self.host.version == 6 else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{bracketed(self.host)}:{self.port}"
 
 
 class Via(NamedTuple):

@@ -10,7 +10,7 @@ from rules.attempt import Change, Git, GitService, Request
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import SEGMENTS, Grammar, Signatures, characters
-from rules.paths import PathPattern, readings
+from rules.paths import PathPattern, escaped, readings
 from rules.rule import Http, Presence
 from rules.verdicts import Verdict
 
@@ -345,7 +345,7 @@ def _values(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
 
 
 def _query(text: str) -> str:
-    return _escaped(text, _PLAIN)
+    return escaped(text, _PLAIN)
 
 
 def _git_requests(gits: "Sequence[GitRule]", paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
@@ -421,10 +421,4 @@ def _in_another_case(kind: frozenset[str]) -> frozenset[str]:
 
 def written(parts: Iterable[str]) -> str:
     """Write segments as a request has them (RFC 3986 section 3.3)."""
-    return "/" + "/".join(_escaped(part, _UNESCAPED) for part in parts)
-
-
-def _escaped(text: str, plain: frozenset[str]) -> str:
-    if plain.issuperset(text):
-        return text
-    return "".join(c if c in plain else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text)
+    return "/" + "/".join(escaped(part, _UNESCAPED) for part in parts)

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from rules.addresses import bracketed
 from rules.attempt import Attempt, Change, GitService, Protocol
 from rules.diff.askers import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
-from rules.names import HostName
 from rules.ports import LAST_PORT
 from rules.verdicts import Reason, Verdict
 
@@ -320,8 +320,7 @@ def _value(standing: Standing) -> dict[str, Any]:
 def _qualified(target: str, form: str) -> str:
     """Put a target into a text, and what it is not behind it."""
     host, space, rest = target.partition(" ")
-    shown = f"[{host}]" if ":" in host else host
-    return form.replace("{}", shown) + space + rest
+    return form.replace("{}", bracketed(host)) + space + rest
 
 
 def _port_of(where: dict[str, Any]) -> str:
@@ -348,8 +347,7 @@ def _listed(texts: Collection[str]) -> str:
 
 def example(attempt: Attempt) -> str:
     """Write an attempt as `exeat explain` takes it."""
-    target = str(attempt.target)
-    host = target if isinstance(attempt.target, HostName) or ":" not in target else f"[{target}]"
+    host = bracketed(attempt.target)
     request = attempt.request
     if request is None:
         return f"{attempt.protocol} {host}:{attempt.port}"

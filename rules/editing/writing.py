@@ -16,6 +16,7 @@ from rules.loading.fields import slugged
 from rules.loading.load import Loaded, failures
 from rules.names import InvalidName
 from rules.paths import readings
+from rules.ports import USUAL_PORTS
 from rules.problems import RuleFileError
 from rules.verdicts import Reason, Verdict
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._-]*", re.ASCII)  # to YAML text, wherever it stands
 _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # and to people something else
-_USUAL: Final = {Protocol.TLS: 443, Protocol.HTTP: 80}
 
 
 class Wanted(NamedTuple):
@@ -80,7 +80,7 @@ class Wanted(NamedTuple):
 
         Raises ValueError where rules have no word for it that means this alone.
         """
-        ports = str(self.port) if self.port == _USUAL.get(self.protocol) else f"{self.port}/{self.protocol}"
+        ports = str(self.port) if self.port == USUAL_PORTS.get(self.protocol) else f"{self.port}/{self.protocol}"
         said = {"to": scalar(self.host), "ports": f"[{ports}]"}
         if self.repo:
             self._no_wildcard(self.repo, "the repository")

@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Opening, block_of, why_not_public
-from rules.attempt import Protocol
+from rules.addresses import Address, Opening, block_of, bracketed, why_not_public
+from rules.attempt import METHOD_TOKEN, Protocol
 from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, generalised, git_drafts, written
 from rules.loading.fields import slugged
 from rules.names import HOST, HostName, is_local
 from rules.paths import readings
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
-_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 section 5.6.2, upper case
 _LONGEST_ID: Final = 63
 _BODILESS: Final = frozenset({"GET", "HEAD"})  # a rule without `body` covers them only without one
 _MOST_CITED: Final = 3
@@ -155,8 +154,7 @@ def _order(place: Place) -> tuple[object, ...]:
 
 def shown(place: Place) -> str:
     """Write a place as an attempt names it."""
-    host = str(place.target)
-    return f"{place.protocol} {f'[{host}]' if ':' in host else host}:{place.port}"
+    return f"{place.protocol} {bracketed(place.target)}:{place.port}"
 
 
 def _of_lookups(place: Place, there: Seen, drafts: Iterable[Draft], left_out: list[LeftOut]) -> Iterable[Draft]:
@@ -198,7 +196,7 @@ def _of_requests(
     sharing: dict[tuple[frozenset[Learned], Kind], list[tuple[str, Evidence]]] = defaultdict(list)
     for kind, paths in by_kind.items():
         method = kind.method
-        if not method or not _TOKEN.issuperset(method):
+        if not method or not METHOD_TOKEN.issuperset(method):
             times = sum(evidence.times for evidence in paths.values())
             left_out.append(LeftOut(f"{method} to {shown(place)}", times, "no rule can name the method"))
             continue

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from rules.attempt import Change
 from rules.globs import ONE, Part
-from rules.paths import PathPattern, Reading
+from rules.paths import PathPattern, Reading, escaped
 from rules.rule import RefPattern, RepoPattern, repositories
 from rules.verdicts import Verdict
 
@@ -58,19 +58,12 @@ def covers(pattern: Learned, reading: Reading) -> bool:
 
 def written(pattern: Learned) -> str | None:
     """Write a pattern as a rule has it, in ASCII without anything to quote; None: the rule language has no way to."""
-    text = "/" + "/".join("*" if part is ONE else _escaped(str(part)) for part in pattern)
+    text = "/" + "/".join("*" if part is ONE else escaped(str(part), _PLAIN) for part in pattern)
     try:
         read = PathPattern.parse(text)
     except ValueError:
         return None
     return text if read.parts == pattern else None
-
-
-def _escaped(segment: str) -> str:
-    return "".join(
-        character if character in _PLAIN else "".join(f"%{byte:02X}" for byte in character.encode())
-        for character in segment
-    )
 
 
 class GitSeen(NamedTuple):

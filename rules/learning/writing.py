@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from json import dumps
 from typing import TYPE_CHECKING, Final
 
+from rules.addresses import bracketed
 from rules.attempt import Protocol
 from rules.globs import ONE
 from rules.learning.drafts import shown
@@ -196,10 +197,8 @@ def _origin(draft: "Draft") -> str:
     scheme, usual = _SCHEMES[draft.place.protocol]
     if draft.websocket:
         scheme = {"https": "wss", "http": "ws"}[scheme]
-    host = str(draft.place.target)
-    host = f"[{host}]" if ":" in host else host
     port = "" if draft.place.port == usual else f":{draft.place.port}"
-    return f"{scheme}://{host}{port}"
+    return f"{scheme}://{bracketed(draft.place.target)}{port}"
 
 
 def _times(times: int) -> str:

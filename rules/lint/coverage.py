@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import BLOCKS, Network, is_within, opens
 from rules.attempt import Attempt, Protocol, Request
-from rules.globs import MANY, ONE, Glob, Part, Trie, covers
-from rules.matching.sample_requests import UNNAMED
+from rules.globs import MANY, Part, Trie, covers, overlap
+from rules.matching.requests import is_wide
+from rules.matching.sample_requests import UNNAMED, filled, sample_paths
 from rules.names import HostName, InvalidName
 from rules.ports import Ports
 from rules.rule import Rule
@@ -147,13 +148,8 @@ def _http_covers(wide: Rule, narrow: Rule) -> bool:
         return False
     if wide.lets_out and mine.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
         return False
-    short = mine.max_url is not None or not wide.lets_out or not _is_wide(wide) or _is_wide(narrow)
+    short = mine.max_url is not None or not wide.lets_out or not is_wide(wide) or is_wide(narrow)
     return short and mine._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
-
-
-def _is_wide(rule: Rule) -> bool:
-    """Whether a rule is about every name or address, where a URL may not be long unless it says so."""
-    return any(name.parts == (MANY,) for name in rule.names) or any(not net.prefixlen for net in rule.networks)
 
 
 def _may_push(pattern: "PathPattern") -> bool:
@@ -185,26 +181,7 @@ def _paths_cover(wide: "tuple[PathPattern, ...] | None", narrow: "tuple[PathPatt
 
 def pattern_covers(wide: tuple[Part, ...], narrow: tuple[Part, ...]) -> bool:
     """Whether all that one pattern covers, another does. Stands in for a proof: texts that no pattern can name."""
-    return all(covers(wide, text) for text in texts(narrow, len(wide)))
-
-
-def texts(parts: tuple[Part, ...], longest: int) -> "Iterator[tuple[str, ...]]":
-    """Give texts that stand for all that a pattern covers, against patterns of up to `longest` parts."""
-    many = next((index for index, part in enumerate(parts) if part is MANY), None)
-    if many is None:
-        yield tuple(filled(part) for part in parts)
-        return
-    head = tuple(filled(part) for part in parts[:many])
-    for tail in texts(parts[many + 1 :], longest):
-        for count in range(longest + 2):
-            yield (*head, *(UNNAMED,) * count, *tail)
-
-
-def filled(part: Part, by: str = UNNAMED) -> str:
-    """Give a text that one part covers, `by` in the place of every wildcard."""
-    if isinstance(part, Glob):
-        return by.join((part.prefix, *part.middle, part.suffix))
-    return by if part is ONE else str(part)
+    return all(covers(wide, text) for text in sample_paths(narrow, len(wide)))
 
 
 def _is_harmless(exemption: "Exemption", wide: Rule, narrow: Rule, target: Target) -> bool:
@@ -214,19 +191,8 @@ def _is_harmless(exemption: "Exemption", wide: Rule, narrow: Rule, target: Targe
     if not exemption.names and not exemption.networks:
         return False
     if isinstance(target, tuple):
-        return not any(may_meet(name, target) for name in exemption.names)
+        return not any(overlap(name.parts, target.parts) for name in exemption.names)
     return not any(network.overlaps(target) for network in exemption.networks)
-
-
-def may_meet(one: "NamePattern", other: "NamePattern") -> bool:
-    """Whether some name could be covered by both; a yes may be wrong."""
-    for mine, theirs in zip(one.parts, other.parts, strict=False):
-        if mine is MANY or theirs is MANY:
-            return True
-        if isinstance(mine, str) and isinstance(theirs, str) and mine != theirs:
-            return False
-    shorter, longer = sorted((one.parts, other.parts), key=len)
-    return len(shorter) == len(longer) or longer[len(shorter)] is MANY
 
 
 def _carries(wide: Rule, narrow: Rule) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.addresses import BLOCKS, block_of, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
+from rules.globs import overlap
 from rules.lint.findings import (
     AUDITED,
     EVERY_NAME,
@@ -26,7 +27,6 @@ from rules.lint.findings import (
     WIDE_NETWORK,
     WIDE_PORTS,
 )
-from rules.loading.includes import overlap
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
 from rules.names import HostName, is_own
@@ -101,7 +101,7 @@ def useless_exceptions(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Fin
 
 
 def _covers_some_of(rule: "Rule", name: "NamePattern") -> bool:
-    if any(overlap(name, own) for own in rule.names):
+    if any(overlap(name.parts, own.parts) for own in rule.names):
         return True
     # Which of a list's names lie under a wildcard isn't looked for
     return any(name.below is not None or feed.covers(HostName.parse(name.text)) for feed in rule.feeds)

@@ -15,6 +15,7 @@ from rules.loading.fields import Reader, day, header_name, label, slug
 from rules.loading.sections import TEXT, WORD, Key, Section, choice, flag, mapping_of, one, text
 from rules.matching.commands import Run, decide_run
 from rules.names import HostName, InvalidName
+from rules.ports import WELL_KNOWN
 from rules.problems import did_you_mean, quoted
 from rules.verdicts import Reason, Verdict
 
@@ -32,7 +33,6 @@ _SCHEMES: Final = {
     "wss": (Protocol.TLS, 443),
     "ws": (Protocol.HTTP, 80),
 }
-_BY_PORT: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _METHOD: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")  # RFC 9110
 _LOOKS: Final = (
     "one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, "
@@ -164,7 +164,7 @@ def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
 
 def _spoken(policy: "Policy", target: "HostName | Address", port: int) -> Protocol:
     known = policy.protocols(target, port)
-    usual = _BY_PORT.get(port, Protocol.TCP)
+    usual = WELL_KNOWN.get(port, Protocol.TCP)
     order = (usual, Protocol.TLS, Protocol.HTTP, Protocol.TCP, Protocol.UDP)
     return next((protocol for protocol in order if protocol in known), usual)
 

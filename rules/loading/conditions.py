@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from rules.attempt import Change
+from rules.attempt import METHOD_TOKEN, Change
 from rules.limits import ApprovalTerms, Covers, Limits, Per
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, count, duration, header_name, label, pattern, size, slug
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from rules.loading.document import Scalar
 
 
-_METHOD_TOKEN: Final = frozenset(
-    "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-)  # RFC 9110 section 5.6.2, upper case
 _PRESENCES: Final = {presence.value: presence for presence in Presence}
 _NAMED_VALUES: Final = mapping_of({"anyOf": [{"enum": [*_PRESENCES]}, one_or_more(WORD)]}, least=1)
 
@@ -122,7 +119,7 @@ def read_approval(reader: Reader, node: Node, _: str = "approval", section: Sect
 
 
 def _method(text: str) -> str:
-    if not _METHOD_TOKEN.issuperset(text):
+    if not METHOD_TOKEN.issuperset(text):
         raise ValueError(f"{quoted(text)} is not a method; methods are written like `{text.upper()[:20]}`")
     return text
 

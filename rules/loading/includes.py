@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import INSPECTABLE
-from rules.globs import MANY, ONE, Glob, Part
+from rules.globs import overlap
 from rules.loading.document import Mapping, Node, Scalar
 from rules.loading.fields import Reader, slug
 from rules.loading.sections import SLUG, TEXT, Key, Schema, Section, one, one_or_more, text
@@ -65,7 +65,9 @@ class Selection:
         self._met.add(ident)
         if (self.only and ident not in _texts(self.only)) or ident in _texts(self.without):
             return None
-        touched = tuple(pattern for pattern, _ in self.names if any(overlap(pattern, name) for name in rule.names))
+        touched = tuple(
+            pattern for pattern, _ in self.names if any(overlap(pattern.parts, name.parts) for name in rule.names)
+        )
         self._met.update(pattern.text for pattern in touched)
         if touched:
             rule = rule._replace(excepts=(*rule.excepts, Exemption(touched)))
@@ -209,28 +211,3 @@ def _selection(
 
 def _texts(words: Iterable[Word]) -> set[str]:
     return {word.text for word in words}
-
-
-def overlap(one: NamePattern, other: NamePattern) -> bool:
-    """Whether a name may be covered by both; where labels with `*` inside meet each other, they are taken to."""
-    return _overlap(one.parts, other.parts)
-
-
-def _overlap(one: tuple[Part, ...], other: tuple[Part, ...]) -> bool:
-    if not one or not other:
-        return all(part is MANY for part in one or other)
-    if one[0] is MANY:
-        return _overlap(one[1:], other) or _overlap(one, other[1:])
-    if other[0] is MANY:
-        return _overlap(other, one)
-    return _meet(one[0], other[0]) and _overlap(one[1:], other[1:])
-
-
-def _meet(one: Part, other: Part) -> bool:
-    if one is ONE or other is ONE or one == other:
-        return True
-    if isinstance(one, Glob) and isinstance(other, str):
-        return one.matches(other)
-    if isinstance(other, Glob) and isinstance(one, str):
-        return other.matches(one)
-    return isinstance(one, Glob) and isinstance(other, Glob)

@@ -7,7 +7,7 @@ choose its own registry. Nothing here guesses: what a lock has wrong is a proble
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Address, Network, parse_host, parse_network
+from rules.addresses import Address, Network, bracketed, parse_host, parse_network
 from rules.files import contents, own_configuration, why
 from rules.loading.document import Listing, Mapping, Node, parse
 from rules.loading.fields import Reader
@@ -37,9 +37,8 @@ class Origin(NamedTuple):
     @property
     def url(self) -> str:
         """The URL in its one spelling."""
-        host = f"[{self.host}]" if ":" in str(self.host) else str(self.host)
         port = "" if self.port == _USUAL[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{host}{port}{self.base}"
+        return f"{self.scheme}://{bracketed(self.host)}{port}{self.base}"
 
     @property
     def parent(self) -> "Origin":

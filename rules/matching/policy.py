@@ -24,7 +24,7 @@ from rules.matching.requests import url_length
 from rules.matching.revision import digest_of, revision_of
 from rules.names import HostName
 from rules.paths import readings
-from rules.ports import LAST_PORT, UNSEEN, Ports
+from rules.ports import LAST_PORT, UNSEEN, WELL_KNOWN, Ports
 from rules.rule import Rule
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.secrets import Secret
@@ -36,7 +36,6 @@ _MOST_HINTED: Final = 1024
 _ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 _SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
-_USUAL: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 
 
@@ -128,7 +127,7 @@ class Policy:
         for candidate in self._index.candidates(target).rules:
             rule = candidate.rule
             if rule.action is Verdict.ASK and rule.ports is None:
-                usual = _USUAL.get(port)
+                usual = WELL_KNOWN.get(port)
                 found = found.union(_SPOKEN if usual is None else (usual,))
             elif rule.action is not Verdict.DENY or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
                 here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports

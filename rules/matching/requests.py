@@ -16,6 +16,7 @@ from rules.matching.match import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.names import HostName
 from rules.paths import cut_readings
+from rules.ports import USUAL_PORTS
 from rules.rule import Exemption, Http, Presence, Rule, Values, bare_repository, repositories
 from rules.verdicts import Trust, Verdict
 
@@ -28,7 +29,6 @@ UNNAMED: Final = "\0"  # stands for all that no rule can name (sample_requests.p
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`
 _BODILESS: Final = frozenset({"GET", "HEAD"})
 _GIT_ENDS: Final = (("git-receive-pack",), ("git-upload-pack",), ("git-upload-archive",))
-_USUAL_PORTS: Final = {Protocol.TLS: 443, Protocol.HTTP: 80}
 
 
 class Part(NamedTuple):
@@ -133,7 +133,7 @@ def trust_of(rule: Rule) -> Trust:
 def url_length(protocol: Protocol, target: "HostName | Address", port: int, path: str) -> int:
     """Count the bytes of a request's URL as its server gets it."""
     host = len(target) if isinstance(target, HostName) else len(str(target)) + 2 * (target.version == 6)
-    usual = port == _USUAL_PORTS.get(protocol)
+    usual = port == USUAL_PORTS.get(protocol)
     scheme = len("https://") if protocol is Protocol.TLS else len("http://")
     size = len(path) if path.isascii() else len(path.encode("utf-8", "surrogateescape"))
     return scheme + host + (0 if usual else len(str(port)) + 1) + size

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rules.rule import GitRule
 
 
-__all__ = ["UNNAMED", "exempted", "longest", "pushed_refs", "witnesses"]
+__all__ = ["UNNAMED", "exempted", "filled", "longest", "pushed_refs", "sample_paths", "witnesses"]
 _ANYTHING: Final[tuple[Part, ...]] = (MANY,)
 _FETCHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-upload-pack",)))
 _PUSHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-receive-pack",)))
@@ -47,7 +47,7 @@ def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, Change], ...]:
     patterns = {
         ref.parts for rule in rules if rule.git and rule.action is not Verdict.DENY for ref in rule.git.push or ()
     }
-    refs = sorted({"/".join(path) for parts in (*patterns, _ANY_REF) for path in _paths(parts, depth)})
+    refs = sorted({"/".join(path) for parts in (*patterns, _ANY_REF) for path in sample_paths(parts, depth)})
     return tuple(product(refs, Change))
 
 
@@ -103,7 +103,7 @@ def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
     patterns = (_ANYTHING,) if http is None or http.paths is None else tuple(path.parts for path in http.paths)
     flags = _flags(http, rules)
     for parts in patterns:
-        for path in _paths(parts, depth):
+        for path in sample_paths(parts, depth):
             for method in methods:
                 for body, websocket in flags:
                     yield Request(method, "", body=body, websocket=websocket), path
@@ -111,7 +111,7 @@ def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
 
 def _of_git(git: "GitRule", depth: int, refs: Iterable[tuple[str, Change]]) -> Iterator[tuple[Request, Reading]]:
     for parts in (repo.parts for repo in git.repos):
-        for repo in _paths(parts, depth):
+        for repo in sample_paths(parts, depth):
             name = "/".join(repo)
             tried = [(_FETCHING, Git(GitService.FETCH, name))] if git.fetch else []
             if git.push is not None:
@@ -140,16 +140,18 @@ def _gits(rules: Iterable[Rule]) -> "Iterator[GitRule]":
                 yield git
 
 
-def _paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
+def sample_paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
+    """Give paths that stand for all that a pattern covers, against patterns of up to `depth` parts."""
     for lengths in product(range(depth + 2), repeat=sum(part is MANY for part in parts)):
         remaining = iter(lengths)
         path: list[str] = []
         for part in parts:
-            path += [UNNAMED] * next(remaining) if part is MANY else [_filled(part)]
+            path += [UNNAMED] * next(remaining) if part is MANY else [filled(part)]
         yield tuple(path)
 
 
-def _filled(part: Part) -> str:
+def filled(part: Part, by: str = UNNAMED) -> str:
+    """Give a text that one part covers, `by` in the place of every wildcard."""
     if isinstance(part, Glob):
-        return UNNAMED.join((part.prefix, *part.middle, part.suffix))
-    return UNNAMED if part is ONE else str(part)
+        return by.join((part.prefix, *part.middle, part.suffix))
+    return by if part is ONE else str(part)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.cli import main
+from rules.globs import overlap
 from rules.loading.document import parse
-from rules.loading.includes import overlap
 from rules.loading.load import failures, load, preset_names, read, read_preset
 from rules.loading.preset_locks import LockReader, Origin
 from rules.loading.preset_templates import places_of
@@ -450,7 +450,8 @@ PATTERN = st.one_of(
 
 @given(PATTERN, PATTERN, NAME)
 def test_what_both_cover_is_found_to_overlap(one, other, name):
-    first, second = NamePattern.parse(one), NamePattern.parse(other)
-    assert overlap(first, second) == overlap(second, first)
-    if first.matches(HostName(name)) and second.matches(HostName(name)):
-        assert overlap(first, second)
+    patterns = first, second = NamePattern.parse(one), NamePattern.parse(other)
+    meet = overlap(first.parts, second.parts)
+    assert meet == overlap(second.parts, first.parts)
+    if all(pattern.matches(HostName(name)) for pattern in patterns):
+        assert meet
