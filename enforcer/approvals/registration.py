@@ -18,7 +18,7 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.notices import say
 from enforcer.system.started_by import starter
 from proxy.approvals.protocol import Introduction
-from proxy.sandbox.rate_limiter import Bucket
+from proxy.sandbox.quotas import Bucket
 from proxy.wire import descriptor_passing, message, strict_json
 
 if TYPE_CHECKING:

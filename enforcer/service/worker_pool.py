@@ -29,7 +29,7 @@ from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
-from proxy.sandbox.descriptor_quota import MOST, DescriptorQuotas
+from proxy.sandbox.quotas import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message

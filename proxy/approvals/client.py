@@ -21,7 +21,7 @@ from proxy.approvals.approval_request import Malformed
 from proxy.approvals.leases import Passes
 from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
-from proxy.sandbox.rate_limiter import Bucket
+from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
 from proxy.telemetry.prometheus.metrics import Waiting

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxy.event_loop.poller import Poller
-    from proxy.sandbox.descriptor_quota import DescriptorQuota
+    from proxy.sandbox.quotas import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision

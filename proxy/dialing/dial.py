@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.connecting import Connecting, DialFailed
 from proxy.dns.lookup import Found, source_for
-from proxy.sandbox.descriptor_quota import DescriptorQuota
+from proxy.sandbox.quotas import DescriptorQuota
 from rules.addresses import why_not_public
 from rules.attempt import Protocol
 from rules.explain.reasons import NEEDED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.gate.block_page import MEANING, STATUS, where_to_ask
 from proxy.info_api.requests import ASKING, Bad
-from proxy.sandbox.rate_limiter import Bucket
+from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
 from rules.explain.reasons import meaning

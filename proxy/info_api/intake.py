@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.info_api import otlp
 from proxy.info_api.desk import Answer, refused
 from proxy.info_api.requests import Bad, Counter
-from proxy.sandbox.rate_limiter import Bucket
+from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:

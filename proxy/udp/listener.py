@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.event_loop.poller import IN, Rounds, visit
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
-from proxy.sandbox.rate_limiter import Bucket
+from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.events import Where
 from proxy.udp import door
 from proxy.udp.endpoints import endpoint_asked, endpoint_of

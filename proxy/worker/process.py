@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.descriptor_quota import DescriptorQuotas
+from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Asking
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.visit import InfoApi, Visit
-    from proxy.sandbox.descriptor_quota import DescriptorQuota, DescriptorQuotas
+    from proxy.sandbox.quotas import DescriptorQuota, DescriptorQuotas
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
     from proxy.telemetry.journal.recorder import Recorder
     from proxy.telemetry.journal.writer import Journal

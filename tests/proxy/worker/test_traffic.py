@@ -7,7 +7,7 @@ import time
 import pytest
 
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.descriptor_quota import DescriptorQuotas
+from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker import sandbox

@@ -1,13 +1,15 @@
-"""Divides a worker's descriptors among its sandboxes: each has a fixed quota, which no other sandbox changes.
+"""Quotas of one sandbox: its descriptors in the worker, and how many of something a second.
 
-Home of invariant 11 for descriptors. A quota that grew while others are idle would show each sandbox what its
-neighbours do, so nothing is lent.
+Home of invariant 11 for descriptors: each sandbox has a fixed quota, which no other sandbox changes. A quota that grew
+while others are idle would show each sandbox what its neighbours do, so nothing is lent.
 """
 
+import time
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
+    from collections.abc import Callable, Sized
+
 
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
 RESERVED: Final = 96  # descriptors that are nobody's: the worker's own
@@ -91,3 +93,27 @@ class ExtraSockets:
         count = max(count, 0)
         self._quota.extra += count - self._count
         self._count = count
+
+
+class Bucket:
+    """Room for `burst`, which fills up again by `a_second`."""
+
+    __slots__ = ("_a_second", "_at", "_burst", "_clock", "_room")
+
+    def __init__(self, burst: int, a_second: float, clock: "Callable[[], float]" = time.monotonic) -> None:
+        self._burst, self._a_second, self._clock = float(burst), a_second, clock
+        self._room = self._burst
+        self._at = clock()
+
+    def take(self, wanted: int = 1) -> int:
+        """Take up to `wanted` and return how many there was room for."""
+        taken = min(wanted, self.left())
+        self._room -= taken
+        return taken
+
+    def left(self) -> int:
+        """Return how many there is room for."""
+        now = self._clock()
+        self._room = min(self._burst, self._room + (now - self._at) * self._a_second)
+        self._at = now
+        return int(self._room)
