@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import MsgspecError, Struct
@@ -18,8 +18,9 @@ from msgspec import MsgspecError, Struct
 from proxy.telemetry.baseline.habits import Habits, nothing_known, place_of
 from proxy.telemetry.encoding import MalformedEvent, decode, encode, timestamp
 from proxy.telemetry.events import Count, Event, Fault, IdMaker, Instant, Kind, Origin, Where
-from proxy.telemetry.journal.bookmark import Bookmark, Reader
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, Saved
 from proxy.telemetry.journal.segments import days
+from proxy.telemetry.journal.whole_file import replace
 from proxy.telemetry.journal.writer import Journal
 from rules.verdicts import Outcome, Verdict
 
@@ -136,7 +137,7 @@ def _look(journal: "Path", state: "Path", host: Origin) -> bool:
     flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
     _tell(journal, this.found)
     _count(state / TOLD, this.found, flags)
-    _save(state / FILE, _Kept(habits, bookmark.to_json(), flags))
+    replace(state / FILE, msgspec.json.encode(_Kept(habits, bookmark.saved(), flags)))
     return bool(this.found)
 
 
@@ -144,7 +145,7 @@ class _Kept(Struct, frozen=True):
     """What is in the file."""
 
     habits: Habits
-    bookmark: dict[str, Any]
+    bookmark: Saved
     flags: dict[str, Count] = {}
 
 
@@ -210,7 +211,7 @@ def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
     kept = dict(list(tasks.items())[-_MOST_TASKS:])
     after = Numbers(kept, len(flags), min(flags.values(), default=0) // _NS)
     if after != before:
-        _save(path, after)
+        replace(path, msgspec.json.encode(after))
 
 
 class Numbers(Struct, frozen=True):
@@ -230,12 +231,3 @@ def read_numbers(path: "Path") -> Numbers:
         return msgspec.json.decode(path.read_bytes(), type=Numbers)
     except (OSError, ValueError, RecursionError, MsgspecError):
         return Numbers()
-
-
-def _save(path: "Path", value: Struct) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(value))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

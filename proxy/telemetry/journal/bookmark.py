@@ -6,20 +6,21 @@ its name, and an offset is always that of its lines as they were written. A book
 what was read to its end only the numbers are kept.
 """
 
-import json
-import os
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
 
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, hash_of, of_day, opened
-from proxy.wire import strict_json
+from proxy.telemetry.journal.whole_file import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _SEALED = b'"kind":"journal.sealed"'
-_VERSION = 1
+_VERSION: Final = 1
 _LARGEST: Final = 1 << 62  # bytes of a segment
 _MOST_SEGMENTS: Final = 1_000_000  # of a day
 _SETTLED = 1_000_000_000  # ns: the clock that files go by is coarse, and two changes can have one time
@@ -41,6 +42,14 @@ class Record(NamedTuple):
     position: Position
 
 
+class Saved(msgspec.Struct, frozen=True):
+    """A bookmark in a file: what was read to its end, numbers that follow one another as `0001-1990`; and the rest."""
+
+    version: Literal[1]
+    ended: dict[str, list[str]]  # by day
+    within: list[tuple[str, Annotated[int, Meta(ge=0, lt=_LARGEST)], str]]  # segment, offset and hash
+
+
 class Bookmark:
     """How far one reader has come, kept in a file of its own that is replaced as a whole, or by whoever made it."""
 
@@ -52,10 +61,11 @@ class Bookmark:
         if path is None:
             return
         try:
-            text = path.read_text("ascii")
+            self.take(msgspec.json.decode(path.read_bytes(), type=Saved))
         except FileNotFoundError:
             return
-        self.take(strict_json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"`{path}` is no bookmark: {error}") from error
 
     def at(self, segment: str) -> Position | None:
         """Return the position in a segment; None: it has been read to its end."""
@@ -87,33 +97,17 @@ class Bookmark:
     def save(self) -> None:
         """Put it on the disk: the old one or the new one is there, whatever happens. Raises OSError."""
         assert self._path is not None
-        part = self._path.with_name(f".{self._path.name}.part")
-        with open(part, "w", encoding="ascii") as file:
-            json.dump(self.to_json(), file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
+        replace(self._path, msgspec.json.encode(self.saved()))
 
-    def to_json(self) -> dict[str, object]:
-        """Return it as what JSON can say."""
+    def saved(self) -> "Saved":
+        """Return it as it is kept in a file."""
         ended = {day: _spans(stems) for day, stems in sorted(self._ended.items())}
-        return {"version": _VERSION, "ended": ended, "within": [list(each[:3]) for each in self._within.values()]}
+        return Saved(_VERSION, ended, [(each.segment, each.offset, each.hash) for each in self._within.values()])
 
-    def take(self, value: object) -> None:
-        """Read what `to_json` returned. Raises ValueError for anything else."""
-        try:
-            members = cast("dict[str, object]", value)
-            if members["version"] != _VERSION:
-                raise ValueError(f"its version is {members['version']!r}, not {_VERSION}")  # noqa: TRY301
-            for day, spans in cast("dict[str, list[str]]", members["ended"]).items():
-                self._ended[day] = set(_stems(spans))
-            for segment, offset, own in cast("list[tuple[str, int, str]]", members["within"]):
-                if type(offset) is not int or not 0 <= offset < _LARGEST:
-                    raise ValueError("an offset in it is none")  # noqa: TRY301
-                self._within[segment] = Position(str(segment), offset, str(own))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            named = "this" if self._path is None else f"`{self._path}`"
-            raise ValueError(f"{named} is no bookmark: {error}") from error
+    def take(self, saved: "Saved") -> None:
+        """Go to where a bookmark was that was saved. Raises ValueError."""
+        self._ended |= {day: set(_stems(spans)) for day, spans in saved.ended.items()}
+        self._within |= {segment: Position(segment, offset, own) for segment, offset, own in saved.within}
 
 
 class Reader:

@@ -13,10 +13,10 @@ import os
 import struct
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
+import msgspec
 import zstandard
 
 from proxy.telemetry.journal.segments import open_day, open_regular
-from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,8 +102,8 @@ def index(file: BinaryIO) -> list[Frame]:
         return []
     file.seek(end - _FOOTER.size - length)
     try:
-        return [_frame(each) for each in strict_json.loads(file.read(length))]
-    except (ValueError, TypeError):
+        return msgspec.json.decode(file.read(length), type=list[Frame])
+    except (ValueError, RecursionError):
         return []
 
 
@@ -140,10 +140,3 @@ def reader(file: io.FileIO, offset: int = 0, since: str = "") -> BinaryIO:
     while left and (skipped := len(behind.read(min(left, 1 << 20)))):
         left -= skipped
     return cast("BinaryIO", behind)
-
-
-def _frame(value: object) -> Frame:
-    at, offset, first, last = cast("list[object]", value)
-    if not (isinstance(at, int) and isinstance(offset, int) and isinstance(first, str) and isinstance(last, str)):
-        raise TypeError("an index of another kind")
-    return Frame(at, offset, first, last)

@@ -8,11 +8,11 @@ to a bound that is stated, and not for ever: a sink that is gone must not fill t
 
 import calendar
 import contextlib
-import json
 import os
 import time
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, lags
@@ -28,7 +28,7 @@ from proxy.telemetry.journal.segments import (
     segment_number,
     segments,
 )
-from proxy.wire import strict_json
+from proxy.telemetry.journal.whole_file import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +43,7 @@ DEFAULT_AGE = 365 * _SECONDS_A_DAY
 HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(msgspec.Struct, frozen=True):
     """How much is kept: for how many seconds, and how many bytes on the disk. None: without end."""
 
     age: int | None = DEFAULT_AGE
@@ -54,18 +53,15 @@ class Keep:
     def load(cls, path: "Path") -> "Keep":
         """Read what `save` wrote; the default where it never did. Raises OSError, ValueError."""
         try:
-            found = strict_json.loads(path.read_text("ascii"))
+            return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return cls()
-        if not isinstance(found, dict) or any(not isinstance(each, int | None) for each in found.values()):
-            raise ValueError(f"`{path}` does not say how much of the journal is kept")
-        return cls(found.get("age"), found.get("size"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"`{path}` does not say how much of the journal is kept: {error}") from error
 
     def save(self, path: "Path") -> None:
         """Write it. Raises OSError."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(asdict(self)), "ascii")
-        part.replace(path)
+        replace(path, msgspec.json.encode(self))
 
 
 def tend(journal: "Path", ledger: Ledger, keep: Keep, bookmarks: "Path") -> None:

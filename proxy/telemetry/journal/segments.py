@@ -85,10 +85,7 @@ def segments(day: "Path") -> "list[Segment]":
 
 def ledger(day: "Path") -> Segment | None:
     """Return a day's ledger."""
-    for suffix in (PLAIN, COMPRESSED):
-        if _is_regular(path := day / f"{LEDGER}{suffix}"):
-            return Segment(f"{day.name}/{LEDGER}", path)
-    return None
+    return find(day.parent, f"{day.name}/{LEDGER}")
 
 
 def of_day(day: "Path") -> "list[Segment]":
