@@ -138,11 +138,11 @@ def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
 
 
 def _read(directory: Path, arguments: argparse.Namespace, progress: "Progress", holding: str) -> "Iterator[Event]":
-    from proxy.telemetry.journal.query import Sought, read_journal
+    from proxy.telemetry.journal.query import Sought, read_events
 
     sought = Sought(((holding.encode(),),), arguments.since)
     try:
-        for entry in read_journal(directory, progress, sought):
+        for entry in read_events(directory, sought, progress):
             if journals.belongs(entry.event, arguments.task):
                 yield entry.event
     except OSError as error:

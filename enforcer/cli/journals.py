@@ -87,9 +87,9 @@ def found(journal: Path | None) -> Path | None:
 
 def entries(path: Path, task: str | None, since: int, progress: "Progress | None" = None) -> "Iterator[Entry]":
     """Yield what a journal has of a task. Raises OSError."""
-    from proxy.telemetry.journal.query import read_journal
+    from proxy.telemetry.journal.query import read_events
 
-    return (entry for entry in read_journal(path, progress, sieve(task, since)) if belongs(entry.event, task))
+    return (entry for entry in read_events(path, sieve(task, since), progress) if belongs(entry.event, task))
 
 
 def nothing_of(task: str | None, since: int) -> str:

@@ -105,12 +105,12 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
     sought = part.sought()
     put = _printer(arguments.format, at_once=arguments.follow)
     if not arguments.follow:
-        entries = read_events(directory, arguments.since, progress, sought)
+        entries = read_events(directory, sought, progress)
     elif arguments.format in (None, "table") and task is None and not arguments.since:
         latest = _Latest(put)
-        put, entries = latest.put, follow(directory, 0, progress, latest.wait, sought)
+        put, entries = latest.put, follow(directory, sought, progress, latest.wait)
     else:
-        entries = follow(directory, arguments.since, progress, sought=sought)
+        entries = follow(directory, sought, progress)
     shown = False
     for entry in entries:
         if part.has(entry.event):

@@ -6,9 +6,10 @@ Private halves of keys are never shown or written elsewhere.
 import argparse
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from enforcer.cli.log import backslashed, no_journal
 from enforcer.journal.signing import keys, place

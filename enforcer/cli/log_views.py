@@ -209,7 +209,7 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
         arguments.kind = sorted(kind.value for kind in DECISIONS)
     part = log.Part(arguments, journals.last(directory) if arguments.last else arguments.task)
     tried, stopped = _counted(
-        entry.event for entry in read_events(directory, 0, progress, part.sought()) if part.has(entry.event)
+        entry.event for entry in read_events(directory, part.sought(), progress) if part.has(entry.event)
     )
     if arguments.format in ("json", "jsonl"):
         _write(
@@ -275,7 +275,7 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
         return 2
     progress = Progress()
     task = journals.last(directory) if arguments.last else task
-    entries = read_events(directory, arguments.since, progress, journals.sieve(task, arguments.since))
+    entries = read_events(directory, journals.sieve(task, arguments.since), progress)
     found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
     if not found:
         print(f"exeat: there is no task {quoted(task or '')} in the journal", file=sys.stderr)

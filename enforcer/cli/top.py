@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
-    from proxy.telemetry.journal.query import Progress, follow, read_events
+    from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
     from proxy.telemetry.views.top import State
 
     path = journals.found(arguments.journal)
@@ -48,14 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     state, progress = State(), Progress()
     try:
         if arguments.once or not _can_draw():
-            for entry in read_events(path, since, progress):
+            for entry in read_events(path, Sought(since=since), progress):
                 state.take(entry.event)
             size = shutil.get_terminal_size((200, 60))
             print("\n".join(_lines(state, since, size, coloured=False)))
             return 0
         with _terminal(), contextlib.suppress(_EnoughError, KeyboardInterrupt):
             picture = _Picture(state, since)
-            for count, entry in enumerate(follow(path, since, progress, picture.wait)):
+            for count, entry in enumerate(follow(path, Sought(since=since), progress, picture.wait)):
                 state.take(entry.event)
                 if count % _MOST_AT_ONCE == 0:
                     picture.draw()

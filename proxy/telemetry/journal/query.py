@@ -52,6 +52,9 @@ class Sought(NamedTuple):
     bookkeeping: bool = False
 
 
+_ALL = Sought()
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a reader is, and what it could not read."""
@@ -62,48 +65,38 @@ class Progress:
     ended: set[str] = field(default_factory=set)  # compressed segments that were read
 
 
-def read_events(
-    directory: "Path", since: int = 0, progress: Progress | None = None, sought: Sought | None = None
-) -> "Iterator[Entry]":
-    """Yield what happened at `since` (ns since 1970) or later, in order of time. Raises OSError.
+def read_events(path: "Path", sought: Sought = _ALL, progress: Progress | None = None) -> "Iterator[Entry]":
+    """Yield what is sought of a journal's directory in order of time, or of one of its segments. Raises OSError.
 
     Within one segment the order is that of writing, whatever the clock did meanwhile.
     """
     progress = progress if progress is not None else Progress()
-    sought = sought if sought is not None else Sought(since=since)
-    for day in days(directory, sought.since):
-        if sought.until is not None and day > directory / timestamp(sought.until)[:10]:
+    if not path.is_dir():
+        yield from _segment(Segment(str(path), path), progress, sought)
+        return
+    for day in days(path, sought.since):
+        if sought.until is not None and day > path / timestamp(sought.until)[:10]:
             return
         yield from _day(day, progress, sought)
 
 
-def read_journal(path: "Path", progress: Progress | None, sought: Sought) -> "Iterator[Entry]":
-    """Yield the events of a journal's directory, or those of one of its segments. Raises OSError."""
-    progress = progress if progress is not None else Progress()
-    if path.is_dir():
-        yield from read_events(path, sought.since, progress, sought)
-    else:
-        yield from _segment(Segment(str(path), path), progress, sought)
-
-
 def follow(
     directory: "Path",
-    since: int = 0,
+    sought: Sought = _ALL,
     progress: Progress | None = None,
     wait: "Callable[[float], None]" = time.sleep,
-    sought: Sought | None = None,
 ) -> "Iterator[Entry]":
     """Yield what `read_events` does, and then what is added, for ever.
 
     `wait` is called when there is nothing new, and with 0 seconds once all has been yielded that there was.
     """
     progress = progress if progress is not None else Progress()
-    sought = sought if sought is not None else Sought(since=since)
-    yield from read_events(directory, since, progress, sought)
+    yield from read_events(directory, sought, progress)
     wait(0.0)
     while True:
         # A writer goes on to the new day's segment with its first event in it: two days hold all that can still grow.
-        latest = [entry for day in days(directory, since)[-2:] for entry in _added(day, progress, sought)]
+        grown = days(directory, sought.since)[-2:]
+        latest = [entry for day in grown for entry in _added(day, progress, sought)]
         if not latest:
             wait(_SECONDS_BETWEEN_LOOKS)
         yield from sorted(latest, key=_time)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.query import Entry, Progress, Sought, read_events
+from proxy.telemetry.journal.query import Entry, Sought, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def named(directory: "Path", part: str) -> list[str]:
         return [part]
     if not is_named(part):
         return []
-    found = read_events(directory, 0, Progress(), Sought(((part.encode(),),), bookkeeping=True))
+    found = read_events(directory, Sought(((part.encode(),),), bookkeeping=True))
     return list(dict.fromkeys(each.event.id for each in found if _is_part(part, each.event.id)))
 
 
@@ -72,7 +72,7 @@ def find(directory: "Path", name: str) -> Entry | None:
     if made is None:
         return None
     sought = Sought(((f'"id":"{name}"'.encode(),),), max(0, made - _AROUND), made + _AROUND, bookkeeping=True)
-    return next((entry for entry in read_events(directory, 0, Progress(), sought) if entry.event.id == name), None)
+    return next((entry for entry in read_events(directory, sought) if entry.event.id == name), None)
 
 
 def chain(directory: "Path", name: str) -> Chain | None:
@@ -120,4 +120,4 @@ def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Itera
     groups: tuple[tuple[bytes, ...], ...] = ((text,),)
     if entry.event.task.id:
         groups = ((f'"id":{quoted(entry.event.task.id)}'.encode(),), *groups)
-    return read_events(directory, since, Progress(), Sought(groups, since))
+    return read_events(directory, Sought(groups, since))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
-from proxy.telemetry.journal.query import Entry, Progress, Sought, read_events
+from proxy.telemetry.journal.query import Entry, Sought, read_events
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
     if event.verdict is not Verdict.FLAG:
         return []
     groups = ((f'"kind":"{Kind.FLAG_SEEN}"'.encode(),), (f'"cause":"{event.id}"'.encode(),))
-    found = read_events(directory, event.time, Progress(), Sought(groups, event.time))
+    found = read_events(directory, Sought(groups, event.time))
     return [each for _, each in zip(range(MOST), found, strict=False) if each.event.cause == event.id]
 
 
@@ -201,8 +201,7 @@ def _events(
 ) -> "Iterator[Entry]":
     """Yield the events of the same task in a span."""
     groups = (*groups, (f'"id":{quoted(event.task.id)}'.encode(),))
-    since = max(0, since)
-    for each in read_events(directory, since, Progress(), Sought(groups, since, until)):
+    for each in read_events(directory, Sought(groups, max(0, since), until)):
         if each.event.task.id == event.task.id:
             yield each
 

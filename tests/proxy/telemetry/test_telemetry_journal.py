@@ -192,7 +192,7 @@ def test_writers_at_once_take_segments_of_their_own(tmp_path):
         writer.stdin.close()
     assert [writer.wait(30) for writer in writers] == [0] * 4
     progress = Progress()
-    assert [encode(entry.event) for entry in read_events(tmp_path, 0, progress)] == [line] * 400
+    assert [encode(entry.event) for entry in read_events(tmp_path, progress=progress)] == [line] * 400
     assert len(segments(tmp_path)) == 400
     assert (progress.torn, progress.malformed) == (0, 0)
 
@@ -231,7 +231,7 @@ def test_a_limit_on_the_file_cuts_no_line_in_two(tmp_path):
     assert journal.written == length
     write(journal, NOON)
     progress = Progress()
-    assert len(list(read_events(tmp_path, 0, progress))) == 2
+    assert len(list(read_events(tmp_path, progress=progress))) == 2
     assert (progress.torn, progress.malformed) == (0, 0)
 
 
@@ -253,7 +253,7 @@ def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, mo
     write(journal, NOON)
     assert segments(tmp_path) == ["2026-11-18/0001.jsonl", "2026-11-18/0002.jsonl"]
     progress = Progress()
-    assert len(list(read_events(tmp_path, 0, progress))) == 2
+    assert len(list(read_events(tmp_path, progress=progress))) == 2
     assert progress.torn == 1
 
 
@@ -299,7 +299,7 @@ filler.unlink()
 told.append(connect(here.recorder))
 assert not here.recorder.failed
 progress = Progress()
-assert [entry.event.id for entry in read_events(here.directory, 0, progress)] == told
+assert [entry.event.id for entry in read_events(here.directory, progress=progress)] == told
 assert (progress.torn, progress.malformed) == (0, 0)
 """
     done = subprocess.run(

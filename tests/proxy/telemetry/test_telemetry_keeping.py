@@ -19,7 +19,7 @@ from proxy.telemetry.journal import ledger as journal_ledger
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
 from proxy.telemetry.journal.compression import compress, index
 from proxy.telemetry.journal.ledger import Ledger, sweep
-from proxy.telemetry.journal.query import Progress, Sought, read_events
+from proxy.telemetry.journal.query import Sought, read_events
 from proxy.telemetry.journal.retention import HELD, Keep
 from proxy.telemetry.journal.segments import days, find, opened
 from proxy.telemetry.journal.verify import verify
@@ -151,9 +151,9 @@ def test_a_compressed_segment_reads_as_it_did_from_anywhere(place):
         with opened(segment, offset) as file:
             assert file.read() == whole[offset:]
     assert [entry.line for entry in read_events(place[0])] == before
-    assert [entry.event.dns.question for entry in read_events(place[0], now + 8998)] == ["n8998", "n8999"]
+    assert [entry.event.dns.question for entry in read_events(place[0], Sought(since=now + 8998))] == ["n8998", "n8999"]
     sought = Sought(((b'"question":"n5"', b'"question":"n8000"'),), until=now + 7000)
-    assert [entry.event.dns.question for entry in read_events(place[0], 0, None, sought)] == ["n5"]
+    assert [entry.event.dns.question for entry in read_events(place[0], sought)] == ["n5"]
 
 
 def old_day(place, name, ago):
@@ -279,7 +279,7 @@ def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch
     assert here.metrics.events_dropped == 1
     connect(here.recorder)
     assert not here.recorder.failed
-    assert len(list(read_events(tmp_path, 0, Progress()))) == 2
+    assert len(list(read_events(tmp_path))) == 2
 
 
 def _reachable(tmp_path):

@@ -8,7 +8,7 @@ from telemetry_harness import full_event
 from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import query
-from proxy.telemetry.journal.query import Progress, follow, read_events
+from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000
@@ -69,7 +69,7 @@ def test_since_passes_over_days_and_events_before(tmp_path):
     segment(tmp_path, "2026-11-17/0001.jsonl", b"not even read\n")
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1), line(NOON + 2))
     progress = Progress()
-    assert times(read_events(tmp_path, NOON + 1, progress)) == [1, 2]
+    assert times(read_events(tmp_path, Sought(since=NOON + 1), progress)) == [1, 2]
     assert progress.malformed == 0
 
 
@@ -77,7 +77,7 @@ def test_a_torn_last_line_is_counted_and_not_shown(tmp_path):
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1)[:-1])
     segment(tmp_path, "2026-11-18/0002.jsonl", line(NOON + 2)[:30])
     progress = Progress()
-    assert times(read_events(tmp_path, 0, progress)) == [0]
+    assert times(read_events(tmp_path, progress=progress)) == [0]
     assert (progress.torn, progress.malformed) == (2, 0)
 
 
@@ -97,7 +97,7 @@ def test_a_torn_last_line_is_counted_and_not_shown(tmp_path):
 def test_a_line_that_is_no_event_is_counted_and_the_rest_is_read(tmp_path, garbage):
     segment(tmp_path, "2026-11-18/0001.jsonl", garbage, line(NOON), garbage, line(NOON + 1))
     progress = Progress()
-    assert times(read_events(tmp_path, 0, progress)) == [0, 1]
+    assert times(read_events(tmp_path, progress=progress)) == [0, 1]
     assert (progress.torn, progress.malformed) == (0, 2)
 
 
@@ -107,7 +107,7 @@ def test_what_is_no_segment_is_left_alone(tmp_path):
         segment(tmp_path, name, line(NOON + 1))
     (tmp_path / "2026-11-19").touch()
     progress = Progress()
-    assert times(read_events(tmp_path, 0, progress)) == [0]
+    assert times(read_events(tmp_path, progress=progress)) == [0]
     assert progress.malformed == 0
 
 
@@ -140,7 +140,7 @@ def test_following_shows_what_is_added_once_and_in_order(tmp_path):
     def wait(_seconds):
         next(steps)()
 
-    seen = times(itertools.islice(follow(tmp_path, 0, Progress(), wait), 8))
+    seen = times(itertools.islice(follow(tmp_path, wait=wait), 8))
     assert seen == [0, 1, 3, 4, 6, 5, 7, DAY]
     assert list(steps) == []
 
@@ -149,4 +149,4 @@ def test_following_begins_in_an_empty_journal(tmp_path):
     def wait(_seconds):
         segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON))
 
-    assert next(follow(tmp_path, 0, None, wait)).event.time == NOON
+    assert next(follow(tmp_path, wait=wait)).event.time == NOON
