@@ -9,9 +9,11 @@ from enforcer.cli.commands import COMMANDS, MODULES
 
 TYPE_CHECKING = False  # typing's, whose import takes longer than all that `exeat run` does here
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import Namespace
     from collections.abc import Callable
     from typing import NoReturn
+
+    from enforcer.cli.parsing import Arguments
 
 
 _WITHOUT_SERVICE = frozenset({"-h", "--help", "--no-service"})
@@ -85,21 +87,21 @@ def _run(words: list[str]) -> int:
 def _do(name: str, words: list[str]) -> int:
     from enforcer.cli.parsing import Parser
 
-    add_arguments, run = command(name)
-    return perform(run, Parser.of(name, add_arguments).read(words[1:]))
+    arguments, run = command(name)
+    return perform(run, Parser.of(name, arguments).read(words[1:]))
 
 
-def command(name: str) -> "tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]":
-    """Return what declares a command's words, and what does it: `add_arguments` and `run` of its module.
+def command(name: str) -> "tuple[Arguments, Callable[[Namespace], int]]":
+    """Return what a command takes, and what does it: `ARGUMENTS` and `run` of its module.
 
-    In a module that several commands share, each has its name in those of its functions.
+    In a module that several commands share, each has its name in those.
     """
     from importlib import import_module
 
     module = import_module(f"enforcer.cli.{MODULES.get(name, name)}")
     if name not in MODULES:
-        return module.add_arguments, module.run
-    return getattr(module, f"add_{name}_arguments"), getattr(module, f"run_{name}")
+        return module.ARGUMENTS, module.run
+    return getattr(module, f"{name.upper()}_ARGUMENTS"), getattr(module, f"run_{name}")
 
 
 def perform(run: "Callable[[Namespace], int]", arguments: "Namespace") -> int:

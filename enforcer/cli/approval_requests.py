@@ -14,9 +14,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli.output import failed, show, warn
+from enforcer.cli.parsing import argument
 from enforcer.system.errors import ExeatError, HostError, UsageError
 
 if TYPE_CHECKING:
@@ -26,12 +27,25 @@ if TYPE_CHECKING:
 _OURS, _ROOTS = "your own", "root's"  # registries
 
 
-def add_who(parser: argparse.ArgumentParser, *formats: str) -> None:
-    """Say how somebody is known, and how the answer is written; in `text` or `json` where no `formats` are given."""
-    add = parser.add_argument
-    add("--token-file", type=Path, metavar="FILE", help="be whoever this token is of, from a file closed to others")
-    says = "text for people, json for programs" + (", jsonl for them too: a line each" if "jsonl" in formats else "")
-    add("--format", choices=formats or ("text", "json"), default="text", help=says)
+TERMS: Final = (
+    argument(
+        "--for",
+        "HOW...",
+        "how far: once, task, 1h, 'until 2027-01-31', 'uses 3', 'bytes 2GB'; may be given again",
+        dest="lasts",
+    ),
+    argument("--covers", "WIDTH", "how wide: attempt, destination or rule; never wider than the rule", default=""),
+    argument(
+        "--as-rule",
+        "FILE",
+        "also let it out by a rule from now on, in this file (by default the asking rule's, or the task's)",
+        nargs="?",
+        const="",
+        type=str,
+    ),
+)
+WHY: Final = argument("--why", "TEXT", "why: told in the journal, and to the task", default="")
+TOKEN_FILE: Final = argument("--token-file", "FILE", "be whoever this token is of, from a file closed to others")
 
 
 def tell(arguments: argparse.Namespace, what: "dict[str, Any] | list[dict[str, Any]]") -> None:
@@ -41,41 +55,6 @@ def tell(arguments: argparse.Namespace, what: "dict[str, Any] | list[dict[str, A
             print(json.dumps(each))
     else:
         print(json.dumps(what, indent=2))
-
-
-def add_terms(parser: argparse.ArgumentParser) -> None:
-    """Say what an approval may be good for."""
-    add = parser.add_argument
-    add(
-        "--for",
-        dest="lasts",
-        action="append",
-        default=[],
-        metavar="HOW",
-        help="how far: once, task, 1h, 'until 2027-01-31', 'uses 3', 'bytes 2GB'; may be given again",
-    )
-    add(
-        "--covers",
-        default="",
-        metavar="WIDTH",
-        help="how wide: attempt, destination or rule; never wider than the rule",
-    )
-
-
-def add_as_rule(parser: argparse.ArgumentParser) -> None:
-    """Say how an approval is written down."""
-    parser.add_argument(
-        "--as-rule",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="also let it out by a rule from now on, in this file (by default the asking rule's, or the task's)",
-    )
-
-
-def add_why(parser: argparse.ArgumentParser) -> None:
-    """Say how an answer is explained."""
-    parser.add_argument("--why", default="", metavar="TEXT", help="why: told in the journal, and to the task")
 
 
 def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:

@@ -5,47 +5,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from enforcer.cli import approval_requests, output
 from enforcer.cli.journals import instant
 from enforcer.cli.output import moment, several, table
+from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
 _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat approvals` takes."""
-    add = parser.add_argument
-    add(
-        "words",
-        nargs="*",
-        metavar="[list|watch|show ID|history|approve ID|reject ID|answer ID WORD|revoke GRANT|token]",
-        help="; ".join(f"{verb}: {says}" for verb, (says, _) in _VERBS.items()),
-    )
-    approval_requests.add_terms(parser)
-    approval_requests.add_as_rule(parser)
-    approval_requests.add_why(parser)
-    add("--task", metavar="TASK", help="list, history: only this task, by its id or name")
-    add("--since", type=instant, default=0, metavar="WHEN", help="history: only what came after: 30m, 1h, 2026-11-21")
-    approval_requests.add_who(parser, "text", "json", "jsonl")
-    parser.usage = "exeat approvals [WORD [ID]] [OPTION...]"
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Do it. 0 when it is done, 1 when an answer doesn't count, 2 for misuse."""
-    verb, *words = arguments.words or ["list"]
-    try:
-        if verb not in _VERBS:
-            from rules.problems import did_you_mean, quoted
-
-            hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
-            raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
-        return _VERBS[verb][1](arguments, words)
-    except ExeatError as error:
-        return output.failed(error)
 
 
 def _list(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -200,25 +169,47 @@ _VERBS: dict[str, tuple[str, _Does]] = {
 }
 
 
-def add_approve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat approve` takes."""
-    parser.add_argument("id", metavar="ID", help="the question, by the beginning of its id")
-    approval_requests.add_terms(parser)
-    approval_requests.add_as_rule(parser)
-    approval_requests.add_why(parser)
-    approval_requests.add_who(parser)
+ARGUMENTS: Final = (
+    argument(
+        "words",
+        "[list|watch|show ID|history|approve ID|reject ID|answer ID WORD|revoke GRANT|token]",
+        "; ".join(f"{verb}: {says}" for verb, (says, _) in _VERBS.items()),
+        nargs="*",
+    ),
+    *approval_requests.TERMS,
+    approval_requests.WHY,
+    argument("--task", "TASK", "list, history: only this task, by its id or name"),
+    argument("--since", "WHEN", "history: only what came after: 30m, 1h, 2026-11-21", type=instant, default=0),
+    approval_requests.TOKEN_FILE,
+    argument(
+        "--format",
+        ("text", "json", "jsonl"),
+        "text for people, json for programs, jsonl for them too: a line each",
+        default="text",
+    ),
+)
+_ID: Final = argument("id", "ID", "the question, by the beginning of its id")
+REJECT_ARGUMENTS: Final = (_ID, approval_requests.WHY, approval_requests.TOKEN_FILE, FORMAT)
+APPROVE_ARGUMENTS: Final = (*REJECT_ARGUMENTS, *approval_requests.TERMS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it. 0 when it is done, 1 when an answer doesn't count, 2 for misuse."""
+    verb, *words = arguments.words or ["list"]
+    try:
+        if verb not in _VERBS:
+            from rules.problems import did_you_mean, quoted
+
+            hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
+            raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
+        return _VERBS[verb][1](arguments, words)
+    except ExeatError as error:
+        return output.failed(error)
 
 
 def run_approve(arguments: argparse.Namespace) -> int:
     """Approve. 0 when it counts, 1 when it doesn't, 2 for misuse."""
     return approval_requests.answer(arguments, "approve")
-
-
-def add_reject_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat reject` takes."""
-    parser.add_argument("id", metavar="ID", help="the question, by the beginning of its id")
-    approval_requests.add_why(parser)
-    approval_requests.add_who(parser)
 
 
 def run_reject(arguments: argparse.Namespace) -> int:

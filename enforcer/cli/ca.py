@@ -8,8 +8,9 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, make_private, state_directory
 
@@ -17,17 +18,12 @@ if TYPE_CHECKING:
     from proxy.certificates.authority import Authority
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat ca` takes."""
-    add = parser.add_argument
-    add(
-        "action",
-        choices=("show", "rotate", "export"),
-        help="show it, replace it with a new one, or write its certificate",
-    )
-    add("file", nargs="?", type=Path, metavar="FILE", help="where `export` writes (by default to standard output)")
-    add("--der", action="store_true", help="export as DER instead of PEM")
-    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+ARGUMENTS: Final = (
+    argument("action", ("show", "rotate", "export"), "show it, replace it with a new one, or write its certificate"),
+    argument("file", "FILE", "where `export` writes (by default to standard output)", nargs="?"),
+    argument("--der", "", "export as DER instead of PEM"),
+    FORMAT,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 
 if TYPE_CHECKING:
@@ -28,26 +29,18 @@ _WIDEST = 120  # columns of a list
 _MOST_SAID = 100  # paths that were left for one reason
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat changes` takes."""
-    add = parser.add_argument
-    add(
+ARGUMENTS: Final = (
+    argument(
         "words",
-        nargs="*",
-        metavar="[accept|discard|cat] TASK [PATH...]",
-        help="a task, by id or name, and paths in its workspace; without a verb its changes are shown, "
+        "[accept|discard|cat] TASK [PATH...]",
+        "a task, by id or name, and paths in its workspace; without a verb its changes are shown, "
         "without a task those that have any are listed",
-    )
-    add("--stat", action="store_true", help="a line a change, not the diff")
-    add("--format", choices=("text", "json"), default="text", help="for people, or for programs")
-    add(
-        "--protected",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="accept this protected path too; may be given again",
-    )
-    parser.usage = "exeat changes [accept|discard|cat] [TASK [PATH...]] [OPTION...]"
+        nargs="*",
+    ),
+    argument("--stat", "", "a line a change, not the diff"),
+    FORMAT,
+    argument("--protected", "PATH...", "accept this protected path too; may be given again"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

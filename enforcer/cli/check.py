@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.cli.output import day, several
+from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
@@ -42,40 +43,43 @@ class _Report(NamedTuple):
     other: "Other | None" = None  # what it is besides
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat check` takes."""
-    parser.add_argument(
+def _code(text: str) -> str:
+    from rules.lint.findings import CHECKS, Severity
+    from rules.problems import did_you_mean
+
+    for check in CHECKS:
+        if text in {check.code, check.name}:
+            if check.severity is Severity.ERROR:
+                raise argparse.ArgumentTypeError(f"`{text}` is an error, which can't be passed over: nothing starts")
+            return check.code
+    words = [word for check in CHECKS for word in (check.code, check.name)]
+    raise argparse.ArgumentTypeError(f"`{text}` is no code of a finding{did_you_mean(text, words)}")
+
+
+LOCK: Final = argument(
+    "--lock", "FILE", "read where package registries are from this presets.lock, and not from this machine's"
+)
+
+
+ARGUMENTS: Final = (
+    argument(
         "files",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="a rule file, approvers.yaml, identities.yaml, or a directory of them; each is checked by itself, with "
+        "FILE",
+        "a rule file, approvers.yaml, identities.yaml, or a directory of them; each is checked by itself, with "
         "what it includes",
-    )
-    parser.add_argument(
+        nargs="+",
+    ),
+    argument(
         "--format",
-        choices=("text", "json", "sarif"),
+        ("text", "json", "sarif"),
+        "for people, for programs, or for code reviews (SARIF 2.1.0)",
         default="text",
-        help="for people, for programs, or for code reviews (SARIF 2.1.0)",
-    )
-    add_lock(parser)
-    parser.add_argument("--strict", action="store_true", help="exit 1 for notes too, not only for errors and warnings")
-    parser.add_argument(
-        "--ignore", action="append", type=_code, default=[], metavar="CODE", help="pass over findings with this code"
-    )
-    parser.add_argument(
-        "--at", type=day, metavar="DATE", help="look at `until` as of this day, as in 2027-01-31 (default: today, UTC)"
-    )
-
-
-def add_lock(parser: argparse.ArgumentParser) -> None:
-    """Add `--lock`: the lock file of another machine, as for rule files that are checked in CI."""
-    parser.add_argument(
-        "--lock",
-        type=Path,
-        metavar="FILE",
-        help="read where package registries are from this presets.lock, and not from this machine's",
-    )
+    ),
+    LOCK,
+    argument("--strict", "", "exit 1 for notes too, not only for errors and warnings"),
+    argument("--ignore", "CODE...", "pass over findings with this code", type=_code),
+    argument("--at", "DATE", "look at `until` as of this day, as in 2027-01-31 (default: today, UTC)", type=day),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -202,19 +206,6 @@ def _print(report: _Report) -> None:
     about = [several(len(policy.rule_ids), "rule") + " in " + several(len(report.loaded.files), "file")]
     about += [policy.revision[:12], *counted]
     print(f"{report.file}: {'not clean' if bad else 'ok'}, {', '.join(about)}")
-
-
-def _code(text: str) -> str:
-    from rules.lint.findings import CHECKS, Severity
-    from rules.problems import did_you_mean
-
-    for check in CHECKS:
-        if text in {check.code, check.name}:
-            if check.severity is Severity.ERROR:
-                raise argparse.ArgumentTypeError(f"`{text}` is an error, which can't be passed over: nothing starts")
-            return check.code
-    words = [word for check in CHECKS for word in (check.code, check.name)]
-    raise argparse.ArgumentTypeError(f"`{text}` is no code of a finding{did_you_mean(text, words)}")
 
 
 class Other(NamedTuple):

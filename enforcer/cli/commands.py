@@ -61,6 +61,14 @@ EXAMPLES = {
     "doctor": "exeat doctor",
 }
 
+# Where argparse would write another
+USAGES = {
+    "run": "exeat run [--rules FILE] [OPTION...] -- COMMAND [ARGUMENT...]",
+    "changes": "exeat changes [accept|discard|cat] [TASK [PATH...]] [OPTION...]",
+    "approvals": "exeat approvals [WORD [ID]] [OPTION...]",
+    "flagged": "exeat flagged [list|ack] [ID...] [--all] [OPTION...]",
+}
+
 # Those that share a module with others; each other one has a module of its own name
 MODULES = {
     "shell": "run",

@@ -3,13 +3,12 @@
 import argparse
 import json
 from dataclasses import asdict
+from typing import Final
 
+from enforcer.cli.parsing import FORMAT
 from enforcer.doctor.checks import Finding, examine
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat doctor` takes."""
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+ARGUMENTS: Final = (FORMAT,)
 
 
 def run(arguments: argparse.Namespace) -> int:

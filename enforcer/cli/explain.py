@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.cli.output import day
+from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 from enforcer.system.state import journal_directory
 from rules.verdicts import Outcome, Reason, Verdict
@@ -31,46 +32,27 @@ _ASKED: Final = frozenset({
 })  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat explain` takes."""
-    parser.add_argument(
-        "--rules",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="a rule file; several are one policy (by default ~/.config/exeat/rules.yaml)",
-    )
-    parser.add_argument(
+ARGUMENTS: Final = (
+    argument("--rules", "FILE...", "a rule file; several are one policy (by default ~/.config/exeat/rules.yaml)"),
+    argument(
         "attempt",
-        nargs="*",
-        metavar="ATTEMPT",
-        help="`https://host/path`, `PUT https://host/path`, `host:port`, `tcp host:port`, `udp host:port`, "
+        "ATTEMPT",
+        "`https://host/path`, `PUT https://host/path`, `host:port`, `tcp host:port`, `udp host:port`, "
         "`git push URL REF`, `git fetch URL`, `dns TYPE NAME` or `run PROGRAM WORDS`; quotes may be left out; "
         "or a client's command, as in 'curl -X POST https://host/path'",
-    )
-    parser.add_argument(
-        "--suggest", metavar="EVENT", help="print the rule that would have allowed what this event blocked, and try it"
-    )
-    parser.add_argument(
-        "--journal", type=Path, metavar="DIR", help="--suggest: the journal (default: where `run` keeps it)"
-    )
-    parser.add_argument("--task", default="", metavar="NAME", help="the task that tries it, for rules with `for`")
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task")
-    parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="a header of the request")
-    parser.add_argument(
-        "--body", action="store_true", help="the request has a body; POST, PUT and PATCH have one anyway"
-    )
-    parser.add_argument(
-        "--credential", metavar="ID", help="the request's one credential is this secret's placeholder, in its place"
-    )
-    parser.add_argument(
-        "--tainted", action="store_true", help="the task has read what nobody vouches for, for `when: tainted`"
-    )
-    parser.add_argument(
-        "--at", type=day, metavar="DATE", help="the day on which it is tried, as in 2027-01-31 (default: today, UTC)"
-    )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+        nargs="*",
+    ),
+    argument("--suggest", "EVENT", "print the rule that would have allowed what this event blocked, and try it"),
+    argument("--journal", "DIR", "--suggest: the journal (default: where `run` keeps it)"),
+    argument("--task", "NAME", "the task that tries it, for rules with `for`", default=""),
+    argument("--label", "NAME=VALUE...", "a label of the task"),
+    argument("--header", "NAME:VALUE...", "a header of the request"),
+    argument("--body", "", "the request has a body; POST, PUT and PATCH have one anyway"),
+    argument("--credential", "ID", "the request's one credential is this secret's placeholder, in its place"),
+    argument("--tainted", "", "the task has read what nobody vouches for, for `when: tainted`"),
+    argument("--at", "DATE", "the day on which it is tried, as in 2027-01-31 (default: today, UTC)", type=day),
+    FORMAT,
+)
 
 
 def run(arguments: argparse.Namespace, system: Path | None = None) -> int:

@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from enforcer.cli.parsing import JOURNAL, argument, metrics
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
 
@@ -23,45 +24,23 @@ if TYPE_CHECKING:
 _DEFAULT_METRICS = "127.0.0.1:9465"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat export` takes."""
-    add = parser.add_argument
-    add(
+ARGUMENTS: Final = (
+    argument(
         "--to",
+        "URL",
+        "where to: otlp+https://HOST, https://HOST/PATH (a webhook), syslog+tls://HOST, file:PATH, …",
         required=True,
-        metavar="URL",
-        help="where to: otlp+https://HOST, https://HOST/PATH (a webhook), syslog+tls://HOST, file:PATH, …",
-    )
-    add("--format", choices=("event", "ocsf", "ecs", "cef"), help="what each event is sent as (OTLP has its own)")
-    add("--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)")
-    add("--once", action="store_true", help="deliver what is there now, and end; else go on with what is added")
-    add("--token-file", type=Path, metavar="FILE", help="a file that holds a bearer token, closed to others")
-    add(
-        "--sign-with",
-        type=Path,
-        metavar="FILE",
-        help="a file that holds the key to sign webhooks with, closed to others",
-    )
-    add("--ca", type=Path, metavar="FILE", help="certificates to trust beside the host's own (PEM)")
-    add(
-        "--certificate",
-        type=Path,
-        metavar="FILE",
-        help="our own certificate and its key, for a receiver that asks (PEM)",
-    )
-    add(
-        "--position",
-        type=Path,
-        metavar="FILE",
-        help="where to keep how far this is (default: beside the journal's keys)",
-    )
-    add(
-        "--metrics",
-        nargs="?",
-        const=_DEFAULT_METRICS,
-        metavar="HOST:PORT",
-        help=f"serve Prometheus metrics ({_DEFAULT_METRICS} if no address is given)",
-    )
+    ),
+    argument("--format", ("event", "ocsf", "ecs", "cef"), "what each event is sent as (OTLP has its own)"),
+    JOURNAL,
+    argument("--once", "", "deliver what is there now, and end; else go on with what is added"),
+    argument("--token-file", "FILE", "a file that holds a bearer token, closed to others"),
+    argument("--sign-with", "FILE", "a file that holds the key to sign webhooks with, closed to others"),
+    argument("--ca", "FILE", "certificates to trust beside the host's own (PEM)"),
+    argument("--certificate", "FILE", "our own certificate and its key, for a receiver that asks (PEM)"),
+    argument("--position", "FILE", "where to keep how far this is (default: beside the journal's keys)"),
+    metrics("", _DEFAULT_METRICS),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,11 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from enforcer.cli import journals
 from enforcer.cli.output import moment, several, table
+from enforcer.cli.parsing import FORMAT, JOURNAL, argument
 from enforcer.system.errors import UsageError
 from proxy.wire import strict_json
 
@@ -22,16 +23,14 @@ _AT_A_TIME = 1000
 _SHORT = 12  # characters of an id's end, which no two events of a millisecond share
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat flagged` takes."""
-    add = parser.add_argument
-    add("verb", nargs="?", choices=_VERBS, default="list", help="list what was flagged, or say that you have looked")
-    add("ids", nargs="*", metavar="ID", help="ack: events, by the id that `list` shows")
-    add("--all", action="store_true", help="ack: everything that nobody has looked at; list: what somebody has, too")
-    journals.add_part(parser)
-    add("--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)")
-    add("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
-    parser.usage = "exeat flagged [list|ack] [ID...] [--all] [OPTION...]"
+ARGUMENTS: Final = (
+    argument("verb", _VERBS, "list what was flagged, or say that you have looked", nargs="?", default="list"),
+    argument("ids", "ID", "ack: events, by the id that `list` shows", nargs="*"),
+    argument("--all", "", "ack: everything that nobody has looked at; list: what somebody has, too"),
+    *journals.PART,
+    JOURNAL,
+    FORMAT,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

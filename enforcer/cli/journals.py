@@ -6,9 +6,10 @@ import sys
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from enforcer.cli import no_room
+from enforcer.cli.parsing import argument
 from enforcer.system.state import journal_directory
 
 if TYPE_CHECKING:
@@ -18,22 +19,6 @@ if TYPE_CHECKING:
     from proxy.telemetry.journal.query import Entry, Progress, Sought
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how a journal, and a part of it, are named."""
-    parser.add_argument(
-        "journal", nargs="?", type=Path, metavar="JOURNAL", help="its directory, or a file of it (where `run` keeps it)"
-    )
-    add_part(parser)
-
-
-def add_part(parser: argparse.ArgumentParser) -> None:
-    """Say how a part of a journal is named."""
-    parser.add_argument("--task", metavar="TASK", help="only this task: its id or name, `*` stands for anything")
-    parser.add_argument(
-        "--since", type=instant, default=0, metavar="WHEN", help="only what came after: 30m, 1h, 2d, 2026-11-21T08:00"
-    )
 
 
 def instant(text: str) -> int:
@@ -48,6 +33,17 @@ def instant(text: str) -> int:
     except (ValueError, OverflowError) as error:
         today = date.today().isoformat()  # noqa: DTZ011  an example in the reader's own time
         raise argparse.ArgumentTypeError(f"`{text}` is no time; write 30m, 1h, 2d or {today}") from error
+
+
+SINCE: Final = argument(
+    "--since", "WHEN", "only what came after: 30m, 1h, 2d, 2026-11-21T08:00", type=instant, default=0
+)
+LAST: Final = argument("--last", "", "only the task that was started last")
+PART: Final = (argument("--task", "TASK", "only this task: its id or name, `*` stands for anything"), SINCE)
+ARGUMENTS: Final = (
+    argument("journal", "JOURNAL", "its directory, or a file of it (where `run` keeps it)", nargs="?"),
+    *PART,
+)
 
 
 def belongs(event: "Event", task: str | None) -> bool:

@@ -5,9 +5,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli import journals
+from enforcer.cli.parsing import FORCE, argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,20 +22,15 @@ _MOST_SOURCES = 5
 _MOST_REFUSED = 20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat learn` takes."""
-    journals.add_arguments(parser)
-    parser.add_argument(
-        "--rules",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="the rules that were in force: their `settings` are written too, but for `mode: audit`",
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there and not to standard output")
-    parser.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
-    parser.add_argument("--format", choices=("yaml", "json"), default="yaml", help="a rule file, or for programs")
+ARGUMENTS: Final = (
+    *journals.ARGUMENTS,
+    argument(
+        "--rules", "FILE...", "the rules that were in force: their `settings` are written too, but for `mode: audit`"
+    ),
+    argument("-o --output", "FILE", "write it there and not to standard output"),
+    FORCE,
+    argument("--format", ("yaml", "json"), "a rule file, or for programs", default="yaml"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

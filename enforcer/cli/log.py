@@ -8,9 +8,10 @@ import time
 from collections import deque
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from enforcer.cli import journals
+from enforcer.cli.parsing import JOURNAL, argument
 from enforcer.system.state import journal_directory
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -36,32 +37,70 @@ _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
 _GLOB = frozenset("*?[")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat log` takes."""
-    add = parser.add_argument
-    add("part", nargs="?", choices=tuple(PARTS), help="; ".join(f"{word}: {says}" for word, says in PARTS.items()))
-    add("what", nargs="?", metavar="WHAT", help="an event's id, a task, a journal's directory, or what to do with keys")
-    add("--journal", type=Path, metavar="DIR", help="the journal to read (default: where `run` keeps it)")
-    add(
+def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
+    """Read one of the words of a closed list."""
+    if text in words:
+        return text
+    from rules.problems import did_you_mean, quoted
+
+    instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
+    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
+
+
+def _word(text: str) -> str:
+    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
+
+
+def _reason(text: str) -> str:
+    return _one_of(tuple(Reason), text, "no reason")
+
+
+def _kind(text: str) -> str:
+    from proxy.telemetry.events import Kind
+
+    return _one_of(tuple(Kind), text, "no kind of event")
+
+
+ARGUMENTS: Final = (
+    argument("part", tuple(PARTS), "; ".join(f"{word}: {says}" for word, says in PARTS.items()), nargs="?"),
+    argument("what", "WHAT", "an event's id, a task, a journal's directory, or what to do with keys", nargs="?"),
+    JOURNAL,
+    argument(
         "--format",
-        choices=("table", "jsonl", "json", *_SHAPES),
-        help="a table (the default), the lines as written, `json` for one value, or a shape that a SIEM reads",
-    )
-    add_part_arguments(parser)
-    add("--last", action="store_true", help="only the task that was started last")
-    add(
-        "-f",
-        "--follow",
-        action="store_true",
-        help="go on with what is added, until interrupted; a table begins with the last 10",
-    )
-    add("--key", type=Path, metavar="FILE", help="verify: trust the public keys in this file (PEM), and no others")
-    add(
-        "--kept", type=Path, metavar="FILE", help="verify: lines kept elsewhere; what was signed in them has to be here"
-    )
-    add("--age", metavar="TIME", help="keep: remove days older than this, as in 90d; `none`: never")
-    add("--size", metavar="SIZE", help="keep: remove the oldest when there is more than this, as in 20G; `none`: never")
-    add("--now", action="store_true", help="keep: compress and remove at once, and not within the hour")
+        ("table", "jsonl", "json", *_SHAPES),
+        "a table (the default), the lines as written, `json` for one value, or a shape that a SIEM reads",
+    ),
+    argument(
+        "--verdict",
+        "WORD...",
+        f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
+        type=_word,
+    ),
+    argument(
+        "--reason",
+        "REASON...",
+        "only events with this reason, as in no_rule; may be given again for more",
+        type=_reason,
+    ),
+    argument(
+        "--kind",
+        "KIND...",
+        "only events of this kind, as in request.decided; may be given again for more",
+        type=_kind,
+    ),
+    argument("--rule", "RULE...", "only what this rule decided: its id, or `file:id`"),
+    argument("--name", "NAME...", "only what went to this name or address"),
+    argument("--process", "EXE...", "only what this program did, or one that it started"),
+    *journals.PART,
+    argument("--until", "WHEN", "only what came before, written as for --since", type=journals.instant),
+    journals.LAST,
+    argument("-f --follow", "", "go on with what is added, until interrupted; a table begins with the last 10"),
+    argument("--key", "FILE", "verify: trust the public keys in this file (PEM), and no others"),
+    argument("--kept", "FILE", "verify: lines kept elsewhere; what was signed in them has to be here"),
+    argument("--age", "TIME", "keep: remove days older than this, as in 90d; `none`: never"),
+    argument("--size", "SIZE", "keep: remove the oldest when there is more than this, as in 20G; `none`: never"),
+    argument("--now", "", "keep: compress and remove at once, and not within the hour"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -193,37 +232,6 @@ def backslashed() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def add_part_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how events are chosen."""
-    add = parser.add_argument
-    add(
-        "--verdict",
-        action="append",
-        type=_word,
-        metavar="WORD",
-        help=f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
-    )
-    add(
-        "--reason",
-        action="append",
-        type=_reason,
-        metavar="REASON",
-        help="only events with this reason, as in no_rule; may be given again for more",
-    )
-    add(
-        "--kind",
-        action="append",
-        type=_kind,
-        metavar="KIND",
-        help="only events of this kind, as in request.decided; may be given again for more",
-    )
-    add("--rule", action="append", metavar="RULE", help="only what this rule decided: its id, or `file:id`")
-    add("--name", action="append", metavar="NAME", help="only what went to this name or address")
-    add("--process", action="append", metavar="EXE", help="only what this program did, or one that it started")
-    journals.add_part(parser)
-    add("--until", type=journals.instant, metavar="WHEN", help="only what came before, written as for --since")
-
-
 class Part:
     """The part of a journal that is to be shown."""
 
@@ -321,27 +329,3 @@ def _said(event: "Event") -> "tuple[str | None, ...]":
     from proxy.telemetry.events import Kind
 
     return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)
-
-
-def _word(text: str) -> str:
-    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
-
-
-def _reason(text: str) -> str:
-    return _one_of(tuple(Reason), text, "no reason")
-
-
-def _kind(text: str) -> str:
-    from proxy.telemetry.events import Kind
-
-    return _one_of(tuple(Kind), text, "no kind of event")
-
-
-def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
-    """Read one of the words of a closed list."""
-    if text in words:
-        return text
-    from rules.problems import did_you_mean, quoted
-
-    instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
-    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")

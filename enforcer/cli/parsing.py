@@ -1,33 +1,99 @@
-"""Parser of a command's words (argparse) that says in our own words what is wrong: what was meant, what is missing."""
+"""Parser of a command's words (argparse): the arguments that a command declares, and what is wrong in our own words."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Self
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
 
-from enforcer.cli.commands import COMMANDS, EXAMPLES
+from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
 from rules.problems import did_you_mean, quoted
 
 _TERMS: Final = frozenset({"--for", "--covers", "--as-rule"})
 _NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
 _MAY_LACK: Final = (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
+_PATHS: Final = frozenset({"FILE", "DIR", "JOURNAL"})  # what stands for a path in the help is read as one
+
+
+class Argument(NamedTuple):
+    """One option or argument of a command, as `add_argument` takes it."""
+
+    words: tuple[str, ...]
+    how: Mapping[str, Any]
+
+
+class Group(NamedTuple):
+    """Options that the help has under a title of their own; without one, no two of them go together."""
+
+    title: str
+    arguments: "Sequence[Argument | Group]"
+
+
+type Arguments = Sequence[Argument | Group]
+
+
+def argument(words: str, value: str | tuple[str, ...], says: str, **more: Any) -> Argument:
+    """Declare an option (`-f --follow`) or an argument.
+
+    `value` is what it takes, as the help calls it: empty for nothing, a tuple for one of these words, `FILE...` for an
+    option that may be given again. `more` goes to `add_argument` as it is.
+    """
+    how: dict[str, Any] = {"help": says}
+    if isinstance(value, tuple):
+        how["choices"] = value
+    elif value:
+        how["metavar"] = value.removesuffix("...")
+        how |= {"type": Path} if how["metavar"] in _PATHS else {}
+        how |= {"action": "append", "default": []} if value.endswith("...") else {}
+    elif words.startswith("-"):
+        how["action"] = "store_true"
+    return Argument(tuple(words.split()), how | more)
+
+
+def metrics(of: str, default: str) -> Argument:
+    """Declare `--metrics`; without an address it is `default`."""
+    says = f"serve Prometheus metrics{of} ({default} if no address is given)"
+    return argument("--metrics", "HOST:PORT", says, nargs="?", const=default)
+
+
+def declare(parser: argparse._ActionsContainer, arguments: Arguments) -> None:
+    """Have a parser take these."""
+    for each in arguments:
+        if isinstance(each, Argument):
+            parser.add_argument(*each.words, **each.how)
+        elif each.title:
+            declare(parser.add_argument_group(each.title), each.arguments)
+        else:
+            declare(parser.add_mutually_exclusive_group(), each.arguments)
+
+
+FORMAT: Final = argument("--format", ("text", "json"), "text for people, json for programs", default="text")
+RULES: Final = argument(
+    "--rules", "FILE...", "a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)", type=str
+)
+LABEL: Final = argument("--label", "NAME=VALUE...", "a label of the task, for rules and events")
+JOURNAL: Final = argument("--journal", "DIR", "the journal to read (default: where `run` keeps it)")
+WRITTEN_JOURNAL: Final = argument("--journal", "DIR", "write the journal there ($XDG_STATE_HOME/exeat/journal)")
+FORCE: Final = argument("--force", "", "overwrite FILE if it is there")
+DEFAULT_METRICS: Final = "127.0.0.1:9464"
 
 
 class Parser(argparse.ArgumentParser):
     """Reads a command's words, and ends the help with an example."""
 
     @classmethod
-    def of(cls, name: str, add_arguments: Callable[["Parser"], None]) -> Self:
+    def of(cls, name: str, arguments: Arguments) -> Self:
         """Make the parser of one command."""
         parser = cls(
             prog=f"exeat {name}",
+            usage=USAGES.get(name),
             description=COMMANDS[name],
             allow_abbrev=False,
             formatter_class=_as_wide_as_the_screen,
             exit_on_error=False,
         )
-        add_arguments(parser)
+        declare(parser, arguments)
         return parser
 
     @property

@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from enforcer.cli.parsing import FORMAT, argument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,22 +16,14 @@ if TYPE_CHECKING:
     from rules.presets.shipped import Preset
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat presets` takes."""
-    add = parser.add_argument
-    add("action", choices=("list", "show", "lock"), help="list all; show some; find and lock this machine's registries")
-    add("names", nargs="*", metavar="NAME", help="presets; to lock one by hand, NAME=URL or NAME.PLACE=URL")
-    add("--dry-run", action="store_true", help="lock: say what was found, and write nothing")
-    add("--lock", type=Path, metavar="FILE", help="another lock than this machine's; loading rules doesn't read it")
-    add(
-        "--workspace",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="lock: believe no file in there, where a task may write",
-    )
-    add("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+ARGUMENTS: Final = (
+    argument("action", ("list", "show", "lock"), "list all; show some; find and lock this machine's registries"),
+    argument("names", "NAME", "presets; to lock one by hand, NAME=URL or NAME.PLACE=URL", nargs="*"),
+    argument("--dry-run", "", "lock: say what was found, and write nothing"),
+    argument("--lock", "FILE", "another lock than this machine's; loading rules doesn't read it"),
+    argument("--workspace", "DIR...", "lock: believe no file in there, where a task may write"),
+    FORMAT,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,10 +5,11 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli import journals
 from enforcer.cli.output import several
+from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError
 
 if TYPE_CHECKING:
@@ -34,13 +35,11 @@ _HEADINGS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat replay` takes."""
-    journals.add_arguments(parser)
-    parser.add_argument(
-        "--rules", action="append", required=True, type=Path, metavar="FILE", help="a rule file; several are one policy"
-    )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+ARGUMENTS: Final = (
+    *journals.ARGUMENTS,
+    argument("--rules", "FILE...", "a rule file; several are one policy", required=True),
+    FORMAT,
+)
 
 
 def run(arguments: argparse.Namespace, system: Path | None = None) -> int:

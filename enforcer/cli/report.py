@@ -5,32 +5,23 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from enforcer.cli import journals
+from enforcer.cli.parsing import FORCE, JOURNAL, argument
 
 if TYPE_CHECKING:
     from proxy.telemetry.views.report_data import Gathered
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat report` takes."""
-    parser.add_argument(
-        "task", nargs="?", metavar="TASK", help="only this task: its id or name, `*` stands for anything"
-    )
-    parser.add_argument("--last", action="store_true", help="only the task that was started last")
-    parser.add_argument(
-        "--since",
-        type=journals.instant,
-        default=0,
-        metavar="WHEN",
-        help="only what came after: 30m, 1h, 2d, 2026-11-21",
-    )
-    parser.add_argument("--journal", type=Path, metavar="DIR", help="the journal to read (where `run` keeps it)")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="write it there, `-` for standard output (exeat-report-TASK.html)"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
+ARGUMENTS: Final = (
+    argument("task", "TASK", "only this task: its id or name, `*` stands for anything", nargs="?"),
+    journals.LAST,
+    journals.SINCE,
+    JOURNAL,
+    argument("-o --output", "FILE", "write it there, `-` for standard output (exeat-report-TASK.html)", type=str),
+    FORCE,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

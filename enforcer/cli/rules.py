@@ -3,10 +3,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli.check import add_lock
+from enforcer.cli.check import LOCK
+from enforcer.cli.parsing import FORMAT, argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,17 +17,21 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 
-def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat test` takes."""
-    parser.add_argument(
-        "files",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="a rule file, or a directory of them; each is tested by itself",
-    )
-    add_lock(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
+TEST_ARGUMENTS: Final = (
+    argument("files", "FILE", "a rule file, or a directory of them; each is tested by itself", nargs="+"),
+    LOCK,
+    FORMAT,
+)
+DIFF_ARGUMENTS: Final = (
+    argument("files", "FILE", "OLD and NEW: a rule file each", nargs="*"),
+    argument("--old", "FILE...", "a file of the old rules"),
+    argument("--new", "FILE...", "a file of the new rules"),
+    FORMAT,
+)
+SCHEMA_ARGUMENTS: Final = (
+    argument("--format", ("json",), "JSON Schema, draft-07; there is no other form", default="json"),
+    argument("--event", "", "the schema of the journal's events, not of rule files"),
+)
 
 
 def run_test(arguments: argparse.Namespace) -> int:
@@ -110,16 +114,6 @@ def _circumstances(asked: "Question") -> str:
     return f"  ({printable('; '.join(parts))})" if parts else ""
 
 
-def add_diff_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat diff` takes."""
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="OLD and NEW: a rule file each")
-    for which in ("old", "new"):
-        parser.add_argument(
-            f"--{which}", action="append", default=[], type=Path, metavar="FILE", help=f"a file of the {which} rules"
-        )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="for people, or for programs")
-
-
 def run_diff(arguments: argparse.Namespace) -> int:
     """Compare. 0 when both decide alike, 1 when not, 2 when the words or a file are wrong."""
     old, new = arguments.old, arguments.new
@@ -188,14 +182,6 @@ def _means(key: str) -> str:
     if key == "mode":
         return ": what no rule or but a default rule decides is let out in audit mode, and told"
     return ""
-
-
-def add_schema_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat schema` takes."""
-    parser.add_argument(
-        "--format", choices=("json",), default="json", help="JSON Schema, draft-07; there is no other form"
-    )
-    parser.add_argument("--event", action="store_true", help="the schema of the journal's events, not of rule files")
 
 
 def run_schema(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from enforcer.cli.parsing import DEFAULT_METRICS, LABEL, RULES, WRITTEN_JOURNAL, Group, argument, metrics
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.policy import run_request
 from enforcer.policy.path_resolution import covered, exposed, refuse_service
-from enforcer.policy.rules_in_force import RULES_OPTION, SYSTEM, own_files, rule_files
+from enforcer.policy.rules_in_force import SYSTEM, own_files, rule_files
 from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, Wanted, lets, places, settle
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from enforcer.run.host import Host
     from enforcer.run.task import Result
 
-DEFAULT_METRICS = "127.0.0.1:9464"
 _COUNTED = ", or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it"
 _LISTS: Final = ("hide", "protected", "caches", "devices")
 _WORDS: Final = ("hostname", "timeout", "memory", "cpu", "processes", "files", "disk")
@@ -46,41 +46,51 @@ _USUAL = "/bin/sh"
 _NONE = frozenset({"nologin", "false"})  # of accounts that nobody uses
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat run` takes."""
-    add_options(parser)
-    add = parser.add_argument
-    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT...]", help="what to run, and its own words")
-    parser.usage = "exeat run [--rules FILE] [OPTION...] -- COMMAND [ARGUMENT...]"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of a run, whatever it runs."""
-    add = parser.add_argument
-    add("--rules", **RULES_OPTION)
-    add("--task", metavar="NAME", help="the task's name, for rules and events (by default made from the command's)")
-    add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
-    add("--workspace", metavar="DIR", help="the directory the task may write (by default the current one)")
-    add(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="give the task one more variable, of yours or with this value",
-    )
-    add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
-    add(
-        "--metrics",
-        nargs="?",
-        const=DEFAULT_METRICS,
-        metavar="HOST:PORT",
-        help=f"serve Prometheus metrics while the task runs ({DEFAULT_METRICS} if no address is given)",
-    )
-    add_sandbox_options(parser)
-    add("--no-service", action="store_true", help="make it all here, also where `exeat up` runs")
-    add("--plan", action="store_true", help="say every step that a start would take, and take none")
-    add("--format", choices=("text", "json"), default="text", help="of the plan: for people, or for programs")
-    add("--quiet", action="store_true", help="no summary at the end")
+# Each of these stands for a key of `sandbox` in a rule file
+SANDBOX_OPTIONS: Final = (
+    argument("--read", "PATH...", "show one more file or directory, read-only; may be given again"),
+    argument("--write", "PATH...", "let the task write one more file or directory; may be given again"),
+    argument("--hide", "PATH...", "hide one more path, or `**/NAME` wherever it lies; may be given again"),
+    argument("--protect", "GLOB...", "files of the workspace that need an approval to change", dest="protected"),
+    argument("--cache", "NAME=PATH...", "keep PATH of the sandbox between tasks, by this name", dest="caches"),
+    argument("--device", "NAME...", "give the task a device: `kvm`, `gpu`, or one node of a card", dest="devices"),
+    Group(
+        "",
+        tuple(
+            argument(f"--{mode}", "", says, dest="mode", action="store_const", const=mode)
+            for mode, says in (
+                (WorkspaceMode.REVIEW, "keep what the task changes in its workspace apart until it is accepted"),
+                (WorkspaceMode.DIRECT, "let the task change its workspace at once"),
+            )
+        ),
+    ),
+    argument("--user", tuple(map(str, BoxUser)), "who the task sees itself as; no rights come with it"),
+    argument("--hostname", "NAME", "what its host is called"),
+    argument("--timeout", "DURATION", "end the task after this time: `90s`, `10m`, `2h`"),
+    argument("--memory", "SIZE", "how much memory all of it may use: `2GB`"),
+    argument("--cpu", "CORES", "how many cores it may use: `1.5`"),
+    argument("--processes", "N", "how many processes and threads it may have"),
+    argument("--files", "N", "how many files each of its processes may have open"),
+    argument("--disk", "SIZE", "how much it may write outside of its workspace"),
+)
+SHELL_ARGUMENTS: Final = (
+    RULES,
+    argument("--task", "NAME", "the task's name, for rules and events (by default made from the command's)"),
+    LABEL,
+    argument("--workspace", "DIR", "the directory the task may write (by default the current one)", type=str),
+    argument("--env", "NAME[=VALUE]...", "give the task one more variable, of yours or with this value"),
+    WRITTEN_JOURNAL,
+    metrics(" while the task runs", DEFAULT_METRICS),
+    Group("the box (see `sandbox` in docs/rules.md)", SANDBOX_OPTIONS),
+    argument("--no-service", "", "make it all here, also where `exeat up` runs"),
+    argument("--plan", "", "say every step that a start would take, and take none"),
+    argument("--format", ("text", "json"), "of the plan: for people, or for programs", default="text"),
+    argument("--quiet", "", "no summary at the end"),
+)
+ARGUMENTS: Final = (
+    *SHELL_ARGUMENTS,
+    argument("command", "-- COMMAND [ARGUMENT...]", "what to run, and its own words", nargs=argparse.REMAINDER),
+)
 
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
@@ -255,37 +265,6 @@ def end_like(status: int) -> int:
     return 128 + number
 
 
-def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
-    group = parser.add_argument_group("the box (see `sandbox` in docs/rules.md)")
-    several = partial(group.add_argument, action="append", default=[])
-    several("--read", metavar="PATH", help="show one more file or directory, read-only; may be given again")
-    several("--write", metavar="PATH", help="let the task write one more file or directory; may be given again")
-    several("--hide", metavar="PATH", help="hide one more path, or `**/NAME` wherever it lies; may be given again")
-    several(
-        "--protect", dest="protected", metavar="GLOB", help="files of the workspace that need an approval to change"
-    )
-    several("--cache", dest="caches", metavar="NAME=PATH", help="keep PATH of the sandbox between tasks, by this name")
-    several(
-        "--device", dest="devices", metavar="NAME", help="give the task a device: `kvm`, `gpu`, or one node of a card"
-    )
-    how = group.add_mutually_exclusive_group()
-    for mode, says in (
-        (WorkspaceMode.REVIEW, "keep what the task changes in its workspace apart until it is accepted"),
-        (WorkspaceMode.DIRECT, "let the task change its workspace at once"),
-    ):
-        how.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=says)
-    add = group.add_argument
-    add("--user", choices=[user.value for user in BoxUser], help="who the task sees itself as; no rights come with it")
-    add("--hostname", metavar="NAME", help="what its host is called")
-    add("--timeout", metavar="DURATION", help="end the task after this time: `90s`, `10m`, `2h`")
-    add("--memory", metavar="SIZE", help="how much memory all of it may use: `2GB`")
-    add("--cpu", metavar="CORES", help="how many cores it may use: `1.5`")
-    add("--processes", metavar="N", help="how many processes and threads it may have")
-    add("--files", metavar="N", help="how many files each of its processes may have open")
-    add("--disk", metavar="SIZE", help="how much it may write outside of its workspace")
-
-
 def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
     """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
     asked = _asked(arguments)
@@ -363,11 +342,6 @@ def _cache(text: str) -> tuple[str, str]:
     if not name or not path:
         raise ValueError(f"{quoted(text)} is no name and place; write it like `pip=~/.cache/pip`")
     return slug(name), cache_place(path)
-
-
-def add_shell_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat shell` takes: the options of `exeat run`."""
-    add_options(parser)
 
 
 def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:

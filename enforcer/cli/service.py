@@ -9,9 +9,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from enforcer.cli import output
 from enforcer.cli.output import several, table
+from enforcer.cli.parsing import DEFAULT_METRICS, FORMAT, LABEL, RULES, WRITTEN_JOURNAL, argument, metrics
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.telemetry.visible import visible
 
@@ -22,20 +24,24 @@ _NOTHING: dict[str, object] = {"pending": 0, "tainted": False}
 _UNHEARD: dict[str, object] = {"pending": None, "tainted": None}
 
 
-def add_up_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat up` takes."""
-    from enforcer.cli.run import DEFAULT_METRICS
-
-    add = parser.add_argument
-    add("--workers", type=int, metavar="N", help="serve sandboxes in N processes (by default one for each core)")
-    add(
-        "--metrics",
-        nargs="?",
-        const=DEFAULT_METRICS,
-        metavar="HOST:PORT",
-        help=f"serve Prometheus metrics of all tasks ({DEFAULT_METRICS} if no address is given)",
-    )
-    add("--journal", metavar="DIR", type=Path, help="write the journal there ($XDG_STATE_HOME/exeat/journal)")
+UP_ARGUMENTS: Final = (
+    argument("--workers", "N", "serve sandboxes in N processes (by default one for each core)", type=int),
+    metrics(" of all tasks", DEFAULT_METRICS),
+    WRITTEN_JOURNAL,
+)
+PS_ARGUMENTS: Final = (FORMAT,)
+STATUS_ARGUMENTS: Final = (FORMAT,)
+STOP_ARGUMENTS: Final = (
+    argument("task", "TASK", "its id or its name, as `exeat ps` shows them"),
+    argument("--kill", "", "at once: without it the task has 10 seconds to end"),
+)
+ATTACH_ARGUMENTS: Final = (
+    argument("namespace", "PID|NETNS", "a process that is in it, or the file that it is bound to"),
+    RULES,
+    argument("--task", "NAME", "the task's name, for rules and events (by default `attached`)"),
+    LABEL,
+)
+DETACH_ARGUMENTS: Final = (argument("namespace", "PID|NETNS", "as it was attached, or its task's id or name"),)
 
 
 def run_up(arguments: argparse.Namespace, system: Path | None = None) -> int:
@@ -89,7 +95,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         )
         metrics = listen(arguments.metrics) if arguments.metrics else None
         command = RunCommand(
-            Parser.of("run", run_command.add_arguments).read,
+            Parser.of("run", run_command.ARGUMENTS).read,
             run_command.wanted_of,
             run_command.perform,
             status_if_unsaid,
@@ -104,11 +110,6 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         service.run()
     finally:
         service.close()
-
-
-def add_ps_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat ps` takes."""
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
 
 
 def run_ps(arguments: argparse.Namespace) -> int:
@@ -150,11 +151,6 @@ def _row(each: dict[str, object]) -> tuple[str, ...]:
     approvals = ", ".join(part for part in (pending, "tainted" if each["tainted"] else "") if part)
     approvals = approvals or ("?" if each["tainted"] is None else "-")
     return tuple(map(str, (each["task"], each["name"], each["pid"], worker, ran, approvals, where)))
-
-
-def add_status_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat status` takes."""
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
 
 
 def run_status(arguments: argparse.Namespace) -> int:
@@ -231,12 +227,6 @@ def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> 
     )
 
 
-def add_stop_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat stop` takes."""
-    parser.add_argument("task", metavar="TASK", help="its id or its name, as `exeat ps` shows them")
-    parser.add_argument("--kill", action="store_true", help="at once: without it the task has 10 seconds to end")
-
-
 def run_stop(arguments: argparse.Namespace) -> int:
     """Tell the task to end (SIGTERM); 0 when it was told."""
     from enforcer.service.control_client import ask
@@ -250,17 +240,6 @@ def run_stop(arguments: argparse.Namespace) -> int:
     if answer["attached"]:
         raise UsageError(f"`{name}` is attached, and not the service's to end: `exeat detach {name}` takes its gate")
     raise UsageError(f"the service runs no task `{name}`; see `exeat ps`")
-
-
-def add_attach_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat attach` takes."""
-    from enforcer.policy.rules_in_force import RULES_OPTION
-
-    add = parser.add_argument
-    add("namespace", metavar="PID|NETNS", help="a process that is in it, or the file that it is bound to")
-    add("--rules", **RULES_OPTION)
-    add("--task", metavar="NAME", help="the task's name, for rules and events (by default `attached`)")
-    add("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the task, for rules and events")
 
 
 def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int:
@@ -286,11 +265,6 @@ def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int
     shown = visible(target.named)
     print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")
     return 0
-
-
-def add_detach_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `exeat detach` takes."""
-    parser.add_argument("namespace", metavar="PID|NETNS", help="as it was attached, or its task's id or name")
 
 
 def run_detach(arguments: argparse.Namespace) -> int:

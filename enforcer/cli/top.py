@@ -7,10 +7,10 @@ import select
 import shutil
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from enforcer.cli import journals
+from enforcer.cli.parsing import JOURNAL, argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,13 +27,11 @@ class _EnoughError(Exception):
     """Whoever looks has seen enough."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what `exeat top` takes."""
-    parser.add_argument("--journal", type=Path, metavar="DIR", help="the journal to read (where `run` keeps it)")
-    parser.add_argument(
-        "--since", type=journals.instant, metavar="WHEN", help="count from then on: 30m, 2d, 2026-11-21 (1h)"
-    )
-    parser.add_argument("--once", action="store_true", help="print it once, as it is now, and end")
+ARGUMENTS: Final = (
+    JOURNAL,
+    argument("--since", "WHEN", "count from then on: 30m, 2d, 2026-11-21 (1h)", type=journals.instant),
+    argument("--once", "", "print it once, as it is now, and end"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

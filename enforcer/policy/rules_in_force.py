@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from enforcer.policy.path_resolution import fingerprint as path_fingerprint
 from enforcer.policy.path_resolution import listed, trail
@@ -21,12 +21,6 @@ from rules.matching.policy import Policy
 from rules.problems import RuleFileError
 
 SYSTEM: Final = Path("/etc/exeat")
-RULES_OPTION: Final[Mapping[str, Any]] = {  # `--rules` as argparse takes it; `rule_files` reads it
-    "action": "append",
-    "default": [],
-    "metavar": "FILE",
-    "help": "a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)",
-}
 _OTHERS_WRITE: Final = 0o022
 
 

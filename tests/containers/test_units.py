@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.cli import COMMANDS
 from enforcer.cli.parsing import Parser
-from enforcer.cli.service import add_up_arguments
+from enforcer.cli.service import UP_ARGUMENTS
 
 UNITS = Path(__file__).resolve().parents[2] / "containers" / "systemd"
 # systemd.exec(5): each of these, and those that begin like them, gives the service a mount namespace of its own
@@ -27,7 +27,7 @@ def test_the_service_is_started_as_it_can_be_and_in_everybody_s_mount_namespace(
     service = unit(f"{folder}/exeat.service")["Service"]
     program, command, *words = service["ExecStart"].split()
     assert (program.rpartition("/")[2], command in COMMANDS) == ("exeat", True)
-    Parser.of("up", add_up_arguments).parse_args(words)
+    Parser.of("up", UP_ARGUMENTS).parse_args(words)
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) >= 10
     assert not [key for key in service if key.startswith(APART) and key not in HARMLESS]

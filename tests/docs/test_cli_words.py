@@ -8,6 +8,7 @@ import pytest
 from enforcer import cli
 from enforcer.cli import COMMANDS, main
 from enforcer.cli.commands import EXAMPLES
+from enforcer.cli.parsing import declare
 
 MISTYPED = [
     (("check", "--fromat", "json", "x.yaml"), "`--fromat` is not an option of `exeat check`; did you mean `--format`?"),
@@ -41,7 +42,7 @@ def test_a_mistyped_option(words, says, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_each_word_and_ends_with_an_example_that_parses(command, capsys):
     parser = argparse.ArgumentParser()
-    cli.command(command)[0](parser)
+    declare(parser, cli.command(command)[0])
     assert [action.dest for action in parser._actions if not action.help] == []
     words = shlex.split(EXAMPLES[command].partition(" >")[0])
     assert words[:2] == ["exeat", command]

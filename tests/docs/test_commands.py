@@ -8,6 +8,7 @@ import pytest
 
 from enforcer import cli
 from enforcer.cli import COMMANDS
+from enforcer.cli.parsing import declare
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SECTIONS = dict(
@@ -18,7 +19,7 @@ SECTIONS = dict(
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_of_a_command_is_documented_and_no_other(command):
     parser = argparse.ArgumentParser(add_help=False)
-    cli.command(command)[0](parser)
+    declare(parser, cli.command(command)[0])
     options = {word for action in parser._actions for word in action.option_strings}
     documented = {
         word

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from enforcer.cli import explain, main
+from enforcer.cli.parsing import declare
 
 GOOD = """version: 1
 name: web
@@ -318,7 +319,7 @@ def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
     (tmp_path / "rules.d/corp.yaml").write_text("version: 1\nrules:\n  - {id: no, to: x.example, action: deny}\n")
     monkeypatch.setattr(rules_in_force, "check_roots", bool)  # whoever runs the tests is not root
     parser = argparse.ArgumentParser()
-    explain.add_arguments(parser)
+    declare(parser, explain.ARGUMENTS)
     words = ["--rules", "good.yaml", "--format", "json", "https://x.example/"]
     (tmp_path / "good.yaml").write_text(GOOD.partition("tests:")[0])
     assert explain.run(parser.parse_args(words), system=tmp_path) == 0

@@ -42,7 +42,7 @@ def called(monkeypatch, capsys):
 
         monkeypatch.setattr(approval_requests, "asked", ask)
         monkeypatch.setattr(approval_requests, "everywhere", ask)
-        parser = Parser.of("approvals", approvals.add_arguments)
+        parser = Parser.of("approvals", approvals.ARGUMENTS)
         status = approvals.run(parser.read(words))
         out, err = capsys.readouterr()
         return status, out, err, asked

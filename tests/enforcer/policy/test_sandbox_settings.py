@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.cli import run
+from enforcer.cli.parsing import declare
 from enforcer.system.errors import UsageError
 from rules.loading.load import read
 from rules.sandbox import BoxUser, WorkspaceMode
@@ -20,7 +21,7 @@ def box_of(tmp_path):
             (tmp_path / f"{name}.yaml").write_text(f"version: 1\n{head}sandbox: {text.replace('@', str(tmp_path))}\n")
         parser = argparse.ArgumentParser()
         parser.add_argument("--env", action="append", default=[])
-        run.add_sandbox_options(parser)
+        declare(parser, run.SANDBOX_OPTIONS)
         policy = read([tmp_path / f"{name}.yaml" for name, _ in files]).policy
         return run.box_of(parser.parse_args([word.replace("@", str(tmp_path)) for word in words]), policy)
 

@@ -20,8 +20,9 @@ PROGRAM = """
 import argparse, sys
 from pathlib import Path
 from enforcer.cli import run
+from enforcer.cli.parsing import declare
 parser = argparse.ArgumentParser()
-run.add_arguments(parser)
+declare(parser, run.ARGUMENTS)
 sys.exit(run.run(parser.parse_args(sys.argv[2:]), Path(sys.argv[1])))
 """
 REPLAY = PROGRAM.replace("import run", "import replay as run")

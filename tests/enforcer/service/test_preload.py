@@ -24,7 +24,7 @@ from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 
 COMMAND = RunCommand(
-    Parser.of("run", run_command.add_arguments).read, run_command.wanted_of, run_command.perform, status_if_unsaid
+    Parser.of("run", run_command.ARGUMENTS).read, run_command.wanted_of, run_command.perform, status_if_unsaid
 )
 PROGRAM = """
 import enforcer.cli.service, enforcer.service.service, importlib, sys

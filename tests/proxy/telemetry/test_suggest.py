@@ -29,7 +29,7 @@ def suggest(tmp_path, monkeypatch, capsys):
     def run(event, *words, given=ID[-12:], rules="web.yaml"):
         (day / "0001.jsonl").write_bytes(encode(event._replace(id=ID, time=1_795_223_737_603_903_692)))
         words = ["--suggest", given, "--journal", "journal", *words, *(["--rules", rules] if rules else [])]
-        code = explain.run(Parser.of("explain", explain.add_arguments).parse_args(words), tmp_path / "no-system")
+        code = explain.run(Parser.of("explain", explain.ARGUMENTS).parse_args(words), tmp_path / "no-system")
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -90,9 +90,10 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
 def test_every_option_of_the_log_is_documented():
     import argparse
 
-    from enforcer.cli.log import add_arguments
+    from enforcer.cli.log import ARGUMENTS
+    from enforcer.cli.parsing import declare
 
     parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
+    declare(parser, ARGUMENTS)
     for option in parser._option_string_actions:
         assert f"`{option}" in PAGE
