@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
 from enforcer.system import state
 from enforcer.system.errors import HostError
 

@@ -282,7 +282,7 @@ class Written:
 
 
 def _read(named: list[Path], instead: "Mapping[Path, bytes]") -> "Loaded":
-    from enforcer.policy.rules_in_force import SYSTEM, parse
+    from enforcer.policy.rule_files import SYSTEM, parse
 
     return parse(named, SYSTEM, instead)
 

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.policy.rules_in_force import SYSTEM, load, rule_files
+    from enforcer.policy.rule_files import SYSTEM, load, rule_files
     from rules.explain.explanation import explain
     from rules.problems import RuleFileError
 
@@ -260,7 +260,7 @@ def _tried(
 ) -> "tuple[list[str], Decision | None]":
     """Check the rules as `exeat check` does, and decide the attempt by them beside those in force."""
     from enforcer.cli.check import findings_of
-    from enforcer.policy.rules_in_force import parse, rule_files
+    from enforcer.policy.rule_files import parse, rule_files
 
     with tempfile.TemporaryDirectory(prefix="exeat-suggest-") as directory:
         file = Path(directory) / f"{_NAME}.yaml"

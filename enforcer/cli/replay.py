@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.policy.rules_in_force import SYSTEM, load
+    from enforcer.policy.rule_files import SYSTEM, load
     from proxy.telemetry.journal.query import Progress
     from proxy.telemetry.replay.replay import Replay
     from rules.problems import RuleFileError

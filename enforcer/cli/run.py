@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from enforcer.cli.parsing import DEFAULT_METRICS, LABEL, RULES, WRITTEN_JOURNAL, Group, argument, metrics
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.policy import run_request
-from enforcer.policy.path_resolution import covered, exposed, refuse_service
-from enforcer.policy.rules_in_force import SYSTEM, own_files, rule_files
+from enforcer.policy.rule_files import SYSTEM, covered, exposed, own_files, refuse_service, rule_files
 from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, Wanted, lets, places, settle
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
@@ -34,7 +33,7 @@ from rules.sandbox import Box, BoxUser, WorkspaceMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from enforcer.policy.rules_in_force import Seen
+    from enforcer.policy.rule_files import Seen
     from enforcer.run.dry_run import Line
     from enforcer.run.host import Host
     from enforcer.run.task import Result

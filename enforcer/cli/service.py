@@ -46,7 +46,7 @@ DETACH_ARGUMENTS: Final = (argument("namespace", "PID|NETNS", "as it was attache
 
 def run_up(arguments: argparse.Namespace, system: Path | None = None) -> int:
     """Serve until told to end (SIGTERM). `system`: for tests, not for users."""
-    from enforcer.policy.rules_in_force import SYSTEM
+    from enforcer.policy.rule_files import SYSTEM
 
     _have_streams()
     try:
@@ -245,7 +245,7 @@ def run_stop(arguments: argparse.Namespace) -> int:
 def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int:
     """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
     from enforcer.policy import run_request
-    from enforcer.policy.rules_in_force import SYSTEM, read_seen, rule_files
+    from enforcer.policy.rule_files import SYSTEM, read_seen, rule_files
     from enforcer.service import attach
 
     system = system or SYSTEM

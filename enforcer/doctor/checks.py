@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from enforcer.policy import rules_in_force, run_request
-from enforcer.policy.rules_in_force import SYSTEM
+from enforcer.policy import rule_files, run_request
+from enforcer.policy.rule_files import SYSTEM
 from enforcer.sandbox import identity, mount_plan, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
 from enforcer.sandbox.mount_steps import UNMASK
@@ -300,8 +300,8 @@ def _try_state() -> str:
 
 
 def _try_roots_rules(system: Path) -> str:
-    count = len(rules_in_force.system_files(system))
-    rules_in_force.load([], system)
+    count = len(rule_files.system_files(system))
+    rule_files.load([], system)
     who = run_request.known_identities(system) is not None
     if not count and not who:
         return f"none in {system}"

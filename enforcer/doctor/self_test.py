@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from enforcer.policy.rules_in_force import read_seen
+from enforcer.policy.rule_files import read_seen
 from enforcer.policy.run_request import Wanted
 from enforcer.run import task
 from enforcer.run.host import StandaloneHost

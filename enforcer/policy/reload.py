@@ -1,32 +1,26 @@
-"""Reading rule files again while their task runs, and giving the worker what is right: the worker can't read files.
-
-They are read, checked, compiled and tried by a process of its own, so that the supervisor goes on; what it made is
-bytes in a memory file, which the worker is handed. What is wrong is told, and the rules in force stay, but that root's
-files hold as they are now (`rules.matching.unreadable_layer`). Home of the rule that a task never decides what its own
-rules are: what it could have written is not read (`path_resolution`).
-"""
+"""Reloads rule files while their task runs, and hands the worker the compiled policy: a worker can't read files."""
 
 import contextlib
 import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from enforcer.policy import path_resolution, rules_in_force
-from enforcer.policy.rules_in_force import fingerprint
+from enforcer.policy import reread, rule_files
+from enforcer.policy.rule_files import fingerprint
+from enforcer.sandbox.system_paths import contains
+from enforcer.system import inotify
+from enforcer.system.inotify import Inotify
 from enforcer.system.notices import say
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from enforcer.policy.watch import Watch
 
-_FIRST_LOOK: Final = 0.25  # seconds into a run: shorter ones don't pay for watching
+
 _PATIENCE: Final = 60.0  # seconds for reading
-_MOST_PROBLEMS: Final = 20
-_LONGEST: Final = 1000  # characters of a problem
 
 type Cover = Callable[[Sequence[str]], None]  # has the sandbox cover paths anew
 
@@ -61,7 +55,6 @@ class Reloader:
         self._selector = selector
         self._asked: tuple[str, ...] = wanted.asked
         self._seen = wanted.seen
-        self._began = time.monotonic()
         self._watch: Watch | None = None
         self._reader: _Reader | None = None
         self._said = b""
@@ -71,7 +64,7 @@ class Reloader:
         self._unwritten: list[str] = []  # what was told of a file that somebody is writing
         self._good = -1  # where the last policy is that all files made; below 0: the one that the task was started with
         self._sent = wanted.policy.revision  # of the policy that was handed on last
-        self._covering: dict[str, path_resolution.What | None] = {}  # what was covered again last, by path
+        self._covering: dict[str, rule_files.What | None] = {}  # what was covered again last, by path
         self._deaf = 0.0  # until then nobody listens for changes; 0: somebody does
 
     def wait(self) -> float:
@@ -84,7 +77,7 @@ class Reloader:
         if self._reader is not None:
             return max(0.0, self._reader.deadline - now)
         if self._watch is None:
-            return max(0.0, self._began + _FIRST_LOOK - now)
+            return 0.0
         return self._watch.wait()
 
     def in_force(self) -> tuple[tuple[str, ...], str]:
@@ -107,8 +100,7 @@ class Reloader:
                 self._give_up()
             return
         if self._watch is None:
-            if time.monotonic() >= self._began + _FIRST_LOOK:
-                self._begin_watching()
+            self._begin_watching()
             return
         if self._watch.is_due():
             self._look()
@@ -127,8 +119,6 @@ class Reloader:
     def _begin_watching(self) -> None:
         if self._watch is not None:
             return
-        from enforcer.policy.watch import Watch
-
         self._watch = Watch(self._wanted.writable)
         self._listen()
         self._follow()
@@ -141,8 +131,6 @@ class Reloader:
 
     def _notice(self) -> None:
         """Read what happened, and for a moment no more of it: whoever causes it can't keep this process busy."""
-        from enforcer.policy.watch import DEAF
-
         if self._watch is not None and (descriptor := self._watch.fileno()) is not None:
             self._watch.read()
             self._selector.unregister(descriptor)
@@ -150,7 +138,7 @@ class Reloader:
 
     def _follow(self) -> None:
         if self._watch is not None:
-            self._watch.follow(self._asked, (str(rules_in_force.directory_of(self._wanted.system)),))
+            self._watch.follow(self._asked, (str(rule_files.directory_of(self._wanted.system)),))
 
     def _look(self) -> None:
         """See whether the files are still what was read last, and read them if not."""
@@ -161,26 +149,24 @@ class Reloader:
         self._forced = False
         self._seen = seen
         self._follow()
-        self._read([replaced(path) for path in self._uncovered()])
+        self._read([reread.replaced(path) for path in self._uncovered()])
 
     def _look_after_covers(self) -> None:
         """Have covered again what was replaced, so that a task can't write what later runs would read."""
-        there = {path: path_resolution.trail(path)[-1].what for path in self._uncovered()}
+        there = {path: rule_files.trail(path)[-1].what for path in self._uncovered()}
         before, self._covering = self._covering, there
         # Compared as a whole: a file that took the place of another may have been given its inode.
         if any(what is not None and what != before.get(path) for path, what in there.items()):
             self._cover(tuple(there))  # each is another one, or lies below such a one
 
     def _uncovered(self) -> tuple[str, ...]:
-        return path_resolution.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
+        return rule_files.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
 
     def _read(self, problems: Sequence[str]) -> None:
         """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then.
 
         Where there are problems already, root's files alone are read.
         """
-        from enforcer.policy import reread  # hardly any run's files change
-
         parent = os.getpid()
         made: list[int] = []
         try:
@@ -280,7 +266,7 @@ class Reloader:
 
     def _reject(self, problems: Sequence[str], *, tell: bool = True) -> None:
         """Say what is wrong; `tell` the gate, where no policy that it was handed does."""
-        told = bounded(problems)
+        told = reread.bounded(problems)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
         stays = "those in force stay" if tell else "but what root's files say now is in force besides"
@@ -289,14 +275,87 @@ class Reloader:
             self._gate.tell({"rules_rejected": told})
 
 
-def bounded(problems: Sequence[str]) -> list[str]:
-    """Return as much of problems as is told."""
-    return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
+QUIET = 0.15  # seconds without a change before files count as saved
+LONGEST_WAIT = 2.0  # seconds of changes without end, after which they are looked at all the same
+LOOK_EVERY = 5.0  # seconds
+DEAF = 0.05  # seconds between two times that events are read: a task can cause some without end, as by chmod(2)
 
 
-def replaced(path: str) -> str:
-    """Say that a file is none that could be read."""
-    return (
-        f"`{path}` lies where the task may write, and is not the one that was covered when the task started: whether "
-        "it is as you saved it can't be told; look at it, and keep rules outside of the workspace"
-    )
+class Watch:
+    """The files of one policy. Close it."""
+
+    def __init__(self, writable: Collection[str]) -> None:
+        """Watch nothing yet. `writable` are the trees that a task may write."""
+        self._inotify: Inotify | None = None
+        with contextlib.suppress(OSError):  # a user may have so many, and no more
+            self._inotify = Inotify()
+        self._writable = writable
+        self._names: dict[str, set[str]] = {}  # that count, by directory
+        self._since = self._last = 0.0  # when changes that weren't looked at began, and the last one was
+        self._looked = time.monotonic()
+
+    def fileno(self) -> int | None:
+        """Return what becomes readable when something may have changed; None: only a look every few seconds tells."""
+        return None if self._inotify is None else self._inotify.fd
+
+    def follow(self, paths: Iterable[str], directories: Iterable[str] = ()) -> None:
+        """Watch these files, and every name in these directories, instead of those before."""
+        if self._inotify is None:
+            return
+        names: dict[str, set[str]] = {directory: set() for directory in directories}
+        files: set[str] = set()
+        for path in paths:
+            for step in rule_files.trail(path):
+                if step.directory not in directories:
+                    names.setdefault(step.directory, set()).add(step.name)
+                if step.what is not None and not step.what.is_directory and not step.what.is_link:
+                    files.add(step.path)
+        self._inotify.clear()
+        moved = inotify.IN_MOVE | inotify.IN_CREATE | inotify.IN_DELETE | inotify.IN_CLOSE_WRITE | inotify.IN_ATTRIB
+        gone = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF
+        itself = inotify.IN_MODIFY | inotify.IN_CLOSE_WRITE | inotify.IN_ATTRIB | gone
+        for place in sorted({*names, *files}):
+            if place in names and any(contains(tree, place) for tree in self._writable):
+                continue
+            with contextlib.suppress(OSError):
+                self._inotify.add(place, itself if place in files else moved | gone)
+        self._names = names
+
+    def read(self) -> None:
+        """Take note of what happened, as far as that has an end: signals and the task's own end don't wait for it."""
+        if self._inotify is None:
+            return
+        events, more = self._inotify.read()
+        for event in events:
+            if event.mask & inotify.IN_IGNORED:
+                continue
+            names = self._names.get(event.place)
+            if not event.name or not names or event.name in names:
+                self.stir()
+        if more:
+            self.stir()  # whatever is in the rest
+
+    def stir(self) -> None:
+        """Take note that something changed just now."""
+        self._last = time.monotonic()
+        self._since = self._since or self._last
+
+    def wait(self) -> float:
+        """Return how many seconds there are until `is_due`."""
+        now = time.monotonic()
+        if self._since:
+            return max(0.0, min(self._last + QUIET, self._since + LONGEST_WAIT) - now)
+        return max(0.0, self._looked + LOOK_EVERY - now)
+
+    def is_due(self) -> bool:
+        """Whether it is time to look at the files; the next time is a while later then."""
+        if self.wait() > 0:
+            return False
+        self._since = 0.0
+        self._looked = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._inotify is not None:
+            self._inotify.close()

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from enforcer.policy import path_resolution, rules_in_force
-from enforcer.policy.reload import bounded, replaced
-from enforcer.policy.rules_in_force import absolute, fingerprint
+from enforcer.policy import rule_files
+from enforcer.policy.rule_files import absolute, fingerprint
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from rules.problems import RuleFileError
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from rules.matching.policy import Policy
 
+_MOST_PROBLEMS: Final = 20
+_LONGEST: Final = 1000  # characters of a problem
 _TRIES: Final = 5  # while files change as they are read
 PATIENCE: Final = 5.0  # seconds that a file may take to be written before that is told
 _BETWEEN: Final = 0.02  # seconds between two looks
@@ -85,8 +86,8 @@ def _settled(before: Before, policy: int) -> dict[str, Any]:
 
 
 def _files(asked: Sequence[str], system: Path) -> list[str]:
-    directory = rules_in_force.directory_of(system)
-    return [*asked, *(str(directory / name) for name in path_resolution.listed(str(directory)).name.split("/") if name)]
+    directory = rule_files.directory_of(system)
+    return [*asked, *(str(directory / name) for name in rule_files.listed(str(directory)).name.split("/") if name)]
 
 
 def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, object]:
@@ -106,9 +107,9 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
             login = credentials.login(good)
-    if not rules_in_force.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
+    if not rule_files.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
         return {}
-    over = raised(good, rules_in_force.parse([], before.wanted.system).policy, bounded(problems))
+    over = raised(good, rule_files.parse([], before.wanted.system).policy, bounded(problems))
     _write(over, login, policy)
     return {"revision": over.revision, "asks": over.needs.approvals}
 
@@ -129,14 +130,14 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     from enforcer.worker import credentials
 
     try:
-        loaded = rules_in_force.load([Path(path) for path in wanted.rules], wanted.system)
+        loaded = rule_files.load([Path(path) for path in wanted.rules], wanted.system)
     except RuleFileError as error:
         return {"problems": list(map(str, error.problems))}, absolute(error.asked)
     except HostError as error:
         return {"problems": [str(error)]}, ()
     found = absolute(loaded.asked)
-    lost = path_resolution.uncovered(found, wanted.writable, wanted.covers)
-    problems = path_resolution.exposed(found, wanted.writable) or [replaced(path) for path in lost]
+    lost = rule_files.uncovered(found, wanted.writable, wanted.covers)
+    problems = rule_files.exposed(found, wanted.writable) or [replaced(path) for path in lost]
     if loaded.policy.settings.dns_pool != wanted.policy.settings.dns_pool:
         problems.append("`dns_pool` can't change while a task runs: start it anew")
     if loaded.policy.settings.upstream_auth not in (None, wanted.policy.settings.upstream_auth):
@@ -191,3 +192,16 @@ def _is_being_written(path: str) -> bool:
     finally:
         os.close(descriptor)  # and its lease
     return False
+
+
+def bounded(problems: Sequence[str]) -> list[str]:
+    """Return as much of problems as is told."""
+    return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
+
+
+def replaced(path: str) -> str:
+    """Say that a file is none that could be read."""
+    return (
+        f"`{path}` lies where the task may write, and is not the one that was covered when the task started: whether "
+        "it is as you saved it can't be told; look at it, and keep rules outside of the workspace"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.policy.rules_in_force import SYSTEM, check_roots, check_way
+from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
 from rules.loading.fields import slug, slugged
 from rules.loading.sandbox_layers import NUMBERS, within
@@ -23,7 +23,7 @@ from rules.problems import quoted
 from rules.sandbox import NO_BOX, Box, Floor, device
 
 if TYPE_CHECKING:
-    from enforcer.policy.path_resolution import What
+    from enforcer.policy.rule_files import What
     from rules.loading.identities import Identities
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})

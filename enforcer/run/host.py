@@ -8,7 +8,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from enforcer.policy.rules_in_force import Seen, read_seen
+from enforcer.policy.rule_files import Seen, read_seen
 from enforcer.sandbox import identity
 from enforcer.system.errors import HostError
 from enforcer.worker import worker
@@ -41,7 +41,7 @@ class Host(Protocol):
         """Say on standard error what the caller has to know before the run starts."""
 
     def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
-        """Return the policy of these rule files and root's. Raises as `rules_in_force.load`."""
+        """Return the policy of these rule files and root's. Raises as `rule_files.load`."""
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
         """Return the stack of what is removed after everything that may use it."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from enforcer.limits.cgroups import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
-from enforcer.policy.rules_in_force import own_files
+from enforcer.policy.rule_files import own_files
 from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
-from enforcer.policy.reload import Reloader
 from enforcer.policy.run_request import Wanted
 from enforcer.run.launch import Sandbox
 from enforcer.system.notices import say
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.journal.anomaly_counts import Unusual
     from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
+    from enforcer.policy.reload import Reloader
     from enforcer.run.caller import Caller
     from enforcer.sandbox.stdio import Stdio
 
+_FIRST_LOOK = 0.25  # seconds into a run: shorter ones don't pay for watching
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
 _LONGEST = 1000  # characters of an error that are told
 
@@ -172,50 +173,58 @@ class Rules:
     """The task's rule files, as the loop sees them: whatever goes wrong with reloading, the task goes on."""
 
     def __init__(self, wanted: Wanted, watch: Watch, selector: selectors.BaseSelector) -> None:
-        self._gate = gate = watch.gate
+        self._wanted, self._watch, self._selector = wanted, watch, selector
+        self._first = time.monotonic() + _FIRST_LOOK
         self._reloader: Reloader | None = None
-        if not gate.watches_rules:
-            self._reloader = Reloader(wanted, _Pen(watch), watch.sandbox.cover, selector)
+        self._over = watch.gate.watches_rules  # the service does it
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        return _COUNTERS_EVERY if self._reloader is None else self._reloader.wait()
+        if self._over:
+            return _COUNTERS_EVERY
+        return max(0.0, self._first - time.monotonic()) if self._reloader is None else self._reloader.wait()
 
     def hear(self, what: Callable[[], None]) -> None:
         """Do what a descriptor is ready for: a reloader's fault can't end the task, a closed one hears nothing."""
-        if not isinstance(getattr(what, "__self__", None), Reloader):
+        if self._reloader is None or getattr(what, "__self__", None) is not self._reloader:
             what()
-        elif self._reloader is not None:
+        elif not self._over:
             self._try(what)
 
     def turn(self) -> None:
         """Do what is due."""
-        if self._reloader is not None:
-            self._try(self._reloader.turn)
+        if not self._over and time.monotonic() >= self._first:
+            self._try(lambda: self._made().turn())
 
     def now(self) -> None:
         """Read the files again."""
-        if self._reloader is not None:
-            self._try(self._reloader.now)
-        elif self._gate.watches_rules:
-            self._gate.tell({"reread": True})
+        if not self._over:
+            self._try(lambda: self._made().now())
+        elif self._watch.gate.watches_rules:
+            self._watch.gate.tell({"reread": True})
 
     def close(self) -> None:
         """Reload no more."""
-        reloader, self._reloader = self._reloader, None
-        if reloader is not None:
-            reloader.close()
+        self._over = True
+        if self._reloader is not None:
+            self._reloader.close()
+
+    def _made(self) -> "Reloader":
+        if self._reloader is None:
+            from enforcer.policy.reload import Reloader  # most runs are over before: 3 files
+
+            self._reloader = Reloader(self._wanted, _Pen(self._watch), self._watch.sandbox.cover, self._selector)
+        return self._reloader
 
     def _try(self, what: Callable[[], None]) -> None:
         try:
             what()
         except Exception as error:  # noqa: BLE001 - the rules in force stay
             said = f"rule files can't be reloaded any more: {type(error).__name__}: {error}"[:_LONGEST]
-            self._gate.tell({"rules_rejected": [said]})
+            self._watch.gate.tell({"rules_rejected": [said]})
             say(said)
             with contextlib.suppress(Exception):
                 self.close()
-            self._reloader = None
 
 
 class _Pen:

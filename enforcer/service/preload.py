@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.limits.resource_limits import limits_of
-from enforcer.policy.rules_in_force import Seen
+from enforcer.policy.rule_files import Seen
 from enforcer.policy.run_request import Wanted
 from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
@@ -57,7 +57,7 @@ MODULES: Final = (
     "enforcer.sandbox.stdio",
     "enforcer.run.supervise",
     "enforcer.run.task",
-    "enforcer.policy.watch",
+    "enforcer.policy.reload",
     "proxy.worker.policy_transfer",
     "proxy.telemetry.encoding",
     "proxy.telemetry.masking",

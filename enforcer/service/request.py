@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from enforcer.policy.rules_in_force import Seen
+    from enforcer.policy.rule_files import Seen
     from enforcer.policy.run_request import Wanted
     from enforcer.run.host import Host
     from enforcer.service import protocol

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.policy.reload import Reloader
-from enforcer.policy.rules_in_force import Seen, fingerprint
+from enforcer.policy.rule_files import Seen, fingerprint
 from enforcer.policy.run_request import Wanted
 from enforcer.system.errors import HostError
 

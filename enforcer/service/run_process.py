@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.policy.rules_in_force import Seen
+from enforcer.policy.rule_files import Seen
 from enforcer.run.caller import Caller
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox import init, stdio
@@ -234,7 +234,7 @@ class ServiceHost(StandaloneHost):
         return journal == self._stations.journal
 
     def read_rules(self, files: "Sequence[Path]", system: Path) -> Seen:
-        """Return the rules, without reading them where they are in force already. Raises as `rules_in_force.load`."""
+        """Return the rules, without reading them where they are in force already. Raises as `rule_files.load`."""
         found = self._sets.known(files, system)
         if found is None:
             return super().read_rules(files, system)

@@ -313,11 +313,11 @@ def test_explain_wants_a_day(exeat, capsys):
 
 def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
     """What holds for every run holds for what is said of one."""
-    from enforcer.policy import rules_in_force
+    from enforcer.policy import rule_files
 
     (tmp_path / "rules.d").mkdir(mode=0o755)
     (tmp_path / "rules.d/corp.yaml").write_text("version: 1\nrules:\n  - {id: no, to: x.example, action: deny}\n")
-    monkeypatch.setattr(rules_in_force, "check_roots", bool)  # whoever runs the tests is not root
+    monkeypatch.setattr(rule_files, "check_roots", bool)  # whoever runs the tests is not root
     parser = argparse.ArgumentParser()
     declare(parser, explain.ARGUMENTS)
     words = ["--rules", "good.yaml", "--format", "json", "https://x.example/"]

@@ -4,7 +4,7 @@ import os
 import selectors
 import time
 
-from enforcer.policy import reload, rules_in_force
+from enforcer.policy import reload, rule_files
 from enforcer.policy.run_request import Wanted
 from proxy.dialing import proxy_auth
 from proxy.worker import policy_transfer
@@ -40,11 +40,11 @@ class Run:
             self.root.parent.mkdir(parents=True)
             self.root.write_text(root)
         self.gate, self.selector = Gate(), selectors.DefaultSelector()
-        loaded = rules_in_force.load([self.own], base / "etc")
-        asked = rules_in_force.absolute(loaded.asked)
+        loaded = rule_files.load([self.own], base / "etc")
+        asked = rule_files.absolute(loaded.asked)
         self.wanted = Wanted(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
-            asked=asked, seen=rules_in_force.fingerprint(asked, base / "etc"),
+            asked=asked, seen=rule_files.fingerprint(asked, base / "etc"),
         )  # fmt: skip
         self.reloader = reload.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.policy import reload, rules_in_force
+from enforcer.policy import reload, rule_files
 from enforcer.policy import reread as rereading
 from enforcer.policy.run_request import Wanted
 from enforcer.run import supervise
@@ -36,7 +36,7 @@ def wanted(tmp_path):
     path.write_text(RULES)
     system, workspace = tmp_path / "etc", tmp_path / "workspace"
     workspace.mkdir()
-    loaded = rules_in_force.load([path], system)
+    loaded = rule_files.load([path], system)
     return Wanted(("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, asked=(str(path),))
 
 
@@ -140,7 +140,7 @@ def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd, mo
     gate = Gate()
     with selectors.DefaultSelector() as selector:
         rules = supervise.Rules(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
-        notice = rules._reloader._notice
+        notice = rules._made()._notice
         for _ in range(2):  # what one look at the selector gave may be for it more than once
             rules.hear(notice)
         rules.turn()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.policy import reread, rules_in_force
+from enforcer.policy import reread, rule_files
 from enforcer.service.rule_sets import RuleSets
 from proxy.dialing import proxy_auth
 from proxy.worker import policy_transfer
@@ -17,7 +17,7 @@ DENIED = "GET https://bad.example/"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     for check in ("check_roots", "check_way"):  # whoever runs the tests is root here
-        monkeypatch.setattr(rules_in_force, check, lambda _path: None)
+        monkeypatch.setattr(rule_files, check, lambda _path: None)
     one = Run(tmp_path, ROOT % ("", "worse.example"))
     yield one
     one.close()
@@ -86,11 +86,11 @@ def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobo
 
     sets = RuleSets(run.selector, publish, lambda _rules: None)
     system = run.wanted.system
-    loaded = rules_in_force.load([run.own], system)
-    asked = rules_in_force.absolute(loaded.asked)
+    loaded = rule_files.load([run.own], system)
+    asked = rule_files.absolute(loaded.asked)
     said = {
         "files": [str(run.own)], "system": str(system), "shared": True, "asked": list(asked),
-        "seen": rules_in_force.fingerprint(asked, system),
+        "seen": rule_files.fingerprint(asked, system),
     }  # fmt: skip
     with open(os.memfd_create("policy"), "wb") as file:
         proxy_auth.send(None, file)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.policy import watch as watching
+from enforcer.policy import reload as watching
 from enforcer.policy.reload import Reloader
-from enforcer.policy.rules_in_force import absolute, fingerprint
+from enforcer.policy.rule_files import absolute, fingerprint
 from enforcer.policy.run_request import Wanted
 from enforcer.system import inotify
 from rules.loading.load import read

@@ -13,7 +13,7 @@ import pytest
 from enforcer.cli import run as run_command
 from enforcer.cli import status_if_unsaid
 from enforcer.cli.parsing import Parser
-from enforcer.policy.rules_in_force import Seen
+from enforcer.policy.rule_files import Seen
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
 from enforcer.service import empty_sandbox, preload

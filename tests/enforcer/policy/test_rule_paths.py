@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from enforcer.policy import path_resolution
-from enforcer.policy.rules_in_force import check_roots, fingerprint, system_files
+from enforcer.policy import rule_files
+from enforcer.policy.rule_files import check_roots, fingerprint, system_files
 from enforcer.policy.run_request import task_labels, task_name
 from enforcer.system.errors import HostError, UsageError
 
@@ -47,13 +47,13 @@ TRAILS = {
 
 @pytest.mark.parametrize("path", TRAILS)
 def test_every_name_that_is_looked_up(tree, path):
-    steps = path_resolution.trail(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
+    steps = rule_files.trail(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
     inside = [os.path.relpath(step.path, tree) for step in steps if step.path.startswith(f"{tree}/")]
     assert inside == TRAILS[path]
 
 
 def test_a_circle_of_links_ends(tree):
-    assert len(path_resolution.trail(f"{tree}/rules/loop.yaml")) < 100
+    assert len(rule_files.trail(f"{tree}/rules/loop.yaml")) < 100
 
 
 EXPOSED = {
@@ -66,16 +66,16 @@ EXPOSED = {
 
 @pytest.mark.parametrize("path", EXPOSED)
 def test_what_a_task_could_lead_elsewhere(tree, path):
-    problems = path_resolution.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
+    problems = rule_files.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
 def test_a_task_does_not_start_that_could_listen_where_the_service_does(tree):
     for path in ("desk/control", "desk/sub/none/control", "rules/inward.yaml", "desk/sub/../../rules/control"):
         with pytest.raises(UsageError, match=r"could listen there itself; name another place with EXEAT_CONTROL"):
-            path_resolution.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
+            rule_files.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
     for path in (f"{tree}/rules/control", f"{tree}/desks/control", ""):
-        path_resolution.refuse_service(path, [f"{tree}/desk"])
+        rule_files.refuse_service(path, [f"{tree}/desk"])
 
 
 def _write(tree):
@@ -116,14 +116,12 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_has_lost_its_cover(tree, change):
     path, desk = f"{tree}/desk/sub/deep/in.yaml", f"{tree}/desk"
-    covers = path_resolution.covered([path], [desk])
-    assert path_resolution.uncovered([path], [desk], covers) == ()
+    covers = rule_files.covered([path], [desk])
+    assert rule_files.uncovered([path], [desk], covers) == ()
     change(tree)
-    assert [os.path.relpath(lost, tree) for lost in path_resolution.uncovered([path], [desk], covers)] == CHANGES[
-        change
-    ]
+    assert [os.path.relpath(lost, tree) for lost in rule_files.uncovered([path], [desk], covers)] == CHANGES[change]
     never = [f"{tree}/desk/in.yaml"]
-    assert path_resolution.uncovered(never, [desk], covers) == tuple(never)
+    assert rule_files.uncovered(never, [desk], covers) == tuple(never)
 
 
 @pytest.mark.parametrize(
