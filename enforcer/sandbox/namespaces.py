@@ -59,6 +59,7 @@ def enter(steps: Iterable[Step]) -> None:
     the caller must end: it is between two roots.
     """
     os.chdir("/")
+    before = os.stat("/")
     linux.pass_on_capability(linux.CAP_SYS_ADMIN)
     pid, player = init.start()
     try:
@@ -71,6 +72,8 @@ def enter(steps: Iterable[Step]) -> None:
     finally:
         player.close()
         processes.end(pid)
+    if os.path.samestat(os.stat("/"), before):
+        raise HostError("the view of a worker was made, and its own root is still the host's")
 
 
 def begin(player: Executor) -> None:

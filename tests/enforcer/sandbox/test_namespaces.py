@@ -4,6 +4,9 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +89,25 @@ def test_an_init_ends_with_its_outermost_process(outermost):
     poll.register(init, select.POLLIN)
     assert poll.poll(20_000)
     os.close(init)
+
+
+NOTHING_MADE = """
+import os
+from enforcer.sandbox import namespaces
+from enforcer.system.errors import HostError
+
+os.unshare(os.CLONE_NEWNS)
+namespaces.begin = namespaces.take = namespaces.finish = lambda *_: None
+try:
+    namespaces.enter([])
+except HostError as error:
+    print(error)
+"""
+
+
+def test_a_process_whose_root_stays_the_hosts_is_in_no_view():
+    """The kernel takes a caller along only where its root is the one that is replaced (pivot_root(2))."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTHING_MADE], capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[3]
+    )
+    assert done.stdout == "the view of a worker was made, and its own root is still the host's\n", done.stderr
