@@ -1,7 +1,14 @@
-"""The cgroups and rlimits that keep one task within its limits, by the best means that this machine has for each.
+"""Cgroups of tasks: where one can be made, and making, reading and removing it.
 
-Decided before anything of the task exists. A limit that somebody said and that can't be had here refuses the start; one
-that is only a default gives way to the next best means.
+This process's place in each hierarchy is read anew for each task: another program (systemd, a container's engine) may
+move it at any time (cgroups(7)).
+
+In version 1 a group is made below our own. In version 2 a group with processes in it has no controllers to give to
+groups below it ("no internal processes"). So the group is made in the nearest group above that may give what is wanted
+and lets us write: a slice that was delegated to its user, a container's own root, or the host's as root. The limits of
+the groups left behind on the way up are taken along, so that nothing is gained by it. Two kinds of group need no way
+up, because their processes can step aside into a part of them: one with no process but ours, and one that systemd has
+marked as delegated (a service or scope with `Delegate=yes`).
 
 The process that made a group holds a lock on its directory (flock(2)) for as long as it lives. A group without a lock
 is left over from a run that was killed; the next run removes it, or the service that runs are forked from, so that not
@@ -19,25 +26,235 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from enforcer.limits.cgroup_places import (
-    CONTROLLERS,
-    V2,
-    Ceiling,
-    Place,
-    give,
-    hierarchies,
-    numbers,
-    places,
-    put,
-    whole,
-    words,
-)
-from enforcer.limits.resource_limits import Limits, Rlimit, in_bytes, in_seconds, needed
-from enforcer.system.errors import HostError
+
+def put(path: str, text: str) -> None:
+    """Write a file of the kernel's in one go. Raises OSError that names it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"write `{text}` to {path}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(descriptor)
+
+
+def get(path: str) -> str:
+    """Read one; nothing where there is none, or none for us."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall().decode("ascii", "replace")
+    except OSError:
+        return ""
+
+
+def words(path: str) -> frozenset[str]:
+    """Read one that is a list of words."""
+    return frozenset(get(path).split())
+
+
+def numbers(path: str) -> dict[str, int]:
+    """Read one of lines like `oom_kill 3`; lines of another form are passed over."""
+    found = {}
+    for line in get(path).splitlines():
+        name, _, value = line.partition(" ")
+        if value.isdigit():
+            found[name] = int(value)
+    return found
+
+
+def whole(path: str) -> int | None:
+    """Read one that is a number; None for `max`, for -1, and where there is none."""
+    text = get(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+V2 = 2
+_ESCAPE = r"\\([0-7]{3})"
+
+
+class Hierarchy(NamedTuple):
+    """A tree of groups. Paths are directories: where it is mounted, and the group that this process is in."""
+
+    version: int
+    controllers: frozenset[str]  # of version 2: those that could be had anywhere in it
+    top: str
+    own: str
+
+
+def hierarchies() -> list[Hierarchy]:
+    """Return those that this process can see itself in: none of a kernel without cgroups."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = file.read()
+    except FileNotFoundError:
+        return []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [line for line in file if " - cgroup" in line]
+    return list(placed(groups, mounts))
+
+
+def placed(groups: str, mounts: list[str]) -> Iterator[Hierarchy]:
+    """Find the directory of each group of /proc/self/cgroup among lines of mountinfo; once for each hierarchy."""
+    parsed = [_mount(line) for line in mounts]
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        names = frozenset(controllers.split(",")) - {""}
+        for root, top, version, options in parsed:
+            if version == V2 if not names else (version == 1 and names <= options):
+                inside = _below(root, path)
+                if inside is not None:
+                    yield Hierarchy(version, names or _offered(top), top, top + inside)
+                    break
+
+
+def _mount(line: str) -> tuple[str, str, int, frozenset[str]]:
+    """Root, mount point, version and options of one line of mountinfo (proc_pid_mountinfo(5))."""
+    before, _, after = line.partition(" - ")
+    fields, (kind, *rest) = before.split(), after.split()
+    root, top = (_unescaped(field) for field in fields[3:5])
+    return root, top.rstrip("/"), V2 if kind == "cgroup2" else 1, frozenset(rest[-1].split(","))
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(_ESCAPE, lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+
+
+def _below(root: str, path: str) -> str | None:
+    """Return where `path` lies below a mount whose root is `root`; None: it shows another part of the tree."""
+    if path.startswith("/.."):  # outside of our cgroup namespace
+        return None
+    if root == "/":
+        return path.rstrip("/")
+    return path.removeprefix(root) if path == root or path.startswith(root + "/") else None
+
+
+def _offered(top: str) -> frozenset[str]:
+    return words(f"{top}/cgroup.controllers")
+
+
+CONTROLLERS = frozenset({"memory", "pids", "cpu"})
+
+
+class Ceiling(NamedTuple):
+    """What the groups that a task's isn't made in would have let it take. None: they don't say."""
+
+    memory: int | None = None  # bytes
+    processes: int | None = None
+    cpu: float | None = None  # cores
+
+
+NO_CEILING = Ceiling()
+
+
+class Place(NamedTuple):
+    """A directory that a group can be made in, and the controllers that it would have."""
+
+    version: int
+    path: str
+    controllers: frozenset[str]
+    ceiling: Ceiling = NO_CEILING
+    aside: bool = False  # whether who is in it has to go into a group below it first
+
+
+def places(found: list[Hierarchy], needed: frozenset[str] = CONTROLLERS) -> list[Place]:
+    """Choose a place in each hierarchy that has something for us, version 2 first; a controller is only in one.
+
+    `needed` are the controllers that are worth going further up for.
+    """
+    chosen: list[Place] = []
+    for hierarchy in sorted(found, key=lambda hierarchy: -hierarchy.version):
+        place = _in_v2(hierarchy, needed) if hierarchy.version == V2 else _in_v1(hierarchy)
+        if place is not None:
+            chosen.append(place)
+    return chosen
+
+
+def _in_v1(hierarchy: Hierarchy) -> Place | None:
+    useful = hierarchy.controllers & CONTROLLERS
+    return Place(1, hierarchy.own, useful) if useful and _may_make(hierarchy.own) else None
+
+
+def _in_v2(hierarchy: Hierarchy, needed: frozenset[str]) -> Place | None:
+    """Return the one with the most of them, of several the nearest. One without any can still be killed whole."""
+    best: Place | None = None
+    passed: list[str] = []
+    for path in _upwards(hierarchy):
+        if not _may_make(path):
+            break  # nor may we move a process across it
+        aside = path == hierarchy.own and not _is_root(path) and (_is_delegated(path) or _only_ours(path))
+        given = words(f"{path}/cgroup.subtree_control") & CONTROLLERS
+        useful = given | (words(f"{path}/cgroup.controllers") & needed if aside or _can_give(path) else frozenset())
+        if best is None or len(useful & needed) > len(best.controllers & needed):
+            best = Place(V2, path, useful, _ceiling(passed), aside)
+        passed.append(path)
+    return best
+
+
+def _upwards(hierarchy: Hierarchy) -> list[str]:
+    below = hierarchy.own[len(hierarchy.top) :].split("/")[1:]
+    return ["/".join((hierarchy.top, *below[:depth])) for depth in range(len(below), -1, -1)]
+
+
+def _may_make(path: str) -> bool:
+    """Whether we may make a group there and move processes into it, which takes its own `cgroup.procs` (cgroups(7))."""
+    return os.access(path, os.W_OK | os.X_OK) and os.access(f"{path}/cgroup.procs", os.W_OK)
+
+
+def _can_give(path: str) -> bool:
+    """Whether groups below `path` have controllers, or could be given those that it has."""
+    given = words(f"{path}/cgroup.subtree_control")
+    return bool(given) or _is_root(path) or not words(f"{path}/cgroup.procs")
+
+
+def _is_delegated(path: str) -> bool:
+    """Whether systemd leaves what is below to us (systemd.io/CGROUP_DELEGATION, from version 251 on)."""
+    try:
+        return os.getxattr(path, "user.delegate") == b"1"
+    except OSError:
+        return False
+
+
+def _only_ours(path: str) -> bool:
+    """Whether nobody is in a group but this process and its children."""
+    found = map(int, words(f"{path}/cgroup.procs"))
+    return all(pid == os.getpid() or _parent(pid) == os.getpid() for pid in found)
+
+
+def _parent(pid: int) -> int:
+    fields = get(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _is_root(path: str) -> bool:
+    """Whether it is the root of the whole hierarchy, which may have processes and controllers (cgroups(7))."""
+    return not os.path.exists(f"{path}/cgroup.type")
+
+
+def give(path: str, controllers: frozenset[str]) -> None:
+    """Let groups below `path` have these controllers. Raises OSError."""
+    for name in sorted(controllers - words(f"{path}/cgroup.subtree_control")):
+        put(f"{path}/cgroup.subtree_control", f"+{name}")
+
+
+def _ceiling(passed: list[str]) -> Ceiling:
+    return Ceiling(
+        _least(whole(f"{path}/memory.max") for path in passed),
+        _least(whole(f"{path}/pids.max") for path in passed),
+        _least(_cores(get(f"{path}/cpu.max")) for path in passed),
+    )
+
+
+def _cores(text: str) -> float | None:
+    quota, _, period = text.strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _least[T: (int, float)](values: Iterable[T | None]) -> T | None:
+    return min((value for value in values if value is not None), default=None)
+
 
 # No name that a service manager gives: those end in `.service`, `.scope` or `.slice`.
 _PREFIX, _ASIDE = "exeat-task-", "exeat-runner-"
@@ -203,185 +420,3 @@ def _removed(path: str) -> bool:
         except OSError:
             return False
     return True
-
-
-# The sandbox's two processes of ours: they are in its groups, so that all it costs is counted.
-_OURS = 2
-_PERIOD = 100_000  # microseconds, the kernel's own (sched-bwc); a quota is at least 1000
-_LEAST_QUOTA = 1000
-_BUFFERS = 4  # the part of `memory` that socket buffers may have on top of it in version 1
-_LEAST_BUFFERS = 16 << 20  # bytes
-
-_AS_A_SCOPE = "run it as `systemd-run --user --scope -p Delegate=yes exeat run …`"
-_DELEGATE_CPU = (
-    "as root, put `[Service]` and `Delegate=cpu memory pids` into /etc/systemd/system/user@.service.d/delegate.conf, "
-    "then log in anew"
-)
-_BOOT_V2 = "run exeat as root, or boot with `systemd.unified_cgroup_hierarchy=1`: version 1 can't be given to users"
-_MOUNT = "make cgroups writable: in a container, mount /sys/fs/cgroup writable in a cgroup namespace of its own"
-
-
-class Means(StrEnum):
-    """How a limit is kept."""
-
-    NONE = "nothing"
-    RLIMIT = "rlimit"
-    CGROUP1 = "cgroup v1"
-    CGROUP2 = "cgroup v2"
-
-
-class ResourceLimits(NamedTuple):
-    """What keeps a task within its limits. `limits` are those that hold, with what groups above the task's say."""
-
-    limits: Limits
-    groups: tuple[Group, ...]
-    rlimits: tuple[Rlimit, ...]
-    means: Mapping[str, Means]  # of memory, processes and cpu
-
-    def admit(self, pid: int) -> None:
-        """Put a process in, and with it all that it will ever fork. Raises HostError: then nothing may run in it."""
-        for group in self.groups:
-            try:
-                group.admit(pid)
-            except OSError as error:
-                raise HostError(
-                    f"a task cannot be put into its cgroup: {error.strerror}", "see `exeat doctor`"
-                ) from error
-
-    def admit_more(self, pid: int) -> None:
-        """Put another process of ours in, beside those that every sandbox has. Raises HostError."""
-        self.admit(pid)
-        for group in self.groups:
-            if "pids" in group.place.controllers:
-                with contextlib.suppress(OSError):  # then the task may have one less
-                    group.limit({"pids.max": str(self.limits.processes + _OURS + 1)}, {})
-
-    def counts(self) -> Counts:
-        """Return what the task has come up against so far."""
-        total = Counts()
-        for group in self.groups:
-            more = group.counts()
-            total = Counts(*(getattr(total, name) + getattr(more, name) for name in Counts._fields))
-        return total
-
-    def kill(self) -> None:
-        """Kill every process in it, where there is a group that can."""
-        for group in self.groups:
-            group.kill()
-
-    def remove(self) -> None:
-        """Take its groups away. Idempotent."""
-        for group in self.groups:
-            group.remove()
-
-    def describe(self) -> str:
-        """Say in a line what is limited, to how much, and by what means."""
-        limits = self.limits
-        said = [f"processes {limits.processes} by {self.means['processes']}"]
-        if limits.memory is not None and self.means["memory"] is not Means.NONE:
-            said.append(f"memory {in_bytes(limits.memory)} by {self.means['memory']}")
-        if limits.cpu is not None:
-            said.append(f"cpu {limits.cpu:g} by {self.means['cpu']}")
-        if limits.files is not None:
-            said.append(f"files {limits.files} by {Means.RLIMIT}")
-        if limits.timeout is not None:
-            said.append(f"timeout {in_seconds(limits.timeout)}")
-        return ", ".join((*said, f"disk {in_bytes(limits.disk)} in memory"))
-
-
-def build(limits: Limits) -> ResourceLimits:
-    """Make the groups. The caller sees that they are removed. Raises HostError when what was said can't be kept."""
-    made: list[Group] = []
-    means: dict[str, Means] = {}
-    troubles: list[str] = []
-    for place in places(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
-        try:
-            group, limits = _made(place, limits)
-        except OSError as error:
-            troubles.append(error.strerror or str(error))
-            continue
-        made.append(group)
-        means.update(dict.fromkeys(_limited(place), Means.CGROUP2 if place.version == V2 else Means.CGROUP1))
-    fence = ResourceLimits(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
-    if limits.cpu is not None and fence.means["cpu"] is Means.NONE:
-        fence.remove()
-        why = f" ({'; '.join(troubles)})" if troubles else ""
-        raise HostError(f"`cpu` cannot be limited here: it takes a cgroup, and none can be made{why}", remedy("cpu"))
-    return fence
-
-
-def _made(place: Place, limits: Limits) -> tuple[Group, Limits]:
-    lower = _within(limits, place.ceiling)
-    group = make(place)
-    try:
-        group.limit(*_files(place, lower))
-    except OSError:
-        group.remove()
-        raise
-    return group, lower
-
-
-def _limited(place: Place) -> list[str]:
-    names = {"memory": "memory", "pids": "processes", "cpu": "cpu"}
-    return [names[controller] for controller in place.controllers]
-
-
-def _lower[T: (int, float)](one: T | None, other: T | None) -> T | None:
-    return min((each for each in (one, other) if each is not None), default=None)
-
-
-def _within(limits: Limits, ceiling: Ceiling) -> Limits:
-    return limits._replace(
-        memory=_lower(limits.memory, ceiling.memory),
-        cpu=_lower(limits.cpu, ceiling.cpu),
-        processes=min(limits.processes, limits.processes if ceiling.processes is None else ceiling.processes),
-    )
-
-
-def _files(place: Place, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what to write into a group's files, and what only where the kernel has the file."""
-    wanted: dict[str, str] = {}
-    optional: dict[str, str] = {}
-    second = place.version == V2
-    if "memory" in place.controllers and limits.memory is not None:
-        wanted["memory.max" if second else "memory.limit_in_bytes"] = str(limits.memory)
-        # No swap on top: it would make `memory` a matter of how much swap the host has.
-        optional |= {"memory.swap.max": "0"} if second else {"memory.memsw.limit_in_bytes": str(limits.memory)}
-        if not second:  # which doesn't count socket buffers as memory, and counts them at all once it has a limit
-            optional["memory.kmem.tcp.limit_in_bytes"] = str(max(_LEAST_BUFFERS, limits.memory // _BUFFERS))
-    if "pids" in place.controllers:
-        wanted["pids.max"] = str(limits.processes + _OURS)
-    if "cpu" in place.controllers and limits.cpu is not None:
-        quota = max(_LEAST_QUOTA, round(limits.cpu * _PERIOD))
-        wanted |= (
-            {"cpu.max": f"{quota} {_PERIOD}"}
-            if second
-            else {"cpu.cfs_period_us": str(_PERIOD), "cpu.cfs_quota_us": str(quota)}
-        )
-    return wanted, optional
-
-
-def _without(limits: Limits) -> dict[str, Means]:
-    """Return the means of a machine without cgroups."""
-    memory = Means.RLIMIT if "memory" in limits.said else Means.NONE
-    return {"memory": memory, "processes": Means.RLIMIT, "cpu": Means.NONE}
-
-
-def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
-    return needed(
-        files=limits.files,
-        processes=None if "processes" in means else limits.processes,
-        memory=limits.memory if "memory" in limits.said and "memory" not in means else None,
-    )
-
-
-def remedy(kind: str) -> str:
-    """Say what would give a limit a cgroup here."""
-    found = hierarchies()
-    second = [each for each in found if each.version == V2]
-    if not any(os.access(each.top, os.R_OK) for each in found) or (os.geteuid() == 0):
-        return _MOUNT
-    if not any(each.controllers & CONTROLLERS for each in second):
-        return _BOOT_V2
-    delegated = any(each.own.split("/user@")[0] != each.own for each in second)
-    return _DELEGATE_CPU if kind == "cpu" and delegated else _AS_A_SCOPE

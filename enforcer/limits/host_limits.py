@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from enforcer.limits.cgroup_places import hierarchies
-from enforcer.limits.cgroups import Means, build, remedy
-from enforcer.limits.resource_limits import PROCESSES, Limits, limits_of
+from enforcer.limits.cgroups import hierarchies
+from enforcer.limits.resource_limits import PROCESSES, Limits, Means, build, limits_of, remedy
 from enforcer.system.errors import HostError
 from rules.sandbox import Box
 

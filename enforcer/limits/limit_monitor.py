@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.limits.cgroups import Counts, Means, ResourceLimits
-from enforcer.limits.resource_limits import Limits, files_in, in_bytes, in_seconds
+from enforcer.limits.cgroups import Counts
+from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, files_in, in_bytes, in_seconds
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.journal.keeper import Keeper
-    from enforcer.limits.cgroups import ResourceLimits
-    from enforcer.limits.resource_limits import Limits
+    from enforcer.limits.resource_limits import Limits, ResourceLimits
     from enforcer.policy.run_request import Wanted
     from enforcer.run.caller import Caller
     from enforcer.sandbox.identity import Identity
@@ -108,8 +107,7 @@ class StandaloneHost:
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Make the resource limits, and within them an empty sandbox that goes on making itself."""
-        from enforcer.limits.cgroups import build
-        from enforcer.limits.resource_limits import limits_of
+        from enforcer.limits.resource_limits import build, limits_of
         from enforcer.run import sandbox_spec
 
         fence = build(limits_of(wanted.box))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.limits.cgroups import ResourceLimits
 from enforcer.limits.limit_monitor import Inside
+from enforcer.limits.resource_limits import ResourceLimits
+from enforcer.network.install import NETWORK
 from enforcer.sandbox import namespaces, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.mount_steps import Step
-from enforcer.sandbox.namespaces import Network, SandboxNamespaces
+from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.sandbox.overlays import Review
 from enforcer.sandbox.path_scan import cover_again
 from enforcer.sandbox.stdio import OWN, Likeness, make_terminal
@@ -38,7 +39,6 @@ class SandboxSpec(NamedTuple):
     steps: Sequence[Step]
     program: Program
     stdio: tuple[int, int, int]
-    network: Callable[[], Network]
     gate: socket.socket
     hostname: str
     fence: ResourceLimits
@@ -117,7 +117,7 @@ def launch(
     if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
         empty = None
-    made = empty or namespaces.start_empty(recipe.identity, recipe.fence, recipe.network())
+    made = empty or namespaces.start_empty(recipe.identity, recipe.fence, NETWORK)
     seat = sandbox = None
     try:
         made.ready()

@@ -1,14 +1,14 @@
 """What one task's sandbox is made of, gathered from the host: view, program, network. Nothing is made of it here."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer.limits.cgroups import ResourceLimits
+from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
+from enforcer.network.install import NETWORK
 from enforcer.policy.rule_files import own_files
 from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, launch
@@ -78,7 +78,6 @@ def gather(
         bounded(steps, fence.limits.disk),
         program._replace(environment=variables, rlimits=fence.rlimits),
         io.descriptors,
-        functools.partial(network, cache),
         gate.gate,
         hostname_of(wanted),
         fence,
@@ -123,16 +122,7 @@ def compose(
 def empty(who: Identity, fence: ResourceLimits, devices: tuple[str, ...] = ()) -> namespaces.SandboxNamespaces:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
     steps = bounded(mount_plan.ahead(who, devices), fence.limits.disk)
-    cache = state.make_private(state.cache_directory())
-    return namespaces.start_empty(who, fence, network(cache), steps)
-
-
-@functools.cache
-def network(cache: Path) -> namespaces.Network:
-    """Return how every sandbox's network is made: the same for all, so a service works it out once."""
-    from enforcer.network import install
-
-    return install.network(cache)
+    return namespaces.start_empty(who, fence, NETWORK, steps)
 
 
 def hostname_of(wanted: Wanted) -> str:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from enforcer.approvals.registration import Registration
     from enforcer.journal.anomaly_counts import Unusual
-    from enforcer.limits.cgroups import ResourceLimits
+    from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.run.host import Host
     from enforcer.run.launch import Sandbox, SandboxSpec
     from enforcer.run.supervise import Ended

@@ -25,7 +25,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from enforcer.limits.cgroups import ResourceLimits
+from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map

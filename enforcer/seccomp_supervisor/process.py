@@ -24,7 +24,7 @@ from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
-    from enforcer.limits.cgroups import ResourceLimits
+    from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.sandbox.namespaces import SandboxNamespaces
 
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone

@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from enforcer.limits import cgroups
-from enforcer.limits.cgroup_places import CONTROLLERS, hierarchies, places
+from enforcer.limits.cgroups import CONTROLLERS, hierarchies, places
 
 _REST: Final = 0.5  # seconds: killed processes take a moment to be gone
 _SELDOM: Final = 60.0  # seconds: a run may also give up on a group whose processes are not gone in time
@@ -18,7 +18,7 @@ class CgroupSweep:
     def __init__(self) -> None:
         """Look after these places from now on."""
         found = hierarchies()
-        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.cgroups`)
+        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.resource_limits`)
         self._places = {place.path for each in needed for place in places(found, each)}
         cgroups.look_after(self._places)
         self._due = 0.0  # at once: an earlier service may have been killed

@@ -9,8 +9,7 @@ import os
 import socket
 from typing import NamedTuple
 
-from enforcer.limits.cgroups import ResourceLimits, build
-from enforcer.limits.resource_limits import Limits, limits_of
+from enforcer.limits.resource_limits import Limits, ResourceLimits, build, limits_of
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity

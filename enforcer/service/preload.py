@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.limits.resource_limits import limits_of
+from enforcer.network.install import network_plan
 from enforcer.policy.rule_files import Seen
 from enforcer.policy.run_request import Wanted
 from enforcer.run import sandbox_spec, task
@@ -85,8 +86,9 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
     for name in MODULES:
         importlib.import_module(name)
 
+    network_plan()
+
     def work_out() -> None:
-        sandbox_spec.network(cache)
         trust.roots(certificate, cache)
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from enforcer.journal.keeper import Keeper
-    from enforcer.limits.cgroups import ResourceLimits
-    from enforcer.limits.resource_limits import Limits
+    from enforcer.limits.resource_limits import Limits, ResourceLimits
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces

@@ -6,8 +6,7 @@ Run as a program of its own: `python without_filter.py WORKSPACE PROGRAM [ARGUME
 import socket
 import sys
 
-from enforcer.limits.cgroups import build
-from enforcer.limits.resource_limits import Limits
+from enforcer.limits.resource_limits import Limits, build
 from enforcer.run import launch
 from enforcer.sandbox import identity, landlock, mount_plan, seccomp, task_start
 from enforcer.system import linux

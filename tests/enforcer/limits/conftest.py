@@ -5,8 +5,7 @@ import pytest
 
 MEANS = """
 import json
-from enforcer.limits.cgroups import build
-from enforcer.limits.resource_limits import Limits
+from enforcer.limits.resource_limits import Limits, build
 fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
 print(json.dumps(fence.means))
 fence.remove()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.limits.cgroup_places import placed
+from enforcer.limits.cgroups import placed
 
 V1 = "30 20 0:25 / /sys/fs/cgroup/{0} rw,nosuid - cgroup cgroup rw,{0}"
 V2 = "31 20 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"

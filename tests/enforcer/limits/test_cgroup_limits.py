@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.limits import cgroups
-from enforcer.limits.cgroup_places import Hierarchy
-from enforcer.limits.cgroups import Means, build
-from enforcer.limits.resource_limits import Limits
+from enforcer.limits import cgroups, resource_limits
+from enforcer.limits.cgroups import Hierarchy
+from enforcer.limits.resource_limits import Limits, Means, build
 
 ALL = frozenset({"cpu", "memory", "pids"})
 GIVES = {"memory": ("memory.max", "memory.swap.max"), "pids": ("pids.max",), "cpu": ("cpu.max",)}
@@ -66,10 +65,9 @@ def top(tmp_path, monkeypatch):
     (tmp_path / "ours/cgroup.type").write_text("domain")
     monkeypatch.setattr(os, "mkdir", appear)
     monkeypatch.setattr(os, "rmdir", vanish)
-    for module in ("cgroups", "cgroup_places"):
-        monkeypatch.setattr(f"enforcer.limits.{module}.put", put)
+    monkeypatch.setattr(cgroups, "put", put)
     found = [Hierarchy(2, ALL, str(tmp_path), str(tmp_path / "ours"))]
-    monkeypatch.setattr(cgroups, "hierarchies", lambda: found)
+    monkeypatch.setattr(resource_limits, "hierarchies", lambda: found)
     return tmp_path
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.limits.cgroup_places import CONTROLLERS, Ceiling, Hierarchy, places
+from enforcer.limits.cgroups import CONTROLLERS, Ceiling, Hierarchy, places
 from tests import harness
 
 ALL = "cpu io memory pids"

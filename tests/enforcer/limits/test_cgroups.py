@@ -10,14 +10,14 @@ import time
 import pytest
 
 from enforcer.limits import cgroups
-from enforcer.limits.cgroup_places import Place, hierarchies, places, put
+from enforcer.limits.cgroups import Place, hierarchies, places, put
 from tests import harness
 
 HOLDER = """
 import os, sys, time
 from enforcer.limits.cgroups import make
-from enforcer.limits.cgroup_places import hierarchies
-from enforcer.limits.cgroup_places import places
+from enforcer.limits.cgroups import hierarchies
+from enforcer.limits.cgroups import places
 made = [make(place) for place in places(hierarchies()) if not place.aside]
 print(*[each.path for each in made], sep="\\n", flush=True)
 time.sleep(600)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from enforcer.limits import cgroups, host_limits, resource_limits
-from enforcer.limits.cgroup_places import V2, hierarchies
+from enforcer.limits import host_limits, resource_limits
+from enforcer.limits.cgroups import V2, hierarchies
 from enforcer.limits.resource_limits import Limits
 from tests import harness
 
@@ -51,7 +51,7 @@ def test_socket_buffers_have_a_part_of_memory_in_version_1():
     harness.needs_root()
     if not any(each.version != V2 and "memory" in each.controllers for each in hierarchies()):
         harness.missing("a memory cgroup of version 1")
-    built = cgroups.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    built = resource_limits.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
     try:
         [group] = [group for group in built.groups if "memory" in group.place.controllers]
         with open(f"{group.path}/memory.kmem.tcp.limit_in_bytes") as file:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.limits import limit_monitor
-from enforcer.limits.cgroups import Counts, Means, ResourceLimits
+from enforcer.limits.cgroups import Counts
 from enforcer.limits.disk_quota import Over
 from enforcer.limits.limit_monitor import at, reached
-from enforcer.limits.resource_limits import Limits, limits_of
+from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, limits_of
 from rules.sandbox import Box
 from rules.verdicts import Outcome, Reason
 

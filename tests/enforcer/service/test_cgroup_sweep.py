@@ -7,7 +7,7 @@ import time
 import pytest
 
 from enforcer.limits import cgroups
-from enforcer.limits.cgroup_places import hierarchies, places
+from enforcer.limits.cgroups import hierarchies, places
 from enforcer.service.cgroup_sweep import CgroupSweep
 from tests import harness
 
