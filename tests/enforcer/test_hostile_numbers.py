@@ -34,8 +34,8 @@ from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
 from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
+from tests.proxy.telemetry.prometheus.test_totals import tenant
 from tests.proxy.telemetry.telemetry_harness import full_event
-from tests.proxy.telemetry.test_merging import tenant
 
 
 def file_with(read, name="file"):

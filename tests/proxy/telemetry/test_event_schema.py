@@ -4,7 +4,6 @@ import json
 
 import jsonschema
 import pytest
-from telemetry_harness import HOSTILE, full_event
 
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
@@ -12,6 +11,7 @@ from proxy.telemetry.events import Event, Kind
 from proxy.telemetry.schema import event_schema
 from rules.verdicts import Reason
 from tests import event_schema as held
+from tests.proxy.telemetry.telemetry_harness import HOSTILE, full_event
 
 OPEN = jsonschema.Draft7Validator(event_schema())
 

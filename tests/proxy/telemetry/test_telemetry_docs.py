@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from telemetry_harness import connect, full_event, rig
 
 from proxy.sandbox.rule_limits import Connections
 from proxy.telemetry.encoding import encode
@@ -17,6 +16,7 @@ from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.limits import Limits
 from rules.verdicts import Mode, Outcome, Reason, Verdict
+from tests.proxy.telemetry.telemetry_harness import connect, full_event, rig
 
 PAGE = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text()
 

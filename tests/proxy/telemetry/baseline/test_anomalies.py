@@ -1,0 +1,270 @@
+"""What tasks of a name usually do, and what is told when one doesn't: once, of its own name, and bounded."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from enforcer.journal.keeper import Keeper
+from proxy.approvals.recording import ApprovalRecorder
+from proxy.telemetry.baseline.anomalies import FILE, TOLD, Before, Numbers, before, look, read_numbers
+from proxy.telemetry.baseline.habits import (
+    ENOUGH,
+    MANY_TIMES,
+    MOST_NAMES,
+    MOST_PLACES,
+    MOST_RUNS,
+    MOST_TOLD,
+    MUCH,
+    Habits,
+    nothing_known,
+)
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
+from proxy.telemetry.journal.keys import known
+from proxy.telemetry.journal.query import read_events
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writer import Journal
+from proxy.telemetry.prometheus.metrics import Metrics
+from rules.verdicts import Outcome, Verdict
+from tests.proxy.telemetry.journal.recorder_harness import FLAGGED
+from tests.proxy.telemetry.telemetry_harness import HOSTILE, connect, rig
+
+HOST = Origin(host="host.example")
+SECOND = 1_000_000_000
+USUAL, NEW = "usual.example:443", "new.example:443"
+
+
+def ran(habits, task, name="migrate", *, places=(USUAL,), up=100, at=1):
+    """One run, from its start to its end; what of it was unusual."""
+    found = [habits.went(task, name, place, at) for place in places]
+    found.append(habits.sent(task, name, up, at))
+    habits.ended(task, name, at)
+    habits.settle(at + 1)
+    return [each for each in found if each is not None]
+
+
+def experienced(runs=ENOUGH, **more):
+    habits = nothing_known()
+    for number in range(runs):
+        assert ran(habits, f"t-{number}", **more) == []
+    return habits
+
+
+def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
+    assert ran(experienced(ENOUGH - 1), "next", places=(USUAL, NEW)) == []
+    habits = experienced()
+    assert habits.went("next", "migrate", NEW, 1) == Unusual("destination", 1, 0, ENOUGH)
+    assert habits.went("next", "migrate", NEW, 1) is None
+    habits.ended("next", "migrate", 1)
+    habits.settle(2)
+    assert ran(habits, "again", places=(USUAL, NEW)) == []
+
+
+def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
+    habits = experienced(up=MUCH)
+    assert habits.sent("next", "migrate", MANY_TIMES * MUCH, 1) is None
+    assert habits.sent("next", "migrate", 1, 1) == Unusual("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
+    assert habits.sent("next", "migrate", MUCH, 1) is None
+    assert experienced(up=1).sent("next", "migrate", MUCH, 1) is None
+
+
+def test_a_name_s_runs_teach_that_name_alone():
+    habits = experienced()
+    for number in range(20):
+        ran(habits, f"other-{number}", "other", places=(NEW,), up=100 * MUCH)
+    assert [each.what for each in ran(habits, "next", places=(NEW,), up=MUCH + 1)] == ["destination", "bytes_up"]
+
+
+def test_a_name_that_always_goes_somewhere_new_is_not_told_of():
+    habits = experienced()
+    told = [len(ran(habits, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
+    assert told[:5] == [1] * 5
+    assert told[5:] == [0] * 5
+
+
+def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
+    habits = experienced()
+    for number in range(MOST_NAMES + 50):
+        ran(habits, f"n-{number}", f"name-{number}", at=number + 2)
+    assert len(habits.names) == MOST_NAMES
+    assert "migrate" in habits.names  # it is known better than those that were made up
+    found = [habits.went("wild", "migrate", f"{number}.example:443", 1) for number in range(10 * MOST_PLACES)]
+    assert sum(each is not None for each in found) == MOST_TOLD
+    assert len(habits.runs["wild"].places) == MOST_PLACES
+    habits.ended("wild", "migrate", 1)
+    habits.settle(2)
+    assert len(habits.names["migrate"].places) == MOST_PLACES
+    for number in range(MOST_RUNS + 50):
+        habits.went(f"endless-{number}", "migrate", USUAL, number)
+    assert len(habits.runs) == MOST_RUNS
+    runs = habits.names["migrate"].runs
+    for number in range(MOST_RUNS):
+        habits.ended(f"short-{number}", "migrate", number)
+    assert len(habits.runs) == MOST_RUNS
+    assert habits.names["migrate"].runs == runs + MOST_RUNS - 1  # learned from, and not lost
+    assert habits.went("long", "migrate", "x" * 5000, 1) is None
+
+
+def test_it_is_read_as_it_was_written_and_nothing_else_is():
+    habits = experienced()
+    habits.went("open", "migrate", NEW, 7)
+    written = msgspec.to_builtins(habits)
+    assert msgspec.json.decode(msgspec.json.encode(habits), type=Habits) == habits
+    wrong = [None, [], {}, {"version": 2}, {**written, "names": []}, {**written, "names": {"a": [1]}},
+             {**written, "names": {"a": [1, 2, 3, ["x"], {}]}}, {**written, "names": {"a": [-1, 2, 3, [], {}]}},
+             {**written, "runs": {"a": ["n", 1, None, 0, 0, False, False, 7]}}]  # fmt: skip
+    for value in wrong:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(value, Habits)
+
+
+# --- in a journal ---
+
+
+class World:
+    """A journal and its keeper's place, and tasks in it whose times are chosen."""
+
+    def __init__(self, base: Path) -> None:
+        self.journal, self.state = base / "journal", base / "state" / "journal"
+        self.state.mkdir(parents=True, mode=0o700)
+        self._ids = IdMaker()
+
+    def run(self, task, *places, name="migrate", up=100, ago=200, ends=True):
+        now = time.time_ns() - ago * SECOND
+        origin = Origin.of(task, name, {}, "s", "host.example")._asdict()
+        if ends:  # which the supervisor tells in a segment of its own, that may be read before the worker's
+            writer = Journal(self.journal)
+            writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, **origin, duration=1.0)), now)
+            writer.close()
+        writer = Journal(self.journal)
+        for place in places:
+            at = Destination(place, "192.0.2.1", 443)
+            cause = self._ids.make(now)
+            for event in (
+                Event(now, cause, Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, destination=at, **origin),
+                Event(now, self._ids.make(now), Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, **origin,
+                      destination=Destination(f"not.{place}", None, 443)),
+                Event(now, self._ids.make(now), Kind.CONNECTION_CLOSED, **origin, outcome=Outcome.PASSED, cause=cause,
+                      destination=at, bytes=Transferred(up, 1), duration=1.0),
+            ):  # fmt: skip
+                writer.append(encode(event), now)
+        writer.close()
+
+    def experience(self):
+        for number in range(ENOUGH):
+            self.run(f"t-{number}", "usual.example")
+        assert not look(self.journal, self.state, HOST)
+
+    def told(self, kind=Kind.TASK_UNUSUAL):
+        return [entry.event for entry in read_events(self.journal) if entry.event.kind is kind]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world):
+    world.experience()
+    world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
+    assert look(world.journal, world.state, HOST)
+    place, sent = world.told()
+    assert (place.task.id, place.unusual) == ("next", Unusual("destination", 1, 0, ENOUGH))
+    assert place.destination == Destination("new.example", "192.0.2.1", 443)
+    assert place.cause in {entry.event.id for entry in read_events(world.journal)}
+    assert sent.unusual == Unusual("bytes_up", 2 * MUCH, 100, ENOUGH)
+    assert not look(world.journal, world.state, HOST)
+    assert len(world.told()) == 2
+    assert read_numbers(world.state / TOLD) == Numbers({"next": {"destination": 1, "bytes_up": 1}})
+
+
+def test_what_is_long_past_teaches_and_is_not_told(world):
+    world.experience()
+    world.run("next", "new.example", ago=3600)
+    assert not look(world.journal, world.state, HOST)
+    world.run("later", "new.example", ago=5)
+    assert not look(world.journal, world.state, HOST)
+    assert before(world.state, "migrate", Destination("new.example", None, 443)) == Before(ENOUGH + 1, 1)
+    assert before(world.state, "migrate", Destination("other.example", None, 443)) == Before(ENOUGH + 1, 0)
+    assert before(world.state, "unknown", Destination("new.example", None, 443)) is None
+
+
+@pytest.mark.parametrize("spoiled", ["", "{", "[]", "[" * 100_000, '{"habits":{"version":1}}', "\xff"])
+def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
+    world.experience()
+    good = (world.state / FILE).read_text()
+    (world.state / FILE).write_text(spoiled, encoding="latin-1")
+    assert before(world.state, "migrate", Destination("a.example", None, 443)) is None
+    assert look(world.journal, world.state, HOST)
+    (error,) = world.told(Kind.GATE_ERROR)
+    assert "learned anew" in error.fault.detail
+    assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
+
+
+def test_nothing_is_learned_twice_when_it_is_looked_at_again(world):
+    world.experience()
+    for _ in range(3):
+        look(world.journal, world.state, HOST)
+    assert json.loads((world.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
+
+
+def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
+    here = rig(world.journal)
+    first = connect(here.recorder, FLAGGED)
+    request = here.recorder.decided(
+        Kind.REQUEST_DECIDED, FLAGGED, name="a.example", address=None, port=443, protocol=None, http=Http("GET"),
+        cause=connect(here.recorder, FLAGGED),
+    )  # fmt: skip
+    connect(here.recorder, FLAGGED._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED))
+    here.recorder.decided(
+        Kind.REQUEST_DECIDED, FLAGGED._replace(verdict=Verdict.ALLOW), name="a.example", address=None, port=443,
+        protocol=None, http=Http("POST"), cause=connect(here.recorder, FLAGGED),
+    )  # fmt: skip
+    look(world.journal, world.state, HOST)
+    numbers = read_numbers(world.state / TOLD)
+    assert (numbers.flags, abs(time.time() - numbers.oldest) < 60) == (2, True)
+    metrics = Metrics()
+    metrics.flags = numbers.flags, numbers.oldest
+    assert b"exeat_flags_unreviewed 2.0" in metrics.render()
+    people = ApprovalRecorder(HOST, Journal(world.journal))
+    for event in (first, request, first):
+        people.looked_at(event, "ada")
+    look(world.journal, world.state, HOST)
+    left = read_numbers(world.state / TOLD)
+    assert (left.flags, left.oldest) == (0, 0)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_of_a_task_or_a_place_stops_it_or_is_taken_for_another(world, name):
+    world.experience()
+    world.run("next", HOSTILE[name], name=HOSTILE[name], ago=5)
+    look(world.journal, world.state, HOST)
+    assert world.told() == []
+    assert world.told(Kind.GATE_ERROR) == []
+    world.run("last", HOSTILE[name], ago=5)
+    look(world.journal, world.state, HOST)
+    assert len(world.told()) <= 1
+
+
+def test_the_keeper_has_it_looked_at_and_signs_what_is_told(world):
+    world.experience()
+    world.run("next", "new.example", ago=5)
+    keeper = Keeper(world.journal, world.state, pytest.fail)
+    (world.state / "looked").touch()
+    os.utime(world.state / "looked", (1, 1))
+    keeper.turn()
+    _until((world.state / TOLD).exists)
+    _until(lambda: len(world.told()) == 1)
+    _until(lambda: verify(world.journal, known(world.state.parent / "keys")).intact)
+    keeper.close()
+
+
+def _until(so):
+    deadline = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,218 @@
+"""Syslog to a real rsyslogd, killed and started again in the middle; and to receivers that go away with things unread."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+
+import pytest
+
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Destination, Kind, Process, Tls
+from proxy.telemetry.exporters import syslog
+from proxy.telemetry.exporters.exporter import FORMATS, Item, Unavailable
+from proxy.telemetry.exporters.syslog import SyslogSink
+from proxy.telemetry.formats.record import read
+from proxy.telemetry.journal.bookmark import Bookmark, Reader
+from tests.lab.certificates import Authority
+from tests.proxy.telemetry.exporters.export_harness import BOUND, Rsyslog, free_port, ids, in_order, once, until, write
+from tests.proxy.telemetry.exporters.export_harness import following as exporting
+from tests.proxy.telemetry.telemetry_harness import full_event
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A CA, and a certificate with its key for this host."""
+    directory, authority = tmp_path_factory.mktemp("tls"), Authority.make()
+    (directory / "ca.pem").write_bytes(authority.pem())
+    (directory / "leaf.pem").write_bytes(authority.leaf("127.0.0.1", "localhost"))
+    return directory / "ca.pem", directory / "leaf.pem"
+
+
+@pytest.mark.parametrize("scheme", ["syslog+tcp", "syslog+tls"])
+def test_a_real_receiver_that_is_killed_has_everything_in_order_in_the_end(scheme, tmp_path, tls):
+    """Both sides are killed in turn, with SIGKILL, while events are written."""
+    journal = tmp_path / "journal"
+    write(journal, wanted := ids(400))
+    receiver = Rsyslog(tmp_path, free_port(), (tls[0], tls[1], tls[1]) if scheme.endswith("tls") else None)
+    words = ("--to", f"{scheme}://127.0.0.1:{receiver.port}", "--journal", journal)
+    words += ("--ca", tls[0]) if scheme.endswith("tls") else ()
+    try:
+        for turn in range(3):
+            receiver.start()
+            with exporting(*words, home=tmp_path):
+                seen = len(receiver.messages())
+                write(journal, more := ids(300))
+                wanted += more
+                until(lambda before=seen: len(receiver.messages()) > before, "nothing arrives")
+                if turn < 2:
+                    receiver.kill()
+        done = once(*words, home=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert in_order(receiver.ids(), wanted)
+    finally:
+        receiver.kill()
+
+
+@pytest.fixture
+def items(tmp_path):
+    write(tmp_path / "journal", ids(60))
+    lines = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json")).read()
+    return [Item(line.line, read(line.line)) for line in lines]
+
+
+@contextlib.contextmanager
+def answering(*scripts):
+    """A server that runs one script a connection, and then takes no more."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        for number, script in enumerate(scripts, start=1):
+            connection, _ = server.accept()
+            if number == len(scripts):
+                server.close()  # a process that dies closes it before any connection: it has the lower number
+            script(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield server.getsockname()[1]
+    thread.join(BOUND)
+
+
+def reads_all(connection):
+    with connection:
+        while connection.recv(65536):
+            pass
+
+
+def is_killed_before_it_reads(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def ends_with_something_unread(connection):
+    with connection:
+        connection.recv(100)
+
+
+def ends_at_once(connection):
+    connection.close()
+
+
+def ends_its_side_and_reads_nothing(connection):
+    connection.shutdown(socket.SHUT_WR)
+    connection.recv(100)
+    connection.close()
+
+
+BAD = [is_killed_before_it_reads, ends_with_something_unread, ends_at_once, ends_its_side_and_reads_nothing]
+
+
+@pytest.mark.parametrize("script", BAD)
+def test_what_was_not_read_does_not_count_as_taken(script, items, monkeypatch):
+    monkeypatch.setattr(syslog, "_TIMEOUT", 1.0)
+    with answering(script) as port, pytest.raises(Unavailable):
+        SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+
+
+def test_a_receiver_that_is_gone_after_it_read_everything_may_not_have_it(items):
+    """Killed with all of it in its memory: the next connection tells."""
+    with answering(reads_all) as port, pytest.raises(Unavailable):
+        SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+
+
+def test_a_receiver_that_never_ends_is_given_up(items, monkeypatch):
+    monkeypatch.setattr(syslog, "_TIMEOUT", 0.5)
+    over = threading.Event()
+    with answering(lambda connection: over.wait(BOUND) and connection.close()) as port:
+        with pytest.raises(Unavailable, match="timed out"):
+            SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+        over.set()
+
+
+def test_a_connection_that_was_ended_while_it_was_idle_is_opened_anew(items):
+    tired = threading.Event()
+
+    def ends_when_tired(connection):
+        tired.wait(BOUND)
+        connection.close()
+
+    with answering(reads_all, ends_when_tired, reads_all, reads_all) as port:
+        sink = SyslogSink("127.0.0.1", port, FORMATS["event"])
+        sink.send(items)
+        tired.set()
+        until(lambda: not _idle(sink), "the idle connection isn't ended")
+        sink.send(items)
+        sink._next.close()
+
+
+def _idle(sink):
+    sink._next.setblocking(False)
+    try:
+        return bool(sink._next.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    finally:
+        sink._next.settimeout(BOUND)
+
+
+def test_a_tls_receiver_has_to_say_that_it_read_all(items, tls):
+    """An end of the TCP connection alone could be anybody's on the way."""
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tls[1])
+
+    def ends_without_saying_so(connection):
+        secured = own.wrap_socket(connection, server_side=True)
+        with contextlib.suppress(OSError):
+            while secured.recv(65536):
+                pass
+        connection = socket.socket(fileno=secured.detach())
+        connection.close()
+
+    context = ssl.create_default_context(cafile=tls[0])
+    with answering(ends_without_saying_so, reads_all) as port:
+        sink = SyslogSink("127.0.0.1", port, FORMATS["event"], context)
+        with pytest.raises(Unavailable):
+            sink.send(items)
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_tls_receiver_has_to_prove_its_name(items, tls):
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tls[1])
+
+    def refused(connection):
+        with contextlib.suppress(OSError):
+            own.wrap_socket(connection, server_side=True)
+        connection.close()
+
+    with answering(refused) as port, pytest.raises(Unavailable, match="certificate"):
+        SyslogSink("127.0.0.1", port, FORMATS["event"], ssl.create_default_context()).send(items)
+
+
+@pytest.mark.parametrize("shape", FORMATS)
+def test_no_event_is_longer_than_a_receiver_takes(shape, tmp_path):
+    write(tmp_path / "journal", wanted := ids(1), "\U0001f4a9" * 1000, Kind.REQUEST_DECIDED)
+    (_, line) = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json")).read()
+    message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
+    assert len(message) <= 8192
+    assert wanted[0].encode() in message
+
+
+@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize("word", ["\U0001f4a9", "é", "\\", '"', "="])
+def test_no_words_of_a_task_keep_from_a_receiver_where_it_went_and_by_what_rule(shape, word):
+    """Arguments and a program's path are as long as whoever connects wants them."""
+    name = f"{'x.' * 119}drop.example"
+    said = full_event(Kind.CONNECTION_DECIDED)._replace(
+        destination=Destination(name, "93.184.216.34", 443),
+        process=Process(7, word * 4096, (word * 4096,) * 8, 1000, (word * 4096,) * 8, (6,)),
+        tls=Tls(name, (word * 255,) * 16, "TLSv1.3"),
+        **dict.fromkeys(("dns", "http", "agent", "git", "journal", "approval", "unusual", "fault")),
+    )
+    line = encode(said)
+    message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line, read(line)))
+    assert len(message) <= 8192
+    assert name.encode() in message
+    assert b"web:pages" in message

@@ -1,0 +1,133 @@
+"""OCSF 1.8 as its publishers define it: each event is valid in its class, and says what the gate did."""
+
+from functools import cache
+
+import jsonschema
+import pytest
+from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
+
+from proxy.telemetry.events import Kind
+from proxy.telemetry.formats.kinds import KINDS
+from proxy.telemetry.formats.ocsf import PROFILES, VERSION, ocsf
+from tests.proxy.telemetry.formats.formats_harness import bare, event, everything, harmful, record, texts, unknown
+from tests.proxy.telemetry.telemetry_harness import HOSTILE
+
+
+@cache
+def published():
+    return OcsfJsonSchemaEmbedded(get_ocsf_schema(version=VERSION))
+
+
+@cache
+def validator(uid):
+    name = published().lookup_class_name_from_uid(class_uid=uid)
+    return jsonschema.Draft202012Validator(published().get_class_schema(class_name=name, profiles=list(PROFILES)))
+
+
+def wrong(made):
+    return [f"{error.json_path}: {error.message}" for error in validator(made["class_uid"]).iter_errors(made)]
+
+
+def test_every_event_is_valid_in_its_class():
+    for each in everything():
+        made = ocsf(each)
+        assert wrong(made) == [], each["kind"]
+        assert made["type_uid"] == made["class_uid"] * 100 + made["activity_id"]
+        assert made["metadata"]["uid"] == each["id"]
+
+
+def test_the_published_schema_does_refuse_what_is_wrong():
+    made = ocsf(record())
+    assert wrong({**made, "activity_id": 55})
+    assert wrong({**made, "firewal_rule": {}})
+    assert wrong({key: value for key, value in made.items() if key != "severity_id"})
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_text_of_a_sandbox_makes_an_event_invalid_or_moves_anything(name):
+    for kind in Kind:
+        made = ocsf(record(kind, HOSTILE[name]))
+        assert wrong(made) == []
+        assert [text for text in texts(made) if harmful(text)] == []
+
+
+# What became of an attempt, and how OCSF says so: activity, action, disposition, status, alert.
+SAID = {
+    "let out": ({}, (1, 1, 1, 1, False)),
+    "let out and flagged": ({"verdict": "flag"}, (1, 1, 19, 1, True)),
+    "a person allowed it": ({"reason": "approval_granted"}, (1, 1, 8, 1, False)),
+    "blocked": ({"verdict": "deny", "outcome": "blocked", "reason": "no_rule"}, (5, 2, 2, 2, False)),
+    "audit mode let it out": ({"verdict": "deny", "outcome": "would_block"}, (1, 3, 17, 1, False)),
+    "the network failed": ({"outcome": "failed", "reason": "unresolved"}, (4, 1, 27, 2, False)),
+}
+
+
+@pytest.mark.parametrize(("said", "wanted"), SAID.values(), ids=SAID)
+def test_a_verdict_is_an_action_and_a_disposition(said, wanted):
+    made = ocsf(event(**said))
+    keys = ("activity_id", "action_id", "disposition_id", "status_id", "is_alert")
+    assert tuple(made[key] for key in keys) == wanted
+
+
+ACTIVITIES = [
+    ("connection.closed", {"reason": None}, 4001, 2),
+    ("connection.closed", {"reason": "limit_exceeded"}, 4001, 3),
+    ("request.decided", {"http": {"method": "GET", "path": "/"}}, 4002, 3),
+    ("request.decided", {"http": {"method": "PROPFIND", "path": "/"}}, 4002, 99),
+    ("request.completed", {"http": {"method": "PATCH", "path": "/", "status": 204}}, 4002, 9),
+    ("dns.decided", {"dns": {"question": "a.example", "type": "A"}}, 4003, 1),
+    ("dns.decided", {"dns": {"question": "a.example", "type": "A", "answers": ["198.18.0.1"]}}, 4003, 6),
+    ("task.started", {}, 1007, 1),
+    ("task.ended", {}, 1007, 2),
+    ("rules.loaded", {"previous": None}, 3004, 1),
+    ("rules.loaded", {}, 3004, 3),
+    ("gate.error", {}, 6008, 1),
+    ("tamper", {}, 2004, 1),
+    ("leak.found", {}, 2006, 1),
+    ("task.limited", {}, 1007, 99),
+    ("command.decided", {}, 1007, 1),
+    ("call.refused", {}, 1003, 4),
+    ("changes.discarded", {}, 3004, 4),
+    ("approval.asked", {}, 3004, 1),
+    ("approval.answered", {}, 3004, 3),
+    ("approval.refused", {}, 3004, 99),
+    ("task.tainted", {}, 2004, 1),
+    ("task.unusual", {}, 2004, 1),
+    ("journal.sealed", {}, 1008, 5),
+    ("journal.key", {}, 1008, 99),
+]
+
+
+@pytest.mark.parametrize(("kind", "more", "uid", "activity"), ACTIVITIES)
+def test_each_kind_has_its_class_and_activity(kind, more, uid, activity):
+    made = ocsf(record(kind, **more))
+    assert (made["class_uid"], made["activity_id"]) == (uid, activity)
+    assert wrong(made) == []
+
+
+def test_what_is_asked_of_a_connection_is_where_ocsf_readers_look():
+    made = ocsf(event(
+        destination={"name": "www.example.com", "address": "93.184.216.34", "port": 443}, rules=["web:pages"],
+        bytes={"up": 3, "down": 5}, duration=0.25,
+    ))  # fmt: skip
+    assert made["dst_endpoint"] == {"hostname": "www.example.com", "ip": "93.184.216.34", "port": 443}
+    assert made["traffic"] == {"bytes_out": 3, "bytes_in": 5, "bytes": 8}
+    assert made["duration"] == 250
+    assert made["firewall_rule"]["uid"] == "web:pages"
+    assert made["time"] == 1_795_000_000_123
+    assert made["connection_info"]["direction_id"] == 2
+
+
+def test_who_answered_is_who_acted():
+    made = ocsf(record("approval.answered", approval={"id": "k3x9abcd", "by": ["ada", "bo"], "answer": "approved"}))
+    assert made["actor"]["user"] == {"name": "ada, bo"}
+    assert made["entity"]["uid"] == "k3x9abcd"
+
+
+def test_nothing_that_an_event_says_is_lost():
+    """What has no attribute is in `unmapped`, also of kinds that come later."""
+    made = ocsf(unknown())
+    assert made["class_uid"] == 0
+    assert made["unmapped"]["exeat"]["later"] == {"deep": [1, "x"]}
+    assert set(KINDS) == set(Kind)
+    assert ocsf(bare("connection.decided"))["src_endpoint"]["name"] == "sandbox"

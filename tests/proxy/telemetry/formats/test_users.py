@@ -1,0 +1,51 @@
+"""Whom an exported event names: who started the task, or the host's user of a process, and never a sandbox's own ids."""
+
+import json
+
+import pytest
+
+from proxy.telemetry.events import Kind
+from proxy.telemetry.formats.cef import cef
+from proxy.telemetry.formats.ecs import ecs
+from proxy.telemetry.formats.ocsf import ocsf
+from proxy.telemetry.formats.otlp import attributes
+from tests.proxy.telemetry.formats.formats_harness import record
+
+STARTED = {
+    "started_by": {"uid": 1007, "name": "ada"},
+    "workspace": "/home/ada/work",
+    "process": None,
+    "approval": None,
+    "by": None,
+}
+# Of an ordinary user's task, whose sandbox shows itself as 0, and of root's, which runs under ids that are nobody's.
+PROCESSES = [(1007, 0), (0x70000000 + 1000, 1000)]
+
+
+def test_a_task_s_start_names_who_started_it():
+    made = record(Kind.TASK_STARTED, **STARTED)
+    assert ocsf(made)["actor"]["user"] == {"uid": "1007", "name": "ada"}
+    assert ecs(made)["user"] == {"id": "1007", "name": "ada"}
+    assert ecs(made)["related"]["user"] == ["ada"]
+    assert "suid=1007 suser=ada" in cef(made)
+    named = attributes(made)
+    assert (named["user.id"], named["user.name"], named["exeat.workspace"]) == ("1007", "ada", "/home/ada/work")
+
+
+def test_an_answer_of_people_s_isn_t_given_the_starter_s_uid():
+    made = record(Kind.TASK_STARTED, **{**STARTED, "approval": {"by": ["bo"]}})
+    assert ocsf(made)["actor"]["user"] == {"name": "bo"}
+
+
+@pytest.mark.parametrize(("uid", "inside"), PROCESSES)
+def test_a_process_is_a_user_of_the_host_s_and_what_the_sandbox_calls_it_stands_apart(uid, inside):
+    process = {"pid": 7, "exe": "/bin/sh", "uid": uid, "sandbox_uid": inside}
+    made = record(process=process, started_by=None, workspace=None)
+    assert ocsf(made)["actor"]["process"]["user"] == {"uid": str(uid)}
+    assert ecs(made)["process"]["user"] == {"id": str(uid)}
+    assert ecs(made)["exeat"]["sandbox_uid"] == inside
+    assert f"suid={uid}" in cef(made)
+    named = attributes(made)
+    assert (named["exeat.process.uid"], named["exeat.process.sandbox_uid"]) == (uid, inside)
+    assert "user.id" not in named
+    assert json.dumps(ecs(made)).count(f'"{inside}"') == 0

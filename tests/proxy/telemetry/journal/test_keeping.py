@@ -1,0 +1,381 @@
+"""Who looks after a journal: checkpoints of live segments, one keeper at a time, compression, retention, kill -9."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from enforcer.journal.keeper import Keeper, tend_now
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind
+from proxy.telemetry.journal import keys as keyring
+from proxy.telemetry.journal import ledger as journal_ledger
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
+from proxy.telemetry.journal.compression import compress, index
+from proxy.telemetry.journal.ledger import Ledger, sweep
+from proxy.telemetry.journal.query import Sought, read_events
+from proxy.telemetry.journal.retention import HELD, Keep
+from proxy.telemetry.journal.segments import days, find, opened
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writer import Journal, JournalFailed
+from rules.verdicts import OnJournalFailure
+from tests.proxy.telemetry.telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
+
+ROOT = Path(__file__).parents[4]
+DAY = 86_400_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """What somebody else has left is mended without waiting for him."""
+    monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
+
+
+@pytest.fixture
+def place(tmp_path):
+    state = tmp_path / "keeper" / "journal"
+    state.mkdir(parents=True)
+    (tmp_path / "journal").mkdir()
+    return tmp_path / "journal", state
+
+
+def keeper(place):
+    return Keeper(*place, pytest.fail)
+
+
+def write(journal, text, when=None):
+    now = time.time_ns() if when is None else when
+    journal.append(encode(full_event(Kind.DNS_DECIDED, text, now)), now)
+
+
+def checked(place):
+    return verify(place[0], keyring.known(place[1].parent / "keys"))
+
+
+def checkpoints(journal):
+    lines = [json.loads(line) for path in journal.rglob("ledger.jsonl") for line in path.read_text().splitlines()]
+    return [(each["kind"], each["journal"].get("lines")) for each in lines[1:]]
+
+
+def test_a_live_segment_is_signed_as_it_grows_and_sealed_at_its_end(place):
+    journal, here = Journal(place[0]), keeper(place)
+    write(journal, "a")
+    here.turn()
+    write(journal, "b")
+    here.turn()  # it is not due
+    here._due = 0.0
+    here.turn()
+    here._due = 0.0
+    here.turn()  # nothing new
+    assert checkpoints(place[0]) == [("journal.checkpoint", 2), ("journal.checkpoint", 3)]
+    journal.close()
+    here.close()
+    assert checkpoints(place[0])[2:] == [("journal.checkpoint", 4)]
+    assert checked(place).findings == []
+
+
+def test_one_keeper_at_a_time_and_the_next_takes_over(place):
+    journal, first, second = Journal(place[0]), keeper(place), keeper(place)
+    write(journal, "a")
+    first.turn()
+    write(journal, "b")
+    second.turn()
+    assert checkpoints(place[0]) == [("journal.checkpoint", 2)]
+    first.close()
+    assert checkpoints(place[0])[1:] == [("journal.checkpoint", 3)]
+    write(journal, "c")
+    second._due = 0.0
+    second.turn()
+    assert checkpoints(place[0])[2:] == [("journal.checkpoint", 4)]
+
+
+def test_what_a_live_segment_loses_behind_its_back_is_never_signed(place):
+    """Somebody with the worker's rights writes a line that was signed anew: told once, and no longer signed."""
+    journal, told = Journal(place[0]), []
+    here = Keeper(*place, told.append)
+    write(journal, "a")
+    here.turn()
+    path = next(place[0].rglob("0001.jsonl"))
+    path.write_bytes(path.read_bytes().replace(b'"question":"a"', b'"question":"x"'))
+    write(journal, "b")
+    journal.close()
+    here._due = 0.0
+    here.turn()
+    assert [text for text in told if "was changed: not signed" in text] == told != []
+    assert not checked(place).intact
+
+
+def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(place):
+    """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
+    program = (
+        "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
+        "while True: os.write(1, (connect(recorder) + '\\n').encode())\n"
+    )
+    told = []
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", program, place[0], ROOT], stdout=subprocess.PIPE) as child:
+            told += [child.stdout.readline() for _ in range(50)]
+            child.send_signal(signal.SIGKILL)
+            told += [line for line in child.stdout if line.endswith(b"\n")]
+        keeper(place).close()
+    there = {entry.event.id for entry in read_events(place[0])}
+    assert {line.decode().strip() for line in told} <= there
+    assert checked(place).findings == []
+    mended = [entry.event for entry in read_events(place[0]) if entry.event.kind is Kind.JOURNAL_REPAIRED]
+    assert [event.journal.segment[-4:] for event in mended] == ["0001", "0002", "0003"]
+
+
+def test_a_compressed_segment_reads_as_it_did_from_anywhere(place):
+    journal = Journal(place[0])
+    now = time.time_ns()
+    for number in range(9000):  # more than one frame
+        write(journal, f"n{number}", now + number)
+    journal.close()
+    path = next(place[0].rglob("0001.jsonl"))
+    whole, before = path.read_bytes(), [entry.line for entry in read_events(place[0])]
+    packed = compress(path)
+    assert packed.stat().st_size < len(whole) / 5
+    with packed.open("rb", buffering=0) as file:
+        frames = index(file)
+    assert len(frames) > 1
+    segment = find(place[0], path.parent.name + "/0001")
+    for offset in (0, 1, frames[1].offset - 1, frames[1].offset, len(whole) - 7, len(whole)):
+        with opened(segment, offset) as file:
+            assert file.read() == whole[offset:]
+    assert [entry.line for entry in read_events(place[0])] == before
+    assert [entry.event.dns.question for entry in read_events(place[0], Sought(since=now + 8998))] == ["n8998", "n8999"]
+    sought = Sought(((b'"question":"n5"', b'"question":"n8000"'),), until=now + 7000)
+    assert [entry.event.dns.question for entry in read_events(place[0], sought)] == ["n5"]
+
+
+def old_day(place, name, ago):
+    """A closed day of the past."""
+    journal = Journal(place[0])
+    write(journal, name, time.time_ns() - ago * DAY)
+    journal.close()
+    keeper(place).close((os.getpid(),))
+    return min(place[0].iterdir()).name
+
+
+def test_old_days_go_and_a_signed_line_says_so(place):
+    for ago in (40, 20, 1):
+        old_day(place, f"d{ago}", ago)
+    Keep(age=10 * 86_400).save(place[1] / "keep.json")
+    tend_now(*place)
+    assert len(days(place[0])) == 2  # yesterday, and today with the ledger
+    assert checked(place).findings == []
+    removed = [entry.event for entry in read_events(place[0]) if entry.event.kind is Kind.JOURNAL_REMOVED]
+    assert [event.detail for event in removed] == ["a segment: older than what is kept"] * 2
+
+
+def test_a_day_that_somebody_else_removes_is_named(place):
+    name = old_day(place, "d40", 40)
+    (place[0] / name / "0001.jsonl").unlink()
+    (place[0] / name).rmdir()
+    assert [f"{name}/0001: it is missing" in str(each) for each in checked(place).findings] == [True]
+
+
+def test_a_sink_that_has_a_days_ledger_has_the_day(place):
+    """Nobody ends a ledger: whoever has read all of it is not behind."""
+    journal = Journal(place[0])
+    write(journal, "a")
+    journal.close()
+    keeper(place).close((os.getpid(),))
+    [day] = days(place[0])
+    reader = Reader(place[0], Bookmark(place[1] / "siem.json"))
+    assert lags(reader.bookmark, place[0], day.name)
+    records = reader.read()
+    reader.commit(records[:-1])
+    assert lags(reader.bookmark, place[0], day.name)
+    assert not lags(reader.bookmark, place[0], f"{day.name}/0001")
+    reader.commit(records)
+    assert not lags(reader.bookmark, place[0], day.name)
+    assert reader.read() == []
+
+
+@pytest.mark.parametrize(("ago", "stays"), [(20, False), (12, True), (10 + HELD // 86_400 + 2, False)])
+def test_what_a_sink_has_not_got_stays_for_a_while(place, ago, stays):
+    name = old_day(place, "old", ago)
+    (place[1] / "sinks").mkdir()
+    reader = Reader(place[0], Bookmark(place[1] / "sinks" / "siem.json"))
+    reader.commit([])
+    Keep(age=10 * 86_400).save(place[1] / "keep.json")
+    tend_now(*place)
+    assert (place[0] / name).exists() == stays
+    if stays:
+        reader.commit(reader.read())
+        tend_now(*place)
+        assert not (place[0] / name).exists()
+
+
+def test_too_much_goes_the_oldest_first(place):
+    for ago in (3, 2, 1):
+        old_day(place, f"d{ago}", ago)
+    one = sum(path.stat().st_size for path in days(place[0])[0].iterdir())
+    total = sum(path.stat().st_size for path in place[0].rglob("*.jsonl"))
+    Keep(size=total - one // 2).save(place[1] / "keep.json")
+    before = [day.name for day in days(place[0])]
+    tend_now(*place)
+    assert [day.name for day in days(place[0])] == before[1:]
+    assert checked(place).findings == []
+
+
+def test_by_default_a_day_is_removed_after_a_year(place):
+    old_day(place, "d4000", 4000)
+    old_day(place, "d360", 360)
+    before = days(place[0])
+    tend_now(*place)
+    assert days(place[0]) == before[1:]
+
+
+def test_everything_is_kept_where_that_is_said(place):
+    old_day(place, "d4000", 4000)
+    Keep(age=None).save(place[1] / "keep.json")
+    tend_now(*place)
+    assert len(days(place[0])) == 2
+    (place[1] / "keep.json").write_text('{"age": "all"}')
+    with pytest.raises(ValueError):
+        Keep.load(place[1] / "keep.json")
+
+
+def test_what_cannot_be_signed_is_told_once_and_stops_nothing(place):
+    told = []
+    (place[1].parent / "keys").write_text("in the way")
+    journal, here = Journal(place[0]), Keeper(*place, told.append)
+    for _ in range(2):
+        write(journal, "a")
+        here._due = 0.0
+        here.turn()
+    assert len(told) == 1
+    assert told[0].startswith("the journal cannot be signed: cannot ")
+    assert len(list(read_events(place[0]))) == 2
+
+
+@pytest.mark.parametrize("settle", OnJournalFailure)
+def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch, settle):
+    here = rig(tmp_path)
+    here.recorder.tenant.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=settle))
+    connect(here.recorder)
+
+    def full(*_):
+        raise JournalFailed(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "append", full)
+        if settle is OnJournalFailure.BLOCK:
+            with pytest.raises(JournalFailed):
+                connect(here.recorder)
+        else:
+            connect(here.recorder, DENIED)
+        assert here.recorder.failed
+    assert here.metrics.events_dropped == 1
+    connect(here.recorder)
+    assert not here.recorder.failed
+    assert len(list(read_events(tmp_path))) == 2
+
+
+def _reachable(tmp_path):
+    """What somebody who may write into a journal would like others to read, change or remove."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for name in ("0001.jsonl", "ledger.jsonl", "secret"):
+        (victim / name).write_text("mine\n")
+    return victim
+
+
+@pytest.mark.parametrize("way", ["day", "segment", "ledger", "part", "fifo", "fifo for a ledger"])
+def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
+    """A worker that somebody has taken over can make any file there; whoever has the key follows none of them."""
+    victim = _reachable(tmp_path)
+    before = {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()}
+    today = place[0] / time.strftime("%Y-%m-%d", time.gmtime())
+    old = place[0] / "2020-01-01"
+    if way == "day":
+        old.symlink_to(victim)
+        today.symlink_to(victim)
+    else:
+        today.mkdir()
+        if way == "segment":
+            (today / "0001.jsonl").symlink_to(victim / "secret")
+        elif way == "ledger":
+            (today / "ledger.jsonl").symlink_to(victim / "secret")
+        elif way == "part":
+            (today / ".0001.jsonl.part").symlink_to(victim / "secret")
+        else:
+            os.mkfifo(today / ("0001.jsonl" if way == "fifo" else "ledger.jsonl"))
+    told = []
+    journal, here = Journal(place[0]), Keeper(*place, told.append)
+    with contextlib.suppress(JournalFailed):
+        write(journal, "a")
+    here.turn()
+    journal.close()
+    here.close()
+    Keep(age=86_400, size=1).save(place[1] / "keep.json")
+    for segment in today.glob("0*.jsonl"):
+        if segment.is_file() and not segment.is_symlink() and not today.is_symlink():
+            os.utime(segment, (time.time() - 3600,) * 2)
+    with contextlib.suppress(OSError):
+        tend_now(*place)
+    list(read_events(place[0]))
+    checked(place)
+    assert {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()} == before
+
+
+def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place, monkeypatch):
+    monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
+    program = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "connect(rig(pathlib.Path(sys.argv[1])).recorder)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True)
+    keeper(place).close()
+    assert list(place[0].rglob("ledger.jsonl")) == []
+    [segment] = place[0].rglob("0001.jsonl")
+    os.utime(segment, (time.time() - 11,) * 2)
+    keeper(place).close()
+    assert [kind for kind, _ in checkpoints(place[0])] == ["journal.checkpoint", "journal.repaired"]
+
+
+@pytest.mark.parametrize(
+    ("end", "mended"),
+    [("journal.close()", []), ("", ["0002"]), ("os.write(journal.segment, b'{'); journal.close()", ["0002"])],
+)
+def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended):
+    program = (
+        "import os, sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from tests.proxy.telemetry.journal.test_keeping import Journal, write\n"
+        "journal = Journal(Path(sys.argv[1]), segment_bytes=1)\n"  # the second event is for the next segment
+        "write(journal, 'a'); write(journal, 'b')\n"
+        f"{end}\n"
+        "os._exit(0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True, env=environment)
+    keeper(place).close()
+    ledger = [json.loads(line) for path in place[0].rglob("ledger.jsonl") for line in path.read_text().splitlines()]
+    told = [each["journal"]["segment"][-4:] for each in ledger if each["kind"] == "journal.repaired"]
+    assert told == mended
+    assert checked(place).findings == []
+
+
+def test_a_segment_that_has_a_writer_is_left_alone(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    write(journal, "a")
+    ledger = Ledger(tmp_path / "journal", keyring.signer(tmp_path / "keys"), tmp_path / "lock")
+    (segment,) = (tmp_path / "journal").glob("*/0001.jsonl")
+    assert list(sweep(tmp_path / "journal", ledger)) == []
+    assert b"journal.sealed" not in segment.read_bytes()
+    write(journal, "b")
+    journal.close()
+    assert list(sweep(tmp_path / "journal", ledger)) == []  # it was closed: there is nothing to tell
+    assert b"journal.sealed" in segment.read_bytes()

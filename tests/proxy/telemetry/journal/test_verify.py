@@ -1,0 +1,389 @@
+"""Every way to tamper with a journal is named, with its place; what a crash leaves is told apart."""
+
+import os
+import re
+import shutil
+import time
+
+import pytest
+
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind, Mark
+from proxy.telemetry.journal import keys as keyring
+from proxy.telemetry.journal import ledger as journal_ledger
+from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.ledger import Broken, Ledger, LedgerFailed, Remark, seal, sweep
+from proxy.telemetry.journal.segment_check import Gravity
+from proxy.telemetry.journal.segments import link
+from proxy.telemetry.journal.verify import verify
+from proxy.telemetry.journal.writer import Journal
+from tests.proxy.telemetry.telemetry_harness import full_event
+
+DAY = time.strftime("%Y-%m-%d", time.gmtime())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A journal of two writers: the first has two closed segments, the second is still at work."""
+    home = tmp_path_factory.mktemp("made")
+    build(home)
+    return home
+
+
+def build(home):
+    journal, key = home / "journal", keyring.signer(home / "keys")
+    journal.mkdir()
+    ledger = Ledger(journal, key, home / "lock")
+    first, second = Journal(journal), Journal(journal)
+    for number in range(6):
+        write(first, f"a{number}")
+    ledger.checkpoint(first.news())
+    for number in range(6, 10):
+        write(first, f"a{number}")
+    first.close()
+    seal(journal, f"{DAY}/0001", ledger)
+    for number in range(5):
+        write(second, f"b{number}")
+    ledger.checkpoint(second.news())
+    write(second, "b5")
+    second.close()  # killed: nobody seals it
+    third = Journal(journal)
+    write(third, "c0")
+    third.close()
+    seal(journal, f"{DAY}/0003", ledger)
+
+
+def write(journal, text):
+    now = time.time_ns()
+    journal.append(encode(full_event(Kind.DNS_DECIDED, text, now)), now)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """What somebody else has left is mended without waiting for him."""
+    monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
+
+
+@pytest.fixture
+def home(made, tmp_path):
+    shutil.copytree(made, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def findings(home, **more):
+    report = verify(home / "journal", keyring.known(home / "keys"), **more)
+    return [str(each) for each in report.findings]
+
+
+def lines_of(home, name):
+    return (home / "journal" / DAY / name).read_bytes().splitlines(keepends=True)
+
+
+def put(home, name, lines):
+    path = home / "journal" / DAY / name
+    path.chmod(0o600)
+    path.write_bytes(b"".join(lines))
+
+
+def rehashed(line, text=b"text"):
+    """A line changed by somebody who knows how lines are linked."""
+    changed = re.sub(rb'"question":"[^"]*"', b'"question":"%b"' % text, line)
+    prev = re.search(rb'"prev":"([0-9a-f]{64})"', line)[1]
+    return link(changed[: changed.index(b',"prev"')] + b"}\n", prev)
+
+
+def relinked(lines):
+    """Lines linked anew from the first that doesn't fit, signatures left out."""
+    done, prev = [], b"0" * 64
+    for line in lines:
+        new, prev = link(line[: line.index(b',"prev"')] + b"}\n", prev)
+        done.append(new)
+    return done
+
+
+def test_what_was_not_touched_is_intact_also_as_a_copy_with_nothing_but_the_public_key(home, tmp_path):
+    shutil.copytree(home / "journal", tmp_path / "copy")
+    pem = keyring.pem(keyring.signer(home / "keys").public)
+    report = verify(tmp_path / "copy", keyring.read_public(pem))
+    assert report.findings == []
+    assert (report.lines, report.segments) == (1 + 10 + 1 + 1 + 6 + 1 + 1 + 1 + 5, 3)
+    assert report.signed.startswith(DAY)
+    compress(tmp_path / "copy" / DAY / "0001.jsonl")
+    assert verify(tmp_path / "copy", keyring.read_public(pem)).findings == []
+
+
+def changed(lines):
+    lines[4] = lines[4].replace(b'"verdict":"flag"', b'"verdict":"deny"')
+
+
+def changed_and_hashed(lines):
+    lines[4], _ = rehashed(lines[4])
+
+
+def changed_and_all_hashed(lines):
+    lines[4] = lines[4].replace(b'"verdict":"flag"', b'"verdict":"deny"')
+    lines[:-1] = relinked(lines[:-1])
+
+
+def removed(lines):
+    del lines[4]
+
+
+def removed_two(lines):
+    del lines[4:6]
+
+
+def removed_first(lines):
+    del lines[0]
+
+
+def inserted(lines):
+    prev = re.search(rb'"hash":"([0-9a-f]{64})"', lines[3])[1]
+    lines.insert(4, link(lines[8][: lines[8].index(b',"prev"')] + b"}\n", prev)[0])
+
+
+def inserted_three(lines):
+    prev = re.search(rb'"hash":"([0-9a-f]{64})"', lines[3])[1]
+    for at in range(4, 7):
+        line, prev = link(lines[8][: lines[8].index(b',"prev"')] + b"}\n", prev)
+        lines.insert(at, line)
+
+
+def copied(lines):
+    lines.insert(4, lines[8])
+
+
+def swapped(lines):
+    lines[4], lines[5] = lines[5], lines[4]
+
+
+def moved(lines):
+    lines.insert(9, lines.pop(4))
+
+
+def cut(lines):
+    del lines[8:]
+
+
+def cut_within(lines):
+    lines[-1] = lines[-1][:-20]
+
+
+def added(lines):
+    prev = re.search(rb'"hash":"([0-9a-f]{64})"', lines[-1])[1]
+    lines.append(link(lines[8][: lines[8].index(b',"prev"')] + b"}\n", prev)[0])
+
+
+def half_added(lines):
+    lines.append(lines[8][:50])
+
+
+def garbage(lines):
+    lines[4] = b"\xff\xfe\x1b[2J\r" + b"x" * 10_240 + b"\n"
+
+
+def other_seal(lines):
+    lines[:] = [*lines[:-1], relinked(lines)[-1]]
+
+
+TABLE = [
+    (changed, "0001.jsonl:5: it was changed: its hash is not that of what it says"),
+    (changed_and_hashed, "0001.jsonl:5: it was changed, and given a new hash: the line behind it follows another"),
+    (changed_and_all_hashed, "0001.jsonl:1: from here to line 7 are not the lines that were signed"),
+    (removed, "0001.jsonl:5: a line was removed before it"),
+    (removed_two, "0001.jsonl:5: 2 lines were removed before it"),
+    (removed_first, "0001.jsonl:1: what stood before it was removed"),
+    (inserted, "0001.jsonl:5: from here to line 5 was inserted: line 6 follows line 4"),
+    (inserted_three, "0001.jsonl:5: from here to line 7 was inserted: line 8 follows line 4"),
+    (copied, "0001.jsonl:5: it was inserted: it is a copy of another line"),
+    (swapped, "0001.jsonl:5: it stands in the wrong place: it follows what is line 6"),
+    (moved, "0001.jsonl:5: it stands in the wrong place: it follows what is line 10"),
+    (cut, "0001.jsonl:8: it ends here: 4 more lines were signed"),
+    (cut_within, "0001.jsonl:11: it ends here: 1 more lines were signed"),
+    (added, "0001.jsonl:13: it stands behind the segment's end"),
+    (half_added, "0001.jsonl:13: there is half a line behind its end"),
+    (garbage, "0001.jsonl:5: it is no line of a journal: it has no `prev` and `hash`"),
+    (other_seal, "0001.jsonl:12: it says that the segment ends here, and is not signed"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "named"), TABLE, ids=[tamper.__name__ for tamper, _ in TABLE])
+def test_each_way_to_tamper_with_a_segment_is_named_with_its_place(home, tamper, named):
+    lines = lines_of(home, "0001.jsonl")
+    tamper(lines)
+    put(home, "0001.jsonl", lines)
+    found = findings(home)
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{DAY}/{named}")
+    assert not verify(home / "journal", keyring.known(home / "keys")).intact
+
+
+FILES = [
+    ("a segment", lambda day: (day / "0001.jsonl").unlink(), ["0001: it is missing: 12 lines of it were signed"]),
+    ("the last", lambda day: (day / "0003.jsonl").unlink(), ["0003: it is missing: 3 lines of it were signed"]),
+    ("the ledger", lambda day: (day / "ledger.jsonl").unlink(), ["ledger: it is missing", "", "ledger: nothing in this journal is signed"]),
+    ("one for another", lambda day: shutil.copy(day / "0003.jsonl", day / "0002.jsonl"), ["0002.jsonl:1: it begins"]),
+    ("one more", lambda day: shutil.copy(day / "0003.jsonl", day / "0004.jsonl"), ["0004.jsonl:1: it begins"]),
+    ("a gap", lambda day: (day / "0003.jsonl").rename(day / "0005.jsonl"), ["0003: it is missing", "0004: it is missing", "0005.jsonl:1: it begins"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named"), [each[1:] for each in FILES], ids=[each[0].replace(" ", "-") for each in FILES]
+)
+def test_a_whole_file_that_is_missing_or_another_is_named(home, tamper, named):
+    (home / "journal" / DAY / "0001.jsonl").chmod(0o600)
+    tamper(home / "journal" / DAY)
+    found = findings(home)
+    for text in named:
+        assert any(text in each for each in found), (text, found)
+
+
+@pytest.mark.parametrize("tamper", [changed, removed, inserted, swapped, garbage], ids=lambda each: each.__name__)
+def test_a_ledger_is_no_exception(home, tamper):
+    lines = lines_of(home, "ledger.jsonl")
+    if tamper is changed:
+        lines[2] = lines[2].replace(b'"kind"', b'"Kind"')
+    elif tamper is removed:
+        del lines[2]
+    elif tamper is inserted:
+        lines.insert(2, lines[3])
+    elif tamper is swapped:
+        lines[2], lines[3] = lines[3], lines[2]
+    else:
+        lines[2] = b"\xff\n"
+    put(home, "ledger.jsonl", lines)
+    found = findings(home)
+    assert any(each.startswith(f"{DAY}/ledger.jsonl:3: ") for each in found), found
+
+
+def test_a_ledger_whose_end_is_cut_off_is_named_by_the_segments_that_have_seen_it(home):
+    lines = lines_of(home, "ledger.jsonl")
+    put(home, "ledger.jsonl", lines[:3])
+    assert any("ledger.jsonl: the line with the hash" in each and "is missing" in each for each in findings(home))
+
+
+def test_whoever_has_no_key_can_sign_nothing(home, tmp_path):
+    """Everything written anew, hashes and all, with a key of one's own."""
+    shutil.rmtree(home / "journal")
+    other = tmp_path / "other"
+    other.mkdir()
+    build(other)
+    shutil.copytree(other / "journal", home / "journal")
+    found = findings(home)
+    assert any("is none of those that are trusted" in each for each in found), found
+    assert findings(other) == []
+
+
+def test_a_torn_line_is_told_apart(home):
+    lines = lines_of(home, "0002.jsonl")
+    put(home, "0002.jsonl", [*lines, lines[-1][:40]])
+    report = verify(home / "journal", keyring.known(home / "keys"))
+    assert [each.gravity for each in report.findings] == [Gravity.TORN]
+    assert str(report.findings[0]).startswith(f"{DAY}/0002.jsonl:8: an unfinished line")
+    assert report.intact
+    put(home, "0002.jsonl", [*lines[:-2], lines[-2][:40]])  # this one the ledger knows
+    assert not verify(home / "journal", keyring.known(home / "keys")).intact
+
+
+def test_what_a_killed_writer_left_is_mended_and_said_so(home):
+    lines = lines_of(home, "0002.jsonl")
+    put(home, "0002.jsonl", [*lines, lines[-1][:40]])
+    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    [told] = sweep(home / "journal", ledger)
+    assert told == Remark(
+        Kind.JOURNAL_REPAIRED,
+        Mark(f"{DAY}/0002", 8, told.mark.head),
+        "its writer ended without closing it; 40 bytes of an unfinished line were cut off",
+    )
+    assert list(sweep(home / "journal", ledger)) == []
+    assert findings(home) == []
+    assert lines_of(home, "0002.jsonl")[:-1] == lines
+
+
+def test_what_does_not_hang_together_is_never_signed(home):
+    lines = lines_of(home, "0002.jsonl")
+    put(home, "0002.jsonl", [*lines[:2], *lines[3:]])
+    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    [broken] = sweep(home / "journal", ledger)
+    assert isinstance(broken, Broken)
+    assert "line 3 of" in str(broken)
+    assert list(sweep(home / "journal", ledger)) == []
+    assert any("0002.jsonl:3: " in each for each in findings(home))
+
+
+@pytest.mark.parametrize("killed", ["before it is in the ledger", "before it is closed for good"])
+def test_whoever_seals_may_be_killed_at_any_moment_and_the_next_goes_on(home, monkeypatch, killed):
+    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    with monkeypatch.context() as patch:
+        if killed == "before it is in the ledger":
+            patch.setattr(ledger, "checkpoint", _be_killed)
+        else:
+            patch.setattr(journal_ledger.os, "fchmod", _be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(sweep(home / "journal", ledger))
+    assert lines_of(home, "0002.jsonl")[-1].count(b"journal.sealed") == 1
+    list(sweep(home / "journal", ledger))
+    assert findings(home) == []
+    signed = f'"segment":"{DAY}/0002","lines":{len(lines_of(home, "0002.jsonl"))},'.encode()
+    assert any(b'"kind":"journal.checkpoint"' in line and signed in line for line in lines_of(home, "ledger.jsonl"))
+    assert (home / "journal" / DAY / "0002.jsonl").stat().st_mode & 0o777 == 0o400
+    assert list(sweep(home / "journal", ledger)) == []
+
+
+def _be_killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_writer_that_seals_its_segment_itself_proves_nothing(home):
+    """A worker has no key; what it says of the end of its segment is not taken for it."""
+    *_, seal_of_another = lines_of(home, "0001.jsonl")
+    put(home, "0002.jsonl", relinked([*lines_of(home, "0002.jsonl"), seal_of_another]))
+    list(sweep(home / "journal", Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")))
+    assert any(f"{DAY}/0002" in each and "sign" in each for each in findings(home))
+
+
+def test_a_ledger_that_was_cut_back_while_it_is_written_is_noticed_at_once(home):
+    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
+    put(home, "ledger.jsonl", lines_of(home, "ledger.jsonl")[:2])
+    with pytest.raises(LedgerFailed, match="missing from the ledger"):
+        ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark("2020-01-02"))])
+
+
+def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
+    first = keyring.pem(keyring.signer(home / "keys").public)
+    before, after = keyring.rotate(home / "keys")
+    Ledger(home / "journal", before, home / "lock").write(
+        [Remark(Kind.JOURNAL_KEY, Mark(f"{DAY}/ledger"), keyring.says(after.public))]
+    )
+    journal, ledger = Journal(home / "journal"), Ledger(home / "journal", after, home / "lock")
+    write(journal, "d0")
+    journal.close()
+    seal(home / "journal", f"{DAY}/0004", ledger)
+    assert verify(home / "journal", keyring.read_public(first)).findings == []
+    assert len(keyring.known(home / "keys")) == 2
+    only_new = keyring.read_public(keyring.pem(after.public))
+    assert not verify(home / "journal", only_new).intact
+    assert sorted(os.stat(path).st_mode & 0o777 for path in (home / "keys").iterdir()) == [0o600] * 3
+
+
+def test_checkpoints_that_were_kept_elsewhere_name_what_was_rolled_back(home):
+    kept = [("siem", line) for line in lines_of(home, "ledger.jsonl")]
+    assert findings(home, elsewhere=kept) == []
+    shutil.rmtree(home / "journal")
+    (home / "journal").mkdir()
+    found = findings(home, elsewhere=kept)
+    assert f"{DAY}/0001: it is missing: 12 lines of it were signed (siem)" in found
+    forged = [("siem", line.replace(b'"lines":7', b'"lines":8')) for _, line in kept]
+    assert any("not signed with a key that is trusted" in each for each in findings(home, elsewhere=forged))
+
+
+def test_an_index_that_hides_lines_is_named(home):
+    packed = compress(home / "journal" / DAY / "0001.jsonl")
+    assert findings(home) == []
+    text = packed.read_bytes()
+    at = text.rindex(f'"{DAY}T'.encode())
+    packed.chmod(0o600)
+    packed.write_bytes(text[: at + 1] + b"1999" + text[at + 5 :])
+    assert [each.endswith("may have passed some over") for each in findings(home)] == [True]

@@ -1,0 +1,340 @@
+"""The journal: one write an event, segments of one's own, and nothing lost that was let out."""
+
+import errno
+import itertools
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Kind
+from proxy.telemetry.journal import writer as journal_module
+from proxy.telemetry.journal.query import Progress, read_events
+from proxy.telemetry.journal.writer import Journal, JournalFailed
+from tests.proxy.telemetry.telemetry_harness import full_event, missing
+
+NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
+ROOT = Path(__file__).parents[4]
+DAY = 86_400_000_000_000
+
+
+def write(journal, when, text="text"):
+    journal.append(encode(full_event(Kind.DNS_DECIDED, text, when)), when)
+
+
+def fails(number):
+    def call(*_):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def segments(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.jsonl"))
+
+
+def test_a_segment_is_made_with_its_first_event_and_is_ours_alone(tmp_path):
+    directory = tmp_path / "state" / "journal"
+    journal = Journal(directory)
+    assert segments(directory) == []
+    write(journal, NOON)
+    assert segments(directory) == ["2026-11-18/0001.jsonl"]
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (directory, *sorted(directory.rglob("*")))]
+    assert modes == [0o700, 0o700, 0o600]
+
+
+def test_a_segment_holds_one_day(tmp_path):
+    journal = Journal(tmp_path)
+    for when in (NOON, NOON + DAY - 1, NOON + 1, NOON + 3 * DAY, NOON):
+        write(journal, when)
+    assert segments(tmp_path) == [
+        "2026-11-18/0001.jsonl",
+        "2026-11-18/0002.jsonl",
+        "2026-11-18/0003.jsonl",
+        "2026-11-19/0001.jsonl",
+        "2026-11-21/0001.jsonl",
+    ]
+
+
+def test_midnight_belongs_to_the_new_day(tmp_path):
+    journal = Journal(tmp_path)
+    midnight = NOON // DAY * DAY
+    write(journal, midnight - 1)
+    write(journal, midnight)
+    assert segments(tmp_path) == ["2026-11-17/0001.jsonl", "2026-11-18/0001.jsonl"]
+
+
+def test_a_full_segment_is_followed_by_the_next(tmp_path):
+    journal = Journal(tmp_path, segment_bytes=1)
+    for _ in range(3):
+        write(journal, NOON)
+    assert segments(tmp_path) == [f"2026-11-18/000{number}.jsonl" for number in (1, 2, 3)]
+    assert journal.written == sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl"))
+
+
+def test_numbers_go_on_beyond_four_digits_and_over_what_is_no_segment(tmp_path):
+    day = tmp_path / "2026-11-18"
+    day.mkdir()
+    for name in ("9999.jsonl", "README", "1e9.jsonl", "77777.jsonl.gz", ".jsonl"):
+        (day / name).touch()
+    write(Journal(tmp_path), NOON)
+    assert (day / "10000.jsonl").stat().st_size > 0
+
+
+def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_since(tmp_path, monkeypatch):
+    write(Journal(tmp_path), NOON)
+    day = tmp_path / "2026-11-18"
+    for number in range(2, 2500):
+        (day / f"{number:04d}.jsonl").touch()
+    monkeypatch.setattr(os, "listdir", fails(errno.EIO))
+    looked, stat_of = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: (looked.append(path), stat_of(path, **how))[1])
+    write(Journal(tmp_path), NOON)
+    assert (day / "2500.jsonl").read_bytes()
+    assert len(looked) < 50
+
+
+@pytest.mark.parametrize("later", [-1, 301], ids=["before", "long after"])
+def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
+    write(Journal(tmp_path), NOON)
+    (tmp_path / "2026-11-18" / "0041.jsonl").touch()  # those before it were removed since
+    looked = journal_module._last_look[0]
+    monkeypatch.setattr(journal_module, "_last_look", [looked._replace(when=looked.when - later)])
+    write(Journal(tmp_path), NOON)
+    assert segments(tmp_path)[-1] == "2026-11-18/0042.jsonl"
+
+
+def test_a_number_whose_segment_was_compressed_is_not_taken_again(tmp_path):
+    for _ in range(2):
+        write(Journal(tmp_path), NOON)
+    (tmp_path / "2026-11-18" / "0002.jsonl").rename(tmp_path / "2026-11-18" / "0002.jsonl.zst")
+    write(Journal(tmp_path), NOON)
+    assert segments(tmp_path) == ["2026-11-18/0001.jsonl", "2026-11-18/0003.jsonl"]
+
+
+def test_a_descriptor_of_the_directory_will_do_and_stays_the_callers(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    journal = Journal(descriptor)
+    write(journal, NOON)
+    journal.close()
+    journal.close()
+    os.fstat(descriptor)
+    os.close(descriptor)
+    assert segments(tmp_path) == ["2026-11-18/0001.jsonl"]
+
+
+def test_closing_leaves_no_descriptor_behind(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    journal = Journal(tmp_path, segment_bytes=1)
+    for _ in range(5):
+        write(journal, NOON)
+    journal.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_no_child_inherits_a_segment(tmp_path):
+    journal = Journal(tmp_path)
+    write(journal, NOON)
+    held = [int(name) for name in os.listdir("/proc/self/fd")]
+    ours = [fd for fd in held if os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(tmp_path))]
+    assert len(ours) == 2
+    assert not any(map(os.get_inheritable, ours))
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "missing"])
+def test_a_link_in_place_of_a_segment_is_never_written_through(tmp_path, target):
+    (tmp_path / "elsewhere").write_text("mine")
+    day = tmp_path / "journal" / "2026-11-18"
+    day.mkdir(parents=True)
+    (day / "0001.jsonl").symlink_to(tmp_path / target)
+    write(Journal(tmp_path / "journal"), NOON)
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert not (tmp_path / "missing").exists()
+    assert (day / "0002.jsonl").stat().st_size > 0
+
+
+def test_a_link_in_place_of_a_day_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "2026-11-18").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(JournalFailed) as caught:
+        write(Journal(tmp_path / "journal"), NOON)
+    assert caught.value.errno in (errno.ENOTDIR, errno.ELOOP)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalFailed, match=r"Not a directory: '.*/file/journal'") as caught:
+        Journal(tmp_path / "file" / "journal")
+    assert caught.value.errno == errno.ENOTDIR
+
+
+def test_writers_at_once_take_segments_of_their_own(tmp_path):
+    """Four processes begin in the same day at the same moment, each event in a segment of its own."""
+    program = (
+        "import sys, pathlib, time; from proxy.telemetry.journal.writer import Journal\n"
+        "journal = Journal(pathlib.Path(sys.argv[1]), segment_bytes=1)\n"
+        "sys.stdin.buffer.readline()\n"
+        "for line in sys.stdin.buffer: journal.append(line, int(sys.argv[2]))\n"
+    )
+    line = encode(full_event(Kind.DNS_DECIDED, "text", NOON))
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, tmp_path, str(NOON)], stdin=subprocess.PIPE) for _ in range(4)
+    ]
+    for writer in writers:
+        writer.stdin.write(b"go\n" + line * 100)
+        writer.stdin.close()
+    assert [writer.wait(30) for writer in writers] == [0] * 4
+    progress = Progress()
+    assert [encode(entry.event) for entry in read_events(tmp_path, progress=progress)] == [line] * 400
+    assert len(segments(tmp_path)) == 400
+    assert (progress.torn, progress.malformed) == (0, 0)
+
+
+def test_nothing_that_was_told_is_lost_by_a_kill(tmp_path):
+    program = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
+        "while True: sys.stdout.write(connect(recorder) + '\\n'); sys.stdout.flush()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path, ROOT], stdout=subprocess.PIPE, text=True) as child:
+        told = list(itertools.islice(child.stdout, 200))
+        child.send_signal(signal.SIGKILL)
+        told += [line for line in child.stdout if line.endswith("\n")]
+    written = {entry.event.id for entry in read_events(tmp_path)}
+    assert {line.strip() for line in told} <= written
+
+
+def test_a_limit_on_the_file_cuts_no_line_in_two(tmp_path):
+    journal = Journal(tmp_path)
+    write(journal, NOON)
+    length = journal.written
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length + length // 2, before[1]))
+    try:
+        # Each time the kernel takes half of the line, and then no more.
+        for _ in range(3):
+            with pytest.raises(JournalFailed) as caught:
+                write(journal, NOON)
+            assert caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert journal.written == length
+    write(journal, NOON)
+    progress = Progress()
+    assert len(list(read_events(tmp_path, progress=progress))) == 2
+    assert (progress.torn, progress.malformed) == (0, 0)
+
+
+def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    write(journal, NOON)
+    real = os.write
+    with monkeypatch.context() as broken:
+        # The last 20 bytes are what can't be written any more.
+        broken.setattr(
+            journal_module.os,
+            "write",
+            lambda fd, data: fails(errno.EIO)() if len(data) <= 20 else real(fd, data[:-20]),
+        )
+        broken.setattr(journal_module.os, "ftruncate", fails(errno.EROFS))
+        with pytest.raises(JournalFailed) as caught:
+            write(journal, NOON)
+        assert caught.value.errno == errno.EIO
+    write(journal, NOON)
+    assert segments(tmp_path) == ["2026-11-18/0001.jsonl", "2026-11-18/0002.jsonl"]
+    progress = Progress()
+    assert len(list(read_events(tmp_path, progress=progress))) == 2
+    assert progress.torn == 1
+
+
+@pytest.mark.kernel
+def test_a_full_disk_is_said_so_and_room_that_is_made_is_used(tmp_path):
+    """On a real file system of 64 KiB, in a mount namespace of its own."""
+    program = """
+import ctypes, os, pathlib, sys
+sys.path.insert(0, sys.argv[2])
+uid, gid = os.getuid(), os.getgid()
+try:
+    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
+except OSError:
+    sys.exit(77)
+for name, text in ("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1"):
+    pathlib.Path("/proc/self", name).write_text(text)
+if ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"tmpfs", 0, b"size=65536"):
+    sys.exit(77)
+
+import errno
+from tests.proxy.telemetry.telemetry_harness import connect, rig
+from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.query import Progress, read_events
+directory = pathlib.Path(sys.argv[1])
+filler = directory / "filler"
+filler.write_bytes(b"x" * 40000)
+here = rig(directory / "journal")
+told = []
+try:
+    while True:
+        told.append(connect(here.recorder))
+except JournalFailed as error:
+    assert error.errno == errno.ENOSPC, error
+assert told
+for _ in range(5):
+    try:
+        connect(here.recorder)
+        raise SystemExit("let out without an event")
+    except JournalFailed as error:
+        assert error.errno == errno.ENOSPC, error
+assert here.recorder.failed
+filler.unlink()
+told.append(connect(here.recorder))
+assert not here.recorder.failed
+progress = Progress()
+assert [entry.event.id for entry in read_events(here.directory, progress=progress)] == told
+assert (progress.torn, progress.malformed) == (0, 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode == 77:
+        missing("a user namespace with a mount of its own can't be made here")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_write_that_is_merely_short_is_finished(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    real = os.write
+    monkeypatch.setattr(journal_module.os, "write", lambda fd, data: real(fd, data[:100]))
+    write(journal, NOON)
+    write(journal, NOON)
+    assert len(list(read_events(tmp_path))) == 2
+
+
+def test_appending_costs_no_more_than_one_write(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    write(journal, NOON)
+    calls = []
+    real = os.write
+    monkeypatch.setattr(journal_module.os, "write", lambda fd, data: calls.append(data) or real(fd, data))
+    write(journal, NOON + 1)
+    assert len(calls) == 1
+    assert calls[0].endswith(b"\n")
+
+
+def test_the_clock_is_the_events_own(tmp_path):
+    now = time.time_ns()
+    write(Journal(tmp_path), now)
+    assert next(read_events(tmp_path)).event.time == now

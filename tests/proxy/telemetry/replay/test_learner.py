@@ -1,0 +1,281 @@
+"""`exeat learn`: the smallest rule file that allows what a journal tells was let out, and nothing it doesn't."""
+
+import pytest
+
+from proxy.telemetry.events import Git
+from proxy.telemetry.replay.learner import looks_secret
+from proxy.telemetry.replay.replay import Replay
+from rules.attempt import Attempt, Protocol
+from rules.learning.writing import noted
+from rules.loading.load import failures
+from rules.names import HostName
+from rules.verdicts import Outcome, Reason, Verdict
+from tests.proxy.telemetry.replay.learning_harness import learned, rules_of
+from tests.proxy.telemetry.replay.test_replay import (
+    AUDITED,
+    DENIED,
+    FAILED,
+    FLAGGED,
+    GRANTED,
+    MAIN,
+    PASSED,
+    connection,
+    lookup,
+    push,
+    request,
+)
+from tests.proxy.telemetry.telemetry_harness import HOSTILE
+from tests.rules.writing import loaded
+
+SECRETS_OF_RULES = "secrets: [{id: key, from: {env: X}, as: V, hosts: x.example, in: {header: authorization}}]\n"
+TCP = {"port": 22, "protocol": Protocol.TCP}
+NTP = {"port": 123, "protocol": Protocol.UDP}
+LEARNED = [
+    ([request(AUDITED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
+    ([request(PASSED, "GET", "/a"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
+    ([request(FLAGGED, "GET", "/a")], ["flag GET x.example:443/tls /a"]),
+    ([request(DENIED, "GET", "/a")], []),
+    ([request(FAILED, "GET", "/a")], []),
+    ([request(AUDITED, "GET", "/a/")], ["allow GET x.example:443/tls /a"]),
+    ([request(AUDITED, "GET", f"/a/{n}") for n in range(2)], ["allow GET x.example:443/tls /a/0 /a/1"]),
+    ([request(AUDITED, "GET", f"/a/{n}") for n in range(3)], ["allow GET x.example:443/tls /a/*"]),
+    ([request(AUDITED, "GET", f"/a/{n % 2}/{n}") for n in range(3)], ["allow GET x.example:443/tls /a/0/0 /a/0/2 /a/1/1"]),
+    (
+        [request(AUDITED, "GET", f"/a/{m}/b/{n}") for m in range(3) for n in range(3)],
+        ["allow GET x.example:443/tls /a/*/b/*"],
+    ),
+    (
+        [request(AUDITED, "GET", "/a"), request(AUDITED, "HEAD", "/a"), request(AUDITED, "POST", "/b")],
+        ["allow GET,HEAD x.example:443/tls /a", "allow POST x.example:443/tls /b"],
+    ),
+    (
+        [request(AUDITED, method, "/a") for method in ("GET", "POST")] + [request(AUDITED, "POST", "/b")],
+        ["allow GET x.example:443/tls /a", "allow POST x.example:443/tls /a /b"],
+    ),
+    ([request(AUDITED, "GET", "/@s%2fn")], ["allow GET x.example:443/tls /@s%2Fn /@s/n"]),
+    ([request(AUDITED, "GET", "/a%2A%25")], ["allow GET x.example:443/tls /a%2A%25"]),
+    ([request(AUDITED, "GET", "/%C3%A9/é")], ["allow GET x.example:443/tls /%C3%A9/%C3%A9"]),
+    ([request(AUDITED, "GET", "/a//b")], []),
+    ([request(AUDITED, "get", "/a")], []),
+    ([request(AUDITED, "GET", "/a", port=8080, protocol=Protocol.HTTP)], ["allow GET x.example:8080/http /a"]),
+    ([connection(AUDITED, **TCP, address="1.2.3.4")], ["allow x.example:22/tcp"]),
+    ([connection(PASSED, **TCP, address="10.0.0.1")], ["allow x.example:22/tcp 10.0.0.1"]),
+    ([connection(PASSED, address="1.2.3.4")], ["allow x.example:443/tls splice"]),
+    ([connection(PASSED, address="1.2.3.4"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
+    ([connection(PASSED)], []),
+    ([connection((Verdict.ASK, Outcome.PASSED, Reason.RULE), address="1.2.3.4")], []),
+    ([request(GRANTED, "GET", "/a")], ["ask GET x.example:443/tls /a"]),
+    (
+        [request(PASSED, "GET", "/a"), request(GRANTED, "GET", "/b"), request(FLAGGED, "GET", "/c")],
+        ["allow GET x.example:443/tls /a", "ask GET x.example:443/tls /b", "flag GET x.example:443/tls /c"],
+    ),
+    ([connection(GRANTED, **TCP, address="1.2.3.4")], ["ask x.example:22/tcp"]),
+    ([request(PASSED, "GET", "/a", websocket=True)], ["allow GET x.example:443/tls /a websocket"]),
+    (
+        [request(PASSED, "GET", "/a", websocket=True), request(PASSED, "GET", "/b")],
+        ["allow GET x.example:443/tls /b", "allow GET x.example:443/tls /a websocket"],
+    ),
+    ([request(PASSED, "GET", "/a", body=True)], ["allow GET x.example:443/tls /a body"]),
+    ([request(PASSED, "POST", "/a", body=True)], ["allow POST x.example:443/tls /a"]),
+    ([request(PASSED, "GET", "/a", address="10.1.2.3")], ["allow GET x.example:443/tls /a 10.1.2.3"]),
+    ([push(MAIN)], ["allow x.example:443/tls git acme/web refs/heads/main update"]),
+    (
+        [push(MAIN), push(("create", "refs/tags/v1"), ("delete", "refs/heads/old"))],
+        [
+            "allow x.example:443/tls git acme/web refs/heads/main update",
+            "allow x.example:443/tls git acme/web refs/heads/old delete",
+            "allow x.example:443/tls git acme/web refs/tags/v1 create",
+        ],
+    ),
+    ([push(("create", f"refs/heads/agent/{n}")) for n in range(3)], ["allow x.example:443/tls git acme/web refs/heads/agent/* create"]),
+    ([push(MAIN)._replace(reason=Reason.APPROVAL_GRANTED)], ["ask x.example:443/tls git acme/web refs/heads/main update"]),
+    ([request(PASSED, "POST", "/a/b/git-upload-pack", body=True, git=Git("fetch", "a/b"))], ["allow x.example:443/tls git a/b fetch"]),
+    ([connection(PASSED, None, **TCP, address="1.2.3.4")], ["allow 1.2.3.4:22/tcp"]),
+    ([connection(PASSED, None, **TCP, address="2606:4700::1")], ["allow 2606:4700::1:22/tcp"]),
+    ([request(PASSED, "GET", "/a", None, address="2606:4700::1")], ["allow GET 2606:4700::1:443/tls /a"]),
+    ([request(PASSED, "GET", "/a", "X.Example.")], ["allow GET x.example:443/tls /a"]),
+    ([request(PASSED, "GET", "/a", "a..b")], []),
+    ([connection(PASSED, **NTP, address="1.2.3.4")], ["allow x.example:123/udp"]),
+    ([connection(FLAGGED, **NTP, address="10.0.0.1")], ["flag x.example:123/udp 10.0.0.1"]),
+    ([connection(PASSED, None, **NTP, address="1.2.3.4")], ["allow 1.2.3.4:123/udp"]),
+    ([connection(DENIED, **NTP)], []),
+    ([lookup(AUDITED)], []),
+    ([lookup(PASSED, kind="TXT"), lookup(PASSED, kind="MX"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a MX TXT"]),
+    ([lookup(PASSED), lookup(PASSED, kind="HTTPS"), request(PASSED, "GET", "/a")], ["allow GET x.example:443/tls /a"]),
+    ([lookup(PASSED, kind="SRV"), connection(PASSED, **TCP, address="1.2.3.4")], ["allow x.example:22/tcp SRV"]),
+    ([connection(PASSED, "host.exeat.internal", **TCP, address="127.0.0.1")], ["allow host.exeat.internal:22/tcp"]),
+    ([connection(PASSED, **TCP, address="127.0.0.1")], []),
+    ([connection(PASSED, None, **TCP, address="127.0.0.1")], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "expected"), LEARNED)
+def test_what_is_learned(events, expected):
+    assert rules_of(*events) == expected
+
+
+@pytest.mark.parametrize("events", [events for events, rules in LEARNED if rules])
+def test_what_is_learned_lets_the_same_out_again(events):
+    _, text = learned(*events)
+    replay = Replay(loaded(text).policy, None)
+    for event in events:
+        replay.take(event)
+    assert not replay.groups
+    assert not replay.uncertain
+
+
+LEFT_OUT = [
+    (request(FAILED, "GET", "/a"), "attempts", "let out, and then it failed (upstream_failed)"),
+    (request(AUDITED, "get", "/a"), "get to tls x.example:443", "no rule can name the method"),
+    (request(AUDITED, "GET", "/a//b"), "GET to tls x.example:443/a//b", "no rule can name the path"),
+    (connection(PASSED), "connections tls x.example:443", "no request on them was let out, so there is nothing to allow"),
+    (lookup(AUDITED), "lookups of x.example", "nothing was let out to the name, only looked up"),
+    (lookup(PASSED, kind="TXT"), "lookups of x.example", "nothing was let out to the name, only looked up"),
+    (lookup(PASSED, kind="ANY"), "attempts", "lookups of a type that no rule lets out"),
+    (connection(PASSED, **TCP, address="127.0.0.1"), "tcp x.example:22", "no rule can open 127.0.0.1"),
+    (request(AUDITED, "GET", "/a", "web.localhost"), "tls web.localhost:443", "no rule can open web.localhost"),
+    (connection(PASSED, "a..b"), "attempts", "its name can't be read"),
+    (request(PASSED, "GET", "/***"), "attempts", "a secret was in its path, which the journal doesn't keep"),
+    (request(PASSED, "GET", "/token=abc123def"), "GET to tls x.example:443", "the path looks like it holds a credential"),
+    (connection(PASSED, protocol=Protocol.UDP), "attempts", "443/udp, which no rule lets out"),
+    (request(PASSED, "POST", "/a/b.git/git-receive-pack"), "attempts", "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"),
+    (request(PASSED, "GET", "/a/b/info/refs", git=Git("push", "a/b")), "pushes to tls x.example:443/a/b", "only begun: the refs were never sent"),
+    (push(("update", "refs/heads/x.lock")), "pushes to tls x.example:443", "no rule can name it as it was"),
+    (push(("update", "refs/heads/ghp_0123456789abcdefghijABCDEFGHIJ012345")), "attempts", "what git asked for can't be read"),
+    (request(PASSED, "GET", "/a/*", pattern=True), "attempts", "its path is not told (`log: pattern`)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "what", "why"), LEFT_OUT)
+def test_what_is_left_out_is_told(event, what, why):
+    drafted, text = learned(event)
+    assert drafted.drafts == ()
+    assert [(each.what, each.times, each.why) for each in drafted.left_out] == [(what, 1, why)]
+    assert f"# Not learned:\n#   once: {what.replace('***', '***')}: {why}\n" in text
+
+
+SECRETS = [
+    "/bot123456:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw/send",
+    "/services/T00000000/B00000000/xQ7mVn2KpL9sTzR4wYb3Hc8d",
+    "/a/ghp_0123456789abcdefghijABCDEFGHIJ012345",
+    "/a/eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk",
+    "/login/password=hunter2",
+    "/x/AKIAIOSFODNN7EXAMPLE",
+]
+
+
+@pytest.mark.parametrize("path", SECRETS)
+def test_no_credential_is_written_anywhere(path):
+    events = [request(PASSED, "GET", path), request(PASSED, "GET", "/a", task=path)]
+    drafted, text = learned(*events)
+    secret = max(path.replace("=", "/").split("/"), key=len) if "password" not in path else "hunter2"
+    assert secret not in text
+    assert [each.why for each in drafted.left_out] == ["the path looks like it holds a credential"]
+    # Among three a `*` stands for it, and it is not written either.
+    events = [request(PASSED, "GET", path.replace(secret, f"{secret[:-1]}{n}")) for n in range(3)]
+    drafted, text = learned(*events)
+    assert secret[:-1] not in text
+    if drafted.drafts:
+        assert failures(loaded(text)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/packages/3b/00/2344469e2084fb287c2e0b57b72910309874c3245463acd6cf5e3db69324/six-1.17.0.tar.gz",
+        "/v2/library/alpine/blobs/sha256:beefdbd8a1da6d2915566fde36db9db0b524eb737fc57cd1367effd16dc0d06d",
+        "/acme/web/commit/0bb95925b454d02f32fa3c23aed7b4b9691270de",
+        "/api/v1/namespaces/default/deployments",
+    ],
+)
+def test_digests_and_words_are_no_credentials(path):
+    assert not looks_secret(path)
+
+
+def test_evidence_stands_beside_each_rule():
+    events = [request(PASSED, "GET", "/a", task=f"task-{n}") for n in range(7)]
+    _, text = learned(*events)
+    (line,) = [line for line in text.splitlines() if "seen 7 times" in line and line.lstrip().startswith("#")]
+    assert "by `task-0`, `task-1`, `task-2`, `task-3`, `task-4` and 2 more" in line
+    assert 'why: "learned: seen 7 times, last on 2' in text
+
+
+def test_whose_approval_a_learned_ask_needs_is_said():
+    granted = request(GRANTED, "GET", "/a", rules=("web:posts", "web:release"))
+    said = "# people approved it: copy the `approval` terms of the rule that asked (web:posts, web:release)\n"
+    assert said in learned(granted)[1]
+    assert said.partition(":")[0] not in learned(request(PASSED, "GET", "/a"))[1]
+
+
+SAID = "for: {tasks: x}, limits: {requests: 9}, scan: block, except: [{http: {paths: /b}}]"
+LOOSER = [
+    (f"http: {{query: {{a: b}}, headers: {{x-a: b}}, max_url: 100B}}, {SAID}", "`web:a`: for, http.query, http.headers, http.max_url, except, limits, scan"),
+    ("credential: key, until: 2999-01-01, trust: trusted, log: pattern, idle_timeout: 9s", "`web:a`: credential, until, trust, log, idle_timeout"),
+    ("http: {methods: [GET], paths: [/a], body: true}, ports: 443/tls, why: x", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "expected"), LOOSER)
+def test_what_a_rule_said_that_is_not_learned_is_told_beside_the_rule(said, expected):
+    drafted, _ = learned(
+        request(PASSED, "GET", "/a", rules=("web:a", "gone:b")), request(GRANTED, "GET", "/b", rules=("web:a",))
+    )
+    head = f"version: 1\nname: web\n{SECRETS_OF_RULES}rules:\n  - {{id: a, to: x.example, {said}, action: allow}}\n"
+    made, looser = noted(drafted, {f"web:{rule.id.partition(':')[2]}": rule for rule in loaded(head).policy.rules})
+    notes = [note for draft in made.drafts for note in draft.notes if note.startswith("NOT TAKEN OVER")]
+    assert notes == ([f"NOT TAKEN OVER from {expected}"] if expected else [])
+    assert looser == len(notes)
+
+
+def test_a_lookup_that_only_an_ask_lets_out_is_left_out():
+    drafted, _ = learned(lookup(PASSED, kind="TXT"), request(GRANTED, "GET", "/a"))
+    assert [(each.what, each.why) for each in drafted.left_out] == [
+        ("lookups of TXT of x.example", "no rule lets the name out unasked")
+    ]
+
+
+NOT_RECORDED = [
+    (request(PASSED, "GET", "/a", address=None), "which address the name had; one that isn't public has to stand under `resolves_to`"),
+    (request(PASSED, "GET", "/a", body=None), "whether a request had a body or was a WebSocket, which this journal doesn't tell"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "untold"), NOT_RECORDED)
+def test_what_was_not_recorded_is_told_beside_the_rule(event, untold):
+    assert f"# NOT RECORDED: {untold}\n" in learned(event)[1]
+    assert "NOT RECORDED" not in learned(request(PASSED, "GET", "/a"), request(PASSED, "POST", "/a", body=None))[1]
+
+
+def test_an_address_that_is_not_public_is_told_visibly():
+    _, text = learned(
+        connection(PASSED, **TCP, address="10.1.2.3"), connection(PASSED, None, **TCP, address="10.1.2.4")
+    )
+    assert "# NOT A PUBLIC ADDRESS: it resolved to 10.1.2.3, private use\n" in text
+    assert "# NOT A PUBLIC ADDRESS: private use\n" in text
+    assert 'resolves_to: ["10.1.2.3"]' in text
+
+
+@pytest.mark.parametrize(
+    "text", [*HOSTILE.values(), "x\n  - {id: evil, to: '*', action: allow}", "a: b # c", "*/x", "'\"`"]
+)
+def test_hostile_text_stays_a_comment(text):
+    events = [
+        request(PASSED, "GET", "/a", task=text),
+        request(PASSED, "GET", f"/{text}", task=text),
+        request(PASSED, text, "/a"),
+        request(PASSED, "GET", "/a", text),
+        connection(PASSED, text, **TCP, address=text),
+        lookup(PASSED, text),
+        push(("update", f"refs/heads/{text}")),
+        push(MAIN)._replace(git=Git("push", text, (f"update {MAIN[1]} {'0' * 40} {'1' * 40}",))),
+        request(GRANTED, "GET", "/b", rules=(text,)),
+    ]
+    drafted, written_file = learned(*events)
+    assert all(line.isascii() and line.isprintable() for line in written_file.split("\n"))
+    file = loaded(written_file)
+    assert failures(file) == []
+    assert {rule.id.partition(":")[2] for rule in file.policy.rules} == {draft.id for draft in drafted.drafts}
+    assert all(name.below is None for rule in file.policy.rules for name in rule.names), "no wildcard for a name"
+    assert not file.policy.decide(Attempt(Protocol.TLS, HostName("evil.example"), 443)).passes
+    lines = [line for line in written_file.split("\n") if not line.lstrip().startswith("#")]
+    assert lines.count("rules:") == 1

@@ -1,0 +1,311 @@
+"""`exeat log` from the outside."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from enforcer.cli import main
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Http, Kind
+from rules.attempt import Protocol
+from rules.decision import Decision
+from rules.verdicts import Outcome, Reason, Verdict
+from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, rig
+
+AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
+NOW = time.time_ns()
+HOUR = 3_600_000_000_000
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Three attempts of one task, one of another."""
+    first, second = rig(tmp_path, "t-1", "migrate-7"), rig(tmp_path, "t-2", "build")
+    for recorder, decision in ((first, ALLOWED), (first, DENIED), (second, DENIED), (first, AUDITED)):
+        connect(recorder.recorder, decision)
+    return tmp_path
+
+
+def told(capfdbinary, *arguments):
+    """The status, the events and what was said on stderr."""
+    status = main(["log", "--format", "jsonl", *map(str, arguments)])
+    out, err = capfdbinary.readouterr()
+    return status, [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+def outcomes(capfdbinary, *arguments):
+    status, events, err = told(capfdbinary, *arguments)
+    assert (status, err) == (0, "")
+    return [(event["task"]["id"], event["outcome"]) for event in events]
+
+
+ALL = [("t-1", "passed"), ("t-1", "blocked"), ("t-2", "blocked"), ("t-1", "would_block")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ALL),
+        (["--task", "t-2"], ALL[2:3]),
+        (["--task", "migrate-7"], [ALL[0], ALL[1], ALL[3]]),
+        (["--task", "migrate-*"], [ALL[0], ALL[1], ALL[3]]),
+        (["--verdict", "deny"], ALL[1:]),
+        (["--verdict", "blocked"], ALL[1:3]),
+        (["--verdict", "allow", "--verdict", "would_block"], [ALL[0], ALL[3]]),
+        (["--verdict", "failed"], []),
+        (["--task", "t-1", "--verdict", "deny"], [ALL[1], ALL[3]]),
+        (["--reason", "no_rule"], ALL[1:]),
+        (["--reason", "rule"], ALL[:1]),
+        (["--reason", "rule", "--reason", "no_rule"], ALL),
+        (["--reason", "no_rule", "--verdict", "would_block"], ALL[3:]),
+        (["--reason", "leak"], []),
+        (["--kind", "connection.decided"], ALL),
+        (["--kind", "request.decided"], []),
+        (["--kind", "dns.decided", "--kind", "connection.decided", "--verdict", "passed"], ALL[:1]),
+        (["--since", "1h"], ALL),
+        (["--since", "2d"], ALL),
+        (["--since", "2999-01-01"], []),
+    ],
+)
+def test_filters(capfdbinary, journal, arguments, expected):
+    assert outcomes(capfdbinary, "--journal", journal, *arguments) == expected
+
+
+def test_what_is_blocked_is_shown_with_what_was_tampered_with_and_the_leaks(capfdbinary, tmp_path):
+    recorder = rig(tmp_path).recorder
+    cause = connect(recorder)
+    place = {"name": "a.example", "address": None, "port": 443}
+    recorder.tampered(cause, "the placeholder of `key`", **place)
+    for blocked in (True, False):
+        recorder.leaked(cause, "a key", rules=(), blocked=blocked, **place, protocol=Protocol.TLS, http=Http("GET"))
+    for words, kinds in {
+        ("--verdict", "blocked"): ["tamper", "leak.found"],
+        ("--verdict", "blocked", "--reason", "secret_misuse"): ["tamper"],
+        ("--verdict", "blocked", "--kind", "leak.found"): ["leak.found"],
+        ("--verdict", "flag"): ["leak.found"],
+        ("--verdict", "passed"): ["connection.decided", "leak.found"],
+        ("--verdict", "failed"): [],
+        ("--kind", "tamper"): ["tamper"],
+        ("--reason", "leak"): ["leak.found", "leak.found"],
+    }.items():
+        status, events, err = told(capfdbinary, "--journal", tmp_path, *words)
+        assert (status, [event["kind"] for event in events], err) == (0, kinds, ""), words
+
+
+def test_a_task_that_is_not_there_is_said(capfdbinary, journal):
+    status, events, err = told(capfdbinary, "--journal", journal, "--task", "migrate")
+    assert (status, events) == (0, [])
+    assert err == "exeat: there is nothing of a task `migrate` in the journal; `exeat log` shows all there are\n"
+    # There is something of it, and only not what was asked for.
+    assert told(capfdbinary, "--journal", journal, "--task", "build", "--verdict", "passed") == (0, [], "")
+    status, _, err = told(capfdbinary, "--journal", journal, "--task", "\x1b[2J")
+    assert "`\\x1b[2J`" in err
+
+
+def test_the_last_task_is_the_one_that_was_started_last(capfdbinary, tmp_path):
+    assert told(capfdbinary, "--journal", tmp_path, "--last")[1:] == (
+        [],
+        f"exeat: no task has been started in the journal in `{tmp_path}`\n",
+    )
+    first, second = rig(tmp_path, "t-1", "build"), rig(tmp_path, "t-2", "build")
+    first.recorder.task_started(["make"])
+    second.recorder.task_started(["make"])
+    for recorder, decision in ((first, ALLOWED), (second, DENIED), (first, DENIED)):
+        connect(recorder.recorder, decision)
+    status, events, err = told(capfdbinary, "--journal", tmp_path, "--last")
+    assert (status, [(event["task"]["id"], event["outcome"]) for event in events], err) == (
+        0,
+        [("t-2", "passed"), ("t-2", "blocked")],
+        "",
+    )
+    assert told(capfdbinary, "--journal", tmp_path, "--last", "--task", "t-1")[0] == 2
+
+
+def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path):
+    now = time.time_ns()
+    for ago in (50 * HOUR, 3 * HOUR, HOUR // 4):
+        when = now - ago
+        day = tmp_path / datetime.fromtimestamp(when // 10**9, UTC).date().isoformat()
+        day.mkdir(exist_ok=True)
+        with (day / "0001.jsonl").open("ab") as file:
+            file.write(encode(full_event(Kind.DNS_DECIDED, "text", when)))
+    yesterday = datetime.fromtimestamp(now // 10**9 - 86_400, UTC).isoformat()
+    found = {
+        since: len(told(capfdbinary, "--journal", tmp_path, "--since", since)[1])
+        for since in ("1000s", "30m", "4h", "2d", "1w", yesterday, "1960-01-01")
+    }
+    assert found == {"1000s": 1, "30m": 1, "4h": 2, "2d": 2, "1w": 3, yesterday: 2, "1960-01-01": 3}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--since", "yesterday"],
+        ["--since", "5"],
+        ["--since", "-5m"],
+        ["--since", ""],
+        ["--since", "h"],
+        ["--since", "9" * 400 + "d"],
+        ["--since", "2026-13-01"],
+        ["--since", "\u0665m"],
+        ["--verdict", "denied"],
+        ["--verdict", ""],
+        ["--reason", ""],
+        ["--reason", "no-such"],
+        ["--kind", ""],
+        ["--kind", "request"],
+        ["--format", "xml"],
+        ["--color"],
+    ],
+)
+def test_misuse_is_said_and_ends_in_2(capfd, tmp_path, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["log", "--journal", str(tmp_path), *arguments])
+    assert ended.value.code == 2
+    assert "usage: exeat log" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reason", "norule"], "`norule` is no reason; did you mean `no_rule`?"),
+        (["--reason", "zzz"], "`zzz` is no reason; there are gate_error, rule, no_rule, "),
+        (["--kind", "request.decide"], "`request.decide` is no kind of event; did you mean `request.decided`?"),
+        (["--kind", "dns"], "`dns` is no kind of event; there are gate.error, "),
+        (["--verdict", "block"], "`block` is neither a verdict nor an outcome; did you mean `blocked`?"),
+        (["--kind", "\x1b[2J"], "`\\x1b[2J` is no kind"),
+    ],
+)
+def test_a_word_that_there_is_not_is_told_with_those_that_there_are(capfd, tmp_path, arguments, said):
+    with pytest.raises(SystemExit):
+        main(["log", "--journal", str(tmp_path), *arguments])
+    assert said in capfd.readouterr().err
+
+
+def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path, monkeypatch):
+    assert main(["log", "--journal", str(tmp_path / "no")]) == 2
+    assert capfd.readouterr().err == f"exeat: there is no journal in `{tmp_path}/no`; name another with `--journal`\n"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["log"]) == 2
+    assert capfd.readouterr().err.startswith("exeat: nothing has been run yet, and there is no journal in ")
+
+
+def test_the_journal_is_looked_for_where_run_keeps_it(capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    connect(rig(tmp_path / "exeat" / "journal").recorder)
+    assert outcomes(capfdbinary) == [("t-1", "passed")]
+
+
+def test_lines_come_out_as_they_were_written(capfdbinary, journal):
+    written = b"".join(path.read_bytes() for path in journal.rglob("*.jsonl")).splitlines()
+    main(["log", "--journal", str(journal), "--format", "jsonl"])
+    shown = capfdbinary.readouterr().out.splitlines()
+    assert sorted(shown) == sorted(line for line in written if b'"kind":"journal.opened"' not in line)
+    assert len(shown) == 4
+
+
+def test_what_could_not_be_read_is_told(capfdbinary, journal):
+    [segment, *_] = sorted(journal.rglob("*.jsonl"))
+    with segment.open("ab") as file:
+        file.write(b"garbage\n" * 3)
+    status, events, err = told(capfdbinary, "--journal", journal)
+    assert (status, len(events)) == (1, 4)
+    assert err == "exeat: 3 lines are no event this version can read, and not shown\n"
+    with segment.open("ab") as file:
+        file.write(b'{"time":"2026')
+    assert told(capfdbinary, "--journal", journal)[2].startswith("exeat: a segment ends in an unfinished line")
+
+
+def test_a_line_that_was_tampered_with_reaches_no_terminal_unescaped(capfdbinary, journal):
+    for segment in journal.rglob("*.jsonl"):
+        text = segment.read_text().replace('"migrate-7"', '"\u202e\x7fmigrate\u009b31m"')
+        segment.write_text(text)
+    main(["log", "--journal", str(journal), "--format", "jsonl"])
+    out = capfdbinary.readouterr().out
+    assert all(32 <= byte < 127 or byte == 10 for byte in out)
+    assert len(out.splitlines()) == 4
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_tasks_and_names_are_shown_and_do_nothing(capfd, tmp_path, text):
+    connect(rig(tmp_path, text, text).recorder, DENIED, name=text)
+    assert main(["log", "--journal", str(tmp_path)]) == 0
+    header, row, end = capfd.readouterr().out.split("\n")
+    assert header.startswith("TIME")
+    assert row.isprintable()
+    assert "no_rule" in row
+    assert end == ""
+
+
+def test_the_table_says_what_a_refused_name_stands_for(capfd, tmp_path):
+    connect(rig(tmp_path).recorder, DENIED, detail="`a.example` is 8.8.8.8, which is this host's own")
+    assert main(["log", "--journal", str(tmp_path)]) == 0
+    assert "`a.example` is 8.8.8.8, which is this host's own" in capfd.readouterr().out
+
+
+PROGRAM = "import sys; from enforcer.cli import main; sys.exit(main())"
+
+
+def started(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "log", *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_terminal_that_knows_no_unicode_gets_what_it_can_show(tmp_path):
+    connect(rig(tmp_path, "t", "日本語").recorder)
+    with started("--journal", tmp_path, PYTHONIOENCODING="ascii") as child:
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, err) == (0, "")
+    assert "\\u65e5\\u672c\\u8a9e" in out
+
+
+def test_following_shows_each_event_as_it_happens_also_through_a_pipe(tmp_path):
+    here = rig(tmp_path)
+    connect(here.recorder)
+    with started("--journal", tmp_path, "-f", "--verdict", "blocked") as follower:
+        assert follower.stdout.readline().startswith("TIME")
+        connect(here.recorder, DENIED, name="one.example")
+        assert "one.example" in follower.stdout.readline()
+        connect(here.recorder)
+        connect(here.recorder, DENIED, name="two.example")
+        assert "two.example" in follower.stdout.readline()
+        follower.send_signal(2)
+        assert follower.wait(10) == 130
+        assert follower.stderr.read() == ""
+
+
+def test_a_table_that_goes_on_begins_with_the_last_ten_and_programs_and_who_says_since_when_get_all(tmp_path):
+    here = rig(tmp_path)
+    for number in range(15):
+        connect(here.recorder, DENIED, name=f"n{number}.example")
+    for words, first in ((), 5), (("--since", "1h"), 0), (("--task", "t-1"), 0), (("--format", "jsonl"), 0):
+        with started("--journal", tmp_path, "-f", *words) as follower:
+            lines = [follower.stdout.readline() for _ in range(15 - first + ("jsonl" not in words))]
+            follower.send_signal(2)
+            follower.wait(10)
+            assert follower.stdout.read() == ""
+        names = re.findall(r"\bn(\d+)\.example", "".join(lines))
+        assert list(dict.fromkeys(map(int, names))) == list(range(first, 15)), words
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    here = rig(tmp_path)
+    for _ in range(2000):
+        connect(here.recorder)
+    for form in ("table", "jsonl"):
+        with started("--journal", tmp_path, "--format", form) as child:
+            child.stdout.readline()
+            child.stdout.close()
+            assert child.wait(20) == 141
+            assert child.stderr.read() == ""
