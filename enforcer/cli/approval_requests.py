@@ -16,9 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from enforcer.approvals import client
 from enforcer.cli.output import failed, show, warn
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import ExeatError, HostError, UsageError
+from proxy.approvals.approval_request import Kind
+from rules.attempt import Change, Protocol
+from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
     from rules.editing import Edited, Wanted
@@ -48,7 +52,7 @@ WHY: Final = argument("--why", "TEXT", "why: told in the journal, and to the tas
 TOKEN_FILE: Final = argument("--token-file", "FILE", "be whoever this token is of, from a file closed to others")
 
 
-def tell(arguments: argparse.Namespace, what: "dict[str, Any] | list[dict[str, Any]]") -> None:
+def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Print values for programs: in a line each where that is wanted."""
     if arguments.format == "jsonl":
         for each in what if isinstance(what, list) else [what]:
@@ -62,8 +66,6 @@ def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dic
 
     One of this user's is started only if nobody else answers. Raises ExeatError, with what each of them says.
     """
-    from enforcer.approvals import client
-
     request = {**what, **token(arguments)}
     refused: dict[str, ExeatError] = {}  # by whose registry it was
     started = None if client.is_running() else client.ask
@@ -103,8 +105,6 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
     Root's may refuse: whom it doesn't know it tells nothing, and that is told.
     """
-    from enforcer.approvals import client
-
     request = {**what, **token(arguments)}
     found = client.ask(request)
     try:
@@ -116,8 +116,6 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
 def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """Follow this user's registry and root's at the same time, until both have ended. Raises ExeatError."""
-    from enforcer.approvals import client
-
     request = {**what, **token(arguments)}
     where = {_OURS: client.follow} if os.geteuid() == 0 else {_OURS: client.follow, _ROOTS: client.follow_host}
     heard: queue.SimpleQueue[dict[str, Any] | ExeatError | None] = queue.SimpleQueue()
@@ -158,8 +156,6 @@ def _ended(error: Exception, whose: str) -> ExeatError:
 
 def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """Ask root's registry; None: there is none, or it is this user's own. Raises ExeatError."""
-    from enforcer.approvals import client
-
     return None if os.geteuid() == 0 else client.ask_host(request)
 
 
@@ -230,12 +226,11 @@ class Written:
         return f"{self._edited.rule or f'an exemption from {self._edited.asks[0]}'} in {self._edited.path}"
 
     @classmethod
-    def prepare(cls, card: "Mapping[str, Any]", file: str, arguments: argparse.Namespace) -> "Written":
+    def prepare(cls, card: Mapping[str, Any], file: str, arguments: argparse.Namespace) -> "Written":
         """Make it of a question. Raises ExeatError.
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
         """
-        from proxy.approvals.approval_request import Kind
         from rules.editing import CannotWrite, written
 
         question, task = card["question"], card["task"]
@@ -281,7 +276,7 @@ class Written:
         return f"written: {self.named}"
 
 
-def _read(named: list[Path], instead: "Mapping[Path, bytes]") -> "Loaded":
+def _read(named: list[Path], instead: Mapping[Path, bytes]) -> "Loaded":
     from enforcer.policy.rule_files import SYSTEM, parse
 
     return parse(named, SYSTEM, instead)
@@ -289,8 +284,6 @@ def _read(named: list[Path], instead: "Mapping[Path, bytes]") -> "Loaded":
 
 def _sources(named: list[Path]) -> list[Path]:
     """List the files that the task's rules are read from. Raises ExeatError where they can't be."""
-    from rules.problems import RuleFileError
-
     try:
         return [Path(path) for path in _read(named, {}).policy.sources]
     except RuleFileError as error:
@@ -299,9 +292,8 @@ def _sources(named: list[Path]) -> list[Path]:
         raise HostError(f"--as-rule: `{error.filename}` can't be read: {error.strerror}") from error
 
 
-def _wanted(question: "Mapping[str, Any]", task: "Mapping[str, Any]", *, tainted: bool) -> "Wanted":
+def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bool) -> "Wanted":
     """Return what was asked about as the editor of rules takes it. Raises ExeatError for what no rule speaks of."""
-    from rules.attempt import Change, Protocol
     from rules.editing import Wanted
 
     if not question["host"]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from enforcer.cli.journals import instant
 from enforcer.cli.output import moment, several, table
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
+from proxy.approvals.people import hashed
+from rules.problems import did_you_mean, quoted
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
 _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
@@ -46,7 +49,7 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _told(each: dict[str, Any]) -> "Iterator[tuple[str, ...]]":
+def _told(each: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Give a question's row, and one for each grant of it."""
     state = "task ended" if each["state"] == "over" else each["state"] + (", lifted" if each.get("lifted") else "")
     why = f": {each['why']}" if each["why"] else ""
@@ -130,9 +133,6 @@ def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
 def _token(arguments: argparse.Namespace, words: list[str]) -> int:
     """Make a token: what is to be kept secret once, and what goes into approvers.yaml."""
     _none(words, "token")
-    import secrets
-
-    from proxy.approvals.people import hashed
 
     token = secrets.token_urlsafe(32)
     digest = hashed(token)
@@ -198,8 +198,6 @@ def run(arguments: argparse.Namespace) -> int:
     verb, *words = arguments.words or ["list"]
     try:
         if verb not in _VERBS:
-            from rules.problems import did_you_mean, quoted
-
             hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
             raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
         return _VERBS[verb][1](arguments, words)

@@ -8,15 +8,13 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, make_private, state_directory
-
-if TYPE_CHECKING:
-    from proxy.certificates.authority import Authority
-
+from proxy.certificates.authority import Authority, existing, rotate
+from proxy.certificates.authority_file import AuthorityError
 
 ARGUMENTS: Final = (
     argument("action", ("show", "rotate", "export"), "show it, replace it with a new one, or write its certificate"),
@@ -28,9 +26,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it; 0 when it was done, 1 when there is no CA or it can't be used, 2 for misuse."""
-    from proxy.certificates.authority import existing, rotate
-    from proxy.certificates.authority_file import AuthorityError
-
     if arguments.action != "export" and (arguments.file is not None or arguments.der):
         print(f"exeat: `exeat ca {arguments.action}` takes neither a file nor --der", file=sys.stderr)
         return 2
@@ -62,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(authority: "Authority", directory: Path) -> dict[str, str | int]:
+def _facts(authority: Authority, directory: Path) -> dict[str, str | int]:
     left = (authority.expires - datetime.now(UTC)).days
     return {
         "name": authority.name,
@@ -74,7 +69,7 @@ def _facts(authority: "Authority", directory: Path) -> dict[str, str | int]:
     }
 
 
-def _export(authority: "Authority", file: Path | None, *, der: bool) -> int:
+def _export(authority: Authority, file: Path | None, *, der: bool) -> int:
     data = authority.certificate_der if der else authority.certificate_pem
     try:
         if file is None:

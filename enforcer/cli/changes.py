@@ -4,24 +4,29 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from enforcer.cli.output import moment, table
 from enforcer.cli.parsing import FORMAT, argument
+from enforcer.journal.signing import sign
 from enforcer.system.errors import ExeatError, UsageError
-
-if TYPE_CHECKING:
-    from enforcer.workspace.accept import Outcome, Selection
-    from enforcer.workspace.change_store import Change, Kept
-    from enforcer.workspace.git_objects import Difference
-    from enforcer.workspace.merge_inputs import Sides
-    from enforcer.workspace.protection import Protection
-    from enforcer.workspace.show_changes import Objects
+from enforcer.workspace import change_store, merge_approval
+from enforcer.workspace.accept import Outcome, Selection, accept, chosen, discard, gathered, pending, tidy
+from enforcer.workspace.change_store import Change, ChangeKind, Kept, described
+from enforcer.workspace.git_objects import Difference
+from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.protection import Protection
+from enforcer.workspace.safe_path import What
+from enforcer.workspace.show_changes import Objects, brought, count, diff, notes
+from proxy.telemetry.visible import visible
+from rules.problems import did_you_mean
 
 _VERBS = ("accept", "discard", "cat")
 _HEAD = ("BEGAN (UTC)", "TASK", "NAME", "WORKSPACE", "STATE")
@@ -57,7 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     paths = [_relative(path, kept) for path in words[1:]]
     if verb == "cat":
         return _cat(kept, paths)
-    from enforcer.workspace.accept import Selection
 
     selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
     if verb:
@@ -65,16 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     return _show(kept, selection, arguments)
 
 
-def _named(task: str) -> "Kept":
+def _named(task: str) -> Kept:
     """Find the changes of a task. Raises UsageError for none, or several."""
-    from enforcer.workspace import change_store
-
     found = change_store.find()
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
     shown = ascii(task)[1:-1]
     if not named:
-        from rules.problems import did_you_mean
-
         instead = did_you_mean(task, _VERBS) or "; `exeat changes` lists those there are"
         raise UsageError(f"there are no changes of a task `{shown}`{instead}")
     if len(named) > 1:
@@ -83,7 +83,7 @@ def _named(task: str) -> "Kept":
     return named[0]
 
 
-def _relative(path: str, kept: "Kept") -> str:
+def _relative(path: str, kept: Kept) -> str:
     """Return a path as changes have it: relative to the workspace."""
     inside = os.path.relpath(path, kept.meta.workspace) if os.path.isabs(path) else os.path.normpath(path)
     if inside == "." or inside.startswith("../") or inside == "..":
@@ -91,16 +91,11 @@ def _relative(path: str, kept: "Kept") -> str:
     return inside
 
 
-def _protection(kept: "Kept") -> "Protection":
-    from enforcer.workspace.protection import Protection
-
+def _protection(kept: Kept) -> Protection:
     return Protection(kept.meta.protected, [asks.terms.by for asks in kept.meta.asks()])
 
 
 def _list(form: str) -> int:
-    from enforcer.cli.output import moment, table
-    from enforcer.workspace import change_store
-
     rows: list[dict[str, Any]] = []
     for one in change_store.find():
         if _is_nothing(one):
@@ -121,10 +116,8 @@ def _list(form: str) -> int:
     return 0
 
 
-def _is_nothing(kept: "Kept") -> bool:
+def _is_nothing(kept: Kept) -> bool:
     """Whether a run that was killed has left nothing; then it is removed."""
-    from enforcer.workspace.accept import pending, tidy
-
     if kept.is_busy():
         return False
     try:
@@ -136,31 +129,24 @@ def _is_nothing(kept: "Kept") -> bool:
         return False  # `_state` says why
 
 
-def _state(kept: "Kept") -> dict[str, Any]:
-    from enforcer.workspace.accept import pending
-
+def _state(kept: Kept) -> dict[str, Any]:
     if not kept.is_gathered and kept.is_busy():
         return {"state": "the task still runs", "changes": None}
     try:
         changes = pending(kept)
     except ExeatError as error:
         return {"state": str(error), "changes": None}
-    from enforcer.workspace.change_store import described
 
     return {"state": described(changes), "changes": len(changes)}
 
 
-def _meant(kept: "Kept", selection: "Selection") -> "list[Change]":
-    from enforcer.workspace.accept import chosen, pending
-
+def _meant(kept: Kept, selection: Selection) -> list[Change]:
     changes = pending(kept)
     chosen(changes, selection)  # says what isn't there
     return [change for change in changes if selection.has(change.path)]
 
 
-def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -> int:
-    from enforcer.workspace.merge_inputs import Sides
-
+def _show(kept: Kept, selection: Selection, arguments: argparse.Namespace) -> int:
     changes = _meant(kept, selection)
     protection = _protection(kept)
     with Sides.opened(kept, to_look=True) as sides:
@@ -176,18 +162,11 @@ def _show(kept: "Kept", selection: "Selection", arguments: argparse.Namespace) -
     return 0
 
 
-def _objects() -> "Objects":
-    from enforcer.workspace.show_changes import Objects
-
+def _objects() -> Objects:
     return Objects()
 
 
-def _diffs(
-    sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
-) -> Iterator[str]:
-    from enforcer.workspace.show_changes import brought, diff
-    from proxy.telemetry.visible import visible
-
+def _diffs(sides: Sides, changes: list[Change], protection: Protection, counted: Objects | None) -> Iterator[str]:
     for change in changes:
         if counted is None or not counted.takes(change, protection):
             yield from diff(sides, change, protection)
@@ -196,13 +175,7 @@ def _diffs(
         yield f"# {said}, in {visible(place)}: name that, and each is shown"
 
 
-def _stat(
-    sides: "Sides", changes: "list[Change]", protection: "Protection", counted: "Objects | None"
-) -> Iterator[str]:
-    from enforcer.workspace.change_store import ChangeKind, described
-    from enforcer.workspace.show_changes import count, notes
-    from proxy.telemetry.visible import visible
-
+def _stat(sides: Sides, changes: list[Change], protection: Protection, counted: Objects | None) -> Iterator[str]:
     for change in changes:
         if counted is not None and counted.takes(change, protection):
             continue
@@ -223,9 +196,7 @@ def _stat(
     yield described(changes)
 
 
-def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: bool) -> dict[str, Any]:
-    from enforcer.workspace.show_changes import count, diff
-
+def _value(sides: Sides, change: Change, protection: Protection, *, stat: bool) -> dict[str, Any]:
     lines = count(sides, change)
     found = protection.git.get(change.path)
     value: dict[str, Any] = {
@@ -244,7 +215,7 @@ def _value(sides: "Sides", change: "Change", protection: "Protection", *, stat: 
     return value if stat else {**value, "diff": list(diff(sides, change, protection))}
 
 
-def _brought(each: "Difference") -> dict[str, Any]:
+def _brought(each: Difference) -> dict[str, Any]:
     was, now = (f"{version.mode:06o} {version.name}" if version.mode else None for version in (each.was, each.now))
     return {"path": each.path, "kind": each.kind.value, "where": each.where, "was": was, "is": now}
 
@@ -253,12 +224,8 @@ def _entry(entry: Any) -> dict[str, Any]:
     return {"what": entry.what.value, "mode": f"{entry.mode:04o}", "size": entry.size, "target": entry.target or None}
 
 
-def _cat(kept: "Kept", paths: list[str]) -> int:
+def _cat(kept: Kept, paths: list[str]) -> int:
     """Write what the task left at a path, byte for byte: for whoever settles a conflict by hand."""
-    from enforcer.workspace.accept import pending
-    from enforcer.workspace.merge_inputs import Sides
-    from enforcer.workspace.safe_path import What
-
     if len(paths) != 1:
         raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
     change = next((change for change in pending(kept) if change.path == paths[0]), None)
@@ -271,11 +238,7 @@ def _cat(kept: "Kept", paths: list[str]) -> int:
     return 0
 
 
-def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
-    from enforcer.workspace import merge_approval
-    from enforcer.workspace.accept import accept, tidy
-    from enforcer.workspace.change_store import described
-
+def _accept(kept: Kept, selection: Selection, form: str) -> int:
     with _locked(kept):
         protection = _protection(kept)
         outcomes = accept(
@@ -300,13 +263,8 @@ def _accept(kept: "Kept", selection: "Selection", form: str) -> int:
     return 1 if left else 0
 
 
-def _say_how(kept: "Kept", left: "list[Change]") -> None:
+def _say_how(kept: Kept, left: list[Change]) -> None:
     """Say how a conflict is settled, by the first file that has one."""
-    import shlex
-
-    from enforcer.workspace.safe_path import What
-    from proxy.telemetry.visible import visible
-
     path = next((each.path for each in left if each.theirs is not None and each.theirs.what is What.FILE), None)
     if path is not None:
         which = f"{kept.meta.id} {shlex.quote(visible(path))}"
@@ -320,24 +278,19 @@ def _waiting(approval: str, until: float) -> None:
     print(f"exeat: {said}; waiting {seconds}s for it", file=sys.stderr, flush=True)
 
 
-def _say_left(left: "list[Outcome]") -> None:
+def _say_left(left: list[Outcome]) -> None:
     """Say of each what was left, and of very many for one reason how many more."""
-    from proxy.telemetry.visible import visible
-
     said = Counter[str]()
     for outcome in left:
         said[outcome.why] += 1
         if said[outcome.why] <= _MOST_SAID:
             print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
-    for why, count in said.items():
-        if count > _MOST_SAID:
-            print(f"left: {count - _MOST_SAID} more: {visible(why)}", file=sys.stderr)
+    for why, times in said.items():
+        if times > _MOST_SAID:
+            print(f"left: {times - _MOST_SAID} more: {visible(why)}", file=sys.stderr)
 
 
-def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
-    from enforcer.workspace.accept import discard, tidy
-    from enforcer.workspace.change_store import described
-
+def _discard(kept: Kept, selection: Selection, form: str) -> int:
     with _locked(kept):
         changes = discard(kept, selection)
         tidy(kept)
@@ -349,11 +302,8 @@ def _discard(kept: "Kept", selection: "Selection", form: str) -> int:
 
 
 @contextlib.contextmanager
-def _locked(kept: "Kept") -> Iterator[None]:
+def _locked(kept: Kept) -> Iterator[None]:
     """Have these changes to ourselves, and what is told of them signed."""
-    from enforcer.journal.signing import sign
-    from enforcer.workspace.accept import gathered
-
     gathered(kept)
     kept.lock()
     try:

@@ -9,21 +9,23 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from enforcer.cli.output import day, several
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rules.lint.findings import Finding
-    from rules.loading.load import Loaded
-    from rules.problems import Problem
+from rules.files import contents
+from rules.lint import Surroundings, examine
+from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, Finding, Severity, from_problem
+from rules.loading.document import Mapping, parse
+from rules.loading.identities import FILE_KEYS as OF_IDENTITIES
+from rules.loading.identities import parse_identities
+from rules.loading.load import Loaded, failures, read
+from rules.loading.rule_file import FILE as RULES
+from rules.problems import Problem, RuleFileError, did_you_mean
 
 IDENTITIES: Final = "/etc/exeat/identities.yaml"
 _SUFFIXES: Final = (".yaml", ".yml")
@@ -38,15 +40,12 @@ class _Report(NamedTuple):
     """What was found in one file and what it includes; `loaded` is None if it can't be read as rules."""
 
     file: Path
-    findings: "list[Finding]"
-    loaded: "Loaded | None"
+    findings: list[Finding]
+    loaded: Loaded | None
     other: "Other | None" = None  # what it is besides
 
 
 def _code(text: str) -> str:
-    from rules.lint.findings import CHECKS, Severity
-    from rules.problems import did_you_mean
-
     for check in CHECKS:
         if text in {check.code, check.name}:
             if check.severity is Severity.ERROR:
@@ -84,8 +83,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the files. 0 when nothing was found but notes, 1 when something was, 2 when a file can't be read at all."""
-    from rules.lint.findings import Severity
-
     files, missing = rule_files(arguments.files)
     for problem in missing:
         print(problem, file=sys.stderr)
@@ -136,11 +133,6 @@ def locks_of(arguments: argparse.Namespace) -> list[Path] | None:
 
 
 def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | None) -> _Report:
-    from rules.lint import Surroundings, examine
-    from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, from_problem
-    from rules.loading.load import failures, read
-    from rules.problems import RuleFileError
-
     if named_like_one(file) and (found := other(file)):
         return _Report(file, found.findings, None, found)
     try:
@@ -156,7 +148,7 @@ def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | No
     return _Report(file, [finding for finding in findings if finding.check.code not in ignored], loaded)
 
 
-def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
+def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
     """Return what says whether this host runs or obeys all of a path that files write."""
     if not loaded.policy.box.write:
         return lambda _path: False
@@ -173,7 +165,7 @@ def _obeyed(loaded: "Loaded") -> "Callable[[str], bool]":
     return is_it
 
 
-def findings_of(file: Path, at: date) -> "list[Finding]":
+def findings_of(file: Path, at: date) -> list[Finding]:
     """Check one rule file."""
     return _check(file, at, frozenset(), None).findings
 
@@ -191,8 +183,6 @@ def _value(report: _Report) -> dict[str, Any]:
 
 
 def _print(report: _Report) -> None:
-    from rules.lint.findings import Severity
-
     for finding in report.findings:
         print(finding)
     if report.other is not None and not report.findings:
@@ -212,7 +202,7 @@ class Other(NamedTuple):
     """A file that is none of rules, and what is wrong with it."""
 
     kind: str  # approvers, identities
-    findings: "list[Finding]"
+    findings: list[Finding]
     holds: str  # in words; empty where it is broken
 
     @property
@@ -228,9 +218,6 @@ def named_like_one(file: Path) -> bool:
 
 def other(file: Path) -> Other | None:
     """Read a file as what it is; None: it is a rule file, or can't be told from one."""
-    from rules.files import contents
-    from rules.problems import Problem, RuleFileError
-
     try:
         data = contents(file)
     except (OSError, ValueError):
@@ -250,9 +237,7 @@ def other(file: Path) -> Other | None:
     return Other(kind, [], holds)
 
 
-def _findings(kind: str, problems: "Sequence[Problem]") -> "list[Finding]":
-    from rules.lint.findings import BROKEN, from_problem
-
+def _findings(kind: str, problems: Sequence[Problem]) -> list[Finding]:
     check = BROKEN._replace(todo=_TODO[kind])
     return [from_problem(problem, check) for problem in problems]
 
@@ -260,9 +245,6 @@ def _findings(kind: str, problems: "Sequence[Problem]") -> "list[Finding]":
 def _kind(data: bytes, file: Path) -> str:
     """Say what kind of file this is; empty: of rules."""
     from proxy.approvals.approvers_file import FILE_KEYS as APPROVERS
-    from rules.loading.document import Mapping, parse
-    from rules.loading.identities import FILE_KEYS as OF_IDENTITIES
-    from rules.loading.rule_file import FILE as RULES
 
     root = parse(data, str(file), [])
     keys = set(root.pairs) if isinstance(root, Mapping) else set()
@@ -299,7 +281,5 @@ def _approvers(data: bytes, file: str) -> str:
 
 
 def _identities(data: bytes, file: str) -> str:
-    from rules.loading.identities import parse_identities
-
     count = len(parse_identities(data, file).entries)
     return "1 identity" if count == 1 else f"{count} identities"

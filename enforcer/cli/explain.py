@@ -6,20 +6,35 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from enforcer.cli.check import findings_of
+from enforcer.cli.client_commands import attempt_of
+from enforcer.cli.journals import allow_many_segments
+from enforcer.cli.log_views import meant
 from enforcer.cli.output import day
 from enforcer.cli.parsing import FORMAT, argument
+from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
+from enforcer.policy.run_request import task_labels
 from enforcer.system.errors import ExeatError, UsageError
 from enforcer.system.state import journal_directory
+from proxy.gate.block_page import MEANING as ADVICE
+from proxy.telemetry.descriptions import what
+from proxy.telemetry.events import Event, Kind
+from proxy.telemetry.replay.learner import Learner, without_secrets
+from proxy.telemetry.replay.past_attempts import Recorded, recorded
+from proxy.telemetry.views.causality import find, is_named, named
+from proxy.telemetry.visible import visible
+from rules.decision import Decision
+from rules.explain.explanation import explain
+from rules.explain.reasons import MEANING
+from rules.learning.writing import rule_file
+from rules.loading.cases import Question, parse_attempt
+from rules.loading.fields import header_name
+from rules.loading.secret_schema import unknown
+from rules.matching.policy import Policy
+from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason, Verdict
-
-if TYPE_CHECKING:
-    from proxy.telemetry.events import Event
-    from proxy.telemetry.replay.past_attempts import Recorded
-    from rules.decision import Decision
-    from rules.loading.cases import Question
-    from rules.matching.policy import Policy
 
 _NAME: Final = "suggested"
 # Blocked for what requests carry: the journal has the reason and not the request
@@ -60,10 +75,6 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.policy.rule_files import SYSTEM, load, rule_files
-    from rules.explain.explanation import explain
-    from rules.problems import RuleFileError
-
     if arguments.suggest is not None:
         return run_suggest(arguments, system or SYSTEM)
     try:
@@ -84,12 +95,8 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     return 0
 
 
-def _question(arguments: argparse.Namespace) -> "Question":
+def _question(arguments: argparse.Namespace) -> Question:
     """Read what is asked about. Raises ValueError and UsageError."""
-    from enforcer.cli.client_commands import attempt_of
-    from enforcer.policy.run_request import task_labels
-    from rules.loading.cases import parse_attempt
-
     if not arguments.attempt:
         raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
     text = " ".join(word for given in arguments.attempt for word in given.split())
@@ -111,18 +118,14 @@ def _question(arguments: argparse.Namespace) -> "Question":
     )
 
 
-def _check_secret(question: "Question", known: list[str]) -> None:
+def _check_secret(question: Question, known: list[str]) -> None:
     """Raise ValueError for a secret that there isn't: no rule would match, whatever was meant."""
-    from rules.loading.secret_schema import unknown
-
     credential = question.request and question.request.credential
     if credential and credential not in known:
         raise ValueError(unknown(credential, known))
 
 
 def _header(word: str) -> tuple[str, str]:
-    from rules.loading.fields import header_name
-
     name, colon, value = word.partition(":")
     if not colon:
         raise ValueError(f"--header: `{word}` is no header; write NAME:VALUE, as in `--header accept:text/html`")
@@ -135,8 +138,6 @@ class NoRule(Exception):  # noqa: N818  what it is, in words
 
 def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
     """Print a rule file. 0 when it lets out what was blocked, 1 when none is enough or there is none, 2 for misuse."""
-    from rules.problems import RuleFileError
-
     try:
         if arguments.attempt:
             raise UsageError("`--suggest` takes an event's id, and no attempt beside it")
@@ -171,14 +172,8 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
     return 0 if enough else 1
 
 
-def suggested(event: "Event") -> str:
+def suggested(event: Event) -> str:
     """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
-    from proxy.telemetry.descriptions import what
-    from proxy.telemetry.events import Kind
-    from proxy.telemetry.replay.learner import Learner, without_secrets
-    from proxy.telemetry.visible import visible
-    from rules.learning.writing import rule_file
-
     attempt = _to_be_allowed(event)
     learner = Learner()
     learner.suggest(attempt)
@@ -197,20 +192,13 @@ def suggested(event: "Event") -> str:
     return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
 
 
-def _said(event: "Event") -> str:
+def _said(event: Event) -> str:
     """Return what the event itself says of its reason, which may stand for many; fit for a terminal."""
-    from proxy.telemetry.replay.learner import without_secrets
-    from proxy.telemetry.visible import visible
-
     return without_secrets(visible(event.detail or ""))
 
 
-def _to_be_allowed(event: "Event") -> "Recorded":
+def _to_be_allowed(event: Event) -> Recorded:
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
-    from proxy.gate.block_page import MEANING as ADVICE
-    from proxy.telemetry.replay.past_attempts import recorded
-    from rules.explain.reasons import MEANING
-
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
         why, helps = ADVICE[event.reason]
         raise NoRule(f"{why}; {helps} (`{event.reason}`)")
@@ -234,11 +222,7 @@ def _to_be_allowed(event: "Event") -> "Recorded":
     return attempt
 
 
-def _event(directory: Path, given: str) -> "Event":
-    from enforcer.cli.journals import allow_many_segments
-    from enforcer.cli.log_views import meant
-    from proxy.telemetry.views.causality import find, is_named, named
-
+def _event(directory: Path, given: str) -> Event:
     if not directory.is_dir():
         raise UsageError(f"there is no journal in `{directory}`; name another with `--journal`")
     allow_many_segments()
@@ -255,13 +239,8 @@ def _event(directory: Path, given: str) -> "Event":
     return entry.event
 
 
-def _tried(
-    text: str, event: "Event", arguments: argparse.Namespace, system: Path
-) -> "tuple[list[str], Decision | None]":
+def _tried(text: str, event: Event, arguments: argparse.Namespace, system: Path) -> tuple[list[str], Decision | None]:
     """Check the rules as `exeat check` does, and decide the attempt by them beside those in force."""
-    from enforcer.cli.check import findings_of
-    from enforcer.policy.rule_files import parse, rule_files
-
     with tempfile.TemporaryDirectory(prefix="exeat-suggest-") as directory:
         file = Path(directory) / f"{_NAME}.yaml"
         file.write_text(text, encoding="ascii")
@@ -275,9 +254,7 @@ def _tried(
         return findings, _decided(parse([*files, file], system).policy, event)
 
 
-def _decided(policy: "Policy", event: "Event") -> "Decision | None":
-    from proxy.telemetry.replay.past_attempts import recorded
-
+def _decided(policy: Policy, event: Event) -> Decision | None:
     attempt = recorded(event, datetime.now(UTC).date())
     if attempt is None:
         return None

@@ -8,18 +8,21 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.cli.parsing import JOURNAL, argument, metrics
+from enforcer.journal.export_sink import position_file, sink
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
+from proxy.telemetry.exporters.delivery import Delivery, Numbers
+from proxy.telemetry.exporters.exporter import Unavailable
+from proxy.telemetry.journal.bookmark import Bookmark, Reader
+from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
-
-    from proxy.telemetry.exporters.delivery import Delivery, Numbers
 
 _DEFAULT_METRICS = "127.0.0.1:9465"
 
@@ -45,8 +48,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Deliver. 0 when all was, 1 when the receiver didn't take it (`--once`), 2 for misuse, 125 for the host."""
-    from proxy.telemetry.exporters.exporter import Unavailable
-
     os.umask(0o077)
     sys.dont_write_bytecode = True  # under this umask no worker could read it, and it would compile at each start
     signal.signal(signal.SIGTERM, _stop)
@@ -69,12 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
+def _delivery(arguments: argparse.Namespace) -> Iterator[Delivery]:
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
-    from enforcer.journal.export_sink import position_file, sink
-    from proxy.telemetry.exporters.delivery import Delivery, Numbers
-    from proxy.telemetry.journal.bookmark import Bookmark, Reader
-
     journal = arguments.journal or journal_directory()
     to = sink(arguments)
     if not journal.is_dir():
@@ -93,7 +90,7 @@ def _delivery(arguments: argparse.Namespace) -> "Iterator[Delivery]":
 
 
 @contextlib.contextmanager
-def _alone(position: Path) -> "Iterator[None]":
+def _alone(position: Path) -> Iterator[None]:
     """Keep others from delivering from the same position (flock(2): freed when we end, however we do)."""
     lock = os.open(position.with_name(f".{position.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -108,7 +105,7 @@ def _alone(position: Path) -> "Iterator[None]":
         os.close(lock)
 
 
-def _serve(address: str, numbers: "Numbers") -> None:
+def _serve(address: str, numbers: Numbers) -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
     from enforcer.cli.run import listen
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
@@ -128,6 +125,4 @@ def _stop(_number: int, _frame: object) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    from proxy.telemetry.visible import visible
-
     print(f"exeat: {visible(text)}", file=sys.stderr, flush=True)

@@ -2,20 +2,20 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.output import moment, several, table
 from enforcer.cli.parsing import FORMAT, JOURNAL, argument
 from enforcer.system.errors import UsageError
+from proxy.telemetry.descriptions import what
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Event, Kind
+from proxy.telemetry.journal.query import Progress, Sought, read_events
 from proxy.wire import strict_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.query import Progress
+from rules.verdicts import Outcome, Verdict
 
 _VERBS = ("list", "ack")
 _HEAD = ("ID", "TIME (UTC)", "TASK", "RULES", "WHAT")
@@ -52,7 +52,6 @@ def _list(arguments: argparse.Namespace) -> int:
     if not shown:
         print("nothing that was flagged waits to be looked at" if events else "nothing was flagged")
         return status
-    from proxy.telemetry.descriptions import what
 
     rows = [
         (
@@ -113,12 +112,8 @@ def _one(given: str, ids: list[str]) -> str:
     return found[0]
 
 
-def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
+def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
     """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
-    from proxy.telemetry.events import Kind
-    from proxy.telemetry.journal.query import Progress
-    from rules.verdicts import Outcome, Verdict
-
     directory = journals.found(arguments.journal)
     if directory is None:
         return [], 2
@@ -136,9 +131,7 @@ def _flagged(arguments: argparse.Namespace) -> "tuple[list[Event], int]":
     return events, journals.report(progress, "not shown")
 
 
-def _read(directory: Path, arguments: argparse.Namespace, progress: "Progress", holding: str) -> "Iterator[Event]":
-    from proxy.telemetry.journal.query import Sought, read_events
-
+def _read(directory: Path, arguments: argparse.Namespace, progress: Progress, holding: str) -> Iterator[Event]:
     sought = Sought(((holding.encode(),),), arguments.since)
     try:
         for entry in read_events(directory, sought, progress):
@@ -155,8 +148,6 @@ def _acknowledged() -> dict[str, tuple[str, float]]:
     return {each["event"]: (each["by"], each["at"]) for answer in ask({"what": "acks"}) for each in answer["acks"]}
 
 
-def _as_json(event: "Event", looked: tuple[str, float] | None) -> dict[str, object]:
-    from proxy.telemetry.encoding import encode
-
+def _as_json(event: Event, looked: tuple[str, float] | None) -> dict[str, object]:
     record = strict_json.loads(encode(event))
     return {**record, "acknowledged": None if looked is None else {"by": looked[0], "at": looked[1]}}

@@ -3,20 +3,19 @@
 import argparse
 import resource
 import sys
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.cli import no_room
 from enforcer.cli.parsing import argument
 from enforcer.system.state import journal_directory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.query import Entry, Progress, Sought
+from proxy.telemetry.encoding import quoted
+from proxy.telemetry.events import Event
+from proxy.telemetry.journal.query import Entry, Progress, Sought, last_task, read_events
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -46,26 +45,19 @@ ARGUMENTS: Final = (
 )
 
 
-def belongs(event: "Event", task: str | None) -> bool:
+def belongs(event: Event, task: str | None) -> bool:
     """Whether an event is of a task, by its id or its name."""
     return task is None or any(fnmatchcase(own, task) for own in (event.task.id, event.task.name))
 
 
 def last(directory: Path) -> str | None:
     """Return the id of the task that was started last, as `--task` takes it. Raises OSError."""
-    from glob import escape
-
-    from proxy.telemetry.journal.query import last_task
-
     task = last_task(directory)
     return None if task is None else escape(task)  # whoever made it may have called it `*`
 
 
-def sieve(task: str | None, since: int) -> "Sought":
+def sieve(task: str | None, since: int) -> Sought:
     """Return what the lines of a task hold, as they stand in the journal."""
-    from proxy.telemetry.encoding import quoted
-    from proxy.telemetry.journal.query import Sought
-
     if task is None or any(character in task for character in "*?["):
         return Sought(since=since)
     return Sought(((quoted(task).encode(),),), since)
@@ -81,10 +73,8 @@ def found(journal: Path | None) -> Path | None:
     return None
 
 
-def entries(path: Path, task: str | None, since: int, progress: "Progress | None" = None) -> "Iterator[Entry]":
+def entries(path: Path, task: str | None, since: int, progress: Progress | None = None) -> Iterator[Entry]:
     """Yield what a journal has of a task. Raises OSError."""
-    from proxy.telemetry.journal.query import read_events
-
     return (entry for entry in read_events(path, sieve(task, since), progress) if belongs(entry.event, task))
 
 
@@ -104,7 +94,7 @@ def unreadable(error: OSError, path: Path) -> int:
     return 2
 
 
-def report(progress: "Progress", so: str = "passed over") -> int:
+def report(progress: Progress, so: str = "passed over") -> int:
     """Say what could not be read; the status that comes of it."""
     sys.stdout.flush()
     if progress.torn:

@@ -4,19 +4,23 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, argument
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.replay.learner import Learner
-    from rules.learning.drafts import Drafted
-    from rules.learning.generalize import GitDraft
-    from rules.matching.policy import Policy
+from proxy.telemetry.journal.query import Progress
+from proxy.telemetry.replay.learner import Learner, without_secrets
+from rules.explain.reasons import meaning
+from rules.learning.drafts import Drafted
+from rules.learning.generalize import GitDraft, written
+from rules.learning.writing import NOT_TAKEN_OVER, enforced, noted, rule_file
+from rules.loading.fields import slugged
+from rules.loading.load import read
+from rules.matching.policy import Policy
+from rules.sandbox import NO_BOX
+from rules.verdicts import Reason
 
 _MOST_SOURCES = 5
 _MOST_REFUSED = 20
@@ -39,9 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None and output.exists() and not arguments.force:
         print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
         return 2
-    from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.replay.learner import Learner
-    from rules.learning.writing import noted
 
     policy = _policy(arguments.rules)
     path = journals.found(arguments.journal)
@@ -70,10 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     return max(journals.report(progress), 1 if left_out or learner.incomplete or looser else 0)
 
 
-def _warn(learner: "Learner", drafted: "Drafted", shown: str, looser: int) -> int:
+def _warn(learner: Learner, drafted: Drafted, shown: str, looser: int) -> int:
     """Say what the file doesn't allow, or may not, and that it may allow more; return how many attempts it doesn't."""
-    from rules.learning.writing import NOT_TAKEN_OVER
-
     if learner.not_public:
         said = "what audit mode refused for its address is not learned"
         print(f"exeat: {said}; the beginning of {shown} says what lets it out", file=sys.stderr)
@@ -90,22 +89,15 @@ def _warn(learner: "Learner", drafted: "Drafted", shown: str, looser: int) -> in
     return left_out
 
 
-def _policy(files: list[Path]) -> "Policy | None":
+def _policy(files: list[Path]) -> Policy | None:
     """Read the rules that were in force, if they are named. Raises RuleFileError."""
     if not files:
         return None
-    from rules.loading.load import read
 
     return read(files).policy
 
 
-def _yaml(
-    drafted: "Drafted", learner: "Learner", path: Path, arguments: argparse.Namespace, policy: "Policy | None"
-) -> str:
-    from proxy.telemetry.replay.learner import without_secrets
-    from rules.learning.writing import enforced, rule_file
-    from rules.loading.fields import slugged
-
+def _yaml(drafted: Drafted, learner: Learner, path: Path, arguments: argparse.Namespace, policy: Policy | None) -> str:
     output: Path | None = arguments.output
     attempts = f"{learner.attempts} attempt{'s' * (learner.attempts != 1)}"
     head = (
@@ -118,11 +110,8 @@ def _yaml(
     return rule_file(drafted, head, name, without_secrets, enforced(policy.settings) if policy is not None else None)
 
 
-def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
+def _not_here(learner: Learner, policy: Policy | None) -> list[str]:
     """Say what the rules that were in force had beside rules, and this file has not."""
-    from proxy.telemetry.replay.learner import without_secrets
-    from rules.sandbox import NO_BOX
-
     if policy is not None:
         which = ", ".join(f"`{secret.id}`" for secret in policy.secrets)
         said = [f"The `secrets` of those rules are not in here, and belong beside these: {which}."] if which else []
@@ -138,12 +127,8 @@ def _not_here(learner: "Learner", policy: "Policy | None") -> list[str]:
     ]
 
 
-def _not_public(learner: "Learner") -> "Iterator[str]":
+def _not_public(learner: Learner) -> Iterator[str]:
     """Say what audit mode didn't let out, because its address is not public, and what lets it out."""
-    from proxy.telemetry.replay.learner import without_secrets
-    from rules.explain.reasons import meaning
-    from rules.verdicts import Reason
-
     if learner.not_public:
         yield "Refused in audit mode, too, and so not learned:"
     for target, _ in learner.not_public.most_common(_MOST_REFUSED):
@@ -152,11 +137,7 @@ def _not_public(learner: "Learner") -> "Iterator[str]":
         yield f"  and {len(learner.not_public) - _MOST_REFUSED} more"
 
 
-def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> str:
-    from proxy.telemetry.replay.learner import without_secrets
-    from rules.learning.generalize import written
-    from rules.learning.writing import enforced
-
+def _json(drafted: Drafted, learner: Learner, policy: Policy | None) -> str:
     def value(of: Any) -> dict[str, Any]:
         place, evidence = of.place, of.evidence
         return {
@@ -192,7 +173,7 @@ def _json(drafted: "Drafted", learner: "Learner", policy: "Policy | None") -> st
     return json.dumps(told, indent=2) + "\n"
 
 
-def _git_value(git: "GitDraft") -> dict[str, Any]:
+def _git_value(git: GitDraft) -> dict[str, Any]:
     if git.change is None:
         return {"repos": git.repos, "fetch": True}
     return {"repos": git.repos, "push": git.refs, "changes": [git.change.value]}

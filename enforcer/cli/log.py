@@ -6,20 +6,22 @@ import io
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import JOURNAL, argument
 from enforcer.system.state import journal_directory
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.encoding import quoted as in_json
+from proxy.telemetry.events import Event, Kind
+from proxy.telemetry.formats.record import one_line, read
+from proxy.telemetry.journal.query import Entry, Progress, Sought, follow, read_events
+from proxy.telemetry.views.table import Table
+from rules.problems import did_you_mean, quoted
 from rules.verdicts import Outcome, Reason, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
-
-    from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.query import Entry, Sought
 
 PARTS = {
     "show": "everything that one event says",
@@ -37,11 +39,10 @@ _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
 _GLOB = frozenset("*?[")
 
 
-def _one_of(words: "Collection[str]", text: str, otherwise: str) -> str:
+def _one_of(words: Collection[str], text: str, otherwise: str) -> str:
     """Read one of the words of a closed list."""
     if text in words:
         return text
-    from rules.problems import did_you_mean, quoted
 
     instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
     raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
@@ -56,8 +57,6 @@ def _reason(text: str) -> str:
 
 
 def _kind(text: str) -> str:
-    from proxy.telemetry.events import Kind
-
     return _one_of(tuple(Kind), text, "no kind of event")
 
 
@@ -134,8 +133,6 @@ def no_journal(directory: Path) -> int:
 
 
 def _show(arguments: argparse.Namespace, directory: Path) -> int:
-    from proxy.telemetry.journal.query import Progress, follow, read_events
-
     task = journals.last(directory) if arguments.last else arguments.task
     if arguments.last and task is None:
         print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
@@ -164,11 +161,11 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
 class _Latest:
     """Prints the last few entries that there are already, and each that comes then."""
 
-    def __init__(self, put: "Callable[[Entry], None]") -> None:
+    def __init__(self, put: Callable[[Entry], None]) -> None:
         self._put = put
         self._kept: deque[Entry] | None = deque(maxlen=_LATEST)
 
-    def put(self, entry: "Entry") -> None:
+    def put(self, entry: Entry) -> None:
         if self._kept is None:
             self._put(entry)
         else:
@@ -187,18 +184,16 @@ def _known(directory: Path, arguments: argparse.Namespace, task: str) -> bool:
     return any(journals.entries(directory, task, arguments.since))
 
 
-def _printer(wanted: str | None, *, at_once: bool) -> "Callable[[Entry], None]":
+def _printer(wanted: str | None, *, at_once: bool) -> Callable[[Entry], None]:
     """Return what prints an entry. Whoever follows sees each line as it happens, also through a pipe."""
     if wanted in (None, "table"):
-        from proxy.telemetry.views.table import Table
-
         backslashed()
         table = Table.for_output(sys.stdout)
         print(table.header(), flush=at_once)
         return lambda entry: print(table.row(entry.event), flush=at_once)
     shaped = _as_written if wanted in ("jsonl", "json") else _shape(str(wanted))
 
-    def put(entry: "Entry") -> None:
+    def put(entry: Entry) -> None:
         sys.stdout.buffer.write(shaped(entry))
         if at_once:
             sys.stdout.buffer.flush()
@@ -206,20 +201,16 @@ def _printer(wanted: str | None, *, at_once: bool) -> "Callable[[Entry], None]":
     return put
 
 
-def _as_written(entry: "Entry") -> bytes:
+def _as_written(entry: Entry) -> bytes:
     """Return a line as it stands in the journal; one that was tampered with can't reach a terminal unescaped."""
-    from proxy.telemetry.encoding import encode
-
     line = entry.line
     return line if line.isascii() and line[:-1].decode("ascii").isprintable() else encode(entry.event)
 
 
-def _shape(name: str) -> "Callable[[Entry], bytes]":
-    from proxy.telemetry.formats.record import one_line, read
-
+def _shape(name: str) -> Callable[[Entry], bytes]:
     encode = getattr(importlib.import_module(f"proxy.telemetry.formats.{name}"), name)
 
-    def shaped(entry: "Entry") -> bytes:
+    def shaped(entry: Entry) -> bytes:
         made = encode(read(entry.line))
         return f"{made}\n".encode() if isinstance(made, str) else one_line(made)
 
@@ -245,10 +236,8 @@ class Part:
         self._programs = arguments.process or ()
         self._since, self._until = arguments.since, arguments.until
 
-    def sought(self) -> "Sought":
+    def sought(self) -> Sought:
         """Return what lines have to hold, as they stand in the journal."""
-        from proxy.telemetry.journal.query import Sought
-
         groups = [
             self._judged(),
             tuple(f'"reason":"{reason}"'.encode() for reason in self._reasons),
@@ -264,7 +253,7 @@ class Part:
         groups.sort(key=len)
         return Sought(tuple(group for group in groups if group), self._since, self._until, bookkeeping)
 
-    def has(self, event: "Event") -> bool:
+    def has(self, event: Event) -> bool:
         """Whether to show an event."""
         return (
             journals.belongs(event, self._task)
@@ -283,27 +272,25 @@ class Part:
         return tuple(text.encode() for text in texts)
 
 
-def _members(word: str) -> "Iterable[str]":
+def _members(word: str) -> Iterable[str]:
     if word in set(Verdict):
         yield "verdict"
     if word in set(Outcome):
         yield "outcome"
 
 
-def _texts(wanted: "Collection[str]", *, whole: bool = True) -> tuple[bytes, ...]:
+def _texts(wanted: Collection[str], *, whole: bool = True) -> tuple[bytes, ...]:
     """Return texts as JSON has them in a line, from their beginning if `whole`; nothing if one may be anything."""
-    from proxy.telemetry.encoding import quoted
-
     if any(_GLOB.intersection(text) for text in wanted):
         return ()
-    return tuple(quoted(text).encode()[0 if whole else 1 :] for text in wanted)
+    return tuple(in_json(text).encode()[0 if whole else 1 :] for text in wanted)
 
 
 def _cites(rule: str, wanted: str) -> bool:
     return fnmatchcase(rule, wanted) or fnmatchcase(rule.rpartition(":")[2], wanted)
 
 
-def _names(event: "Event") -> "Iterable[str | None]":
+def _names(event: Event) -> Iterable[str | None]:
     if event.destination is not None:
         yield event.destination.name
         yield event.destination.address
@@ -313,19 +300,17 @@ def _names(event: "Event") -> "Iterable[str | None]":
         yield event.http.host
 
 
-def _programs(event: "Event") -> "Iterable[str]":
+def _programs(event: Event) -> Iterable[str]:
     if event.process is not None:
         for exe in (event.process.exe, *event.process.ancestors):
             yield exe
             yield exe.rpartition("/")[2]
 
 
-def _any(texts: "Iterable[str | None]", wanted: "Collection[str]") -> bool:
+def _any(texts: Iterable[str | None], wanted: Collection[str]) -> bool:
     return any(text is not None and fnmatchcase(text, each) for text in texts for each in wanted)
 
 
-def _said(event: "Event") -> "tuple[str | None, ...]":
+def _said(event: Event) -> tuple[str | None, ...]:
     """Return the words that an event is found by. What a task tampers with is blocked, though its event says not so."""
-    from proxy.telemetry.events import Kind
-
     return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)

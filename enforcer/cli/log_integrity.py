@@ -4,23 +4,28 @@ Private halves of keys are never shown or written elsewhere.
 """
 
 import argparse
+import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from enforcer.cli.log import backslashed, no_journal
+from enforcer.journal.keeper import tend_now
 from enforcer.journal.signing import keys, place
 from enforcer.system import state
 from enforcer.system.errors import HostError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.journal.segment_check import Keys
-    from proxy.telemetry.journal.verify import Report
+from proxy.telemetry.events import Kind, Mark
+from proxy.telemetry.journal.keys import KeyProblem, current, known, make, pem, read_public, rotate, says, signer
+from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
+from proxy.telemetry.journal.retention import Keep
+from proxy.telemetry.journal.segment_check import Keys
+from proxy.telemetry.journal.verify import Report, verify
+from proxy.telemetry.visible import visible
+from rules.loading import fields
+from rules.problems import did_you_mean, quoted
 
 _ACTIONS = ("list", "make", "export", "rotate")
 _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -28,9 +33,6 @@ _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     """Look at all of it. 0: intact; 1: it isn't, or nobody has signed it; 2: it can't be looked at."""
-    from proxy.telemetry.journal.keys import KeyProblem
-    from proxy.telemetry.journal.verify import verify
-
     directory = Path(arguments.what) if arguments.what is not None else directory
     if not directory.is_dir():
         return no_journal(directory)
@@ -45,10 +47,8 @@ def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     return _say(report, arguments.format)
 
 
-def _trusted(file: Path | None) -> "Keys":
+def _trusted(file: Path | None) -> Keys:
     """Return the keys that may have signed: those in a file, or else this installation's own."""
-    from proxy.telemetry.journal.keys import KeyProblem, known, read_public
-
     if file is None:
         return known(keys())
     try:
@@ -57,7 +57,7 @@ def _trusted(file: Path | None) -> "Keys":
         raise KeyProblem(f"`{file}`: {error}") from error
 
 
-def _kept(file: Path | None) -> "Iterator[tuple[str, bytes]]":
+def _kept(file: Path | None) -> Iterator[tuple[str, bytes]]:
     if file is not None:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -79,15 +79,12 @@ class _Progress:
             sys.stderr.flush()
 
 
-def _say(report: "Report", shape: str | None) -> int:
+def _say(report: Report, shape: str | None) -> int:
     if shape in ("json", "jsonl"):
-        import json
-
         found = [each._asdict() for each in report.findings]
         said = {"intact": report.intact, "lines": report.lines, "segments": report.segments}
         print(json.dumps({**said, "signed": report.signed, "key": report.key, "head": report.head, "findings": found}))
         return 0 if report.intact else 1
-    from proxy.telemetry.visible import visible
 
     backslashed()
     for each in report.findings:
@@ -102,12 +99,8 @@ def _say(report: "Report", shape: str | None) -> int:
 
 def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
     """Do it; 0 when it was done, 1 when it couldn't be, 2 for misuse."""
-    from proxy.telemetry.journal.keys import KeyProblem
-
     action = arguments.what or "list"
     if action not in _ACTIONS:
-        from rules.problems import did_you_mean, quoted
-
         instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
         print(f"exeat: invalid value {quoted(action)} for `exeat log keys`{instead}", file=sys.stderr)
         return 2
@@ -120,8 +113,6 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
 
 
 def _do(action: str, directory: Path) -> int:
-    from proxy.telemetry.journal.keys import current, known, make, pem
-
     if action == "make":
         try:
             print(make(keys()).id)
@@ -149,10 +140,6 @@ def _rotate(directory: Path) -> int:
 
     What killed writers have left is signed first: it would be older than the newest signature, and in no ledger.
     """
-    from proxy.telemetry.events import Kind, Mark
-    from proxy.telemetry.journal.keys import rotate, says, signer
-    from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
-
     lock = place(directory) / "ledger.lock"
     if directory.is_dir():
         ledger = Ledger(directory, signer(keys()), lock)
@@ -171,10 +158,6 @@ def _rotate(directory: Path) -> int:
 
 def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
     """Say or change it; 0 when that was done, 1 when it couldn't be, 2 for misuse."""
-    from enforcer.journal.keeper import tend_now
-    from proxy.telemetry.journal.keys import KeyProblem
-    from proxy.telemetry.journal.retention import Keep
-
     try:
         state.make_private(state.state_directory())
         kept = place(directory) / "keep.json"
@@ -214,8 +197,6 @@ def _age(text: str) -> int | None:
 
 
 def _size_limit(text: str) -> int | None:
-    from rules.loading import fields
-
     if text == "none":
         return None
     try:

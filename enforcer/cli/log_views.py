@@ -3,21 +3,24 @@
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from enforcer.cli import journals, log
 from enforcer.cli.log import backslashed
+from proxy.telemetry.descriptions import what
+from proxy.telemetry.encoding import timestamp
+from proxy.telemetry.events import DECISIONS, Event
+from proxy.telemetry.formats.record import one_line
+from proxy.telemetry.journal.query import Entry, Progress, read_events
+from proxy.telemetry.views.causality import Caused, Chain, chain, find, is_named, named
+from proxy.telemetry.views.conversations import Joined, joined, moment
+from proxy.telemetry.views.timeline import story
+from proxy.telemetry.visible import unpadded, visible
 from proxy.wire import strict_json
 from rules.problems import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.query import Entry
-    from proxy.telemetry.views.causality import Caused, Chain
-    from proxy.telemetry.views.conversations import Joined
+from rules.verdicts import Outcome
 
 _SHOWN = 10
 _HEADINGS = ("destinations", "rules", "reasons", "tasks")
@@ -25,8 +28,6 @@ _HEADINGS = ("destinations", "rules", "reasons", "tasks")
 
 def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    from proxy.telemetry.views.causality import find
-
     given = arguments.what or ""
     name = meant(directory, given)
     entry = None if name is None else find(directory, name)
@@ -36,7 +37,6 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     if arguments.format in ("json", "jsonl"):
         _write(record)
         return 0
-    from proxy.telemetry.visible import unpadded, visible
 
     backslashed()
     fields = list(_fields(record))
@@ -48,23 +48,17 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
 
 def _write(value: dict[str, Any]) -> None:
     """Write a value for programs."""
-    from proxy.telemetry.formats.record import one_line
-
     sys.stdout.buffer.write(one_line(value))
 
 
 def meant(directory: Path, given: str) -> str | None:
     """Return the id of the one event that is named, in whole or by an end of its id."""
-    from proxy.telemetry.views.causality import named
-
     found = named(directory, given)
     return found[0] if len(found) == 1 else None
 
 
 def not_there(directory: Path, given: str, part: str) -> int:
     """Say that there is no event with that id, or several; the status that comes of it."""
-    from proxy.telemetry.views.causality import is_named, named
-
     if not given:
         print(f"exeat: which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids", file=sys.stderr)
         return 2
@@ -79,7 +73,7 @@ def not_there(directory: Path, given: str, part: str) -> int:
     return 1
 
 
-def _fields(record: dict[str, Any], above: str = "") -> "Iterator[tuple[str, str]]":
+def _fields(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     for key, value in record.items():
         if isinstance(value, dict):
             yield from _fields(value, f"{above}{key}.")
@@ -89,9 +83,6 @@ def _fields(record: dict[str, Any], above: str = "") -> "Iterator[tuple[str, str
 
 def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    from proxy.telemetry.views.causality import chain
-    from proxy.telemetry.views.conversations import joined
-
     given = arguments.what or ""
     name = meant(directory, given)
     found = None if name is None else chain(directory, name)
@@ -120,7 +111,7 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _beside(beside: "Joined") -> "Iterator[tuple[str, list[Entry]]]":
+def _beside(beside: Joined) -> Iterator[tuple[str, list[Entry]]]:
     """Yield what is shown of it, under which heading."""
     for heading, entries in (
         ("what the agent says around it, which is its claim", beside.said),
@@ -132,12 +123,12 @@ def _beside(beside: "Joined") -> "Iterator[tuple[str, list[Entry]]]":
             yield heading, entries
 
 
-def _near(found: "Chain") -> "list[Event]":
+def _near(found: Chain) -> list[Event]:
     """Return the events right above and below."""
     return [*(each.event for each in found.causes), *(each.entry.event for each in found.event.effects)]
 
 
-def _shown(found: "Chain") -> set[str]:
+def _shown(found: Chain) -> set[str]:
     """Return the ids of all that the tree shows."""
     ids, waiting = _ids(found), [found.event]
     while waiting:
@@ -147,11 +138,11 @@ def _shown(found: "Chain") -> set[str]:
     return ids if found.task is None else {*ids, found.task.event.id}
 
 
-def _ids(found: "Chain") -> set[str]:
+def _ids(found: Chain) -> set[str]:
     return {entry.event.id for entry in (*found.causes, found.event.entry)}
 
 
-def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
+def _print_effects(caused: Caused, depth: int, mark: str = "") -> None:
     waiting = [(caused, depth, mark)]
     while waiting:
         each, far, sign = waiting.pop()
@@ -159,15 +150,9 @@ def _print_effects(caused: "Caused", depth: int, mark: str = "") -> None:
         waiting += [(effect, far + 1, "") for effect in reversed(each.effects)]
 
 
-def _said(event: "Event", depth: int) -> str:
-    from proxy.telemetry.descriptions import what
-    from proxy.telemetry.encoding import timestamp
-    from proxy.telemetry.visible import unpadded, visible
-
+def _said(event: Event, depth: int) -> str:
     when: int = event.time
     if event.agent is not None:
-        from proxy.telemetry.views.conversations import moment
-
         when = moment(event)
     why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
     who = ""
@@ -177,7 +162,7 @@ def _said(event: "Event", depth: int) -> str:
     return f"{'  ' * depth}{timestamp(when)[11:23]} {said}  {event.id}"
 
 
-def _value(found: "Chain", beside: "Joined") -> dict[str, Any]:
+def _value(found: Chain, beside: Joined) -> dict[str, Any]:
     """Return all of it as one value; effects one within the other, at most as deep as causes can be."""
     value = {"causes": [_record(each) for each in found.causes], **_caused(found.event)}
     for name in ("said", "did", "process", "people"):
@@ -189,21 +174,18 @@ def _value(found: "Chain", beside: "Joined") -> dict[str, Any]:
     return value
 
 
-def _caused(caused: "Caused", depth: int = 0) -> dict[str, Any]:
+def _caused(caused: Caused, depth: int = 0) -> dict[str, Any]:
     effects = [_caused(each, depth + 1) for each in caused.effects] if depth < 64 else []
     return {"event": _record(caused.entry), "effects": effects}
 
 
-def _record(entry: "Entry") -> dict[str, Any]:
+def _record(entry: Entry) -> dict[str, Any]:
     value: dict[str, Any] = strict_json.loads(entry.line)
     return value
 
 
 def run_top(arguments: argparse.Namespace, directory: Path) -> int:
     """Print them; 0 when all could be read, 1 when some lines could not, 2 for misuse."""
-    from proxy.telemetry.events import DECISIONS
-    from proxy.telemetry.journal.query import Progress, read_events
-
     progress = Progress()
     if not arguments.kind:
         arguments.kind = sorted(kind.value for kind in DECISIONS)
@@ -226,9 +208,7 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
     return journals.report(progress, "not counted")
 
 
-def _counted(events: "Iterator[Event]") -> "tuple[dict[str, Counter[str]], dict[str, Counter[str]]]":
-    from rules.verdicts import Outcome
-
+def _counted(events: Iterator[Event]) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
     tried: dict[str, Counter[str]] = {heading: Counter() for heading in _HEADINGS}
     stopped: dict[str, Counter[str]] = {heading: Counter() for heading in _HEADINGS}
     for event in events:
@@ -239,7 +219,7 @@ def _counted(events: "Iterator[Event]") -> "tuple[dict[str, Counter[str]], dict[
     return tried, stopped
 
 
-def _names(event: "Event") -> tuple[str, ...]:
+def _names(event: Event) -> tuple[str, ...]:
     destination = event.destination
     where = (destination.name or destination.address or "") if destination is not None else ""
     if not where and event.dns is not None:
@@ -249,9 +229,7 @@ def _names(event: "Event") -> tuple[str, ...]:
     return where, event.rules[0] if event.rules else "", event.reason or "", shown
 
 
-def _print_top(tried: "dict[str, Counter[str]]", stopped: "dict[str, Counter[str]]") -> None:
-    from proxy.telemetry.visible import visible
-
+def _print_top(tried: dict[str, Counter[str]], stopped: dict[str, Counter[str]]) -> None:
     backslashed()
     for heading in _HEADINGS:
         print(f"{'ATTEMPTS':>10} {'BLOCKED':>10}  {heading.upper()}")
@@ -266,9 +244,6 @@ def _print_top(tried: "dict[str, Counter[str]]", stopped: "dict[str, Counter[str
 
 def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
-    from proxy.telemetry.journal.query import Progress, read_events
-    from proxy.telemetry.views.timeline import story
-
     task = arguments.what or arguments.task
     if task is None and not arguments.last:
         print("exeat: which task? `exeat log replay TASK`, or `--last` for the last one", file=sys.stderr)

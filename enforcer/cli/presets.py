@@ -2,18 +2,21 @@
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli.parsing import FORMAT, argument
+from enforcer.system.errors import ExeatError, UsageError
+from rules.loading.load import preset_names
+from rules.loading.preset_locks import Locked, Places, lock_paths, read_locks
+from rules.presets.shipped import Preset, preset
+from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from enforcer.presets.locking import Found
-    from rules.loading.preset_locks import Locked, Places
-    from rules.presets.shipped import Preset
 
 
 ARGUMENTS: Final = (
@@ -28,9 +31,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """List, show or lock. 0; 1 when a preset's tests fail or it could not be locked; 2 on misuse or a broken lock."""
-    from enforcer.system.errors import ExeatError
-    from rules.problems import RuleFileError
-
     try:
         if arguments.action == "lock":
             return _lock(arguments)
@@ -45,10 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from enforcer.system.errors import UsageError
-    from rules.loading.load import preset_names
-    from rules.presets.shipped import preset
-
     if arguments.names:
         raise UsageError("`list` takes no names; `exeat presets show NAME` shows one")
     presets = [preset(name, _locks(arguments), tried=False) for name in preset_names()]
@@ -63,11 +59,6 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from enforcer.system.errors import UsageError
-    from rules.loading.load import preset_names
-    from rules.presets.shipped import preset
-    from rules.problems import did_you_mean, quoted
-
     if not arguments.names:
         raise UsageError("`show` needs a NAME; `exeat presets list` lists them")
     known = preset_names()
@@ -85,12 +76,10 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _locks(arguments: argparse.Namespace) -> tuple[Path, ...]:
-    from rules.loading.preset_locks import lock_paths
-
     return lock_paths() if arguments.lock is None else (arguments.lock,)
 
 
-def _value(preset: "Preset") -> dict[str, Any]:
+def _value(preset: Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
         "about": preset.about,
@@ -103,16 +92,16 @@ def _value(preset: "Preset") -> dict[str, Any]:
     }
 
 
-def _places_value(places: "Places") -> dict[str, Any]:
+def _places_value(places: Places) -> dict[str, Any]:
     return {place: [_locked_value(locked) for locked in entries] for place, entries in places.items()}
 
 
-def _locked_value(locked: "Locked") -> dict[str, Any]:
+def _locked_value(locked: Locked) -> dict[str, Any]:
     resolves = [str(network) for network in locked.resolves_to]
     return {"url": locked.origin.url, "from": locked.source, **({"resolves_to": resolves} if resolves else {})}
 
 
-def _print(preset: "Preset") -> None:
+def _print(preset: Preset) -> None:
     print(f"{preset.name}: {preset.about}")
     if preset.includes or preset.places or preset.state == "not locked":
         print()
@@ -136,16 +125,16 @@ def _print(preset: "Preset") -> None:
         print(f"  {'FAILED' if test.failure else 'ok    '}  {test.expect:<5}  {test.failure or test.attempt}")
 
 
-def _where(rule: "Mapping[str, Any]") -> str:
+def _where(rule: Mapping[str, Any]) -> str:
     return " ".join(rule.get("to", ())) + (f"  ports {' '.join(rule['ports'])}" if "ports" in rule else "")
 
 
-def _asked(rule: "Mapping[str, Any]") -> str:
+def _asked(rule: Mapping[str, Any]) -> str:
     http = rule.get("http", {})
     return " ".join(filter(None, (", ".join(http.get("methods", ())), *http.get("paths", ()))))
 
 
-def _print_places(places: "Places", indent: str) -> None:
+def _print_places(places: Places, indent: str) -> None:
     for place, entries in places.items():
         for locked in entries:
             inside = f", at {', '.join(map(str, locked.resolves_to))} alone" if locked.resolves_to else ""
@@ -156,8 +145,6 @@ def _lock(arguments: argparse.Namespace) -> int:
     from enforcer.presets.fetch import Web
     from enforcer.presets.locking import BY_HAND, CLIENTS, discover, write
     from enforcer.presets.machine import this_machine
-    from rules.loading.preset_locks import lock_paths, read_locks
-    from rules.problems import Problem, RuleFileError
 
     wanted = _wanted(arguments.names)
     path = arguments.lock or lock_paths()[0 if _is_root() else -1]
@@ -184,9 +171,6 @@ def _lock(arguments: argparse.Namespace) -> int:
 def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
     """Read `NAME`, `NAME=URL` and `NAME.PLACE=URL`; the same place twice has both."""
     from enforcer.presets.locking import CLIENTS
-    from enforcer.system.errors import UsageError
-    from rules.loading.load import preset_names
-    from rules.problems import did_you_mean, quoted
 
     wanted: dict[str, dict[str, list[str]]] = {}
     for word in names:
@@ -211,13 +195,11 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def _is_root() -> bool:
-    import os
-
     return os.geteuid() == 0
 
 
 def _report(
-    found: "list[Found]", before: "dict[str, Places]", path: Path, arguments: argparse.Namespace, kept: list[str]
+    found: "list[Found]", before: dict[str, Places], path: Path, arguments: argparse.Namespace, kept: list[str]
 ) -> None:
     if arguments.format == "json":
         values = [

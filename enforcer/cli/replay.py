@@ -5,16 +5,17 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from enforcer.cli import journals
 from enforcer.cli.output import several
 from enforcer.cli.parsing import FORMAT, argument
+from enforcer.policy.rule_files import SYSTEM, load
 from enforcer.system.errors import ExeatError
-
-if TYPE_CHECKING:
-    from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
+from proxy.telemetry.journal.query import Progress
+from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
+from proxy.telemetry.visible import visible
+from rules.problems import RuleFileError
 
 _WORDS = {
     "blocked": "blocked",
@@ -47,11 +48,6 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
     `system`: where root's rules lie; for tests, not for users.
     """
-    from enforcer.policy.rule_files import SYSTEM, load
-    from proxy.telemetry.journal.query import Progress
-    from proxy.telemetry.replay.replay import Replay
-    from rules.problems import RuleFileError
-
     try:
         policy = load(arguments.rules, system or SYSTEM).policy
     except RuleFileError as error:
@@ -81,12 +77,12 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     return max(journals.report(progress), 1 if groups or replay.unsure or replay.skipped else 0)
 
 
-def _order(item: "tuple[Group, Tally]") -> tuple[object, ...]:
+def _order(item: tuple[Group, Tally]) -> tuple[object, ...]:
     group, tally = item
     return list(_HEADINGS).index(group.effect), -tally.counts.total(), group.place, group.task, group.was, group.now
 
 
-def _value(replay: "Replay", groups: "list[tuple[Group, Tally]]", progress: "Progress") -> dict[str, Any]:
+def _value(replay: Replay, groups: list[tuple[Group, Tally]], progress: Progress) -> dict[str, Any]:
     return {
         "revision": replay.policy.revision,
         "attempts": replay.attempts,
@@ -112,12 +108,12 @@ def _value(replay: "Replay", groups: "list[tuple[Group, Tally]]", progress: "Pro
     }
 
 
-def _said_value(said: "Said") -> dict[str, Any]:
+def _said_value(said: Said) -> dict[str, Any]:
     reason = said.reason.value if said.reason is not None else None
     return {"fate": said.fate.value, "reason": reason, "rules": list(said.rules)}
 
 
-def _print(replay: "Replay", groups: "list[tuple[Group, Tally]]") -> None:
+def _print(replay: Replay, groups: list[tuple[Group, Tally]]) -> None:
     for effect, heading in _HEADINGS.items():
         here = [(group, tally) for group, tally in groups if group.effect == effect]
         if here:
@@ -132,7 +128,7 @@ def _print(replay: "Replay", groups: "list[tuple[Group, Tally]]") -> None:
             print(f"{word}: {several(count, 'attempt')}, {why}")
 
 
-def _result(replay: "Replay") -> str:
+def _result(replay: Replay) -> str:
     """Say how many attempts would be decided otherwise; nothing would only where that is certain of all."""
     unknown = replay.unsure + replay.skipped.total()
     if not unknown:
@@ -140,18 +136,14 @@ def _result(replay: "Replay") -> str:
     return f"{replay.changes or 'none'} would change for certain, and of {unknown} the journal doesn't tell enough"
 
 
-def _line(group: "Group", tally: "Tally") -> str:
-    from proxy.telemetry.visible import visible
-
+def _line(group: Group, tally: Tally) -> str:
     counts = ", ".join(f"{count} {_KINDS[kind][count != 1]}" for kind, count in sorted(tally.counts.items()))
     task = f" of `{visible(group.task)}`" if group.task else ""
     examples = f" ({', '.join(visible(example) for example in tally.examples)})" if tally.examples else ""
     return f"{visible(group.place)}{task}, {counts}: was {_said(group.was)}, would be {_said(group.now)}{examples}"
 
 
-def _said(said: "Said") -> str:
-    from proxy.telemetry.visible import visible
-
+def _said(said: Said) -> str:
     shown = [f"`{visible(rule)}`" for rule in said.rules[:3]]
     by = f" by {', '.join(shown)}" if shown else ""
     return f"{_WORDS[said.fate]}{by}" + ("" if by and said.reason == "rule" else f" ({said.reason or 'unknown'})")

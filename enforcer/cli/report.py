@@ -5,14 +5,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, JOURNAL, argument
-
-if TYPE_CHECKING:
-    from proxy.telemetry.views.report_data import Gathered
-
+from proxy.telemetry.journal.query import Progress, last_task
+from proxy.telemetry.views.report_data import Gathered, gather
 
 ARGUMENTS: Final = (
     argument("task", "TASK", "only this task: its id or name, `*` stands for anything", nargs="?"),
@@ -26,9 +24,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
-    from proxy.telemetry.journal.query import Progress, last_task
-    from proxy.telemetry.views.report_data import gather
-
     if problem := _misuse(arguments):
         print(f"exeat: {problem}", file=sys.stderr)
         return 2
@@ -67,7 +62,7 @@ def _misuse(arguments: argparse.Namespace) -> str:
     return ""
 
 
-def _page(all_: "Gathered", about: str) -> str:
+def _page(all_: Gathered, about: str) -> str:
     from importlib.metadata import version
 
     from proxy.telemetry.views.report_page import page

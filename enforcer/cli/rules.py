@@ -3,18 +3,20 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli.check import LOCK
+from enforcer.cli.check import LOCK, locks_of, rule_files
 from enforcer.cli.parsing import FORMAT, argument
+from rules.loading import cases
+from rules.loading.cases import Question, Result, said
+from rules.loading.load import read
+from rules.matching.policy import Policy
+from rules.problems import RuleFileError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rules.diff.compare import Compared
     from rules.diff.words import Statement
-    from rules.loading.cases import Question, Result
-    from rules.matching.policy import Policy
 
 
 TEST_ARGUMENTS: Final = (
@@ -36,11 +38,6 @@ SCHEMA_ARGUMENTS: Final = (
 
 def run_test(arguments: argparse.Namespace) -> int:
     """Run the tests. 0 when all passed, 1 when one failed, 2 when a file can't be used or there are no tests at all."""
-    from enforcer.cli.check import locks_of, rule_files
-    from rules.loading import cases
-    from rules.loading.load import read
-    from rules.problems import RuleFileError
-
     files, problems = rule_files(arguments.files)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -70,9 +67,7 @@ def run_test(arguments: argparse.Namespace) -> int:
     return 2 if broken else 1 if failed else 0
 
 
-def _test_value(result: "Result") -> dict[str, Any]:
-    from rules.loading.cases import said
-
+def _test_value(result: Result) -> dict[str, Any]:
     case = result.case
     asked = case.question
     return {
@@ -91,7 +86,7 @@ def _test_value(result: "Result") -> dict[str, Any]:
     }
 
 
-def _print_test(result: "Result") -> None:
+def _print_test(result: Result) -> None:
     case = result.case
     said = _circumstances(case.question)
     if result.failure:
@@ -100,10 +95,8 @@ def _print_test(result: "Result") -> None:
         print(f"ok    {case.expect:<5}  {case.question.text}{said}")
 
 
-def _circumstances(asked: "Question") -> str:
+def _circumstances(asked: Question) -> str:
     """Say who asks, when and with what: tests may differ in nothing else."""
-    from rules.problems import printable
-
     labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.labels.items()))
     parts = [f"task {asked.task}"] * bool(asked.task) + [f"labels {labels}"] * bool(labels)
     parts += [] if asked.at is None else [f"at {asked.at}"]
@@ -128,7 +121,6 @@ def run_diff(arguments: argparse.Namespace) -> int:
         return 2
     from rules.diff.compare import compare
     from rules.diff.words import statements
-    from rules.loading.load import read
 
     before, after = read(old).policy, read(new).policy
     compared = compare(before, after)
@@ -140,7 +132,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     return 0 if compared.is_empty else 1
 
 
-def _diff_value(before: "Policy", after: "Policy", compared: "Compared", told: "list[Statement]") -> dict[str, Any]:
+def _diff_value(before: Policy, after: Policy, compared: "Compared", told: "list[Statement]") -> dict[str, Any]:
     return {
         "old": {"files": list(map(str, before.sources)), "revision": before.revision},
         "new": {"files": list(map(str, after.sources)), "revision": after.revision},
@@ -164,7 +156,7 @@ def _print_diff(compared: "Compared", told: "list[Statement]") -> None:
     print("; ".join(_counted(compared, told)))
 
 
-def _counted(compared: "Compared", told: "list[Statement]") -> "Iterator[str]":
+def _counted(compared: "Compared", told: "list[Statement]") -> Iterator[str]:
     """Say how much differs: settings, then what is decided."""
     from rules.diff.words import BECOMES
 

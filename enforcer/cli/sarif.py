@@ -1,22 +1,18 @@
 """Findings as SARIF 2.1.0 (OASIS), which code reviews show beside the lines they are about."""
 
 import os.path
+from collections.abc import Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
-from rules.lint.findings import CHECKS, Check, Severity
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rules.lint.findings import Finding
+from rules.lint.findings import CHECKS, Check, Finding, Severity
 
 SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _NUMBERS: Final = {check.code: number for number, check in enumerate(CHECKS)}
 
 
-def log_of(findings: "Iterable[Finding]") -> dict[str, Any]:
+def log_of(findings: Iterable[Finding]) -> dict[str, Any]:
     """Make a log of one run; files are given relative to the working directory, which is `%SRCROOT%`."""
     driver = {"name": "exeat", "semanticVersion": version("exeat"), "rules": [_rule(check) for check in CHECKS]}
     run = {
@@ -37,7 +33,7 @@ def _rule(check: Check) -> dict[str, Any]:
     }
 
 
-def _result(finding: "Finding") -> dict[str, Any]:
+def _result(finding: Finding) -> dict[str, Any]:
     check = finding.check
     text = finding.message if check.severity is Severity.ERROR else f"{finding.message}; {check.todo}"
     return {

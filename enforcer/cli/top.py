@@ -7,15 +7,14 @@ import select
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import JOURNAL, argument
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from proxy.telemetry.views.top import State
+from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
+from proxy.telemetry.views.top import Screen, State
 
 _EVERY = 0.5  # seconds between two pictures
 _MOST_AT_ONCE = 2000  # events between two pictures: a flood must not keep the screen from being drawn
@@ -36,9 +35,6 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
-    from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
-    from proxy.telemetry.views.top import State
-
     path = journals.found(arguments.journal)
     if path is None:
         return 2
@@ -67,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 class _Picture:
     """The screen, drawn anew every now and then."""
 
-    def __init__(self, state: "State", since: int) -> None:
+    def __init__(self, state: State, since: int) -> None:
         self._state = state
         self._since = since
         self._drawn = 0.0
@@ -96,11 +92,7 @@ class _Picture:
             raise _EnoughError
 
 
-def _lines(state: "State", since: int, size: os.terminal_size, *, coloured: bool) -> list[str]:
-    from datetime import UTC, datetime
-
-    from proxy.telemetry.views.top import Screen
-
+def _lines(state: State, since: int, size: os.terminal_size, *, coloured: bool) -> list[str]:
     said = datetime.fromtimestamp(since // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M")
     return Screen(size.columns, size.lines, coloured).show(state, time.time_ns(), said)
 
@@ -110,7 +102,7 @@ def _can_draw() -> bool:
 
 
 @contextlib.contextmanager
-def _terminal() -> "Iterator[None]":
+def _terminal() -> Iterator[None]:
     """Take the screen, and keys as they are typed; give both back whatever happens."""
     import termios
     import tty
