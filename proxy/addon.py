@@ -30,8 +30,8 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.gate.block_page import Refusal, page
-from proxy.inspection.messages import body_length, head_of, page_response, response_head_of
 from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
+from proxy.request.messages import checked_length, head_of, page_response, response_head_of
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host
@@ -247,32 +247,36 @@ class Exeat:
     @guarded
     def responseheaders(self, answered: http.HTTPFlow) -> None:
         """Stream what comes, and switch to no other protocol."""
-        session = self.visitor(answered.client_conn).session(answered)
+        found = self.visitor(answered.client_conn).request(answered)
         assert answered.response
         if answered.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that nobody asked for")
-        if session is not None and (exchange := session.exchange(answered.id)):
-            method, head = answered.request.data.method, response_head_of(answered.response)
-            exchange.answered(head.status, body_length(method, head))
-            answered.response.stream = streaming(exchange.may_receive, functools.partial(kill, answered))
+        if found is not None and found[1].is_open:
+            request, head = found[1], response_head_of(answered.response)
+            request.answered(head.status, checked_length(answered.request.data.method, head))
+            answered.response.stream = streaming(request.may_receive, functools.partial(kill, answered))
 
     @guarded
     def response(self, answered: http.HTTPFlow) -> None:
-        """Tell how it ended."""
-        session = self.visitor(answered.client_conn).session(answered)
-        if session is not None and answered.response:
-            session.complete(answered.id, answered.response.status_code)
+        """Record how it ended."""
+        found = self.visitor(answered.client_conn).finish(answered)
+        if found is not None and answered.response:
+            session, request = found
+            session.complete(request, answered.response.status_code)
 
     @guarded
     def error(self, failed: http.HTTPFlow) -> None:
-        """Tell how it broke off: its client left, or its server failed."""
-        session = self.visitor(failed.client_conn).session(failed)
-        if session is not None and not failed.client_conn.state & connection.ConnectionState.CAN_READ:
-            session.left(failed.id)
-        elif session is not None:
+        """Record how it broke off: its client left, or its server failed."""
+        found = self.visitor(failed.client_conn).finish(failed)
+        if found is None:
+            return
+        session, request = found
+        if not failed.client_conn.state & connection.ConnectionState.CAN_READ:
+            session.left(request)
+        else:
             untrusted = "Certificate verify failed" in str(failed.error)
             reason = Reason.UPSTREAM_UNTRUSTED if untrusted else Reason.UPSTREAM_FAILED
-            session.complete(failed.id, None, Outcome.FAILED, reason)
+            session.complete(request, None, Outcome.FAILED, reason)
 
     @guarded
     def never(self, subject: Any) -> None:

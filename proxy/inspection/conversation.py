@@ -15,13 +15,13 @@ from proxy.event_loop.poller import reset
 from proxy.event_loop.slices import SLICE
 from proxy.gate.states import LIFETIME
 from proxy.inspection.context import Failure, Far, Near
-from proxy.inspection.deciding import Requests, is_good
 from proxy.inspection.http import GateHttp
 from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link
-from proxy.inspection.messages import is_relayed
+from proxy.inspection.pipeline import Pipeline, is_good
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, FarTls, NearTls
+from proxy.inspection.upstream_proxy import is_relayed
 from proxy.telemetry.events import Where
 from rules.verdicts import Reason
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from proxy.dialing.connecting import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.gate.admitted import Admitted
-    from proxy.inspection.deciding import Found
     from proxy.inspection.engine import Engine
     from proxy.inspection.judging import Place
+    from proxy.inspection.pipeline import Found
     from proxy.inspection.stream import Stream
     from rules.attempt import Attempt
     from rules.decision import Decision
@@ -54,9 +54,9 @@ class Conversation:
             engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice, admitted.whose,
             admitted.approval,
         )  # fmt: skip
-        self.session.asked_about.changed = self._watch_out
+        self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
-        self._requests = Requests(self.session, self._addresses)
+        self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = Near(place)
         self._http: GateHttp = GateHttp(client, self.session, engine.room, self)
         tls = NearTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
@@ -155,7 +155,7 @@ class Conversation:
     def leaving(self, link: Link) -> None:
         """Note that a client has ended its side while people are asked: it waits no more."""
         if link.connection is self._client:
-            self.session.asked_about.leave()
+            self.session.approvals.leave()
 
     def gone(self, link: Link) -> None:
         """Forget a socket that is closed; without the client's there is nothing left to do."""
@@ -241,7 +241,7 @@ class Conversation:
                 self.abort()
                 return
             self._idle_timeout = decision.idle_timeout
-            self.session.asked_about.look_again()
+            self.session.approvals.look_again()
             self._review = self.session.reviewing(self._http.under_way())
             self._http.stopped = True  # nothing more is begun before
             if not (self._busy or self._is_put_off):
@@ -286,7 +286,7 @@ class Conversation:
 
     def decide(self, stream: "Stream") -> bool:
         """Have a request decided; returns whether it is, and else has it go on later."""
-        pending = self._requests.requestheaders(stream.request)
+        pending = self._pipeline.decide(stream.request)
         if pending is not None:
             task = asyncio.ensure_future(pending)
             self._hooks.add(task)

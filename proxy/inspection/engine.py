@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dial import Dialer
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.admitted import Admitted
-    from proxy.inspection.deciding import Found
+    from proxy.inspection.pipeline import Found
     from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision

@@ -21,14 +21,13 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 
-from proxy.inspection.brokering import Misused
 from proxy.inspection.context import FIELD, REQUEST, ClientEnded, Far, Near, Revoked
 from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
 from proxy.inspection.link import FULL
-from proxy.inspection.messages import RequestHeaders
 from proxy.inspection.stream import WAIT, Steps, Stream
 from proxy.inspection.tls import HTTP2
+from proxy.request.messages import RequestHeaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -243,30 +242,23 @@ class GateHttp:
         """Give an event to a request, behind what it waits for."""
         if stream.waiting is not None:
             if stream.undecided and type(event) in _LEAVES:
-                self.session.asked_about.leave(stream.request.key)  # itself it hears only when it is decided
+                self.session.approvals.leave(stream.request.key)  # itself it hears only when it is decided
             stream.queue.append(event)
             return
-        try:
-            steps = stream.handle(event)
-        except Misused as misuse:
-            stream.stop_misuse(misuse)
-        else:
-            if steps is not None:
-                self._run(stream, steps)
+        steps = stream.handle(event)
+        if steps is not None:
+            self._run(stream, steps)
 
     def _run(self, stream: Stream, steps: Steps) -> None:
         """Go on with what a request does, until that is through or waits, or the turn is over."""
         self._running = None
-        try:
-            for step in steps:
-                if step is WAIT:
-                    stream.waiting = steps
-                    return
-                if self.stopped or thread_time() >= self._until:
-                    self._running = stream, steps
-                    return
-        except Misused as misuse:
-            stream.stop_misuse(misuse)
+        for step in steps:
+            if step is WAIT:
+                stream.waiting = steps
+                return
+            if self.stopped or thread_time() >= self._until:
+                self._running = stream, steps
+                return
 
     def resume(self, stream: Stream) -> None:
         """Go on with a request that has waited, then with what came for it meanwhile."""
@@ -292,6 +284,8 @@ class GateHttp:
         """Forget a request that is over. Idempotent."""
         if self.streams.pop(stream.stream_id, None) is not None:
             self._requests -= stream.takes
+            if stream.request.stages:
+                stream.request.enter(())  # they refer to each other
 
     # --- what requests want ---
 

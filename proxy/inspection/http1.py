@@ -40,18 +40,17 @@ from proxy.inspection.http1_heads import (
     response_heads,
     split_head,
 )
-from proxy.inspection.messages import (
+from proxy.inspection.upstream_proxy import asked_of_proxy, is_relayed
+from proxy.request.chunked_body import Buffer, Chunks
+from proxy.request.messages import (
     MOST_INFORMATIONAL,
     RequestHeaders,
     ResponseHeaders,
     Unreadable,
-    asked_of_proxy,
     body_size,
     closing,
     has_no_body,
-    is_relayed,
 )
-from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.request_head import NOTHING, Head, Unclear
 from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
@@ -59,7 +58,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Place
-    from proxy.inspection.messages import ResponseHead
+    from proxy.request.messages import ResponseHead
     from proxy.request.request_head import Field
 
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers

@@ -10,7 +10,7 @@ import string
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from proxy.inspection.messages import ResponseHead, body_size
+from proxy.request.messages import ResponseHead, body_size
 from proxy.request.request_head import MOST_FIELDS, Head, Unclear
 from rules.verdicts import Reason
 

@@ -36,7 +36,7 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 from proxy.inspection.context import LayerContext
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
-from proxy.inspection.messages import (
+from proxy.request.messages import (
     RequestHeaders,
     ResponseHead,
     ResponseHeaders,

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals.request_builder import in_vain
 from proxy.dialing.connecting import written
-from proxy.inspection.git import all_refused, git_request, judge_push, together
+from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
 from proxy.request.request_head import Unclear, read_authority, values
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
-from rules.decision import Decision
+from rules.decision import Decision, denied
 from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
     from proxy.dialing.connecting import DialFailed, Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.git import Judged
+    from proxy.inspection.stages.git import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
     from proxy.sandbox.tenant import Tenant
@@ -213,7 +213,7 @@ def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | N
     if not (there.passes or there.asks):
         return there
     if here.asks or there.asks:  # people would be shown one of both
-        return denied(tenant, Reason.AMBIGUOUS_REQUEST)
+        return denied(tenant.policy, Reason.AMBIGUOUS_REQUEST)
     return together(here, there)
 
 
@@ -227,7 +227,7 @@ def _judge_push(
     judged = judge_push(policy, attempt, push)
     if options or not push.asks_more or not (judged.decision.passes or judged.decision.asks):
         return judged, ""
-    return all_refused(judged, denied(tenant, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
+    return all_refused(judged, denied(tenant.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
@@ -365,13 +365,8 @@ def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) ->
     return replace(ruling, decision=decision, detail=detail, pushed=pushed)
 
 
-def denied(tenant: "Tenant", reason: Reason) -> Decision:
-    """Return the decision of a check that comes before the rules."""
-    return Decision(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, revision=tenant.policy.revision)
-
-
 def _denied(tenant: "Tenant", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None) -> Ruling:
-    return Ruling(denied(tenant, reason), *shown(head), detail=detail, status=status)
+    return Ruling(denied(tenant.policy, reason), *shown(head), detail=detail, status=status)
 
 
 def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
@@ -403,6 +398,6 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
         scans.append(decision.scan)
         problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
-            return Standing(denied(tenant, problem))
+            return Standing(denied(tenant.policy, problem))
         yield
     return Standing(None, tuple(limits), Scan.strictest(scans))

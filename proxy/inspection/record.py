@@ -1,38 +1,33 @@
-"""What is recorded of the requests of one connection, and the request that was let out, until its answer is through.
+"""Writes the events of the requests of one connection: how much of each they say (`log: pattern`), and in which fields.
 
-How much is said of each: `log: pattern`, and secrets that were found. Whether something is told, and that it is told
-once, is the session's (invariant 6).
+Whether something is recorded, and that it is recorded once, is the session's (invariant 6).
 """
 
 import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.connecting import written
-from proxy.inspection.leaking import NOT_LOOKED, Looked
 from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.leases import Lease
     from proxy.inspection.judging import Place, Ruling
-    from proxy.inspection.leaking import Outgoing
+    from proxy.inspection.request_context import RequestContext
     from proxy.request.request_head import Head
-    from proxy.sandbox.rule_limits import Meter
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
-    from rules.addresses import Address
-    from rules.attempt import Attempt
     from rules.decision import Decision
+    from rules.verdicts import Outcome
 
 
 # Reasons that stand for many causes, each with a remedy of its own
 _SAID: Final = frozenset({Reason.PROTOCOL_MISMATCH, Reason.AMBIGUOUS_REQUEST, Reason.SECRET_NOT_SENT})
 
 
-class Teller:
-    """Tells of one connection's requests: where it leads, and who opened it, is in each event."""
+class RequestRecord:
+    """Records one connection's requests: where it leads, and who opened it, is in each event."""
 
     __slots__ = ("_address", "_cause", "_name", "_place", "_recorder", "_whose")
 
@@ -84,41 +79,41 @@ class Teller:
 
     def completed(  # noqa: PLR0917 - what is known of an end
         self,
-        exchange: "Exchange",
+        request: "RequestContext",
         status: int | None,
         outcome: "Outcome",
         reason: "Reason | None",
         by: "Decision | None",
         detail: str,
     ) -> None:
-        """Tell how a request ended. Never raises."""
-        http = exchange.http
+        """Record how a request ended. Never raises."""
+        http = request.http
         self._recorder.completed(
-            exchange.cause,
+            request.cause,
             name=self._name,
-            address=self._address if exchange.address is None else written(exchange.address),
+            address=self._address if request.address is None else written(request.address),
             port=self._place.port,
             protocol=self._place.protocol,
             http=Http(http.method, http.host, http.path, status, pattern=http.pattern),
-            up=exchange.up,
-            down=exchange.down,
-            seconds=time.monotonic() - exchange.started,
+            up=request.up,
+            down=request.down,
+            seconds=time.monotonic() - request.started,
             outcome=outcome,
             reason=reason,
             by=by,
-            via=exchange.via,
+            via=request.via,
             detail=detail,
         )
 
     def leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
-        """Tell that a secret was found in what leaves. Never raises."""
+        """Record that a secret was found in what leaves. Never raises."""
         self._recorder.leaked(
             cause, detail, rules=rules, blocked=blocked, name=self._name, address=self._address,
             port=self._place.port, protocol=self._place.protocol, http=http,
         )  # fmt: skip
 
     def tampered(self, cause: str, detail: str) -> None:
-        """Tell that a placeholder is where none belongs. Never raises."""
+        """Record that a placeholder is where none belongs. Never raises."""
         self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
 
 
@@ -143,76 +138,3 @@ def _detail(ruling: "Ruling") -> str:
     counts = pushed.attempts[0].request
     quiet = counts is None or counts.git is None or counts.git.ref in pushed.quiet
     return "" if quiet or _git(ruling) is None else ruling.detail
-
-
-class Exchange:
-    """One request that was let out, until its answer is through."""
-
-    __slots__ = (
-        "_length", "address", "attempts", "by", "cause", "down", "http", "lease", "looked", "meter", "outgoing",
-        "reviewed", "rules", "started", "status", "up", "via",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        cause: str,
-        http: "Http",
-        meter: "Meter | None" = None,
-        attempts: "tuple[Attempt, ...]" = (),
-        via: str | None = None,
-        *,
-        looked: Looked = NOT_LOOKED,
-        rules: tuple[str, ...] = (),
-    ) -> None:
-        self.cause = cause
-        self.address: Address | None = None  # where it was sent; None: not yet, or to a proxy, which alone knows it
-        self.rules = rules  # that let it out
-        self.looked = looked  # what was found in its head
-        self.outgoing: Outgoing | None = None  # what looks at the rest
-        self.via = via  # the proxy that it goes through
-        self.http = http
-        self.attempts = attempts  # what the rules were asked
-        self.by: Decision | None = None  # the decision of a later policy, or day, that ends it
-        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
-        self.meter = meter  # where its rules have limits
-        self.lease: Lease | None = None  # where it passes under grants
-        self.started = time.monotonic()
-        self.up = self.down = 0  # bytes of body
-        self.status: int | None = None  # of the response, once its head was passed on
-        self._length: int | None = None  # bytes of the response's body, where its head says so
-
-    def answered(self, status: int, length: int | None) -> None:
-        """Take note of the head of a response that is passed on, and how long it says that its body is."""
-        self.status, self._length = status, length
-
-    def left(self) -> tuple[Outcome, str]:
-        """Return the outcome, and words for it, when the client leaves now.
-
-        A server may say only later that a response ends where its length said (RFC 9113 section 8.1). Of a response
-        without a length, as a stream of events or a WebSocket, only the client knows how much of it it wants.
-        """
-        if self.status is None:
-            return Outcome.FAILED, "the client left before the server answered"
-        if self._length is None:
-            return Outcome.PASSED, "the client left before the end"
-        if self.down < self._length:
-            return Outcome.FAILED, "the client left before it had the whole response"
-        return Outcome.PASSED, ""
-
-    def may_send(self, size: int) -> bool:
-        """Whether a piece of the request's body may leave; it is counted then."""
-        if self.meter is not None and not self.meter.up(size):
-            return False
-        self.up += size
-        return True
-
-    def may_repeat(self, size: int) -> bool:
-        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
-        return self.meter is None or self.meter.up(size)
-
-    def may_receive(self, size: int) -> bool:
-        """Whether a piece of the response's body may enter; it is counted then."""
-        if self.meter is not None and not self.meter.down(size):
-            return False
-        self.down += size
-        return True

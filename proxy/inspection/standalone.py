@@ -8,21 +8,22 @@ import asyncio
 import logging
 import os
 import ssl
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mitmproxy.net.http.http1 import expected_http_body_size
+from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
 
 from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import Dialer
-from proxy.dlp.body_scan import Leaking
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once
-from proxy.inspection.deciding import RequestContext, Requests
-from proxy.inspection.judging import Place, denied
-from proxy.inspection.messages import head_of, page_response
+from proxy.inspection.judging import Place
+from proxy.inspection.pipeline import Pipeline
+from proxy.inspection.request_context import RequestContext
 from proxy.inspection.session import Session
+from proxy.inspection.stages.stage import Stopped
+from proxy.request.messages import head_of, page_response
 from proxy.request.request_head import Unclear
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.events import Kind, Tls
@@ -31,6 +32,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
+from rules.decision import denied
 from rules.loading.load import load
 from rules.names import HostName, InvalidName
 from rules.sandbox import NO_BOX
@@ -43,8 +45,7 @@ if TYPE_CHECKING:
     from mitmproxy.flow import Flow
     from mitmproxy.http import HTTPFlow, Request
 
-    from proxy.inspection.deciding import Found
-    from proxy.inspection.leaking import Outgoing
+    from proxy.inspection.pipeline import Found
     from rules.addresses import Address
     from rules.decision import Decision
 
@@ -102,7 +103,7 @@ class Desk:
         self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
     ) -> "Decision":
         """Tell of a connection that is refused before any rule."""
-        decision = denied(self.tenant, reason)
+        decision = denied(self.tenant.policy, reason)
         self._tell(decision, host, port, Protocol.TLS, tls)
         return decision
 
@@ -180,13 +181,10 @@ def streaming(
     return passed
 
 
-def looking(
-    may_pass: "Callable[[int], bool]",
-    outgoing: "Outgoing",
-    told: "Callable[[str], object]",
-    cut: "Callable[[], object]",
+def passing(
+    session: Session, request: RequestContext, cut: "Callable[[], object]"
 ) -> "Callable[[bytes], bytes | list[bytes]]":
-    """Return what mitmproxy passes a request's pieces through where secrets are looked for; `told` takes why it ends.
+    """Return what mitmproxy passes a request's body through that goes through stages; `cut` ends what they stop.
 
     The last piece is empty: mitmproxy says so that nothing more comes.
     """
@@ -194,11 +192,12 @@ def looking(
 
     def passed(data: bytes) -> bytes | list[bytes]:
         nonlocal over
-        if not over and (not data or may_pass(len(data))):
+        if not over and (not data or request.may_send(len(data))):
             try:
-                return at_once(outgoing.passing(data, end=not data)) or _NOTHING
-            except Leaking as leak:
-                told(str(leak))
+                parts = at_once(request.sent(RequestData(0, data) if data else RequestEndOfMessage(0)))
+                return [part.data for part in parts if isinstance(part, RequestData)]
+            except Stopped as stopped:
+                session.stop(request, stopped)
         over = True
         cut()
         return _NOTHING
@@ -217,7 +216,7 @@ class Visitor:
         self.cause = ""  # the event that let it there
         self.shut = False  # nothing passes any more
         self._sessions: dict[Place, Session] = {}
-        self._open: dict[str, Session] = {}
+        self._requests: dict[str, tuple[Session, RequestContext]] = {}  # under way, by their flows
         self._dialled: dict[tuple[str, int], Place] = {}  # what may be dialled, and for which place
 
     def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
@@ -241,9 +240,9 @@ class Visitor:
         if flow.error:
             session.misread(head_of(flow.request), Unclear(flow.error.msg))
             return None
-        self._open[flow.id] = session
-        request = RequestContext(flow.id, head_of(flow.request), announces_body(flow.request))
-        pending = Requests(session, self._desk.addresses, holds=False).requestheaders(request)
+        request = RequestContext(flow.id, head_of(flow.request), body=announces_body(flow.request))
+        self._requests[flow.id] = session, request
+        pending = Pipeline(session, self._desk.addresses, holds=False).decide(request)
         if pending is None:
             self._pin(flow, session, request)
             return None
@@ -253,9 +252,13 @@ class Visitor:
         """Return for which place an address may be dialled; None: it may not."""
         return None if self.shut else self._dialled.get((address[0], address[1]))
 
-    def session(self, flow: "HTTPFlow") -> Session | None:
-        """Return who decided on a request."""
-        return self._open.get(flow.id)
+    def request(self, flow: "HTTPFlow") -> tuple[Session, RequestContext] | None:
+        """Return a request that was decided on, and by whom."""
+        return self._requests.get(flow.id)
+
+    def finish(self, flow: "HTTPFlow") -> tuple[Session, RequestContext] | None:
+        """Return the same for the last time: it is over."""
+        return self._requests.pop(flow.id, None)
 
     def leave(self) -> None:
         """Tell the end."""
@@ -276,12 +279,9 @@ class Visitor:
 
     def _pin(self, flow: "HTTPFlow", session: Session, request: RequestContext) -> None:
         """Have mitmproxy dial an address that was checked for this request, and no other."""
-        exchange = session.exchange(flow.id)
         if request.refusal is not None:
-            flow.response = page_response(request.refusal)
-            if request.is_last:
-                flow.response.headers["Connection"] = "close"
-        if request.refusal is not None or exchange is None:
+            flow.response = page_response(request.refusal, last=request.is_last)
+        if not request.is_open:
             return
         assert request.addresses  # let out to nowhere: a fault of ours, which ends the flow
         text = str(request.addresses[0])
@@ -292,13 +292,11 @@ class Visitor:
         if not request.body:
             flow.request.stream = streaming(not_any, self._sever)
             return
-        outgoing = session.outgoing(flow.id, head)
         # What mitmproxy streams it goes on with when the flow is killed: what was cut would end as if it were whole
-        if outgoing is None:
-            flow.request.stream = streaming(exchange.may_send, self._sever)
+        if request.senders:
+            flow.request.stream = passing(session, request, self._sever)
         else:
-            told = partial(session.leaking, flow.id, head)
-            flow.request.stream = looking(exchange.may_send, outgoing, told, self._sever)
+            flow.request.stream = streaming(request.may_send, self._sever)
 
 
 # Every place where a distribution keeps its bundle (golang.org/src/crypto/x509/root_linux.go)

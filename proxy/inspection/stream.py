@@ -28,12 +28,14 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.dlp.body_scan import Leaking
-from proxy.inspection.brokering import Brokering, Misused
 from proxy.inspection.context import ClientEnded, Failure, Revoked, next_key
-from proxy.inspection.deciding import RequestContext
-from proxy.inspection.http1_heads import is_informational
-from proxy.inspection.messages import (
+from proxy.inspection.request_context import RequestContext
+from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
+from proxy.inspection.stages.stage import Stopped
+from proxy.inspection.tls import HTTP2
+from proxy.inspection.upstream_proxy import answered_by_proxy, is_relayed
+from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_frame
+from proxy.request.messages import (
     MOST_INFORMATIONAL,
     RequestHeaders,
     ResponseHead,
@@ -41,16 +43,11 @@ from proxy.inspection.messages import (
     Unreadable,
     advice_on_unreadable,
     announced,
-    answered_by_proxy,
-    body_length,
+    checked_length,
     ends_with_connection,
     has_no_body,
-    is_relayed,
     page_head,
-    what_is_wrong,
 )
-from proxy.inspection.tls import HTTP2
-from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_frame
 from proxy.request.request_head import may_trail, values
 from rules.verdicts import Outcome, Reason
 
@@ -62,18 +59,14 @@ if TYPE_CHECKING:
     from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
     from proxy.inspection.http import GateHttp
-    from proxy.inspection.leaking import Outgoing
-    from proxy.inspection.pending import Held
+    from proxy.inspection.stages.held_body import Held
+    from proxy.inspection.stages.stage import RequestPart, ResponsePart
     from proxy.request.request_head import Field
 
-type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage
-type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
 type Steps = Generator[object, None, None]
 
 WAIT: Final = object()  # what a request yields that waits for a decision or a connection
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-_REQUEST_PARTS: Final = frozenset({RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage})
-_RESPONSE_PARTS: Final = frozenset({ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage})
 _WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
 _GAVE_NONE: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
@@ -119,43 +112,38 @@ class Stream:
         self.request_state = RequestState.HEAD
         self.response_state = ResponseState.NOTHING
         self.undecided = False  # the decision is being made
-        self.settled = False  # ... and lets it out
+        self.settled = False  # ... and allows it
         self.takes = 0  # bytes, by itself
         self.waiting: Steps | None = None  # what goes on when there is a decision, or a connection
         self.queue: deque[Event] = deque()  # what has come meanwhile
         self.opened: Far | str = ""  # the connection that it waited for, or why there is none
         self.request: RequestContext  # with its head
         self.response: ResponseHead | None = None  # of its server
-        self.outgoing: Outgoing | None = None  # what looks for secrets in what follows the head
+        self.websocket: Switched | None = None  # once both sides have agreed
         self._bodiless = False  # nothing of the request follows its head
         self._held: Held | None = None
-        self._brokering: Brokering | None = None  # where the task has placeholders
-        self.websocket: Switched | None = None  # a WebSocket, once both sides have agreed
         self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
         self._has_leave = False  # the client, to send its body: from the gate
         self._informed = 0  # informational responses that came
         self._may_ask_again = False
 
     def handle(self, event: "Event") -> Steps | None:
-        """Do what there is to do about an event, or return what takes long or waits. Raises Misused."""
-        if self._brokering is None and (broker := self.session.recorder.tenant.broker) is not None:
-            self._brokering = Brokering(broker, self.session.place)
-        kind = type(event)
-        if kind in _RESPONSE_PARTS:
-            return self._response_part(event)  # type: ignore[arg-type]
-        if kind in _REQUEST_PARTS:
-            return self._request_part(event)  # type: ignore[arg-type]
-        if kind is ClientEnded:
-            self._end_sending()
-        elif kind is Revoked:
-            self.cut_off(REVOKED)
-        elif isinstance(event, RequestProtocolError | ResponseProtocolError):
+        """Do what there is to do about an event, or return what takes long or waits."""
+        if isinstance(event, ResponseHeaders | ResponseData | ResponseTrailers | ResponseEndOfMessage):
+            return self._handle_response(event)
+        if isinstance(event, RequestHeaders | RequestData | RequestTrailers | RequestEndOfMessage):
+            return self._handle_request(event)
+        if isinstance(event, RequestProtocolError | ResponseProtocolError):
             return self.handle_protocol_error(event)
+        if isinstance(event, Revoked):
+            self.cut_off(REVOKED)
+        elif isinstance(event, ClientEnded):
+            self._end_sending()
         else:
-            raise RuntimeError(f"unexpected event {kind.__name__}")
+            raise RuntimeError(f"unexpected event {type(event).__name__}")  # noqa: TRY004  it is a fault of ours
         return None
 
-    def _request_part(self, event: RequestHeaders | RequestPart) -> Steps | None:
+    def _handle_request(self, event: "RequestHeaders | RequestPart") -> Steps | None:
         match self.request_state:
             case RequestState.HEAD if isinstance(event, RequestHeaders):
                 return self.state_request_head(event)
@@ -163,32 +151,31 @@ class Stream:
                 return self.state_request_body(event)
             case RequestState.HOLD if not isinstance(event, RequestHeaders):
                 return self.state_hold(event)
+            case RequestState.PIPE if isinstance(event, RequestData | RequestEndOfMessage) and self.websocket:
+                return self.websocket.state_pass_up(event)
             case RequestState.SINK:
                 self.state_sink(event)
-                return None
-            case RequestState.PIPE if not isinstance(event, RequestHeaders | RequestTrailers):
-                assert self.websocket is not None
-                return self.websocket.state_pass_up(event)
             case RequestState.OVER:
-                return None
-        raise RuntimeError(f"{type(event).__name__} came in {self.request_state}")
+                pass
+            case _:
+                raise RuntimeError(f"{type(event).__name__} came in {self.request_state}")
+        return None
 
-    def _response_part(self, event: ResponseHeaders | ResponsePart) -> Steps | None:
+    def _handle_response(self, event: "ResponseHeaders | ResponsePart") -> Steps | None:
         match self.response_state:
             case ResponseState.HEAD if isinstance(event, ResponseHeaders):
                 self.state_response_head(event)
-                return None
             case ResponseState.BODY if not isinstance(event, ResponseHeaders):
                 return self.state_response_body(event)
+            case ResponseState.PIPE if isinstance(event, ResponseData | ResponseEndOfMessage) and self.websocket:
+                return self.websocket.state_pass_down(event)
             case ResponseState.SWITCH if isinstance(event, ResponseEndOfMessage):
                 self.state_switch(event)
-                return None
-            case ResponseState.PIPE if not isinstance(event, ResponseHeaders | ResponseTrailers):
-                assert self.websocket is not None
-                return self.websocket.state_pass_down(event)
             case ResponseState.OVER:
-                return None
-        raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
+                pass
+            case _:
+                raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
+        return None
 
     @property
     def is_waiting(self) -> bool:
@@ -196,7 +183,7 @@ class Stream:
         return self.undecided or self.waiting is not None
 
     def is_of(self, flows: frozenset[str]) -> bool:
-        """Whether this is one of these requests, and was let out."""
+        """Whether this is one of these requests, and was allowed."""
         return self.settled and self.request.key in flows
 
     def may_use(self, *addresses: "Hop") -> bool:
@@ -210,19 +197,30 @@ class Stream:
     # --- sending ---
 
     def to_client(self, event: "HttpEvent") -> None:
-        """Send a part of the response."""
-        if self._brokering is None:
-            self.http.send_to_client(event)
-        else:
-            for one in self._brokering.response(event):
-                self.http.send_to_client(one)
+        """Send a part of the response, through the stages that receive it."""
+        events = [event]
+        for stage in self.request.receivers:
+            events = [each for one in events for each in stage.receive(one)]
+        for one in events:
+            self.http.send_to_client(one)
 
-    def to_server(self, event: "HttpEvent") -> None:
-        """Send a part of the request. Raises Misused."""
-        if self._brokering is None:
-            self.http.send_to_server(self.server, event)
-        elif (one := self._brokering.request(event, self.server)) is not None:
-            self.http.send_to_server(self.server, one)
+    def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
+        """Return what is sent in place of a part of the request; None: a stage has stopped it, or other rules have."""
+        try:
+            parts = yield from self.request.sent(part)
+        except Stopped as stopped:
+            self._stop(stopped)
+            return None
+        if self.request.by is not None:  # since it came: it may have waited for another turn
+            self.cut_off(REVOKED)
+            return None
+        return parts
+
+    def _send_head(self) -> None:
+        head = self.request.head
+        for stage in self.request.senders:
+            head = stage.request_head(head)
+        self.http.send_to_server(self.server, RequestHeaders(self.stream_id, head, self._bodiless))
 
     def _stop_server(self, why: str) -> None:
         self.http.send_to_server(self.server, RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL))
@@ -232,29 +230,30 @@ class Stream:
     def state_request_head(self, event: RequestHeaders) -> Steps:
         """Have the request decided; then answer it ourselves, or pass its head on."""
         self._bodiless = event.end_stream
+        head = event.request
         # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
         # say so with its head counts as one that has a body, or a client could keep it open until it is let out
-        head = event.request
         body = not event.end_stream and values(head, b"content-length") != ("0",)
-        request = self.request = RequestContext(next_key(), head, body)
+        request = self.request = RequestContext(next_key(), head, body=body)
         yield from self._decide()
-        if request.held is not None and request.refusal is None and not self.settled:
+        if self.settled:
+            yield from self._begin()
+        elif request.held is not None and request.refusal is None:
             self._held = request.held
             self.request_state = RequestState.HOLD
             self._let_go_on()
-        elif self.settled:
-            yield from self._begin()
 
     def _decide(self) -> Steps:
         """Wait for the decision; a refusal is answered at once."""
         request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
-        yield from self.session.look_through(request.key, request.head)
+        if request.head.size > LONG_HEAD:
+            yield from look_ahead(self.session, request)
         if not self.http.driver.decide(self):
             yield WAIT
         self.undecided = False
-        if any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
-            self.session.complete(request.key, None, Outcome.FAILED)
+        if self.queue and any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
+            self.session.complete(request, None, Outcome.FAILED)
             self.to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
             self.be_over()
         elif request.refusal is not None:
@@ -265,15 +264,13 @@ class Stream:
         elif request.addresses is not None:
             self.settled = True
 
-    def state_hold(self, event: RequestPart) -> Steps:
+    def state_hold(self, event: "RequestPart") -> Steps:
         """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
         held = self._held
         assert held is not None
         if not (yield from held.taking(event, self.session)):
             return
         self.request_state = RequestState.DONE if isinstance(event, RequestEndOfMessage) else RequestState.SINK
-        if self._brokering is not None and held.content is not None:
-            self._brokering.content = held.content
         try:
             yield from held.judging(self.session)
             yield from self._decide()
@@ -298,24 +295,22 @@ class Stream:
         if not (yield from self._connect()):
             return
         self._let_go_on()
-        request = self.request
-        if not self._bodiless:
-            self.outgoing = self.session.outgoing(request.key, request.head)
-        self.to_server(RequestHeaders(self.stream_id, request.head, self._bodiless))
+        self._send_head()
 
     def _let_go_on(self) -> None:
         """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
         head = self.request.head
-        fields = tuple(field for field in head.fields if field[0].lower() != b"expect")
+        fields = [field for field in head.fields if field[0].lower() != b"expect"]
         if len(fields) == len(head.fields):
             return
-        self.request.head = replace(head, fields=fields)
+        self.request.head = replace(head, fields=tuple(fields))
         if not self._bodiless and head.version != b"HTTP/1.0":
             self._has_leave = True
             self.to_client(ResponseHeaders(self.stream_id, _GO_ON))
 
     def _connect(self) -> Generator[object, None, bool]:
         """Get a connection to the one place there is; answer with why there is none."""
+        request = self.request
         server: Far | str | None = self.http.connect(self)
         if server is None:
             yield WAIT
@@ -324,49 +319,42 @@ class Stream:
             self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
             return False
         self.server = server
-        if not (yield from self.session.may_go(self.request.key, server.dialled)):
+        if not (yield from self.session.may_go(request, server.dialled)):
             self.cut_off(REVOKED)
             return False
-        self._may_ask_again = server.used and self._bodiless and self.request.head.method in REPEATABLE
+        request.server_proven = server.proven
+        self._may_ask_again = server.used and self._bodiless and request.head.method in REPEATABLE
         server.used = True
         return True
 
-    def state_request_body(self, event: RequestPart) -> Steps | None:
+    def state_request_body(self, event: "RequestPart") -> Steps | None:
         """Pass a piece of the request on."""
-        session = self.session
+        request = self.request
         if isinstance(event, RequestTrailers):
-            event.trailers = http.Headers([field for field in event.trailers.fields if session.may_trail(field[0])])
-            if not event.trailers:
+            fields = [field for field in event.trailers.fields if self.session.may_trail(field[0])]
+            event.trailers = http.Headers(fields)
+            if not fields:
                 return None
         if isinstance(event, RequestEndOfMessage):
             self.request_state = RequestState.DONE
-        else:
-            exchange = session.exchange(self.request.key)
-            if exchange is None or not exchange.may_send(_size(event)):
-                self.cut_off()
-                return None
-        if self.outgoing is not None:
-            return self._send_through(self.outgoing, event)
-        if self.is_revoked():  # since it came: it may have waited for its connection, or for another turn
+        elif not request.may_send(_size(event)):
+            self.cut_off()
+            return None
+        if request.senders and not self._bodiless:
+            return self._send_through(event)
+        if request.by is not None:  # since it came: it may have waited for its connection, or for another turn
             self.cut_off(REVOKED)
             return None
-        self.to_server(event)
+        self.http.send_to_server(self.server, event)
         self._end_if_done()
         return None
 
-    def _send_through(self, outgoing: "Outgoing", event: RequestPart) -> Steps:
-        """Pass on what has been looked through."""
-        try:
-            pieces = yield from outgoing.through(event)
-        except Leaking as leak:
-            self.stop_leak(leak)
-            return
-        if self.is_revoked():
-            self.cut_off(REVOKED)
-            return
-        for piece in pieces:
-            self.to_server(piece)
-        self._end_if_done()
+    def _send_through(self, event: "RequestPart") -> Steps:
+        parts = yield from self.through_stages(event)
+        if parts is not None:
+            for part in parts:
+                self.http.send_to_server(self.server, part)
+            self._end_if_done()
 
     def _end_if_done(self) -> None:
         if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
@@ -383,8 +371,7 @@ class Stream:
 
     def state_response_head(self, event: ResponseHeaders) -> None:
         """Pass the response's head on."""
-        response, server = event.response, self.server
-        self.response = response
+        request, response, server = self.request, event.response, self.server
         assert server is not None
         if is_relayed(server):
             answer = answered_by_proxy(response, server)
@@ -392,23 +379,29 @@ class Stream:
                 self.http.driver.reset(server, at_once=True)
                 self._fail(Reason.UPSTREAM_FAILED, answer)
                 return
-            self.response = response = answer
+            response = answer
+        self.response = response
         if response.status == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
             self.response_state = ResponseState.SWITCH
-            self._answered(response, None)
+            request.answered(response.status, None)
             self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
-        elif problem := what_is_wrong(response):
-            self._stop_server(problem)
-            self._fail(Reason.UPSTREAM_FAILED, Unreadable(f"the server's response can't be passed on: {problem}"))
-        elif is_informational(response.status):
+            return
+        try:
+            length = checked_length(request.head.method, response)
+        except ValueError as problem:
+            self._stop_server(str(problem))
+            detail = Unreadable(f"the server's response can't be passed on: {problem}")
+            self._fail(Reason.UPSTREAM_FAILED, detail)
+            return
+        if response.status < HTTPStatus.OK:
             self._announce(response)
-        else:
-            if response.status == HTTPStatus.NO_CONTENT:  # there is no body to have a length (RFC 9110 section 8.6)
-                fields = tuple(field for field in response.fields if field[0].lower() != b"content-length")
-                self.response = response = response._replace(fields=fields)
-            self._answered(response, body_length(self.request.head.method, response))
-            self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
-            self.response_state = ResponseState.BODY
+            return
+        if response.status == HTTPStatus.NO_CONTENT:  # there is no body to have a length (RFC 9110 section 8.6)
+            fields = tuple(field for field in response.fields if field[0].lower() != b"content-length")
+            self.response = response = response._replace(fields=fields)
+        request.answered(response.status, length)
+        self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+        self.response_state = ResponseState.BODY
 
     def _switches(self, response: ResponseHead) -> bool:
         """Whether both sides have agreed to go on with WebSocket."""
@@ -426,50 +419,42 @@ class Stream:
         http10 = self.request.head.version == b"HTTP/1.0"
         if http10 or (response.status == HTTPStatus.CONTINUE and self._has_leave):
             return
-        exchange = self.session.exchange(self.request.key)
-        if exchange is None or not exchange.may_receive(_size_of(response.fields)):
+        if not self.request.may_receive(_size_of(response.fields)):
             self.cut_off()
             return
         self.to_client(ResponseHeaders(self.stream_id, announced(response)))
 
-    def _answered(self, response: ResponseHead, length: int | None) -> None:
-        """Note what its client hears, for whatever ends it."""
-        if (exchange := self.session.exchange(self.request.key)) is not None:
-            exchange.answered(response.status, length)
-
-    def state_response_body(self, event: ResponsePart) -> Steps | None:
+    def state_response_body(self, event: "ResponsePart") -> Steps | None:
         """Pass a piece of the response on."""
+        request, response = self.request, self.response
+        assert response is not None
+        if isinstance(event, ResponseEndOfMessage):
+            self._end_response(response)
+            return None
         if isinstance(event, ResponseTrailers):
             fields = [field for field in event.trailers.fields if may_trail(field[0])]
             if self.client.alpn == HTTP2:
                 fields = [(name.lower(), value) for name, value in fields]
             event.trailers = http.Headers(fields)
-            if not event.trailers:
+            if not fields:
                 return None
-        if isinstance(event, ResponseEndOfMessage):
-            self._end_response()
-            return None
-        assert self.response is not None
-        if isinstance(event, ResponseData) and has_no_body(self.request.head.method, self.response.status):
+        elif has_no_body(request.head.method, response.status):
             # HTTP/2 has frames for it; to an HTTP/1 client it would be the next response (RFC 9112 section 6.3)
             self._stop_server(_NO_BODY)
             error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
             return self.handle_protocol_error(error)
-        exchange = self.session.exchange(self.request.key)
-        if exchange is None or not exchange.may_receive(_size(event)):
-            self.cut_off()
-        else:
+        if request.may_receive(_size(event)):
             self.to_client(event)
+        else:
+            self.cut_off()
         return None
 
-    def _end_response(self) -> None:
-        response = self.response
-        assert response
-        status = response.status
+    def _end_response(self, response: ResponseHead) -> None:
+        request, status = self.request, response.status
         detail = _GAVE_NONE if status in _UNIDENTIFIED and self._is_unidentified() else ""
-        if self._client_ended and ends_with_connection(self.request.head.method, response):
-            self.session.left(self.request.key)  # nobody can tell whether the server has said all that it had to
-        self.session.complete(self.request.key, status, detail=detail)
+        if self._client_ended and ends_with_connection(request.head.method, response):
+            self.session.left(request)  # nobody can tell whether the server has said all that it had to
+        self.session.complete(request, status, detail=detail)
         self.response_state = ResponseState.DONE
         end = ResponseEndOfMessage(self.stream_id)
         if self.request_state is RequestState.BODY:  # a 401 or 413 to an upload: the answer is final
@@ -492,20 +477,18 @@ class Stream:
         if not (yield from self._connect()):
             return
         self._may_ask_again = False
-        exchange = self.session.exchange(self.request.key)
-        if exchange is None or not exchange.may_repeat(self.request.head.size):
+        if not self.request.may_repeat():
             self.cut_off()
             return
-        self.to_server(RequestHeaders(self.stream_id, self.request.head, end_stream=True))
+        self._send_head()
         if self.request_state is RequestState.DONE:
-            self.to_server(RequestEndOfMessage(self.stream_id))
+            self.http.send_to_server(self.server, RequestEndOfMessage(self.stream_id))
 
     # --- WebSocket ---
 
     def state_switch(self, event: ResponseEndOfMessage) -> None:
-        """Go on with what nobody reads, but for where frames begin, and for secrets that leave."""
+        """Go on with what nobody reads, but for where frames begin, and for the stages of what leaves."""
         assert self.response
-        self.outgoing = self.session.outgoing(self.request.key, self.request.head, websocket=True)
         self.websocket = Switched(self, self.response)
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
         self.to_client(event)
@@ -517,9 +500,9 @@ class Stream:
         from_server = isinstance(event, ResponseProtocolError)
         if self._held is not None:
             self._held.let_go(self.session)
-            self.session.abandon(self.request.key)
+            self.session.abandon(self.request)
         if from_server and self._client_ended:
-            self.session.left(self.request.key)  # it ended as the client did
+            self.session.left(self.request)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
             if self._may_ask_again and not self._client_ended and not isinstance(event.message, Unreadable):
                 return self._ask_again()
@@ -529,40 +512,30 @@ class Stream:
                 self._fail(Reason.UPSTREAM_FAILED, event.message)
             return None
         if from_server:
-            self.session.complete(self.request.key, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+            self.session.complete(self.request, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
             if self.request_state is not RequestState.OVER:
                 self.to_client(event)
         else:
-            self.session.left(self.request.key)
+            self.session.left(self.request)
             if self.request_state in (RequestState.BODY, RequestState.DONE):
                 self.http.send_to_server(self.server, event)
         self.be_over()
         self.http.drop(self)
         return None
 
-    def stop_misuse(self, misuse: Misused) -> None:
-        """End a request whose body or trailers bring a placeholder; with a page, if nothing has been answered."""
-        page = self.session.misused(self.request.key, self.request.head, str(misuse))
-        self._stop(page, str(misuse))
-
-    def stop_leak(self, leak: Leaking) -> None:
-        """End a request that is about to bring out a secret."""
-        self.outgoing = None
-        page = self.session.leaking(self.request.key, self.request.head, str(leak))
-        self._stop(page, str(leak))
-
-    def _stop(self, page: "Page", why: str) -> None:
-        """End a request that was let out, with a page if nothing has been answered."""
+    def _stop(self, stopped: Stopped) -> None:
+        """End a request that a stage has stopped, with a page if nothing has been answered."""
+        page, why = self.session.stop(self.request, stopped), str(stopped)
         if self.response_state is not ResponseState.HEAD:
             self.cut_off(why)
             return
-        self.session.complete(self.request.key, page.status)
+        self.session.complete(self.request, page.status)
         self._stop_server("it is refused")
         self._answer(page)
 
     def cut_off(self, why: str = "a limit is used up") -> None:
         """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
-        self.session.complete(self.request.key, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
+        self.session.complete(self.request, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
         if self.response_state is not ResponseState.DONE:
             self._stop_server(why)
         if self.websocket is not None and self.websocket.answered.between:  # a WebSocket has words for it
@@ -573,17 +546,12 @@ class Stream:
             self.to_client(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL))
         self._finish()
 
-    def is_revoked(self) -> bool:
-        """Whether other rules, which came into force between two slices of its work, end it: nothing more leaves."""
-        exchange = self.session.exchange(self.request.key)
-        return exchange is not None and exchange.by is not None
-
     def _fail(self, reason: Reason, detail: str) -> None:
         """Tell the client, before anything of a response, that what was let out came to nothing."""
         session = self.session
         advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
         page = session.failure(self.request.head, reason, detail, advice)
-        session.complete(self.request.key, page.status, Outcome.FAILED, reason, detail)
+        session.complete(self.request, page.status, Outcome.FAILED, reason, detail)
         self._answer(page)
 
     def _answer(self, page: "Page") -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
 
-from proxy.dlp.body_scan import Leaking
 from proxy.request.request_head import values
 from rules.verdicts import Outcome, Reason
 
@@ -153,31 +152,25 @@ class Switched:
         self.answered = Frames()  # by its server
 
     def state_pass_up(self, event: "RequestData | RequestEndOfMessage") -> "Steps":
-        """Pass on what comes from the client. Raises Misused."""
+        """Pass on what comes from the client."""
         request = self._request
         end = isinstance(event, RequestEndOfMessage)
         data = b"" if isinstance(event, RequestEndOfMessage) else event.data
         try:
             yield from self.said.following(data)
         except NotFrames as problem:
-            request.session.stray(request.request.key, str(problem))
+            request.session.stray(request.request, str(problem))
             request.cut_off(str(problem))
             return
-        exchange = request.session.exchange(request.request.key)
-        if not end and (exchange is None or not exchange.may_send(len(data))):
+        if not end and not request.request.may_send(len(data)):
             request.cut_off()
             return
-        if request.outgoing is not None:
-            try:
-                data = yield from request.outgoing.passing(data, end=end)
-            except Leaking as leak:
-                request.stop_leak(leak)
-                return
-        if request.is_revoked():
-            request.cut_off(REVOKED)
+        parts = yield from request.through_stages(event)
+        if parts is None:
             return
-        if data:
-            request.to_server(RequestData(request.stream_id, data))
+        for part in parts:
+            if isinstance(part, RequestData):
+                request.http.send_to_server(request.server, part)
         if end:
             self._end(from_client=True)
 
@@ -186,7 +179,7 @@ class Switched:
         request = self._request
         if isinstance(event, ResponseEndOfMessage):
             self._end(from_client=False)
-        elif (exchange := request.session.exchange(request.request.key)) and exchange.may_receive(len(event.data)):
+        elif request.request.may_receive(len(event.data)):
             yield from self.answered.following(event.data)
             request.to_client(event)
         else:
@@ -197,7 +190,7 @@ class Switched:
 
         In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
         """
-        request, key = self._request, self._request.request.key
+        request, context = self._request, self._request.request
         server, driver, session = request.server, request.http.driver, request.session
         assert server is not None
         ended, other = (request.client, server) if from_client else (server, request.client)
@@ -207,10 +200,10 @@ class Switched:
             return
         if ended.cut and not (self.said.closing or self.answered.closing):  # else how it ends says nothing
             if from_client:
-                session.left(key)
+                session.left(context)
             else:
-                session.complete(key, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
-        session.complete(key, _SWITCHING)
+                session.complete(context, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
+        session.complete(context, _SWITCHING)
         request.be_over()
         request.http.drop(request)
         if ended.cut:

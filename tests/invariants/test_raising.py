@@ -11,7 +11,7 @@ from .world import RULES, names
 # Whose task it is, a gate doesn't know, but its journal and its ids are others: for root's a part of each stage is tried.
 FOR_ROOT = (
     "proxy.gate.listener:ConnectionRecord", "rules.matching.policy:Policy.decide", "proxy.dialing.dial:Dialer.connect", "proxy.gate.splice:Splice.start",
-    "proxy.telemetry.journal.writer:Journal.append", "proxy.inspection.deciding:Requests.requestheaders",
+    "proxy.telemetry.journal.writer:Journal.append", "proxy.inspection.pipeline:Pipeline.decide",
 )  # fmt: skip
 
 TASK_PROGRAM = """

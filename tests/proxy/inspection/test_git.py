@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.inspection.git import git_request
+from proxy.inspection.stages.git import git_request
 from proxy.request.request_head import Unclear
 from rules.attempt import Git, GitService
 from rules.verdicts import Reason

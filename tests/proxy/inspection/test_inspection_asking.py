@@ -285,7 +285,7 @@ def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
     with desk.place.connect() as connection:
         connection.sendall(desk.request())
         id_ = desk.question()
-        monkeypatch.setattr("proxy.inspection.pending.Waiting.granted", property(lambda _: 1 / 0))
+        monkeypatch.setattr("proxy.inspection.stages.approval.PendingApproval.granted", property(lambda _: 1 / 0))
         desk.do(desk.people.approve, id_)
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             assert rest(connection) == b""

@@ -12,7 +12,7 @@ from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
 from proxy.dialing.connecting import DialFailed
-from proxy.inspection import conversation, deciding, engine, http, http1, http2, judging, link, session, stream, tls
+from proxy.inspection import conversation, engine, http, http1, http2, judging, link, pipeline, session, stream, tls
 from proxy.inspection.context import Far
 from proxy.inspection.judging import Place
 from proxy.telemetry.journal.writer import JournalFailed
@@ -34,9 +34,9 @@ BEFORE = {  # nothing may have reached the origin
     "judge": (session, "judge"),
     "read head": (judging.request_head, "read"),
     "parse head": (http1, "parse_head"),
-    "requestheaders": (deciding.Requests, "requestheaders"),
-    "decided": (deciding.Requests, "_decided"),
-    "settle": (deciding, "settle"),
+    "pipeline": (pipeline.Pipeline, "decide"),
+    "decided": (pipeline.Pipeline, "_decided"),
+    "settle": (pipeline, "settle"),
     "addresses": (engine.Engine, "addresses"),
     "connect": (engine.Engine, "connect"),
     "stream": (stream.Stream, "state_request_head"),
@@ -100,7 +100,7 @@ def test_an_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypa
     place = site(gate, origin)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
-    monkeypatch.setattr(deciding.Requests, "_decided", bug)
+    monkeypatch.setattr(pipeline.Pipeline, "_decided", bug)
     assert place.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "Bug: on purpose"
     assert origin.connections == 0

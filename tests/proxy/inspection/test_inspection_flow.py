@@ -163,10 +163,10 @@ def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
 
     rule = Session.rule
 
-    def ruled(self, head, **more):
-        if head.method == b"PATCH":
+    def ruled(self, request, **more):
+        if request.head.method == b"PATCH":
             told.append(turns[0])
-        return rule(self, head, **more)
+        return rule(self, request, **more)
 
     monkeypatch.setattr(Session, "rule", ruled)
     place = site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")

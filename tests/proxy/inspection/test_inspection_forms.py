@@ -138,8 +138,8 @@ def test_what_is_held_counts_until_it_is_on_its_way(gate, origins, monkeypatch):
     def begin(stream):
         seen.append(stream.session.held)
         yield from whole(stream)
-        seen.append((stream.session.held, stream._brokering.content))
+        seen.append((stream.session.held, stream.request.held.content))
 
     monkeypatch.setattr(Stream, "_begin", begin)
     assert post(made, form).startswith(b"HTTP/1.1 200")
-    assert seen == [len(form), (len(form), b"")]
+    assert seen == [len(form), (len(form), None)]

@@ -15,8 +15,8 @@ from inspection_harness import Site, site
 
 from proxy.inspection.http1_heads import parse_head, split_head
 from proxy.inspection.judging import Place
-from proxy.inspection.messages import settle
 from proxy.request.chunked_body import Buffer, Chunks
+from proxy.request.messages import settle
 from proxy.request.request_head import Head, Unclear, authority, body_size, read, without_upgrade
 
 TOKENS = st.sampled_from([

@@ -8,8 +8,8 @@ from inspection_clients import wait_for
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Ask
-from proxy.inspection import git as pushes
 from proxy.inspection import judging
+from proxy.inspection.stages import git as pushes
 from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
 
@@ -153,7 +153,7 @@ def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(p
     pushing.question()
     gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
     conversations = gate.inspection._engine._conversations
-    pushing.do(lambda: [one.session.asked_about.look_again() for one in conversations.values()])
+    pushing.do(lambda: [one.session.approvals.look_again() for one in conversations.values()])
     pushing.do(pushing.people.approve, pushing.question(2))
     assert done.result(60).returncode == 0, done.result().stderr
     assert unsliced == [0, 0, 0]

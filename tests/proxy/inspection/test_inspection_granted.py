@@ -9,7 +9,7 @@ from asking_harness import ASK, READ, WRITE
 from inspection_clients import rest, until, wait_for
 
 from proxy.approvals.leases import Passes
-from proxy.inspection.pending import Waitings
+from proxy.inspection.stages.approval import PendingApprovals
 
 
 def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):
@@ -43,13 +43,13 @@ def _end_the_grant(_desk, monkeypatch):
 
 @pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
 def test_what_was_granted_and_is_over_before_it_passes_is_denied(desk, monkeypatch, do):
-    settle = Waitings.settle
+    settle = PendingApprovals.settle
 
-    def meanwhile(waitings, key):
+    def meanwhile(pending, one):
         do(desk, monkeypatch)
-        return settle(waitings, key)
+        settle(pending, one)
 
-    monkeypatch.setattr(Waitings, "settle", meanwhile)
+    monkeypatch.setattr(PendingApprovals, "settle", meanwhile)
     with desk.place.connect() as connection:
         connection.sendall(desk.request(more="Connection: close\r\n"))
         id_ = desk.question()

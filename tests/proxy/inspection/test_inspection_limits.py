@@ -180,7 +180,7 @@ def open_ones(gate):
 
 
 def exchanges(gate):
-    return [exchange for one in open_ones(gate) for exchange in one.session._exchanges.values()]
+    return [request for one in open_ones(gate) for request in one.session.open.values()]
 
 
 def test_a_request_that_took_more_than_the_new_limit_ends(gate, origins):

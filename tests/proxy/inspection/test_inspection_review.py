@@ -12,7 +12,7 @@ from proxy.dialing.dial import Dialer
 from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing
-from proxy.inspection.leaking import Outgoing
+from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stream import Stream
 from proxy.sandbox.tenant import Calendar
 from rules.attempt import Attempt, Protocol
@@ -122,15 +122,15 @@ def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, orig
 def slowly(monkeypatch):
     """Have pieces of bodies looked through in slices, until `let` is set."""
     slow = SimpleNamespace(begun=threading.Event(), let=threading.Event())
-    real = Outgoing.through
+    real = SecretScan.send
 
-    def through(outgoing, event):
+    def send(stage, part):
         slow.begun.set()
         while not slow.let.is_set():
             yield
-        return (yield from real(outgoing, event))
+        return (yield from real(stage, part))
 
-    monkeypatch.setattr(Outgoing, "through", through)
+    monkeypatch.setattr(SecretScan, "send", send)
     yield slow
     slow.let.set()
 

@@ -20,8 +20,9 @@ from mitmproxy.proxy.layers.http import _http2, _http_h2
 from OpenSSL import SSL
 
 from proxy.inspection import context as ours
-from proxy.inspection import http1, http2, judging, messages
-from proxy.inspection.messages import ResponseHead, head_of, request_of, response_head_of, response_of
+from proxy.inspection import http1, http2, judging
+from proxy.request import messages
+from proxy.request.messages import ResponseHead, head_of, request_of, response_head_of, response_of
 from proxy.request.request_head import Head
 from rules.names import HostName
 
@@ -201,7 +202,10 @@ def test_the_length_of_a_response_and_what_is_wrong_with_it_is_what_mitmproxy_fi
         assert outcome(messages.body_size, method, ours) == outcome(
             http1_messages.expected_http_body_size, asked, theirs
         )
-        assert (messages.what_is_wrong(ours) is None) is (outcome(validate.validate_headers, theirs) != "error")
+        wrong = outcome(validate.validate_headers, theirs) == "error"
+        length, checked = outcome(messages.body_size, method, ours), outcome(messages.checked_length, method, ours)
+        assert (checked == "error") is wrong
+        assert wrong or status < 200 or checked == (None if length == -1 else length)
         said.add(outcome(messages.body_size, method, ours))
     assert said == {-1, 0, 2, None, "error"}
 

@@ -1,10 +1,11 @@
-"""What a request and its response go through where a task has placeholders: the last step before each is sent.
+"""Puts secrets in place of placeholders just before a request is sent, and masks them in its response.
 
-Home of the broker in inspection: whatever a stream sends, it sends through here, so that no way past it can be
-forgotten. Values are put into a copy of the head that only the wire sees: every page, event and later decision is made
-of what the task wrote. A value leaves on verified TLS to the place it belongs to, or what tries to send it breaks.
+The last stage on the way out and the first on the way back, so that nothing else sees a value: every page, event and
+later decision is made of what the task wrote. A value leaves on verified TLS to the place it belongs to, or what tries
+to send it breaks.
 """
 
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -16,68 +17,64 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.messages import RequestHeaders, ResponseHead, ResponseHeaders
+from proxy.inspection.stages.stage import Stage, Stopped
+from proxy.request.messages import ResponseHead, ResponseHeaders
 from proxy.request.override_headers import alike
-from proxy.request.request_head import Head
+from rules.decision import denied
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.inspection.context import Far
-    from proxy.inspection.judging import Place
-    from proxy.request.request_head import Field
-    from proxy.secrets import Broker
+    from proxy.event_loop.slices import Sliced
+    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.session import Session
+    from proxy.inspection.stages.stage import Needs, RequestPart
+    from proxy.request.request_head import Field, Head
 
 # By which an answer may come packed, or in other characters: RFC 9110 sections 12.5.2, 12.5.3 and 10.1.4 (`TE`),
 # RFC 3229 section 10.5.3, RFC 6455 section 9.1
 _ASKS_FOR_PACKED: Final = frozenset({b"accept-encoding", b"accept-charset", b"a-im", b"sec-websocket-extensions"})
 
 
-class Misused(Exception):  # noqa: N818  (it is no error: it is why the request ends)
-    """A placeholder came where no secret belongs: the text says what is wrong."""
+class SecretInjection(Stage):
+    """One request and its response, of a task that has placeholders."""
 
+    __slots__ = ("_body", "_broker", "_credential", "_form", "_mask")
 
-class Brokering:
-    """One request and its response."""
+    sends = receives = True
 
-    def __init__(self, broker: "Broker", place: "Place") -> None:
+    def __init__(self, session: "Session", request: "RequestContext") -> None:
+        super().__init__(session, request)
+        place, broker = session.place, session.recorder.tenant.broker
+        assert broker is not None
         self._broker = broker
-        self._place = place
         self._body = broker.body()
         self._mask = broker.mask(place.target, place.port, tls=place.tls)
-        self.content = b""  # the request's body, where it had to be there
-        self._form: bytes | None = None  # ... and what goes in its place, once
+        self._form: bytes | None = None  # what goes in place of the body, once
         self._credential = ""  # the id of the request's one credential, if it is a secret
 
-    def request(self, event: "HttpEvent", server: "Far | None") -> "HttpEvent | None":
-        """Return what is sent to a server in place of `event`; None: nothing. Raises Misused: then nothing is."""
-        if isinstance(event, RequestHeaders):
-            secure = self._place.tls and server is not None and server.proven
-            return RequestHeaders(event.stream_id, self.filled(event.request, secure=secure), event.end_stream)
-        if isinstance(event, RequestData):
-            if self._form is None:
-                self._check(event.data, "the body")
-                return event
-            event.data, self._form = self._form, b""
-            return event if event.data else None
-        if isinstance(event, RequestTrailers):
-            self._check(b"\n".join(part for field in event.trailers.fields for part in field), "the trailers")
-        return event
+    @staticmethod
+    def needed(needs: "Needs") -> bool:
+        """Only where the task has secrets; then for every request, as pages are masked, too."""
+        return needs.secrets
 
-    def filled(self, head: Head, *, secure: bool) -> Head:
-        """Return a request's head with the values in it. `secure`: it goes over TLS that was verified."""
-        place = self._place
-        carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=self.content)
+    def request_head(self, head: "Head") -> "Head":
+        """Return a head with the values in it."""
+        place, held = self.session.place, self.request.held
+        content = b"" if held is None or held.content is None else held.content
+        carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=content)
         if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
         if not carried.uses and carried.signed is None:
             return head
         self._credential = carried.credential
-        if not secure:
+        if not (place.tls and self.request.server_proven):
             raise RuntimeError("a secret was about to leave without TLS")
-        self.content = b""  # a response may take long, and a connection have many requests
+        if held is not None:
+            held.content = None  # a response may take long, and a connection have many requests
         path, fields = self._broker.swapped(head, carried)
         fields = _plainly(fields)
         self._form = self._broker.form(carried)
@@ -88,15 +85,33 @@ class Brokering:
             path, fields, signature = self._broker.sign(head, path, fields, carried.signed)
             if self._mask is not None:  # good for days in a presigned URL, which a redirect would show
                 self._mask.also(signature, carried.signed.claim.signature)
-        return Head(head.version, head.method, head.scheme, head.authority, path, fields)
+        return replace(head, path=path, fields=fields)
+
+    def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+        """Pass on what has no placeholder in it, or the body with values in place of its placeholders."""
+        yield from ()
+        if isinstance(part, RequestData):
+            if self._form is None:
+                self._check(part.data, "the body")
+                return [part]
+            part.data, self._form = self._form, b""
+            return [part] if part.data else []
+        if isinstance(part, RequestTrailers):
+            self._check(b"\n".join(text for field in part.trailers.fields for text in field), "the trailers")
+        return [part]
 
     def _check(self, data: bytes, where: str) -> None:
-        if secret := self._body.misused(data):
-            place = self._place
-            raise Misused(self._broker.wrong(secret, where, place.target, place.port, tls=place.tls))
+        """Raise Stopped for a placeholder where no secret belongs, and record that."""
+        if not (secret := self._body.misused(data)):
+            return
+        place, request = self.session.place, self.request
+        detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
+        if request.is_open:
+            self.session.record.tampered(request.cause, detail)
+        raise Stopped(denied(self.session.recorder.tenant.policy, Reason.SECRET_MISUSE), detail)
 
-    def response(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
-        """Return what is sent to the client in place of `event`."""
+    def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
+        """Yield a part of the response with every value masked."""
         mask = self._mask
         if mask is None:
             yield event

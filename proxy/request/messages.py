@@ -1,10 +1,4 @@
-"""Messages of HTTP as inspection passes them on: their heads, what can't be passed on of them, what a proxy is sent.
-
-By way of a company's HTTP proxy, HTTP in the clear says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would
-do, but proxies often allow that to port 443 alone. The request that the proxy sees is a copy for the wire: it names
-the place that was decided on, whatever its client wrote, and what the proxy is told about who we are is in nothing
-else. Nothing that is between us and the proxy reaches either end.
-"""
+"""Messages of HTTP as inspection passes them on: their heads, how they are sent, what can't be passed on of them."""
 
 import re
 import time
@@ -15,16 +9,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mitmproxy import http
 from mitmproxy.proxy.layers.http._base import HttpEvent
 
-from proxy.dialing.tunnel import credentials, unwelcome
 from proxy.request.request_head import TOKEN, Head, forwarded, without_upgrade
-from rules.attempt import Protocol
-from rules.settings import Scheme, Via
 
 if TYPE_CHECKING:
-    from proxy.dialing.connecting import Hop
     from proxy.gate.block_page import Page
-    from proxy.inspection.context import Far
-    from proxy.inspection.judging import Place, Ruling
+    from proxy.inspection.judging import Place
     from proxy.request.request_head import Asked, Field
 
 
@@ -86,9 +75,9 @@ def response_of(head: ResponseHead) -> http.Response:
     )
 
 
-def page_response(page: "Page") -> http.Response:
-    """Return a refusal as mitmproxy's response."""
-    response = response_of(page_head(page))
+def page_response(page: "Page", *, last: bool = False) -> http.Response:
+    """Return a refusal as mitmproxy's response. `last`: its connection is closed behind it."""
+    response = response_of(page_head(page, last=last))
     response.data.content = page.body
     return response
 
@@ -214,12 +203,6 @@ def body_size(method: bytes, response: ResponseHead) -> int | None:
     return _length(lengths) if any(lengths) else -1
 
 
-def body_length(method: bytes, response: ResponseHead) -> int | None:
-    """Return the length of a response's body, where its head says so. Raises ValueError."""
-    size = body_size(method, response)
-    return None if size == -1 else size
-
-
 def _coding(value: bytes) -> bytes:
     """Return a known Transfer-Encoding in one spelling. Raises ValueError."""
     coding = _CODING_SEPARATOR.sub(b",", value).lower()
@@ -249,27 +232,28 @@ def ends_with_connection(method: bytes, response: ResponseHead) -> bool:
     return not has_no_body(method, response.status) and not any(_framing(response))
 
 
-def what_is_wrong(response: ResponseHead) -> str | None:
-    """Return why a response, informational or final, can't be passed on."""
-    if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
-        return "it switches to a protocol that nobody asked for"
-    if not HTTPStatus.CONTINUE <= response.status <= _LAST_STATUS:
-        return "its status is not one of a response"
-    if _SPLITS.search(b"".join([value for _, value in response.fields])):
-        return "a header's value has a line break in it"
-    try:
-        _check_fields(response)
-    except ValueError as error:
-        return str(error)
-    return None
+def checked_length(method: bytes, response: ResponseHead) -> int | None:
+    """Return the length of a response's body, where its head says so. Raises ValueError for what can't be passed on.
 
-
-def _check_fields(response: ResponseHead) -> None:
-    """Raise ValueError for a name that is no token, and for two places to find the end of the body."""
-    for name, _ in response.fields:
+    That is a response, informational or final, in which a client could find another one or another end.
+    """
+    status, fields = response.status, response.fields
+    if status == HTTPStatus.SWITCHING_PROTOCOLS:
+        raise ValueError("it switches to a protocol that nobody asked for")
+    if not HTTPStatus.CONTINUE <= status <= _LAST_STATUS:
+        raise ValueError("its status is not one of a response")
+    if _SPLITS.search(b"".join([value for _, value in fields])):
+        raise ValueError("a header's value has a line break in it")
+    for name, _ in fields:
         if not TOKEN.fullmatch(name):
             raise ValueError(f"invalid header name: {name!r}")
     lengths, codings = _framing(response)
+    length = _checked_framing(response, lengths, codings)
+    return 0 if has_no_body(method, status) else length
+
+
+def _checked_framing(response: ResponseHead, lengths: list[bytes], codings: list[bytes]) -> int | None:
+    """Return the length that a response's head says. Raises ValueError for two places to find the end of its body."""
     if codings:
         if lengths:
             raise ValueError("message with both transfer-encoding and content-length headers")
@@ -279,53 +263,4 @@ def _check_fields(response: ResponseHead) -> None:
         if response.version != b"HTTP/1.1" or bodiless:
             raise ValueError(f"unexpected HTTP transfer-encoding {codings[0]!r}")
         _coding(codings[0])
-    elif lengths:
-        _length(lengths)
-
-
-# What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
-_PROXYS: Final = frozenset(
-    {b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"proxy-connection"}
-)
-# What marks an error page as the proxy's own. Some quote the request that failed, the password with it (CVE-2025-62168)
-_OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
-_ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
-
-
-def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[Hop, ...]":
-    """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
-
-    What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
-    """
-    if not found or not isinstance(found[0], Via) or ruling.asked is None or ruling.attempt is None:
-        return found
-    clear = ruling.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
-    ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)
-    return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
-
-
-def is_relayed(server: "Far") -> bool:
-    """Whether a connection leads to a proxy itself, not through it."""
-    return isinstance(server.dialled, Via) and server.dialled.relayed
-
-
-def asked_of_proxy(head: Head, place: "Place", server: "Far") -> Head:
-    """Return a request's head as the proxy is sent it."""
-    fields = tuple(
-        (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
-        for name, value in head.fields
-        if name.lower() not in _PROXYS
-    )
-    if server.login is not None:
-        fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
-    path = b"" if head.path == b"*" else head.path  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
-    return Head(head.version, head.method, b"http", place.authority, path, fields)
-
-
-def answered_by_proxy(response: ResponseHead, server: "Far") -> ResponseHead | str:
-    """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
-    if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return f"the proxy `{server.dialled}`: {unwelcome(server.login)}"
-    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
-        return f"the proxy `{server.dialled}`: it answered {response.status} itself"
-    return response._replace(fields=tuple(field for field in response.fields if field[0].lower() not in _PROXYS))
+    return _length(lengths) if lengths else None

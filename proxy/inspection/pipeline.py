@@ -1,0 +1,267 @@
+"""The way of a request, step by step; the gate and a mitmproxy of one's own take every request through it.
+
+    parse      bytes become a head                                            http1, http2
+    normalise  it says one host, one length and one thing, or it is refused   request_head
+    hold       where the decision hangs on its body: a push's refs, or all    stages.held_body, stages.git
+    decide     the rules allow, deny or ask, also about each ref of a push    judging
+    approve    people are asked, and it is decided again                      stages.approval
+    resolve    it is allowed to addresses, which the rules allow too
+    STAGES     may deny it; then its decision is recorded                     Session.admit
+    send       what is sent goes through the stages in their order
+    receive    what the client gets goes through them as well
+    record     how it ended                                                   Session.complete
+
+A name is looked up before the decision is recorded, as its addresses are a part of that (invariant 9). None is looked
+up for a request that the rules deny, nor, unless a rule spells it out, for one that people haven't approved yet.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from proxy.approvals.protocol import Result
+from proxy.approvals.request_builder import reason_of
+from proxy.dialing.connecting import DialFailed, written
+from proxy.dialing.preflight import approved, in_vain, refused
+from proxy.event_loop.slices import at_once, in_turns
+from proxy.gate.block_page import is_for_git
+from proxy.inspection.judging import unanswered, unclear, undialled
+from proxy.inspection.stages.approval import question
+from proxy.inspection.stages.git import FEW_REFS, report
+from proxy.inspection.stages.held_body import HeldBody, HeldPush
+from proxy.inspection.stages.limits import Grants, Limits, Taint
+from proxy.inspection.stages.secret_injection import SecretInjection
+from proxy.inspection.stages.secret_scan import SecretScan
+from proxy.inspection.stages.stage import Needs, Stage
+from proxy.inspection.upstream_proxy import relayed
+from proxy.request.messages import settle
+from proxy.request.request_head import Unclear
+from rules.settings import Via
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.approvals.client import Asking
+    from proxy.dialing.connecting import Hop
+    from proxy.event_loop.slices import Sliced
+    from proxy.inspection.context import Far
+    from proxy.inspection.judging import Ruling
+    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.session import Session
+    from rules.attempt import Attempt
+    from rules.matching.policy import Policy
+
+type Found = tuple[Hop, ...] | DialFailed
+
+# In this order they may deny, and change what is sent. Bytes are counted before any of them sees a part of a body
+# (`RequestContext.may_send`), so that a piece beyond a limit is cut and not looked at.
+STAGES: Final[tuple[type[Stage], ...]] = (
+    SecretScan,  # first: what stays for a secret in it counts against no limit, and uses up nothing of a grant
+    Grants,
+    Limits,  # the last that denies: it counts only what goes on
+    Taint,  # once the decision is recorded, and before anything can be read
+    SecretInjection,  # last on the way out and first on the way back: no other one sees a value
+)
+
+
+@lru_cache(maxsize=1024)
+def stages_for(needs: Needs) -> "tuple[type[Stage], ...]":
+    """Return those of the stages that have a part in such requests, in their order."""
+    return tuple(stage for stage in STAGES if stage.needed(needs))
+
+
+class Pipeline:
+    """Takes the requests of one session through all that comes before they are sent."""
+
+    def __init__(
+        self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]", *, holds: bool = True
+    ) -> None:
+        """`addresses` says where an attempt may be dialled to, or why nowhere, at once or in a while.
+
+        `holds`: the caller knows what to do with what is `held`; else what would need it is refused.
+        """
+        self._session = session
+        self._addresses = addresses
+        self._holds = holds
+
+    def decide(self, request: "RequestContext") -> "Awaitable[None] | None":
+        """Decide: afterwards there is a refusal, or addresses to dial.
+
+        Or neither, and `held`: then this is called again once that is complete.
+        """
+        if not request.stages and self._session.recorder.tenant.broker is not None:
+            request.enter((SecretInjection(self._session, request),))
+        ruling = self._ruled(request)
+        if ruling is None:
+            return None
+        asking = self._session.recorder.tenant.asking
+        if asking is not None and ruling.decision.asks and ruling.attempt is not None:
+            return self._ask(request, ruling, asking)
+        return self._resolve(request, ruling)
+
+    def _ruled(self, request: "RequestContext") -> "Ruling | None":
+        """Decide by what was read; None: more of it has to be."""
+        session, held = self._session, request.held
+        read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
+        ruling = session.rule(request, push=read[0], content=read[1])
+        if held is None:
+            if not ruling.refs_wanted and not ruling.body_wanted:
+                return ruling
+            held = HeldPush.of(request.head) if ruling.refs_wanted else HeldBody()
+            if not self._holds:
+                held.problem = Unclear("no bodies are read here", Reason.PROTOCOL_MISMATCH)
+            if held.problem is not None and ruling.refs_for_events:
+                return ruling
+            held.attempt = ruling.attempt
+            request.held = held
+            if held.problem is None:
+                session.holding[request.key] = request
+                return None
+        else:
+            session.holding.pop(request.key, None)
+            if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
+                held.problem = Unclear("it is a push, and its body is wanted for another reason too")
+        may_pass = (ruling.decision.passes or ruling.decision.asks) and not ruling.refs_for_events
+        if held.problem is not None and may_pass:
+            return unclear(session.recorder.tenant, request.head, held.problem)
+        return ruling
+
+    async def _ask(self, request: "RequestContext", ruling: "Ruling", asking: "Asking") -> None:
+        """Ask people, until what they say, or the rules by then, decide."""
+        session = self._session
+        waiting = session.approvals.begin(request, ruling, asking)
+        while ruling.decision.asks:
+            if not waiting.is_about(ruling.decision):
+                failure = await self._in_vain(ruling)
+                if request.approval is not waiting:
+                    return  # its connection is gone, and that was told
+                if failure is not None:
+                    ruling = undialled(ruling, failure)
+                    ruling = replace(ruling, decision=refused(ruling.decision, failure))
+                    break
+                waiting.ask(question(session, request, ruling), ruling.decision)
+            answer = await waiting.answer()
+            if answer is not None and answer.result is not Result.GRANTED:
+                ruling = unanswered(session.recorder.tenant, ruling, reason_of(answer), answer.why)
+                break
+            await self._judge_ahead(request)
+            if request.approval is not waiting:
+                return  # its connection is gone, and that was told
+            found = self._ruled(request)
+            if found is None:  # under other rules more has to be read first
+                session.approvals.settle(waiting)
+                return
+            ruling = waiting.ruling = found
+        pending = self._resolve(request, ruling)
+        if pending is not None:
+            await pending
+
+    async def _judge_ahead(self, request: "RequestContext") -> None:
+        """Decide again on the refs of a push, in slices, as of now: what was decided on them before holds no more."""
+        held = request.held
+        if held is None or held.attempt is None:
+            return
+        tenant = self._session.recorder.tenant
+        held.attempt = held.attempt._replace(
+            at=tenant.calendar.today(), tainted=tenant.tainted, granted=request.granted
+        )
+        await in_turns(held.judging(self._session))
+
+    async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
+        """Return why an approval would open nothing; None: it may."""
+        assert ruling.attempt is not None
+        would = approved(self._session.recorder.tenant.policy, ruling.attempt, ruling.decision)
+        if would is None:
+            return None
+        found = self._addresses(would)
+        return in_vain(found if isinstance(found, tuple | DialFailed) else await found)
+
+    def _resolve(self, request: "RequestContext", ruling: "Ruling") -> "Awaitable[None] | None":
+        """Look up where it may go, if it may, and record that."""
+        if ruling.attempt is None or not ruling.decision.passes:
+            self._decided(request, ruling, ())
+            return None
+        found = self._addresses(ruling.attempt)
+        pushed = ruling.pushed
+        if not isinstance(found, tuple | DialFailed) or (pushed and len(pushed.attempts) > FEW_REFS):
+            return self._later(request, ruling, self._session.recorder.tenant.policy, found)
+        if pushed is not None:
+            found = at_once(among(self._session.recorder.tenant.policy, pushed.attempts, found))
+        return self._resolved(request, ruling, found)
+
+    def _resolved(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
+        """Go on with what may be dialled; where people are to be asked about the address, with that."""
+        if isinstance(found, DialFailed) and found.held is not None:
+            asking = self._session.recorder.tenant.asking
+            if asking is not None:
+                return self._ask(request, replace(ruling, decision=found.held), asking)
+        self._decided(request, ruling, found)
+        return None
+
+    async def _later(
+        self, request: "RequestContext", ruling: "Ruling", policy: "Policy", found: "Found | Awaitable[Found]"
+    ) -> None:
+        tenant, attempt = self._session.recorder.tenant, ruling.attempt
+        addresses = found if isinstance(found, tuple | DialFailed) else await found
+        if ruling.pushed is not None:
+            addresses = await in_turns(among(policy, ruling.pushed.attempts, addresses))
+        same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
+        if tenant.policy is policy and same:
+            pending = self._resolved(request, ruling, addresses)
+        else:  # by now it is for other rules, or another day, and nothing was told
+            await self._judge_ahead(request)
+            pending = self.decide(request)
+        if pending is not None:
+            await pending
+
+    def _decided(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> None:
+        """Record the decision, and carry it out."""
+        session, head = self._session, request.head
+        if (waiting := request.approval) is not None:
+            session.approvals.settle(waiting)
+            ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
+        via = address = None
+        if isinstance(found, DialFailed):
+            ruling, found = undialled(ruling, found), ()
+        elif found:
+            found = relayed(found, head, ruling)
+            via = str(found[0]) if isinstance(found[0], Via) else None
+            address = None if isinstance(found[0], Via) else written(found[0])
+        page = session.admit(request, ruling, via, address)
+        if page is not None:
+            told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None
+            request.refusal = told or page
+            request.reads_on = told is not None
+            request.is_last = ruling.asked is None
+            return
+        assert ruling.asked is not None
+        packed = not (ruling.asked.websocket and ruling.decision.scan.blocks)  # ... messages can't be looked into
+        request.head = settle(head, ruling.asked, session.place, extensions=packed)
+        request.addresses = found
+        policy = session.recorder.tenant.policy
+        every = policy.settings.upstream_ca
+        files = ruling.decision.ca if every is None else (*ruling.decision.ca, every)
+        if files:
+            request.authorities = tuple(policy.authorities[path] for path in files)
+
+
+def among(policy: "Policy", attempts: "tuple[Attempt, ...]", found: "Found") -> "Sliced[Found]":
+    """Return those of the addresses that were found which every ref of a push may go to."""
+    if isinstance(found, DialFailed):
+        return found
+    for attempt in attempts[1:]:
+        reasons = [policy.check_address(attempt, address) for address in found]
+        found = tuple(address for address, reason in zip(found, reasons, strict=True) if reason is None)
+        if not found:
+            return DialFailed(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
+        yield
+    return found
+
+
+def is_good(connection: "Far", policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
+    """Whether `policy` lets a request go to the address that a connection leads to."""
+    key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
+    if connection.good_for != key:
+        connection.good_for = None if policy.check_address(attempt, address) else key
+    return connection.good_for is not None

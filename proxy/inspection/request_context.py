@@ -1,0 +1,136 @@
+"""One request and its response on an inspected connection: from its head to the record of its end."""
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from rules.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from proxy.dialing.connecting import Hop
+    from proxy.event_loop.slices import Sliced
+    from proxy.gate.block_page import Page
+    from proxy.inspection.stages.approval import PendingApproval
+    from proxy.inspection.stages.held_body import Held
+    from proxy.inspection.stages.secret_scan import Seen
+    from proxy.inspection.stages.stage import RequestPart, Stage
+    from proxy.request.request_head import Head
+    from proxy.sandbox.rule_limits import Meter
+    from proxy.telemetry.events import Http
+    from rules.addresses import Address
+    from rules.attempt import Attempt
+    from rules.decision import Decision
+
+
+_NOTHING: Final[frozenset[str]] = frozenset()
+
+
+class RequestContext:
+    """What is known of one request. `key` names it in this process."""
+
+    __slots__ = (
+        "_length", "address", "addresses", "approval", "attempts", "authorities", "body", "by", "cause", "down",
+        "head", "held", "http", "is_last", "is_open", "key", "meter", "reads_on", "receivers", "refusal", "reviewed",
+        "rules", "seen", "senders", "server_proven", "stages", "started", "status", "up", "via",
+    )  # fmt: skip
+
+    http: "Http"  # what events say of it, once it is decided
+
+    def __init__(self, key: str, head: "Head", *, body: bool) -> None:
+        self.key = key
+        self.head = head  # as it came; once it is allowed, as it is sent
+        self.body = body  # whether one follows; one that isn't known counts
+
+        # until it is decided
+        self.seen: dict[bool, Seen] | None = None  # what was found in its head already, strictly or not
+        self.held: Held | None = None  # what has to come of its body first
+        self.approval: PendingApproval | None = None  # it waits for people's answer
+
+        # the decision: `refusal`, or `addresses`; neither yet: `held`
+        self.refusal: Page | None = None
+        self.is_last = False  # it can't be read, and so neither can what comes after it
+        self.reads_on = False  # the refusal goes out when all of the request has come: git hears nobody before that
+        self.addresses: tuple[Hop, ...] | None = None  # those that may be dialled for it
+        self.authorities: tuple[bytes, ...] = ()  # certificates that its server may be verified with, those of `ca:`
+
+        # while it is under way
+        self.is_open = False  # it was allowed, and its end isn't recorded yet
+        self.cause = ""  # the event of its decision
+        self.rules: tuple[str, ...] = ()  # that allowed it
+        self.attempts: tuple[Attempt, ...] = ()  # what the rules were asked
+        self.via: str | None = None  # the proxy that it goes through
+        self.address: Address | None = None  # where it was sent; None: not yet, or to a proxy, which alone knows it
+        self.server_proven = False  # its server has proved, over TLS, to be the checked name
+        self.by: Decision | None = None  # what ends it: a stage, or a later policy or day
+        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
+        self.stages: tuple[Stage, ...] = ()
+        self.senders: tuple[Stage, ...] = ()  # of the stages, those that change or stop what is sent
+        self.receivers: tuple[Stage, ...] = ()  # ... and what is received
+        self.meter: Meter | None = None  # where its rules have limits
+        self.started = 0.0
+        self.up = self.down = 0  # bytes of body
+        self.status: int | None = None  # of the response, once its head was passed on
+        self._length: int | None = None  # bytes of the response's body, where its head says so
+
+    @property
+    def granted(self) -> frozenset[str]:
+        """The digests of the rules that people have granted it so far."""
+        return _NOTHING if self.approval is None else self.approval.granted
+
+    def enter(self, stages: "tuple[Stage, ...]") -> None:
+        """Go through these stages from now on."""
+        self.stages = stages
+        self.senders = tuple([stage for stage in stages if stage.sends])
+        self.receivers = tuple([stage for stage in stages if stage.receives])
+
+    def begin(self, rules: tuple[str, ...], attempts: "tuple[Attempt, ...]", via: str | None) -> None:
+        """Take note that it is allowed, and that this is recorded."""
+        self.rules, self.attempts, self.via = rules, attempts, via
+        self.is_open, self.started, self.seen = True, time.monotonic(), None
+
+    def sent(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+        """Return what is sent in place of a part that follows the head. Raises Stopped: nothing is, and it ends."""
+        parts = [part]
+        for stage in self.senders:
+            if self.by is not None:
+                return []
+            following: list[RequestPart] = []
+            for one in parts:
+                following += yield from stage.send(one)
+            parts = following
+        return parts
+
+    def answered(self, status: int, length: int | None) -> None:
+        """Take note of the head of a response that is passed on, and how long it says that its body is."""
+        self.status, self._length = status, length
+
+    def left(self) -> tuple[Outcome, str]:
+        """Return the outcome, and words for it, when the client leaves now.
+
+        A server may say only later that a response ends where its length said (RFC 9113 section 8.1). Of a response
+        without a length, as a stream of events or a WebSocket, only the client knows how much of it it wants.
+        """
+        if self.status is None:
+            return Outcome.FAILED, "the client left before the server answered"
+        if self._length is None:
+            return Outcome.PASSED, "the client left before the end"
+        if self.down < self._length:
+            return Outcome.FAILED, "the client left before it had the whole response"
+        return Outcome.PASSED, ""
+
+    def may_send(self, size: int) -> bool:
+        """Whether a piece of the request's body may leave; it is counted then."""
+        if not self.is_open or (self.meter is not None and not self.meter.up(size)):
+            return False
+        self.up += size
+        return True
+
+    def may_repeat(self) -> bool:
+        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
+        return self.is_open and (self.meter is None or self.meter.up(self.head.size))
+
+    def may_receive(self, size: int) -> bool:
+        """Whether a piece of the response's body may enter; it is counted then."""
+        if not self.is_open or (self.meter is not None and not self.meter.down(size)):
+            return False
+        self.down += size
+        return True

@@ -1,0 +1,1 @@
+"""Stages of a request on an inspected connection; `proxy.inspection.pipeline` has them in their order."""

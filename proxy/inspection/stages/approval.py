@@ -1,0 +1,173 @@
+"""Requests that people are asked about: each waits for an answer, and nothing of it goes anywhere before that.
+
+It is woken by the answer, by its client's going away, and by whatever makes the rules be asked again.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxy.approvals.protocol import Answer, Result
+from proxy.approvals.request_builder import ROUNDS, about_request
+from proxy.telemetry.events import GONE
+from rules.attempt import Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.approval_request import Question
+    from proxy.approvals.client import Asking, Ticket
+    from proxy.approvals.leases import Grant
+    from proxy.inspection.judging import Ruling
+    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.session import Session
+    from proxy.request.request_head import Head
+    from proxy.sandbox.tenant import Tenant
+    from rules.attempt import Attempt
+    from rules.decision import Asks, Decision
+
+
+class PendingApproval:
+    """One request, from when people are asked about it until it is decided. For one thread."""
+
+    __slots__ = (
+        "_about", "_answer", "_asking", "_gone", "_rounds", "_ticket", "_woken", "approval", "grants", "request",
+        "ruling",
+    )  # fmt: skip
+
+    def __init__(self, asking: "Asking", request: "RequestContext", ruling: "Ruling") -> None:
+        self.request = request
+        self.ruling = ruling
+        self.grants: tuple[Grant, ...] = ()  # so far
+        self.approval = ""
+        self._asking = asking
+        self._about: tuple[Asks, ...] = ()
+        self._ticket: Ticket | None = None
+        self._answer: Answer | None = None
+        self._gone = False
+        self._rounds = 0
+        self._woken = asyncio.Event()
+
+    @property
+    def granted(self) -> frozenset[str]:
+        """The digests of the rules that are satisfied so far."""
+        return frozenset(grant.digest for grant in self.grants)
+
+    def is_about(self, decision: "Decision") -> bool:
+        """Whether these very rules are being asked about."""
+        return self._ticket is not None and decision.approval == self._about
+
+    def ask(self, question: "Question", decision: "Decision") -> None:
+        """Ask, in place of whatever was asked before."""
+        self.drop()
+        self._rounds += 1
+        self._about = decision.approval
+        if self._rounds > ROUNDS:
+            self._answered(
+                Answer(0, Result.UNAVAILABLE, self.approval, why="there is no end of what is asked about it")
+            )
+        else:
+            self._ticket = self._asking.ask(question, self._answered)
+
+    async def answer(self) -> Answer | None:
+        """Wait for the answer; None: decide again, and wait on if the same is asked then."""
+        await self._woken.wait()
+        self._woken.clear()
+        answer, self._answer = self._answer, None
+        if self._gone:
+            self.drop()
+            return Answer(0, Result.TIMEOUT, self.approval, why=GONE)
+        if answer is not None:
+            self.approval = answer.approval or self.approval
+            self.grants += self._asking.passes.grants(answer.approval, answer.grants)
+        return answer
+
+    def wake(self, *, gone: bool = False) -> None:
+        """Have it decided again: other rules are in force, another day, the task has read something. `gone`: given up.
+
+        That is where its client doesn't wait any more.
+        """
+        self._gone = self._gone or gone
+        self._woken.set()
+
+    def drop(self) -> None:
+        """Wait for no answer. Idempotent."""
+        if ticket := self._take_ticket():
+            ticket.drop()
+
+    def _take_ticket(self) -> "Ticket | None":
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self.approval = ticket.approval or self.approval
+        return ticket
+
+    def _answered(self, answer: Answer) -> None:
+        self._take_ticket()
+        self._answer = answer
+        self._woken.set()
+
+
+class PendingApprovals:
+    """All that wait of one connection."""
+
+    __slots__ = ("_waiting", "changed")
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, PendingApproval] = {}  # by the keys of their requests
+        self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
+
+    def begin(self, request: "RequestContext", ruling: "Ruling", asking: "Asking") -> PendingApproval:
+        """Note a request that people are asked about; with what they have granted, where it waited before."""
+        waiting = request.approval
+        if waiting is None:
+            waiting = request.approval = self._waiting[request.key] = PendingApproval(asking, request, ruling)
+            self.changed(True)
+        waiting.ruling = ruling
+        return waiting
+
+    def settle(self, waiting: PendingApproval) -> None:
+        """Forget that a request waits: it is decided, or its connection is gone."""
+        waiting.request.approval = None
+        del self._waiting[waiting.request.key]
+        waiting.drop()
+        self.changed(bool(self._waiting))
+
+    def settle_all(self) -> list[PendingApproval]:
+        """Forget all of them: their connection is gone."""
+        every = list(self._waiting.values())
+        for waiting in every:
+            self.settle(waiting)
+        return every
+
+    def look_again(self) -> None:
+        """Have all of them decided again."""
+        for waiting in self._waiting.values():
+            waiting.wake()
+
+    def leave(self, key: str | None = None) -> None:
+        """Take note that a client doesn't wait any more for a request, or for any."""
+        for one, waiting in self._waiting.items():
+            if key is None or one == key:
+                waiting.wake(gone=True)
+
+
+def question(session: "Session", request: "RequestContext", ruling: "Ruling") -> "Question":
+    """Return what people are asked about a request, with what was read of its body."""
+    attempt, tenant, held = ruling.attempt, session.recorder.tenant, request.held
+    assert attempt is not None
+    process = None if session.whose is None else session.whose.process
+    push, content = (held.push, held.content) if held else (None, None)
+    secrets = _secrets(tenant, attempt, request.head, content)
+    quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
+    return about_request(
+        tenant.sources, attempt, ruling.decision, request.head, push, process, session.cause, secrets, quiet
+    )
+
+
+def _secrets(tenant: "Tenant", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
+    """Return the ids of the secrets that a request leaves with, as they will be put in."""
+    if tenant.broker is None or attempt.request is None:
+        return ()
+    if not attempt.request.body:
+        content = b""
+    tls = attempt.protocol is Protocol.TLS
+    return tenant.broker.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets

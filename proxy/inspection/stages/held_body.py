@@ -1,0 +1,103 @@
+"""Requests whose decision hangs on their bodies: none of it goes anywhere before that.
+
+Of a push its refs are read first (`HeldPush`), of others all of the body, which is passed on as it came.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
+
+from proxy.inspection.stages.git import judge_ahead
+from proxy.request.git_push import Push
+from proxy.request.request_head import Head, Unclear, values
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from proxy.event_loop.slices import Sliced
+    from proxy.inspection.session import Session
+    from proxy.inspection.stages.stage import RequestPart
+    from rules.attempt import Attempt
+
+MOST_HELD: Final = 4 << 20  # bytes of one client connection, which may have many requests at a time
+_PACKED: Final = frozenset({"gzip", "x-gzip"})  # what git's server knows (http-backend.c)
+
+
+class Held(ABC):
+    """What has come so far of one request's body."""
+
+    push: Push | None = None
+    attempt: "Attempt | None" = None  # what was decided on at its head
+    content: bytes | None = None  # all of it
+
+    def __init__(self) -> None:
+        self.problem: Unclear | None = None  # why it can't be decided by what it says
+        self.events: list[RequestPart] = []
+        self.size = 0
+
+    def taking(self, event: "RequestPart", session: "Session") -> "Sliced[bool]":
+        """Take the next piece; returns whether the request can be decided now."""
+        self.events.append(event)
+        complete = False
+        try:
+            if isinstance(event, RequestData):
+                self.size += len(event.data)
+                session.held += len(event.data)
+            complete = yield from self.reading(event)
+        except Unclear as problem:
+            self.problem = problem
+        if session.held > MOST_HELD:
+            self.problem = Unclear("more than 4 MB of bodies wait on this connection", Reason.LIMIT_EXCEEDED)
+        return complete or self.problem is not None
+
+    @abstractmethod
+    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+        """Read the next piece; returns whether that is enough. Raises Unclear."""
+
+    def judging(self, session: "Session") -> "Sliced[None]":
+        """Decide on many refs in slices, before the push itself is decided."""
+        if self.push is not None and self.attempt is not None and self.problem is None:
+            yield from judge_ahead(session.recorder.tenant.policy, self.attempt, self.push)
+
+    def let_go(self, session: "Session") -> None:
+        """Keep nothing any more."""
+        session.held -= self.size
+        self.size = 0
+        self.events.clear()
+        self.content = None
+
+
+class HeldPush(Held):
+    """A push, up to the end of its refs."""
+
+    def __init__(self, push: Push) -> None:
+        super().__init__()
+        self.push: Push = push
+
+    @classmethod
+    def of(cls, head: Head) -> "HeldPush":
+        """Begin with a push; there is a problem already if its body is in a coding that git doesn't know."""
+        codings = values(head, b"content-encoding")
+        held = cls(Push(gzip=bool(codings)))
+        if codings and (len(codings) > 1 or codings[0].lower() not in _PACKED):
+            held.problem = Unclear("the body of the push is packed in another way than with gzip")
+        return held
+
+    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+        """Read its refs."""
+        if isinstance(event, RequestData):
+            yield from self.push.feeding(event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self.push.end()
+        return self.push.complete
+
+
+class HeldBody(Held):
+    """A body that is signed by its hash, or a form that may have a secret in it."""
+
+    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+        """Wait for its end."""
+        yield from ()
+        if isinstance(event, RequestEndOfMessage):
+            self.content = b"".join(piece.data for piece in self.events if isinstance(piece, RequestData))
+        return self.content is not None

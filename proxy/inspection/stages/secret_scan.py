@@ -1,0 +1,221 @@
+"""Looks for secrets in what leaves, where the rules say so: in a head before it is allowed, in a body as it passes.
+
+Home of the rule that looking fails closed: where it raises, a request that is to be blocked on a find ends with its
+connection, and one that is only to be flagged goes on, and that is counted. No text of an error gets out of here, as it
+could show what was looked at.
+"""
+
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mitmproxy.proxy.layers.http._events import RequestData, RequestTrailers
+
+from proxy.dlp.body_readers import Messages, reader
+from proxy.dlp.body_scan import Body, Leaking
+from proxy.dlp.decodings import has_parts, is_form
+from proxy.dlp.head_scan import HEAD, shown
+from proxy.event_loop.slices import at_once
+from proxy.inspection.stages.stage import Stage, Stopped
+from proxy.request.request_head import too_costly, values
+from proxy.telemetry.events import Where
+from rules.decision import denied
+from rules.verdicts import Reason, Scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.event_loop.slices import Sliced
+    from proxy.inspection.judging import Ruling, Standing
+    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.session import Session
+    from proxy.inspection.stages.stage import Needs, RequestPart
+    from proxy.request.request_head import Head
+    from proxy.secrets.detection import Watch
+    from rules.decision import Decision
+
+LONG_HEAD: Final = 4 << 10  # bytes: what is longer is looked through in slices
+_CODINGS: Final = (b"content-encoding", b"grpc-encoding", b"connect-content-encoding")
+
+
+class Seen(NamedTuple):
+    """What was seen of a head that is not decided yet. `found`: credentials, and where they are."""
+
+    watch: "Watch | None"  # knows what was found of the values of secrets
+    found: tuple[tuple[str, str], ...] = ()
+    error: Exception | None = None  # it could not be looked at
+
+
+def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
+    """Look at a long head before the request is decided, in slices: its stage has no time for that."""
+    head = request.head
+    if too_costly(head) or session.refused is not None:  # it will be refused
+        return
+    strict = session.recorder.tenant.policy.needs.strict_scan and session.is_unnamed()
+    request.seen = {}
+    for each in {False, strict}:
+        request.seen[each] = yield from _look(session, head, strict=each)
+
+
+def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":
+    """Look at a head, whatever will be decided about it."""
+    tenant, watch = session.recorder.tenant, None
+    try:
+        watch = None if tenant.own is None else tenant.own.watch()
+        is_placeholder = _never if tenant.broker is None else tenant.broker.is_placeholder
+        found = yield from session.heads.looking(head, watch, is_placeholder, strict=strict)
+    except Exception as error:  # noqa: BLE001  see above
+        return Seen(watch, error=error)
+    return Seen(watch, tuple(found))
+
+
+class SecretScan(Stage):
+    """Looks through one request."""
+
+    __slots__ = ("_action", "_body", "_found", "_watch")
+
+    sends = True
+
+    def __init__(self, session: "Session", request: "RequestContext") -> None:
+        self.session = session
+        self.request = request
+        self._action = Scan.OFF  # what is done about a find; OFF: it can't be looked for
+        self._found = ""  # in the head, in words
+        self._watch: Watch | None = None  # goes on with the body, for the secrets of the task
+        self._body: Body | None = None
+
+    @staticmethod
+    def needed(needs: "Needs") -> bool:
+        """Only where the rules have it looked through."""
+        return needs.scan is not Scan.OFF
+
+    def admit(self, ruling: "Ruling") -> "Ruling":
+        """Look at the head; where something in it has to stay, deny. What is recorded shows nothing of it."""
+        session, head, action = self.session, self.request.head, ruling.decision.scan
+        self._action = action
+        strict = action is Scan.STRICT and session.is_unnamed()
+        seen = None if self.request.seen is None else self.request.seen.get(strict)
+        try:
+            if seen is None:
+                if session.recorder.tenant.own is None and not strict and session.heads.is_clean(head):
+                    return ruling
+                seen = at_once(_look(session, head, strict=strict))
+            return self._looked(ruling, seen)
+        except Exception as error:  # noqa: BLE001  see above
+            self._fail(error, session.cause)
+            return ruling
+
+    def _looked(self, ruling: "Ruling", seen: Seen) -> "Ruling":
+        """Deny or allow for what was seen in the head. Raises the error that kept it from being seen."""
+        if seen.error is not None:
+            raise seen.error
+        watch = seen.watch
+        known = [] if watch is None else watch.found()
+        found = [f"{name} in {where}" for name, where in (*seen.found, *((name, HEAD) for name in known))]
+        whole = watch is not None and (watch.saw_some or bool(known))  # it is, or may be, a part of a value
+        blocked = bool(found) and self._action.blocks
+        if watch is not None and not blocked:
+            watch.has_left()
+        self._watch, self._found = watch, " and ".join(found)
+        if whole or found:
+            method, path = shown(ruling.method, ruling.path, whole=whole)
+            ruling = replace(ruling, method=method, path=path)
+        if not blocked:
+            return ruling
+        decision = self._denial(ruling.decision.rules)._replace(pattern=ruling.decision.pattern)
+        return replace(ruling, decision=decision, detail=self._found)
+
+    def recorded(self, ruling: "Ruling") -> None:
+        """Record what was found in the head."""
+        if self._found:
+            self._record(self._found, ruling.decision.rules, blocked=self._action.blocks)
+
+    def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+        """Return what is passed on in place of a part of the body or a WebSocket. Raises Stopped for a secret."""
+        if self._action is Scan.OFF:
+            return [part]
+        body = self._body = self._body or self._new_body()
+        try:
+            return (yield from self._look_through(body, part))
+        except Leaking as leak:
+            if self.request.is_open:
+                self._record(str(leak), self.request.rules, blocked=True)
+            raise Stopped(self._denial(self.request.rules), str(leak)) from None
+        except Exception as error:  # noqa: BLE001  see above
+            self._fail(error, self.request.cause)
+            return [part]
+
+    def _new_body(self) -> Body:
+        """Return what looks at all that follows the head."""
+        tenant, head = self.session.recorder.tenant, self.request.head
+        kind = values(head, b"content-type")
+        # Messages of gRPC and Connect are packed each by itself, whatever the body is
+        codings = [each for name in _CODINGS for each in values(head, name)]
+        websocket = self.request.status == HTTPStatus.SWITCHING_PROTOCOLS
+        return Body(
+            self._action,
+            self._watch,
+            _never if tenant.broker is None else tenant.broker.is_placeholder,
+            reader=Messages() if websocket else reader(codings),
+            form=bool(kind) and is_form(kind[0]),
+            parts=bool(kind) and has_parts(kind[0]),
+            longest=0 if tenant.own is None else tenant.own.longest,
+            unnamed=self.session.is_unnamed(),
+        )
+
+    def _look_through(self, body: Body, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+        if isinstance(part, RequestData):
+            free, found = yield from body.taking(part.data)
+            if free is not part.data:
+                part = RequestData(part.stream_id, free)
+            parts: list[RequestPart] = [part] if free else []
+        else:
+            free, found = yield from body.ending()
+            if isinstance(part, RequestTrailers):
+                trailers = b"\n".join(text for field in part.trailers.fields for text in field)
+                found += yield from body.looking_after(trailers)
+            parts = [RequestData(part.stream_id, free), part] if free else [part]
+        self._flag(found)
+        return parts
+
+    def review(self, now: "Standing") -> None:
+        """Go on under the stricter of what the rules said and say now."""
+        if self._action is not Scan.OFF:
+            self._action = Scan.strictest((self._action, now.scan))
+            if self._body is not None:
+                self._flag(self._body.tighten(self._action))
+
+    def end(self) -> None:
+        """Look at what has left and was not looked at yet: nothing more comes."""
+        if self._body is None or self._action.blocks or self._action is Scan.OFF:
+            return
+        try:
+            _, found = self._body.end()
+        except Exception as error:  # noqa: BLE001  see above
+            self._fail(error, self.request.cause)
+            return
+        self._flag(found)
+
+    def _flag(self, found: "Iterable[str]") -> None:
+        """Record what was found in what has left."""
+        if said := " and ".join(found):
+            self._record(f"{said} in the body", self.request.rules, blocked=False)
+
+    def _record(self, detail: str, rules: tuple[str, ...], *, blocked: bool) -> None:
+        request = self.request
+        self.session.record.leaked(request.cause, request.http, rules, detail, blocked=blocked)
+
+    def _denial(self, rules: tuple[str, ...]) -> "Decision":
+        return denied(self.session.recorder.tenant.policy, Reason.LEAK)._replace(rules=rules)
+
+    def _fail(self, error: Exception, cause: str) -> None:
+        """Look no more, and record that; what was to be blocked on a find goes nowhere. Raises RuntimeError."""
+        action, self._action = self._action, Scan.OFF
+        what = f"leaving bytes could not be looked at: {type(error).__name__}"
+        if action.blocks:
+            raise RuntimeError(what) from None
+        self.session.recorder.error(Where.INSPECTION, what, cause=cause or None)
+
+
+def _never(_text: bytes) -> bool:
+    return False

@@ -1,0 +1,90 @@
+"""A stage: one thing that is done with a request that the rules allow, and with its response."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestEndOfMessage,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseTrailers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mitmproxy.proxy.layers.http._base import HttpEvent
+
+    from proxy.event_loop.slices import Sliced
+    from proxy.inspection.judging import Ruling, Standing
+    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.session import Session
+    from proxy.request.request_head import Head
+    from rules.decision import Decision
+    from rules.verdicts import Scan, Trust
+
+type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage  # what follows a head
+type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
+
+
+class Stopped(Exception):  # noqa: N818  (it is no error: it is why the request ends)
+    """A stage ends a request that was allowed; the text says why, in its page and its last event."""
+
+    def __init__(self, decision: "Decision", detail: str) -> None:
+        super().__init__(detail)
+        self.decision = decision
+
+
+class Needs(NamedTuple):
+    """What a decision, and the task that it is for, want stages for."""
+
+    scan: "Scan"
+    trust: "Trust"
+    limits: bool  # it has some
+    grants: bool  # people have approved it
+    secrets: bool  # the task has some
+
+
+class Stage:
+    """Base of the stages, which override what they have a part in. One object serves one request."""
+
+    __slots__ = ("request", "session")
+
+    sends = False  # overrides `request_head` or `send`
+    receives = False  # overrides `receive`
+
+    def __init__(self, session: "Session", request: "RequestContext") -> None:
+        self.session = session
+        self.request = request
+
+    @staticmethod
+    def needed(needs: Needs) -> bool:
+        """Whether the stage has a part in such requests."""
+        raise NotImplementedError
+
+    def admit(self, ruling: "Ruling") -> "Ruling":
+        """Deny the request, or let it go on to the next stage, before its decision is recorded."""
+        return ruling
+
+    def recorded(self, ruling: "Ruling") -> None:
+        """Go on once the decision is recorded; that may be this stage's denial. Raises Stopped."""
+
+    def request_head(self, head: "Head") -> "Head":
+        """Return the head that is sent."""
+        return head
+
+    def send(self, part: RequestPart) -> "Sliced[list[RequestPart]]":
+        """Return what is sent in place of a part of the request. Raises Stopped: then nothing is, and no more comes."""
+        yield from ()
+        return [part]
+
+    def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
+        """Yield what the client gets in place of a part of the response, its head among them."""
+        yield event
+
+    def review(self, now: "Standing") -> None:
+        """Go on under other rules, which say `now` to the request; sets `request.by` where it may not."""
+
+    def end(self) -> None:
+        """Give up what the stage holds: the request is over, or was not allowed after all."""

@@ -1,0 +1,68 @@
+"""HTTP in the clear by way of a company's HTTP proxy: what the proxy is sent, and what of its answer is for the client.
+
+Such a request says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would do, but proxies often allow that to
+port 443 alone. The request that the proxy sees is a copy for the wire: it names the place that was decided on, whatever
+its client wrote, and what the proxy is told about who we are is in nothing else. Nothing that is between us and the
+proxy reaches either end.
+"""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from proxy.dialing.tunnel import credentials, unwelcome
+from proxy.request.request_head import Head
+from rules.attempt import Protocol
+from rules.settings import Scheme, Via
+
+if TYPE_CHECKING:
+    from proxy.dialing.connecting import Hop
+    from proxy.inspection.context import Far
+    from proxy.inspection.judging import Place, Ruling
+    from proxy.request.messages import ResponseHead
+
+# What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
+_PROXYS: Final = frozenset(
+    {b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"proxy-connection"}
+)
+# What marks an error page as the proxy's own. Some quote the request that failed, the password with it (CVE-2025-62168)
+_OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
+_ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
+
+
+def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[Hop, ...]":
+    """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
+
+    What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
+    """
+    if not found or not isinstance(found[0], Via) or ruling.asked is None or ruling.attempt is None:
+        return found
+    clear = ruling.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
+    ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)
+    return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
+
+
+def is_relayed(server: "Far") -> bool:
+    """Whether a connection leads to a proxy itself, not through it."""
+    return isinstance(server.dialled, Via) and server.dialled.relayed
+
+
+def asked_of_proxy(head: Head, place: "Place", server: "Far") -> Head:
+    """Return a request's head as the proxy is sent it."""
+    fields = tuple(
+        (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
+        for name, value in head.fields
+        if name.lower() not in _PROXYS
+    )
+    if server.login is not None:
+        fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
+    path = b"" if head.path == b"*" else head.path  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
+    return Head(head.version, head.method, b"http", place.authority, path, fields)
+
+
+def answered_by_proxy(response: "ResponseHead", server: "Far") -> "ResponseHead | str":
+    """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
+    if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return f"the proxy `{server.dialled}`: {unwelcome(server.login)}"
+    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
+        return f"the proxy `{server.dialled}`: it answered {response.status} itself"
+    return response._replace(fields=tuple(field for field in response.fields if field[0].lower() not in _PROXYS))
