@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from proxy.telemetry.exporters import delivery
 from proxy.telemetry.exporters.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
 from proxy.telemetry.exporters.exporter import FORMATS, FileSink, Refused, Unavailable
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
@@ -32,9 +33,10 @@ class Scripted:
 
 
 @pytest.fixture
-def rig(tmp_path):
-    """Makes a delivery anew, as another process would; `waits` and `said` are what it did."""
-    write(tmp_path / "journal", wanted := ids(1100))
+def rig(tmp_path, monkeypatch):
+    """Makes a delivery anew, as another process would; `waits` and `said` are what it did. There are two batches."""
+    monkeypatch.setattr(delivery, "MOST_LINES", 100)
+    write(tmp_path / "journal", wanted := ids(110))
 
     def make(sink, wait=None):
         waits, said = [], []
@@ -236,7 +238,7 @@ def test_lag_is_the_age_of_what_is_not_delivered(rig):
     made.once()
     shown = made.numbers.render().decode()
     assert 'exeat_journal_lag_seconds{sink="scripted"} 0.000\n' in shown
-    assert 'exeat_exported_total{sink="scripted"} 1101\n' in shown
+    assert 'exeat_exported_total{sink="scripted"} 111\n' in shown
     assert [line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")] == [
         name for name, *_ in METRICS
     ]
@@ -274,7 +276,7 @@ def test_a_disk_that_fills_up_has_whole_lines_and_all_of_them_later(rig, tmp_pat
     out = tmp_path / "out.jsonl"
     made = rig(FileSink(out, FORMATS["event"]))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # setrlimit(2): EFBIG beyond it, as ENOSPC elsewhere
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # setrlimit(2): EFBIG beyond it, as ENOSPC elsewhere
     try:
         with pytest.raises(Unavailable):
             made.once()

@@ -51,7 +51,8 @@ def texts(value):
 
 def harmful(text):
     """The characters of a text that would move a terminal, end a line, or show as nothing."""
-    return [each for each in text if not each.isprintable() or (unicodedata.category(each)[0] in "CMZ" and each != " ")]
+    found = set(text) - {" "}
+    return sorted(each for each in found if not each.isprintable() or unicodedata.category(each)[0] in "CMZ")
 
 
 def event(**said):

@@ -14,6 +14,7 @@ import pytest
 from enforcer.journal.keeper import Keeper, tend_now
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
+from proxy.telemetry.journal import compression
 from proxy.telemetry.journal import keys as keyring
 from proxy.telemetry.journal import ledger as journal_ledger
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
@@ -133,10 +134,11 @@ def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(pl
     assert [event.journal.segment[-4:] for event in mended] == ["0001", "0002", "0003"]
 
 
-def test_a_compressed_segment_reads_as_it_did_from_anywhere(place):
+def test_a_compressed_segment_reads_as_it_did_from_anywhere(place, monkeypatch):
+    monkeypatch.setattr(compression, "_FRAME", 1 << 17)
     journal = Journal(place[0])
     now = time.time_ns()
-    for number in range(9000):  # more than one frame
+    for number in range(900):  # more than one frame
         write(journal, f"n{number}", now + number)
     journal.close()
     path = next(place[0].rglob("0001.jsonl"))
@@ -151,8 +153,8 @@ def test_a_compressed_segment_reads_as_it_did_from_anywhere(place):
         with opened(segment, offset) as file:
             assert file.read() == whole[offset:]
     assert [entry.line for entry in read_events(place[0])] == before
-    assert [entry.event.dns.question for entry in read_events(place[0], Sought(since=now + 8998))] == ["n8998", "n8999"]
-    sought = Sought(((b'"question":"n5"', b'"question":"n8000"'),), until=now + 7000)
+    assert [entry.event.dns.question for entry in read_events(place[0], Sought(since=now + 898))] == ["n898", "n899"]
+    sought = Sought(((b'"question":"n5"', b'"question":"n800"'),), until=now + 700)
     assert [entry.event.dns.question for entry in read_events(place[0], sought)] == ["n5"]
 
 
