@@ -215,7 +215,7 @@ class Conversation:
 
     def _reviewed(self, review: "Sliced[frozenset[str]]", until: float) -> bool:
         """Go on with a review; returns whether it is through, and not just the turn over."""
-        while not self._over and thread_time() < until:
+        while not self._over:
             try:
                 next(review)
             except StopIteration as done:
@@ -224,6 +224,8 @@ class Conversation:
                 if done.value:
                     self._http.todo.appendleft((self._http.revoke, (done.value,)))
                 return True
+            if thread_time() >= until:
+                return False
         return False
 
     def _drop_steps(self) -> None:

@@ -77,7 +77,7 @@ class GateHttp:
         """
         self._until = until
         self._heads_left = HEADS_AT_ONCE
-        while not self.stopped and self._heads_left and thread_time() < until:
+        while not self.stopped:
             if self._running is not None:
                 self._run(*self._running)
             elif self._queued:
@@ -96,6 +96,8 @@ class GateHttp:
                 function(*arguments)
             else:
                 return True
+            if not self._heads_left or thread_time() >= until:
+                return False
         return False
 
     def drop_all(self) -> None:

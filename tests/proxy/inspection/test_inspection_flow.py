@@ -12,6 +12,7 @@ from inspection_clients import resident, rest, until, wait_for
 from inspection_harness import site
 
 from proxy.inspection.http import HEADS_AT_ONCE
+from proxy.inspection.http1 import FrontHttp1, State
 from proxy.inspection.session import Session
 
 
@@ -183,3 +184,46 @@ def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
     each = [told.count(turn) for turn in set(told)]
     assert max(each) <= HEADS_AT_ONCE
     assert len(gate.wait_closed()) == 1
+
+
+@pytest.mark.parametrize("slices", [None, 0.0], ids=["turns as they are", "a turn for each piece of work"])
+@pytest.mark.parametrize("answers", ["the gate", "the server"])
+def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
+    gate, origins, monkeypatch, answers, slices
+):
+    """Where its body ends, the client's next request would begin; but the connection is to end with the answer."""
+    if slices is not None:
+        monkeypatch.setattr("proxy.inspection.conversation.SLICE", slices)
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+        time.sleep(0.2)
+        return True
+
+    origin = origins.script(answer)
+    allowed = "{methods: [GET, POST]}" if answers == "the server" else "{methods: [GET]}"
+    place = site(gate, origin, tls=False, http=allowed)
+    head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10\r\n\r\n".encode()
+    behind = b"x" * 10 + f"GET /behind HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    said = b""
+    with place.connect() as connection:
+        if answers == "the gate":
+            connection.sendall(head + behind)
+        else:
+            connection.sendall(head)
+            said = until(connection, b"no")
+            connection.sendall(behind)
+        said += rest(connection)
+    gate.wait_closed()
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert [path for _, path, *_ in gate.decided()] == ["/upload"]
+    assert not [request for request in origin.requests if b"/behind" in request]
+
+
+def test_nothing_is_read_of_a_connection_that_is_being_closed():
+    codec = FrontHttp1(tls=False)
+    codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert codec.next_event() is not None
+    codec.stop()
+    codec.receive(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (codec.next_event(), codec.state) == (None, State.DONE)
