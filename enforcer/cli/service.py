@@ -68,10 +68,9 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli import status_if_unsaid
     from enforcer.cli.parsing import Parser
     from enforcer.cli.run import listen
-    from enforcer.service.control_server import Control
+    from enforcer.service.control_server import Control, Notifier, passed
     from enforcer.service.request import RunCommand
     from enforcer.service.service import Service, raise_limits
-    from enforcer.service.systemd import Notifier, passed
     from enforcer.system import state
     from enforcer.worker import trust, worker
 

@@ -1,8 +1,8 @@
-"""Control server: the service's socket, and the requests on it, which are checked, read without waiting, and answered.
+"""Control server: the service's socket, the requests on it, and what systemd and the service tell each other.
 
-One service at a time listens, reached by its own user alone. A lock says whether there is one, not the socket: one that
-a killed service left behind is in nobody's way. A client can't keep the service waiting: so many may have connected
-without a request, each for so long, and answers are short.
+One service at a time listens, reached by its own user alone. A lock says whether there is one, not the socket, which a
+killed service may leave behind. A client can't keep the service waiting: so many may have connected without a request,
+each for so long, and answers are short.
 """
 
 import contextlib
@@ -225,3 +225,40 @@ def _has_asked(connection: socket.socket) -> bool:
     except OSError as error:
         return error.errno != errno.EAGAIN
     return True
+
+
+_FIRST: Final = 3  # SD_LISTEN_FDS_START
+_LARGEST: Final = 64  # descriptors; more than anybody passes
+
+
+class Notifier:
+    """Tells systemd how things are, where it has asked."""
+
+    def __init__(self) -> None:
+        """Read what systemd has said, once."""
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        seconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        mine = not pid or pid == str(os.getpid())
+        self.watchdog = int(seconds) / 2e6 if seconds.isdigit() and mine else None  # seconds: twice as often as asked
+
+    def say(self, *lines: str) -> None:
+        """Say one or several things, as in `READY=1`. Nobody may be listening."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto("\n".join(lines).encode(), address)
+
+
+def passed() -> list[tuple[str, socket.socket]]:
+    """Return the sockets that systemd has opened for this process, with the names that their units give them."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    found = []
+    for number in range(min(int(count), _LARGEST)):
+        descriptor = _FIRST + number
+        os.set_inheritable(descriptor, False)
+        found.append((names[number] if number < len(names) else "", socket.socket(fileno=descriptor)))
+    return found

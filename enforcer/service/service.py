@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.service import protocol, run_process
@@ -22,11 +23,10 @@ from enforcer.service.attached import Attached
 from enforcer.service.cgroup_sweep import CgroupSweep
 from enforcer.service.channel import Channel, Overflowed
 from enforcer.service.control_server import ControlServer
-from enforcer.service.journal_process import JournalProcess
+from enforcer.service.helper_processes import JournalProcess, MetricsServer
 from enforcer.service.preload import preload
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import Sandbox, Sandboxes
-from enforcer.service.scraper import Scraper
 from enforcer.service.start_queue import StartQueue, most_at_once, most_waiting
 from enforcer.service.warm_pool import WarmPool
 from enforcer.service.worker_pool import Worker, WorkerPool
@@ -36,9 +36,8 @@ from enforcer.system.errors import HostError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from enforcer.service.control_server import Control
+    from enforcer.service.control_server import Control, Notifier
     from enforcer.service.request import RunCommand
-    from enforcer.service.systemd import Notifier
     from enforcer.worker.worker import Stations
 
 _GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
@@ -85,7 +84,7 @@ class Service:
         self._stopped: dict[int, float] = {}  # when those are killed that were told to end, by their processes
         self._said = 0.0
         self._ending = 0.0
-        self._sets = RuleSets(self._selector, self._publish, self._drop)
+        self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  made below
         self.sandboxes = Sandboxes(self._sets)
         self._attached = Attached(self._sets, self.sandboxes, self._selector, stations.journal)
         self._wake, wake = os.pipe()
@@ -100,12 +99,12 @@ class Service:
             stations,
             self._selector,
             heard=self.sandboxes.heard,
-            replaced=self._replaced,
+            replaced=self.sandboxes.replaced,
             lost=self._lost,
             said=_log,
             forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
-        self._scraper = None if metrics is None else Scraper(metrics, self._selector)
+        self._metrics_server = None if metrics is None else MetricsServer(metrics, self._selector)
         self._journal_process = JournalProcess(stations.journal)
         self._cgroup_sweep = CgroupSweep()
         self._fork_server = run_process.zygote(self._sets, stations, system, command)
@@ -140,25 +139,17 @@ class Service:
         self._fork_server.close()
         self._pool.close()
         self._journal_process.close()
-        if self._scraper is not None:
-            self._scraper.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         self._cgroup_sweep.close()
         self._control.close()
 
     def _wait(self) -> float:
         now = time.monotonic()
-        due = [
-            _LONGEST_WAIT,
-            self._pool.wait(),
-            self._sets.wait(),
-            self._requests.wait(),
-            self._start_queue.wait(),
-            self._warm_pool.wait(),
-            self._cgroup_sweep.wait(),
-        ]
-        due += [at - now for at in self._stopped.values()]
-        if self._scraper is not None:
-            due.append(self._scraper.wait())
+        due = [_LONGEST_WAIT, self._pool.wait(), self._sets.wait(), self._requests.wait(), self._start_queue.wait()]
+        due += [self._warm_pool.wait(), self._cgroup_sweep.wait(), *(at - now for at in self._stopped.values())]
+        if self._metrics_server is not None:
+            due.append(self._metrics_server.wait())
         if self._notifier.watchdog is not None:
             due.append(self._said + self._notifier.watchdog - now)
         if self._ending:
@@ -168,18 +159,14 @@ class Service:
     def _turn(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        self._guarded(self._pool.turn)
-        self._guarded(self._sets.turn)
-        self._guarded(self._attached.turn)
-        if self._scraper is not None:
-            scraping = self._scraper
-            self._guarded(lambda: scraping.turn(self._pool.metrics()))
-        self._requests.turn()
-        self._guarded(self._start_queue.turn)
-        self._guarded(self._cgroup_sweep.turn)
-        self._guarded(self._journal_process.turn)
+        turns = [self._pool.turn, self._sets.turn, self._attached.turn, self._requests.turn, self._start_queue.turn]
+        turns += [self._cgroup_sweep.turn, self._journal_process.turn]
+        if self._metrics_server is not None:
+            turns.append(partial(self._metrics_server.turn, self._pool.metrics))
         if not self._ending:
-            self._guarded(self._warm_pool.turn)
+            turns.append(self._warm_pool.turn)
+        for turn in turns:
+            self._guarded(turn)
         for pid, at in tuple(self._stopped.items()):
             if now >= at:
                 self._kill(self._runs[pid])
@@ -247,10 +234,9 @@ class Service:
                 # Its channel is heard to its end first: what its sandbox has sent may still be in there.
                 if status:  # it was killed
                     self._cgroup_sweep.some()
-        self._fork_server.reap()
-        self._journal_process.reap()
-        if self._scraper is not None:
-            self._scraper.reap()
+        for part in (self._fork_server, self._journal_process, self._metrics_server):
+            if part is not None:
+                part.reap()
         if self._warm_pool.reap():
             self._cgroup_sweep.some()
         for worker in self._pool.workers:
@@ -397,7 +383,7 @@ class Service:
             "keyholder": self._pool.keyholder.pid,  # 0: there is none just now
             "zygote": self._fork_server.pid,  # as above, and so the next two
             "keeper": self._journal_process.pid,
-            "scraped": 0 if self._scraper is None else self._scraper.pid,
+            "scraped": 0 if self._metrics_server is None else self._metrics_server.pid,
             "workers": [
                 {
                     "number": each.number,
@@ -416,9 +402,6 @@ class Service:
         _log(f"worker {worker.number} has ended; another takes its place")
         self.sandboxes.lost(worker)
 
-    def _replaced(self, worker: Worker) -> None:
-        self.sandboxes.replaced(worker)
-
     def _publish(self, rules: RuleSet, what: Mapping[str, object], descriptors: Any) -> None:
         """Tell the workers; and of rules that ask people, who looks after the tasks that are under them."""
         if what.get("asks"):
@@ -426,9 +409,6 @@ class Service:
                 if run.sandbox is not None and run.sandbox.rules is rules:
                     run.channel.tell({"asks": True})
         self.sandboxes.publish(rules, what, descriptors)
-
-    def _drop(self, rules: RuleSet) -> None:
-        self.sandboxes.drop(rules)
 
 
 def _described(run: _Run, said: Mapping[str, Any]) -> dict[str, object]:

@@ -21,10 +21,8 @@ from enforcer.journal.anomaly_counts import Unusual
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
 from enforcer.service.channel import Channel, Overflowed
-from enforcer.system import linux
+from enforcer.service.helper_processes import fork_confined
 from enforcer.system.errors import HostError
-from enforcer.system.processes import detach
-from enforcer.worker import confinement
 from enforcer.worker.signer import Keyholder
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
@@ -32,7 +30,6 @@ from proxy.event_loop import turn
 from proxy.sandbox.quotas import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.totals import Reported
-from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
@@ -277,10 +274,27 @@ class WorkerPool:
                 self.tell(worker, {"keyholder": True}, [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
+        """Fork a worker. Raises HostError when its journal can't be opened for it, or it isn't confined."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        worker.roots = bundles_now()  # before they are read
+        worker.roots, roots = bundles_now(), system_roots()  # it can't read them where it is confined
+        stations, journal = self._stations, open_journal(worker.who, self._stations.journal)
         with self.keyholder.pair(worker.number) as pair:
-            worker.pid, control = _fork(worker.who, self._stations, self._forbidden, pair, page)
+
+            def serve(control: socket.socket) -> None:
+                from proxy.worker import server  # from the view that it is confined to
+
+                gc.freeze()
+                gc.enable()
+                own: frozenset[Address] = frozenset(OWN_ADDRESSES)
+                ends, forbidden = stations.authority_ends, self._forbidden
+                server.serve(server.Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
+
+            try:
+                worker.pid, control = fork_confined(worker.who, serve, keep=frozenset({journal, pair.fileno()}))
+            except HostError as error:
+                raise HostError(f"the gate could not be started: {error}") from error
+            finally:
+                os.close(journal)
         page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's
         worker.began = time.monotonic()
         worker.asked, worker.page = 0.0, page
@@ -330,53 +344,3 @@ class WorkerPool:
         if worker.reported.counts is not None:
             totals.add(self._gone, worker.reported.counts, ended=True)
         worker.reported = Reported(worker.role)
-
-
-def _fork(
-    who: "Identity",
-    stations: "Stations",
-    forbidden: tuple[tuple[str, int], ...],
-    keyholder: socket.socket,
-    page: mmap.mmap,
-) -> tuple[int, socket.socket]:
-    """Fork a worker of the service. Raises HostError when its journal can't be opened for it, or it isn't confined."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    journal = open_journal(who, stations.journal)
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            linux.leave_no_core()
-            detach({journal, theirs.fileno(), keyholder.fileno()}, None)
-            roots = system_roots()
-            confinement.enter(who)
-            linux.die_with_parent(signal.SIGKILL, parent)
-            message.send(theirs, {"confined": True})
-            from proxy.worker import server  # from the view that it is confined to
-
-            gc.freeze()
-            gc.enable()
-            own: frozenset[Address] = frozenset(OWN_ADDRESSES)
-            ends = stations.authority_ends
-            server.serve(server.Setup(keyholder, ends, roots, journal, theirs, own, GATE_PORT, forbidden, page))
-        except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            with contextlib.suppress(OSError):
-                message.send(theirs, {"failed": text or type(error).__name__})
-            os._exit(1)
-        finally:
-            os._exit(0)
-    theirs.close()
-    os.close(journal)
-    ours.settimeout(PATIENCE)
-    try:
-        said, _ = message.receive(ours)
-    except TimeoutError:
-        said = {}
-    if "confined" not in said:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        ours.close()
-        raise HostError(f"the gate could not be started: {said.get('failed', 'its process ended')}")
-    return pid, ours
