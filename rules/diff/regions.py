@@ -1,7 +1,7 @@
 """The parts that a diff compares: stretches of ports, networks, names and paths, sandboxes and settings."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.addresses import BLOCKS, block_of, is_within, normal, parse_network
 from rules.attempt import Protocol
 from rules.loading.sandbox_layers import differences
-from rules.paths import PathPattern
+from rules.matching.revision import content
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT, could_cover, covers
 from rules.settings import Settings
@@ -162,7 +162,7 @@ def layers(policy: "Policy") -> list[str]:
     return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
 
 
-_SAYS_NOTHING: Final = frozenset({"id", "why", "names", "networks", "feeds"})
+_NOT_COMPARED: Final = frozenset({"id", "why", "names", "networks", "feeds"})
 _MOST_LISTED: Final = 20_000  # names of lists that differ; what is left out is told
 
 
@@ -204,7 +204,7 @@ class Atoms:
 def atoms_of(old: "Policy", new: "Policy", *, all_changed: bool = False) -> Atoms:
     """Take both policies' rules apart. `all_changed`: what decides beside the rules differs, so each may."""
     contents: dict[Side, list[tuple[object, Rule]]] = {
-        side: [((content(rule), votes(rule)), rule) for rule in policy.rules]
+        side: [((content(rule, _NOT_COMPARED), votes(rule)), rule) for rule in policy.rules]
         for side, policy, votes in ((Side.OLD, old, _votes(old)), (Side.NEW, new, _votes(new)))
     }
     having = {
@@ -271,23 +271,3 @@ def _take_exemption(atoms: Atoms, side: Side, rule: "Rule", exemption: "Exemptio
 
 def _text(name: NamePattern) -> str:
     return name.text
-
-
-def content(rule: "Rule") -> tuple[object, ...]:
-    """Give all that a rule says but for what it is about, in one form for everything that means the same."""
-    return tuple(_normal(value) for field, value in rule._asdict().items() if field not in _SAYS_NOTHING)
-
-
-def _normal(value: object) -> object:
-    """Bring a field's value to something hashable. Lists are sets: every list of the grammar is ORed."""
-    if value is None or isinstance(value, (str, int, float, Enum)):
-        return value
-    if isinstance(value, (NamePattern, PathPattern)):
-        return value.text
-    if isinstance(value, Mapping):
-        return frozenset((_normal(key), _normal(each)) for key, each in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return tuple(map(_normal, value))
-    if isinstance(value, (tuple, list, frozenset, set)):
-        return frozenset(map(_normal, value))
-    return value

@@ -5,21 +5,20 @@ Texts that decide nothing (`why`, comments, tests, where a file lies) are not pa
 
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from rules.ports import describe
-from rules.rule import Exemption, Http, Rule
+from rules.feeds import Feed
+from rules.rule import Rule
 from rules.sandbox import NO_BOX
 from rules.settings import Settings
 
 if TYPE_CHECKING:
-    from rules.addresses import Network
-    from rules.feeds import Feed
     from rules.matching.layers import Layer
-    from rules.patterns import NamePattern
-    from rules.rule import GitRule
     from rules.sandbox import Box, Command
     from rules.secrets import Secret
+
+
+_SAYS_NOTHING: Final = frozenset({"why"})
 
 
 def revision_of(
@@ -63,50 +62,23 @@ def _of_command(command: "Command") -> str:
 
 
 def _of_rule(rule: Rule) -> str:
-    return repr((
-        rule.id, rule.action.value, _targets(rule.names, rule.networks, rule.feeds), _asked(rule), rule.default,
-        sorted(map(_of_exemption, rule.excepts)), rule.tls.value, rule.mode and rule.mode.value, rule.idle_timeout,
-        rule.until and rule.until.isoformat(), rule.limits, rule.approval, rule.ca, sorted(rule.dns_types),
-        rule.trust and rule.trust.value, rule.scan and rule.scan.value, rule.log and rule.log.value,
-    ))  # fmt: skip
+    return content(rule, _SAYS_NOTHING)
 
 
-def _of_exemption(exemption: Exemption) -> tuple[object, ...]:
-    return _targets(exemption.names, exemption.networks), _asked(exemption)
+def content(rule: Rule, without: frozenset[str]) -> str:
+    """Write what the fields of a rule mean, but for some."""
+    return ", ".join([meaning(value) for name, value in zip(Rule._fields, rule, strict=True) if name not in without])
 
 
-def _asked(owner: Rule | Exemption) -> str:
-    """Write what an attempt has to be besides its target."""
-    return repr((
-        _ports(owner), _networks(owner.resolves_to), _http(owner.http), _git(owner.git), owner.selector,
-        owner.credential, owner.when_tainted,
-    ))  # fmt: skip
-
-
-def _targets(
-    names: "tuple[NamePattern, ...]", networks: "tuple[Network, ...]", feeds: "tuple[Feed, ...]" = ()
-) -> list[str]:
-    return sorted({*(name.text for name in names), *map(str, networks), *(f"list {feed.digest}" for feed in feeds)})
-
-
-def _networks(networks: "tuple[Network, ...] | None") -> str:
-    return "" if networks is None else repr(sorted(set(map(str, networks))))
-
-
-def _ports(owner: Rule | Exemption) -> str:
-    return "" if owner.ports is None else describe(tuple(sorted(set(owner.ports))))
-
-
-def _http(http: Http | None) -> str:
-    if http is None:
-        return ""
-    methods = None if http.methods is None else sorted(http.methods)
-    paths = None if http.paths is None else sorted({path.text for path in http.paths})
-    return repr((methods, paths, http.query, http.headers, http.body, http.max_url, http.websocket))
-
-
-def _git(git: "GitRule | None") -> str:
-    if git is None:
-        return ""
-    push = None if git.push is None else sorted({ref.text for ref in git.push})
-    return repr((sorted({repo.text for repo in git.repos}), git.fetch, push, sorted(git.changes)))
+def meaning(value: object) -> str:
+    """Write a value in one form for all that means the same: every list of the grammar is ORed, and so is a set."""
+    if isinstance(value, tuple):
+        if hasattr(value, "text"):  # a pattern's normal form
+            return repr(value.text)
+        if hasattr(value, "_fields"):
+            return f"({', '.join(map(meaning, value))})"
+    elif isinstance(value, Feed):
+        return value.digest
+    elif not isinstance(value, frozenset):
+        return repr(value)
+    return f"{{{', '.join(sorted(set(map(meaning, value))))}}}"
