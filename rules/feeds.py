@@ -11,6 +11,7 @@ written so that all of its names meet in one place.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -46,27 +47,17 @@ class Line(NamedTuple):
     text: str
 
 
+@dataclass(slots=True, eq=False)
 class Feed:
     """A list as it was read."""
 
-    __slots__ = ("bad", "digest", "first_bad", "names", "single", "text")
-
-    def __init__(
-        self,
-        text: str,
-        digest: str,
-        names: tuple[str, ...],
-        *,
-        single: bool,
-        bad: int = 0,
-        first_bad: Line | None = None,
-    ) -> None:
-        self.text = text  # its path as the rule has it
-        self.digest = digest  # SHA-256 of the file's contents
-        self.names = names  # filed by their hashes, as `_filed` does; a power of two of them
-        self.single = single  # whether one of the names is a single label
-        self.bad = bad  # lines that are no names and no comments
-        self.first_bad = first_bad
+    text: str  # its path as the rule has it
+    digest: str  # SHA-256 of the file's contents
+    names: tuple[str, ...]  # filed by their hashes, as `_filed` does; a power of two of them
+    _: KW_ONLY
+    single: bool  # whether one of the names is a single label
+    bad: int = 0  # lines that are no names and no comments
+    first_bad: Line | None = None
 
     @classmethod
     def read(cls, data: bytes, text: str) -> "Feed":

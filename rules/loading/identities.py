@@ -19,21 +19,21 @@ from typing import Final, NamedTuple
 from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
 from rules.loading.fields import Reader, label, pattern, whole
+from rules.loading.sections import WORD, Key, Section, many
 from rules.patterns import Pattern
 from rules.problems import quoted
 
 FILE_KEYS: Final = ("version", "identities")
-IDENTITY_KEYS: Final = ("users", "groups", "tasks", "labels", "required")
 
 
 class Identity(NamedTuple):
     """One entry: who, and what they may call a task."""
 
-    users: frozenset[str]
-    groups: frozenset[str]
-    tasks: tuple[Pattern, ...]
-    labels: tuple[tuple[str, tuple[Pattern, ...]], ...]
-    required: frozenset[str]
+    users: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()
+    tasks: tuple[Pattern, ...] = ()
+    labels: tuple[tuple[str, tuple[Pattern, ...]], ...] = ()
+    required: frozenset[str] = frozenset()
 
     def covers(self, user: str, groups: Iterable[str]) -> bool:
         """Whether a user is meant."""
@@ -75,36 +75,38 @@ def read_identities(path: Path) -> Identities:
 
 def parse_identities(data: bytes, file: str) -> Identities:
     """Read the text of the file. Raises RuleFileError with every problem."""
-    return whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
+    return whole(data, file, lambda root, problems: _read(Reader(file, problems), root))
 
 
-class _Reader(Reader):
-    def read(self, root: Node) -> Identities | None:
-        fields = self.versioned(root, "the identities", FILE_KEYS)
-        if fields is None:
-            return None
-        entries = fields.get("identities")
-        if not isinstance(entries, Listing):
-            self.complain(entries or root, "`identities` must be a list, each entry after a `-`")
-            return None
-        return Identities(tuple(entry for node in entries.items if (entry := self._identity(node)) is not None))
+_IDENTITY: Final = Section("identity", "an identity", {
+    "users": many("Users, by name or number.", str, WORD, frozenset),
+    "groups": many("Groups, by name.", str, WORD, frozenset),
+    "tasks": many("What they may call a task.", pattern, WORD),
+    "labels": Key("What labels they may give it.", read_labels, {}),
+    "required": many("The labels that it needs.", label, WORD, frozenset),
+})  # fmt: skip
 
-    def _identity(self, node: Node) -> Identity | None:
-        fields = self.mapping(node, "an identity", IDENTITY_KEYS)
-        if fields is None:
-            return None
-        if "users" not in fields and "groups" not in fields:
-            self.complain(node, "an identity needs `users`, `groups` or both")
-        if "tasks" not in fields:
-            self.complain(node, "an identity needs `tasks`: `*` is any name")
-        labels = read_labels(self, fields["labels"]) if "labels" in fields else ()
-        required = frozenset(self.each(fields["required"], "required", label)) if "required" in fields else frozenset()
-        for name in sorted(required - dict(labels).keys()):
-            self.complain(fields["required"], f"`{name}` is required, and `labels` doesn't say what it may be")
-        return Identity(
-            frozenset(self.each(fields["users"], "users", str)) if "users" in fields else frozenset(),
-            frozenset(self.each(fields["groups"], "groups", str)) if "groups" in fields else frozenset(),
-            tuple(self.each(fields["tasks"], "tasks", pattern)) if "tasks" in fields else (),
-            labels,
-            required,
-        )
+
+def _read(reader: Reader, root: Node) -> Identities | None:
+    fields = reader.versioned(root, "the identities", FILE_KEYS)
+    if fields is None:
+        return None
+    entries = fields.get("identities")
+    if not isinstance(entries, Listing):
+        reader.complain(entries or root, "`identities` must be a list, each entry after a `-`")
+        return None
+    return Identities(tuple(entry for node in entries.items if (entry := _identity(reader, node)) is not None))
+
+
+def _identity(reader: Reader, node: Node) -> Identity | None:
+    fields = _IDENTITY.fields(reader, node)
+    if fields is None:
+        return None
+    if "users" not in fields and "groups" not in fields:
+        reader.complain(node, "an identity needs `users`, `groups` or both")
+    if "tasks" not in fields:
+        reader.complain(node, "an identity needs `tasks`: `*` is any name")
+    found = Identity(**_IDENTITY.values(reader, fields))
+    for name in sorted(found.required - dict(found.labels).keys()):
+        reader.complain(fields["required"], f"`{name}` is required, and `labels` doesn't say what it may be")
+    return found

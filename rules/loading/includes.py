@@ -6,6 +6,7 @@ allow what it should block.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import INSPECTABLE
@@ -33,26 +34,17 @@ class Word(NamedTuple):
     column: int
 
 
+@dataclass(slots=True, eq=False)
 class Selection:
     """What one include keeps. It takes note of which of its words met something."""
 
-    __slots__ = ("_met", "_problems", "credential", "file", "names", "only", "without")
-
-    def __init__(
-        self,
-        file: str,  # that has the include
-        only: tuple[Word, ...] = (),
-        without: tuple[Word, ...] = (),
-        names: tuple[tuple[NamePattern, Word], ...] = (),
-        credential: Word | None = None,  # the id of a secret
-    ) -> None:
-        self.file = file
-        self.only = only
-        self.without = without
-        self.names = names
-        self.credential = credential
-        self._met: set[str] = set()
-        self._problems: list[str] = []  # about `credential`
+    file: str  # that has the include
+    only: tuple[Word, ...] = ()
+    without: tuple[Word, ...] = ()
+    names: tuple[tuple[NamePattern, Word], ...] = ()
+    credential: Word | None = None  # the id of a secret
+    _met: set[str] = field(default_factory=set)
+    _problems: list[str] = field(default_factory=list)  # about `credential`
 
     @property
     def same(self) -> tuple[frozenset[str], ...]:

@@ -11,15 +11,13 @@ from rules.addresses import Address, Network, bracketed, parse_host, parse_netwo
 from rules.files import contents, own_configuration, why
 from rules.loading.document import Listing, Mapping, Node, parse
 from rules.loading.fields import Reader
+from rules.loading.sections import TEXT, Key, Section, many, one, text
 from rules.problems import Problem, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rules.names import HostName
-
-LOCK_KEYS: Final = ("version", "locked")
-ORIGIN_KEYS: Final = ("url", "from", "resolves_to")
 
 _SYSTEM_LOCK: Final = Path("/etc/exeat/presets.lock")
 _USUAL: Final = {"https": 443, "http": 80}
@@ -83,51 +81,49 @@ def lock_paths() -> tuple[Path, ...]:
     return (_SYSTEM_LOCK,) if own is None else (_SYSTEM_LOCK, own / "presets.lock")
 
 
-class LockReader(Reader):
-    """Reads a lock: which preset has what in which place."""
+_LOCK: Final = Section("lock", "a lock", {
+    "version": text("The version of the file."),
+    "locked": Key("By preset and place, what was found.", lambda reader, node, _: _locked(reader, node), {}),
+})  # fmt: skip
+_ENTRY: Final = Section("origin", "an entry of a lock", {
+    "url": one("Where the registry answers.", Origin.parse, TEXT, "origin"),
+    "from": text("Where it was found.")._replace(field="source"),
+    "resolves_to": many("The addresses that are not public and it may have.", parse_network, TEXT),
+}, needed=("url",))  # fmt: skip
 
-    __slots__ = ()
 
-    def read(self, root: Node | None) -> dict[str, Places]:
-        """Read the document; what is wrong has been told and is left out."""
-        if root is None:
-            return {}
-        fields = self.mapping(root, "a lock", LOCK_KEYS)
-        if fields is None:
-            return {}
-        if "version" not in fields or self.text(fields["version"], "version") != "1":
-            self.complain(root, "this version of exeat reads locks of `version: 1`: run `exeat presets lock` again")
-            return {}
-        presets = self._named(fields["locked"], "locked") if "locked" in fields else {}
-        return {
-            name: {place: tuple(self._origins(value)) for place, value in self._named(node, name).items()}
-            for name, node in presets.items()
-        }
+def read_lock(reader: Reader, root: Node | None) -> dict[str, Places]:
+    """Read a lock: which preset has what in which place; what is wrong has been told and is left out."""
+    fields = None if root is None else _LOCK.fields(reader, root)
+    if root is None or fields is None:
+        return {}
+    if "version" not in fields or reader.text(fields["version"], "version") != "1":
+        reader.complain(root, "this version of exeat reads locks of `version: 1`: run `exeat presets lock` again")
+        return {}
+    found: dict[str, Places] = _LOCK.values(reader, fields).get("locked", {})
+    return found
 
-    def _named(self, node: Node, of: str) -> dict[str, Node]:
-        if not isinstance(node, Mapping):
-            self.complain(node, f"`{of}` must be a mapping")
-            return {}
-        return {word: value for word, (_, value) in node.pairs.items()}
 
-    def _origins(self, node: Node) -> list[Locked]:
-        found: list[Locked] = []
-        if not isinstance(node, Listing):
-            self.complain(node, "what is locked is a list of `{url, from}`")
-            return found
-        for item in node.items:
-            fields = self.mapping(item, "an entry of a lock", ORIGIN_KEYS)
-            if fields is None:
-                continue
-            if "url" not in fields:
-                self.complain(item, "an entry of a lock needs `url`")
-                continue
-            origin = self.parsed(fields["url"], "url", Origin.parse)
-            source = self.text(fields["from"], "from") if "from" in fields else ""
-            listed = self.each(fields["resolves_to"], "resolves_to", parse_network) if "resolves_to" in fields else []
-            if origin is not None:
-                found.append(Locked(origin, source or "", tuple(listed)))
-        return found
+def _locked(reader: Reader, node: Node) -> dict[str, Places]:
+    return {
+        name: {place: _origins(reader, value) for place, value in _named(reader, places, name).items()}
+        for name, places in _named(reader, node, "locked").items()
+    }
+
+
+def _named(reader: Reader, node: Node, of: str) -> dict[str, Node]:
+    if not isinstance(node, Mapping):
+        reader.complain(node, f"`{of}` must be a mapping")
+        return {}
+    return {word: value for word, (_, value) in node.pairs.items()}
+
+
+def _origins(reader: Reader, node: Node) -> tuple[Locked, ...]:
+    if not isinstance(node, Listing):
+        reader.complain(node, "what is locked is a list of `{url, from}`")
+        return ()
+    every = [_ENTRY.read(reader, item) for item in node.items]
+    return tuple(Locked(**said) for said in every if said and "origin" in said)
 
 
 def read_locks(paths: "Sequence[Path]", problems: list[Problem]) -> dict[str, tuple[Path, Places]]:
@@ -141,6 +137,6 @@ def read_locks(paths: "Sequence[Path]", problems: list[Problem]) -> dict[str, tu
         except (OSError, ValueError) as error:
             problems.append(Problem(str(path), 1, 1, f"`{path}` can't be used: {why(error)}"))
             continue
-        for name, places in LockReader(str(path), problems).read(parse(data, str(path), problems)).items():
+        for name, places in read_lock(Reader(str(path), problems), parse(data, str(path), problems)).items():
             found.setdefault(name, (path, places))
     return found

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from enforcer.cli import main
 from rules.globs import overlap
 from rules.loading.document import parse
+from rules.loading.fields import Reader
 from rules.loading.load import failures, load, preset_names, read, read_preset
-from rules.loading.preset_locks import LockReader, Origin
+from rules.loading.preset_locks import Origin, read_lock
 from rules.loading.preset_templates import places_of
 from rules.loading.rule_checks import Suffix, suffix_of_wildcard
 from rules.names import HostName
@@ -433,7 +434,7 @@ def test_any_url_is_read_whole_or_refused(text):
 @given(st.binary(max_size=200) | st.text(alphabet="version: 1\nlocked{}[]url:pi\"'", max_size=80).map(str.encode))
 def test_any_lock_is_read_or_told(data):
     problems = []
-    assert isinstance(LockReader("lock", problems).read(parse(data, "lock", problems)), dict)
+    assert isinstance(read_lock(Reader("lock", problems), parse(data, "lock", problems)), dict)
 
 
 LABEL = st.sampled_from(["a", "b", "ab", "example"])
