@@ -368,22 +368,17 @@ _ALLOW = (
 )
 
 
-def enter_user_namespace() -> None:
-    """Move the calling process, which must have one thread, into a user namespace of its own. Raises HostError."""
+def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
+    """Move the calling process, which must have one thread, into a user namespace with these ids of its own user's.
+
+    And into `others` that belong to it (CLONE_NEW...). Raises HostError.
+    """
     try:
         os.unshare(os.CLONE_NEWUSER)
     except OSError as error:
         raise HostError(
             f"no user namespace can be made here ({error.strerror})", namespace_remedy(error.errno)
         ) from error
-
-
-def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
-    """Move the calling process, which must have one thread, into a user namespace with these ids of its own user's.
-
-    And into `others` that belong to it (CLONE_NEW...). Raises HostError.
-    """
-    enter_user_namespace()
     with namespace_used():
         for name, text in (("setgroups", "deny"), ("uid_map", uids.text()), ("gid_map", gids.text())):
             with open(f"/proc/self/{name}", "wb", buffering=0) as file:

@@ -32,7 +32,7 @@ SECCOMP_SET_MODE_FILTER, FILTER_NEW_LISTENER = 1, 1 << 3  # seccomp(2)
 # A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
 # process handles would otherwise have it made, and asked about, again.
 FILTER_WAIT_KILLABLE = 1 << 5
-PR_SET_NAME, PR_SET_KEEPCAPS, PR_SET_SECUREBITS = 15, 8, 28
+PR_SET_NAME, PR_SET_SECUREBITS = 15, 28
 OPTIONS = {
     number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "AMBIENT_" not in name
 }
@@ -45,11 +45,10 @@ _NO_DESCRIPTOR = (1 << 31) - 1
 _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x8000, 0x100000  # linux/sched.h
 
 # From Linux 5.1 on every architecture gives a new system call the same number (syscall(2)).
-_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_OPEN_TREE, _OPENAT2, _MOUNT_SETATTR = 428, 437, 442
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _CLONE = {"x86_64": 56, "aarch64": 220}
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPGET, _CAPSET = {"x86_64": 125, "aarch64": 90}, {"x86_64": 126, "aarch64": 91}
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -58,7 +57,7 @@ _PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Looked up here: each process that is forked later would do it for itself, in memory that it shares until then.
-_syscall, _mount, _umount2, _prctl = (getattr(_libc, name) for name in ("syscall", "mount", "umount2", "prctl"))
+_syscall, _mount, _prctl = (getattr(_libc, name) for name in ("syscall", "mount", "prctl"))
 _syscall.restype = ctypes.c_long
 # With the interpreter's lock held: a process that is forked goes on as the thread that has it.
 _syscall_locked = ctypes.PyDLL(None, use_errno=True).syscall
@@ -106,28 +105,10 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     )
 
 
-def umount(target: str, flags: int = MNT_DETACH) -> None:
-    """Take a mount away, as umount2(2) does."""
-    _check(_umount2(os.fsencode(target), flags), f"umount {target}")
-
-
-def pivot_root(new: str, old: str) -> None:
-    """Make another mount the root, as pivot_root(2) does."""
-    _check(_syscall(_number(_PIVOT_ROOT, "pivot_root"), os.fsencode(new), os.fsencode(old)), f"pivot_root {new} {old}")
-
-
-def open_tree(path: str, *, directory: int = AT_FDCWD, recursive: bool = False) -> int:
-    """Clone the mount at `path` (or at `directory` itself, for an empty path), detached, for `move_mount`."""
-    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
-    flags |= (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+def open_tree(path: str, *, directory: int = AT_FDCWD) -> int:
+    """Clone the mount at `path` (or at `directory` itself, for an empty path), detached, for move_mount(2)."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
     return _check(_syscall(_OPEN_TREE, directory, os.fsencode(path), flags), f"open_tree {path}".rstrip())
-
-
-def move_mount(mount_fd: int, target: str | int) -> None:
-    """Attach a detached mount at a path, or on the file or directory that a descriptor names."""
-    directory, path = (target, b"") if isinstance(target, int) else (AT_FDCWD, os.fsencode(target))
-    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
-    _check(_syscall(_MOVE_MOUNT, mount_fd, b"", directory, path, flags), f"move_mount to {target}")
 
 
 def detached(kind: str, options: Mapping[str, str], attributes: int) -> int:
@@ -147,14 +128,11 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def mount_setattr(mount_fd: int, attributes: int, *, userns: int = 0, recursive: bool = False, path: str = "") -> None:
-    """Change a mount's attributes, by a descriptor of it or, with AT_FDCWD, by `path` (mount_setattr(2))."""
-    attr = _MountAttr(attributes, 0, 0, userns)
-    flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
-    _check(
-        _syscall(_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
-        f"mount_setattr {path}".rstrip(),
-    )
+def mount_setattr(mount_fd: int, attributes: int, *, userns: int = 0) -> None:
+    """Change a mount's attributes, by a descriptor of it (mount_setattr(2))."""
+    attr = ctypes.byref(_MountAttr(attributes, 0, 0, userns))
+    size = ctypes.sizeof(_MountAttr)
+    _check(_syscall(_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, attr, size), "mount_setattr")
 
 
 class _OpenHow(ctypes.Structure):

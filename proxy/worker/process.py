@@ -16,8 +16,7 @@ from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker.sandbox import Tenancy
-from proxy.worker.traffic import Common
+from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:

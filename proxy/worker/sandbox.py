@@ -14,26 +14,79 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from proxy.certificates.leaves import SignerLink
 from proxy.event_loop.poller import IN, Poller, prepare_listener
+from proxy.inspection import Roots
 from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
 from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.prometheus.metrics import Metrics
-from proxy.worker.traffic import Common, Traffic
+from proxy.worker.traffic import Traffic
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from proxy.dialing.proxy_auth import Login
+    from proxy.sandbox.quotas import DescriptorQuotas
     from proxy.sandbox.tenant import Tenant
+    from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
     from proxy.worker.reload import Reloading
+    from rules.addresses import Address
 
 _GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended
 _A_MOMENT: Final = 0.25  # seconds: inspection takes as long to import, on a core that a sandbox is being made on
 _ARRIVALS: Final = ("tcp", "dns_udp", "udp", "refusal_log")  # sockets that traffic comes over
+
+
+class Common:
+    """What the sandboxes of one worker share."""
+
+    def __init__(
+        self,
+        journal: "Journal",
+        keyholder: "socket.socket",
+        roots: bytes,
+        *,
+        authority_ends: float,
+        descriptors: "DescriptorQuotas",
+        forbidden: "Collection[tuple[Address, int]]" = (),
+        in_turn: bool = False,
+    ) -> None:
+        """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
+
+        `authority_ends`: seconds since 1970; `forbidden`: where Exeat itself listens outside; `in_turn`: whether other
+        sandboxes want their turn.
+        """
+        self.journal = journal
+        self.authority_ends = authority_ends
+        self.descriptors = descriptors
+        self.forbidden = forbidden
+        self.in_turn = in_turn
+        self._keyholder = keyholder
+        self._pem = roots
+
+    @cached_property
+    def signer(self) -> SignerLink:
+        """The link to the certificate signer."""
+        return SignerLink(self._keyholder)
+
+    @cached_property
+    def roots(self) -> Roots:
+        """What servers are verified against."""
+        return Roots(self._pem)
+
+    def renew_roots(self, pem: bytes) -> None:
+        """Verify the servers of sandboxes that begin from now on against these; the others keep theirs."""
+        self.roots = Roots(pem)
+
+    def close(self) -> None:
+        """Close the link to the signer. Idempotent."""
+        if "signer" in self.__dict__:
+            self.signer.close()
+        self._keyholder.close()
 
 
 class Tenancy:

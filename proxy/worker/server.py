@@ -28,8 +28,7 @@ from proxy.telemetry.prometheus.totals import add, pieces, total
 from proxy.wire import message
 from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in
-from proxy.worker.sandbox import Tenancy
-from proxy.worker.traffic import Common
+from proxy.worker.sandbox import Common, Tenancy
 from rules.addresses import normal
 
 if TYPE_CHECKING:

@@ -3,10 +3,9 @@
 It is made when the first connection, lookup, datagram or refused packet comes, or when rules need it at once.
 """
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from proxy.certificates.leaves import Leaves, SignerLink
+from proxy.certificates.leaves import Leaves
 from proxy.dialing.dial import Dialer
 from proxy.dns import records
 from proxy.dns.datagrams import Datagrams
@@ -15,7 +14,7 @@ from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
-from proxy.inspection import Inspection, Roots
+from proxy.inspection import Inspection
 from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
 from proxy.worker.refused_packets import Undeliverable
@@ -24,66 +23,17 @@ from proxy.worker.taint import Taint
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from proxy.approvals.client import Asking
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.visit import InfoApi, Visit
-    from proxy.sandbox.quotas import DescriptorQuota, DescriptorQuotas
+    from proxy.sandbox.quotas import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
     from proxy.telemetry.journal.recorder import Recorder
-    from proxy.telemetry.journal.writer import Journal
-    from rules.addresses import Address
+    from proxy.worker.sandbox import Common
 
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
-
-
-class Common:
-    """What the sandboxes of one worker share."""
-
-    def __init__(
-        self,
-        journal: "Journal",
-        keyholder: "socket.socket",
-        roots: bytes,
-        *,
-        authority_ends: float,
-        descriptors: "DescriptorQuotas",
-        forbidden: "Collection[tuple[Address, int]]" = (),
-        in_turn: bool = False,
-    ) -> None:
-        """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
-
-        `authority_ends`: seconds since 1970; `forbidden`: where Exeat itself listens outside; `in_turn`: whether other
-        sandboxes want their turn.
-        """
-        self.journal = journal
-        self.authority_ends = authority_ends
-        self.descriptors = descriptors
-        self.forbidden = forbidden
-        self.in_turn = in_turn
-        self._keyholder = keyholder
-        self._pem = roots
-
-    @cached_property
-    def signer(self) -> SignerLink:
-        """The link to the certificate signer."""
-        return SignerLink(self._keyholder)
-
-    @cached_property
-    def roots(self) -> Roots:
-        """What servers are verified against."""
-        return Roots(self._pem)
-
-    def renew_roots(self, pem: bytes) -> None:
-        """Verify the servers of sandboxes that begin from now on against these; the others keep theirs."""
-        self.roots = Roots(pem)
-
-    def close(self) -> None:
-        """Close the link to the signer. Idempotent."""
-        if "signer" in self.__dict__:
-            self.signer.close()
-        self._keyholder.close()
 
 
 class Traffic:
@@ -93,7 +43,7 @@ class Traffic:
         self,
         recorder: "Recorder",
         sockets: "Mapping[str, socket.socket]",
-        common: Common,
+        common: "Common",
         poller: Poller,
         descriptors: "DescriptorQuota",
         *,

@@ -12,8 +12,7 @@ from proxy.event_loop.poller import Loop
 from proxy.sandbox.quotas import LEAST, OWN, RESERVED, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker.sandbox import Tenancy
-from proxy.worker.traffic import Common
+from proxy.worker.sandbox import Common, Tenancy
 from rules.loading.load import load
 
 

@@ -11,8 +11,7 @@ from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker import sandbox
-from proxy.worker.sandbox import Tenancy
-from proxy.worker.traffic import Common
+from proxy.worker.sandbox import Common, Tenancy
 from rules.loading.load import load
 
 
