@@ -16,7 +16,6 @@ import os
 import stat
 import time
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import encode
@@ -222,7 +221,7 @@ class Walk:
                 self.lines += 1
                 if self.ended or found is None or found.prev != self.head:
                     raise Broken(f"line {self.lines} of {segment.name} does not follow the one before it: not signed")
-                if sha256(found.hashed).hexdigest().encode() != found.hash:
+                if not found.is_whole:
                     raise Broken(f"line {self.lines} of {segment.name} was changed: not signed")
                 self.head = found.hash
                 self.ended = _SEALED in text

@@ -169,7 +169,7 @@ def _odd(line: Line, prev: bytes, keys: "Keys", done: Checked) -> str | None:
     found = links(line.text)
     if found is None:
         return "it is no line of a journal: it has no `prev` and `hash`"
-    if sha256(found.hashed).hexdigest().encode() != found.hash:
+    if not found.is_whole:
         return "it was changed: its hash is not that of what it says"
     if found.prev != prev:
         return "it does not follow the line before it"
@@ -334,7 +334,6 @@ def _read_links(segment: Segment) -> list[_Links]:
             if said is None:
                 found.append(_Links(b"", b"", whole=False))
             else:
-                whole = sha256(said.hashed).hexdigest().encode() == said.hash
                 seal = _SEAL.search(text) if said.signature else None
-                found.append(_Links(said.prev, said.hash, whole, None if seal is None else int(seal[1]) + 1))
+                found.append(_Links(said.prev, said.hash, said.is_whole, None if seal is None else int(seal[1]) + 1))
     return found

@@ -201,6 +201,11 @@ class Links(NamedTuple):
     signature: bytes = b""  # as it is written, in Base64; empty: it is not signed
     signed: bytes = b""  # what it is over
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the hash is that of what the line says."""
+        return sha256(self.hashed).hexdigest().encode() == self.hash
+
 
 def link(line: bytes, prev: bytes) -> tuple[bytes, bytes]:
     """Put a line of JSON (an object with a member, newline included) behind the one with the hash `prev`.

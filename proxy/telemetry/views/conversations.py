@@ -6,13 +6,13 @@ from, as the kernel has it; where that isn't known it can only be guessed from t
 every one that may be it is shown.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
-from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.events import APPROVALS, DECISIONS, Agent, Kind
 from proxy.telemetry.journal.query import Entry, Sought, read_events
+from proxy.telemetry.views.fair_share import fair_share
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _OPEN: Final = 7 * 86_400 * _NS  # that a question and what it was about may lie
 _LATE: Final = 600 * _NS  # that what an agent says may arrive after it was
 _ONE_CALL: Final = 60 * _NS  # that a tool may take whose end was never told
 _SLACK: Final = _NS
+_NOBODY: Final = Agent("")  # of a line that says nothing of one
 _DID: Final = DECISIONS | APPROVALS | {
     Kind.COMMAND_DECIDED, Kind.CALL_REFUSED, Kind.LEAK_FOUND, Kind.TAMPER, Kind.TASK_TAINTED, Kind.TASK_UNUSUAL,
     Kind.TASK_LIMITED,
@@ -75,7 +76,7 @@ def joined(
 
 def moment(event: "Event") -> int:
     """Return when what an agent says was, in ns since 1970: by its own clock, where that can be."""
-    at = event.agent.at if event.agent is not None else 0
+    at = (event.agent or _NOBODY).at
     return at if 0 < event.time - at < _LATE else event.time
 
 
@@ -96,13 +97,13 @@ def _turn(talk: list[Entry], at: int) -> list[Entry]:
     """Return the prompt and the tool call of one conversation that `at` (ns since 1970) falls in."""
     talk = sorted(talk, key=lambda each: moment(each.event))
     before = [each for each in talk if moment(each.event) <= at + _SLACK]
-    prompt = next((each for each in reversed(before) if "prompt" in _named(each)), None)
+    prompt = next((each for each in reversed(before) if _is_prompt(each)), None)
     tool = next((each for each in reversed(before) if _is_tool(each)), None)
     if tool is not None and prompt is not None and moment(tool.event) < moment(prompt.event):
         tool = None  # of an earlier prompt
     found = [each for each in (prompt, tool) if each is not None]
-    if tool is not None and tool.event.agent is not None and tool.event.agent.call:
-        found += [each for each in talk if each is not tool and _call(each) == _call(tool)]
+    if tool is not None and (call := _agent(tool).call):
+        found += [each for each in talk if each is not tool and _agent(each).call == call]
     return sorted(found, key=lambda each: moment(each.event))
 
 
@@ -131,16 +132,16 @@ def _related(said: "Event", done: "Event") -> bool | None:
 
 def _span(event: "Event", talk: list[Entry]) -> tuple[int, int]:
     """Return from when to when something went on that an agent speaks of, in ns since 1970."""
-    at, agent = moment(event), event.agent
-    took = _duration(event)
-    if agent is not None and agent.call:
-        times = [moment(each.event) for each in talk if _call(each) == agent.call]
+    at, agent = moment(event), event.agent or _NOBODY
+    took = _duration(agent)
+    if agent.call:
+        times = [moment(each.event) for each in talk if _agent(each).call == agent.call]
         first, last = min(times, default=at), max(times, default=at)
         if first < last or took:
             return min(first, at - took), max(last, at)
     if took:
-        return (at, at + took) if agent is not None and agent.source == "span" else (at - took, at)
-    wanted = _is_prompt if event.agent is not None and "prompt" in event.agent.name else _is_tool_or_prompt
+        return (at, at + took) if agent.source == "span" else (at - took, at)
+    wanted = _is_prompt if "prompt" in agent.name else _is_tool_or_prompt
     later = [moment(each.event) for each in talk if moment(each.event) > at and wanted(each)]
     return at, min(later, default=at + (_AFTER if wanted is _is_prompt else _ONE_CALL))
 
@@ -163,20 +164,7 @@ def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -
 
 
 def _some(found: "Iterable[Entry]") -> list[Entry]:
-    """Return at most `MOST` in their order, of each sort as many as of any other that has them.
-
-    What a task does again and again, lookups that lead nowhere, leaves room for what it did once.
-    """
-    seen: Counter[object] = Counter()
-    kept: list[tuple[int, int, Entry]] = []
-    for number, each in enumerate(found):
-        event = each.event
-        turn = seen[event.kind, event.outcome, event.reason]
-        seen[event.kind, event.outcome, event.reason] += 1
-        if turn < MOST:
-            kept.append((turn, number, each))
-    kept.sort(key=lambda one: one[:2])
-    return [each for _, _, each in sorted(kept[:MOST], key=lambda one: one[1])]
+    return fair_share(found, MOST, lambda each: (each.event.kind, each.event.outcome, each.event.reason))
 
 
 def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
@@ -206,37 +194,31 @@ def _events(
             yield each
 
 
+def _agent(entry: Entry) -> Agent:
+    return entry.event.agent or _NOBODY
+
+
 def _conversation(event: "Event") -> tuple[str, str]:
-    agent = event.agent
-    return ("", "") if agent is None else (agent.service, agent.conversation)
-
-
-def _named(entry: Entry) -> str:
-    return entry.event.agent.name if entry.event.agent is not None else ""
-
-
-def _call(entry: Entry) -> str:
-    return entry.event.agent.call if entry.event.agent is not None else ""
+    agent = event.agent or _NOBODY
+    return agent.service, agent.conversation
 
 
 def _is_tool(entry: Entry) -> bool:
-    agent = entry.event.agent
-    return agent is not None and bool(agent.tool or agent.call)
+    return bool(_agent(entry).tool or _agent(entry).call)
 
 
 def _is_prompt(entry: Entry) -> bool:
-    return "prompt" in _named(entry)
+    return "prompt" in _agent(entry).name
 
 
 def _is_tool_or_prompt(entry: Entry) -> bool:
     return _is_tool(entry) or _is_prompt(entry)
 
 
-def _duration(event: "Event") -> int:
+def _duration(agent: Agent) -> int:
     """Return how long it says that took, in ns; 0: it doesn't say, or nothing that can be."""
-    said = event.agent.attributes.get("duration_ms", "") if event.agent is not None else ""
     try:
-        took = int(float(said) * 1_000_000)
+        took = int(float(agent.attributes.get("duration_ms", "")) * 1_000_000)
     except (ValueError, OverflowError):
         return 0
     return took if 0 < took < _BEFORE else 0
@@ -247,5 +229,5 @@ def _names(turn: list[Entry], event: "Event") -> bool:
     where, process = event.destination, event.process
     texts = (where.name if where is not None else None, process.exe.rpartition("/")[2] if process is not None else None)
     wanted = [text for text in (*texts, *event.argv[:1]) if text]
-    said = " ".join(value for each in turn if each.event.agent for value in each.event.agent.attributes.values())
+    said = " ".join(value for each in turn for value in _agent(each).attributes.values())
     return any(text in said for text in wanted)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.views.fair_share import fair_share
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from proxy.telemetry.events import Event
 
@@ -114,8 +115,7 @@ def gather(events: "Iterable[Event]") -> Gathered:
         if max(len(all_.places), len(all_.refusals), len(all_.warnings)) >= 2 * MOST:
             _make_room(all_)
         all_.events += 1
-        if all_.span is None:
-            all_.span = Span(event.time, event.time)
+        all_.span = all_.span or Span(event.time, event.time)
         all_.span.stretch(event.time)
         _run(all_, event)
         if event.kind in _WARNINGS:
@@ -124,12 +124,17 @@ def gather(events: "Iterable[Event]") -> Gathered:
             _policy(all_, event)
         if event.kind in _ATTEMPTS and event.outcome is not None:
             all_.moments.add(event.time, event.outcome)
-            _place(all_, event)
+            place = _place(all_, event)
+            place.attempts[event.outcome] += 1
+            place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
         # What people said is told beside the attempt that they were asked about
         if event.outcome in _STOPPED and event.reason is not None and event.kind not in APPROVALS:
             _refusal(all_, event)
         if event.kind is Kind.CONNECTION_CLOSED:
-            _carried(all_, event)
+            place = _place(all_, event)
+            if event.bytes is not None:
+                place.up += event.bytes.up
+                place.down += event.bytes.down
     _make_room(all_)
     return all_
 
@@ -149,13 +154,11 @@ def _run(all_: Gathered, event: "Event") -> None:
     task = event.task.id
     if not task:
         return
-    run = all_.runs.get(task)
-    if run is None:
-        if len(all_.runs) >= MOST:
-            all_.left_out["tasks"] += 1
-            return
-        span = Span(event.time, event.time)
-        run = all_.runs[task] = Run(task, event.task.name, span, dict(event.task.labels))
+    if task not in all_.runs and len(all_.runs) >= MOST:
+        all_.left_out["tasks"] += 1
+        return
+    new = Run(task, event.task.name, Span(event.time, event.time), dict(event.task.labels))
+    run = all_.runs.setdefault(task, new)
     run.span.stretch(event.time)
     if event.kind is Kind.TASK_STARTED:
         run.argv = event.argv
@@ -174,34 +177,15 @@ def _ending(event: "Event") -> str:
     return "ended" if event.outcome is Outcome.PASSED else "failed"
 
 
-def _place(all_: Gathered, event: "Event") -> None:
-    place = _at(all_, event)
-    if event.outcome is not None:
-        place.attempts[event.outcome] += 1
-        place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
-
-
-def _carried(all_: Gathered, event: "Event") -> None:
-    place = _at(all_, event)
-    if event.bytes is not None:
-        place.up += event.bytes.up
-        place.down += event.bytes.down
-
-
-def _at(all_: Gathered, event: "Event") -> Place:
-    key = target(event)
-    place = all_.places.get(key)
-    if place is None:
-        place = all_.places[key] = Place(Span(event.time, event.time))
+def _place(all_: Gathered, event: "Event") -> Place:
+    place = all_.places.setdefault(target(event), Place(Span(event.time, event.time)))
     place.span.stretch(event.time)
     return place
 
 
 def _refusal(all_: Gathered, event: "Event") -> None:
     key = event.task.id, *target(event), event.outcome, event.reason, event.rules
-    known = all_.refusals.get(key)
-    if known is None:
-        known = all_.refusals[key] = Refusal(event, Span(event.time, event.time))
+    known = all_.refusals.setdefault(key, Refusal(event, Span(event.time, event.time)))
     known.event, known.count = event, known.count + 1
     known.span.stretch(event.time)
 
@@ -220,11 +204,11 @@ def _make_room(all_: Gathered) -> None:
     all_.places = dict(places[:MOST])
     all_.left_out["places"] += sum(place.attempts.total() for _, place in places[MOST:])
     refusals = sorted(all_.refusals.items(), key=lambda item: -item[1].count)
-    kept, rest = _shared(refusals, lambda item: (item[0][0], item[1].event.kind, item[1].event.reason))
+    kept = fair_share(refusals, MOST, lambda item: (item[0][0], item[1].event.kind, item[1].event.reason))
     all_.refusals = dict(kept)
-    all_.left_out["refusals"] += sum(refusal.count for _, refusal in rest)
-    all_.warnings, left = _shared(all_.warnings, lambda event: (event.task.id, event.kind))
-    all_.left_out["warnings"] += len(left)
+    all_.left_out["refusals"] += sum(each.count for _, each in refusals) - sum(each.count for _, each in kept)
+    warnings, all_.warnings = all_.warnings, fair_share(all_.warnings, MOST, lambda event: (event.task.id, event.kind))
+    all_.left_out["warnings"] += len(warnings) - len(all_.warnings)
     all_.left_out = +all_.left_out
 
 
@@ -233,19 +217,3 @@ def _weight(item: tuple[tuple[str, int | None, str], Place]) -> tuple[int, int, 
     (_, _, protocol), place = item
     reached = place.attempts[Outcome.PASSED] + place.attempts[Outcome.WOULD_BLOCK] if protocol != "dns" else 0
     return place.up, place.down, reached, place.attempts.total()
-
-
-def _shared[T](entries: list[T], group: "Callable[[T], object]") -> tuple[list[T], list[T]]:
-    """Part entries into those that are kept, as many of each group as of any other that has them, and the rest."""
-    if len(entries) <= MOST:
-        return entries, []
-    seen: Counter[object] = Counter()
-    turns = []
-    for number, entry in enumerate(entries):
-        turns.append((seen[group(entry)], number))
-        seen[group(entry)] += 1
-    kept = {number for _, number in sorted(turns)[:MOST]}
-    parts: tuple[list[T], list[T]] = [], []
-    for number, entry in enumerate(entries):
-        parts[number not in kept].append(entry)
-    return parts
