@@ -1,6 +1,7 @@
 """Guard of protected files: which files of a workspace need an approval to change, and which differ at a task's end.
 
-Three lists (`protected_lists`), for three questions; no Makefile, no source file: those are what a task is to write.
+Three lists (`protected_files.json`: by category, with where each is documented), for three questions. No Makefile, no
+source file: those are what a task is to write. In a list `*` stays within a name, and a directory means all below it.
 
 - What does a host run by itself, where nobody reads it first? Git's hooks and configuration, what editors and direnv
   start when a directory is opened, what other agents obey, what CI does with a push. Protected in both modes.
@@ -8,26 +9,27 @@ Three lists (`protected_lists`), for three questions; no Makefile, no source fil
   workspace directly couldn't add a dependency if they were read-only, so they are protected in a review only.
 - What is the next agent told? People have agents keep these, so they are protected in a review only, too.
 
-A fourth, what a home has, is for what is written outside of a workspace.
+A fourth, what a home has, is for what is written outside of a workspace. `repository_scan` has Git's own files.
 
 Where a task writes directly, what is there is covered read-only for it (`sandbox.covers`). What mounts can't prevent is
 found out: a protected file that the task makes where there was none, which is put aside (`quarantine`), a link or a
 file where a directory of protected ones would be, one whose cover went because the host replaced it.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import outermost
 from enforcer.system import linux
 from enforcer.system.errors import UsageError
 from enforcer.workspace import repository_scan
-from enforcer.workspace.protected_lists import HOME, INSTALLED, PROJECT, TOLD, globs_of
 from enforcer.workspace.repository_scan import GIT, of_git
 from enforcer.workspace.safe_path import (
     TOP,
@@ -54,7 +56,11 @@ _GIT_LEFT: Final = (
     "rr-cache", "shallow", "info/grafts", "refs/replace", "reftable", "modules/**/shallow", "modules/**/info/grafts",
     "modules/**/refs/replace", "modules/**/reftable",
 )  # fmt: skip
-_RUN_BY_ITSELF: Final = globs_of(PROJECT)
+# The globs of each list, relative to a project, or to a home directory
+PROJECT, INSTALLED, TOLD, HOME = (
+    tuple(dict.fromkeys(glob for category in categories for glob in category["globs"]))
+    for categories in json.loads(Path(__file__).with_name("protected_files.json").read_bytes()).values()
+)
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _MOST_NESTED: Final = 500  # repositories below a directory that are guarded
 # However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
@@ -76,13 +82,13 @@ def directly(added: tuple[str, ...]) -> tuple[str, ...]:
 
     `HEAD` is what makes a repository of any directory that has the rest (git-config(1), `safe.bareRepository`).
     """
-    return (*of_git(".git"), "HEAD", *_RUN_BY_ITSELF, *added)
+    return (*of_git(".git"), "HEAD", *PROJECT, *added)
 
 
 def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected when changes are accepted: at any depth, and of all three lists."""
     git = (f"**/.git/{name}" for name in (*GIT, *_GIT_LEFT))
-    return (*git, *(f"**/{glob}" for glob in globs_of((*PROJECT, *INSTALLED, *TOLD))), *added)
+    return (*git, *(f"**/{glob}" for glob in (*PROJECT, *INSTALLED, *TOLD)), *added)
 
 
 class Elsewhere(NamedTuple):
@@ -116,11 +122,11 @@ def _meant(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
     ends = {len(top) for top in tops if [*parts[: len(top)]] == top}
     # What a task has written in its own worktree's `gitdir` would have later ones be shown this repository
     yield from _rests(parts, (*of_git(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
-    yield from _rests(parts, globs_of((*PROJECT, *TOLD)), (begin for begin in range(len(parts)) if begin not in ends))
-    yield from _rests(parts, globs_of(HOME), ends)
+    yield from _rests(parts, (*PROJECT, *TOLD), (begin for begin in range(len(parts)) if begin not in ends))
+    yield from _rests(parts, HOME, ends)
     for top in tops:
         if len(parts) < len(top) and top[: len(parts)] == [*parts]:
-            yield from ("/".join((*top[len(parts) :], glob)) for glob in globs_of(HOME))
+            yield from ("/".join((*top[len(parts) :], glob)) for glob in HOME)
 
 
 def _parts(place: str) -> list[str]:

@@ -1,15 +1,17 @@
 """Protected files of a workspace that a task writes directly: which are found, which are covered, what is noticed."""
 
 import contextlib
+import json
 import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
 
 from enforcer.system import linux
 from enforcer.system.errors import UsageError
-from enforcer.workspace import protected_lists
+from enforcer.workspace import guard as guarding
 from enforcer.workspace.change_store import Change
 from enforcer.workspace.guard import Guard, directly, reviewed
 from enforcer.workspace.name_aliases import Globs
@@ -371,11 +373,12 @@ def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
 
 
 def test_the_lists_of_what_is_protected_are_in_order():
-    for categories in (protected_lists.PROJECT, protected_lists.INSTALLED, protected_lists.TOLD, protected_lists.HOME):
-        for category in categories:
-            assert category.sources, category.name
-            assert [glob for glob in category.globs if glob != os.path.normpath(glob) or glob[0] in "/~"] == []
-            assert len({*category.globs}) == len(category.globs), category.name
+    lists = json.loads(Path(guarding.__file__).with_name("protected_files.json").read_text())
+    assert list(lists) == ["project", "installed", "told", "home"]
+    for category in (category for categories in lists.values() for category in categories):
+        assert category["sources"], category["name"]
+        assert [glob for glob in category["globs"] if glob != os.path.normpath(glob) or glob[0] in "/~"] == []
+        assert len({*category["globs"]}) == len(category["globs"]), category["name"]
 
 
 def test_a_protected_file_that_a_fuse_file_system_does_not_list_is_found(tmp_path, monkeypatch):
