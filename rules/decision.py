@@ -64,12 +64,12 @@ class Decision(NamedTuple):
     @property
     def passes(self) -> bool:
         """Whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about."""
-        return self.outcome in (Outcome.PASSED, Outcome.WOULD_BLOCK)
+        return self.outcome.passes
 
     @property
     def lets_out(self) -> bool:
         """Whether bytes may leave for it: it passes, and not only to be asked about later."""
-        return self.verdict is not Verdict.ASK and self.passes
+        return self.verdict is not Verdict.ASK and self.outcome.passes
 
     @property
     def asks(self) -> bool:

@@ -30,10 +30,15 @@ STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)
 class Outcome(StrEnum):
     """What became of the attempt."""
 
+    passes: bool  # whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about
+
     BLOCKED = "blocked"
     WOULD_BLOCK = "would_block"  # audit mode: it passed, and enforce would have blocked it
     PASSED = "passed"
     FAILED = "failed"  # allowed, and then the host, the network or the other end let it down
+
+    def __init__(self, value: str) -> None:
+        self.passes = value in {"passed", "would_block"}
 
 
 class Reason(StrEnum):

@@ -83,7 +83,7 @@ class Admitted(NamedTuple):
     @property
     def shown_host(self) -> str:
         """The host that the client is shown a certificate for: the target, or what a refused client wants."""
-        if self.sni and not self.decision.passes:
+        if self.sni and not self.decision.outcome.passes:
             try:
                 return HostName.parse(self.sni)
             except InvalidName:

@@ -126,7 +126,7 @@ class Connection:
             self._carry_out()
         elif state is State.DIALING or state is State.SPLICING:
             self._review_allowed()
-        elif state is State.INSPECTING and self._admitted is not None and self._judgement.decision.passes:
+        elif state is State.INSPECTING and self._admitted is not None and self._judgement.decision.outcome.passes:
             self._tell_inspection(self._admitted, again(gate.tenant, self._judgement, can_inspect=True).decision)
 
     def abort(self) -> None:
@@ -209,7 +209,7 @@ class Connection:
         """Carry it out; a refusal may wait a moment for the process that opened the connection (`attributing`)."""
         self._judgement = judgement
         whose = self.record.whose
-        if whose is not None and whose.waiting and not judgement.decision.passes:
+        if whose is not None and whose.waiting and not judgement.decision.outcome.passes:
             whose.then(self._refuse_now)
         else:
             self._carry_out()
@@ -406,7 +406,7 @@ class Connection:
                 self._splice.count(self._quota.meter)
             return
         # Also what may only go on while it is read: nobody knows what was sent on it before.
-        reason = problem or (Reason.RULE if judgement.decision.passes else judgement.decision.reason)
+        reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
         self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
 
     def _tick_splice(self, now: float) -> None:
@@ -432,7 +432,7 @@ class Connection:
         """Have inspection end it, or what is asked on it, if the rules allow it no more."""
         inspection = self._gate.inspection
         assert inspection is not None
-        if not decision.passes:
+        if not decision.outcome.passes:
             self._by = decision
         inspection.review(admitted, decision)
 

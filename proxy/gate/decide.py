@@ -114,7 +114,7 @@ def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect:
         return _judge_http(tenant, wanted, seen, can_inspect=can_inspect)
     attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
     decision = _decide(tenant.policy, attempt)
-    return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
+    return Judgement(attempt, decision, Way.SPLICE if decision.outcome.passes else Way.RESET)
 
 
 def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
@@ -124,11 +124,11 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
     """
     attempt = judgement.attempt._replace(at=tenant.calendar.today(), tainted=tenant.tainted)
     decision = _decide(tenant.policy, attempt)
-    if decision.passes and judgement.hello is not None:
+    if decision.outcome.passes and judgement.hello is not None:
         objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
         if objection is not None:
             decision = denied(tenant.policy, objection, decision)
-    if not decision.passes:
+    if not decision.outcome.passes:
         way = Way.RESET
     elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
         way = Way.INSPECT
@@ -143,7 +143,9 @@ def after_asking(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -
     judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
     found = again(tenant, judgement, can_inspect=can_inspect)
     return (
-        found if found.decision.passes else found._replace(way=_way_out(tenant.policy, found, can_inspect=can_inspect))
+        found
+        if found.decision.outcome.passes
+        else found._replace(way=_way_out(tenant.policy, found, can_inspect=can_inspect))
     )
 
 
@@ -189,7 +191,7 @@ def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_insp
     target, problem = _tls_target(wanted, hello)
     attempt = _attempt(tenant, Protocol.TLS, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
-    if decision.passes:
+    if decision.outcome.passes:
         objection = _objection(decision, hello, can_inspect=can_inspect)
         if objection is None:
             return Judgement(attempt, decision, Way.INSPECT if decision.inspect else Way.SPLICE, hello)
@@ -223,9 +225,9 @@ def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect
     target, problem = _http_target(wanted, head)
     attempt = _attempt(tenant, Protocol.HTTP, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
-    if decision.passes and not can_inspect:
+    if decision.outcome.passes and not can_inspect:
         decision = denied(policy, Reason.GATE_ERROR, decision)
-    way = Way.INSPECT if decision.passes else _refusal(policy, can_explain=can_inspect)
+    way = Way.INSPECT if decision.outcome.passes else _refusal(policy, can_explain=can_inspect)
     return Judgement(attempt, decision, way)
 
 
@@ -269,7 +271,7 @@ def _attempt(tenant: "Tenant", protocol: Protocol, target: "HostName | Address",
 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:
     decision = policy.decide(attempt)
-    if decision.reason is Reason.NO_RULE and not decision.passes:
+    if decision.reason is Reason.NO_RULE and not decision.outcome.passes:
         spoken = policy.protocols(attempt.target, attempt.port)
         if spoken and attempt.protocol not in spoken:
             return denied(policy, Reason.PROTOCOL_MISMATCH, decision)

@@ -64,7 +64,7 @@ class Inspection:
     def review(self, admitted: "Admitted", decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
         if admitted in self._waiting:
-            if not decision.passes:
+            if not decision.outcome.passes:
                 self._waiting.remove(admitted)
                 admitted.give_up(decision.reason)
         elif self._engine is not None:

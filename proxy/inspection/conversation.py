@@ -47,7 +47,7 @@ class Conversation:
     """A client connection and the connections to the internet that its requests use."""
 
     def __init__(self, engine: "Engine", admitted: "Admitted", place: "Place") -> None:
-        refused = None if admitted.decision.passes else admitted.decision
+        refused = None if admitted.decision.outcome.passes else admitted.decision
         self._engine = engine
         self._admitted = admitted
         self.session = Session(
@@ -238,7 +238,7 @@ class Conversation:
         if self._over or self.session.refused is not None:
             return
         try:
-            if not decision.passes:
+            if not decision.outcome.passes:
                 self.session.revoke_all(decision)
                 self.abort()
                 return

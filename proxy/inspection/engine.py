@@ -101,7 +101,7 @@ class Engine:
         """Go on with a conversation under other rules, which say `decision` to its connection."""
         if conversation := self._conversations.get(admitted.event):
             conversation.review(decision)
-        elif admitted.event in self._expected and not decision.passes:
+        elif admitted.event in self._expected and not decision.outcome.passes:
             del self._expected[admitted.event]
             admitted.give_up(decision.reason)
 

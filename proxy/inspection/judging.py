@@ -184,7 +184,7 @@ def judge(
     decision = _decide(tenant, policy, attempt, other)
     if decision.asks and looks.git and git is not None and (not _has_refs(request) or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
-    may_pass = decision.passes or decision.asks
+    may_pass = decision.outcome.passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
     detail = _why(decision, credential, other)
@@ -207,10 +207,10 @@ def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
 def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | None) -> Decision:
     """Decide by the path of a request, and by the `other` one that it names: the stricter verdict stands."""
     here, request = policy.decide(attempt), attempt.request
-    if other is None or request is None or not (here.passes or here.asks):
+    if other is None or request is None or not (here.outcome.passes or here.asks):
         return here
     there = policy.decide(attempt._replace(request=request._replace(path=other)))
-    if not (there.passes or there.asks):
+    if not (there.outcome.passes or there.asks):
         return there
     if here.asks or there.asks:  # people would be shown one of both
         return denied(tenant.policy, Reason.AMBIGUOUS_REQUEST)
@@ -225,7 +225,7 @@ def _judge_push(
     `options`: it may have some, because no rule looks at its refs.
     """
     judged = judge_push(policy, attempt, push)
-    if options or not push.asks_more or not (judged.decision.passes or judged.decision.asks):
+    if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.asks):
         return judged, ""
     return all_refused(judged, denied(tenant.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
@@ -236,7 +236,7 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
     if request is None:
         return False
     ways = (attempt._replace(request=request._replace(credential=one)) for one in carried.may_carry)
-    return any(decision.passes or decision.asks for decision in map(policy.decide, ways))
+    return any(decision.outcome.passes or decision.asks for decision in map(policy.decide, ways))
 
 
 def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
@@ -276,7 +276,7 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
-    if decision.passes:
+    if decision.outcome.passes:
         return ""
     too = "" if other is None or decision.asks else "its `Destination` is decided on as well"
     return in_vain(decision) or too
@@ -392,7 +392,7 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
     for attempt in attempts:
         attempt = attempt._replace(at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
-        if not decision.passes:
+        if not decision.outcome.passes:
             return Standing(decision)
         limits.update(dict.fromkeys(decision.limits))
         scans.append(decision.scan)

@@ -65,7 +65,7 @@ class RequestRecord:
             Kind.REQUEST_DECIDED,
             ruling.decision,
             name=self._name,
-            address=(address if ruling.decision.passes else ruling.refused_at) or self._address,
+            address=(address if ruling.decision.outcome.passes else ruling.refused_at) or self._address,
             port=self._place.port,
             protocol=self._place.protocol,
             http=http,

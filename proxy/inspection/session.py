@@ -169,7 +169,7 @@ class Session:
 
     def _through_stages(self, request: RequestContext, ruling: Ruling) -> tuple[Ruling, bool]:
         """Take a request that the rules allow into its stages, up to the first that denies it; whether none does."""
-        if not ruling.decision.passes or ruling.asked is None:
+        if not ruling.decision.outcome.passes or ruling.asked is None:
             return ruling, False
         decision, early = ruling.decision, request.stages
         secrets = self.recorder.tenant.broker is not None
@@ -179,7 +179,7 @@ class Session:
         request.enter((*stages, *early))  # which are the last, as in the list
         for stage in stages:
             ruling = stage.admit(ruling)
-            if not ruling.decision.passes:
+            if not ruling.decision.outcome.passes:
                 self._leave_stages(request)
                 return ruling, False
         return ruling, True

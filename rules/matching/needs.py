@@ -1,6 +1,7 @@
 """What has to be there and looked at for a policy to be carried out: read off its rules, and never a verdict."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rules.attempt import Protocol
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from rules.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Needs:
-    """What a policy's rules need from the gate."""
+    """What a policy's rules need from the gate; each is worked out once, when it is first asked for."""
 
     rules: "tuple[Rule, ...]"
     settings: "Settings"
@@ -28,7 +29,7 @@ class Needs:
     commands: "tuple[Command, ...]"
     layers: "tuple[Layer, ...]"
 
-    @property
+    @cached_property
     def inspection(self) -> bool:
         """Whether anything this policy lets out is read on its way; if not, the gate needs no inspection at all."""
         if self.secrets or self.settings.mode is Mode.AUDIT:
@@ -44,7 +45,7 @@ class Needs:
             for rule, ports in spoken
         )
 
-    @property
+    @cached_property
     def strict_scan(self) -> bool:
         """Whether any rule says `scan: strict`."""
         every = (*self.rules, *(rule for layer in self.layers for rule in layer.rules))
@@ -63,23 +64,23 @@ class Needs:
             )
         return any(network.prefixlen and target in network for rule in answered for network in rule.networks)
 
-    @property
+    @cached_property
     def endings(self) -> "tuple[date, ...]":
         """The last day of each rule that has one."""
         return tuple(rule.until for rule in self.rules if rule.until is not None)
 
-    @property
+    @cached_property
     def approvals(self) -> bool:
         """Whether anybody could be asked under this policy, or it matters what a task has read."""
         actions = {*(rule.action for rule in self.rules), *(command.action for command in self.commands)}
         return self.taint or Verdict.ASK in actions
 
-    @property
+    @cached_property
     def taint(self) -> bool:
         """Whether it matters to any rule what a task has read."""
         return any(rule.minds_taint for rule in self.rules)
 
-    @property
+    @cached_property
     def udp(self) -> bool:
         """Whether any UDP could leave, or somebody be asked for it; if not, the gate need not listen for it at all."""
         asking = (rule for rule in self.rules if rule.action is not Verdict.DENY)

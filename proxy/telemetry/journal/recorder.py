@@ -131,7 +131,7 @@ class Recorder:
             self._held(decision.reason, approval, detail)
         if dns is not None:
             self.metrics.dns_query(dns.type, decision.verdict)
-        if not decision.passes:
+        if not decision.outcome.passes:
             self.refused.append(event)
             return event.id
         if kind is Kind.CONNECTION_DECIDED:
@@ -366,7 +366,7 @@ class Recorder:
         self._write_decision(event, decision, name, None)
         if approval:
             self._held(decision.reason, approval, detail)
-        if not decision.passes:
+        if not decision.outcome.passes:
             self.refused.append(event)
 
     def _held(self, reason: Reason, approval: str, detail: str) -> None:
