@@ -266,7 +266,7 @@ _WATCHING = "`commands` need Linux 5.0, no other listener to a filter around us,
 
 
 def _try_watching() -> str:
-    from enforcer.seccomp_supervisor.self_test import try_watching
+    from enforcer.seccomp_supervisor.listener import try_watching
 
     return try_watching()
 

@@ -16,7 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.seccomp_supervisor import task_memory
+from enforcer.seccomp_supervisor.listener import PATH_MAX, Words, read_text, read_words
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
@@ -82,7 +82,7 @@ class _Read(NamedTuple):
     """What the program goes by, its words and its file; or the errno that the kernel has for it."""
 
     names: tuple[bytes, ...] = ()
-    words: task_memory.Words = task_memory.Words((), whole=False)
+    words: Words = Words((), whole=False)
     file: File | None = None
     error: int = 0
 
@@ -90,7 +90,7 @@ class _Read(NamedTuple):
 type _Key = tuple[int, _Read]
 
 
-class _Held:
+class _HeldProgram:
     """One program that waits. `waiting`: the worker has people asked; `checked`: it wants to know what is there now."""
 
     __slots__ = ("call", "caller", "checked", "deadline", "gone", "key", "name", "number", "waiting")
@@ -106,8 +106,8 @@ class _Held:
         self.gone: float | None = None  # since when nobody waits there any more
 
 
-class Programs:
-    """All that wait. `tell` says something to the worker, and returns whether it took it; `proc` is /proc outside."""
+class HeldPrograms:
+    """All programs that wait. `tell` sends to the worker, and returns whether it took it; `proc` is /proc outside."""
 
     def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.Told], bool]") -> None:
         self._listener = listener
@@ -115,7 +115,7 @@ class Programs:
         self._tell = tell
         self._asked = 0
         self._lost = False
-        self.open: dict[int, _Held] = {}
+        self.open: dict[int, _HeldProgram] = {}
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
         self._decided: dict[_Key, tuple[messages.Answer, float]] = {}
         self._looked = 0.0
@@ -147,9 +147,9 @@ class Programs:
         if read.error:
             self._listener.refuse(call, read.error)
             return cost + 1
-        return cost + self._hold(_Held(name, call, caller, (call.thread, read)), read.names, read.words)
+        return cost + self._hold(_HeldProgram(name, call, caller, (call.thread, read)), read.names, read.words)
 
-    def _hold(self, held: _Held, names: tuple[bytes, ...], words: task_memory.Words) -> int:
+    def _hold(self, held: _HeldProgram, names: tuple[bytes, ...], words: Words) -> int:
         known = self._decided.pop(held.key, None)
         if known is not None and time.monotonic() - known[1] < _DECIDED_FOR:
             return self._answer(held, known[0])
@@ -224,7 +224,7 @@ class Programs:
             cost += self._answer(self.open.pop(number), messages.Answer(number, go=False, says=_NOBODY))
         return cost
 
-    def _answer(self, held: _Held, answer: messages.Answer) -> int:
+    def _answer(self, held: _HeldProgram, answer: messages.Answer) -> int:
         """Let it go on, or refuse it and say why where its caller reads that."""
         if answer.go:
             there = self._listener.let_go_on(held.call)
@@ -238,14 +238,14 @@ class Programs:
             self._decided[held.key] = answer, time.monotonic()
         return 0 if answer.go else COST
 
-    def _check(self, held: _Held) -> None:
+    def _check(self, held: _HeldProgram) -> None:
         """Say whether it still is what people were asked about; of one that is gone that is said when it is back."""
         changed = self._changed(held)
         held.checked = not self._listener.waits(held.call)  # else what was read may be another process's
         if not held.checked:
             self._tell(messages.Still(held.number, changed))
 
-    def _changed(self, held: _Held) -> bytes:
+    def _changed(self, held: _HeldProgram) -> bytes:
         """Return nothing if it still is what people have approved: its words lie in the task's memory all the while."""
         asked = held.key[1]
         if asked.file is None:
@@ -265,7 +265,7 @@ class Programs:
             number -= (number & 0x80000000) << 1  # an int
             directory = None if number == _AT_FDCWD else number
             flags, arguments = arguments[4], arguments[1:]
-        path = task_memory.text(call.thread, arguments[0], task_memory.PATH_MAX)
+        path = read_text(call.thread, arguments[0], PATH_MAX)
         if path is None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         whole = caller.path(os.fsdecode(path), directory)
@@ -277,5 +277,5 @@ class Programs:
             program = Program(whole, errno.ENOENT)
         if program.error:
             return _Read(error=program.error)
-        words = task_memory.words(call.thread, arguments[1])
+        words = read_words(call.thread, arguments[1])
         return _Read((os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, program.file)

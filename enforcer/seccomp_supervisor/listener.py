@@ -1,14 +1,21 @@
-"""Being asked by the kernel about another process's system calls: seccomp_unotify(2), linux/seccomp.h.
+"""Seccomp notifications of another process's system calls, and what lies in its memory: seccomp_unotify(2).
 
-Whoever is asked and dies, or closes the listener, has every call that waits answered with ENOSYS: closed when broken.
+A supervisor that dies, or closes the listener, has every call that waits answered with ENOSYS. All memory is the other
+process's to choose, and to change while it is read (process_vm_readv(2)): nothing read here is more than a claim.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
 import select
+import socket
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
+
+from enforcer.sandbox.seccomp import watching
+from enforcer.system import linux
 
 _RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
@@ -75,3 +82,130 @@ class Listener:
     def close(self) -> None:
         """Be asked no more: what waits, and all that comes, is answered with ENOSYS."""
         os.close(self.descriptor)
+
+
+PATH_MAX: Final = 4096  # limits.h: a longer path is no path, ENAMETOOLONG
+MOST_BYTES: Final = 64 << 10  # of all words together that are read
+MOST_WORDS: Final = 4096
+_PAGE: Final = 4096
+_FIRST: Final = 256  # bytes of a text that are read first: most are shorter
+_ADDRESSES: Final = 1 << 64
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_size_t)]
+
+
+class Words(NamedTuple):
+    """The words of a command, the first being what it calls itself; `whole`: there are no more."""
+
+    words: tuple[bytes, ...]
+    whole: bool
+
+
+def read_memory(thread: int, address: int, size: int) -> bytes:
+    """Read up to `size` bytes, no further than the page that `address` is in. Raises OSError where nothing is."""
+    size = min(size, _PAGE - address % _PAGE)
+    buffer = ctypes.create_string_buffer(size)
+    local = _Iovec(ctypes.addressof(buffer), size)
+    remote = _Iovec(address % _ADDRESSES, size)
+    got = _libc.process_vm_readv(thread, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if got <= 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"process_vm_readv: {os.strerror(number)}")
+    return buffer.raw[:got]
+
+
+def read_text(thread: int, address: int, longest: int) -> bytes | None:
+    """Read a text that ends in a zero byte; None if it is longer. Raises OSError."""
+    found = b""
+    while len(found) < longest:
+        piece = read_memory(thread, address + len(found), _FIRST if not found else _PAGE)
+        end = piece.find(0)
+        if end >= 0:
+            found += piece[:end]
+            return found if len(found) < longest else None
+        found += piece
+    return None
+
+
+def read_words(thread: int, address: int) -> Words:
+    """Read a list of texts that ends in a null pointer, as far as is looked at. Raises OSError.
+
+    No address: no words (execve(2), NOTES).
+    """
+    found: list[bytes] = []
+    if not address:
+        return Words((), whole=True)
+    room = MOST_BYTES
+    for pointer in _pointers(thread, address):
+        if not pointer:
+            return Words(tuple(found), whole=True)
+        one = read_text(thread, pointer, room) if room > 0 else None
+        if one is None or len(found) == MOST_WORDS:
+            break
+        found.append(one)
+        room -= len(one) + 1
+    return Words(tuple(found), whole=False)
+
+
+def _pointers(thread: int, address: int) -> Iterator[int]:
+    left = b""  # of a pointer that a page's end cuts in two
+    while True:
+        piece = read_memory(thread, address, _PAGE)
+        address += len(piece)
+        piece = left + piece
+        end = len(piece) // 8 * 8
+        for (pointer,) in struct.iter_unpack("=Q", piece[:end]):
+            yield pointer
+        left = piece[end:]
+
+
+_PATIENCE: Final = 5.0  # seconds
+_PROGRAM: Final = "/nowhere"
+
+
+def try_watching() -> str:
+    """Hold a program and read its words. Raises OSError where the kernel, or whoever confines us, forbids either."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _be_held(theirs)
+    theirs.close()
+    ours.settimeout(_PATIENCE)
+    said, descriptors, _, _ = socket.recv_fds(ours, 256, 1)
+    if not descriptors:
+        os.waitpid(pid, 0)
+        raise OSError(said.decode() or "the process to be watched ended")
+    listener = Listener(descriptors[0])
+    select.select([listener.descriptor], [], [], _PATIENCE)
+    try:
+        call = listener.receive()
+        if call is None:
+            raise OSError("the kernel doesn't ask")
+        path = read_text(call.thread, call.arguments[0], PATH_MAX)
+        listener.refuse(call, errno.EACCES)
+    finally:
+        listener.close()  # whoever still waits goes on with ENOSYS
+        _, status = os.waitpid(pid, 0)
+    if path != os.fsencode(_PROGRAM) or os.waitstatus_to_exitcode(status) != errno.EACCES:
+        raise OSError("what was read, or answered, is something else")
+    return "programs can be held, and their words read"
+
+
+def _be_held(channel: socket.socket) -> None:
+    try:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        listener = linux.load_seccomp_with_listener(watching(commands=True).program)
+    except OSError as error:
+        channel.send(str(error.strerror).encode())
+        os._exit(0)
+    socket.send_fds(channel, [b"l"], [listener])
+    os.close(listener)
+    try:
+        os.execv(_PROGRAM, [_PROGRAM])
+    except OSError as error:
+        os._exit(error.errno or 0)

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from enforcer.seccomp_supervisor import task_memory
+from enforcer.seccomp_supervisor import listener
 from enforcer.seccomp_supervisor.listener import Notification
 from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, descendants, listed, read
 from enforcer.system import linux
@@ -47,7 +47,7 @@ def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
 
 def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD) -> int:
     """Open the path at an address in a thread's memory, from its working directory or an open one. Raises OSError."""
-    path = task_memory.text(thread, address, task_memory.PATH_MAX)
+    path = listener.read_text(thread, address, listener.PATH_MAX)
     if path is None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if own := _OWN_DESCRIPTOR.fullmatch(path):
@@ -88,7 +88,7 @@ def open_directory(proc: int, name: str, call: Notification) -> int:
     how = fourth & 0xFFFFFFFF if name == "fchmodat2" else 0
     if how & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if how & _AT_EMPTY_PATH and task_memory.text(thread, second, task_memory.PATH_MAX) == b"":
+    if how & _AT_EMPTY_PATH and listener.read_text(thread, second, listener.PATH_MAX) == b"":
         return by_descriptor(proc, thread, first, _DIRECTORY)
     flags = _DIRECTORY | (os.O_NOFOLLOW if how & _AT_SYMLINK_NOFOLLOW else 0)
     return by_path(proc, thread, second, flags, first)
@@ -123,7 +123,7 @@ def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], 
     flags = fifth & 0xFFFFFFFF if name.endswith("setxattr") else 0
     if flags & ~_FLAGS:  # some are no number that can be passed on
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    attribute = task_memory.text(call.thread, second, _NAME_MAX)
+    attribute = listener.read_text(call.thread, second, _NAME_MAX)
     if not attribute:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     named = os.fsdecode(attribute)
@@ -151,7 +151,7 @@ def _value(thread: int, address: int, size: int) -> bytes:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     found = b""
     while len(found) < size:
-        found += task_memory.read(thread, address + len(found), size - len(found))
+        found += listener.read_memory(thread, address + len(found), size - len(found))
     return found
 
 
@@ -196,13 +196,13 @@ class Locks:
                 return False
         self._free -= _MADE
         if self._free < 0 and self._clock() >= self._due:
-            self._free = MOST - _MADE - held(self._proc, self._first)
+            self._free = MOST - _MADE - count_locks(self._proc, self._first)
             if self._free < MOST // 10:
                 self._due = self._clock() + _REST
         return self._free >= 0
 
 
-def held(proc: int, first: int) -> int:
+def count_locks(proc: int, first: int) -> int:
     """Count the locks of a process and all that it has begot; MOST where that is too much to look at."""
     looks, found = LookBudget(_MOST_LOOKS), 0
     try:

@@ -13,12 +13,13 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from enforcer.sandbox.seccomp import Filter, Hold, Refuse
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import performed_calls
-from enforcer.seccomp_supervisor.held_programs import Programs
+from enforcer.seccomp_supervisor.held_programs import HeldPrograms
 from enforcer.seccomp_supervisor.listener import Listener, Notification
 from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CALL, MODE_CALLS, Locks
 from enforcer.seccomp_supervisor.task_processes import Caller, SocketOwnerLookup
@@ -91,7 +92,7 @@ class SeccompSupervisor:
         self._budget = Budget()
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
-        self._programs = Programs(self._listener, proc, self._tell)
+        self._programs = HeldPrograms(self._listener, proc, self._tell)
         self._whose: list[messages.WhoseAsked] = []
         self._looking = SocketOwnerLookup()
         self._locks = Locks(proc, first)
@@ -183,11 +184,12 @@ class SeccompSupervisor:
                 continue
             line = self._filter.line(name, call.arguments)
             if name in ATTRIBUTE_CALLS:
-                self._set(name, call)
+                self._spent += 1
+                self._perform(call, partial(performed_calls.set_attribute, self._proc, name, call))
             elif isinstance(line, Hold):
                 self._spent += self._programs.hold(name, call)
             elif name in MODE_CALLS and (directory := self._directory(name, call)) >= 0:
-                self._change(directory, name, call)
+                self._perform(call, partial(self._change, directory, name, call))
             else:
                 self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
             if self._spent > _A_TURN or self._programs.is_full:
@@ -210,25 +212,19 @@ class SeccompSupervisor:
         except (OSError, ValueError):  # ValueError: a zero byte in it
             return -1
 
-    def _change(self, directory: int, name: str, call: Notification) -> None:
-        """Change the directory's mode for the task, and answer with what came of it."""
-        error = 0
+    def _change(self, directory: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
         try:
             ids = Caller(self._proc, call.thread).owns()
-            if self._listener.waits(call):  # else what was read may be another process's
+            if waits():  # else what was read may be another process's
                 performed_calls.change_mode(directory, name, call, ids)
-        except OSError as failed:
-            error = failed.errno or errno.EPERM
         finally:
             os.close(directory)
-            self._listener.refuse(call, error)  # 0: it has succeeded
 
-    def _set(self, name: str, call: Notification) -> None:
-        """Set or remove an attribute for the task, and answer with what came of it."""
-        self._spent += 1
+    def _perform(self, call: Notification, make: Callable[[Callable[[], bool]], None]) -> None:
+        """Make a call for the task, and answer with what came of it. `make` is given whether the call still waits."""
         error = errno.EPERM
         try:
-            performed_calls.set_attribute(self._proc, name, call, lambda: self._listener.waits(call))
+            make(lambda: self._listener.waits(call))
             error = 0
         except OSError as failed:
             error = failed.errno or errno.EPERM
