@@ -1,7 +1,6 @@
-"""Approvals app: the registry with all that it has around it: store, people, journals, receivers, reviewers.
+"""Approvals app: the registry with its store, people, journals, receivers and reviewers.
 
-When approvers.yaml changes it is read anew. One that is broken is reported, and lets nobody approve:
-who may isn't known.
+approvers.yaml is read anew when it changes. One that is broken is reported, and lets nobody approve.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Where `approvers.yaml` lies, and whether it has changed.
+"""Where `approvers.yaml` is, and whether it has changed.
 
-Root's, in /etc/exeat, is for everybody on the host and nobody can do without it. Where there is none a user's own is,
-in the state directory, which no task reads or writes. What is there and can't be read or trusted lets nobody approve.
+Root's, in /etc/exeat, is for everybody on the host. Without it a user's own counts, in the state directory, which no
+task reads or writes. A file that can't be read or trusted lets nobody approve.
 """
 
 import os

@@ -1,12 +1,9 @@
-"""Connections of the approvals server: packets of JSON, who sent each, and the socket pairs of gates. In its loop.
+"""Connections of the approvals server: packets of JSON (`proxy.wire.message`), their senders, and gates' socket pairs.
 
-What the other side doesn't take is kept for it, up to a bound; beyond that it is let go, so nobody who is slow keeps
-the others waiting. One packet is one JSON object (`proxy.wire.message`). What people are told comes in pieces where it
-takes more than the kernel sends at once: how long a request is is up to a task.
-
-Who is at the other end is known from the socket for each packet (unix(7), SCM_CREDENTIALS), never from what it says. A
-task has its user's uid, but a user namespace of its own: it is refused. So is whoever has come by another process's
-connection. A gate is known by the descriptor that came with its introduction (invariant 4).
+What the other side doesn't take is kept, up to a bound; beyond that the connection is closed. The sender of each packet
+is known from the socket (unix(7), SCM_CREDENTIALS). A task has its user's uid, but a user namespace of its own: it is
+refused, as is whoever uses another process's connection. A gate is known by the descriptor that came with its
+introduction (invariant 4).
 """
 
 import asyncio

@@ -1,11 +1,8 @@
-"""Notifications and reviews: what receivers that approvers.yaml names are sent of a request, and what they answer.
+"""Notifications and reviews: what receivers of approvers.yaml are sent of a request, and what they answer.
 
-Each receiver has a queue and a thread's turn of its own. One that is slow or down keeps nobody waiting: it is tried
-again, ever more rarely and so often and no more, and its failure is reported once, until it works again. What is asked
-for one task takes no place and no time of another's (invariant 11).
-
-Texts in a card are a task's: what a receiver would take for markup is escaped, and what a terminal would act on is
-spelled out (invariant 7). A program's failure is a pass to people, and says nothing for or against.
+A receiver that is slow or down delays nobody: it is retried ever more rarely, and its failure is reported once, until
+it works again. Requests of one task take no place and no time of another's (invariant 11). A card's texts are a task's:
+markup is escaped, and so are control characters (invariant 7). A program's failure is a pass to people.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Registration of a sandbox with the approvals server: introduced once, and again where a server has died.
 
-The worker is given one end of a pair; the server has the other, and knows by it which sandbox is speaking (invariant
-4). The connection that it was introduced over stays open: its end is how a server's death is noticed here, and this
-process's there. Without a server every ask is denied, and the task goes on.
+The worker has one end of a pair and the server the other (invariant 4). The connection of the introduction stays open:
+its end tells either side of the other's death. Without a server every ask is denied, and the task goes on.
 """
 
 import contextlib

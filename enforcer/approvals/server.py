@@ -1,7 +1,7 @@
-"""Approvals server: takes the connections of people and of runs, one request each, and says whose each is.
+"""Approvals server: takes the connections of people and of runs, one request each, and identifies each caller.
 
-Sandboxes are introduced by this user alone. Others are who their uid or their token says, and see and answer what they
-may: on root's registry those of this host's users whom approvers.yaml names.
+Only this user introduces sandboxes. Others are known by their uid or token, and see and answer what they may: on root's
+server the users of this host that approvers.yaml names.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Starts the approvals server where there is none, and connects to it: its paths, its lock and its socket.
 
-The starter holds the lock and listens before there is a server, and passes both on: so there is never more than one,
-nobody waits until it has imported what it needs, and whoever connects meanwhile is in its queue. It outlives whoever
-started it. Runs that need it import this alone.
+The starter takes the lock and listens before it starts the server, and passes both on: there is never more than one,
+and clients wait in its queue meanwhile. It outlives its starter. Runs that need it import this alone.
 """
 
 import contextlib

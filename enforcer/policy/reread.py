@@ -1,7 +1,6 @@
-"""The process that reads rule files again while their task runs (`reload`): what it does, and what it says of that.
+"""The process that reads rule files again while their task runs (`reload`), and reports what it found.
 
-What can't be used is told, and root's files are read alone then (`rules.matching.unreadable_layer`), so that no other
-file can keep them out.
+Where they can't be used, root's files are read alone (`rules.matching.unreadable_layer`): no other file keeps them out.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """What `exeat run` asks for: the request, the task's name and labels, and the settings of its sandbox.
 
-All is checked as far as that can be done without making anything. Rules may be for certain tasks and labels only, so a
-name is a claim: root's `identities.yaml` says which user may claim what, where it exists. Layers are compared as
-they are written by `rules.loading.sandbox_layers`, and here with symbolic links followed.
+Checked as far as possible before anything is made. Rules may be for certain tasks and labels, so a name is a claim:
+root's `identities.yaml` says which user may claim what. Layers are compared as written by
+`rules.loading.sandbox_layers`, and here with symbolic links followed.
 """
 
 import os

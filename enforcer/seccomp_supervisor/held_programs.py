@@ -1,10 +1,8 @@
-"""Programs that wait for the worker's word: many at once, in any order, each for as long as the worker says.
+"""Programs that wait for the worker's decision: many at once, in any order, each for as long as the worker says.
 
-Home of these rules: a program goes on only after the worker has said so of this very file with these words; one that
-nobody answers for, or whose worker is gone, is refused; and how many wait is bounded.
-
-Why one is refused, its caller reads on its standard error. It is written through a copy of the process's own descriptor
-(pidfd_getfd(2)), never one that we open: we can't write where it could not. What has no room now isn't written.
+A program goes on only after the worker has allowed this very file with these words; one without an answer, or whose
+worker is gone, is refused; the number that waits is bounded. Its caller reads the reason on its standard error, through
+a copy of the process's own descriptor (pidfd_getfd(2)), never one that we open: we can't write where it could not.
 """
 
 import contextlib

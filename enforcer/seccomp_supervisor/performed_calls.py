@@ -1,21 +1,17 @@
 """System calls that the supervisor makes for a task, or bounds: modes of directories, attributes, file locks.
 
-What is opened is what is changed: a name in the task's memory, or in its directories, may mean something else a moment
-later. The supervisor's root directory is the sandbox's, so paths mean to it what they mean to the task.
+What is opened is what is changed: names in the task's memory may mean something else a moment later. The supervisor's
+root directory is the sandbox's, so paths mean to it what they mean to the task.
 
-Modes. The filter refuses every set-id bit, since it can't see whether a path names a file: a set-id *file* on a disk of
-the host's would give its owner's rights to a program of the task's. On a directory set-gid only says which group new
-files get (inode(7)); `chmod`, `cp -a`, `rsync -a`, `tar -xp` and git in a shared repository set it.
+Modes: the filter refuses every set-id bit, since it can't see whether a path names a file, and a set-id *file* would
+give its owner's rights to a program of the task's. On a directory set-gid only says which group new files get
+(inode(7)), and `cp -a`, `tar -xp` and git use it.
 
-Attributes. A file's owner may set `security.selinux` or `security.SMACK64` where the host's security module lets it,
-and that is what the host then takes a file of the workspace for. A filter can't see a name, and one that is only looked
-at could be another one when the kernel reads it. So the supervisor takes the name over, and makes the call itself with
-the rights that the task has over files.
+Attributes: a filter can't see a name, and `security.selinux` or `security.SMACK64` would change what the host takes a
+file for. So the supervisor copies the name, and makes the call with the rights that the task has over files.
 
-Locks on bytes of files (fcntl(2)). The kernel keeps each in some 190 bytes that no cgroup counts (CVE-2022-0480), so a
-task could take the host's memory with them. Every call that may make some is counted here; once as many calls were made
-as locks may be, those that there are get counted in /proc (proc_pid_fdinfo(5)), with all calls waiting, and the rest
-may be made.
+Locks on bytes of files (fcntl(2)): the kernel keeps each in some 190 bytes that no cgroup counts (CVE-2022-0480). Calls
+that may make some are counted; after as many as locks may be, the locks there are get counted (proc_pid_fdinfo(5)).
 """
 
 import contextlib

@@ -1,12 +1,11 @@
-"""Where the watcher sits: in a process of its own, begun when there is something to watch, or before what needs it.
+"""Process of the seccomp supervisor, forked when there is something to watch, or before what needs it.
 
-    the task ── its filter's listener ──► watcher ── what it is asked ──► the gate's worker
-                                                  ◄── whether it may go on ──
+    the task ── its filter's listener ──► supervisor ── what is asked ──► the gate's worker
+                                                     ◄── its decision ──
 
-It is in the sandbox's namespaces but for the pid namespace, so no process of the task can so much as name it. Of the
-rights over the sandbox, which who made that has, it keeps some: to look into its processes, to look files up as they
-do, to change the mode of a directory of theirs (`directories`), and to have their ids for a moment (`attributes`). What
-it costs counts as the task's.
+It is in the sandbox's namespaces but for the pid namespace, so the task can't name it. It keeps the rights to look into
+the sandbox's processes, to look files up as they do, to change modes of their directories, and to take on their ids for
+a moment (`performed_calls`). What it costs counts as the task's.
 """
 
 import contextlib

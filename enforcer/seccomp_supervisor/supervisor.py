@@ -1,10 +1,8 @@
-"""The loop of the process that is asked about a task's calls: refused ones are told, programs are let go on or not.
+"""Loop of the seccomp supervisor: refused calls are recorded, held programs go on or not. Runs in `process`.
 
-It lives in a process of its own (`process`), outside the task's reach and with no rights but those over the sandbox.
-Home of these rules: a call that the filter refuses is refused, whatever is told of it or can't be; a program goes on
-only after the worker has said so; and whatever floods, stalls or confuses this process does so for its own task alone.
-
-Of what is refused, each kind is told once in a while, a few at once, and the rest is counted (`Budget`).
+A call that the filter refuses stays refused, whatever is recorded of it; a program goes on only after the worker has
+allowed it; floods and stalls hit their own task alone. Refused calls of one kind are recorded once in a while, a few at
+once, and the rest is counted (`Budget`).
 """
 
 import errno

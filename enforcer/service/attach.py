@@ -1,6 +1,6 @@
-"""Giving a network namespace the gate: what changes it happens here, in the process of who asks, with their rights.
+"""Gives a network namespace the gate: in the process of the caller, with the caller's rights.
 
-The service is handed sockets, as it is by a sandbox of its own, and enters no namespace for anybody.
+The service is handed sockets, as by a sandbox of its own, and enters no namespace for anybody.
 """
 
 import fcntl

@@ -1,10 +1,9 @@
-"""`exeat run` when there is a service: the service does what `exeat run` would do, with this process's descriptors.
+"""Client of `exeat run` in the service, which runs the task with this process's descriptors.
 
-Of a start this is what the caller waits for, so it imports as little as there is: not even the socket module and the
-signal module, but what those wrap. A start takes 38 ms so, 11 of them an interpreter's that begins (median of twenty on
-two busy cores); a program in C in its place took 26. The task gets this process's arguments, environment, directory and
-standard streams; signals and the size of the terminal are passed on, and it ends as the task did. When it is gone, so
-is the task.
+The caller waits for it, so it imports little, not even the socket and signal modules but what those wrap. A start takes
+38 ms so, 11 of them the interpreter's (median of twenty on two busy cores); a program in C took 26. The task gets this
+process's arguments, environment, directory and standard streams; signals and the size of the terminal are passed on,
+and it ends as the task did. The task ends with it.
 """
 
 import _signal

@@ -1,7 +1,6 @@
-"""What the process of a run has ready before anybody asks for one: an empty sandbox with the usual limits.
+"""Empty sandbox with the usual limits, made by the process of a run before anybody asks for one.
 
-It is made as every other, under ids of its own, and nobody has been in it: it is for one task, or for none. Where it
-can't be made, the run makes one when it comes to that, and says what is wrong to who asked.
+It is for one task, or for none. Where it can't be made, the run makes one itself, and reports what is wrong.
 """
 
 import contextlib

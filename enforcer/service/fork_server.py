@@ -1,9 +1,8 @@
-"""What runs are forked from: a process that stays as the service was when it forked that, and makes its children.
+"""Fork server for the processes of runs: keeps the service as it was, and forks from that.
 
-Were they forked from the service itself, each would be given a copy of all that is open for all sandboxes, and would
-have to close it; and the service, which writes to its memory all day, would copy after each fork what it writes to. The
-zygote has none of those descriptors, and does nothing else. What it forks is the service's child, as if that had done
-it (clone(2), CLONE_PARENT): waited for, told apart and ended by it, and ending with it.
+Forked from the service itself, each process would have to close copies of all that is open for all sandboxes, and the
+service would copy memory after each fork. What it forks is the service's child (clone(2), CLONE_PARENT), and ends with
+it.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""A sandbox's place at a worker, as the process of its run in the service sees it: the service's worker, or its own.
+"""A sandbox's place at a worker, as the process of its run sees it: the service's worker, or its own.
 
-A message to a worker of the service goes by the service, so that a run never notices one that died and was replaced. A
-run whose worker is its own is registered with the service, which counts and stops it.
+A message to a worker of the service goes by the service, so a run never notices one that died and was replaced. A run
+whose worker is its own is registered with the service, which counts and stops it.
 """
 
 import contextlib

@@ -1,12 +1,8 @@
-"""Preloading of the service: imports, and the way of a start walked before anybody asks for one.
+"""Preloading of the service: imports, and a start walked through before anybody asks for one.
 
-A process that is forked has all that already. CPython writes into its code what it meets on the way (PEP 659), the
-linker where functions are, and each page that is written after a fork is copied. So the service imports what every run
-uses, walks a start as far as nothing is made, and makes empty sandboxes that nobody gets; a process that waits for a
-request walks it once more. What a start would write goes to a file in memory, what it would send to nobody.
-
-Only what every run uses on its way, or once it has lasted for some seconds, is in MODULES; a name that is missing costs
-each run time, and nothing else.
+Forked processes have it already: CPython writes into its code on first use (PEP 659), the linker resolves functions,
+and each page that is written after a fork is copied. A process that waits for a request walks through it once more.
+What a start would write goes to a file in memory. MODULES has what every run uses; a missing name only costs time.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
-"""What a client says to the service: one packet with descriptors, and what is long in a memory file.
+"""Requests of a client to the service: one packet with descriptors, and what is long in a memory file.
 
-Imported by every `exeat run`, so it imports nothing of ours. Words are bytes as the kernel has them: arguments and
-variables hold no NUL (execve(2)).
+Imported by every `exeat run`, so it imports nothing of ours. Words are bytes as the kernel has them (execve(2)).
 """
 
 import os

@@ -1,8 +1,7 @@
-"""Rule files that sandboxes are under, each set read, watched and handed to the workers once for all of them.
+"""Rule sets: the rule files of sandboxes, read, watched and handed to the workers once for all that share them.
 
-A run whose rule files lie where its own task may write has a set of its own: what of them counts is for the process
-that looks after it to say (`reload`). All other runs of the same files share one; its policy is kept here, so that
-the next run neither reads nor compiles anything.
+A run whose rule files lie where its own task may write has a set of its own, reloaded by its process. Other runs of the
+same files share one; its policy is kept here, so that the next run neither reads nor compiles anything.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""One run under the service: the process that does for a client what `exeat run` does without a service.
+"""Process of one run in the service: does what `exeat run` does without one.
 
-It is forked from the service's `zygote`, which has everything imported, takes on the client's descriptors, directory,
-environment and limits, and goes the very way of `exeat run`. Only the worker may be another: the service's, unless this
-run needs one of its own. Everything of the service's that it doesn't need is closed before the task is thought of.
+Forked from the fork server, it takes on the client's descriptors, directory, environment and limits. Only the worker
+may be another: the service's, unless this run needs its own. It closes everything of the service's before the task.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""The sandboxes of the service: who is in which worker, under which rules, and with which sockets.
+"""Sandboxes of the service: their workers, rules and sockets.
 
-The service keeps a descriptor of every socket that it hands to a worker, and nothing is ever read from one here. So a
-worker's death closes no listener: connections wait in its queue, and are accepted by the next worker.
+The service keeps a descriptor of every socket that it hands to a worker, and never reads from one. So a worker's death
+closes no listener: connections wait in its queue for the next worker.
 """
 
 import itertools

@@ -1,8 +1,7 @@
-"""The service's own loop: it makes sandboxes for its user, has workers serve them, and holds what both need to go on.
+"""The service's loop: makes sandboxes for its user, and has workers serve them.
 
-It is the part that may make namespaces, so it reads nothing that a task or the network sends: connections are the
-workers' (`crew`), and requests for runs are read by the process that carries them out (`runs`). One thread, and no turn
-that waits for anybody. What it forks ends with it.
+It may make namespaces, so it reads nothing that a task or the network sends: connections are the workers', and requests
+for runs are read by the process of the run. One thread, and no turn that waits. What it forks ends with it.
 """
 
 import contextlib

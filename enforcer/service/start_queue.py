@@ -1,8 +1,7 @@
-"""Requests for runs that wait until others have started, the first come first served.
+"""Start queue: requests for runs that wait until others have started, first come first served.
 
-So many starts share a machine's processors well: with fewer a tenth of their time is idle, and with hundreds begun at
-once none is done before all nearly are, each takes more of them, and what they have half made is in memory. A start
-that takes long, because its workspace is large or lies far away, holds nobody up.
+With fewer starts at once a tenth of the processors' time is idle; with hundreds each takes longer and more memory. A
+start that takes long holds nobody up.
 """
 
 import contextlib

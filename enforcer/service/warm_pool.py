@@ -1,8 +1,7 @@
-"""Processes that wait for somebody to ask for a run, each with an empty sandbox that it has made meanwhile.
+"""Warm pool: processes that wait for a request for a run, each with an empty sandbox.
 
-Of a start that takes longest, and it is the same for every task. What they were made of may be out of date when they
-are wanted: other file systems are mounted, or there are other rules in the service's memory, which they share as it was
-when they were forked. Those go, and others take their place.
+Making that takes longest of a start. They are replaced when mounts change, or the rules in the service's memory, which
+they share as it was when they were forked.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
-"""The service's workers: forked, confined, watched, and replaced when one of them dies or hangs.
+"""Workers of the service: forked, confined, watched, and replaced when one of them dies or hangs.
 
-A worker is told about sandboxes and answers with counts; what it says is taken for what a task might say, since it
-reads what tasks send. It is given descriptors and never believed to give any back.
+A worker reads what tasks send, so what it says is not trusted, and descriptors from it are never taken.
 """
 
 import contextlib

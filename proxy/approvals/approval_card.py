@@ -1,7 +1,6 @@
 """Approval card: all that a person needs to decide, as JSON for programs and as text for a terminal.
 
-Everything of a task is escaped in the text (invariant 7); in the JSON it is as the task has it, and whoever shows that
-escapes it. A card says what is known and from where; what the agent says it wants stands apart, as its own words.
+A task's words are escaped in the text (invariant 7), and not in the JSON. What the agent says it wants stands apart.
 """
 
 import shlex

@@ -1,11 +1,8 @@
 """Approval requests: one attempt that is held, as a value that both sides of the wire and the store share.
 
-Home of what a grant covers: a `key` says what an approval is good for, and two attempts with one key are the same to
-it. All that is known of an attempt is in its key: how long a body is, and which secrets it takes along, no less than
-where it goes. What nobody shows, nobody has approved.
-
+Home of what a grant covers: a `key` has all that is known of an attempt, so what nobody is shown, nobody has approved.
 Texts come from sandboxes, so each has a bound; surrogates stand for bytes that were no UTF-8 (PEP 383). A missing
-member has its default. One that no field has is refused.
+member has its default; an unknown one is refused.
 """
 
 import hashlib

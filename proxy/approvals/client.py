@@ -1,13 +1,11 @@
 """Approvals client of a worker: submits requests of one sandbox through its socket pair, delivers each answer once.
 
-Home of invariant 2 for approvals. Each request gets exactly one answer, and any trouble is `unavailable`: no registry,
-one that is gone or doesn't take what is sent, a reply that nobody understands, an answer that takes longer than the
-rules' `hold` and a while. Nothing here waits: what the socket doesn't take at once is kept, up to a bound.
+Home of invariant 2 for approvals: each request gets exactly one answer, and any trouble is `unavailable`. Nothing here
+waits: what the socket doesn't take at once is kept, up to a bound.
 
-A worker that replaces another finds what was said to that one still in the socket. So its numbers begin
-where nobody can have begun, and what is said of the task's state counts from a fence on: a question of its own that it
-sends before its hello, so that the answer comes after all that was meant for others. A registry that replaces another
-comes with another channel (`renew`), and all begins anew.
+A worker that replaces another finds that one's answers still in the socket. So its numbers begin at a random place, and
+the task's state counts only after the answer to a first look of its own. Another registry comes with another channel
+(`renew`).
 """
 
 import asyncio

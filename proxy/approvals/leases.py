@@ -1,7 +1,7 @@
-"""Leases: what passes under grants, cut when a grant ends, and counted where it is good for so many bytes.
+"""Leases: what passes under grants, cut when a grant ends, and counted where it has a budget of bytes.
 
-Bytes are told ahead of their passing, a piece at a time, so that a worker that dies has never let more pass than the
-registry knows of: a grant may give less by a piece for each worker that died, and never more.
+Bytes are reported before they pass, a piece at a time, so that a worker that dies has never let more pass than the
+registry knows of. A grant may give less by a piece for each worker that died.
 """
 
 from dataclasses import dataclass

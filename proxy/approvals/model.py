@@ -1,8 +1,7 @@
-"""What the registry keeps, as values: tasks, approvals, votes, grants, and the scope that a grant has.
+"""Records of the registry (tasks, approvals, votes, grants), and the scope that a grant has.
 
-A rule's terms give the scope where nothing else is said. Whoever approves may narrow it, and never widen the `covers`
-of a rule. A rule that says `for: 1h` or `for: once` has fixed the longest time. Where it says nothing, one use is
-given, and the approver may give more: at most for as long as the task lives.
+A rule's terms give the scope. An approver may narrow it, and never widen the `covers` of a rule, nor go beyond its
+`for`. Where a rule says nothing, one use is given, and the approver may give more: at most until the task ends.
 """
 
 from collections.abc import Mapping

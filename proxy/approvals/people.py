@@ -1,7 +1,7 @@
-"""Who may approve what: people, groups, and programs that review. `people_file` reads them from `approvers.yaml`.
+"""Who may approve what: people, groups, and programs that review (`approvers_file` reads them).
 
-A person is one, however they come: by their unix user, or by a token. Nobody approves their own task where a group is
-named, and a program that reviews is never all there is of a quorum of more than one.
+A person is one, by unix user or by token. Nobody approves their own task where a group is named, and a reviewing
+program is never all of a quorum of more than one.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
-"""Approvals in PostgreSQL, for the registries of many hosts that share one queue.
+"""Approval store in PostgreSQL, for the registries of many hosts that share one queue.
 
-One transaction at a time, over all of them: each begins with the same advisory lock, which its end gives back
-(https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS). So deciding needs no more thought than
-with one file. What one registry did the others hear by NOTIFY, in the transaction that did it, on a connection that
-does nothing else but read. A server that is gone is an error after seconds, at once after that, and is tried again.
+One transaction at a time over all of them: each takes the same advisory lock
+(https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS). Registries hear what another did by
+NOTIFY, on a connection that only reads. A server that is gone is an error after seconds, and is tried again.
 """
 
 import asyncio

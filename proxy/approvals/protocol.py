@@ -1,12 +1,10 @@
-"""What a worker and the registry of approvals say to each other, as typed values: one JSON object a packet.
+"""Protocol of a worker and the registry of approvals, as typed values: one JSON object a packet.
 
-The pair of sockets is one sandbox's, made by whoever made the sandbox, so neither side says who it is (invariant 4).
-`read_word` reads what a worker says, `read_reply` what the registry says; both raise Malformed for anything else, and
-then the other side is not to be trusted: a worker denies what it holds, the registry ends the connection.
+The pair of sockets is one sandbox's, made with it, so neither side names itself (invariant 4). On anything that doesn't
+read (Malformed) a worker denies what it holds, and the registry ends the connection.
 
-The registry answers every `Ask` with exactly one `Answer`, unless it was dropped. Before that come any number of
-`Pending`: one when people are asked, and another with another id if what they granted was used up by others that had
-asked for the same. Numbers are the worker's, each used once after a `Hello`.
+Every `Ask` gets exactly one `Answer`, unless it was dropped, and before that any number of `Pending`: another id means
+that others used up what was granted. Numbers are the worker's, each used once after a `Hello`.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,8 @@
-"""Records approvals in the journal of the gate that asks: what people are asked, what they say, and what comes of it.
+"""Records approvals in the journal of the gate that asks: requests, votes, grants, and their ends.
 
-The registry's process has no tenant and decides nothing about packets; it writes lines of the same journal in a segment
-of its own. What an answer depends on is recorded before it counts (invariant 6), inside the transaction that makes it
-so: that raises JournalFailed, and then it must not happen. What has only happened never raises. Who closes the journal
-has its keeper sign it (`enforcer.journal.keeper.Keeper.close` with its own process id), as every writer does.
+The registry writes lines of the same journal in a segment of its own. What an answer depends on is recorded before it
+counts (invariant 6), inside its transaction: JournalFailed undoes it. What has only happened never raises. Whoever
+closes the journal has its keeper sign it (`enforcer.journal.keeper.Keeper.close`).
 """
 
 import time

@@ -1,6 +1,6 @@
-"""Builds approval requests from attempts that the gate holds, and says what an answer means to the gate.
+"""Builds approval requests from attempts that the gate holds, and the reasons of answers. Pure.
 
-Pure. A request says what was decided on, never more: what the rules didn't see nobody is asked to approve.
+A request says what was decided on and never more: nobody is asked to approve what the rules didn't see.
 """
 
 from typing import TYPE_CHECKING, Final

@@ -1,9 +1,8 @@
-"""What follows a request's head looked through as it passes: told of what it holds, or held back until that is known.
+"""Scans bodies as they pass: reports what they hold, or holds them back until that is known.
 
-Under `flag` everything passes at once and is looked at after: the first 256 KB for everything, the rest for the values
-of secrets, in their plainest forms. Under `block` all of it is looked at for everything, and 16 to 32 KB are held back
-until more has come or it is over: of what is found, which is never longer than 16 KB, not a byte has left. What can't
-be looked into (packed in an unknown way, or without end) passes under `flag`, and doesn't under `block`.
+Under `flag` everything passes at once: the first 256 KB are scanned for everything, the rest for values of secrets.
+Under `block` all is scanned, and 16 to 32 KB are held back: of a finding, never longer than 16 KB, not a byte has left.
+What can't be read (packed in an unknown way, or without end) passes under `flag`, and doesn't under `block`.
 """
 
 from collections import deque

@@ -1,9 +1,7 @@
-"""The head of a request looked through, before anything is dialled for it.
+"""Scans the head of a request, before anything is dialled for it.
 
-A credential in its usual place is how every client of every service logs in: fields that hold credentials by their
-name (`Authorization`, `Cookie`, `X-Api-Key` ...) and parameters that do (`?access_token=`) are not held against the
-patterns. Who has to be kept from using somebody else's credential there says `credential` in a rule. The values of the
-task's own secrets are looked for everywhere: a task has none of them.
+Fields and parameters that hold credentials by their name (`Authorization`, `Cookie`, `?access_token=`) are not held
+against the patterns: a rule says `credential` for those. Values of the task's own secrets are looked for everywhere.
 """
 
 from functools import lru_cache

@@ -1,9 +1,8 @@
 """Patterns of credentials that services give out, and the search for them in a text.
 
-A pattern begins at `prefix`, which is literal. One pass looks for each prefix's rarest character, and only there for
-the rest, so text without it costs next to nothing. No pattern has a quantifier inside another, all are bounded, and
-what could begin at every byte may only begin where a word does: no text makes one slow. Entropy keeps out what people
-write in documentation (`ghp_xxxx`).
+A pattern begins at a literal `prefix`. One pass looks for each prefix's rarest character, and only there for the rest.
+No pattern has a quantifier inside another, all are bounded, and what could begin at every byte may only begin at a
+word: no text makes one slow. Entropy keeps out what people write in documentation (`ghp_xxxx`).
 """
 
 import binascii

@@ -1,8 +1,7 @@
-"""The credential broker: a task has placeholders, and the gate puts the real values where they belong.
+"""Secret injection: a task has placeholders, and the gate puts the real values where they belong.
 
-Home of the part of invariant 8 that is about `secrets`: a value is in the worker's memory and on verified TLS to the
-hosts its rule file names, and nowhere else. It must never get into an event, a log, a page, an error, an argument or an
-environment; what holds one shows nothing and is not to be pickled.
+Home of invariant 8 for `secrets`: a value is in the worker's memory and on verified TLS to its hosts, and nowhere else:
+in no event, log, page, error, argument or environment. What holds one shows nothing and can't be pickled.
 """
 
 from proxy.secrets.injection import Broker

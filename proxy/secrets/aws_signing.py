@@ -1,8 +1,7 @@
 """AWS Signature Version 4: what is signed of a request, and with what. Pure.
 
-Source: "Create a signed AWS API request" (AWS IAM user guide), and for S3 "Authenticating Requests" (Amazon S3 API
-reference). Clients and services spell a path and a query in more than one way before they sign them (S3 encodes a path
-once, everybody else twice), so `spellings` lists those there are.
+Source: "Create a signed AWS API request" (AWS IAM user guide), "Authenticating Requests" (Amazon S3 API reference).
+Clients spell a path and a query in several ways before they sign (S3 encodes a path once, others twice): `spellings`.
 """
 
 import hashlib

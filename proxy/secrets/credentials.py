@@ -1,8 +1,7 @@
 """Where placeholders stand in the head of a request, and which credentials it carries besides. Pure.
 
-A placeholder stands where its secret belongs if it is there whole, plainly and once: any other spelling of a head that
-a server might read as the same is misuse, never repaired. What is put in its place is what was read here and nothing
-else (`swapped`), so that no text of a task's decides what surrounds a value but one word and a user.
+A placeholder is in its place if it is there whole, plainly and once: any other spelling is misuse, never repaired.
+`swapped` puts in what was read here and nothing else: a task's text around a value is one word and a user at most.
 """
 
 import base64

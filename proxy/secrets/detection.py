@@ -1,14 +1,9 @@
-"""The installation's own secrets in what a task sends: whole, in the usual encodings, or most of one bit by bit.
+"""Detects the installation's own secrets in what a task sends: whole, encoded, or most of one bit by bit.
 
-They are the values of its `secrets` and the password for the upstream proxy. A task has none of them, so one that it
-sends has come back from somewhere, and is on its way to somewhere else. A value is
-cut into pieces of six characters and more, at most eight; which of them the requests of a task had is remembered for as
-long as they keep coming. Two thirds of them, or all but one if that is more, make a leak: two requests that share a
-value between them have that much, wherever it was cut. What is remembered is one number a secret.
-
-Missed is what this doesn't list: a value that is encrypted, compressed, reversed, in another alphabet, or sent in
-shorter pieces than these, and the pieces of values that have fewer than three. Nothing here shows a value or keeps a
-text.
+They are the values of its `secrets` and the upstream proxy's password; a task has none of them. A value is cut into at
+most eight pieces of six characters and more. Two thirds of them, or all but one if that is more, make a leak, also over
+several requests; one number a secret is remembered. Missed are values that are encrypted, compressed, reversed, in
+another alphabet, or in shorter pieces, and pieces of values that have fewer than three.
 """
 
 import re

@@ -1,7 +1,6 @@
-"""How a text may be spelled where it is looked for: as it is, in another case, in percent signs, hexadecimal, base64.
+"""Spellings of a text: as it is, in another case, in percent signs, hexadecimal, base64. Pure.
 
-A net with holes, as every such list is: what is looked for is a placeholder, which is worth nothing, so one that slips
-through costs a warning and no secret. Pure.
+No such list is complete: what is looked for is a placeholder, so one that slips through costs a warning and no secret.
 """
 
 import base64

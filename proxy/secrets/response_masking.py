@@ -1,9 +1,7 @@
-"""Values that a server sends back: masked on their way to the task, in heads and in bodies that aren't compressed.
+"""Masks values that a server sends back, in heads and in bodies that aren't compressed. Pure.
 
-Of a body no more is held back than what is most likely the beginning of a value, and only until it is clear that it
-isn't: a message may end with any byte, and whoever waits for that byte must get it. So the first few bytes of a value
-pass where it comes in pieces; the rest of it doesn't. What is put in its place is as long, so that lengths stay true.
-Missed is what a server makes of a value beyond what `echoed` lists: compressed, reversed, cut into ranges. Pure.
+A body is held back only while its end may be the beginning of a value, but for the first few bytes of one, which pass:
+a message may end with any byte. A mask is as long as the value. Missed is what `echoed` doesn't list.
 """
 
 from typing import TYPE_CHECKING, Final
