@@ -16,15 +16,12 @@ import functools
 import os
 import socket
 import struct
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 from enforcer.network.constants import GATE_PORT, OWN_IPV4, OWN_IPV6, MakeSocket
-from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets, read_counters
+from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets
 from enforcer.network.ruleset import Statement, ruleset
-from enforcer.sandbox.init import SocketMaker
-from enforcer.sandbox.namespaces import Network
 from proxy.wire.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -39,11 +36,12 @@ from proxy.wire.netlink import (
 )
 
 _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
-# The sockets that `execute` takes where the kernel has everything.
-_USED = (
+# The sockets that `install` takes where the kernel has everything.
+USED: Final = (
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE),
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
     (socket.AF_INET6, socket.SOCK_DGRAM, 0),
+    *SOCKETS,
 )
 _PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
 _LARGEST_ANSWER = 65536
@@ -167,22 +165,16 @@ def _family(address: IPv4Address | IPv6Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _prepare(make: SocketMaker) -> tuple[Mapping[str, int], socket.socket]:
+def install(make: MakeSocket) -> tuple[dict[str, int], socket.socket]:
+    """Make the network of the namespace that `make` makes sockets in: of those `USED`, each once.
+
+    Returns descriptors of the gate's sockets, by name, and a socket for `read_counters`. Raises OSError.
+    """
     plan = network_plan()
-    make.expect((*_USED, *SOCKETS))
-    try:
-        installed = execute(plan, make=make)
-        sockets = open_gate_sockets(
-            plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make
-        ).named()
-        counting = open_counter_socket(make)
-    finally:
-        make.close()
-    return {name: sock.detach() for name, sock in sockets.items()}, counting
-
-
-# How each sandbox's network is made by who made the sandbox.
-NETWORK: Final = Network(_prepare, read_counters)
+    installed = execute(plan, make=make)
+    sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make)
+    counting = open_counter_socket(make)
+    return {name: sock.detach() for name, sock in sockets.named().items()}, counting
 
 
 def execute(plan: NetworkPlan, *, again: bool = False, make: MakeSocket = socket.socket) -> Installed:

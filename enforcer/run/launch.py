@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 from enforcer.limits.limit_monitor import Inside
 from enforcer.limits.resource_limits import ResourceLimits
-from enforcer.network.install import NETWORK
 from enforcer.sandbox import namespaces, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import RemoteExecutor
@@ -117,7 +116,7 @@ def launch(
     if empty is not None and not _begins_with(recipe.steps, empty.done):
         empty.end()
         empty = None
-    made = empty or namespaces.start_empty(recipe.identity, recipe.fence, NETWORK)
+    made = empty or namespaces.start_empty(recipe.identity, recipe.fence)
     seat = sandbox = None
     try:
         made.ready()

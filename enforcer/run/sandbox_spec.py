@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
-from enforcer.network.install import NETWORK
 from enforcer.policy.rule_files import own_files
 from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, launch
@@ -122,7 +121,7 @@ def compose(
 def empty(who: Identity, fence: ResourceLimits, devices: tuple[str, ...] = ()) -> namespaces.SandboxNamespaces:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
     steps = bounded(mount_plan.ahead(who, devices), fence.limits.disk)
-    return namespaces.start_empty(who, fence, NETWORK, steps)
+    return namespaces.start_empty(who, fence, steps)
 
 
 def hostname_of(wanted: Wanted) -> str:

@@ -20,12 +20,14 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from enforcer.limits.resource_limits import ResourceLimits
+from enforcer.network import install
+from enforcer.network.gate_sockets import read_counters
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map
@@ -176,30 +178,16 @@ _COULD_NOT: Final = "the sandbox could not be made"
 _RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
 
 
-class Network(NamedTuple):
-    """What is done for the sandbox's network once it has a namespace.
-
-    `prepare` is given what makes sockets in there, and returns those for the worker, by name, and one by which
-    `counters` reads what the kernel refused.
-    """
-
-    prepare: Callable[[SocketMaker], tuple[Mapping[str, int], socket.socket]]
-    counters: Callable[[socket.socket], Mapping[str, int]]
-
-
 class SandboxNamespaces:
     """One that is being made: its outermost process, and its init."""
 
-    __slots__ = ("counting", "done", "first", "init", "made", "network", "outer", "over", "pid", "settled")
+    __slots__ = ("counting", "done", "first", "init", "made", "outer", "over", "pid", "settled")
 
-    def __init__(
-        self, pid: int, outer: RemoteExecutor, init: RemoteExecutor, done: tuple[Step, ...], network: Network
-    ) -> None:
+    def __init__(self, pid: int, outer: RemoteExecutor, init: RemoteExecutor, done: tuple[Step, ...]) -> None:
         self.pid = pid
         self.outer = outer
         self.init = init
         self.done = done  # the steps of a view that it begins with
-        self.network = network
         self.first = 0  # the id of its init
         self.made: dict[str, int] | None = None
         self.counting: socket.socket | None = None  # in its network
@@ -210,8 +198,12 @@ class SandboxNamespaces:
         """Wait until it has its network. Returns its sockets, by name. Raises HostError."""
         if self.made is None:
             with explained():
-                sockets, self.counting = self.network.prepare(SocketMaker(self.outer))
-            self.made = dict(sockets)
+                make = SocketMaker(self.outer)
+                try:
+                    make.expect(install.USED)
+                    self.made, self.counting = install.install(make)
+                finally:
+                    make.close()
             self.first = self.outer.value(FIRST)
         return self.made
 
@@ -227,7 +219,7 @@ class SandboxNamespaces:
 
     def counters(self) -> Mapping[str, int]:
         """Return how many packets the kernel has refused, by kind. Raises OSError."""
-        return {} if self.counting is None else self.network.counters(self.counting)
+        return {} if self.counting is None else read_counters(self.counting)
 
     def take(self, steps: tuple[Step, ...]) -> None:
         """Have its init go on with these steps of a view while what comes after them is worked out.
@@ -291,9 +283,7 @@ class SandboxNamespaces:
         return True
 
 
-def start_empty(
-    identity: Identity, fence: ResourceLimits, network: Network, steps: tuple[Step, ...] = ()
-) -> SandboxNamespaces:
+def start_empty(identity: Identity, fence: ResourceLimits, steps: tuple[Step, ...] = ()) -> SandboxNamespaces:
     """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
@@ -305,7 +295,7 @@ def start_empty(
         for end in (control, its_control):
             end.close()
         raise HostError(f"{_COULD_NOT}: {error.strerror}") from error
-    hull = SandboxNamespaces(pid, outer, RemoteExecutor(control), steps, network)
+    hull = SandboxNamespaces(pid, outer, RemoteExecutor(control), steps)
     try:
         with its_control:
             _enter_own(hull, identity)

@@ -28,17 +28,12 @@ def main():
         seccomp.assemble(seccomp.Filter(()), linux.platform_machine()),
         wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
     )
-    network = launch.Network(_no_network, lambda _: {})
     fence = build(Limits())
-    sandbox = launch.launch(launch.SandboxSpec(who, steps, program, (0, 1, 2), lambda: network, gate, "sandbox", fence))
+    sandbox = launch.launch(launch.SandboxSpec(who, steps, program, (0, 1, 2), gate, "sandbox", fence))
     while sandbox.init.turn() is None:
         pass
     sandbox.end()
     fence.remove()
-
-
-def _no_network(make):
-    return {}, make(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from enforcer.sandbox import init
 from enforcer.sandbox.init import RemoteExecutor
-from enforcer.sandbox.namespaces import Network, SandboxNamespaces
+from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.sandbox.system_calls import FIRST
 
 
@@ -24,7 +24,7 @@ def outermost():
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
-    hull = SandboxNamespaces(pid, outer, RemoteExecutor(ours), (), Network(None, None))
+    hull = SandboxNamespaces(pid, outer, RemoteExecutor(ours), ())
     hull.first = outer.value(FIRST)
     yield hull
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
