@@ -1,57 +1,95 @@
 """The `sandbox` sections and commands of all files: layers first, tightened by others and never loosened."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.patterns import Pattern
 from rules.problems import Problem, quoted
-from rules.sandbox import Box, BoxUser, Command, Floor, WorkspaceMode, covered
+from rules.sandbox import NO_FLOOR, Box, BoxUser, Command, Floor, WorkspaceMode, covered
 
 if TYPE_CHECKING:
     from rules.loading.document import Node, Place
     from rules.loading.sandbox_schema import BoxRead
 
 
+def _under(path: str, places: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
+
+
+def _matched(text: str, patterns: Iterable[str]) -> bool:
+    """Whether one of some globs covers all that `text`, a glob itself, does: its `*` are met by those of the glob."""
+    return any(Pattern.parse(pattern).matches(text) for pattern in patterns)
+
+
 NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
 _UNITED: Final = ("hide", "protected", "approval")
-_PATHS: Final = ("read", "write")
 _RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(BoxUser)}
+_GIVING: Final[dict[str, Callable[[Any, Any], bool]]] = {  # lists that give, and when one covers an entry of another
+    "read": _under,
+    "write": _under,
+    "keep": _matched,
+    "devices": covered,
+    "caches": lambda cache, caches: cache in caches,
+}
 # What the field of a `Box` is called in a file, where that is another word.
 WRITTEN: Final = {"variables": "set"}
+_MOST: Final = 1024
 
 
-class SaidBox(NamedTuple):
-    """The `sandbox` of one file: what it says, and where each field of it stands."""
+class BoxFile(NamedTuple):
+    """What one file says of these; `shown` is what the user calls it."""
 
-    file: str
+    shown: str
     layer: bool
-    box: Box
-    nodes: "Mapping[str, Node]"
+    sandbox: "BoxRead | None"
+    commands: "tuple[tuple[Command, Node], ...]"
 
 
-class BoxObjection(NamedTuple):
-    """What a file says past a layer; `field` is the box's."""
+def gather(
+    files: Iterable[BoxFile], places: "Mapping[str, Place]", problems: list[Problem]
+) -> tuple[Box, Floor, tuple[Command, ...]]:
+    """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
+    files = list(files)
+    box, floor = _together(files, problems)
+    commands: dict[str, tuple[Command, str, Node]] = {}
+    for file in files:
+        for command, node in file.commands:
+            taken = commands.get(command.cite)
+            place = places.get(command.cite)
+            if taken is not None or place is not None:
+                line = taken[2].line if taken is not None else place.node.line if place is not None else 1
+                what = "command" if taken is not None else "rule"
+                message = f"the id of this command is also that of the {what} in line {line}"
+                problems.append(Problem(file.shown, node.line, node.column, message))
+            commands.setdefault(command.cite, (command, file.shown, node))
+    if len(commands) > _MOST:
+        _, shown, node = list(commands.values())[_MOST]
+        problems.append(Problem(shown, node.line, node.column, f"there are more than {_MOST} commands"))
+    return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))
 
-    file: str
-    field: str
-    message: str
 
-
-def together(said: Iterable[SaidBox]) -> tuple[Box, Floor, list[BoxObjection]]:
+def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[Box, Floor]:
     """Make one box of those of all files, and the floor of those of layers."""
-    files = sorted(said, key=lambda each: not each.layer)
-    floor, objections = Floor(), list[BoxObjection]()
-    for each in files:
-        if each.layer:
-            floor, more = _raised(floor, each)
-            objections += more
+    having = [(file, file.sandbox) for file in files if file.sandbox is not None]
+    floor = NO_FLOOR
+    for file, said in having:
+        if file.layer:
+            floor = _raised(floor, file.shown, said, problems)
+    plain = [(file, said) for file, said in having if not file.layer]
+    for file, said in plain[1:]:
+        first = min(said.nodes.values(), key=lambda node: (node.line, node.column), default=None)
+        line, column = (first.line, first.column) if first is not None else (1, 1)
+        message = f"`sandbox` is in `{plain[0][0].shown}` already: only one file may have it, and files with `layer`"
+        problems.append(Problem(file.shown, line, column, message))
     box = floor.box
-    for each in files:
-        if not each.layer:
-            found, words = within(each.box, frozenset(each.nodes), floor)
-            box = found
-            objections += [BoxObjection(each.file, field, message) for field, message in words]
-    return box, floor, objections
+    for file, said in plain[:1]:
+        box, objections = within(said.box, said.nodes, floor)
+        problems += [_problem(file.shown, said.nodes[name], message) for name, message in objections]
+    return box, floor
+
+
+def _problem(file: str, node: "Node", message: str) -> Problem:
+    return Problem(file, node.line, node.column, message)
 
 
 def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple[str, str]]]:
@@ -72,32 +110,23 @@ def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple
     return Box(**found), words
 
 
-def _raised(floor: Floor, each: SaidBox) -> tuple[Floor, list[BoxObjection]]:
+def _raised(floor: Floor, file: str, said: "BoxRead", problems: list[Problem]) -> Floor:
     """Put another layer's word on those before it: of what both limit, what both let be."""
-    objections: list[BoxObjection] = []
     found: dict[str, Any] = {}
     by = dict(floor.by)
-    for name in each.nodes:
-        mine, other = getattr(each.box, name), getattr(floor.box, name)
-        by.setdefault(name, each.file)
+    for name, node in said.nodes.items():
+        mine, other = getattr(said.box, name), getattr(floor.box, name)
+        by.setdefault(name, file)
         if name not in floor.said:
             found[name] = mine
-        elif name in _PATHS:
-            found[name] = tuple(sorted({p for p in mine if _under(p, other)} | {p for p in other if _under(p, mine)}))
-        elif name == "keep":
-            found[name] = tuple(
-                sorted({k for k in mine if _matched(k, other)} | {k for k in other if _matched(k, mine)})
-            )
-        elif name == "caches":
-            found[name] = tuple(sorted(set(mine) & set(other)))
-        elif name == "devices":
-            found[name] = tuple(sorted({d for d in mine if covered(d, other)} | {d for d in other if covered(d, mine)}))
+        elif name in _GIVING:
+            covers = _GIVING[name]
+            found[name] = tuple(sorted({e for e in mine if covers(e, other)} | {e for e in other if covers(e, mine)}))
         elif name in {"hostname", "variables"} and (message := _past(name, mine, other)):
-            objections.append(BoxObjection(each.file, name, f"{message} `{by[name]}`, a layer too"))
+            problems.append(_problem(file, node, f"{message} `{by[name]}`, a layer too"))
         else:
             found[name] = _either(name, mine, other)
-    raised = Floor(floor.box._replace(**found), floor.said | set(each.nodes), tuple(sorted(by.items())))
-    return raised, objections
+    return Floor(floor.box._replace(**found), floor.said | set(said.nodes), tuple(sorted(by.items())))
 
 
 def _either(name: str, mine: Any, other: Any) -> Any:
@@ -126,26 +155,8 @@ def _past(name: str, mine: Any, other: Any) -> str:
         known = dict(other)
         differing = next((key for key, value in mine if known.get(key, value) != value), None)
         return f"{quoted(differing)} has another value in" if differing is not None else ""
-    if name in _PATHS:
-        beyond = [path for path in mine if not _under(path, other)]
-    elif name == "keep":
-        beyond = [pattern for pattern in mine if not _matched(pattern, other)]
-    elif name == "devices":
-        beyond = [device for device in mine if not covered(device, other)]
-    elif name == "caches":
-        beyond = [f"{key}: {path}" for key, path in mine if (key, path) not in other]
-    else:
-        return ""
-    return f"{quoted(beyond[0])} is not in the `{name}` of" if beyond else ""
-
-
-def _under(path: str, places: Iterable[str]) -> bool:
-    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
-
-
-def _matched(text: str, patterns: Iterable[str]) -> bool:
-    """Whether one of some globs covers all that `text`, a glob itself, does: its `*` are met by those of the glob."""
-    return any(Pattern.parse(pattern).matches(text) for pattern in patterns)
+    beyond = [entry for entry in mine if not _GIVING[name](entry, other)] if name in _GIVING else []
+    return f"{quoted(shown(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
 
 
 def differences(old: Box, new: Box) -> list[tuple[str, str | None, str | None]]:
@@ -164,52 +175,3 @@ def shown(value: object) -> str | None:
     if isinstance(value, tuple):
         return ", ".join(": ".join(each) if type(each) is tuple else str(each) for each in value)
     return str(value)
-
-
-_MOST: Final = 1024
-
-
-class BoxFile(NamedTuple):
-    """What one file says of these; `shown` is what the user calls it."""
-
-    shown: str
-    layer: bool
-    sandbox: "BoxRead | None"
-    commands: "tuple[tuple[Command, Node], ...]"
-
-
-def gather(
-    files: Iterable[BoxFile], places: "Mapping[str, Place]", problems: list[Problem]
-) -> tuple[Box, Floor, tuple[Command, ...]]:
-    """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
-    said: list[SaidBox] = []
-    nodes: dict[str, Mapping[str, Node]] = {}
-    commands: dict[str, tuple[Command, str, Node]] = {}
-    for file in files:
-        if file.sandbox is not None:
-            plain = next((each for each in said if not each.layer and not file.layer), None)
-            if plain is not None:
-                first = min(file.sandbox.nodes.values(), key=lambda node: (node.line, node.column), default=None)
-                line, column = (first.line, first.column) if first is not None else (1, 1)
-                message = f"`sandbox` is in `{plain.file}` already: only one file may have it, and files with `layer`"
-                problems.append(Problem(file.shown, line, column, message))
-                continue
-            said.append(SaidBox(file.shown, file.layer, file.sandbox.box, file.sandbox.nodes))
-            nodes[file.shown] = file.sandbox.nodes
-        for command, node in file.commands:
-            taken = commands.get(command.cite)
-            place = places.get(command.cite)
-            if taken is not None or place is not None:
-                line = taken[2].line if taken is not None else place.node.line if place is not None else 1
-                what = "command" if taken is not None else "rule"
-                message = f"the id of this command is also that of the {what} in line {line}"
-                problems.append(Problem(file.shown, node.line, node.column, message))
-            commands.setdefault(command.cite, (command, file.shown, node))
-    if len(commands) > _MOST:
-        _, shown, node = list(commands.values())[_MOST]
-        problems.append(Problem(shown, node.line, node.column, f"there are more than {_MOST} commands"))
-    box, floor, objections = together(said)
-    for objection in objections:
-        node = nodes[objection.file][objection.field]
-        problems.append(Problem(objection.file, node.line, node.column, objection.message))
-    return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))
