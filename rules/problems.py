@@ -52,6 +52,13 @@ def did_you_mean(word: str, known: "Iterable[str]") -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def listed(texts: "Iterable[str]", most: int) -> str:
+    """Write texts with commas between them; of many the first, and how many more there are."""
+    texts = list(texts)
+    more = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def quoted(text: str) -> str:
     """Quote what the user wrote, short and harmless to a terminal."""
     shown = text if len(text) <= 80 else text[:80] + "…"

@@ -10,6 +10,7 @@ from rules.diff.askers import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
 from rules.ports import LAST_PORT
+from rules.problems import listed
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ class Kinds:
         crossing = sorted(p for p in kind if p != base and not self._having[base] <= self._having[p])
         left_out = list(self._left_out(base, kind, wanted))
         also = f" that is also {' and '.join(crossing)}" if crossing else ""
-        but = f" but not {', '.join(left_out[:_MOST_LEFT_OUT])}" if left_out else ""
-        more = len(left_out) - _MOST_LEFT_OUT
-        return base + also + but + (f" and {more} more" if more > 0 else "")
+        return base + also + (f" but not {listed(left_out, _MOST_LEFT_OUT)}" if left_out else "")
 
     def _left_out(self, base: str, kind: Kind, wanted: set[Kind]) -> Iterator[str]:
         """Find what is inside `base` and not meant, the widest first."""
@@ -121,7 +120,7 @@ class Statement(NamedTuple):
 
     def _subject(self) -> str:
         where = self.where
-        place = f" where it resolves to {_listed(where['addresses'])}" if "addresses" in where else ""
+        place = f" where it resolves to {listed(where['addresses'], _MOST_SHOWN)}" if "addresses" in where else ""
         rest = " that no other rule decides" if where.get("rest") else ""
         if "paths" in where:
             scheme = _SCHEMES.get(Protocol(where["protocols"][0]), "https")
@@ -129,16 +128,16 @@ class Statement(NamedTuple):
             urls = [
                 _qualified(target, scheme + "://{}" + port + path) for target in self.targets for path in where["paths"]
             ]
-            return f"{where['methods']} {_listed(urls)}{_more(where)}{place}"
+            return f"{where['methods']} {listed(urls, _MOST_SHOWN)}{_more(where)}{place}"
         if "git" in where:
             scheme, port = _SCHEMES.get(Protocol(where["protocols"][0]), "https"), _port_of(where)
             urls = [_qualified(target, scheme + "://{}" + port) for target in self.targets]
-            return f"git {'/'.join(where['git'])} {_listed(urls)}{_more(where)}{place}"
+            return f"git {'/'.join(where['git'])} {listed(urls, _MOST_SHOWN)}{_more(where)}{place}"
         spoken = where["protocols"]
         what = "anything to" if set(map(Protocol, spoken)) >= _BYTES else "/".join(spoken)
         port = "" if where["ports"] == "every port" else f":{where['ports']}"
         places = [_qualified(target, "{}" + port) for target in self.targets]
-        return f"{what} {_listed(places)}{rest}{_more(where)}{place}"
+        return f"{what} {listed(places, _MOST_SHOWN)}{rest}{_more(where)}{place}"
 
 
 def statements(compared: Compared) -> list[Statement]:
@@ -302,7 +301,7 @@ def _terms(of: Standing, other: Standing) -> str:
 
 def _clause(standing: Standing) -> str:
     word = BECOMES[standing.verdict]
-    by = f" by {_listed([f'`{rule}`' for rule in standing.rules])}" if standing.rules else ""
+    by = f" by {listed([f'`{rule}`' for rule in standing.rules], _MOST_SHOWN)}" if standing.rules else ""
     plain = (standing.rules or standing.passes) and standing.reason in {Reason.RULE, Reason.APPROVAL_UNAVAILABLE}
     return word + by if plain else f"{word}{by} ({standing.reason})"
 
@@ -334,15 +333,9 @@ def _port_of(where: dict[str, Any]) -> str:
 def _more(where: dict[str, Any]) -> str:
     """Say what else narrows it down."""
     known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
-    named = {key: _listed(value) for key, value in where.items() if key not in known}
+    named = {key: listed(value, _MOST_SHOWN) for key, value in where.items() if key not in known}
     said = [text if key == "when" else f"{key} {text}" for key, text in named.items()]
     return f" ({'; '.join(said)})" if said else ""
-
-
-def _listed(texts: Collection[str]) -> str:
-    shown = list(texts)[:_MOST_SHOWN]
-    more = len(texts) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def example(attempt: Attempt) -> str:

@@ -11,6 +11,7 @@ from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, genera
 from rules.loading.fields import slugged
 from rules.names import HOST, HostName, is_local
 from rules.paths import readings
+from rules.problems import listed
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 _LONGEST_ID: Final = 63
@@ -242,8 +243,7 @@ def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left
 def _approved(evidence: Evidence) -> Iterable[str]:
     """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
     if evidence.action is Verdict.ASK:
-        cited = list(evidence.asked_by)
-        named = ", ".join(cited[:_MOST_CITED]) + f" and {len(cited) - _MOST_CITED} more" * (len(cited) > _MOST_CITED)
+        named = listed(evidence.asked_by, _MOST_CITED)
         yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
 
 

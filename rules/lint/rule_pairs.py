@@ -20,6 +20,7 @@ from rules.lint.findings import (
 )
 from rules.names import HostName, InvalidName
 from rules.ports import UNSEEN, never_leaves
+from rules.problems import listed
 from rules.verdicts import TlsMode, Verdict
 
 if TYPE_CHECKING:
@@ -85,10 +86,9 @@ def _told(ways: "list[_Way]") -> str:
         attempts.setdefault(way.by, {})[way.attempt] = None
     told: list[str] = []
     for by, tried in islice(attempts.items(), _MOST_NAMED):
-        named = ", ".join(f"`{attempt}`" for attempt in islice(tried, _MOST_NAMED))
-        more = f" and {len(tried) - _MOST_NAMED} more" if len(tried) > _MOST_NAMED else ""
+        named = listed([f"`{attempt}`" for attempt in tried], _MOST_NAMED)
         rules = " and ".join(f"`{ident}`" for ident in by[:_MOST_NAMED]) or "audit mode"
-        told.append(f"{named}{more}, which {rules} lets out")
+        told.append(f"{named}, which {rules} lets out")
     return "; ".join(told) + (
         f"; and what {len(attempts) - _MOST_NAMED} others let out" if len(attempts) > _MOST_NAMED else ""
     )
@@ -264,9 +264,7 @@ def idle(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator
 def _whole(rule: "Rule", covering: "list[Rule]", reporter: "Reporter") -> "Finding":
     others = list(dict.fromkeys(covering))
     idents = [other.id for other in others[:_MOST_NAMED]]
-    named = ", ".join(f"`{other.id}` ({_kind(other)})" for other in others[:_MOST_NAMED])
-    if len(others) > _MOST_NAMED:
-        named += f" and {len(others) - _MOST_NAMED} more"
+    named = listed([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
     if any(goes_before(other, rule) for other in others):
         message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} is there before it"
         return reporter.about(SHADOWED, rule, message, *idents)

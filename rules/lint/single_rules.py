@@ -31,6 +31,7 @@ from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
 from rules.names import HostName, is_own
 from rules.ports import covers
+from rules.problems import listed
 from rules.sandbox import WorkspaceMode
 from rules.verdicts import Mode, Trust, Verdict
 
@@ -205,17 +206,13 @@ def unmet_credentials(policy: "Policy", own: "list[Rule]", reporter: "Reporter")
             yield reporter.about(UNKNOWN_METHOD, rule, message, at=at)
         hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
         if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
-            message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {_listed(hosts)} alone"
+            places = listed([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
+            message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {places} alone"
             yield reporter.about(IDLE_CREDENTIAL, rule, message, at="credential")
 
 
 def _is_about(rule: "Rule", host: "HostName", port: int) -> bool:
     return covers(rule.ports, port, Protocol.TLS) and any(name.matches(host) for name in rule.names)
-
-
-def _listed(hosts: "list[tuple[HostName, int]]") -> str:
-    more = f" and {len(hosts) - _MOST_NAMED} more" if len(hosts) > _MOST_NAMED else ""
-    return ", ".join(f"`{written(*place)}`" for place in hosts[:_MOST_NAMED]) + more
 
 
 SOON: Final = timedelta(days=30)
@@ -245,9 +242,7 @@ def upkeep(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "S
             yield reporter.about(UNCLAIMED, rule, message, at="for")
     for rules in silent.values():
         rules.sort(key=reporter.number)
-        named = ", ".join(f"`{rule.id}`" for rule in rules[:_MOST_NAMED])
-        if len(rules) > _MOST_NAMED:
-            named += f" and {len(rules) - _MOST_NAMED} more"
+        named = listed([f"`{rule.id}`" for rule in rules], _MOST_NAMED)
         verb = "has" if len(rules) == 1 else "have"
         yield reporter.about(NO_WHY, rules[0], f"{named} {verb} no `why`")
 
