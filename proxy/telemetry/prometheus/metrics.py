@@ -159,45 +159,6 @@ class Histogram:
 class Metrics:
     """All numbers of one process. Only ever touched from one thread."""
 
-    __slots__ = (
-        "agent_records_refused",
-        "bytes_down",
-        "bytes_up",
-        "ca_expiry",
-        "calls_refused",
-        "connection_seconds",
-        "connections_open",
-        "datagrams_lost",
-        "datagrams_refused",
-        "decision_seconds",
-        "decisions",
-        "dial_seconds",
-        "dns_queries",
-        "events",
-        "events_dropped",
-        "flags",
-        "gate_errors",
-        "in_force",
-        "journal_bytes",
-        "known_rules",
-        "limits",
-        "packets_refused",
-        "peek_seconds",
-        "processes",
-        "rule_decisions",
-        "rule_endings",
-        "rules_loaded_at",
-        "rules_loads",
-        "rules_valid",
-        "sandbox_start_seconds",
-        "sandboxes",
-        "tasks",
-        "tasks_tainted",
-        "tasks_unusual",
-        "waiting",
-        "worker_restarts",
-    )
-
     def __init__(self) -> None:
         self.decisions: dict[tuple[Kind, Verdict, Outcome, Reason], int] = {}
         self.rule_decisions: dict[tuple[str, Verdict], int] = {}

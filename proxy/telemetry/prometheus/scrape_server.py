@@ -13,13 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.telemetry.events import Where
-from proxy.telemetry.prometheus.totals import Reported, total
+from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message
 
 if TYPE_CHECKING:
     import socket
-
-    from proxy.telemetry.prometheus.metrics import Metrics
 
 _LONGEST_HEAD = 8 * 1024  # bytes
 _MOST_CLIENTS = 16  # at a time
@@ -113,36 +111,13 @@ def _response(status: str, content_type: str, body: bytes, more: bytes = b"") ->
     return head.encode("ascii") + more + b"\r\n" + body
 
 
-class Latest:
-    """The numbers that the service has said last."""
-
-    def __init__(self) -> None:
-        self._none = total()
-        self._reported = Reported()
-
-    def hear(self, said: dict[str, object]) -> None:
-        """Take in a piece of the numbers; the last one puts them in the place of those before."""
-        self._reported.take(said)
-
-    def render(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        return self._metrics().render()
-
-    def failed(self, where: "Where") -> None:
-        """Count something unexpected."""
-        self._metrics().failed(where)
-
-    def _metrics(self) -> "Metrics":
-        return self._reported.counts or self._none
-
-
 def serve(control: "socket.socket", listener: "socket.socket") -> None:
-    """Answer until the service is gone."""
+    """Answer with the numbers that the service sends over `control`, until the service is gone."""
     asyncio.run(_serve_service(control, listener))
 
 
 async def _serve_service(control: "socket.socket", listener: "socket.socket") -> None:
-    latest, gone = Latest(), asyncio.Event()
+    reported, gone, loop = Reported(), asyncio.Event(), asyncio.get_running_loop()
     control.setblocking(False)
 
     def hear() -> None:
@@ -153,13 +128,13 @@ async def _serve_service(control: "socket.socket", listener: "socket.socket") ->
         except (OSError, ValueError):
             said = {}
         if said:
-            latest.hear(said)
+            reported.take(said)
         else:
-            asyncio.get_running_loop().remove_reader(control)
+            loop.remove_reader(control)
             gone.set()
 
-    asyncio.get_running_loop().add_reader(control, hear)
-    server = ScrapeServer(listener, latest)
+    loop.add_reader(control, hear)
+    server = ScrapeServer(listener, reported)
     await server.start()
     await gone.wait()
     await server.close()

@@ -245,6 +245,7 @@ class Reported:
     def __init__(self, role: str = "", *, steady: bool = False) -> None:
         """Show the process's own use as `role`'s. `steady`: ignore a report whose counters went back."""
         self.counts: Metrics | None = None  # None: there was no report yet
+        self._none = total()
         self._role = role
         self._steady = steady
         self._text = ""
@@ -267,6 +268,14 @@ class Reported:
             counts = from_json(strict_json.loads(text), self._role)
             if not self._steady or self.counts is None or _counters(self.counts) <= _counters(counts):
                 self.counts = counts
+
+    def render(self) -> bytes:
+        """Return the counts in Prometheus' text format."""
+        return (self.counts or self._none).render()
+
+    def failed(self, where: Where) -> None:
+        """Count something unexpected."""
+        (self.counts or self._none).failed(where)
 
 
 def _counters(metrics: "Metrics") -> Counter[object]:
