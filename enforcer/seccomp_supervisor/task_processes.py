@@ -79,7 +79,7 @@ class Caller:
     def __init__(self, proc: int, thread: int) -> None:
         self._proc = proc
         self._thread = thread
-        self._status: dict[bytes, bytes] | None = None
+        self._status: bytes | None = None  # proc_pid_status(5)
 
     @property
     def pid(self) -> int:
@@ -95,7 +95,8 @@ class Caller:
         uid = int((self._said(b"Uid").split() or [b"-1"])[0])  # as this process sees it, whose users the sandbox has
         line = self._read("cmdline", _MOST_ARGUMENTS)
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
-        return Who(self.pid, _on_the_host(uid, _uid_map(self._proc)), self.executable(), argv, uid)
+        exe = os.fsencode(self._link("exe") or "")
+        return Who(self.pid, _on_the_host(uid, _uid_map(self._proc)), exe, argv, uid)
 
     def owns(self) -> tuple[int, frozenset[int]]:
         """Return the ids that the kernel checks it by when it touches a file, as this process sees them.
@@ -139,10 +140,9 @@ class Caller:
 
     def _said(self, name: bytes) -> bytes:
         if self._status is None:
-            lines = self._read("status", 4096).splitlines()
-            pairs = [line.partition(b":") for line in lines]
-            self._status = {key: value.strip() for key, _, value in pairs}
-        return self._status.get(name, b"")
+            self._status = self._read("status", 4096)
+        _, _, behind = self._status.partition(b"\n%b:" % name)  # in a task's own name a newline is escaped
+        return behind.partition(b"\n")[0].strip()
 
     def _read(self, name: str, size: int) -> bytes:
         with contextlib.suppress(OSError):
@@ -205,6 +205,7 @@ def _parts(path: str) -> list[str]:
 
 MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
 MOST_ANCESTORS: Final = 8
+_TOO_MUCH: Final = "too much to look at"
 AT_ONCE: Final = 0.03  # seconds of a processor that looking may take: some fifty looks, mostly
 A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nobody's to pay for
 
@@ -242,16 +243,10 @@ class SocketOwnerLookup:
 
 
 class LookBudget:
-    """How many looks into /proc are left."""
+    """How many looks into /proc are left. Whoever takes more than there are raises ValueError."""
 
     def __init__(self, most: int | None = None) -> None:
         self.left = MOST_LOOKS if most is None else most
-
-    def take(self, count: int) -> None:
-        """Take some. Raises ValueError where there aren't as many."""
-        self.left -= count
-        if self.left < 0:
-            raise ValueError("too much to look at")
 
 
 def holder(proc: int, init: int, inode: int) -> Holder | None:
@@ -259,13 +254,13 @@ def holder(proc: int, init: int, inode: int) -> Holder | None:
     link, looks = f"socket:[{inode}]", LookBudget()
     try:
         parents = descendants(proc, init, looks)
-        holders = [pid for pid in parents if _has_open(proc, pid, link, looks)]
+        holders = [(pid, at) for pid in parents if (at := _where_open(proc, pid, link, looks))]
         if len(holders) != 1:
             return None
-        [pid] = holders
+        [(pid, at)] = holders
         found = Holder(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
         # The id may have changed hands since it was found: then the socket isn't there any more.
-        return found if _has_open(proc, pid, link, LookBudget()) else None
+        return found if os.readlink(at, dir_fd=proc) == link else None
     except (OSError, ValueError):
         return None
 
@@ -278,7 +273,9 @@ def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
         parent = todo.pop()
         for thread in listed(proc, f"{parent}/task", looks):
             children = [int(word) for word in read(proc, f"{parent}/task/{thread}/children").split()]
-            looks.take(len(children))
+            looks.left -= len(children)
+            if looks.left < 0:
+                raise ValueError(_TOO_MUCH)
             parents |= dict.fromkeys(children, parent)
             todo += children
     return parents
@@ -292,13 +289,14 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, 
     return tuple(found)
 
 
-def _has_open(proc: int, pid: int, link: str, looks: LookBudget) -> bool:
-    """Whether a process has what /proc calls `link` open."""
+def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
+    """Return the descriptor, as a path in /proc, by which a process has `link` open; empty: it hasn't."""
     for name in listed(proc, f"{pid}/fd", looks):
+        path = f"{pid}/fd/{name}"
         with contextlib.suppress(OSError):  # closed meanwhile
-            if os.readlink(f"{pid}/fd/{name}", dir_fd=proc) == link:
-                return True
-    return False
+            if os.readlink(path, dir_fd=proc) == link:
+                return path
+    return ""
 
 
 def listed(proc: int, path: str, looks: LookBudget) -> list[str]:
@@ -316,7 +314,9 @@ def listed(proc: int, path: str, looks: LookBudget) -> list[str]:
             names.extend([entry.name for entry in islice(entries, looks.left + 1)])
     finally:
         os.close(directory)
-    looks.take(len(names))
+    looks.left -= len(names)
+    if looks.left < 0:
+        raise ValueError(_TOO_MUCH)
     return names
 
 

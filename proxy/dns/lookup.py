@@ -132,8 +132,6 @@ class Lookup:
 
     def known(self, name: "HostName") -> Found | None:
         """Return what is known of `name` without asking anybody; None: `ask` has to."""
-        if is_own(name):
-            return self._host if name == HOST else _NOBODY
         now = self._clock()
         if now >= self._look_again_at:
             self._look_again_at = now + _LOOK_AGAIN
@@ -142,13 +140,17 @@ class Lookup:
         kept = self._kept.get(name)
         if kept is not None and now < kept[0]:
             return kept[1]
+        if is_own(name):  # which nothing is ever kept of
+            return self._host if name == HOST else _NOBODY
         written = self._hosts.addresses_of(name)
         return self._keep(name, written, LONGEST_KEPT) if written else None
 
     def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
         """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
         waiting = self.waiting.get(name)
-        if self._askers >= MOST_ASKERS:
+        if is_own(name):
+            asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _NOBODY)
+        elif self._askers >= MOST_ASKERS:
             found = Found(problem=f"{self._askers} connections, requests and lookups wait for names already")
             asyncio.get_running_loop().call_soon(done, found)
         elif waiting is not None:

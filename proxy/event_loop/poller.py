@@ -193,7 +193,13 @@ class _Place:
             left.update(_poll(self._set, 0, _A_TURN))
         while left:
             fd = next(iter(left))
-            _tell(self._set, fd, left.pop(fd))
+            events, who = left.pop(fd), self._set.watched.get(fd)
+            if who is None:
+                continue
+            try:
+                who.ready(events)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+                _fail(self._set, (fd, who), error)
             if turn.is_over:
                 return
 
@@ -217,19 +223,17 @@ class _Place:
 
 def _serve(one: _Set, wait: float, most: int = _AT_ONCE) -> list[tuple[int, int]]:
     """Tell those who are watched of what has happened, and return what happened to other descriptors."""
-    return [(fd, events) for fd, events in _poll(one, wait, most) if not _tell(one, fd, events)]
-
-
-def _tell(one: _Set, fd: int, events: int) -> bool:
-    """Tell who watches a descriptor what has happened to it; returns whether anybody does."""
-    who = one.watched.get(fd)
-    if who is None:
-        return False
-    try:
-        who.ready(events)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-        _fail(one, (fd, who), error)
-    return True
+    others = []
+    for fd, events in _poll(one, wait, most):
+        who = one.watched.get(fd)
+        if who is None:
+            others.append((fd, events))
+            continue
+        try:
+            who.ready(events)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            _fail(one, (fd, who), error)
+    return others
 
 
 def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":

@@ -19,12 +19,12 @@ from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
 from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
 from proxy.gate.splice import Splice
-from proxy.gate.states import LIFETIME, WHERE, State, next_state
+from proxy.gate.states import LIFETIME, NEXT_STATE, WHERE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from proxy.sandbox.tenant import UNNOTED
 from rules.decision import denied
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason, Trust
+from rules.verdicts import Outcome, Reason, Trust, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,7 +267,7 @@ class Connection:
     def _resolve(self) -> None:
         """Find the addresses."""
         gate, judgement = self._gate, self._judgement
-        if not judgement.decision.lets_out:
+        if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
             raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
         self._enter(State.RESOLVING)
         self._policy = policy = gate.tenant.policy
@@ -448,7 +448,7 @@ class Connection:
         self._gate.forget(self)
 
     def _enter(self, state: State) -> None:
-        self.state = next_state(self.state, state)
+        self.state = NEXT_STATE[self.state, state]
 
     def _guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
         """Do what is called from a loop or a timer: there is nobody above to catch an exception."""

@@ -315,17 +315,11 @@ class DecisionCache:
         self._patience.clear()
         self._judged.clear()
 
-    def _is_stale(self) -> bool:
-        tenant = self._tenant
-        if self._policy is not tenant.policy or self._tainted is not tenant.tainted:
-            return True
-        return self._today is not tenant.calendar.today()
-
     def patience(self, wanted: "Wanted") -> "Patience":
         """Say how long the first words are worth waiting for: `patience`."""
-        if self._is_stale():
+        policy = self._tenant.policy
+        if self._policy is not policy:
             self.clear()
-        policy = self._policy
         key = wanted.names, wanted.port
         known = self._patience.get(key)
         if known is None:
@@ -340,7 +334,11 @@ class DecisionCache:
         # What a task writes itself is part of what is kept only where it is short.
         if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
             return judge(tenant, wanted, seen, can_inspect=self._can_inspect)
-        if self._is_stale():
+        if (
+            self._policy is not tenant.policy
+            or self._tainted is not tenant.tainted
+            or self._today is not tenant.calendar.today()
+        ):
             self.clear()
         key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
         known = self._judged.get(key)

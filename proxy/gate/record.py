@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
+    from rules.names import HostName
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
@@ -28,6 +29,7 @@ class ConnectionRecord:
 
     __slots__ = (
         "_judgement",
+        "_name",
         "_recorder",
         "address",
         "event",
@@ -48,6 +50,7 @@ class ConnectionRecord:
     ) -> None:
         self._recorder = recorder
         self._judgement: Judgement | None = None
+        self._name: HostName | None = None  # of the host, once it is decided
         self.peer = peer
         self.wanted = wanted
         self.address = address
@@ -69,18 +72,19 @@ class ConnectionRecord:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
         assert self._judgement is None, "decided twice"
         self._judgement = judgement
-        wanted, hello = self.wanted, judgement.hello
+        wanted, hello, whose = self.wanted, judgement.hello, self.whose
+        self._name = judgement.name
         try:
             self.event = self._recorder.decided(
                 Kind.CONNECTION_DECIDED,
                 judgement.decision,
-                name=judgement.name,
+                name=self._name,
                 address=self.address,
                 port=wanted.port,
                 via=self.via,
                 protocol=judgement.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
-                process=self.process,
+                process=None if whose is None else whose.process,
                 detail=judgement.detail,
                 approval=judgement.approval,
             )
@@ -116,12 +120,12 @@ class ConnectionRecord:
 
         Harmless where nothing was allowed, and twice.
         """
-        judgement = self._judgement
+        judgement, whose = self._judgement, self.whose
         if judgement is None or not self.event:
             return
         self._recorder.closed(
             self.event,
-            name=judgement.name,
+            name=self._name,
             address=self.address,
             port=self.wanted.port,
             via=self.via,
@@ -132,7 +136,7 @@ class ConnectionRecord:
             outcome=outcome,
             reason=reason,
             by=by,
-            process=self.process,
+            process=None if whose is None else whose.process,
             detail=detail,
         )
 

@@ -58,8 +58,11 @@ class TransitionError(Exception):
     """A bug: the table doesn't have this transition."""
 
 
-def next_state(state: State, following: State) -> State:
-    """Return `following`, if it may come after `state`. Raises TransitionError."""
-    if following not in TRANSITIONS[state]:
+class _Table(dict[tuple[State, State], State]):
+    def __missing__(self, key: tuple[State, State]) -> State:
+        state, following = key
         raise TransitionError(f"a connection that is {state.name} can't become {following.name}")
-    return following
+
+
+# By a state and the one that is to follow it: that one, if it may. Raises TransitionError.
+NEXT_STATE: Final = _Table({(state, each): each for state, following in TRANSITIONS.items() for each in following})

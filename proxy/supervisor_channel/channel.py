@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,8 +17,8 @@ from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Process, Where
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.visible import visible
-from proxy.wire import message, netlink
-from proxy.wire.netlink import HEADER, NLM_F_REQUEST, MalformedMessageError
+from proxy.wire import message
+from proxy.wire.netlink import HEADER, NLM_F_REQUEST
 from rules.decision import Decision
 from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason
@@ -37,6 +38,9 @@ _ID = struct.Struct("!HH16s16s")  # struct inet_diag_sockid: source port, destin
 _ID_END = struct.Struct("=III")  # its interface, and the cookie: INET_DIAG_NOCOOKIE
 _ANSWER_ID, _ANSWER_END = 4, struct.Struct("=IIIII")  # struct inet_diag_msg: expires, rqueue, wqueue, uid, inode
 _ID_BYTES = _ID.size + _ID_END.size
+_QUERY_BYTES = HEADER.size + _REQUEST.size + _ID_BYTES  # no padding follows: a multiple of four
+_ANSWER_BYTES = HEADER.size + _ANSWER_ID + _ID_BYTES + _ANSWER_END.size
+_SEQUENCE = slice(8, 12)  # of a netlink header
 _NO_COOKIE, _EVERY_STATE = 0xFFFFFFFF, 0xFFFFFFFF
 _LO = 1  # the only interface of a sandbox; a socket bound to it is found only under it
 
@@ -56,14 +60,12 @@ def ask_owner(diag: socket.socket, protocol: int, local: Endpoint, remote: Endpo
     """
     for interface in (0, _LO):
         request = encode_query(protocol, local, remote, interface=interface)
-        sequence = HEADER.unpack_from(request)[3]
-        with contextlib.suppress(OSError, MalformedMessageError):
+        sequence = request[_SEQUENCE]
+        with contextlib.suppress(OSError):
             diag.send(request, socket.MSG_DONTWAIT)
-            while True:  # the kernel answers before send returns; what an earlier, failed question left is skipped
-                data = diag.recv(8192, socket.MSG_DONTWAIT)
-                answer = next(netlink.messages(data), None)
-                if answer is not None and answer.sequence == sequence:
-                    break
+            data = b""
+            while data[_SEQUENCE] != sequence:  # what an earlier, failed question left is skipped
+                data = diag.recv(8192, socket.MSG_DONTWAIT)  # the kernel answers before send returns
             if owner := parse_owner(data, protocol, local, remote):
                 return owner
     return None
@@ -75,10 +77,12 @@ def encode_query(protocol: int, local: Endpoint, remote: Endpoint, *, interface:
     first, second = (local, remote) if protocol == socket.IPPROTO_TCP else (remote, local)
     family = socket.AF_INET if first[0].version == 4 else socket.AF_INET6
     tuple_ = _ID.pack(first[1], second[1], first[0].packed, second[0].packed)
-    payload = (
-        _REQUEST.pack(family, protocol, 0, _EVERY_STATE) + tuple_ + _ID_END.pack(interface, _NO_COOKIE, _NO_COOKIE)
+    return (
+        HEADER.pack(_QUERY_BYTES, _SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, int.from_bytes(os.urandom(4)), 0)
+        + _REQUEST.pack(family, protocol, 0, _EVERY_STATE)
+        + tuple_
+        + _ID_END.pack(interface, _NO_COOKIE, _NO_COOKIE)
     )
-    return netlink.message(_SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, payload, int.from_bytes(os.urandom(4)))
 
 
 def parse_owner(data: bytes, protocol: int, local: Endpoint, remote: Endpoint) -> Owner | None:
@@ -86,18 +90,19 @@ def parse_owner(data: bytes, protocol: int, local: Endpoint, remote: Endpoint) -
 
     Where no connection has them the kernel falls back to a listener on the port: that is another socket.
     """
-    for answer in netlink.messages(data):
-        if answer.kind != _SOCK_DIAG_BY_FAMILY or len(answer.payload) < _ANSWER_ID + _ID_BYTES + _ANSWER_END.size:
-            continue
-        family = answer.payload[0]
-        sport, dport, source, destination = _ID.unpack_from(answer.payload, _ANSWER_ID)
-        here, there = (_address(family, source), sport), (_address(family, destination), dport)
-        exact = here == local and there == remote
-        # An unconnected UDP socket has no remote end, and often no local address.
-        unconnected = protocol == socket.IPPROTO_UDP and sport == local[1] and not dport
-        if exact or (unconnected and (here == local or not int(here[0]))):
-            *_, uid, inode = _ANSWER_END.unpack_from(answer.payload, _ANSWER_ID + _ID_BYTES)
-            return Owner(inode, uid) if inode else None  # 0: the process has closed it
+    if len(data) < _ANSWER_BYTES:
+        return None
+    length, kind, *_ = HEADER.unpack_from(data)
+    if kind != _SOCK_DIAG_BY_FAMILY or not _ANSWER_BYTES <= length <= len(data):
+        return None
+    family, at = data[HEADER.size], HEADER.size + _ANSWER_ID
+    sport, dport, source, destination = _ID.unpack_from(data, at)
+    here, there = (_address(family, source), sport), (_address(family, destination), dport)
+    # An unconnected UDP socket has no remote end, and often no local address.
+    unconnected = protocol == socket.IPPROTO_UDP and sport == local[1] and not dport
+    if (here == local and there == remote) or (unconnected and (here == local or not int(here[0]))):
+        *_, uid, inode = _ANSWER_END.unpack_from(data, at + _ID_BYTES)
+        return Owner(inode, uid) if inode else None  # 0: the process has closed it
     return None
 
 
@@ -181,6 +186,7 @@ class ProcessAttribution:
             whose.answered(None if found.who is None else process_of(found.who, found.ancestors))
 
 
+@lru_cache(maxsize=64)  # a process that opens one connection opens more
 def process_of(who: messages.Who, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
     """Return what events say of a process that the watcher has named."""
     uid, sandbox_uid = [each if each >= 0 else None for each in (who.uid, who.sandbox_uid)]
@@ -238,9 +244,11 @@ class SupervisorChannel:
         """Take what has arrived, a turn's worth of it."""
         for _ in range(_A_TURN):
             try:
-                packet, _ = message.packet(self._channel, messages.LONGEST)
+                packet = self._channel.recv(messages.LONGEST)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # told once, before what was said last (`message.packet`)
             if not packet:
                 self._poller.forget(self._channel.fileno())  # the watcher has ended, and its task with it
                 return

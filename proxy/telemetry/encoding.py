@@ -45,9 +45,10 @@ def encode(event: Event) -> bytes:
 def _written(value: Any) -> Any:
     """Return what stands for a value of a type of our own."""
     if type(value) is Instant:
-        return timestamp(value)
-    if type(value) is Seconds:
-        return Raw(duration(value))
+        seconds, rest = divmod(value, _NS_A_SECOND)  # a third of what a format with a width takes
+        return f"{_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"
+    if type(value) is Seconds:  # what no clock can have measured (NaN, negative, infinite) is 0
+        return Raw(f"{value:.6f}" if 0.0 <= value < LONGEST_DURATION else "0")
     if isinstance(value, str):  # a name, the words of an error
         return str(value)
     raise TypeError(f"an event has no {type(value).__name__}")
@@ -99,13 +100,7 @@ def _second(seconds: int) -> str:
 
 def timestamp(nanoseconds: int) -> str:
     """Return a time as RFC 3339 text in UTC with nine decimals, which sorts as text."""
-    seconds, rest = divmod(nanoseconds, _NS_A_SECOND)
-    return f"{_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"  # a third of what a format with a width takes
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with microseconds; what no clock can have measured (NaN, negative, infinite) is 0."""
-    return f"{seconds:.6f}" if 0.0 <= seconds < LONGEST_DURATION else "0"
+    return str(_written(Instant(nanoseconds)))
 
 
 _EPOCH: Final = "1970"  # when it began: no journal is older

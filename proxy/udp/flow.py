@@ -14,7 +14,7 @@ from proxy.dialing.connecting import DialFailed
 from proxy.dialing.dial import LOOKUP_TIMEOUT
 from proxy.event_loop.poller import IN
 from proxy.gate.decide import Judgement, Way, again, failing, holds
-from proxy.gate.states import LIFETIME, WHERE, State, next_state
+from proxy.gate.states import LIFETIME, NEXT_STATE, WHERE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from rules.decision import denied
 from rules.settings import Via
@@ -341,7 +341,7 @@ class Flow:
             self._say_nobody_is_there()
 
     def _enter(self, state: State) -> None:
-        self.state = next_state(self.state, state)
+        self.state = NEXT_STATE[self.state, state]
 
     def _close(self) -> None:
         self.state = State.CLOSED

@@ -24,7 +24,7 @@ PARTS = {
     "proxy.gate.connection:Connection._resolve": "spliced raw",
     "proxy.gate.connection:Connection._dial": "spliced raw",
     "proxy.gate.connection:Splice": "spliced raw",
-    "proxy.gate.connection:next_state": "spliced inspected clear raw",
+    "proxy.gate.connection:Connection._enter": "spliced inspected clear raw",
     "proxy.gate.splice:Splice.start": "spliced raw",
     "rules.matching.policy:Policy.decide": "spliced inspected clear raw",
     "rules.matching.policy:Policy.protocols": "spliced inspected clear raw",

@@ -4,7 +4,7 @@ import pytest
 from gate_harness import HOSTS, SPLICED, World, client_hello, run
 
 from proxy.gate.connection import Connection
-from proxy.gate.states import TRANSITIONS, State, TransitionError, next_state
+from proxy.gate.states import NEXT_STATE, TRANSITIONS, State, TransitionError
 
 USUAL = ["ACCEPTED", "PEEKING", "DECIDING", "RESOLVING", "DIALING", "SPLICING", "CLOSED"]
 HELD = ["ACCEPTED", "PEEKING", "DECIDING", "PENDING", "DECIDING", "RESOLVING", "DIALING", "SPLICING", "CLOSED"]
@@ -34,14 +34,14 @@ def test_the_table_knows_every_state_and_each_may_end():
 def test_a_connection_s_way_is_in_the_table(path):
     state, *rest = (State[name] for name in path)
     for following in rest:
-        state = next_state(state, following)
+        state = NEXT_STATE[state, following]
     assert state is State.CLOSED
 
 
 @pytest.mark.parametrize(("state", "following"), NEVER)
 def test_what_is_not_in_the_table_raises(state, following):
     with pytest.raises(TransitionError):
-        next_state(State[state], State[following])
+        NEXT_STATE[State[state], State[following]]
 
 
 def test_a_spliced_connection_goes_through_each_state_once(tmp_path, monkeypatch):
