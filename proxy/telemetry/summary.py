@@ -82,27 +82,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_empty(self) -> bool:
         """Whether nothing was attempted."""
-        return not any(self._with(outcome) for outcome in _WORDS)
-
-    @property
-    def allowed(self) -> int:
-        """How many attempts passed."""
-        return self._with(Outcome.PASSED)
-
-    @property
-    def blocked(self) -> int:
-        """How many attempts were blocked."""
-        return self._with(Outcome.BLOCKED)
-
-    @property
-    def would_block(self) -> int:
-        """How many attempts passed in audit mode that enforce mode would have blocked."""
-        return self._with(Outcome.WOULD_BLOCK)
-
-    @property
-    def failed(self) -> int:
-        """How many attempts were allowed and then failed: a name that didn't resolve, a host that didn't answer."""
-        return self._with(Outcome.FAILED)
+        return not any(count for *_, count in self.counts)
 
     def describe(self) -> str:
         """Return all of it in one line: `allowed 3 requests, 1 lookup; blocked 1 connection`."""
@@ -150,9 +130,6 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
         return sum(count for one, became, count in self.counts if one is kind and became is outcome)
-
-    def _with(self, wanted: Outcome) -> int:
-        return sum(count for _, outcome, count in self.counts if outcome is wanted)
 
 
 def _ended(place: str) -> str:

@@ -118,7 +118,6 @@ class Reader:
         self.bookmark = bookmark
         self._ahead: dict[str, Position | None] = {}  # further than the bookmark: read, and not committed yet
         self._seen: dict[str, int] = {}  # when a day's directory last changed (ns), of days without growing segments
-        self.replaced = 0  # segments in which another line stood where we had stopped: read again from their beginning
 
     def read(self, most: int = 1000) -> list[Record]:
         """Return at most `most` lines that come next; none: nothing new so far. Raises OSError.
@@ -167,8 +166,7 @@ class Reader:
     def _segment(self, segment: Segment, position: Position) -> "Iterator[Record]":
         try:
             if position.offset and not _stands(segment, position):
-                self.replaced += 1
-                position = Position(segment.name, 0, "")
+                position = Position(segment.name, 0, "")  # another line is where we had stopped: from the beginning
             yield from _records(segment, position)
         except FileNotFoundError:
             return  # removed: it is old enough

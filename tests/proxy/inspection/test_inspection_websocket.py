@@ -116,7 +116,7 @@ def test_a_client_that_ends_a_websocket_has_not_failed(gate, chat, end, said_so)
     (completed,) = gate.events("request.completed")
     left = "the client left before the end" if end is cut_off and not said_so else None
     assert (completed["outcome"], completed.get("detail")) == ("passed", left)
-    assert gate.recorder.summary().failed == 0
+    assert "failed" not in gate.recorder.summary().describe()
 
 
 @pytest.mark.parametrize("closing", ["client", "server"])

@@ -23,7 +23,6 @@ def test_a_summary_says_what_became_of_the_attempts(tmp_path):
     here.recorder.decided(Kind.REQUEST_DECIDED, FLAGGED, name="a", address=None, port=53, protocol=Protocol.TLS)
     here.recorder.error("dial", "not an attempt")
     summary = here.recorder.summary()
-    assert (summary.allowed, summary.blocked, summary.would_block, summary.failed) == (2, 2, 1, 1)
     assert summary.describe() == (
         "allowed 1 request, 1 connection; blocked 2 connections (www.example.com); only audited 1 connection; "
         "failed 1 lookup (a); 1 flagged (`exeat flagged`)"
