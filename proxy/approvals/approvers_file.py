@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from proxy.approvals.approval_request import Kind
@@ -27,13 +27,6 @@ from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
-FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")
-PERSON_KEYS: Final = ("name", "user", "uid", "tokens", "oidc")
-REVIEWER_KEYS: Final = ("name", "command", "webhook", "secret", "rules", "kinds", "timeout")
-NOTIFY_KEYS: Final = ("webhook", "shape", "secret", "command")
-SECRET_KEYS: Final = ("file", "env")
-BOUNDS_KEYS: Final = ("pending_per_task", "pending")
-STORE_KEYS: Final = ("url", "password", "ca")
 _LONGEST_REVIEW: Final = 120.0  # seconds
 _ANY_UID: Final = (1 << 32) - 2  # the one above means none (setresuid(2))
 _MEANT: Final = {
@@ -76,21 +69,29 @@ def parse_people(data: bytes, file: str) -> People:
 
 
 class _Reader(Reader):
-    def known(self, node: Node, of: str, known: tuple[str, ...]) -> dict[str, Node] | None:
-        """Read a mapping; of a key that has another name here, say which."""
+    """Reads the file by the tables below: a key has the name of the value's field."""
+
+    def record[T: (Person, Reviewer, Notice, Secret, Bounds, StorePlace)](
+        self, node: Node, of: str, make: type[T]
+    ) -> tuple[T, dict[str, Node]] | None:
+        """Read a mapping into a value; returns also which keys it has. None: it can't be made."""
         self._renamed(node, of)
-        return self.mapping(node, of, known)
-
-    def one[T, U](self, fields: dict[str, Node], key: str, parse: Callable[[str], T], usual: U) -> T | U:
-        """Read the value of a key that may be missing, or wrong: then it is `usual`."""
-        found = self.parsed(fields[key], key, parse) if key in fields else None
-        return usual if found is None else found
-
-    def several[T](self, fields: dict[str, Node], key: str, parse: Callable[[str], T]) -> tuple[T, ...]:
-        """Read the list of a key that may be missing."""
-        return tuple(self.each(fields[key], key, parse)) if key in fields else ()
+        readers = KEYS[make]
+        fields = self.mapping(node, of, tuple(readers))
+        if fields is None:
+            return None
+        found: dict[str, Any] = {
+            key: value for key in fields if (value := readers[key](self, fields[key], key)) is not None
+        }
+        if "name" in readers and "name" not in fields:
+            self.complain(node, f"{of} needs `name`")
+        if "name" in readers and "name" not in found:
+            return None
+        missing: dict[str, Any] = {key: () for key in make._fields if key not in make._field_defaults}
+        return make(**{**missing, **found}), fields
 
     def _renamed(self, node: Node, of: str) -> None:
+        """Of a key that has another name here, say which."""
         if isinstance(node, Mapping):
             for word, (key, _) in list(node.pairs.items()):
                 if meant := _MEANT.get((of, word.lower())):
@@ -98,6 +99,7 @@ class _Reader(Reader):
                     del node.pairs[word]
 
     def read(self, root: Node) -> People | None:
+        """Read the whole file."""
         self._renamed(root, "the approvers")
         fields = self.versioned(root, "the approvers", FILE_KEYS)
         if fields is None:
@@ -132,20 +134,11 @@ class _Reader(Reader):
         return found
 
     def _person(self, node: Node) -> Person | None:
-        fields = self.known(node, "a person", PERSON_KEYS)
-        if fields is None:
-            return None
-        name = self._name(node, fields, "a person")
-        if len(fields) == ("name" in fields):
+        found = self.record(node, "a person", Person)
+        pairs = node.pairs if isinstance(node, Mapping) else {}
+        if len(pairs) == ("name" in pairs):
             self.complain(node, "a person needs `user`, `uid`, `tokens` or `oidc`: nobody could be known for them")
-        found = Person(
-            name or "",
-            self.one(fields, "user", _user, ""),
-            self.one(fields, "uid", _uid, None),
-            self.several(fields, "tokens", _token),
-            (self.text(fields["oidc"], "oidc") or "") if "oidc" in fields else "",
-        )
-        return found if name else None
+        return None if found is None else found[0]
 
     def _distinct(self, fields: dict[str, Node], people: list[Person]) -> None:
         """Two people who are known by the same thing would be two voices of one."""
@@ -176,84 +169,52 @@ class _Reader(Reader):
         return found
 
     def _reviewer(self, node: Node) -> Reviewer | None:
-        fields = self.known(node, "a reviewer", REVIEWER_KEYS)
-        if fields is None:
+        if (both := self.record(node, "a reviewer", Reviewer)) is None:
             return None
-        name = self._name(node, fields, "a reviewer")
+        found, fields = both
         if "rules" not in fields:
             self.complain(node, 'a reviewer needs `rules`: the ids that its word counts for, as in `["web:*"]`')
-        command, webhook, secret = self._receiver(node, fields, "a reviewer")
-        timeout = self.one(fields, "timeout", duration, 30.0)
-        if timeout > _LONGEST_REVIEW:
+        self._check_receiver(node, fields, found.command, "a reviewer")
+        if found.timeout > _LONGEST_REVIEW:
             self.complain(fields["timeout"], f"a review takes {_LONGEST_REVIEW:g}s at most: people wait for it")
-        kinds = self.items(fields["kinds"], "kinds") if "kinds" in fields else []
-        found = Reviewer(
-            name or "",
-            self.several(fields, "rules", pattern),
-            tuple(kind for item in kinds if (kind := self.choice(item, "kinds", Kind)) is not None),
-            command,
-            webhook,
-            secret,
-            timeout,
-        )
-        return found if name else None
+        return found
 
     def _notice(self, node: Node) -> Notice | None:
-        fields = self.known(node, "a notifier", NOTIFY_KEYS)
-        if fields is None:
+        if (both := self.record(node, "a notifier", Notice)) is None:
             return None
-        command, webhook, secret = self._receiver(node, fields, "a notifier")
-        if "shape" in fields and command:
+        found, fields = both
+        self._check_receiver(node, fields, found.command, "a notifier")
+        if "shape" in fields and found.command:
             self.complain(fields["shape"], "`shape` belongs to a `webhook`")
-        shape = self.choice(fields["shape"], "shape", Shape) if "shape" in fields else None
-        return Notice(webhook, shape or Shape.GENERIC, secret, command)
+        return found
 
-    def _receiver(self, node: Node, fields: dict[str, Node], of: str) -> tuple[tuple[str, ...], str, Secret | None]:
+    def _check_receiver(self, node: Node, fields: dict[str, Node], command: tuple[str, ...], of: str) -> None:
         if ("command" in fields) == ("webhook" in fields):
             self.complain(node, f"{of} needs either `command` or `webhook`")
         if "secret" in fields and "webhook" not in fields:
             self.complain(fields["secret"], "`secret` signs what a `webhook` gets")
-        command = self.several(fields, "command", str)
         if command and not command[0].startswith("/"):
             self.complain(fields["command"], f"{quoted(command[0])} must be the whole path of a program")
-        return (
-            command,
-            self.one(fields, "webhook", _webhook, ""),
-            self._secret(fields["secret"]) if "secret" in fields else None,
-        )
 
-    def _secret(self, node: Node) -> Secret | None:
-        fields = self.known(node, "a secret", SECRET_KEYS)
-        if fields is None:
-            return None
-        if len(fields) != 1:
+    def secret(self, node: Node, _key: str) -> Secret | None:
+        """Read where a secret is."""
+        found = self.record(node, "a secret", Secret)
+        if found is not None and len(found[1]) != 1:
             self.complain(node, "a secret comes from a `file` or from a variable, `env`")
-        return Secret(self.one(fields, "file", _path, ""), self.one(fields, "env", variable_name, ""))
+        return None if found is None else found[0]
 
     def _bounds(self, node: Node) -> Bounds:
-        fields = self.known(node, "the bounds", BOUNDS_KEYS) or {}
-        task, whole = (self.one(fields, *each) for each in zip(BOUNDS_KEYS, (count, count), Bounds(), strict=True))
-        if task > whole:
-            self.complain(node, f"`pending_per_task` is more than `pending`, which is {whole}")
-        return Bounds(task, whole)
+        found = self.record(node, "the bounds", Bounds)
+        bounds = Bounds() if found is None else found[0]
+        if bounds.pending_per_task > bounds.pending:
+            self.complain(node, f"`pending_per_task` is more than `pending`, which is {bounds.pending}")
+        return bounds
 
     def _store(self, node: Node) -> StorePlace:
-        fields = self.known(node, "the store", STORE_KEYS)
-        if fields is None:
-            return StorePlace()
-        if "url" not in fields:
+        found = self.record(node, "the store", StorePlace)
+        if found is not None and "url" not in found[1]:
             self.complain(node, "the store needs `url`; leave it out and approvals are kept in a file")
-        return StorePlace(
-            self.one(fields, "url", _store_url, ""),
-            self.one(fields, "password", _path, ""),
-            self.one(fields, "ca", _path, ""),
-        )
-
-    def _name(self, node: Node, fields: dict[str, Node], of: str) -> str | None:
-        if "name" not in fields:
-            self.complain(node, f"{of} needs `name`")
-            return None
-        return self.parsed(fields["name"], "name", slug)
+        return StorePlace() if found is None else found[0]
 
 
 def _uid(text: str) -> int:
@@ -291,3 +252,35 @@ def _store_url(text: str) -> str:
     if not parts.path.strip("/"):
         raise ValueError("names no database: `postgresql://exeat@db.corp.example/approvals`")
     return text
+
+
+type _Read = Callable[[_Reader, Node, str], object]  # the value of a key; None: it is wrong, which has been told
+
+
+def _one(parse: Callable[[str], object]) -> _Read:
+    return lambda reader, node, key: reader.parsed(node, key, parse)
+
+
+def _many(parse: Callable[[str], object]) -> _Read:
+    return lambda reader, node, key: tuple(reader.each(node, key, parse))
+
+
+def _kinds(reader: Reader, node: Node, key: str) -> tuple[Kind, ...]:
+    found = [reader.choice(item, key, Kind) for item in reader.items(node, key)]
+    return tuple(kind for kind in found if kind is not None)
+
+
+_RECEIVER: Final[dict[str, _Read]] = {"command": _many(str), "webhook": _one(_webhook), "secret": _Reader.secret}
+KEYS: Final[dict[type, dict[str, _Read]]] = {
+    Person: {
+        "name": _one(slug), "user": _one(_user), "uid": _one(_uid), "tokens": _many(_token), "oidc": _one(str),
+    },
+    Reviewer: {
+        "name": _one(slug), **_RECEIVER, "rules": _many(pattern), "kinds": _kinds, "timeout": _one(duration),
+    },
+    Notice: {**_RECEIVER, "shape": lambda reader, node, key: reader.choice(node, key, Shape)},
+    Secret: {"file": _one(_path), "env": _one(variable_name)},
+    Bounds: {"pending_per_task": _one(count), "pending": _one(count)},
+    StorePlace: {"url": _one(_store_url), "password": _one(_path), "ca": _one(_path)},
+}  # fmt: skip
+FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")
