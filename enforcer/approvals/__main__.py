@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from enforcer.approvals import start
+from enforcer.approvals import client
 from enforcer.approvals.app import App
 from enforcer.approvals.server import Server, turn_away
 from enforcer.system import linux
@@ -52,13 +52,13 @@ def main() -> None:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody of the same user looks into it
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # whoever started it may have had few
-    for descriptor in (start.LOCK, start.LISTENER):
+    for descriptor in (client.LOCK, client.LISTENER):
         os.set_inheritable(descriptor, False)
-    os.ftruncate(start.LOCK, 0)
-    os.pwrite(start.LOCK, f"{os.getpid()}\n".encode(), 0)
+    os.ftruncate(client.LOCK, 0)
+    os.pwrite(client.LOCK, f"{os.getpid()}\n".encode(), 0)
     log = Log()
     try:
-        asyncio.run(_serve(directory, socket.socket(fileno=start.LISTENER), log))
+        asyncio.run(_serve(directory, socket.socket(fileno=client.LISTENER), log))
     except ExeatError as error:
         log.say(str(error))
     finally:
@@ -103,7 +103,7 @@ async def _serve(directory: Path, listener: socket.socket, log: Log) -> None:
 def _is_gone(directory: Path) -> bool:
     """Whether our lock is no more what others would look at: then another one may serve, and this one must not."""
     try:
-        there, ours = os.stat(start.lock_path(directory)), os.fstat(start.LOCK)
+        there, ours = os.stat(directory / client.LOCK_FILE), os.fstat(client.LOCK)
     except OSError:
         return True
     return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.approvals import approvers, start
+from enforcer.approvals import approvers, client
 from enforcer.approvals.notifications import Notifications, Threads
 from enforcer.journal import signing
 from enforcer.journal.keeper import Keeper
@@ -86,7 +86,7 @@ class App:
         self._telling = Notifications(people, self._threads, say)
         try:
             self._store_place = people.store
-            store = _opened(people.store, start.store_path(directory))
+            store = _opened(people.store, directory / client.STORE)
         except OSError as error:
             raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
         self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)

@@ -212,7 +212,7 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
 def receive(connection: socket.socket, peer: Peer) -> Packet:
     """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of somebody else's.
 
-    The connection has SO_PASSCRED from its listener (`start.bind`): a packet without a sender is a stranger's.
+    The connection has SO_PASSCRED from its listener (`client.bind`): a packet without a sender is a stranger's.
     """
     space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
     data, ancillary, flags, _ = connection.recvmsg(_LARGEST_REQUEST, space, socket.MSG_CMSG_CLOEXEC)

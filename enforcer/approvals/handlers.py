@@ -4,7 +4,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.approvals import start
+from enforcer.approvals import client
 from enforcer.approvals.app import FORGIVEN
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import Offer, State, Vote
@@ -203,7 +203,7 @@ async def _status(request: Request) -> None:
         {
             "pid": os.getpid(),
             "uid": os.geteuid(),
-            "socket": str(start.own_socket(request.app.directory)),
+            "socket": str(request.app.directory / client.SOCKET),
             "gates": request.server.gates,
             "pending": pending,
             "people": len(request.app.registry.people.people),

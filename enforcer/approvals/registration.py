@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.approvals import client, start
+from enforcer.approvals import client
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.notices import say
 from enforcer.system.started_by import starter
@@ -51,7 +51,7 @@ class Registration:
     def begin(self) -> None:
         """Introduce the sandbox. Where that fails it is said, and tried again: whatever asks is denied until then."""
         try:
-            self.given = {"approvals": self._introduce(start.PATIENCE)}
+            self.given = {"approvals": self._introduce(client.PATIENCE)}
         except ExeatError as error:
             say(f"nobody can approve anything for now: {error}")
             self._rest()
@@ -148,7 +148,7 @@ def introduced(
 
     `hears`: over the first is told what people are asked. Raises HostError.
     """
-    connection = start.connected(patience)
+    connection = client.connected(patience)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}

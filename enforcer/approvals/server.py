@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.approvals import connections, start
+from enforcer.approvals import client, connections
 from enforcer.approvals.client import VERSION
 from enforcer.approvals.connections import Gate, Line
 from enforcer.approvals.handlers import REQUESTS, Cannot, Request
@@ -91,7 +91,7 @@ class Server:
 
     def listen_host(self, *, wanted: bool) -> None:
         """Be reachable by the host's other users, if root's approvers.yaml names some. Idempotent. Raises HostError."""
-        path = start.host_socket()
+        path = client.host_socket()
         if not wanted or path is None or self._host is not None or os.geteuid() != 0:
             return
         try:
@@ -103,18 +103,18 @@ class Server:
             raise HostError(f"cannot make the directory `{path.parent}`: {error.strerror}") from error
         if status.st_uid != 0 or status.st_mode & 0o022:
             raise HostError(f"`{path.parent}` is not root's alone to write: others could listen there")
-        self.listen(start.bind(path.parent, 0o666, path.name), strangers=True)
+        self.listen(client.bind(path.parent, 0o666, path.name), strangers=True)
         self._host = path
 
     def is_alone(self, directory: Path) -> bool:
         """Stop listening, if nobody has come meanwhile: then this registry may end."""
-        own = start.own_socket(directory)
+        own = directory / client.SOCKET
         own.unlink(missing_ok=True)  # from here on nobody comes any more
         for listener in self._listeners:
             self._accept(listener, listener is not self._listeners[0])
         if not self._lines:
             return True
-        fresh = start.bind(directory, 0o600)
+        fresh = client.bind(directory, 0o600)
         self._loop.remove_reader(self._listeners[0])
         self._listeners.pop(0).close()
         self.listen(fresh)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from enforcer.network import attached_namespace
 from enforcer.network.install import network_plan
-from enforcer.service.attached import recorder_for
 from enforcer.service.control_client import ask
 from enforcer.service.rule_sets import policy_in_memory
+from enforcer.service.sandboxes import recorder_for
 from enforcer.system import peers
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by

@@ -1,25 +1,39 @@
-"""Sandboxes of the service: their workers, rules and sockets.
+"""Sandboxes of the service: their workers, rules and sockets, also those of namespaces that somebody else made.
 
 The service keeps a descriptor of every socket that it hands to a worker, and never reads from one. So a worker's death
 closes no listener: connections wait in its queue for the next worker.
 """
 
+import contextlib
 import itertools
 import os
+import selectors
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.service.rule_sets import unreadable
-from enforcer.system.errors import HostError
+from enforcer.system import peers
+from enforcer.system.errors import HostError, UsageError
+from enforcer.system.notices import say
 from proxy.dns.names import KEPT, PARTS
+from proxy.sandbox.tenant import Task, Tenant
+from proxy.telemetry.journal.recorder import Recorder
+from proxy.telemetry.journal.writer import Journal
+from proxy.telemetry.prometheus.metrics import Metrics
+from rules.matching.policy import Policy
+from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     from enforcer.service.rule_sets import RuleSet, RuleSets
     from enforcer.service.worker_pool import Worker, WorkerPool
+
 
 MOST_DEATHS: Final = PARTS - 1  # of workers within KEPT seconds that count for a sandbox: its own, and nobody's
 _APPROVALS: Final = "approvals"
@@ -73,10 +87,11 @@ class Sandbox:
 
 
 class Sandboxes:
-    """All of them, by id."""
+    """All of them, by id. `pool` is set once there is one."""
+
+    pool: "WorkerPool"
 
     def __init__(self, sets: "RuleSets") -> None:
-        self.crew: WorkerPool | None = None
         self._sets = sets
         self._all: dict[str, Sandbox] = {}
 
@@ -112,8 +127,7 @@ class Sandboxes:
             raise HostError("these are not a sandbox's sockets")
         sandbox.names, sandbox.sockets = tuple(names), tuple(descriptors)
         descriptors.clear()
-        assert self.crew is not None
-        self._hand(sandbox, self.crew.least_busy())
+        self._hand(sandbox, self.pool.least_busy())
 
     def _renew(self, sandbox: Sandbox, name: str, descriptors: list[int]) -> None:
         """Give a sandbox's worker another of what it has, or had not, and keep it: the first is taken over."""
@@ -122,8 +136,8 @@ class Sandboxes:
             os.close(kept[name])
         kept[name] = descriptors.pop(0)
         sandbox.names, sandbox.sockets = tuple(kept), tuple(kept.values())
-        if sandbox.worker is not None and self.crew is not None:
-            self.crew.tell(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
+        if sandbox.worker is not None:
+            self.pool.tell(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
 
     def say(self, sandbox: Sandbox, what: Mapping[str, object], descriptors: list[int] | None = None) -> None:
         """Tell the worker something of a sandbox; of `descriptors` what it gets is taken over."""
@@ -135,8 +149,8 @@ class Sandboxes:
             sandbox.started = seconds
         if isinstance(refused := what.get("refused"), dict):
             sandbox.refused = refused
-        if sandbox.worker is not None and self.crew is not None:
-            self.crew.tell(sandbox.worker, {**what, "to": sandbox.id})
+        if sandbox.worker is not None:
+            self.pool.tell(sandbox.worker, {**what, "to": sandbox.id})
 
     def stop(self, sandbox: Sandbox, last: Mapping[str, object] = _NOTHING) -> None:
         """Let its worker see it out, and say `last` of it: `lost` is why it ends without having been told to."""
@@ -145,8 +159,7 @@ class Sandboxes:
             self.forget(sandbox)
             return
         if sandbox.worker.channel is None:  # it has died, and the one after it would never be told to see this out
-            sandbox.tell({"failed": "its worker has died"})
-            self.forget(sandbox)
+            self._fail(sandbox, "its worker has died")
             return
         self.say(sandbox, {**last, "stop": True})
 
@@ -160,7 +173,11 @@ class Sandboxes:
         sandbox.close()
         self._sets.leave(sandbox.rules, sandbox.id)
 
-    # --- for the crew ---
+    def _fail(self, sandbox: Sandbox, why: str) -> None:
+        sandbox.tell({"failed": why})
+        self.forget(sandbox)
+
+    # --- for the worker pool ---
 
     def heard(self, worker: "Worker", said: Mapping[str, object]) -> None:
         """Take note of what a worker says of a sandbox of its own."""
@@ -176,8 +193,7 @@ class Sandboxes:
             self._sets.share_no_more(sandbox.rules)
             self.forget(sandbox)
         elif "failed" in said:
-            sandbox.tell({"failed": str(said["failed"])[:_LONGEST]})
-            self.forget(sandbox)
+            self._fail(sandbox, str(said["failed"])[:_LONGEST])
 
     def lost(self, worker: "Worker") -> None:
         """Take note of a worker's death: its sandboxes wait for another one.
@@ -196,17 +212,15 @@ class Sandboxes:
                 sandbox.died.append(now)
             recent = sum(now - death < KEPT for death in sandbox.died)
             if sandbox.ending or recent > MOST_DEATHS:
-                sandbox.tell({"failed": f"{recent} workers have died while they served it"})
-                self.forget(sandbox)
+                self._fail(sandbox, f"{recent} workers have died while they served it")
             elif sandbox.turn == turn and not worker.apart:
                 self._move_apart(sandbox)
 
     def _move_apart(self, sandbox: Sandbox) -> None:
         """Have a sandbox wait for a worker of its own, or serve it no more where there is none to be had."""
-        worker = None if self.crew is None else self.crew.apart()
+        worker = self.pool.apart()
         if worker is None:
-            sandbox.tell({"failed": "its worker has died while it served it, and there is no other for it alone"})
-            self.forget(sandbox)
+            self._fail(sandbox, "its worker has died while it served it, and there is no other for it alone")
             return
         if sandbox.worker is not None:
             sandbox.worker.sandboxes.discard(sandbox.id)
@@ -225,23 +239,20 @@ class Sandboxes:
                 if worker.apart:
                     self.say(sandbox, {"lost": _APART})
             except OSError as error:
-                sandbox.tell({"failed": f"it could not be given to another worker: {error.strerror or error}"})
-                self.forget(sandbox)
+                self._fail(sandbox, f"it could not be given to another worker: {error.strerror or error}")
 
     def publish(self, rules: "RuleSet", what: Mapping[str, object], descriptors: Sequence[int]) -> None:
         """Tell every worker that has a set of rules what is new about it."""
-        if self.crew is not None:
-            for worker in self.crew.workers:
-                if rules.number in worker.sets:
-                    self.crew.tell(worker, what, descriptors)
+        for worker in self.pool.workers:
+            if rules.number in worker.sets:
+                self.pool.tell(worker, what, descriptors)
 
     def drop(self, rules: "RuleSet") -> None:
         """Have the workers drop a set of rules."""
-        if self.crew is not None:
-            for worker in self.crew.workers:
-                if rules.number in worker.sets:
-                    worker.sets.discard(rules.number)
-                    self.crew.tell(worker, {"forget": rules.number})
+        for worker in self.pool.workers:
+            if rules.number in worker.sets:
+                worker.sets.discard(rules.number)
+                self.pool.tell(worker, {"forget": rules.number})
 
     def listed(self) -> Iterable[dict[str, object]]:
         """Describe each, for people."""
@@ -262,17 +273,15 @@ class Sandboxes:
 
     def _count(self, worker: "Worker") -> None:
         """Have the signer know how many sandboxes a worker has: each has an allowance of its own."""
-        if self.crew is not None:
-            self.crew.keyholder.serves(worker.number, len(worker.sandboxes))
+        self.pool.keyholder.serves(worker.number, len(worker.sandboxes))
 
     def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
-        assert self.crew is not None
         sandbox.worker = worker
         worker.sandboxes.add(sandbox.id)
         self._count(worker)
         rules = sandbox.rules
         if rules.number not in worker.sets:
-            self.crew.tell(worker, {"set": rules.number}, [rules.policy_file])
+            self.pool.tell(worker, {"set": rules.number}, [rules.policy_file])
             worker.sets.add(rules.number)
         admission = {
             **sandbox.task,
@@ -284,9 +293,146 @@ class Sandboxes:
             "turn": sandbox.turn,
             "foreign": bool(sandbox.attached),
         }
-        self.crew.refresh_roots(worker)
-        self.crew.tell(worker, admission, sandbox.sockets)
+        self.pool.refresh_roots(worker)
+        self.pool.tell(worker, admission, sandbox.sockets)
         if wait:
             self.say(sandbox, {"lost": f"{_NO_ADDRESS} {wait:.0f} s"})
         if sandbox.started is not None:
-            self.crew.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})
+            self.pool.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})
+
+
+_LOOK_AGAIN: Final = 5.0  # seconds
+
+
+class AttachedNamespaces:
+    """All of them. One that was attached by a process, or a path, is let go when that is gone."""
+
+    def __init__(
+        self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector, journal: Path
+    ) -> None:
+        """`journal`: where their ends are recorded."""
+        self._sets = sets
+        self._journal = journal
+        self._sandboxes = sandboxes
+        self._selector = selector
+        self._processes: dict[str, int] = {}  # descriptors of processes (pidfd_open(2)), by sandbox
+        self._paths: dict[str, tuple[Sandbox, tuple[int, int]]] = {}  # and which namespace they lead to, by sandbox
+        self._due = 0.0  # when paths are looked at again (time.monotonic())
+
+    def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
+        """Serve the sockets that were made in a namespace.
+
+        Of the descriptors the first is the policy's file, and the last, if it was named by one, the process: by its
+        number another may be meant by now.
+        """
+        named, pid = str(asked["attached"]), int(asked["pid"])
+        file, sockets = descriptors[0], descriptors[1 : -1 if pid else None]
+        if not named or self._sandboxes.find(named):
+            raise UsageError(f"`{named}` is attached already")
+        if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
+            raise UsageError("these are no sockets")
+        if pid and not peers.runs(descriptors[-1]):
+            raise UsageError(f"process {pid} has ended")
+        rules = self._sets.take({**asked, "shared": True}, file)
+        task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
+        sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
+        sandbox.event = str(asked["event"])
+        sandbox.started = 0.0  # its worker counts it from the start
+        sandbox.tell = lambda said: self._told(sandbox, said)
+        self._sandboxes.add(sandbox)
+        try:
+            self._sandboxes.serve(sandbox, list(map(str, asked["sockets"])), sockets)
+        except BaseException:
+            self._sandboxes.forget(sandbox)
+            raise
+        del descriptors[1 : -1 if pid else None]  # they are kept
+        if pid:
+            process = self._processes[sandbox.id] = descriptors.pop()
+            self._selector.register(process, selectors.EVENT_READ, lambda: self._end(sandbox))
+        else:
+            self._watch(sandbox)
+        return {"sandbox": sandbox.id, "task": task["id"]}
+
+    def detach(self, name: str) -> dict[str, object]:
+        """Serve them no more."""
+        found = [each for each in self._sandboxes.find(name) if each.attached and not each.ending]
+        if len(found) != 1:
+            return {}
+        (sandbox,) = found
+        self._end(sandbox)
+        return {"sandbox": sandbox.id, "task": sandbox.task["id"]}
+
+    def turn(self) -> None:
+        """End those whose paths lead to their namespaces no more (ip-netns(8), delete). Called every few seconds."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _LOOK_AGAIN
+        for sandbox, namespace in tuple(self._paths.values()):
+            if _leads_to(sandbox.attached) != namespace:
+                self._end(sandbox)
+
+    def close(self) -> None:
+        """End all of them: the service ends."""
+        for sandbox in self._sandboxes.attached():
+            if not sandbox.ending:
+                self._end(sandbox)
+
+    def _watch(self, sandbox: Sandbox) -> None:
+        """End one when its path is gone, if it is seen from here at all."""
+        if (namespace := _leads_to(sandbox.attached)) is not None:
+            self._paths[sandbox.id] = sandbox, namespace
+
+    def _end(self, sandbox: Sandbox) -> None:
+        """Take the gate away from one, and record that."""
+        self._forget(sandbox.id)
+        last: Mapping[str, object] = {}
+        try:
+            last = record_end(sandbox, self._journal, Outcome.PASSED)
+        finally:
+            self._sandboxes.stop(sandbox, last)
+
+    def _told(self, sandbox: Sandbox, said: Mapping[str, object]) -> None:
+        """Hear the last of its worker; one that serves it no more although nobody ended it is recorded, and ended.
+
+        Whatever the journal is like: whoever tells this has other sandboxes to see to.
+        """
+        self._forget(sandbox.id)
+        if "failed" in said and not sandbox.ending:
+            last: Mapping[str, object] = {}
+            try:
+                last = record_end(sandbox, self._journal, Outcome.FAILED)
+            except OSError as error:
+                say(f"the end of `{sandbox.attached}` could not be recorded: {error.strerror}")
+            self._sandboxes.stop(sandbox, last)
+            self._sandboxes.forget(sandbox)
+
+    def _forget(self, sandbox: str) -> None:
+        self._paths.pop(sandbox, None)
+        process = self._processes.pop(sandbox, -1)
+        if process >= 0:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(process)
+            os.close(process)
+
+
+def _leads_to(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
+    """Return what writes a task's own events, without a gate. Raises JournalFailed."""
+    tenant = Tenant(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
+    return Recorder(tenant, Journal(journal), Metrics())
+
+
+def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> dict[str, object]:
+    """Write `task.ended`, and return what the sandbox's worker is to count of it. Raises JournalFailed."""
+    task = sandbox.task
+    recorder = recorder_for(Task(str(task["id"]), str(task["name"]), sandbox.labels), journal)
+    recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)
+    recorder.journal.close()
+    return {"ended": outcome.value, "told": dict(recorder.metrics.events)}

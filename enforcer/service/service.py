@@ -18,14 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.service import protocol, run_process
-from enforcer.service.attached import Attached
 from enforcer.service.cgroup_sweep import CgroupSweep
 from enforcer.service.channel import Channel, Overflowed
 from enforcer.service.control_server import ControlServer
 from enforcer.service.helper_processes import JournalProcess, MetricsServer
 from enforcer.service.preload import preload
 from enforcer.service.rule_sets import RuleSet, RuleSets
-from enforcer.service.sandboxes import Sandbox, Sandboxes
+from enforcer.service.sandboxes import AttachedNamespaces, Sandbox, Sandboxes
 from enforcer.service.start_queue import StartQueue, most_at_once, most_waiting
 from enforcer.service.warm_pool import WarmPool
 from enforcer.service.worker_pool import Worker, WorkerPool
@@ -85,7 +84,7 @@ class Service:
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  made below
         self.sandboxes = Sandboxes(self._sets)
-        self._attached = Attached(self._sets, self.sandboxes, self._selector, stations.journal)
+        self._attached = AttachedNamespaces(self._sets, self.sandboxes, self._selector, stations.journal)
         self._wake, wake = os.pipe()
         for end in (self._wake, wake):
             os.set_blocking(end, False)
@@ -93,7 +92,7 @@ class Service:
         for number in (*_ENDING, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
         self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
-        self._pool = self.sandboxes.crew = WorkerPool(
+        self._pool = self.sandboxes.pool = WorkerPool(
             size,
             stations,
             self._selector,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.approvals import registration, start
+from enforcer.approvals import client, registration
 from enforcer.system.errors import ExeatError
 from enforcer.system.started_by import starter
 from enforcer.workspace import merge_decision
@@ -150,7 +150,7 @@ def _refusal(answer: Answer) -> str:
 def ask(meta: "Meta", question: Question, say: Say) -> Answer:
     """Ask, wait for as long as the rules hold it, and return the answer: what goes wrong is one that grants nothing."""
     try:
-        connection, end = registration.introduced(_who(meta), Path(meta.journal), start.PATIENCE)
+        connection, end = registration.introduced(_who(meta), Path(meta.journal), client.PATIENCE)
         with connection, end:
             message.send(end, Hello().packed())
             message.send(end, protocol.Ask(_NUMBER, question.fitted()).packed())

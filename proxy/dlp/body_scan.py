@@ -9,8 +9,7 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from proxy.dlp.body_readers import Closed, Plain, Reader, Unreadable
-from proxy.dlp.decodings import decoded, of_parts, readings, transfers
+from proxy.dlp.decodings import Closed, Plain, Reader, Unreadable, decoded, of_parts, readings, transfers
 from proxy.dlp.patterns import BACK, LONGEST, candidates
 from proxy.event_loop.slices import at_once
 from rules.verdicts import Scan

@@ -26,7 +26,7 @@ from tests.proxy.approvals.approval_world import ADA, World, until
 def through_a_registry(count: int, base: Path) -> list[float]:
     """Have that many questions answered one after the other; seconds of each."""
     os.environ["XDG_STATE_HOME"] = str(base)
-    from enforcer.approvals import client, start
+    from enforcer.approvals import client
     from enforcer.approvals.registration import Registration
 
     who = protocol.Introduction("sandbox-1", "task-1", "bench", {}, os.geteuid(), "here")
@@ -53,7 +53,7 @@ def through_a_registry(count: int, base: Path) -> list[float]:
         client.ask({"what": "answer", "id": pending.approval, "vote": "approve"})
         thread.join()
         took.append(heard[0] - began)
-    registry = int(start.lock_path(start.approvals_directory()).read_text())
+    registry = int((client.approvals_directory() / client.LOCK_FILE).read_text())
     end.close()
     post.close()
     os.kill(registry, signal.SIGTERM)

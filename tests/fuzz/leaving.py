@@ -9,9 +9,8 @@ import gzip
 import random
 from collections.abc import Iterator
 
-from proxy.dlp.body_readers import Messages, Unreadable, reader
 from proxy.dlp.body_scan import Body, Leaking
-from proxy.dlp.decodings import of_json
+from proxy.dlp.decodings import Messages, Unreadable, of_json, reader
 from proxy.dlp.patterns import hits
 from proxy.secrets.aws_signing import Unsigned, claimed, sign, spellings, verify, without
 from proxy.secrets.values import Keys, keys

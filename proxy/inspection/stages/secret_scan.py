@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestTrailers
 
-from proxy.dlp.body_readers import Messages, reader
 from proxy.dlp.body_scan import Body, Leaking
-from proxy.dlp.decodings import has_parts, is_form
+from proxy.dlp.decodings import Messages, has_parts, is_form, reader
 from proxy.dlp.head_scan import HEAD, shown
 from proxy.event_loop.slices import at_once
 from proxy.inspection.stages.stage import Stage, Stopped

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from enforcer.approvals import start
+from enforcer.approvals import client
 
-connection = start.connected()
+connection = client.connected()
 for number in (1, 7):
     os.dup2(connection.fileno(), number, inheritable=True)
 os.execvp(sys.argv[1], sys.argv[1:])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.approvals import connections, start
+from enforcer.approvals import client, connections
 from enforcer.approvals.server import Server
 from enforcer.system import linux
 from tests import harness
@@ -20,7 +20,7 @@ from tests import harness
 @pytest.fixture
 def listener():
     """It lies where every user can reach it, unlike pytest's own directories."""
-    with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, start.bind(Path(directory), 0o666) as sock:
+    with tempfile.TemporaryDirectory(prefix="exeat-test-") as directory, client.bind(Path(directory), 0o666) as sock:
         os.chmod(directory, 0o755)
         sock.settimeout(30)
         yield sock, Path(directory) / "socket"
@@ -33,7 +33,7 @@ def other(path, *, before=lambda: None, words=b'{"exeat": 1}', descriptors=()):
     if pid == 0:
         try:
             before()
-            with start.connect(path) as connection:
+            with client.connect(path) as connection:
                 socket.send_fds(connection, [words], descriptors)
                 os.write(wake, b"y")
                 connection.recv(1)
@@ -88,7 +88,7 @@ def test_whoever_is_in_another_user_namespace_is_refused_whatever_door_it_came_t
 
 def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
     sock, path = listener
-    with start.connect(path) as mine:
+    with client.connect(path) as mine:
         connection, _ = sock.accept()
         with connection:
             peer = connections.check(connection)
@@ -122,12 +122,12 @@ def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_do
 
     async def leave():
         desk = Server(SimpleNamespace(), deque())
-        desk.listen(start.bind(tmp_path, 0o600))
-        with start.connect(tmp_path / "socket"):  # in the queue: nobody has taken it
+        desk.listen(client.bind(tmp_path, 0o600))
+        with client.connect(tmp_path / "socket"):  # in the queue: nobody has taken it
             assert not desk.is_alone(tmp_path)
             assert desk.is_needed
         await settle(desk, needed=False)
-        with start.connect(tmp_path / "socket"):  # it listens again
+        with client.connect(tmp_path / "socket"):  # it listens again
             await settle(desk, needed=True)
         await settle(desk, needed=False)
         assert desk.is_alone(tmp_path)
@@ -140,7 +140,7 @@ def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_do
 def test_a_path_may_be_longer_than_an_address(tmp_path):
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
-    with start.bind(deep, 0o600) as sock, start.connect(deep / "socket") as mine:
+    with client.bind(deep, 0o600) as sock, client.connect(deep / "socket") as mine:
         assert os.stat(deep / "socket").st_mode & 0o777 == 0o600
         mine.send(b"x")
         connection, _ = sock.accept()

@@ -6,8 +6,7 @@ import socket
 
 import pytest
 
-from enforcer.service.attached import Attached
-from enforcer.service.sandboxes import MOST_DEATHS, Sandbox
+from enforcer.service.sandboxes import MOST_DEATHS, AttachedNamespaces, Sandbox
 from tests.enforcer.service.test_blame import Sets, World
 
 
@@ -20,7 +19,7 @@ def journal(tmp_path):
 def world(journal):
     """One that was attached, and one that was not, in one worker."""
     world = World([])
-    attached = Attached(Sets(), world.all, None, journal)
+    attached = AttachedNamespaces(Sets(), world.all, None, journal)
     for name, of in (("box", "/proc/1/ns/net"), ("hog", "")):
         task = {"id": name, "name": name, "labels": {}}
         one = Sandbox(name, task, Sets(), "", 1, of, lambda _said: None)
@@ -56,12 +55,12 @@ def test_a_journal_that_can_t_be_written_keeps_no_other_from_being_seen_to(world
 
 @pytest.mark.parametrize("gone", [os.unlink, lambda path: os.replace(f"{path}.other", path)], ids=["gone", "another"])
 def test_one_whose_path_leads_there_no_more_ends(tmp_path, journal, monkeypatch, gone):
-    monkeypatch.setattr("enforcer.service.attached._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("enforcer.service.sandboxes._LOOK_AGAIN", 0.0)
     box = tmp_path / "box"
     box.touch()
     (tmp_path / "box.other").touch()
     world = World([])
-    attached = Attached(Sets(), world.all, None, journal)
+    attached = AttachedNamespaces(Sets(), world.all, None, journal)
     task = {"id": "box", "name": "box", "labels": {}}
     for name in (str(box), str(tmp_path / "not seen from here")):
         one = Sandbox(name, task, Sets(), "", 0, name, lambda _said: None)

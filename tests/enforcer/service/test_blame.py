@@ -67,7 +67,7 @@ class World:
     def __init__(self, names, places=8):
         self.crew, self.said, self.by_name = WorkerPool(places), [], {}
         self.all = Sandboxes(Sets())
-        self.all.crew = self.crew
+        self.all.pool = self.crew
         for name in names:
             task = {"id": name, "name": name, "labels": {}}
             one = Sandbox(name, task, Sets(), "", 1, "", lambda what, name=name: self.said.append((name, what)))

@@ -133,9 +133,10 @@ def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
 def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
     left, told = [], []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None, leave=lambda _rules, of: left.append(of)))
+    sandboxes.pool = SimpleNamespace(keyholder=SimpleNamespace(serves=lambda *_: None))
     sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", told.append)
     sandboxes.add(sandbox)
-    sandbox.worker = SimpleNamespace(channel=None, sandboxes={"one"})
+    sandbox.worker = SimpleNamespace(channel=None, number=1, sandboxes={"one"})
     sandboxes.stop(sandbox)
     assert (len(sandboxes), left, sandbox.worker.sandboxes) == (0, ["one"], set())
     assert told == [{"failed": "its worker has died"}]
@@ -144,7 +145,7 @@ def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
 def test_what_is_said_with_a_run_s_end_reaches_its_worker_with_that():
     told = []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None))
-    sandboxes.crew = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))
+    sandboxes.pool = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))
     sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", None)
     sandboxes.add(sandbox)
     sandbox.worker = SimpleNamespace(channel=True, sandboxes={"one"})

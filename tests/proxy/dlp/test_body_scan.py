@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dlp.body_readers import Messages, reader
 from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
+from proxy.dlp.decodings import Messages, reader
 from proxy.dlp.patterns import BACK, LONGEST
 from proxy.event_loop.slices import at_once
 from rules.verdicts import Scan

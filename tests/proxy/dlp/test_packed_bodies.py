@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
-from proxy.dlp.body_readers import reader
 from proxy.dlp.body_scan import LOOKED_AT, MOST_HELD
+from proxy.dlp.decodings import reader
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import NOISE, body, cut, sent
 from tests.proxy.leaky import TOKEN
@@ -79,7 +79,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("codings", "data", "why"), UNREADABLE.values(), ids=UNREADABLE)
 def test_what_nobody_can_look_into_passes_under_flag_and_not_under_block(codings, data, why, monkeypatch):
-    monkeypatch.setattr("proxy.dlp.body_readers.MOST_UNPACKED", 2 << 20)
+    monkeypatch.setattr("proxy.dlp.decodings.MOST_UNPACKED", 2 << 20)
     assert sent(body(reader=reader(codings)), [data]) == (data, [], "")
     left, _, said = sent(body(Scan.BLOCK, reader=reader(codings)), [data])
     assert left == b""

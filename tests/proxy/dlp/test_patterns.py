@@ -7,8 +7,8 @@ from re import _constants as sre  # what an expression is made of
 
 import pytest
 
-from proxy.dlp.body_readers import MOST_UNPACKED
 from proxy.dlp.body_scan import HELD_BACK, LOOKED_AT
+from proxy.dlp.decodings import MOST_UNPACKED
 from proxy.dlp.patterns import BEGINS_WORD, LONGEST, PATTERNS, entropy, hits
 from proxy.secrets.detection import FEWEST_PIECES, FORGOTTEN_AFTER, SHORTEST_PIECE
 from tests.proxy.leaky import KINDS, TOKEN, some

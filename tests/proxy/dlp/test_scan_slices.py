@@ -7,8 +7,8 @@ from time import thread_time
 
 import pytest
 
-from proxy.dlp.body_readers import reader
 from proxy.dlp.body_scan import HELD_BACK, Leaking
+from proxy.dlp.decodings import reader
 from proxy.dlp.patterns import PATTERNS
 from proxy.event_loop.slices import at_once
 from rules.verdicts import Scan

@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.dlp.body_readers import Messages
 from proxy.dlp.body_scan import Leaking
+from proxy.dlp.decodings import Messages
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import LONG, body, cut, frame, sent, take
 from tests.proxy.leaky import KINDS, TOKEN

@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 
-from enforcer.approvals import start
+from enforcer.approvals import client
 
 from .process import Gate, kill
 
@@ -11,7 +11,7 @@ from .process import Gate, kill
 def here(tmp_path, monkeypatch):
     """A state directory of its own, and whatever registry serves it ends with the test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv(start.VARIABLE, str(tmp_path / "host/socket"))
+    monkeypatch.setenv(client.VARIABLE, str(tmp_path / "host/socket"))
     yield tmp_path
     kill()
 

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from enforcer.approvals import client, start
+from enforcer.approvals import client
 from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import Kind, Question, Rule
@@ -66,7 +66,7 @@ class Gate:
 
 def pid():
     with contextlib.suppress(OSError, ValueError):
-        found = int(start.lock_path(start.approvals_directory()).read_text())
+        found = int((client.approvals_directory() / client.LOCK_FILE).read_text())
         if b"enforcer.approvals" in Path(f"/proc/{found}/cmdline").read_bytes():
             return found
     return 0

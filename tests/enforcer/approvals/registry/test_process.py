@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.approvals import client, start
+from enforcer.approvals import client
 from enforcer.approvals.registration import _asked
 from enforcer.cli import main
 from enforcer.system import linux
@@ -94,7 +94,7 @@ def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, mo
     monkeypatch.setenv("SOME_TOKEN", "hush")
     held = os.open(here, os.O_RDONLY)
     os.set_inheritable(held, True)
-    start.connected().close()
+    client.connected().close()
     there = until(pid)
     os.close(held)
     led = until(lambda: leads(there))
@@ -110,7 +110,7 @@ def test_it_has_nothing_of_who_started_it_but_the_lock_and_the_listener(here, mo
 def test_it_ends_when_its_directory_is_gone(here):
     ask(what="status")
     there = pid()
-    for path in (start.lock_path(start.approvals_directory()), start.own_socket(start.approvals_directory())):
+    for path in (client.approvals_directory() / client.LOCK_FILE, client.approvals_directory() / client.SOCKET):
         path.unlink()
     until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or not Path(f"/proc/{there}/cmdline").read_bytes())
 
@@ -205,7 +205,7 @@ def test_other_users_of_the_host_see_and_answer_what_they_may_at_root_s_registry
     harness.needs_root()
     with tempfile.TemporaryDirectory(prefix="exeat-test-") as open_to_all:
         os.chmod(open_to_all, 0o755)
-        monkeypatch.setenv(start.VARIABLE, f"{open_to_all}/host/socket")
+        monkeypatch.setenv(client.VARIABLE, f"{open_to_all}/host/socket")
         with contextlib.closing(Gate("t1", here / "journal")) as gate:
             named = gate.ask(by="dba")
             write_approvers(here, ada=harness.UID)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.approvals import start
+from enforcer.approvals import client
 from enforcer.approvals.registration import Registration, _asked
+from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import protocol
 
@@ -17,8 +18,9 @@ from .process import ask, until
 
 
 def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_and_is_tried_again(here, capfd):
-    made = start.made_directory()
-    start.store_path(made).mkdir()
+    state.make_private(state.state_directory())
+    made = state.make_private(client.approvals_directory())
+    (made / client.STORE).mkdir()
     with pytest.raises(ExeatError, match="can't be used"):
         ask(what="status")
     post = Registration(protocol.Introduction("sandbox-t1", "t1", "make", {}, os.geteuid(), "here"), here / "journal")
@@ -27,7 +29,7 @@ def test_a_store_that_can_t_be_used_is_told_to_who_asks_and_to_who_has_a_task_an
         post.handed_over()
         post.hear()
         assert "nobody can approve anything for now: the approvals in" in capfd.readouterr().err
-        start.store_path(made).rmdir()
+        (made / client.STORE).rmdir()
         given = []
 
         class Worker:
@@ -65,7 +67,7 @@ def test_where_none_can_be_had_it_is_tried_again_after_ever_longer_rests(here, m
             clock.now += 1000.0
             post.hear()
             rests.append(post.wait())
-        monkeypatch.setattr("enforcer.approvals.start.connected", refused)
+        monkeypatch.setattr("enforcer.approvals.client.connected", refused)
         for _ in range(5):
             post.turn(None) if rests else post.begin()
             rests.append(post.wait())
