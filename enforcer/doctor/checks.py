@@ -2,22 +2,32 @@
 
 import json
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from enforcer.doctor.self_test import rehearse
+from enforcer.limits import host_limits
+from enforcer.limits.host_limits import try_limit
 from enforcer.policy import rule_files, run_request
 from enforcer.policy.rule_files import SYSTEM
-from enforcer.sandbox import identity, mount_plan, seccomp
+from enforcer.sandbox import devices, identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
+from enforcer.sandbox.init import compiled as compiled_init
 from enforcer.sandbox.mount_steps import UNMASK
+from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.seccomp_supervisor.listener import try_watching
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.system.state import cache_directory, journal_directory, make_private, state_directory
+from enforcer.system.state import authority_directory, cache_directory, journal_directory, make_private, state_directory
+from proxy.certificates.authority import existing
+from proxy.compiled.library import load
 from proxy.wire import strict_json
 
 _LEAST_ROOM = 64 << 20  # bytes
@@ -48,7 +58,7 @@ class _Trial:
 
 def examine(system: Path = SYSTEM) -> list[Finding]:
     """Try everything, each in a process of its own that leaves nothing behind. `system`: for tests, as in `run`."""
-    findings = [_python(), _kernel(), _machine()]
+    findings: list[Finding] = []
     for trial in _trials(system):
         failed = (finding for finding in findings if finding.tried and not finding.works)
         lacking = [finding.name for finding in failed if finding.name in trial.after]
@@ -57,41 +67,34 @@ def examine(system: Path = SYSTEM) -> list[Finding]:
             findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
         else:
             findings.append(_tried(trial))
-    return [*findings, _roots(), _memory_of_descriptors(), _passing_on(), _beginning(), _nodes(), _once()]
+    return findings
 
 
-def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", sys.version_info >= (3, 12), found, "install Python 3.12 or newer, then `make setup`")
+def _seen(seen: str, *, works: bool) -> str:
+    if not works:
+        raise HostError(seen)
+    return seen
 
 
-def _kernel() -> Finding:
+def _try_python() -> str:
+    return _seen(".".join(map(str, sys.version_info[:3])), works=sys.version_info >= (3, 12))
+
+
+def _try_kernel() -> str:
     release = os.uname().release
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
-    return Finding("kernel", numbers >= (5, 12), release, "boot Linux 5.12 or newer (mount_setattr, overlays by users)")
+    return _seen(release, works=tuple(int(part) for part in release.split("-")[0].split(".")[:2]) >= (5, 12))
 
 
-def _machine() -> Finding:
-    machine = linux.platform_machine()
-    known = ", ".join(sorted(NUMBERS))
-    return Finding("system call filter", machine in NUMBERS, machine, f"run on one of {known}")
+def _try_machine() -> str:
+    return _seen(linux.platform_machine(), works=linux.platform_machine() in NUMBERS)
 
 
-def _roots() -> Finding:
+def _try_system_roots() -> str:
     found = next((path for path in mount_plan.BUNDLES if os.path.isfile(path)), "")
-    remedy = "install the system's roots: `apt-get install ca-certificates`"
-    return Finding("system roots", bool(found), found or "none of the usual bundles", remedy)
-
-
-_AUTHORITY = "see what it says of the file; `exeat ca rotate` puts a new one in its place"
+    return _seen(found or "none of the usual bundles", works=bool(found))
 
 
 def _try_authority() -> str:
-    from datetime import UTC, datetime
-
-    from enforcer.system.state import authority_directory
-    from proxy.certificates.authority import existing
-
     authority = existing(authority_directory())
     if authority is None:
         return "none yet: the first run makes one"
@@ -100,50 +103,33 @@ def _try_authority() -> str:
     return f"good until {authority.expires:%Y-%m-%d}, {until}"
 
 
-def _memory_of_descriptors() -> Finding:
-    import resource
-
+def _try_open_files() -> str:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    seen = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    enough = hard == resource.RLIM_INFINITY or hard >= 8192
-    return Finding("open files", enough, seen, "raise the hard limit: `ulimit -Hn 65536`", needed=False)
+    is_unlimited = hard == resource.RLIM_INFINITY
+    return _seen("unlimited" if is_unlimited else str(hard), works=is_unlimited or hard >= 8192)
 
 
-def _passing_on() -> Finding:
-    from proxy.compiled.library import load
-
+def _try_library() -> str:
     compiled = load() is not None
-    seen = "compiled" if compiled else "by the interpreter, which costs more"
-    remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m proxy.compiled.build`"
-    return Finding("passing bytes on", compiled, seen, remedy, needed=False)
+    return _seen("compiled" if compiled else "by the interpreter, which costs more", works=compiled)
 
 
-def _beginning() -> Finding:
-    from enforcer.sandbox.init import compiled as place
-
-    compiled = bool(place())
-    seen = "compiled" if compiled else "by the interpreter, which takes longer"
-    module = "enforcer.sandbox.compiled.build"
-    remedy = f"install a C compiler (`apt-get install gcc libc6-dev`), then `{sys.executable} -m {module}`"
-    return Finding("making sandboxes", compiled, seen, remedy, needed=False)
+def _try_init() -> str:
+    compiled = bool(compiled_init())
+    return _seen("compiled" if compiled else "by the interpreter, which takes longer", works=compiled)
 
 
-def _nodes() -> Finding:
-    from enforcer.sandbox import devices
-
+def _try_nodes() -> str:
     own = identity.is_privileged() and devices.can_make()
-    seen = "each sandbox's own" if own else "the host's: two tasks can signal to each other by locks on them"
-    remedy = "run tasks as root (in a container, with `--cap-add MKNOD`), or in root's service"
-    return Finding("device nodes", own, seen, remedy, needed=False)
+    theirs = "the host's: two tasks can signal to each other by locks on them"
+    return _seen("each sandbox's own" if own else theirs, works=own)
 
 
-def _once() -> Finding:
-    from enforcer.limits import host_limits
-
-    found = host_limits.unbounded()
-    seen = f"one task can use up {' and '.join(what for what, _ in found)}" if found else "no task can use it up"
-    remedy = "; ".join(remedy for _, remedy in found)
-    return Finding("what the machine has once", not found, seen, remedy, needed=False)
+def _try_bounds() -> str:
+    if found := host_limits.unbounded():
+        lacking = " and ".join(what for what, _ in found)
+        raise HostError(f"one task can use up {lacking}", "; ".join(remedy for _, remedy in found))
+    return "no task can use it up"
 
 
 def _tried(trial: _Trial) -> Finding:
@@ -197,9 +183,6 @@ def _try_namespaces() -> str:
 
 
 def _try_overlay() -> str:
-    from enforcer.sandbox import namespaces
-    from enforcer.sandbox.overlays import Show
-
     _enter_namespaces()
     namespaces.enter([Show("/usr")])
     return "made by an ordinary user"
@@ -238,8 +221,6 @@ def _try_network() -> str:
 
 
 def _try_idmap() -> str:
-    from enforcer.sandbox import identity
-
     if not identity.is_privileged():
         return "not needed: no sandbox gets other ids than ours"
     os.close(identity.idmapped_tree(os.getcwd(), identity.FIRST_ID, identity.FIRST_ID))
@@ -256,24 +237,10 @@ def _try_seccomp() -> str:
     raise OSError("the filter was loaded and refuses nothing")
 
 
-def _try_limit(kind: str) -> str:
-    from enforcer.limits.host_limits import try_limit
-
-    return try_limit(kind)
-
-
 _WATCHING = "`commands` need Linux 5.0, no other listener to a filter around us, kernel.yama.ptrace_scope below 3"
 
 
-def _try_watching() -> str:
-    from enforcer.seccomp_supervisor.listener import try_watching
-
-    return try_watching()
-
-
 def _try_landlock() -> str:
-    from enforcer.sandbox import landlock
-
     found = landlock.version()
     if found < landlock.LEAST:
         raise HostError(f"{f'version {found}' if found else 'none'}: mounts alone keep what a task sees")
@@ -306,37 +273,59 @@ def _try_roots_rules(system: Path) -> str:
     return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")
 
 
-def _try_all(system: Path) -> str:
-    from enforcer.doctor.self_test import rehearse
-
-    return rehearse(make_private(state_directory()), system)
-
-
 def _trials(system: Path) -> tuple[_Trial, ...]:
     spaces = ("namespaces",)
-    module = "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root"
-    overlay = "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it"
-    mapping = "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user"
+    compiler = "install a C compiler (`apt-get install gcc libc6-dev`), then `{} -m {}`"
+    machine = f"run on one of {', '.join(sorted(NUMBERS))}"
     made = (
+        _Trial("system call filter", _try_machine, machine),
         _Trial("ids", _try_identity, "run exeat as an ordinary user"),
         _Trial("namespaces", _try_namespaces, namespace_remedy()),
-        _Trial("overlay", _try_overlay, overlay, after=spaces),
+        _Trial(
+            "overlay",
+            _try_overlay,
+            "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it",
+            after=spaces,
+        ),
         _Trial("proc", _try_proc, UNMASK, after=spaces),
-        _Trial("network", _try_network, module, after=spaces),
+        _Trial("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
-        _Trial("watched calls", _try_watching, _WATCHING, needed=False),
+        _Trial("watched calls", try_watching, _WATCHING, needed=False),
         _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
         _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
     )
-    before = ("system call filter", *(trial.name for trial in made))
+    optional = partial(_Trial, needed=False)
     return (
+        _Trial("python", _try_python, "install Python 3.12 or newer, then `make setup`"),
+        _Trial("kernel", _try_kernel, "boot Linux 5.12 or newer (mount_setattr, overlays by users)"),
         *made,
-        _Trial("a whole sandbox", partial(_try_all, system), "mend that: `exeat run` would end with it", after=before),
-        _Trial("id-mapped mounts", _try_idmap, mapping, needed=False, after=spaces),
-        _Trial("certificate authority", _try_authority, _AUTHORITY),
-        _Trial("landlock", _try_landlock, "boot with `lsm=landlock,...`, Linux 5.19 or newer", needed=False),
-        *(
-            _Trial(f"limit of {kind}", partial(_try_limit, kind), "", needed=False)
-            for kind in ("memory", "processes", "cpu")
+        _Trial(
+            "a whole sandbox",
+            lambda: rehearse(make_private(state_directory()), system),
+            "mend that: `exeat run` would end with it",
+            after=tuple(trial.name for trial in made),
         ),
+        optional(
+            "id-mapped mounts",
+            _try_idmap,
+            "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user",
+            after=spaces,
+        ),
+        _Trial(
+            "certificate authority",
+            _try_authority,
+            "see what it says of the file; `exeat ca rotate` puts a new one in its place",
+        ),
+        optional("landlock", _try_landlock, "boot with `lsm=landlock,...`, Linux 5.19 or newer"),
+        *(optional(f"limit of {kind}", partial(try_limit, kind), "") for kind in ("memory", "processes", "cpu")),
+        _Trial("system roots", _try_system_roots, "install the system's roots: `apt-get install ca-certificates`"),
+        optional("open files", _try_open_files, "raise the hard limit: `ulimit -Hn 65536`"),
+        optional("passing bytes on", _try_library, compiler.format(sys.executable, "proxy.compiled.build")),
+        optional("making sandboxes", _try_init, compiler.format(sys.executable, "enforcer.sandbox.compiled.build")),
+        optional(
+            "device nodes",
+            _try_nodes,
+            "run tasks as root (in a container, with `--cap-add MKNOD`), or in root's service",
+        ),
+        optional("what the machine has once", _try_bounds, ""),
     )
