@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import queue
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.approvals import client
-from enforcer.cli.output import failed, show, warn
+from enforcer.cli.output import FailedError, failed, show, warn
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.approvals.approval_request import Kind
@@ -89,15 +88,7 @@ def _why(refused: Mapping[str, ExeatError]) -> ExeatError:
     if len(set(texts.values())) == 1:
         return first
     said = "; ".join(f"{whose} registry: {text}" for whose, text in texts.items())
-    return SaidError(said, max(error.status for error in refused.values()))
-
-
-class SaidError(ExeatError):
-    """What a registry says, and which one it is."""
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
+    return FailedError(said, max(error.status for error in refused.values()))
 
 
 def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
@@ -150,8 +141,8 @@ def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterato
 def _ended(error: Exception, whose: str) -> ExeatError:
     """Return why a registry is followed no longer."""
     if isinstance(error, ExeatError):
-        return SaidError(f"{whose}{error}", error.status) if whose else error
-    return SaidError(f"{whose}{type(error).__name__}: {error}", HostError.status)
+        return FailedError(f"{whose}{error}", error.status) if whose else error
+    return FailedError(f"{whose}{type(error).__name__}: {error}", HostError.status)
 
 
 def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:
@@ -175,8 +166,7 @@ def token(arguments: argparse.Namespace) -> dict[str, str]:
 def answer(arguments: argparse.Namespace, vote: str) -> int:
     """Give an answer to one question, and say what came of it. 0 when it counts, 1 when it doesn't, 2 for misuse."""
     if not arguments.id:
-        print(f"exeat: what is meant? `exeat {vote} ID`; `exeat approvals` lists what waits", file=sys.stderr)
-        return 2
+        raise UsageError(f"what is meant? `exeat {vote} ID`; `exeat approvals` lists what waits")
     request = {
         "what": "answer",
         "id": arguments.id,

@@ -11,12 +11,11 @@ from typing import Final
 from enforcer.cli.check import findings_of
 from enforcer.cli.client_commands import attempt_of
 from enforcer.cli.journals import allow_many_segments
-from enforcer.cli.log_views import meant
-from enforcer.cli.output import day
+from enforcer.cli.output import FailedError, day
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
 from enforcer.policy.run_request import task_labels
-from enforcer.system.errors import ExeatError, UsageError
+from enforcer.system.errors import HostError, UsageError
 from enforcer.system.state import journal_directory
 from proxy.gate.block_page import MEANING as ADVICE
 from proxy.telemetry.descriptions import what
@@ -33,7 +32,6 @@ from rules.loading.cases import Question, parse_attempt
 from rules.loading.fields import header_name
 from rules.loading.secret_schema import unknown
 from rules.matching.policy import Policy
-from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason, Verdict
 
 _NAME: Final = "suggested"
@@ -82,12 +80,8 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
         policy = load(list(map(Path, rule_files(arguments.rules))), system or SYSTEM).policy
         _check_secret(question, [secret.id for secret in policy.secrets])
         explanation = explain(policy, question)
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (ExeatError, ValueError) as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return 2
+    except (HostError, ValueError) as error:
+        raise UsageError(str(error)) from error
     if arguments.format == "json":
         print(json.dumps(explanation.value(), indent=2))
     else:
@@ -145,17 +139,9 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         text = suggested(event)
         findings, decision = _tried(text, event, arguments, system)
     except NoRule as none:
-        print(f"exeat: no rule would have let this out: {none}", file=sys.stderr)
-        return 1
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return error.status
+        raise FailedError(f"no rule would have let this out: {none}") from none
     except OSError as error:
-        print(f"exeat: cannot read `{error.filename}`: {error.strerror}", file=sys.stderr)
-        return 2
+        raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
     enough = decision is None or decision.lets_out
     if arguments.format == "json":
         print(json.dumps({"event": event.id, "rules": text, "findings": findings, "allowed": enough}, indent=2))
@@ -231,11 +217,10 @@ def _event(directory: Path, given: str) -> Event:
             f"`{ascii(given)[1:-1]}` is no event's id, nor an end of one of 8 characters or more; "
             "`exeat log --verdict blocked` shows the ends of their ids"
         )
-    name = meant(directory, given)
-    entry = None if name is None else find(directory, name)
+    names = named(directory, given)
+    entry = find(directory, names[0]) if len(names) == 1 else None
     if entry is None:
-        several = len(named(directory, given)) > 1
-        raise UsageError("several events have an id like that: say more of it" if several else "there is no such event")
+        raise UsageError("several events have an id like that: say more of it" if names else "there is no such event")
     return entry.event
 
 

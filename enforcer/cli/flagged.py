@@ -115,8 +115,6 @@ def _one(given: str, ids: list[str]) -> str:
 def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
     """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
     directory = journals.found(arguments.journal)
-    if directory is None:
-        return [], 2
     progress = Progress()
     events = [
         event
@@ -133,12 +131,10 @@ def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
 
 def _read(directory: Path, arguments: argparse.Namespace, progress: Progress, holding: str) -> Iterator[Event]:
     sought = Sought(((holding.encode(),),), arguments.since)
-    try:
+    with journals.readable(directory):
         for entry in read_events(directory, sought, progress):
             if journals.belongs(entry.event, arguments.task):
                 yield entry.event
-    except OSError as error:
-        raise UsageError(f"cannot read `{error.filename or directory}`: {error.strerror}") from error
 
 
 def _acknowledged() -> dict[str, tuple[str, float]]:

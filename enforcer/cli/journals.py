@@ -1,6 +1,7 @@
 """What the commands that read a journal share: which journal, which of its events, and what could not be read."""
 
 import argparse
+import contextlib
 import resource
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Final
 
 from enforcer.cli import no_room
 from enforcer.cli.parsing import argument
+from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import Event
@@ -63,14 +65,13 @@ def sieve(task: str | None, since: int) -> Sought:
     return Sought(((quoted(task).encode(),),), since)
 
 
-def found(journal: Path | None) -> Path | None:
-    """Return the journal that is meant, or say that there is none and return None."""
+def found(journal: Path | None) -> Path:
+    """Return the journal that is meant. Raises UsageError where there is none."""
     path = journal or journal_directory()
     if path.exists():
         allow_many_segments()
         return path
-    print(f"exeat: there is no journal in `{path}`; say where it is", file=sys.stderr)
-    return None
+    raise UsageError(f"there is no journal in `{path}`; say where it is")
 
 
 def entries(path: Path, task: str | None, since: int, progress: Progress | None = None) -> Iterator[Entry]:
@@ -86,12 +87,17 @@ def nothing_of(task: str | None, since: int) -> str:
     return f"there is nothing{of} in the journal{when}{hint}"
 
 
-def unreadable(error: OSError, path: Path) -> int:
-    """Say that a journal can't be read. Raises OSError where it is what we say of it that there is no room for."""
-    if no_room(error):
-        raise error
-    print(f"exeat: cannot read `{error.filename or path}`: {error.strerror}", file=sys.stderr)
-    return 2
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of a journal that can't be read. Raises OSError where our output has no reader, or no room."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if no_room(error):
+            raise
+        raise UsageError(f"cannot read `{error.filename or path}`: {error.strerror}") from error
 
 
 def report(progress: Progress, so: str = "passed over") -> int:

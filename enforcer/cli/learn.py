@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, argument
+from enforcer.system.errors import UsageError
 from proxy.telemetry.journal.query import Progress
 from proxy.telemetry.replay.learner import Learner, without_secrets
 from rules.explain.reasons import meaning
@@ -41,32 +42,23 @@ def run(arguments: argparse.Namespace) -> int:
     """Learn. 0 when all that was let out is allowed by the file, 1 when some is not or may not be, 2 for misuse."""
     output = arguments.output
     if output is not None and output.exists() and not arguments.force:
-        print(f"exeat: `{output}` is there already: name another file, or overwrite it with `--force`", file=sys.stderr)
-        return 2
-
+        raise UsageError(f"`{output}` is there already: name another file, or overwrite it with `--force`")
     policy = _policy(arguments.rules)
     path = journals.found(arguments.journal)
-    if path is None:
-        return 2
     learner, progress = Learner(), Progress()
-    try:
+    with journals.readable(path):
         for entry in journals.entries(path, arguments.task, arguments.since, progress):
             learner.take(entry.event)
-    except OSError as error:
-        return journals.unreadable(error, path)
     drafted, looser = noted(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
     if not learner.attempts and not drafted.left_out:
         journals.report(progress)
-        print(f"exeat: {journals.nothing_of(arguments.task, arguments.since)} that was let out", file=sys.stderr)
-        return 2
+        raise UsageError(f"{journals.nothing_of(arguments.task, arguments.since)} that was let out")
     text = (
         _json(drafted, learner, policy)
         if arguments.format == "json"
         else _yaml(drafted, learner, path, arguments, policy)
     )
-    if problem := _write(text, output, force=arguments.force):
-        print(f"exeat: {problem}", file=sys.stderr)
-        return 2
+    _write(text, output, force=arguments.force)
     left_out = _warn(learner, drafted, f"`{output}`" if output else "what was written", looser)
     return max(journals.report(progress), 1 if left_out or learner.incomplete or looser else 0)
 
@@ -179,18 +171,18 @@ def _git_value(git: GitDraft) -> dict[str, Any]:
     return {"repos": git.repos, "push": git.refs, "changes": [git.change.value]}
 
 
-def _write(text: str, output: Path | None, *, force: bool) -> str:
-    """Write it all or nothing; return why it can't be, or nothing."""
+def _write(text: str, output: Path | None, *, force: bool) -> None:
+    """Write it all or nothing. Raises UsageError."""
     if output is None:
         sys.stdout.write(text)
-        return ""
+        return
     try:
         _save(text, output, force=force)
-    except FileExistsError:
-        return f"`{output}` is there already: name another file, or overwrite it with `--force`"
+    except FileExistsError as error:
+        said = f"`{output}` is there already: name another file, or overwrite it with `--force`"
+        raise UsageError(said) from error
     except OSError as error:
-        return f"cannot write `{output}`: {error.strerror}"
-    return ""
+        raise UsageError(f"cannot write `{output}`: {error.strerror}") from error
 
 
 def _save(text: str, output: Path, *, force: bool) -> None:

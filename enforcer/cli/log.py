@@ -13,6 +13,7 @@ from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import JOURNAL, argument
+from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.encoding import quoted as in_json
@@ -112,24 +113,18 @@ def run(arguments: argparse.Namespace) -> int:
         if _MODULES[arguments.part] == "log_integrity":
             return does(arguments, directory)
     elif arguments.last and arguments.task is not None:
-        print("exeat: `--last` names a task already: leave `--task` out", file=sys.stderr)
-        return 2
-    if not directory.is_dir():
-        return no_journal(directory)
+        raise UsageError("`--last` names a task already: leave `--task` out")
+    refuse_none(directory)
     journals.allow_many_segments()
-    try:
+    with journals.readable(directory):
         return does(arguments, directory)
-    except BrokenPipeError:
-        raise  # whoever reads us has enough: no fault of the journal
-    except OSError as error:
-        return journals.unreadable(error, directory)
 
 
-def no_journal(directory: Path) -> int:
-    """Say that there is none."""
-    yet = "nothing has been run yet, and " if directory == journal_directory() else ""
-    print(f"exeat: {yet}there is no journal in `{directory}`; name another with `--journal`", file=sys.stderr)
-    return 2
+def refuse_none(directory: Path) -> None:
+    """Raise UsageError where there is no journal."""
+    if not directory.is_dir():
+        yet = "nothing has been run yet, and " if directory == journal_directory() else ""
+        raise UsageError(f"{yet}there is no journal in `{directory}`; name another with `--journal`")
 
 
 def _show(arguments: argparse.Namespace, directory: Path) -> int:

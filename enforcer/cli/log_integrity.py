@@ -12,11 +12,12 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from enforcer.cli.log import backslashed, no_journal
+from enforcer.cli.log import backslashed, refuse_none
+from enforcer.cli.output import FailedError
 from enforcer.journal.keeper import tend_now
 from enforcer.journal.signing import keys, place
 from enforcer.system import state
-from enforcer.system.errors import HostError
+from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.keys import KeyProblem, current, known, make, pem, read_public, rotate, says, signer
 from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
@@ -34,14 +35,12 @@ _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     """Look at all of it. 0: intact; 1: it isn't, or nobody has signed it; 2: it can't be looked at."""
     directory = Path(arguments.what) if arguments.what is not None else directory
-    if not directory.is_dir():
-        return no_journal(directory)
+    refuse_none(directory)
     try:
         report = verify(directory, _trusted(arguments.key), _kept(arguments.kept), _Progress())
     except (OSError, KeyProblem) as error:
-        said = f"cannot read `{error.filename}`: {error.strerror}" if isinstance(error, OSError) else error
-        print(f"exeat: {said}", file=sys.stderr)
-        return 2
+        said = f"cannot read `{error.filename}`: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise UsageError(said) from error
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
     return _say(report, arguments.format)
@@ -102,40 +101,37 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
     action = arguments.what or "list"
     if action not in _ACTIONS:
         instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
-        print(f"exeat: invalid value {quoted(action)} for `exeat log keys`{instead}", file=sys.stderr)
-        return 2
+        raise UsageError(f"invalid value {quoted(action)} for `exeat log keys`{instead}")
     try:
         state.make_private(state.state_directory())
-        return _do(action, directory)
+        _do(action, directory)
     except (KeyProblem, HostError, OSError) as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return 1
+        raise FailedError(str(error)) from error
+    return 0
 
 
-def _do(action: str, directory: Path) -> int:
+def _do(action: str, directory: Path) -> None:
     if action == "make":
         try:
             print(make(keys()).id)
-        except FileExistsError:
-            print("exeat: there is a key already; `exeat log keys rotate` makes another", file=sys.stderr)
-            return 1
-        return 0
+        except FileExistsError as error:
+            raise FailedError("there is a key already; `exeat log keys rotate` makes another") from error
+        return
     try:
         now = current(keys())
-    except FileNotFoundError:
-        print("exeat: there is no key yet; the first `exeat run` makes one", file=sys.stderr)
-        return 1
+    except FileNotFoundError as error:
+        raise FailedError("there is no key yet; the first `exeat run` makes one") from error
     if action == "rotate":
-        return _rotate(directory)
+        _rotate(directory)
+        return
     for name, key in known(keys()).items():
         if action == "export":
             print(pem(key), end="")
         else:
             print(f"{name}  {'signs now' if name == now else 'signed before'}")
-    return 0
 
 
-def _rotate(directory: Path) -> int:
+def _rotate(directory: Path) -> None:
     """Have another key sign, and the one before say so in the ledger: whoever trusts that one trusts both.
 
     What killed writers have left is signed first: it would be older than the newest signature, and in no ledger.
@@ -153,7 +149,6 @@ def _rotate(directory: Path) -> int:
     if directory.is_dir():
         ledger = Ledger(directory, before, lock)
         ledger.write([Remark(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
-    return 0
 
 
 def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
@@ -171,20 +166,12 @@ def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
         default = "" if kept.exists() else ", by default"
         if arguments.now and directory.is_dir():
             tend_now(directory, place(directory))
-    except _Misuse as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return 2
     except (HostError, OSError, ValueError, KeyProblem) as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return 1
+        raise FailedError(str(error)) from error
     age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"
     size = "however much it is" if keep.size is None else f"up to {keep.size / (1 << 30):g} GiB"
     print(f"the journal is kept {age}, {size}{default}")
     return 0
-
-
-class _Misuse(Exception):  # noqa: N818  what is wrong, in words
-    pass
 
 
 def _age(text: str) -> int | None:
@@ -192,7 +179,7 @@ def _age(text: str) -> int | None:
         return None
     found = re.fullmatch(r"(\d{1,6})([hdw])", text, re.ASCII)
     if found is None or int(found[1]) == 0:
-        raise _Misuse(f"invalid value `{ascii(text)[1:-1]}` for `--age`: use `90d` or the like, or `none`")
+        raise UsageError(f"invalid value `{ascii(text)[1:-1]}` for `--age`: use `90d` or the like, or `none`")
     return int(found[1]) * _TIMES[found[2]]
 
 
@@ -202,4 +189,4 @@ def _size_limit(text: str) -> int | None:
     try:
         return fields.size(text)
     except ValueError as error:
-        raise _Misuse(f"`--size`: {error}; or write none") from error
+        raise UsageError(f"`--size`: {error}; or write none") from error

@@ -3,12 +3,14 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from enforcer.cli import journals, log
 from enforcer.cli.log import backslashed
+from enforcer.cli.output import FailedError
+from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Event
@@ -28,11 +30,7 @@ _HEADINGS = ("destinations", "rules", "reasons", "tasks")
 
 def run_show(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    given = arguments.what or ""
-    name = meant(directory, given)
-    entry = None if name is None else find(directory, name)
-    if entry is None:
-        return not_there(directory, given, "show")
+    entry = _event(find, directory, arguments.what or "", "show")
     record = strict_json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
         _write(record)
@@ -51,26 +49,20 @@ def _write(value: dict[str, Any]) -> None:
     sys.stdout.buffer.write(one_line(value))
 
 
-def meant(directory: Path, given: str) -> str | None:
-    """Return the id of the one event that is named, in whole or by an end of its id."""
-    found = named(directory, given)
-    return found[0] if len(found) == 1 else None
-
-
-def not_there(directory: Path, given: str, part: str) -> int:
-    """Say that there is no event with that id, or several; the status that comes of it."""
+def _event[T](look: Callable[[Path, str], T | None], directory: Path, given: str, part: str) -> T:
+    """Return what `look` finds of the one event that is meant. Raises UsageError; FailedError where there is none."""
     if not given:
-        print(f"exeat: which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids", file=sys.stderr)
-        return 2
+        raise UsageError(f"which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids")
     if not is_named(given):
         said = "is no event's id, nor an end of one of 8 characters or more"
-        print(f"exeat: {quoted(given)} {said}; `exeat log` shows the ends of their ids", file=sys.stderr)
-        return 2
-    if several := named(directory, given)[1:]:
-        print(f"exeat: {len(several) + 1} events have an id like {quoted(given)}; say more of it", file=sys.stderr)
-        return 2
-    print(f"exeat: there is no event {quoted(given)} in the journal", file=sys.stderr)
-    return 1
+        raise UsageError(f"{quoted(given)} {said}; `exeat log` shows the ends of their ids")
+    names = named(directory, given)
+    if len(names) > 1:
+        raise UsageError(f"{len(names)} events have an id like {quoted(given)}; say more of it")
+    found = look(directory, names[0]) if names else None
+    if found is None:
+        raise FailedError(f"there is no event {quoted(given)} in the journal")
+    return found
 
 
 def _fields(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -83,11 +75,7 @@ def _fields(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]
 
 def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
-    given = arguments.what or ""
-    name = meant(directory, given)
-    found = None if name is None else chain(directory, name)
-    if found is None:
-        return not_there(directory, given, "chain")
+    found = _event(chain, directory, arguments.what or "", "chain")
     beside = joined(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
         _write(_value(found, beside))
@@ -246,15 +234,13 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
     task = arguments.what or arguments.task
     if task is None and not arguments.last:
-        print("exeat: which task? `exeat log replay TASK`, or `--last` for the last one", file=sys.stderr)
-        return 2
+        raise UsageError("which task? `exeat log replay TASK`, or `--last` for the last one")
     progress = Progress()
     task = journals.last(directory) if arguments.last else task
     entries = read_events(directory, journals.sieve(task, arguments.since), progress)
     found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
     if not found:
-        print(f"exeat: there is no task {quoted(task or '')} in the journal", file=sys.stderr)
-        return 1
+        raise FailedError(f"there is no task {quoted(task or '')} in the journal")
     backslashed()
     for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:

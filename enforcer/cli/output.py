@@ -54,6 +54,14 @@ def several(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
 
 
+class FailedError(ExeatError):
+    """What could not be done, and the status that comes of it."""
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 def failed(error: ExeatError) -> int:
     """Say what is wrong; the status that comes of it."""
     warn(str(error))

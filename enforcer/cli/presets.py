@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli.parsing import FORMAT, argument
-from enforcer.system.errors import ExeatError, UsageError
+from enforcer.system.errors import HostError, UsageError
 from rules.loading.load import preset_names
 from rules.loading.preset_locks import Locked, Places, lock_paths, read_locks
 from rules.presets.shipped import Preset, preset
@@ -32,16 +32,9 @@ ARGUMENTS: Final = (
 def run(arguments: argparse.Namespace) -> int:
     """List, show or lock. 0; 1 when a preset's tests fail or it could not be locked; 2 on misuse or a broken lock."""
     try:
-        if arguments.action == "lock":
-            return _lock(arguments)
-        if arguments.action == "list":
-            return _list(arguments)
-        return _show(arguments)
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-    except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
-    return 2
+        return {"lock": _lock, "list": _list, "show": _show}[arguments.action](arguments)
+    except HostError as error:
+        raise UsageError(str(error)) from error
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +10,10 @@ from enforcer.cli import journals
 from enforcer.cli.output import several
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load
-from enforcer.system.errors import ExeatError
+from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.journal.query import Progress
 from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
 from proxy.telemetry.visible import visible
-from rules.problems import RuleFileError
 
 _WORDS = {
     "blocked": "blocked",
@@ -50,25 +48,16 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     """
     try:
         policy = load(arguments.rules, system or SYSTEM).policy
-    except RuleFileError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except ExeatError as error:
-        print(f"exeat: {error}", file=sys.stderr)
-        return 2
+    except HostError as error:
+        raise UsageError(str(error)) from error
     path = journals.found(arguments.journal)
-    if path is None:
-        return 2
     replay, progress = Replay(policy, datetime.now(UTC).date()), Progress()
-    try:
+    with journals.readable(path):
         for entry in journals.entries(path, arguments.task, arguments.since, progress):
             replay.take(entry.event)
-    except OSError as error:
-        return journals.unreadable(error, path)
     if not replay.attempts:
         journals.report(progress)
-        print(f"exeat: {journals.nothing_of(arguments.task, arguments.since)}", file=sys.stderr)
-        return 2
+        raise UsageError(journals.nothing_of(arguments.task, arguments.since))
     groups = sorted(replay.groups.items(), key=_order)
     if arguments.format == "json":
         print(json.dumps(_value(replay, groups, progress), indent=2))

@@ -9,6 +9,7 @@ from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, JOURNAL, argument
+from enforcer.system.errors import UsageError
 from proxy.telemetry.journal.query import Progress, last_task
 from proxy.telemetry.views.report_data import Gathered, gather
 
@@ -24,21 +25,17 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
-    if problem := _misuse(arguments):
-        print(f"exeat: {problem}", file=sys.stderr)
-        return 2
+    if arguments.last and arguments.task is not None:
+        raise UsageError("`--last` names a task already: leave the other out")
+    if not (arguments.last or arguments.since) and arguments.task is None:
+        raise UsageError("a report of what? Name a task, or write `--last` or `--since 1h`")
     path = journals.found(arguments.journal)
-    if path is None:
-        return 2
     progress = Progress()
-    try:
+    with journals.readable(path):
         task = last_task(path) if arguments.last else arguments.task
         all_ = gather(entry.event for entry in journals.entries(path, task, arguments.since, progress))
-    except OSError as error:
-        return journals.unreadable(error, path)
     if not all_.events:
-        print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
-        return 2
+        raise UsageError(journals.nothing_of(task, arguments.since))
     names = {run.name for run in all_.runs.values()}
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
     try:
@@ -49,17 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         where = error.filename or arguments.output
         other = "overwrite it with `--force`" if arguments.output else "name another file with `-o`"
         hint = f"; {other}" if isinstance(error, FileExistsError) else ""
-        print(f"exeat: cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}", file=sys.stderr)
-        return 2
+        raise UsageError(f"cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}") from error
     return journals.report(progress, "not in the report")
-
-
-def _misuse(arguments: argparse.Namespace) -> str:
-    if arguments.last and arguments.task is not None:
-        return "`--last` names a task already: leave the other out"
-    if not (arguments.last or arguments.since) and arguments.task is None:
-        return "a report of what? Name a task, or write `--last` or `--since 1h`"
-    return ""
 
 
 def _page(all_: Gathered, about: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.cli.check import LOCK, locks_of, rule_files
 from enforcer.cli.parsing import FORMAT, argument
+from enforcer.system.errors import UsageError
 from rules.loading import cases
 from rules.loading.cases import Question, Result, said
 from rules.loading.load import read
@@ -113,12 +114,10 @@ def run_diff(arguments: argparse.Namespace) -> int:
     if not old and not new and len(arguments.files) == 2:
         old, new = arguments.files[:1], arguments.files[1:]
     elif not old or not new or arguments.files:
-        print(
-            "exeat: name two rule files, as in `exeat diff old.yaml new.yaml`; or every file of each policy, "
-            "as in `exeat diff --old a.yaml --old b.yaml --new c.yaml`",
-            file=sys.stderr,
+        raise UsageError(
+            "name two rule files, as in `exeat diff old.yaml new.yaml`; or every file of each policy, "
+            "as in `exeat diff --old a.yaml --old b.yaml --new c.yaml`"
         )
-        return 2
     from rules.diff.compare import compare
     from rules.diff.words import statements
 

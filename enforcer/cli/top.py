@@ -36,11 +36,9 @@ ARGUMENTS: Final = (
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
     path = journals.found(arguments.journal)
-    if path is None:
-        return 2
     since = arguments.since if arguments.since is not None else journals.instant("1h")
     state, progress = State(), Progress()
-    try:
+    with journals.readable(path):
         if arguments.once or not _can_draw():
             for entry in read_events(path, Sought(since=since), progress):
                 state.take(entry.event)
@@ -53,10 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
                 state.take(entry.event)
                 if count % _MOST_AT_ONCE == 0:
                     picture.draw()
-    except BrokenPipeError:
-        raise  # whoever reads our output has enough
-    except OSError as error:
-        return journals.unreadable(error, path)
     return 0
 
 

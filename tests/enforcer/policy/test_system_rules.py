@@ -19,11 +19,12 @@ DENY = "version: 1\nname: root\nrules:\n  - {id: no, to: '**.bad.example', actio
 PROGRAM = """
 import argparse, sys
 from pathlib import Path
+from enforcer.cli import perform
 from enforcer.cli import run
 from enforcer.cli.parsing import declare
 parser = argparse.ArgumentParser()
 declare(parser, run.ARGUMENTS)
-sys.exit(run.run(parser.parse_args(sys.argv[2:]), Path(sys.argv[1])))
+sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[2:])))
 """
 REPLAY = PROGRAM.replace("import run", "import replay as run")
 

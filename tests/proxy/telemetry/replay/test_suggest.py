@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from enforcer.cli import explain
+from enforcer.cli import explain, perform
 from enforcer.cli.parsing import Parser
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
@@ -29,7 +29,8 @@ def suggest(tmp_path, monkeypatch, capsys):
     def run(event, *words, given=ID[-12:], rules="web.yaml"):
         (day / "0001.jsonl").write_bytes(encode(event._replace(id=ID, time=1_795_223_737_603_903_692)))
         words = ["--suggest", given, "--journal", "journal", *words, *(["--rules", rules] if rules else [])]
-        code = explain.run(Parser.of("explain", explain.ARGUMENTS).parse_args(words), tmp_path / "no-system")
+        arguments = Parser.of("explain", explain.ARGUMENTS).parse_args(words)
+        code = perform(lambda given: explain.run(given, tmp_path / "no-system"), arguments)
         out, err = capsys.readouterr()
         return code, out, err
 
