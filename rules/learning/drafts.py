@@ -47,25 +47,20 @@ class Evidence:
 
     def add(self, time: int, task: str, action: Verdict, rules: Iterable[str] = ()) -> None:
         """Count one."""
-        self.first = min(self.first, time) if self.times else time
-        self.last = max(self.last, time)
-        self.times += 1
-        self.action = _stricter(self.action, action)
-        by = self.asked_by if action is Verdict.ASK else self.let_out_by
-        by.update(dict.fromkeys(rules))
-        if len(self.tasks) < _MOST_TASKS:
-            self.tasks[task] = None
+        asks, by = action is Verdict.ASK, dict.fromkeys(rules)
+        self.take(Evidence(1, time, time, {task: None}, action, {} if asks else by, by if asks else {}))
 
     def take(self, other: "Evidence") -> None:
         """Count all of another."""
         self.first = min(self.first, other.first) if self.times else other.first
         self.last = max(self.last, other.last)
         self.times += other.times
-        self.action = _stricter(self.action, other.action)
+        self.action = min(self.action, other.action, key=STRICTEST_FIRST.index)
         self.let_out_by.update(other.let_out_by)
         self.asked_by.update(other.asked_by)
         self.untold.update(other.untold)
-        self.tasks.update(other.tasks)
+        if len(self.tasks) < _MOST_TASKS:
+            self.tasks.update(other.tasks)
 
 
 class Kind(NamedTuple):
@@ -313,10 +308,6 @@ def _opening(place: Place, there: Seen) -> tuple[tuple[Address, ...], tuple[str,
         return (), ()
     closed = [f"NOT A PUBLIC ADDRESS: it resolved to {address}, {kind}" for address, kind in kinds.items() if kind]
     return tuple(kinds), tuple(closed)
-
-
-def _stricter(one: Verdict, other: Verdict) -> Verdict:
-    return min(one, other, key=STRICTEST_FIRST.index)
 
 
 def _times(there: Seen) -> int:

@@ -4,20 +4,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import Protocol, Request
+from rules.lint import findings
 from rules.lint.coverage import WORD, Asker, Targets, goes_before, name_of, path_of, silences
-from rules.lint.findings import (
-    AROUND_API,
-    AROUND_LFS,
-    AROUND_RAW,
-    NEVER_SPLICED,
-    ONLY_UDP,
-    PART_IDLE,
-    RAW,
-    REDUNDANT,
-    SHADOWED,
-    SPLICED,
-    UNREADABLE,
-)
 from rules.names import HostName, InvalidName
 from rules.ports import UNSEEN, never_leaves
 from rules.problems import listed
@@ -66,11 +54,11 @@ class _Way(NamedTuple):
 def ways_around(policy: "Policy", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
     """Tell of the ways around rules that ask or deny."""
     ask = Asker(policy, today)
-    found = [(AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
+    found = [(findings.AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
     for rule in policy.rules:
         if rule.git is not None and rule.git.push and not rule.lets_out:
-            found.append((AROUND_API, rule, "git", list(_git_ways(ask, rule, _WRITES))))
-            found.append((AROUND_LFS, rule, "git", list(_git_ways(ask, rule, _LFS))))
+            found.append((findings.AROUND_API, rule, "git", list(_git_ways(ask, rule, _WRITES))))
+            found.append((findings.AROUND_LFS, rule, "git", list(_git_ways(ask, rule, _LFS))))
     for check, rule, at, ways in found:
         mine = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
         if mine:
@@ -186,15 +174,15 @@ def splicing(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "
         raw = [entry for entry in ports if entry.protocol in UNSEEN]
         if raw:
             listed = ", ".join(map(str, raw))
-            yield reporter.about(RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
+            yield reporter.about(findings.RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
         if rule.tls is not TlsMode.SPLICE and (unreadable := _unreadable(rule)):
-            yield reporter.about(UNREADABLE, rule, unreadable, at="ports")
+            yield reporter.about(findings.UNREADABLE, rule, unreadable, at="ports")
         spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
         if rule.tls is not TlsMode.SPLICE or not spliced:
             continue
         targets = targets or Targets(policy.rules)
         in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
-        yield in_vain or reporter.about(SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
+        yield in_vain or reporter.about(findings.SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
 
 
 def _unreadable(rule: "Rule") -> str:
@@ -231,7 +219,7 @@ def _never_spliced(ask: Asker, targets: Targets, rule: "Rule", port: int, report
         message = (
             f"`{rule.id}` says splice, and {named} has requests to `{pattern.text}` read, so its clients see the CA"
         )
-        return reporter.about(NEVER_SPLICED, rule, message, *(() if by is None else (by.id,)), at="tls")
+        return reporter.about(findings.NEVER_SPLICED, rule, message, *(() if by is None else (by.id,)), at="tls")
     return None
 
 
@@ -252,7 +240,9 @@ def idle(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator
     targets, voting = Targets(policy.rules), _voting(policy)
     for rule in own:
         if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):
-            yield reporter.about(ONLY_UDP, rule, f"`{rule.id}` is about UDP alone that never leaves", at="ports")
+            yield reporter.about(
+                findings.ONLY_UDP, rule, f"`{rule.id}` is about UDP alone that never leaves", at="ports"
+            )
             continue
         covered = _covered(targets, rule, reporter, voting)
         if covered and not rule.feeds and len(covered) == len(rule.names) + len(rule.networks):
@@ -267,8 +257,8 @@ def _whole(rule: "Rule", covering: "list[Rule]", reporter: "Reporter") -> "Findi
     named = listed([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
     if any(goes_before(other, rule) for other in others):
         message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} is there before it"
-        return reporter.about(SHADOWED, rule, message, *idents)
-    return reporter.about(REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
+        return reporter.about(findings.SHADOWED, rule, message, *idents)
+    return reporter.about(findings.REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
 
 
 def _parts(rule: "Rule", covered: "list[tuple[Target, Rule]]", reporter: "Reporter") -> "Iterator[Finding]":
@@ -283,10 +273,10 @@ def _parts(rule: "Rule", covered: "list[tuple[Target, Rule]]", reporter: "Report
         else:
             message = f"`{text}` in `{rule.id}` adds nothing to `{by.id}`"
         others = () if by is rule else (by.id,)
-        yield reporter.about(PART_IDLE, rule, message, *others, at="to", entry=text)
+        yield reporter.about(findings.PART_IDLE, rule, message, *others, at="to", entry=text)
     if len(covered) > _MOST_ENTRIES:
         message = f"so do {len(covered) - _MOST_ENTRIES} more targets of `{rule.id}`"
-        yield reporter.about(PART_IDLE, rule, message, at="to")
+        yield reporter.about(findings.PART_IDLE, rule, message, at="to")
 
 
 def _covered(targets: Targets, rule: "Rule", reporter: "Reporter", voting: "_Voting") -> "list[tuple[Target, Rule]]":

@@ -8,25 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import BLOCKS, block_of, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
 from rules.globs import overlap
-from rules.lint.findings import (
-    AUDITED,
-    EVERY_NAME,
-    EXPIRED,
-    EXPIRES_SOON,
-    IDLE_CREDENTIAL,
-    IDLE_EXCEPT,
-    IN_THE_CLEAR,
-    NEVER_TAINTED,
-    NO_WHY,
-    OBEYED,
-    SENT_NOWHERE,
-    UNASKED,
-    UNCLAIMED,
-    UNKNOWN_METHOD,
-    UNREVIEWED,
-    WIDE_NETWORK,
-    WIDE_PORTS,
-)
+from rules.lint import findings
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
 from rules.names import HostName, is_own
@@ -58,15 +40,15 @@ def wide_networks(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]
             continue
         if any(name.below == "" for name in rule.names) and not (rule.default and rule.action is Verdict.FLAG):
             message = f"`{rule.id}` lets out to every name, those of attackers too"
-            yield reporter.about(EVERY_NAME, rule, message, at="to", entry="*")
+            yield reporter.about(findings.EVERY_NAME, rule, message, at="to", entry="*")
         for network in rule.networks:
             if _is_wide(network):
                 message = f"`{rule.id}` lets out to `{network}`: the task can dial what no name rule would let it reach"
-                yield reporter.about(WIDE_NETWORK, rule, message, at="to", entry=str(network))
+                yield reporter.about(findings.WIDE_NETWORK, rule, message, at="to", entry=str(network))
         for entry in rule.ports or ():
             if entry.high - entry.low >= _MOST_PORTS:
                 message = f"`{rule.id}` lets out to {entry.high - entry.low + 1} ports with `{entry}`"
-                yield reporter.about(WIDE_PORTS, rule, message, at="ports", entry=str(entry))
+                yield reporter.about(findings.WIDE_PORTS, rule, message, at="ports", entry=str(entry))
 
 
 def _is_wide(network: "Network") -> bool:
@@ -98,7 +80,7 @@ def useless_exceptions(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Fin
             for target in idle:
                 text = str(getattr(target, "text", target))
                 message = f"`{text}` under `except` is nothing that `{rule.id}` ({rule.action}) covers"
-                yield reporter.about(IDLE_EXCEPT, rule, message, at="except", entry=text)
+                yield reporter.about(findings.IDLE_EXCEPT, rule, message, at="except", entry=text)
 
 
 def _covers_some_of(rule: "Rule", name: "NamePattern") -> bool:
@@ -118,7 +100,9 @@ def odd_answers(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "I
         for rule in own:
             if rule.minds_taint:
                 message = f"`{rule.id}` ({rule.action}) has `when: tainted`, and whatever rules let out they trust"
-                yield reporter.about(NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except")
+                yield reporter.about(
+                    findings.NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except"
+                )
     opening: dict[str, list[Rule]] = defaultdict(list)  # by name, what lets out to addresses inside
     for rule in policy.rules:
         if rule.lets_out and _is_inside(rule):
@@ -130,7 +114,7 @@ def odd_answers(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "I
                 message = (
                     f"`{rule.id}` asks about `{text}`, and without `resolves_to` an approval opens no address inside"
                 )
-                yield reporter.about(UNASKED, rule, message, at="to")
+                yield reporter.about(findings.UNASKED, rule, message, at="to")
                 break
 
 
@@ -173,11 +157,11 @@ def unsent_secrets(policy: "Policy", reporter: "Reporter") -> "Iterator[Finding]
             place = written(host, port)
             if not spoken:
                 message = f"`{secret.id}` goes to `{place}`, and no rule lets anything out there"
-                yield reporter.about_secret(SENT_NOWHERE, secret.id, message, place)
+                yield reporter.about_secret(findings.SENT_NOWHERE, secret.id, message, place)
                 continue
             as_what = "HTTP in the clear" if spoken <= INSPECTABLE else "bytes that nobody reads"
             message = f"`{secret.id}` goes to `{place}`, and rules let {as_what} out there: it is sent over TLS alone"
-            yield reporter.about_secret(IN_THE_CLEAR, secret.id, message, place)
+            yield reporter.about_secret(findings.IN_THE_CLEAR, secret.id, message, place)
 
 
 def written(host: "HostName", port: int) -> str:
@@ -203,12 +187,12 @@ def unmet_credentials(policy: "Policy", own: "list[Rule]", reporter: "Reporter")
             meant = f"; did you mean `{near[0]}`?" if near else ""
             at = "http" if rule.http is not None and method in (rule.http.methods or ()) else "except"
             message = f"`{rule.id}` is about `{method}`, which is no method that is registered{meant}"
-            yield reporter.about(UNKNOWN_METHOD, rule, message, at=at)
+            yield reporter.about(findings.UNKNOWN_METHOD, rule, message, at=at)
         hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
         if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
             places = listed([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
             message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {places} alone"
-            yield reporter.about(IDLE_CREDENTIAL, rule, message, at="credential")
+            yield reporter.about(findings.IDLE_CREDENTIAL, rule, message, at="credential")
 
 
 def _is_about(rule: "Rule", host: "HostName", port: int) -> bool:
@@ -222,29 +206,31 @@ def upkeep(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "S
     """Tell what should be said, and what should not stay."""
     yield from _lifetimes(own, reporter, around.today)
     if policy.settings.mode is Mode.AUDIT:
-        yield reporter.about_settings(AUDITED, "mode", "audit mode is on: what no rule decides is let out")
+        yield reporter.about_settings(findings.AUDITED, "mode", "audit mode is on: what no rule decides is let out")
     if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
         message = "`approval` is asked for where changes are reviewed, and no file says `workspace: review`"
-        yield from reporter.about_boxes(UNREVIEWED, "approval", message)
+        yield from reporter.about_boxes(findings.UNREVIEWED, "approval", message)
     for path in filter(around.is_obeyed, policy.box.write):
         message = f"`{path}` under `write`: this host runs or obeys it, so nothing of it is covered"
-        yield from reporter.about_boxes(OBEYED, "write", message, entry=path)
+        yield from reporter.about_boxes(findings.OBEYED, "write", message, entry=path)
     silent: dict[str, list[Rule]] = {}
     for rule in own:
         if not rule.why:
             silent.setdefault(rule.id.partition(":")[0], []).append(rule)
         if rule.mode is Mode.AUDIT and not rule.lets_out:
-            yield reporter.about(AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode")
+            yield reporter.about(
+                findings.AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode"
+            )
         if rule.selector is not None and not rule.lets_out and not around.identities:
             message = (
                 f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
             )
-            yield reporter.about(UNCLAIMED, rule, message, at="for")
+            yield reporter.about(findings.UNCLAIMED, rule, message, at="for")
     for rules in silent.values():
         rules.sort(key=reporter.number)
         named = listed([f"`{rule.id}`" for rule in rules], _MOST_NAMED)
         verb = "has" if len(rules) == 1 else "have"
-        yield reporter.about(NO_WHY, rules[0], f"{named} {verb} no `why`")
+        yield reporter.about(findings.NO_WHY, rules[0], f"{named} {verb} no `why`")
 
 
 def _lifetimes(own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
@@ -255,7 +241,9 @@ def _lifetimes(own: "list[Rule]", reporter: "Reporter", today: "date") -> "Itera
         left = rule.until - today
         if left < timedelta(0):
             became = "doesn't match any more" if rule.lets_out else "denies now"
-            yield reporter.about(EXPIRED, rule, f"`{rule.id}` ended with {rule.until} and {became}", at="until")
+            yield reporter.about(
+                findings.EXPIRED, rule, f"`{rule.id}` ended with {rule.until} and {became}", at="until"
+            )
         elif left <= SOON:
             days = {0: "today", 1: "tomorrow"}.get(left.days, f"in {left.days} days")
-            yield reporter.about(EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, with {rule.until}", at="until")
+            yield reporter.about(findings.EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, with {rule.until}", at="until")
