@@ -153,15 +153,20 @@ _LONGEST_SLUG = 63
 class Reader:
     """Reads one file's nodes and collects what is wrong with them."""
 
-    __slots__ = ("file", "problems")
+    __slots__ = ("file", "problems", "warnings")
 
-    def __init__(self, file: str, problems: list[Problem]) -> None:
+    def __init__(self, file: str, problems: list[Problem], warnings: list[Problem] | None = None) -> None:
         self.file = file
         self.problems = problems
+        self.warnings = [] if warnings is None else warnings
 
     def complain(self, node: Node, message: str) -> None:
         """Tell a problem with its place."""
         self.problems.append(Problem(self.file, node.line, node.column, message))
+
+    def warn(self, node: Node, message: str, code: str = "") -> None:
+        """Tell what is right, and not as it was probably meant; `code` is that of a finding of `rules.lint`."""
+        self.warnings.append(Problem(self.file, node.line, node.column, message, code))
 
     def mapping(
         self, node: Node, of: str, known: Iterable[str], inside: Callable[[], dict[str, str]] = dict

@@ -9,7 +9,7 @@ from rules.loading.fields import Reader
 from rules.names import HOST, InvalidName, is_local, is_own
 from rules.patterns import NamePattern
 from rules.ports import never_leaves
-from rules.problems import Problem, quoted
+from rules.problems import quoted
 from rules.public_suffixes import Suffix, suffix_of_wildcard
 from rules.rule import Exemption, Rule
 from rules.verdicts import Scan, TlsMode, Verdict
@@ -73,117 +73,111 @@ _WHY_NEVER: Final = {
 }
 
 
-class RuleChecks:
-    """Checks rules that a reader has read."""
+def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
+    """Tell what is right by itself and makes no sense together."""
+    if rule.lets_out:
+        _check_letting_out(reader, rule, fields)
+    if rule.action is not Verdict.DENY:
+        _check_udp(reader, rule, fields)
+    _check_places(reader, rule, fields)
+    if rule.mode is not None and not rule.default:
+        reader.complain(fields["mode"], "`mode` belongs to a rule with `default: true`: any other always acts")
+    if rule.resolves_to is not None and not (rule.names or rule.feeds):
+        reader.complain(fields["resolves_to"], "`resolves_to` is about names, and this rule has none")
+    if rule.dns_types and not rule.names:
+        reader.complain(fields["dns_types"], "`dns_types` are of names, and this rule has none")
+    for exemption in rule.excepts:
+        _check_exemption(reader, rule, exemption, fields["except"])
 
-    __slots__ = ("_reader", "_warnings")
 
-    def __init__(self, reader: Reader, warnings: list[Problem]) -> None:
-        self._reader = reader
-        self._warnings = warnings
+def _check_udp(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
+    """Tell what is spoken over UDP and never leaves, so that nothing of a list is passed over in silence."""
+    for entry in rule.ports or ():
+        never = never_leaves(entry)
+        if never is not None:
+            port, spoken = never
+            why = f"`{entry}` has port {port} in it: {_WHY_NEVER[spoken]}"
+            reader.complain(fields["ports"], why)
 
-    def together(self, rule: Rule, fields: dict[str, Node]) -> None:
-        """Tell what is right by itself and makes no sense together."""
-        if rule.lets_out:
-            self._check_letting_out(rule, fields)
-        if rule.action is not Verdict.DENY:
-            self._check_udp(rule, fields)
-        self._check_places(rule, fields)
-        if rule.mode is not None and not rule.default:
-            self._reader.complain(
-                fields["mode"], "`mode` belongs to a rule with `default: true`: any other always acts"
-            )
-        if rule.resolves_to is not None and not (rule.names or rule.feeds):
-            self._reader.complain(fields["resolves_to"], "`resolves_to` is about names, and this rule has none")
-        if rule.dns_types and not rule.names:
-            self._reader.complain(fields["dns_types"], "`dns_types` are of names, and this rule has none")
-        for exemption in rule.excepts:
-            self._check_exemption(rule, exemption, fields["except"])
 
-    def _check_udp(self, rule: Rule, fields: dict[str, Node]) -> None:
-        """Tell what is spoken over UDP and never leaves, so that nothing of a list is passed over in silence."""
-        for entry in rule.ports or ():
-            never = never_leaves(entry)
-            if never is not None:
-                port, spoken = never
-                why = f"`{entry}` has port {port} in it: {_WHY_NEVER[spoken]}"
-                self._reader.complain(fields["ports"], why)
+def _check_places(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
+    for key, actions in _ONLY_ON.items():
+        if key in fields and rule.action not in actions:
+            reader.complain(fields[key], _misplaced(key, rule.action))
+    for key in ("http", "git", "credential"):
+        if key in fields and any(ports.protocol not in INSPECTABLE for ports in rule.ports or ()):
+            reader.complain(fields[key], f"`{key}` needs ports on which requests can be seen: `/tls` or `/http`")
+    unseen = [ports for ports in rule.ports or () if ports.protocol not in INSPECTABLE]
+    if unseen and (
+        (rule.scan is not None and rule.scan.blocks)
+        or (rule.scan is Scan.FLAG and len(unseen) == len(rule.ports or ()))
+    ):
+        listed = ", ".join(map(str, unseen))
+        reader.complain(fields["scan"], f"`scan: {rule.scan}` looks at requests, and {listed} isn't read")
 
-    def _check_places(self, rule: Rule, fields: dict[str, Node]) -> None:
-        for key, actions in _ONLY_ON.items():
-            if key in fields and rule.action not in actions:
-                self._reader.complain(fields[key], _misplaced(key, rule.action))
-        for key in ("http", "git", "credential"):
-            if key in fields and any(ports.protocol not in INSPECTABLE for ports in rule.ports or ()):
-                self._reader.complain(
-                    fields[key], f"`{key}` needs ports on which requests can be seen: `/tls` or `/http`"
-                )
-        unseen = [ports for ports in rule.ports or () if ports.protocol not in INSPECTABLE]
-        if unseen and (
-            (rule.scan is not None and rule.scan.blocks)
-            or (rule.scan is Scan.FLAG and len(unseen) == len(rule.ports or ()))
-        ):
-            listed = ", ".join(map(str, unseen))
-            self._reader.complain(fields["scan"], f"`scan: {rule.scan}` looks at requests, and {listed} isn't read")
 
-    def _check_exemption(self, rule: Rule, exemption: Exemption, node: Node) -> None:
-        named = rule.names or rule.feeds
-        if (exemption.names and not named) or (exemption.networks and not rule.networks):
-            kind = "names" if exemption.names else "addresses"
-            self._reader.complain(node, f"`except` has {kind}, and this rule is about none")
-        if exemption.resolves_to is not None and not named:
-            self._reader.complain(node, "`resolves_to` is about names, and this rule has none")
+def _check_exemption(reader: Reader, rule: Rule, exemption: Exemption, node: Node) -> None:
+    named = rule.names or rule.feeds
+    if (exemption.names and not named) or (exemption.networks and not rule.networks):
+        kind = "names" if exemption.names else "addresses"
+        reader.complain(node, f"`except` has {kind}, and this rule is about none")
+    if exemption.resolves_to is not None and not named:
+        reader.complain(node, "`resolves_to` is about names, and this rule has none")
 
-    def _check_letting_out(self, rule: Rule, fields: dict[str, Node]) -> None:
-        ports = rule.ports or ()
-        if rule.feeds:
-            self._reader.complain(fields["to"], f"a list can deny or ask, and this is `{rule.action}`: others write it")
-        if "tls" in fields and rule.tls is TlsMode.SPLICE:
-            beside = next((key for key in ("http", "git", "credential", "ca", "scan") if key in fields), None)
-            if beside or rule.looks_at_requests:
-                message = f"`tls: splice` passes requests on unseen: it can't stand beside `{beside or 'http'}`"
-                self._reader.complain(fields["tls"], message)
-            if not any(entry.protocol is Protocol.TLS for entry in ports):
-                self._reader.complain(fields["tls"], "`tls: splice` is about TLS, and none of the ports has `/tls`")
 
-    def reach(
-        self, rule: Rule, fields: dict[str, Node], places: tuple[tuple[NamePattern | Network, Node], ...]
-    ) -> None:
-        """Tell what lets out further than it looks, or not as far."""
-        for target, node in places:
-            if isinstance(target, NamePattern):
-                problem = objection(target, has_ports="ports" in fields, has_addresses="resolves_to" in fields)
-                if problem:
-                    self._reader.complain(node, problem)
-                self._check_wildcard(target, node)
-            else:
-                self._check_opening(target, node)
-        for network in rule.resolves_to or ():
-            self._check_opening(network, fields["resolves_to"])
+def _check_letting_out(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
+    ports = rule.ports or ()
+    if rule.feeds:
+        reader.complain(fields["to"], f"a list can deny or ask, and this is `{rule.action}`: others write it")
+    if "tls" in fields and rule.tls is TlsMode.SPLICE:
+        beside = next((key for key in ("http", "git", "credential", "ca", "scan") if key in fields), None)
+        if beside or rule.looks_at_requests:
+            message = f"`tls: splice` passes requests on unseen: it can't stand beside `{beside or 'http'}`"
+            reader.complain(fields["tls"], message)
+        if not any(entry.protocol is Protocol.TLS for entry in ports):
+            reader.complain(fields["tls"], "`tls: splice` is about TLS, and none of the ports has `/tls`")
 
-    def _check_wildcard(self, name: NamePattern, node: Node) -> None:
-        suffix = suffix_of_wildcard(name.below) if name.below else Suffix.NONE
-        if suffix is Suffix.PUBLIC:
-            self._reader.complain(
-                node, f"`{name.text}` lets out to whoever registers a name under the public suffix `{name.below}`"
-            )
-        elif suffix is Suffix.PRIVATE:
-            message = f"`{name.text}` lets out to strangers too: anybody can get a name under `{name.below}`"
-            self._warnings.append(Problem(self._reader.file, node.line, node.column, message, "EX021"))
 
-    def _check_opening(self, network: Network, node: Node) -> None:
-        """Tell what a CIDR can't open, though it looks as if it did (addresses.opens)."""
-        blocks = [block for block in BLOCKS if block.network.version == network.version]
-        block = next((block for block in blocks if is_within(network, block.network)), None)
-        touched = next((block.network for block in blocks if block.network.overlaps(network)), None)
-        if block is None and touched is not None:
-            message = f"`{network}` lets out to its public addresses only: list `{touched}` by itself if it is meant"
-            self._warnings.append(Problem(self._reader.file, node.line, node.column, message, "EX024"))
-        elif block is not None and block.opening is Opening.NEVER:
-            instead = f"; services of this machine are `to: {HOST}`" if block.name == "loopback" else ""
-            self._reader.complain(node, f"`{network}` is {block.name}: no rule can let anything out to it{instead}")
-        elif block is not None and block.opening is Opening.SINGLE and network.num_addresses > 1:
-            self._reader.complain(node, f"`{network}` is {block.name}: list the single addresses that are meant")
+def check_reach(
+    reader: Reader, rule: Rule, fields: dict[str, Node], places: tuple[tuple[NamePattern | Network, Node], ...]
+) -> None:
+    """Tell what lets out further than it looks, or not as far."""
+    for target, node in places:
+        if isinstance(target, NamePattern):
+            problem = objection(target, has_ports="ports" in fields, has_addresses="resolves_to" in fields)
+            if problem:
+                reader.complain(node, problem)
+            _check_wildcard(reader, target, node)
+        else:
+            _check_opening(reader, target, node)
+    for network in rule.resolves_to or ():
+        _check_opening(reader, network, fields["resolves_to"])
+
+
+def _check_wildcard(reader: Reader, name: NamePattern, node: Node) -> None:
+    suffix = suffix_of_wildcard(name.below) if name.below else Suffix.NONE
+    if suffix is Suffix.PUBLIC:
+        reader.complain(
+            node, f"`{name.text}` lets out to whoever registers a name under the public suffix `{name.below}`"
+        )
+    elif suffix is Suffix.PRIVATE:
+        message = f"`{name.text}` lets out to strangers too: anybody can get a name under `{name.below}`"
+        reader.warn(node, message, "EX021")
+
+
+def _check_opening(reader: Reader, network: Network, node: Node) -> None:
+    """Tell what a CIDR can't open, though it looks as if it did (addresses.opens)."""
+    blocks = [block for block in BLOCKS if block.network.version == network.version]
+    block = next((block for block in blocks if is_within(network, block.network)), None)
+    touched = next((block.network for block in blocks if block.network.overlaps(network)), None)
+    if block is None and touched is not None:
+        message = f"`{network}` lets out to its public addresses only: list `{touched}` by itself if it is meant"
+        reader.warn(node, message, "EX024")
+    elif block is not None and block.opening is Opening.NEVER:
+        instead = f"; services of this machine are `to: {HOST}`" if block.name == "loopback" else ""
+        reader.complain(node, f"`{network}` is {block.name}: no rule can let anything out to it{instead}")
+    elif block is not None and block.opening is Opening.SINGLE and network.num_addresses > 1:
+        reader.complain(node, f"`{network}` is {block.name}: list the single addresses that are meant")
 
 
 def _misplaced(key: str, action: Verdict) -> str:

@@ -25,7 +25,7 @@ from rules.loading.conditions import (
 )
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import RECORD_TYPES, Reader, day, duration, record_type, slug
-from rules.loading.rule_checks import RuleChecks, parse_target
+from rules.loading.rule_checks import check_reach, check_together, parse_target
 from rules.loading.sections import (
     TEXT,
     WORD,
@@ -65,7 +65,7 @@ class RuleReader(Reader):
     `feed` reads a list by its path, or raises ValueError; `directory` is where the file's own paths begin.
     """
 
-    __slots__ = ("directory", "feed", "lets_out", "name", "tls", "warnings")
+    __slots__ = ("directory", "feed", "lets_out", "name", "tls")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -77,8 +77,7 @@ class RuleReader(Reader):
         feed: Callable[[str], Feed],
         directory: str = "",
     ) -> None:
-        super().__init__(file, problems)
-        self.warnings = warnings
+        super().__init__(file, problems, warnings)
         self.name = name
         self.tls = tls
         self.feed = feed
@@ -105,11 +104,10 @@ class RuleReader(Reader):
         rule = Rule(
             action=action or Verdict.DENY, names=targets.names, networks=targets.networks, feeds=targets.feeds, **said
         )
-        checks = RuleChecks(self, self.warnings)
         if rule.lets_out:
-            checks.reach(rule, fields, targets.places)
+            check_reach(self, rule, fields, targets.places)
         if len(self.problems) == before:
-            checks.together(rule, fields)
+            check_together(self, rule, fields)
         return rule if len(self.problems) == before else None
 
     def when(self, node: Node, key: str) -> bool:
@@ -146,7 +144,7 @@ class RuleReader(Reader):
         feed = (LIST.read(self, node) or {}).get("list")
         if feed is not None:
             if feed.bad:
-                self.warnings.append(Problem(self.file, node.line, node.column, feed.problem()))
+                self.warn(node, feed.problem())
             yield feed
 
     def _exemptions(self, node: Node) -> Iterator[Exemption]:

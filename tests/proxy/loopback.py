@@ -1,17 +1,19 @@
 """Lets rules open the loopback by address, which they can't: it is all the internet that there is in these tests."""
 
 import rules.matching.index
-from rules.loading.rule_checks import RuleChecks
+from rules.loading import rule_checks
 
 
 def let_out(set_attribute):
     """Change the rules with `set_attribute(owner, name, value)`."""
-    opens, check = rules.matching.index.opens, RuleChecks._check_opening
+    opens, check = rules.matching.index.opens, rule_checks._check_opening
     set_attribute(
         rules.matching.index, "opens", lambda network, address: opens(network, address) or _opened(network, address)
     )
     set_attribute(
-        RuleChecks, "_check_opening", lambda self, network, node: network.is_loopback or check(self, network, node)
+        rule_checks,
+        "_check_opening",
+        lambda reader, network, node: network.is_loopback or check(reader, network, node),
     )
 
 
