@@ -6,14 +6,13 @@ name under a wildcard is not: the task chose it, and a lookup would carry it out
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialing.connecting import Hop
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer, Hop
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.matching.policy import Policy

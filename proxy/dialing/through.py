@@ -11,14 +11,15 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from proxy.dialing.connecting import Connecting, DialFailed
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import Connecting
 from proxy.dialing.tunnel import Refused, tunnel
 from proxy.event_loop.poller import IN, OUT
 from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.dialing.connecting import Done, Hop
+    from proxy.dialing.dialer import Done, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Found, Lookup
     from proxy.event_loop.poller import Poller

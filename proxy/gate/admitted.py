@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.gate.client_hello import ClientHello
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord

@@ -12,8 +12,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.connecting import DialFailed
-from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialing.connecting import Connecting, Hop
+    from proxy.dialing.dialer import Connecting, Hop
     from proxy.dialing.through import Through
     from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate

@@ -17,7 +17,7 @@ from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
-    from proxy.dialing.connecting import DialFailed
+    from proxy.dialing.address_check import DialFailed
     from proxy.gate.client_hello import Seen
     from proxy.sandbox.tenant import Tenant
     from rules.addresses import Address

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.protocol import Result
 from proxy.approvals.request_builder import ROUNDS, about_connection, reason_of
-from proxy.dialing.connecting import DialFailed
-from proxy.dialing.dial import LOOKUP_TIMEOUT
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.dialing.preflight import check
 from proxy.gate.decide import Way, after_asking, in_vain, unanswered
 from proxy.telemetry.events import GONE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import Ticket
     from proxy.approvals.protocol import Answer
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.tenant import Tenant

@@ -3,14 +3,14 @@
 import time
 from typing import TYPE_CHECKING
 
-from proxy.dialing.connecting import written
+from proxy.dialing.dialer import written
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.gate.decide import Judgement, Wanted
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Process, Where

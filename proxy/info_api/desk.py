@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from datetime import date
 
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer
     from proxy.info_api.requests import Asked
     from proxy.info_api.wishes import Later
     from proxy.sandbox.tenant import Tenant

@@ -20,7 +20,7 @@ from proxy.telemetry.events import Where
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.wishes import Later

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import Question
     from proxy.approvals.client import Asking
-    from proxy.dialing.connecting import DialFailed
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.address_check import DialFailed
+    from proxy.dialing.dialer import Dialer
     from proxy.info_api.requests import Asked
     from proxy.telemetry.events import Process
     from proxy.telemetry.journal.recorder import Recorder

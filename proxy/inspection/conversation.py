@@ -10,7 +10,7 @@ import time
 from time import thread_time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from proxy.event_loop.poller import reset
 from proxy.event_loop.slices import SLICE
 from proxy.gate.states import LIFETIME
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.gate.admitted import Admitted
     from proxy.inspection.engine import Engine

@@ -11,8 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
-from proxy.dialing.connecting import DialFailed
-from proxy.dialing.dial import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
 from proxy.inspection.context import Ends, Room
 from proxy.inspection.conversation import Conversation
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.certificates.leaves import Leaves
-    from proxy.dialing.connecting import Hop
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.admitted import Admitted
     from proxy.inspection.pipeline import Found

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.inspection.context import Room
     from proxy.inspection.conversation import Conversation
     from proxy.inspection.session import Session

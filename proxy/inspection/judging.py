@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals.request_builder import in_vain
-from proxy.dialing.connecting import written
+from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
@@ -27,7 +27,8 @@ from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
-    from proxy.dialing.connecting import DialFailed, Hop
+    from proxy.dialing.address_check import DialFailed
+    from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.stages.git import Judged
     from proxy.request.git_push import Push

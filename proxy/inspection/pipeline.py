@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result
 from proxy.approvals.request_builder import reason_of
-from proxy.dialing.connecting import DialFailed, written
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import written
 from proxy.dialing.preflight import approved, in_vain, refused
 from proxy.event_loop.slices import at_once, in_turns
 from proxy.gate.block_page import is_for_git
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.approvals.client import Asking
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Ruling

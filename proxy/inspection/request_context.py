@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.gate.block_page import Page
     from proxy.inspection.stages.approval import PendingApproval

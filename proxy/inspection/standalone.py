@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mitmproxy.net.http.http1 import expected_http_body_size
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
 
-from proxy.dialing.connecting import DialFailed
-from proxy.dialing.dial import Dialer
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once

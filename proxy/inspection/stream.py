@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
     from proxy.inspection.http import GateHttp

@@ -15,7 +15,7 @@ from rules.attempt import Protocol
 from rules.settings import Scheme, Via
 
 if TYPE_CHECKING:
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.inspection.context import Far
     from proxy.inspection.judging import Place, Ruling
     from proxy.request.messages import ResponseHead

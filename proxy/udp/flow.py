@@ -10,8 +10,8 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.connecting import DialFailed
-from proxy.dialing.dial import LOOKUP_TIMEOUT
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.event_loop.poller import IN
 from proxy.gate.decide import Judgement, Way, again, failing, holds
 from proxy.gate.states import LIFETIME, NEXT_STATE, WHERE, State
@@ -22,7 +22,7 @@ from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialing.connecting import Hop
+    from proxy.dialing.dialer import Hop
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate

@@ -25,7 +25,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialing.dial import Dialer
+    from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
     from proxy.sandbox.tenant import Tenant

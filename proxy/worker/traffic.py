@@ -6,7 +6,7 @@ It is made when the first connection, lookup, datagram or refused packet comes, 
 from typing import TYPE_CHECKING, Final
 
 from proxy.certificates.leaves import Leaves
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.dns import records
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.lookup import MOST_AT_ONCE, Lookup

@@ -10,7 +10,7 @@ from .world import RULES, names
 
 # Whose task it is, a gate doesn't know, but its journal and its ids are others: for root's a part of each stage is tried.
 FOR_ROOT = (
-    "proxy.gate.listener:ConnectionRecord", "rules.matching.policy:Policy.decide", "proxy.dialing.dial:Dialer.connect", "proxy.gate.splice:Splice.start",
+    "proxy.gate.listener:ConnectionRecord", "rules.matching.policy:Policy.decide", "proxy.dialing.dialer:Dialer.connect", "proxy.gate.splice:Splice.start",
     "proxy.telemetry.journal.writer:Journal.append", "proxy.inspection.pipeline:Pipeline.decide",
 )  # fmt: skip
 

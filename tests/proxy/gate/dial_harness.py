@@ -5,7 +5,8 @@ from ipaddress import ip_address
 
 from gate_harness import Names, policy_of, run
 
-from proxy.dialing.dial import Dialer, DialFailed
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup
 from proxy.event_loop.poller import Poller
 from proxy.telemetry.prometheus.metrics import Metrics

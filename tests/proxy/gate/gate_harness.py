@@ -11,7 +11,7 @@ import struct
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver

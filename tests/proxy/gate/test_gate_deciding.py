@@ -3,7 +3,7 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
 from proxy.gate.decide import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
 from proxy.sandbox.tenant import Task, Tenant

@@ -8,8 +8,8 @@ import pytest
 from dial_harness import OTHER, PUBLIC, RULES, attempt, setting
 from gate_harness import Origin, open_descriptors, policy_of
 
-from proxy.dialing import connecting, dial
-from proxy.dialing.dial import DialFailed
+from proxy.dialing import dialer
+from proxy.dialing.address_check import DialFailed
 from tests.ports import free_port
 
 BAD = (
@@ -207,7 +207,7 @@ class Deaf:
 
 
 def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
+    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.01)
 
     async def test(it):
         deaf = Deaf(port=free_port("127.0.0.3", "127.0.0.1"))
@@ -224,7 +224,7 @@ def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkey
 
 @pytest.mark.parametrize("room", [0, 2, 9])
 def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, room):
-    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
+    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
         hosts = [f"127.0.0.{number}" for number in range(3, 9)]
@@ -246,7 +246,7 @@ def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, r
 
 
 def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.001)
+    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
         it.dialer.descriptors.has_room = lambda: False
@@ -259,7 +259,7 @@ def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, mo
 
 
 def test_nobody_waits_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(dial, "CONNECT_TIMEOUT", 0.02)
+    monkeypatch.setattr(dialer, "CONNECT_TIMEOUT", 0.02)
 
     async def test(it):
         deaf = Deaf()
@@ -300,7 +300,7 @@ def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
     def no_socket(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(connecting, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+    monkeypatch.setattr(dialer, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(it):
         with pytest.raises(DialFailed, match="too many open files"):

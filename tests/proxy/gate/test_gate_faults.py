@@ -70,7 +70,7 @@ def test_without_descriptors_for_a_server_its_connection_fails_and_is_told(tmp_p
     def no_socket(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("proxy.dialing.connecting.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+    monkeypatch.setattr("proxy.dialing.dialer.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(world):
         task = await world.connect("raw.example")
@@ -114,8 +114,8 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
         ("proxy.gate.decide.judge", Where.PEEK),
         ("proxy.gate.decide.patience", Where.PEEK),
         ("proxy.gate.listener.nowhere", Where.PEEK),
-        ("proxy.dialing.dial.Dialer.known", Where.DECIDE),
-        ("proxy.dialing.dial.Dialer.connect", Where.DIAL),
+        ("proxy.dialing.dialer.Dialer.known", Where.DECIDE),
+        ("proxy.dialing.dialer.Dialer.connect", Where.DIAL),
         ("proxy.gate.connection.Splice", Where.DIAL),
         ("proxy.gate.splice.Splice.start", Where.RELAY),
         ("proxy.gate.splice.Half.begin", Where.RELAY),
@@ -176,7 +176,7 @@ def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkey
         task = await world.connect("raw.example")
         await world.until(lambda: world.servers.asked)
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.dialing.dial.Dialer.connect", broken)
+            patch.setattr("proxy.dialing.dialer.Dialer.connect", broken)
             world.servers.known["raw.example", "A"] = ["127.0.0.1"]
             world.servers.hold.set()
             assert await task.ended() == "reset"

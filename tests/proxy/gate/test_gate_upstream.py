@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 from gate_harness import Origin, World, client_hello, policy_of, run
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from proxy.dialing.proxy_auth import Login
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
@@ -367,5 +367,5 @@ def test_without_a_proxy_nothing_of_it_is_even_imported():
     import subprocess
     import sys
 
-    code = "import sys, proxy.gate.listener, proxy.dialing.dial; print([m for m in ('proxy.dialing.through', 'proxy.dialing.tunnel') if m in sys.modules])"
+    code = "import sys, proxy.gate.listener, proxy.dialing.dialer; print([m for m in ('proxy.dialing.through', 'proxy.dialing.tunnel') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -20,7 +20,7 @@ from proxy.certificates import authority
 from proxy.certificates.leaves import Leaves, SignerLink
 from proxy.certificates.packets import LONGEST_REQUEST
 from proxy.certificates.signer import Signer
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.event_loop import poller
 from proxy.gate.admitted import Admitted

@@ -13,7 +13,7 @@ from inspection_clients import cut_off, rest, until, wait_for
 from secrets_harness import REAL, SHOWN, secret
 
 from proxy.approvals.protocol import Ask, Drop
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.secrets import Broker, Held
 from rules.secrets import Slot, SlotKind
 

@@ -11,7 +11,7 @@ from inspection_clients import rest, wait_for
 from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from proxy.inspection import conversation, engine, http, http1, http2, judging, link, pipeline, session, stream, tls
 from proxy.inspection.context import Far
 from proxy.inspection.judging import Place

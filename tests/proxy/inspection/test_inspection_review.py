@@ -8,7 +8,7 @@ import pytest
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing

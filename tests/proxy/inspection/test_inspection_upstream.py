@@ -7,7 +7,7 @@ import pytest
 from inspection_clients import until
 from inspection_harness import site
 
-from proxy.dialing.connecting import DialFailed
+from proxy.dialing.address_check import DialFailed
 from proxy.dialing.proxy_auth import Login
 from proxy.inspection.standalone import Desk
 from rules.attempt import Attempt, Protocol

@@ -14,7 +14,7 @@ from http2_client import Client
 from inspection_clients import wait_for
 from inspection_harness import site
 
-from proxy.dialing.dial import Dialer
+from proxy.dialing.dialer import Dialer
 from proxy.inspection import context
 from proxy.inspection.context import Room
 from proxy.inspection.http2 import Leaving

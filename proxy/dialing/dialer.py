@@ -1,0 +1,460 @@
+"""Connecting to where an attempt was decided to go: the checked name is looked up here, and each address is checked.
+
+Home of invariants 3 and 9 together with `address_check` and `Policy.check_address`: only an address that this module
+looked up for the checked name, or that a rule names as such, is ever dialled. Whoever needs a connection to the outside
+asks here. This module must never take an address from a sandbox. Where the rules have an upstream proxy, it is told the
+name, and both invariants end there; a proxy that fails is never gone around.
+
+Several addresses of a name are tried as Happy Eyeballs does (RFC 8305 section 5), without tasks: with one address, as
+nearly always, this is one socket and one event.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Final
+
+from proxy.dialing.address_check import DialFailed, OwnEndpoints, is_proxy
+from proxy.dns.lookup import Found, source_for
+from proxy.event_loop.poller import OUT, cut_if_killed
+from proxy.sandbox.quotas import DescriptorQuota
+from rules.attempt import Protocol
+from rules.names import HostName
+from rules.settings import Via
+from rules.verdicts import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from proxy.dialing.proxy_auth import Login
+    from proxy.dialing.through import Through
+    from proxy.dns.lookup import Lookup
+    from proxy.event_loop.poller import Poller
+    from proxy.telemetry.prometheus.metrics import Metrics
+    from rules.addresses import Address
+    from rules.attempt import Attempt
+    from rules.matching.policy import Policy
+    from rules.settings import Upstream
+
+
+type Hop = Address | Via  # what is dialled
+type Done = Callable[[socket.socket | DialFailed, Hop | None], None]  # a connected socket and where to, or why not
+
+ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
+
+_MOST_WRITTEN: Final = 1024
+_written: "dict[int, tuple[Address, str]]" = {}  # by where they lie: comparing takes longer than writing
+_KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # plain numbers: a socket reads enumerations slowly
+_INET: Final = int(socket.AF_INET)
+_INET6: Final = int(socket.AF_INET6)
+
+
+def written(address: "Address") -> str:
+    """Return the text of an address; that of one that is dialled again and again is kept."""
+    known = _written.get(id(address))
+    if known is None:
+        if len(_written) >= _MOST_WRITTEN:
+            _written.clear()
+        known = _written[id(address)] = address, str(address)  # kept with its text: nothing else will lie there
+    return known[1]
+
+
+class Connecting:
+    """One race for a connection. `done` is called once, and never from within the constructor or `cancel`.
+
+    With `at_once` the first address may be connected when the constructor is done, as those near by are: `take` it
+    then, or `done` is never called. It saves being put to sleep and woken again.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_at_once",
+        "_descriptors",
+        "_done",
+        "_extra",
+        "_metrics",
+        "_open",
+        "_over",
+        "_poller",
+        "_port",
+        "_problem",
+        "_started",
+        "_timer",
+    )
+
+    def __init__(
+        self,
+        poller: "Poller",
+        addresses: "Iterable[Address]",
+        port: int,
+        done: "Done",
+        metrics: "Metrics | None" = None,
+        *,
+        at_once: bool = False,
+        descriptors: "DescriptorQuota | None" = None,
+    ) -> None:
+        self._poller = poller
+        self._descriptors = descriptors
+        self._extra = 0  # sockets beside the first, as they are counted
+        self._at_once = at_once
+        self._addresses = list(addresses)
+        self._port = port
+        self._done = done
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._open: list[_Try] = []
+        self._over = False
+        self._problem = "there is no address"
+        self._timer: asyncio.TimerHandle | None = None
+        self._next()
+
+    def take(self) -> "tuple[socket.socket, Address] | None":
+        """Return the connection that was there at once and where it leads, if it was; that ends the race."""
+        if len(self._open) != 1 or not self._open[0].connected:
+            return None
+        attempt = self._open.pop()
+        self._over = True  # and there is no timer: it is set only for one that isn't connected
+        del self._done  # who asked has us: nothing goes round, so all of it is freed at once
+        self._count(None)
+        return attempt.sock, attempt.address
+
+    def cancel(self) -> None:
+        """Close whatever isn't connected. Harmless when it is over."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._open:
+            self._open.pop().close()
+        self._count_sockets()
+
+    def connected(self, attempt: "_Try") -> None:
+        """End the race: this one has won."""
+        self._open.remove(attempt)
+        self.cancel()
+        self._tell(attempt.sock, attempt.address)
+
+    def lost(self, attempt: "_Try", number: int) -> None:
+        """Go on without this one: with the next address at once."""
+        if attempt not in self._open:
+            return  # it has won or was given up before
+        self._open.remove(attempt)
+        attempt.close()
+        self._count_sockets()
+        self._problem = said(number, attempt.address)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next()
+
+    def _next(self) -> None:
+        """Try one more address, and set a time for the one after it; beside others only where there is room for it."""
+        if self._open and not self._over and self._descriptors is not None and not self._descriptors.has_room():
+            self._wait()
+            return
+        while self._addresses and not self._over:
+            address = self._addresses.pop(0)
+            try:
+                attempt = _Try(self, self._poller, address, self._port, at_once=self._at_once)
+            except OSError as error:
+                self._problem = said(error.errno, address)
+                continue
+            self._at_once = False  # only within the constructor is there somebody to take it
+            self._open.append(attempt)
+            self._count_sockets()
+            if not attempt.connected:
+                self._wait()
+            return
+        self._at_once = False
+        if not self._open and not self._over:
+            asyncio.get_running_loop().call_soon(self._fail)
+
+    def _wait(self) -> None:
+        """Give those that are tried a while before the next one, if there is one."""
+        if self._addresses:
+            self._timer = asyncio.get_running_loop().call_later(ATTEMPT_DELAY, self._next)
+
+    def _fail(self) -> None:
+        if not self._over:
+            self._over = True
+            self._tell(DialFailed(Reason.UPSTREAM_FAILED, self._problem), None)
+
+    def _tell(self, result: "socket.socket | DialFailed", address: "Address | None") -> None:
+        self._count(result.reason if isinstance(result, DialFailed) else None)
+        done = self._done
+        del self._done
+        done(result, address)
+
+    def _count_sockets(self) -> None:
+        extra = max(len(self._open) - 1, 0)
+        if self._descriptors is not None:
+            self._descriptors.extra += extra - self._extra
+        self._extra = extra
+
+    def _count(self, reason: Reason | None) -> None:
+        if self._metrics is not None:
+            self._metrics.dialled(reason, time.monotonic() - self._started)
+
+
+class _Try:
+    """One socket on its way to one address."""
+
+    __slots__ = ("_fd", "_poller", "_race", "address", "connected", "sock")
+
+    def __init__(self, race: Connecting, poller: "Poller", address: "Address", port: int, *, at_once: bool) -> None:
+        """Begin. Raises OSError."""
+        self._race = race
+        self._poller = poller
+        self.address = address
+        self.sock = sock = socket.socket(_INET if isinstance(address, IPv4Address) else _INET6, _KIND)
+        self._fd = sock.fileno()
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
+            cut_if_killed(sock)
+            number = sock.connect_ex((written(address), port))
+            if number != errno.EINPROGRESS:
+                _check(number)
+            self.connected = at_once and _is_connected(sock)
+            if not self.connected:
+                poller.watch(self._fd, OUT, self)
+        except BaseException:
+            sock.close()
+            raise
+
+    def ready(self, _events: int) -> None:
+        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._race.lost(self, number)
+        else:
+            self._poller.forget(self._fd)
+            self._race.connected(self)
+
+    def failed(self, _error: Exception) -> None:
+        """`ready` raised, which is a bug: this attempt is over."""
+        self._race.lost(self, errno.EIO)
+
+    def close(self) -> None:
+        self._poller.forget(self._fd)
+        self.sock.close()
+
+
+def _check(number: int) -> None:
+    """Raise OSError for an errno of connect(2) that is one."""
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether connect(2) came to its end while it was asked to begin: over loopback it does."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def said(number: int | None, address: "Address") -> str:
+    """Say why an address could not be connected to."""
+    return f"{address}: {os.strerror(number or errno.EIO).lower()}"
+
+
+LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
+CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, and for what a proxy has to say
+NO_ANSWER: Final = f"no answer within {CONNECT_TIMEOUT:.0f} seconds"
+_NOWHERE: Final = Found()
+_MOST_CHECKED: Final = 64  # answers of a policy kept with what was looked up; they save a third of a connection's CPU
+
+
+class Dialer:
+    """Finds, checks and connects. For one thread.
+
+    `forbidden` are the addresses and ports that Exeat itself listens on outside; an unspecified address there means
+    every one of this host's. `login` is what the upstream proxy is told, if there is one that wants to know.
+    """
+
+    __slots__ = ("_lookup", "_metrics", "_own", "_proxies", "descriptors", "login", "poller")
+
+    def __init__(
+        self,
+        lookup: "Lookup",
+        poller: "Poller",
+        *,
+        forbidden: "Collection[tuple[Address, int]]" = (),
+        metrics: "Metrics | None" = None,
+        descriptors: DescriptorQuota | None = None,
+    ) -> None:
+        self._lookup = lookup
+        self.descriptors = descriptors or DescriptorQuota()
+        self._own = OwnEndpoints(forbidden)
+        self._metrics = metrics
+        self._proxies: dict[HostName | Address, Found] = {}  # where the upstream proxy was found last
+        self.login: Login | None = None
+        self.poller = poller
+
+    def known(self, policy: "Policy", attempt: "Attempt") -> "tuple[Hop, ...] | None":
+        """Return what may be dialled for `attempt`, best first; None: a lookup is needed, `find` it.
+
+        Raises DialFailed when there is nothing.
+        """
+        upstream = policy.settings.upstream
+        if upstream is not None:
+            if attempt.port == upstream.port and not self._knows(upstream):
+                return None  # only then can it be told from the proxy itself
+            if via := self._via(policy, attempt, upstream):
+                return via
+        target = attempt.target
+        if not isinstance(target, HostName):
+            return self._checked(policy, attempt, _found(target))
+        found = self._lookup.known(target)
+        return None if found is None else self._checked(policy, attempt, found)
+
+    def find(
+        self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialFailed], None]"
+    ) -> None:
+        """Look the name up and call `done`, once, with what may be dialled or why nothing may."""
+        upstream = policy.settings.upstream
+        if upstream is None or attempt.port != upstream.port or not isinstance(upstream.host, HostName):
+            self._look_up(policy, attempt, done)
+            return
+
+        def proxy_found(found: Found) -> None:
+            assert upstream is not None
+            self._proxies[upstream.host] = found
+            self._look_up(policy, attempt, done)
+
+        self._lookup.ask(upstream.host, proxy_found)
+
+    def _look_up(
+        self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialFailed], None]"
+    ) -> None:
+        began = time.monotonic()
+
+        def looked_up(found: Found) -> None:
+            try:
+                hops = self._hops(policy, attempt, found)
+            except DialFailed as failure:
+                if self._metrics is not None:  # what is found and dialled is counted when that has ended
+                    self._metrics.dialled(failure.reason, time.monotonic() - began)
+                done(failure)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
+                said = {"message": "addresses could not be checked", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(said)
+                done(DialFailed(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
+            else:
+                done(hops)
+
+        target = attempt.target
+        if not isinstance(target, HostName):
+            looked_up(_found(target))
+        elif policy.upstream_for(attempt) is not None:
+            looked_up(_NOWHERE)  # the name is the proxy's to look up
+        else:
+            self._lookup.ask(target, looked_up)
+
+    def connect(
+        self, addresses: "tuple[Hop, ...]", port: int, done: "Done", *, at_once: bool = False
+    ) -> "Connecting | Through":
+        """Connect to one of `addresses`, which `known` or `find` gave, and call `done` once, never from within.
+
+        The caller sets the deadline: `cancel` what this returns. With `at_once` it also takes what is there at once:
+        `take`.
+        """
+        if addresses and isinstance(addresses[0], Via):
+            from proxy.dialing.through import Through  # nobody else pays for it
+
+            return Through(
+                self.poller, self._lookup, addresses[0], port, done,
+                login=self.login, metrics=self._metrics, descriptors=self.descriptors,
+            )  # fmt: skip
+        direct = [address for address in addresses if not isinstance(address, Via)]
+        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors)
+
+    async def dial(self, policy: "Policy", attempt: "Attempt") -> "tuple[socket.socket, Hop]":
+        """Do it all and return a connected, non-blocking socket and its address. Raises DialFailed."""
+        addresses = self.known(policy, attempt)
+        if addresses is None:
+            addresses = await self._find(policy, attempt)
+        result: asyncio.Future[tuple[socket.socket, Hop]] = asyncio.get_running_loop().create_future()
+
+        def connected(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
+            if isinstance(got, DialFailed):
+                result.set_exception(got)
+            elif address is not None:
+                result.set_result((got, address))
+
+        connecting = self.connect(addresses, attempt.port, connected)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return await result
+        except TimeoutError as error:
+            raise DialFailed(Reason.UPSTREAM_FAILED, NO_ANSWER) from error
+        except asyncio.CancelledError:
+            if result.done() and not result.cancelled() and result.exception() is None:
+                result.result()[0].close()  # it was connected in the same moment
+            raise
+        finally:
+            connecting.cancel()
+
+    async def _find(self, policy: "Policy", attempt: "Attempt") -> "tuple[Hop, ...]":
+        answer: asyncio.Future[tuple[Hop, ...] | DialFailed] = asyncio.get_running_loop().create_future()
+        self.find(policy, attempt, lambda found: None if answer.done() else answer.set_result(found))
+        found = await answer
+        if isinstance(found, DialFailed):
+            raise found
+        return found
+
+    def _hops(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Hop, ...]":
+        """Return what may be dialled, now that everything is looked up. Raises DialFailed."""
+        upstream = policy.settings.upstream
+        if upstream is not None:
+            proxy = self._proxies.get(upstream.host, _NOWHERE)
+            if attempt.port == upstream.port and isinstance(upstream.host, HostName) and not proxy.addresses:
+                why = f"whether this is the proxy `{upstream}` can't be told: {proxy.problem}"
+                raise DialFailed(Reason.UPSTREAM_FAILED, why)
+            if via := self._via(policy, attempt, upstream):
+                return via
+        return self._checked(policy, attempt, found)
+
+    def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[Via] | None":
+        """Return the way through the proxy; None: this goes past it. Raises DialFailed for what must not go there."""
+        if policy.upstream_for(attempt) is None:
+            return None
+        target = attempt.target
+        if attempt.protocol is Protocol.UDP:
+            raise DialFailed(Reason.UDP, f"no datagrams go through the proxy `{upstream}`")
+        if target == upstream.host or not isinstance(target, HostName):
+            own = _NOWHERE.own if isinstance(target, HostName) else _found(target).own
+            proxy = self._proxies.get(upstream.host, _NOWHERE)
+            if attempt.port == upstream.port and is_proxy(target, own, upstream.host, proxy):
+                raise DialFailed(Reason.NON_PUBLIC_ADDRESS, f"`{target}` is the proxy itself")
+        return (Via(upstream, target),)
+
+    def _knows(self, upstream: "Upstream") -> bool:
+        """Whether it is known where the proxy is; then it is kept."""
+        host = upstream.host
+        found = self._lookup.known(host) if isinstance(host, HostName) else _found(host)
+        if found is not None and found.addresses:
+            self._proxies[host] = found
+            return True
+        return False
+
+    def _checked(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Address, ...]":
+        """Return the addresses that may be dialled, which a policy says once of what was found. Raises DialFailed."""
+        port, upstream = attempt.port, policy.settings.upstream
+        if attempt.request is not None or (upstream is not None and upstream.port == port):
+            proxy = None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _NOWHERE)
+            return self._own.may_dial(policy, attempt, found, proxy)
+        key = policy, attempt.at, port, attempt.protocol, attempt.tainted, attempt.granted
+        good = found.checked.get(key)
+        if good is None:
+            good = self._own.may_dial(policy, attempt, found)
+            if len(found.checked) < _MOST_CHECKED:
+                found.checked[key] = good
+        return good
+
+
+def _found(address: "Address") -> Found:
+    """Return what would be found of a name that has this one address."""
+    return Found((address,), frozenset({address} & {source_for(address)}))
