@@ -99,15 +99,11 @@ class Habits(Struct):
         habit = self.names.get(name)
         if habit is None or not habit.known or run.told_up:
             return None
-        if not self.is_much(run):
+        usual = max(habit.up, default=0)
+        if run.up <= max(MUCH, MANY_TIMES * usual):
             return None
         run.told_up = True
-        return Unusual("bytes_up", run.up, max(habit.up, default=0), habit.runs)
-
-    def is_much(self, run: Run, more: int = 0) -> bool:
-        """Whether far more has left than runs of its name usually send, with so many bytes `more`."""
-        habit = self.names.get(run.name)
-        return habit is not None and run.up + more > max(MUCH, MANY_TIMES * max(habit.up, default=0))
+        return Unusual("bytes_up", run.up, usual, habit.runs)
 
     def ended(self, task: str, name: str, time: int) -> None:
         """Take note of a task's end. What its gate tells of it may be read later, and counts until `settle`."""

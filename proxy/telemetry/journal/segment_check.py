@@ -84,6 +84,10 @@ class Checked:
     waiting: "Line | None" = None  # the last signed line, whose signature was not
     findings: list[Finding] = field(default_factory=list)
 
+    def found(self, line: int | None, why: str, gravity: Gravity = Gravity.TAMPERED) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(gravity, self.file, line, why))
+
 
 class Line(NamedTuple):
     """A place in a file."""
@@ -107,7 +111,7 @@ def check(
 
         if not truthful(segment.path):
             why = "its index says otherwise than its lines: `exeat log` may have passed some over"
-            done.findings.append(Finding(Gravity.TAMPERED, file, None, why))
+            done.found(None, why)
     if done.waiting is not None and not done.findings:
         said = _signature(done.waiting, keys, done)
         if said is not None:
@@ -137,10 +141,10 @@ def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Che
                 return
             if text.startswith(_OWN, _KIND_AT) or number == 1:
                 if (said := _book(Line(number, text + b"\n"), segment, keys, done)) is not None:
-                    done.findings.append(Finding(Gravity.TAMPERED, file, number, said))
+                    done.found(number, said)
                     return
             elif done.sealed:
-                done.findings.append(Finding(Gravity.TAMPERED, file, number, "it stands behind the segment's end"))
+                done.found(number, "it stands behind the segment's end")
                 return
             prev = own
             while number == at:
@@ -154,14 +158,14 @@ def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Che
     if at != _LAST:
         most = max(each.lines for each in claims)
         why = f"it ends here: {most - number} more lines were signed ({claim.where})"
-        done.findings.append(Finding(Gravity.TAMPERED, file, number, why))
+        done.found(number, why)
     elif done.torn and (done.sealed or segment.path.name.endswith(COMPRESSED)):
-        done.findings.append(Finding(Gravity.TAMPERED, file, number + 1, "there is half a line behind its end"))
+        done.found(number + 1, "there is half a line behind its end")
     elif not done.sealed and segment.path.name.endswith(COMPRESSED) and not segment.is_ledger:
-        done.findings.append(Finding(Gravity.TAMPERED, file, number, "it was closed, and its end is missing"))
+        done.found(number, "it was closed, and its end is missing")
     elif done.torn:
         why = "an unfinished line: its writer was killed, or is writing it now"
-        done.findings.append(Finding(Gravity.TORN, file, number + 1, why))
+        done.found(number + 1, why, Gravity.TORN)
 
 
 def _odd(line: Line, prev: bytes, keys: "Keys", done: Checked) -> str | None:

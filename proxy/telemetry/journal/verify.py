@@ -34,6 +34,10 @@ class Report:
     key: str = ""  # with which key
     head: str = ""  # the hash of the last ledger's last line
 
+    def found(self, gravity: Gravity, file: str, line: int | None, why: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(gravity, file, line, why))
+
     @property
     def intact(self) -> bool:
         """Whether nothing was found but what a crash leaves."""
@@ -81,7 +85,7 @@ def verify(
     _missing(books, {segment.name for segment in found} | begun, {day.name for day in where}, report)
     for each in checked:
         if not each.findings or each.findings[0].gravity is Gravity.TORN:
-            _linked(each, books, report)
+            _follows(each, books, report)
     _unsigned(checked, books, report)
     report.findings.sort(key=lambda each: (each.file, each.line or 0))
     return report
@@ -100,9 +104,7 @@ def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -
         books.hashes[book.name] = done.hashes
         if done.findings:
             books.ended.add(book.name)
-        mark = done.mark
-        if mark is not None and mark.after:
-            _after(mark.after, mark.follows, f"{done.file}:1", books, report)
+        _follows(done, books, report)
         for number, kind, each in done.marks:
             if kind is Kind.JOURNAL_CHECKPOINT and each.lines is not None:
                 claim = Claim(each.lines, each.head.encode(), each.closed, f"{done.file}:{number}")
@@ -113,24 +115,24 @@ def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -
             _, report.signed, report.key = done.signed
         report.head = done.head.decode("ascii", "replace")
     # What follows a ledger that was removed with its day, which a later one says
-    report.findings = [each for each in report.findings if not _was_removed(each, books)]
+    report.findings = [
+        each for each in report.findings if each.line is not None or each.file.partition("/")[0] not in books.removed
+    ]
     return books
 
 
-def _after(name: str, head: str, where: str, books: Books, report: Report) -> None:
-    """See that a ledger that somebody has seen is there, with the line that was its last then."""
-    day = name.partition("/")[0]
+def _follows(done: Checked, books: Books, report: Report) -> None:
+    """See that the ledger that a file names as its forerunner is there, with the line that was its last then."""
+    if done.mark is None or not done.mark.after:
+        return
+    name, head, where = done.mark.after, done.mark.follows, f"{done.file}:1"
     if name not in books.hashes:
-        report.findings.append(
-            Finding(Gravity.TAMPERED, f"{day}/{LEDGER}", None, f"it is missing ({where} follows it)")
+        report.found(
+            Gravity.TAMPERED, f"{name.partition('/')[0]}/{LEDGER}", None, f"it is missing ({where} follows it)"
         )
     elif head.encode() not in books.hashes[name] and name not in books.ended:
         why = f"the line with the hash {head[:16]}… is missing: it was there when {where} was written"
-        report.findings.append(Finding(Gravity.TAMPERED, f"{name}.jsonl", None, why))
-
-
-def _was_removed(finding: Finding, books: Books) -> bool:
-    return finding.line is None and finding.file.partition("/")[0] in books.removed
+        report.found(Gravity.TAMPERED, f"{name}.jsonl", None, why)
 
 
 def _remember(source: str, line: bytes, keys: Keys, books: Books, report: Report) -> None:
@@ -139,13 +141,13 @@ def _remember(source: str, line: bytes, keys: Keys, books: Books, report: Report
     try:
         event = decode(line)
     except MalformedEvent:
-        report.findings.append(Finding(Gravity.UNSIGNED, source, None, "it is no line of a journal"))
+        report.found(Gravity.UNSIGNED, source, None, "it is no line of a journal")
         return
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_CHECKPOINT or mark.lines is None:
         return
     if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
-        report.findings.append(Finding(Gravity.UNSIGNED, source, None, "it is not signed with a key that is trusted"))
+        report.found(Gravity.UNSIGNED, source, None, "it is not signed with a key that is trusted")
         return
     books.claims.setdefault(mark.segment, []).append(Claim(mark.lines, mark.head.encode(), mark.closed, source))
 
@@ -175,7 +177,7 @@ def _check(job: tuple[Segment, tuple[Claim, ...], str]) -> Checked:
         return check(segment, claims, _shared, file)
     except FileNotFoundError:
         gone = Checked(segment.name, file)
-        gone.findings.append(Finding(Gravity.UNSIGNED, file, None, "it was removed while this looked"))
+        gone.found(None, "it was removed while this looked", Gravity.UNSIGNED)
         return gone
 
 
@@ -197,19 +199,13 @@ def _missing(books: Books, there: set[str], where: set[str], report: Report) -> 
         if name not in there and name not in books.removed and day not in books.removed:
             most = max(claims, key=lambda claim: claim.lines)
             why = f"it is missing: {most.lines} lines of it were signed ({most.where})"
-            report.findings.append(Finding(Gravity.TAMPERED, name, None, why))
+            report.found(Gravity.TAMPERED, name, None, why)
     for day in where:
         numbers = {int(name.partition("/")[2]) for name in there if name.startswith(f"{day}/")}
         for number in range(1, max(numbers, default=0)):
             name = f"{day}/{number:04d}"
             if number not in numbers and name not in books.removed and name not in books.claims:
-                report.findings.append(Finding(Gravity.TAMPERED, name, None, "it is missing: there are later ones"))
-
-
-def _linked(each: Checked, books: Books, report: Report) -> None:
-    """See that what a segment knew of a ledger is in it, and that it is closed if it was."""
-    if each.mark is not None and each.mark.after:
-        _after(each.mark.after, each.mark.follows, f"{each.file}:1", books, report)
+                report.found(Gravity.TAMPERED, name, None, "it is missing: there are later ones")
 
 
 def _unsigned(checked: list[Checked], books: Books, report: Report) -> None:
@@ -217,18 +213,18 @@ def _unsigned(checked: list[Checked], books: Books, report: Report) -> None:
     if not checked:
         return
     if not report.signed:
-        report.findings.append(Finding(Gravity.UNSIGNED, LEDGER, None, "nothing in this journal is signed"))
+        report.found(Gravity.UNSIGNED, LEDGER, None, "nothing in this journal is signed")
         return
     newest = max(each.last for each in checked)
     if _seconds(newest) - _seconds(report.signed) > _UNSIGNED_FOR:
         why = f"nothing was signed since {report.signed}; what was written after that, up to {newest}, is not proved"
-        report.findings.append(Finding(Gravity.UNSIGNED, LEDGER, None, why))
+        report.found(Gravity.UNSIGNED, LEDGER, None, why)
     for each in checked:
         known = max((claim.lines for claim in books.claims.get(each.name, ())), default=0)
         if each.lines > known and _seconds(report.signed) - _seconds(each.last) > _UNSIGNED_FOR and not each.findings:
             first = "it" if not known else f"what is behind line {known}"
             why = f"{first} is in no ledger: anybody may have written it"
-            report.findings.append(Finding(Gravity.UNSIGNED, each.file, known + 1, why))
+            report.found(Gravity.UNSIGNED, each.file, known + 1, why)
 
 
 def _seconds(text: str) -> float:

@@ -119,7 +119,8 @@ class Replay:
         elif was.fate is now.fate:
             self.unchanged += 1
         else:
-            effect = Effect.OTHERWISE if was.fate.passes is now.fate.passes else _effect(now.fate)
+            turned = Effect.OPENS if now.fate.passes else Effect.BREAKS
+            effect = Effect.OTHERWISE if was.fate.passes is now.fate.passes else turned
             group = Group(effect, place_of(attempt), event.task.name or event.task.id, was, now)
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
@@ -202,10 +203,6 @@ class Replay:
 def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
     """Whether a name's address decides as well: not of a connection whose requests are decided one by one."""
     return isinstance(attempt.target, HostName) and (attempt.request is not None or not decision.inspect)
-
-
-def _effect(now: Fate) -> Effect:
-    return Effect.OPENS if now.passes else Effect.BREAKS
 
 
 def _unkept(rule: "Rule", recorded: Recorded, request: "Request") -> "Iterator[str]":

@@ -89,8 +89,7 @@ def chain(directory: "Path", name: str) -> Chain | None:
             break
         causes.insert(0, found)
         above = found
-    task = next(iter(_starts(directory, entry)), None)
-    return Chain(causes, _effects(directory, entry), task, missing)
+    return Chain(causes, _effects(directory, entry), _start(directory, entry), missing)
 
 
 def _effects(directory: "Path", entry: Entry) -> Caused:
@@ -108,12 +107,11 @@ def _effects(directory: "Path", entry: Entry) -> Caused:
     return top
 
 
-def _starts(directory: "Path", entry: Entry) -> "Iterator[Entry]":
-    """Yield the start of an event's task."""
-    if entry.event.task.id:
-        for found in _of_task(directory, entry, b'"kind":"task.started"', 0):
-            if found.event.task.id == entry.event.task.id and found.event.kind is Kind.TASK_STARTED:
-                yield found
+def _start(directory: "Path", entry: Entry) -> Entry | None:
+    """Return the start of an event's task."""
+    task = entry.event.task.id
+    found = _of_task(directory, entry, b'"kind":"task.started"', 0) if task else ()
+    return next((each for each in found if each.event.task.id == task and each.event.kind is Kind.TASK_STARTED), None)
 
 
 def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Iterator[Entry]":

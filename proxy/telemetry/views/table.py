@@ -16,7 +16,7 @@ from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from proxy.telemetry.events import Event
 
@@ -31,23 +31,43 @@ _COLOURS = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading and how wide it is."""
+    """A column's heading, how wide it is, and what it has of an event."""
 
     heading: str
     columns: int
+    cell: "Callable[[Event], str]"
 
 
-TIME, CLOCK = Column("TIME (UTC)", 23), Column("UTC", 8)
-ID, SHORT_ID = Column("ID", 12), Column("ID", 8)  # an end of it, which `log show` and `log chain` take
-TASK = Column("TASK", 14)
-VERDICT = Column("VERDICT", 7)
-OUTCOME = Column("OUTCOME", 11)
-WHY, SHORT_WHY, SHORTEST_WHY = Column("WHY", 28), Column("WHY", 22), Column("WHY", 18)
-_EVERYTHING = (TIME, ID, TASK, VERDICT, OUTCOME, WHY)
-_THE_LEAST = (CLOCK, SHORT_ID, OUTCOME, SHORTEST_WHY)
-_WITHOUT_IDS = (CLOCK, OUTCOME, SHORT_WHY)
+def _why(event: "Event") -> str:
+    rule = visible(event.rules[0]) if event.rules else ""
+    match event.reason:
+        case None:
+            return ""
+        case Reason.RULE if rule:
+            return rule
+        case reason:
+            return f"{reason} {rule}".rstrip()
+
+
+def _outcome(event: "Event") -> str:
+    return event.outcome or ""
+
+
+WHY = Column("WHY", 28, _why)
+_EVERYTHING = (
+    Column("TIME (UTC)", 23, lambda event: timestamp(event.time)[:23].replace("T", " ")),
+    Column("ID", 12, lambda event: visible(event.id[-12:])),  # an end of it, which `log show` and `log chain` take
+    Column("TASK", 14, lambda event: visible(event.task.name or event.task.id)),
+    Column("VERDICT", 7, lambda event: event.verdict or ""),
+    Column("OUTCOME", 11, _outcome),
+    WHY,
+)
+_CLOCK = Column("UTC", 8, lambda event: timestamp(event.time)[11:19])
+_SHORT_ID = Column("ID", 8, lambda event: visible(event.id[-8:]))
+_THE_LEAST = (_CLOCK, _SHORT_ID, Column("OUTCOME", 11, _outcome), Column("WHY", 18, _why))
+_WITHOUT_IDS = (_CLOCK, Column("OUTCOME", 11, _outcome), Column("WHY", 22, _why))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +92,7 @@ class Table:
 
     def row(self, event: "Event") -> str:
         """Return one event as a line without its end."""
-        cells = _cells(event)
-        line = self._line([cells[column] for column in self._layout()], visible(what(event)))
+        line = self._line([column.cell(event) for column in self._layout()], visible(what(event)))
         colour = _colour(event) if self.coloured else None
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
 
@@ -101,34 +120,6 @@ def _parted(column: Column, cell: str) -> tuple[str, str]:
     if column is WHY and rest and width(first) <= column.columns:
         return first, rest
     return fitted(cell, column.columns), cell
-
-
-def _cells(event: "Event") -> "Mapping[Column, str]":
-    moment = timestamp(event.time)
-    why = _why(event)
-    return {
-        TIME: f"{moment[:10]} {moment[11:23]}",
-        CLOCK: moment[11:19],
-        ID: visible(event.id[-ID.columns :]),
-        SHORT_ID: visible(event.id[-SHORT_ID.columns :]),
-        TASK: visible(event.task.name or event.task.id),
-        VERDICT: event.verdict or "",
-        OUTCOME: event.outcome or "",
-        WHY: why,
-        SHORT_WHY: why,
-        SHORTEST_WHY: why,
-    }
-
-
-def _why(event: "Event") -> str:
-    rule = visible(event.rules[0]) if event.rules else ""
-    match event.reason:
-        case None:
-            return ""
-        case Reason.RULE if rule:
-            return rule
-        case reason:
-            return f"{reason} {rule}".rstrip()
 
 
 def _colour(event: "Event") -> int | None:

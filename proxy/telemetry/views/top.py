@@ -187,18 +187,12 @@ class Screen:
             f"since {since}: {', '.join(parts) or 'nothing was attempted'}",
         ]
         said = [self._said(line) for line in said]
-        if state.warnings:
-            said.append(
-                self._said(f"{state.warnings} LEAKS OR TAMPERING: exeat log --kind tamper --kind leak.found", _RED)
-            )
-        if state.asked:
-            said.append(self._said(f"{len(state.asked)} WAIT FOR A PERSON: exeat approvals", _YELLOW))
-        if state.odd:
-            said.append(
-                self._said(
-                    f"{state.odd} UNUSUAL OR TAINTED: exeat log --kind task.unusual --kind task.tainted", _YELLOW
-                )
-            )
+        notices = (
+            (state.warnings, "LEAKS OR TAMPERING: exeat log --kind tamper --kind leak.found", _RED),
+            (len(state.asked), "WAIT FOR A PERSON: exeat approvals", _YELLOW),
+            (state.odd, "UNUSUAL OR TAINTED: exeat log --kind task.unusual --kind task.tainted", _YELLOW),
+        )
+        said += [self._said(f"{count} {text}", colour) for count, text, colour in notices if count]
         if audited := sorted({visible(each.name) for each in tasks if each.audit and each.ended is None}):
             said.append(self._said(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
         return said
