@@ -84,7 +84,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
         state.make_private(state.state_directory())
         journal = state.make_private(arguments.journal.absolute() if arguments.journal else state.journal_directory())
         trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
-        stations = worker.Stations(
+        worker_paths = worker.WorkerPaths(
             state.authority_directory(),
             trusted.fingerprint,
             trusted.expires,
@@ -99,7 +99,9 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
             run_command.perform,
             status_if_unsaid,
         )
-        service = Service(control, stations, size, system=system, command=command, notifier=notifier, metrics=metrics)
+        service = Service(
+            control, worker_paths, size, system=system, command=command, notifier=notifier, metrics=metrics
+        )
     except BaseException:
         control.close()
         raise

@@ -23,9 +23,9 @@ _WEAK = {
 
 def try_limit(kind: str) -> str:
     """Say by what means a limit is kept. Raises HostError where that is less than the limit says."""
-    fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
-    fence.remove()
-    means = fence.means[kind]
+    resource_limits = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    resource_limits.remove()
+    means = resource_limits.means[kind]
     if means in (Means.CGROUP1, Means.CGROUP2):
         return f"by {means}"
     if kind == "processes" and _kernel() >= _COUNTS_BY_NAMESPACE:

@@ -251,22 +251,22 @@ class LimitMonitor:
     The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
     """
 
-    def __init__(self, fence: ResourceLimits, tell: Tell, layer: "Layer | None" = None) -> None:
-        self._fence = fence
+    def __init__(self, resource_limits: ResourceLimits, tell: Tell, layer: "Layer | None" = None) -> None:
+        self._resource_limits = resource_limits
         self._tell = tell
         self._layer = layer
         self._seen = Counts()
         self._at: frozenset[str] = frozenset()
         self._times: dict[str, tuple[str, int]] = {}  # what was said of a limit last, and how often it was reached
         self._beyond: Reached | None = None  # of the layer
-        timeout = fence.limits.timeout
+        timeout = resource_limits.limits.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
         self.cut_short = False  # whether it was asked to end for a limit
 
     @property
     def told(self) -> tuple[str, ...]:
         """Return each limit that was reached so far, in words, and how often in all."""
-        found = reached(Counts(), self._seen, self._fence.limits)
+        found = reached(Counts(), self._seen, self._resource_limits.limits)
         said = [each.detail for each in found]
         said += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
         if self._beyond is not None:
@@ -308,7 +308,7 @@ class LimitMonitor:
             self._layer.nameless = nameless if isinstance(nameless, int) else 0
         now = frozenset(limit for limit in _INSIDE if limit in found)
         for limit in sorted(now - self._at):
-            each = at(limit, found[limit], self._fence.limits)
+            each = at(limit, found[limit], self._resource_limits.limits)
             self._times[limit] = each.detail, self._times.get(limit, ("", 0))[1] + 1
             self._tell(*each)
         self._at = now
@@ -318,15 +318,15 @@ class LimitMonitor:
 
         `status`: how the task ended, as waitpid(2) has it; None: it didn't end by itself.
         """
-        now = self._fence.counts()
+        now = self._resource_limits.counts()
         if not over:
             now = now._replace(held_back=self._seen.held_back)
-        found = reached(self._seen, now, self._fence.limits)
+        found = reached(self._seen, now, self._resource_limits.limits)
         self._seen = now
         for each in found:
             self._tell(*each)
-        if over and status is not None and self._fence.means.get("memory") is Means.RLIMIT:
-            died = refused_memory(status, self._fence.limits)
+        if over and status is not None and self._resource_limits.means.get("memory") is Means.RLIMIT:
+            died = refused_memory(status, self._resource_limits.limits)
             if died is not None:
                 self._times["memory"] = died.detail, 1
                 self._tell(*died)
@@ -335,5 +335,5 @@ class LimitMonitor:
             self._tell(*self._beyond)
 
     def _time_is_up(self) -> Reached:
-        said = f"timeout: it has run for {in_seconds(self._fence.limits.timeout or 0)}"
+        said = f"timeout: it has run for {in_seconds(self._resource_limits.limits.timeout or 0)}"
         return Reached(Reason.TIME_LIMIT, said)

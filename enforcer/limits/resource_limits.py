@@ -268,12 +268,12 @@ def build(limits: Limits) -> ResourceLimits:
             continue
         made.append(group)
         means.update(dict.fromkeys(_limited(place), Means.CGROUP2 if place.version == V2 else Means.CGROUP1))
-    fence = ResourceLimits(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
-    if limits.cpu is not None and fence.means["cpu"] is Means.NONE:
-        fence.remove()
+    resource_limits = ResourceLimits(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
+    if limits.cpu is not None and resource_limits.means["cpu"] is Means.NONE:
+        resource_limits.remove()
         why = f" ({'; '.join(troubles)})" if troubles else ""
         raise HostError(f"`cpu` cannot be limited here: it takes a cgroup, and none can be made{why}", remedy("cpu"))
-    return fence
+    return resource_limits
 
 
 def _made(place: Place, limits: Limits) -> tuple[Group, Limits]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
-    from enforcer.worker.worker import Stations, Worker
+    from enforcer.worker.worker import Worker, WorkerPaths
     from proxy.sandbox.tenant import Tenant
     from proxy.telemetry.journal.recorder import Recorder
 
@@ -53,7 +53,7 @@ class Host(Protocol):
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return resource limits and an empty sandbox under these ids; None: `launch` makes one, and says why not."""
 
-    def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":
+    def place(self, who: "Identity", tenant: "Tenant", worker_paths: "WorkerPaths", wanted: "Wanted") -> "Worker":
         """Return a place for the sandbox at a worker. Raises HostError."""
 
     def arrange_stdio(self, owner: int) -> "Stdio":
@@ -68,7 +68,7 @@ class Host(Protocol):
     def counts_anomalies(self, wanted: "Wanted") -> bool:
         """Whether somebody reads the task's metrics, and so the anomalies among them."""
 
-    def leave(self, hull: "SandboxNamespaces") -> None:
+    def leave(self, namespaces: "SandboxNamespaces") -> None:
         """Give up the sandbox of a task that has ended; nothing else uses what is in it."""
 
 
@@ -110,17 +110,17 @@ class StandaloneHost:
         from enforcer.limits.resource_limits import build, limits_of
         from enforcer.run import sandbox_spec
 
-        fence = build(limits_of(wanted.box))
-        last.callback(fence.remove)
+        resource_limits = build(limits_of(wanted.box))
+        last.callback(resource_limits.remove)
         with contextlib.suppress(HostError, OSError):
-            empty = sandbox_spec.empty(who, fence, wanted.box.devices)
+            empty = sandbox_spec.empty(who, resource_limits, wanted.box.devices)
             made.callback(empty.end)
-            return fence, empty
-        return fence, None
+            return resource_limits, empty
+        return resource_limits, None
 
-    def place(self, who: "Identity", tenant: "Tenant", stations: "Stations", wanted: "Wanted") -> "Worker":  # noqa: ARG002
+    def place(self, who: "Identity", tenant: "Tenant", worker_paths: "WorkerPaths", wanted: "Wanted") -> "Worker":  # noqa: ARG002
         """Start a worker for this sandbox alone."""
-        return worker.start(who, tenant, stations, worker.WorkerProcess)
+        return worker.start(who, tenant, worker_paths, worker.WorkerProcess)
 
     def arrange_stdio(self, owner: int) -> "Stdio":
         """Put pipes or a terminal in front of this process's own."""
@@ -145,5 +145,5 @@ class StandaloneHost:
         """Only with `--metrics` is there anything to read."""
         return wanted.metrics is not None
 
-    def leave(self, hull: "SandboxNamespaces") -> None:
+    def leave(self, namespaces: "SandboxNamespaces") -> None:
         """Do nothing: it ends with the run."""

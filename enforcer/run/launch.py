@@ -40,7 +40,7 @@ class SandboxSpec(NamedTuple):
     stdio: tuple[int, int, int]
     gate: socket.socket
     hostname: str
-    fence: ResourceLimits
+    resource_limits: ResourceLimits
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
     named: bool = True  # whether rules or options say what its host is called
@@ -51,24 +51,24 @@ class SandboxSpec(NamedTuple):
 class Sandbox:
     """A launched sandbox. `task` is the id of its task's first process in there."""
 
-    __slots__ = ("_inside", "hull", "seat", "task")
+    __slots__ = ("_inside", "namespaces", "supervisor", "task")
 
-    def __init__(self, made: SandboxNamespaces, inside: Inside, seat: SupervisorProcess | None) -> None:
-        self.hull = made
-        self.seat = seat
+    def __init__(self, made: SandboxNamespaces, inside: Inside, supervisor: SupervisorProcess | None) -> None:
+        self.namespaces = made
+        self.supervisor = supervisor
         self.task = 0
         self._inside = inside
 
     @property
     def init(self) -> RemoteExecutor:
         """What says that the task has ended."""
-        return self.hull.init
+        return self.namespaces.init
 
     def look(self) -> tuple[dict[str, int], dict[str, object]]:
         """Return the kernel's counts, and where the task is at one of its limits, where."""
         counters: dict[str, int] = {}
         with contextlib.suppress(OSError):
-            counters = dict(self.hull.counters())
+            counters = dict(self.namespaces.counters())
         return counters, self._inside.look()
 
     def signal(self, number: int, *, group: bool) -> None:
@@ -91,48 +91,48 @@ class Sandbox:
 
     def settle(self) -> None:
         """Wait until nothing of the task is left, and what was watched of it is told, for a moment."""
-        settled = self.hull.see_out()
-        if self.seat is not None:
-            self.seat.see_out()
+        settled = self.namespaces.see_out()
+        if self.supervisor is not None:
+            self.supervisor.see_out()
         if not settled:
             self.end()
 
     def end(self) -> None:
         """Kill whatever is left of it. Its namespaces go with its processes. Idempotent."""
-        self.hull.end()
+        self.namespaces.end()
         self._inside.close()
-        if self.seat is not None:
-            self.seat.close()
+        if self.supervisor is not None:
+            self.supervisor.close()
 
 
 def launch(
-    recipe: SandboxSpec, empty: SandboxNamespaces | None = None, carry: Callable[[int], None] = os.close
+    spec: SandboxSpec, empty: SandboxNamespaces | None = None, carry: Callable[[int], None] = os.close
 ) -> Sandbox:
     """Start the sandbox, in `empty` if its view begins as this one does. It is the caller's to `end`.
 
     `carry` is given our half of the task's terminal, and returns when what passes through it is carried. Raises
     HostError when it could not be made.
     """
-    if empty is not None and not _begins_with(recipe.steps, empty.done):
+    if empty is not None and not _begins_with(spec.steps, empty.done):
         empty.end()
         empty = None
-    made = empty or namespaces.start_empty(recipe.identity, recipe.fence)
-    seat = sandbox = None
+    made = empty or namespaces.start_empty(spec.identity, spec.resource_limits)
+    supervisor = sandbox = None
     try:
         made.ready()
         if empty is not None:
             made.adopt()
-        if recipe.program.watching is not None:
-            seat = SupervisorProcess(recipe.program.watching, made, recipe.fence)
-        _hand_over(recipe, made.give(), seat)
+        if spec.program.watching is not None:
+            supervisor = SupervisorProcess(spec.program.watching, made, spec.resource_limits)
+        _hand_over(spec, made.give(), supervisor)
         with namespaces.explained():
-            sandbox = _furnish(recipe, made, seat)
-            stdio, own = _own_terminal(recipe, made.init, carry)
-            has_keys = recipe.terminal is not None and recipe.terminal.has_keys
-            program = recipe.program._replace(terminal=own if has_keys else -1)
+            sandbox = _furnish(spec, made, supervisor)
+            stdio, own = _own_terminal(spec, made.init, carry)
+            has_keys = spec.terminal is not None and spec.terminal.has_keys
+            program = spec.program._replace(terminal=own if has_keys else -1)
             try:
-                made.init.calls.call("umask", recipe.umask)
-                sandbox.task = task_start.begin(made.init, recipe.identity, program, stdio, _watched(seat))
+                made.init.calls.call("umask", spec.umask)
+                sandbox.task = task_start.begin(made.init, spec.identity, program, stdio, _watched(supervisor))
             finally:
                 if own >= 0:
                     os.close(own)
@@ -140,8 +140,8 @@ def launch(
         made.end()
         if sandbox is not None:
             sandbox.end()
-        if seat is not None:
-            seat.close()
+        if supervisor is not None:
+            supervisor.close()
         raise
     return sandbox
 
@@ -152,35 +152,35 @@ def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
-def _hand_over(recipe: SandboxSpec, sockets: Mapping[str, int], seat: SupervisorProcess | None) -> None:
+def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: SupervisorProcess | None) -> None:
     """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays."""
-    given = dict(sockets) if seat is None else {**sockets, WATCH: seat.give()}
+    given = dict(sockets) if supervisor is None else {**sockets, WATCH: supervisor.give()}
     try:
-        everything = {**given, **recipe.given}
-        message.send(recipe.gate, {"sockets": list(everything)}, list(everything.values()))
+        everything = {**given, **spec.given}
+        message.send(spec.gate, {"sockets": list(everything)}, list(everything.values()))
     finally:
         for descriptor in given.values():
             os.close(descriptor)
 
 
-def _furnish(recipe: SandboxSpec, made: SandboxNamespaces, seat: SupervisorProcess | None) -> Sandbox:
+def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorProcess | None) -> Sandbox:
     """Have the rest of the view made, and be in it."""
-    for lock in recipe.held:
+    for lock in spec.held:
         made.outer.calls.take(lock)
     made.outer.tell()
-    namespaces.take(made.init, recipe.steps[len(made.done) :])
+    namespaces.take(made.init, spec.steps[len(made.done) :])
     namespaces.finish(made.init)
-    calls, name = made.init.calls, os.fsencode(recipe.hostname)
+    calls, name = made.init.calls, os.fsencode(spec.hostname)
     called = calls.get("sethostname", name, len(name), but=(errno.EPERM,))
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
     root = calls.get("openat", linux.AT_FDCWD, "/", flags)
     room, proc_of, root_of = made.init.do(ROOM, proc, root)
     # Filters of containers may refuse it: a name that nobody asked for is left out then.
-    if made.init.value(called) < 0 and recipe.named and socket.gethostname() != recipe.hostname:
-        raise _unnamed(recipe.hostname)
-    reviewed = next((step.source for step in recipe.steps if isinstance(step, Review)), "")
-    return Sandbox(made, Inside(room, proc_of, root_of, recipe.program.rlimits, reviewed), seat)
+    if made.init.value(called) < 0 and spec.named and socket.gethostname() != spec.hostname:
+        raise _unnamed(spec.hostname)
+    reviewed = next((step.source for step in spec.steps if isinstance(step, Review)), "")
+    return Sandbox(made, Inside(room, proc_of, root_of, spec.program.rlimits, reviewed), supervisor)
 
 
 def _unnamed(name: str) -> HostError:
@@ -190,16 +190,16 @@ def _unnamed(name: str) -> HostError:
 
 
 def _own_terminal(
-    recipe: SandboxSpec, init: RemoteExecutor, carry: Callable[[int], None]
+    spec: SandboxSpec, init: RemoteExecutor, carry: Callable[[int], None]
 ) -> tuple[tuple[int, int, int], int]:
     """Have the task's terminal made, and our half of it carried; the task's streams, and its half.
 
     A key that is typed before that is carried is the caller's terminal's still, and ^C would mean the run.
     """
-    if recipe.terminal is None:
-        return recipe.stdio, -1
+    if spec.terminal is None:
+        return spec.stdio, -1
     try:
-        primary, own = make_terminal(init, recipe.terminal, recipe.identity.kernel_uid)
+        primary, own = make_terminal(init, spec.terminal, spec.identity.kernel_uid)
     except OSError as error:
         raise OSError(error.errno, f"could not make its terminal: {error.strerror}") from error
     try:
@@ -208,9 +208,9 @@ def _own_terminal(
         os.close(own)
         why = f"nobody can carry what passes through its terminal: {error.strerror or error}"
         raise OSError(error.errno, why) from error
-    first, second, third = (own if number == OWN else number for number in recipe.stdio)
+    first, second, third = (own if number == OWN else number for number in spec.stdio)
     return (first, second, third), own
 
 
-def _watched(seat: SupervisorProcess | None) -> Callable[[int], None]:
-    return os.close if seat is None else seat.listen
+def _watched(supervisor: SupervisorProcess | None) -> Callable[[int], None]:
+    return os.close if supervisor is None else supervisor.listen

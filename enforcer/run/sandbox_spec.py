@@ -39,7 +39,7 @@ def gather(
     *,
     gate: Worker,
     io: stdio.Stdio,
-    fence: ResourceLimits,
+    resource_limits: ResourceLimits,
     workspace: Workspace,
     given: Mapping[str, int],
     empty: namespaces.SandboxNamespaces | None,
@@ -74,12 +74,12 @@ def gather(
     environment.add_placeholders(variables, gate.said.get("placeholders"))
     return launch.SandboxSpec(
         who,
-        bounded(steps, fence.limits.disk),
-        program._replace(environment=variables, rlimits=fence.rlimits),
+        bounded(steps, resource_limits.limits.disk),
+        program._replace(environment=variables, rlimits=resource_limits.rlimits),
         io.descriptors,
         gate.gate,
         hostname_of(wanted),
-        fence,
+        resource_limits,
         locks,
         given,
         named=wanted.box.hostname is not None,
@@ -118,10 +118,12 @@ def compose(
     return steps, program
 
 
-def empty(who: Identity, fence: ResourceLimits, devices: tuple[str, ...] = ()) -> namespaces.SandboxNamespaces:
+def empty(
+    who: Identity, resource_limits: ResourceLimits, devices: tuple[str, ...] = ()
+) -> namespaces.SandboxNamespaces:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
-    steps = bounded(mount_plan.ahead(who, devices), fence.limits.disk)
-    return namespaces.start_empty(who, fence, steps)
+    steps = bounded(mount_plan.ahead(who, devices), resource_limits.limits.disk)
+    return namespaces.start_empty(who, resource_limits, steps)
 
 
 def hostname_of(wanted: Wanted) -> str:

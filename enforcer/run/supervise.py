@@ -45,7 +45,7 @@ class Watch:
 
     sandbox: Sandbox
     gate: Worker
-    ward: LimitMonitor
+    monitor: LimitMonitor
     keeper: "Keeper | None"  # None: somebody else looks after the journal
     began: float  # when the run was asked for (time.monotonic())
     post: "Registration | None" = None  # where people are asked; None: nobody has to be
@@ -62,8 +62,8 @@ class Watch:
         self.gate.tell({"started": time.monotonic() - self.began})
         for source in (self.sandbox.init.channel, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
-        if self.sandbox.seat is not None:
-            self.sandbox.seat.watch(selector)
+        if self.sandbox.supervisor is not None:
+            self.sandbox.supervisor.watch(selector)
         self.gate.watch(selector, self._kill)
         self.gate.turn()
         if self.post is not None:
@@ -71,7 +71,7 @@ class Watch:
 
     def wait(self) -> float:
         """Return in how many seconds `turn` is to be called."""
-        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.ward.wait(), self.gate.wait())
+        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.monitor.wait(), self.gate.wait())
         return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> Ended | None:
@@ -81,7 +81,7 @@ class Watch:
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
             self.look()
-            self.ward.look()
+            self.monitor.look()
             if self.keeper is not None:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
@@ -89,7 +89,7 @@ class Watch:
         self.gate.turn()
         if self.post is not None:
             self.post.turn(self.gate)
-        return self._ended(None, "") if self.ward.turn(partial(self.sandbox.signal, group=True)) else None
+        return self._ended(None, "") if self.monitor.turn(partial(self.sandbox.signal, group=True)) else None
 
     def ask_people(self) -> None:
         """Have somewhere to ask them: the rules in force do, from now on."""
@@ -134,7 +134,7 @@ class Watch:
             self.counters = counters
             if self.sandbox.init.ended is None:  # or else they are told with the end
                 self.gate.tell({"refused": counters})
-        self.ward.see(at)
+        self.monitor.see(at)
 
     def _kill(self) -> None:
         self.sandbox.signal(signal.SIGKILL, group=False)

@@ -72,7 +72,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         journal = state.make_private(wanted.journal or state.journal_directory())
         tenant = tenant_of(wanted)
         trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
-        stations = worker.Stations(
+        worker_paths = worker.WorkerPaths(
             state.authority_directory(),
             trusted.fingerprint,
             trusted.expires,
@@ -80,7 +80,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
             journal,
             wanted.metrics,
         )
-        gate = host.place(who, tenant, stations, wanted)
+        gate = host.place(who, tenant, worker_paths, wanted)
         made.callback(_let_go, gate)
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
@@ -88,12 +88,12 @@ def run(wanted: Wanted, host: "Host") -> Result:
         from enforcer.run import sandbox_spec
         from enforcer.run.supervise import Watch, supervise
 
-        fence, empty = host.make_sandbox(wanted, who, made, last)
+        resource_limits, empty = host.make_sandbox(wanted, who, made, last)
         recorder = _recorder(tenant, journal, gate, host, made)
         gate.report_to(partial(recorder.error, "worker"))
         io = host.arrange_stdio(who.kernel_uid)
         made.callback(io.finish)
-        workspace = _workspace(wanted, tenant, journal, who, fence, made)
+        workspace = _workspace(wanted, tenant, journal, who, resource_limits, made)
         new_post, post = _asking(wanted, tenant, journal, made)
         ingredients = sandbox_spec.gather(
             who,
@@ -101,39 +101,39 @@ def run(wanted: Wanted, host: "Host") -> Result:
             trusted,
             gate=gate,
             io=io,
-            fence=fence,
+            resource_limits=resource_limits,
             workspace=workspace,
             given=post.given if post is not None else {},
             empty=empty,
             made=made,
         )
-        started = _tell_start(recorder, wanted, journal, fence)
+        started = _tell_start(recorder, wanted, journal, resource_limits)
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
-            ward = LimitMonitor(fence, partial(recorder.task_limited, started), workspace.layer)
+            monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.layer)
             unusual = _unusual(journal, tenant) if host.counts_anomalies(wanted) else None
             keeper = host.keep_journal(journal, recorder)
-            watch = Watch(sandbox, gate, ward, keeper, began, post, new_post, unusual)
+            watch = Watch(sandbox, gate, monitor, keeper, began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io, wanted, host.caller)
         except ExeatError as error:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
-            raise _with_limits(error, fence) from error
-        _kill_rest(fence, sandbox, ended, workspace)
-        ward.look(over=True, status=ended.status)
+            raise _with_limits(error, resource_limits) from error
+        _kill_rest(resource_limits, sandbox, ended, workspace)
+        monitor.look(over=True, status=ended.status)
         over = partial(tell_end, recorder, gate, started, ended, time.monotonic() - began)
         found = _finish(workspace, recorder, started, over, watched)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
         if not ingredients.held:  # or else the next task may wait for what it holds
-            host.leave(sandbox.hull)
+            host.leave(sandbox.namespaces)
     result = Result(
         tenant.task,
         ended.status,
         _summary(gate),
         journal,
         tuple(problems),
-        tuple(ward.told),
-        ward.cut_short,
+        tuple(monitor.told),
+        monitor.cut_short,
         found,
         wanted.argv[0],
     )
@@ -143,14 +143,14 @@ def run(wanted: Wanted, host: "Host") -> Result:
     return result
 
 
-def _with_limits(error: ExeatError, fence: "ResourceLimits") -> ExeatError:
+def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatError:
     """Return what to raise of a start that has failed: which of its limits it came up against is said with it."""
     if not isinstance(error, HostError):
         return error
     from enforcer.limits.cgroups import Counts
     from enforcer.limits.limit_monitor import reached
 
-    limited = tuple(each.detail for each in reached(Counts(), fence.counts(), fence.limits))
+    limited = tuple(each.detail for each in reached(Counts(), resource_limits.counts(), resource_limits.limits))
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
@@ -165,13 +165,13 @@ def _workspace(  # noqa: PLR0917  all that it depends on
     tenant: Tenant,
     journal: Path,
     who: identity.Identity,
-    fence: "ResourceLimits",
+    resource_limits: "ResourceLimits",
     made: contextlib.ExitStack,
 ) -> "Workspace":
     from enforcer.workspace.written_places import Workspace
 
     workspace = made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
-    workspace.bound(fence.limits)
+    workspace.bound(resource_limits.limits)
     return workspace
 
 
@@ -225,9 +225,9 @@ def _let_go(gate: worker.Worker) -> None:
         gate.kill()
 
 
-def _kill_rest(fence: "ResourceLimits", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
+def _kill_rest(resource_limits: "ResourceLimits", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
     """See that nothing of the task is left, and no mount of what is looked at next."""
-    fence.kill()
+    resource_limits.kill()
     if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
         sandbox.end()
 
@@ -292,9 +292,11 @@ def _unusual(journal: Path, tenant: Tenant) -> "Unusual":
     return Unusual(journal, tenant.task.id)
 
 
-def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, fence: "ResourceLimits") -> str:
+def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limits: "ResourceLimits") -> str:
     try:
-        return recorder.task_started(wanted.argv, fence.describe(), started_by=started_by(), workspace=wanted.workspace)
+        return recorder.task_started(
+            wanted.argv, resource_limits.describe(), started_by=started_by(), workspace=wanted.workspace
+        )
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
 

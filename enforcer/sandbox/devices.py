@@ -57,14 +57,14 @@ class Devices(NamedTuple):
         names = ", ".join((*NODES, *self.given))
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Make the file system here, and have the sandbox attach it."""
-        calls, tree = player.calls, make(self.given, self.owner)
+        calls, tree = executor.calls, make(self.given, self.owner)
         try:
             place = made(calls, NEW + self.target)
             move(calls, calls.take(tree), place)
             calls.close(place)
-            player.begin()
+            executor.begin()
         finally:
             os.close(tree)
 

@@ -292,28 +292,28 @@ class StepRecorder(Executor):
         self.given += packets
 
 
-def play_shared(player: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
+def play_shared(executor: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
     """Have the programs played that `write` writes, after all that is written already.
 
     They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
     each process.
     """
-    player.begin()
-    player.send(_shared(what, write))
+    executor.begin()
+    executor.send(_shared(what, write))
 
 
 def _shared(what: Hashable, write: Callable[[Executor], None]) -> list[Packet]:
     if what not in _written:
-        paper = StepRecorder()
-        write(paper)
-        paper.begin()
-        for packet in paper.given:
+        recorder = StepRecorder()
+        write(recorder)
+        recorder.begin()
+        for packet in recorder.given:
             if packet.given:
                 raise ValueError("a program that is kept has something to give")
             keep_files(packet.descriptors)
         while len(_written) >= _MOST_WRITTEN:
             del _written[next(iter(_written))]
-        _written[what] = paper.given
+        _written[what] = recorder.given
     return _written[what]
 
 
@@ -323,8 +323,8 @@ type Kind = tuple[int, int, int]  # family, type and protocol: socket(2)
 class SocketMaker:
     """Opens them. `ahead` are those that will be asked for: one word brings them all."""
 
-    def __init__(self, player: Executor) -> None:
-        self._player = player
+    def __init__(self, executor: Executor) -> None:
+        self._player = executor
         self._there: list[tuple[Kind, int]] = []
 
     def expect(self, kinds: Iterable[Kind]) -> None:

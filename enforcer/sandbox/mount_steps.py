@@ -84,8 +84,8 @@ class Tmpfs(NamedTuple):
     def describe(self) -> str:
         return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
 
-    def take(self, player: Executor) -> None:
-        calls, path = player.calls, NEW + self.target
+    def take(self, executor: Executor) -> None:
+        calls, path = executor.calls, NEW + self.target
         calls.close(made(calls, path))
         size = f",size={self.size}" if self.size else ""
         mount(calls, "tmpfs", path, linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
@@ -103,8 +103,8 @@ class Directory(NamedTuple):
     def describe(self) -> str:
         return f"make the directory {self.target}"
 
-    def take(self, player: Executor) -> None:
-        calls = player.calls
+    def take(self, executor: Executor) -> None:
+        calls = executor.calls
         place = made(calls, NEW + self.target)
         directory = calls.get("openat", place, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         calls.call("fchmod", directory, self.mode)
@@ -122,8 +122,8 @@ class Files(NamedTuple):
     def describe(self) -> str:
         return f"write {len(self.content)} small files of its own below {self.target}"
 
-    def take(self, player: Executor) -> None:
-        overlays.fill(player.calls, NEW + self.target, self.content)
+    def take(self, executor: Executor) -> None:
+        overlays.fill(executor.calls, NEW + self.target, self.content)
 
 
 class Link(NamedTuple):
@@ -135,8 +135,8 @@ class Link(NamedTuple):
     def describe(self) -> str:
         return f"link {self.target} to {self.to}"
 
-    def take(self, player: Executor) -> None:
-        player.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
+    def take(self, executor: Executor) -> None:
+        executor.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
 
 
 class Bind(NamedTuple):
@@ -152,9 +152,9 @@ class Bind(NamedTuple):
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done. What is there is of the kind that it is when this is worked out, or it isn't done."""
-        calls = player.calls
+        calls = executor.calls
         kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
@@ -184,8 +184,8 @@ class Kernel(NamedTuple):
     def describe(self) -> str:
         return f"mount a fresh {self.kind} on {self.target}"
 
-    def take(self, player: Executor) -> None:
-        calls, path = player.calls, NEW + self.target
+    def take(self, executor: Executor) -> None:
+        calls, path = executor.calls, NEW + self.target
         calls.close(made(calls, path))
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
         mount(calls, self.kind, path, flags, self.data)
@@ -207,8 +207,8 @@ class Sysctl(NamedTuple):
     def describe(self) -> str:
         return f"set {self.name} to {self.value}"
 
-    def take(self, player: Executor) -> None:
-        calls, path = player.calls, f"{NEW}/proc/sys/{self.name}"
+    def take(self, executor: Executor) -> None:
+        calls, path = executor.calls, f"{NEW}/proc/sys/{self.name}"
         file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
         calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
         calls.close(file)
@@ -222,8 +222,8 @@ class Pin(NamedTuple):
     def describe(self) -> str:
         return f"pin {self.target} in place"
 
-    def take(self, player: Executor) -> None:
-        calls = player.calls
+    def take(self, executor: Executor) -> None:
+        calls = executor.calls
         directory = place_of(calls, NEW + self.target)
         pin(calls, directory)
         calls.close(directory)
@@ -238,9 +238,9 @@ class Mask(NamedTuple):
     def describe(self) -> str:
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done; what isn't there needs no cover when it is to be hidden."""
-        calls, gone = player.calls, Label()
+        calls, gone = executor.calls, Label()
         place = place_of(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
         if self.hide:
             mask(calls, place)
@@ -260,10 +260,10 @@ class MaskSockets(NamedTuple):
     def describe(self) -> str:
         return f"mask every socket and FIFO below {self.target}"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done: who made the sandbox looks for them, at what is shown in it."""
-        with _listed(player, self.target) as root:
-            _cover(player, ((place, True) for place in doors(root)))
+        with _listed(executor, self.target) as root:
+            _cover(executor, ((place, True) for place in doors(root)))
 
 
 class HideNames(NamedTuple):
@@ -275,34 +275,34 @@ class HideNames(NamedTuple):
     def describe(self) -> str:
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done, and directories that a pattern names above pinned: renamed, they would show it next time."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
-        with _listed(player, self.target) as root:
-            _cover(player, named(root, patterns))
+        with _listed(executor, self.target) as root:
+            _cover(executor, named(root, patterns))
 
 
 @contextlib.contextmanager
-def _listed(player: Executor, target: str) -> Iterator[int]:
+def _listed(executor: Executor, target: str) -> Iterator[int]:
     """Have a directory as it is shown."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     path = NEW + target
-    [root] = player.do(player.calls.get("openat", linux.AT_FDCWD, path, flags, says=f"open {path}"))
+    [root] = executor.do(executor.calls.get("openat", linux.AT_FDCWD, path, flags, says=f"open {path}"))
     try:
         yield root
     finally:
         os.close(root)
 
 
-def _cover(player: Executor, places: Iterable[tuple[int, bool]]) -> None:
+def _cover(executor: Executor, places: Iterable[tuple[int, bool]]) -> None:
     """Have a mask put over these, or have them pinned; they are closed."""
-    calls = player.calls
+    calls = executor.calls
     for place, masked in places:
         try:
             there = calls.take(place)
             (mask if masked else pin)(calls, there)
             calls.close(there)
-            player.do()  # what is looked for next is looked for in what this has mounted
+            executor.do()  # what is looked for next is looked for in what this has mounted
         finally:
             os.close(place)
 
@@ -315,9 +315,9 @@ class HideMounts(NamedTuple):
     def describe(self) -> str:
         return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
 
-    def take(self, player: Executor) -> None:
-        calls = player.calls
-        for point, kind in overlays.mounts_below(player, NEW + self.target):
+    def take(self, executor: Executor) -> None:
+        calls = executor.calls
+        for point, kind in overlays.mounts_below(executor, NEW + self.target):
             if kind not in _PLAIN:
                 place = place_of(calls, point)
                 mask(calls, place)
@@ -332,8 +332,8 @@ class ReadOnly(NamedTuple):
     def describe(self) -> str:
         return f"make {self.target} itself read-only"
 
-    def take(self, player: Executor) -> None:
-        change(player.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
+    def take(self, executor: Executor) -> None:
+        change(executor.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
 _ROOM = "/room"
@@ -348,9 +348,9 @@ class Room(NamedTuple):
     def describe(self) -> str:
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
-        calls = player.calls
+        calls = executor.calls
         calls.call("mkdirat", linux.AT_FDCWD, _ROOM, 0o700)
         options = f"mode=700,size={self.size},nr_inodes={files_in(self.size)}"
         mount(calls, "tmpfs", _ROOM, linux.MS_NOSUID | linux.MS_NODEV, options)
@@ -367,8 +367,8 @@ class Part(NamedTuple):
     def describe(self) -> str:
         return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
 
-    def take(self, player: Executor) -> None:
-        calls, own = player.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
+    def take(self, executor: Executor) -> None:
+        calls, own = executor.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
         calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
         calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)
         if self.owner:

@@ -63,24 +63,24 @@ def enter(steps: Iterable[Step]) -> None:
     os.chdir("/")
     before = os.stat("/")
     linux.pass_on_capability(linux.CAP_SYS_ADMIN)
-    pid, player = init.start()
+    pid, executor = init.start()
     try:
-        begin(player)
-        take(player, steps)
-        finish(player)
-        player.do()
+        begin(executor)
+        take(executor, steps)
+        finish(executor)
+        executor.do()
     except CallFailed as error:
         raise step_error(error) from error
     finally:
-        player.close()
+        executor.close()
         processes.end(pid)
     if os.path.samestat(os.stat("/"), before):
         raise HostError("the view of a worker was made, and its own root is still the host's")
 
 
-def begin(player: Executor) -> None:
+def begin(executor: Executor) -> None:
     """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
-    calls = player.calls
+    calls = executor.calls
     calls.step(_BEGINNING)
     calls.call("umask", 0o022)
     calls.call("mount", "none", "/", 0, linux.MS_REC | linux.MS_PRIVATE, says="mount none on /")
@@ -93,32 +93,32 @@ def begin(player: Executor) -> None:
     overlays.prepare(calls)
 
 
-def begin_with(player: Executor, steps: tuple[Step, ...]) -> None:
+def begin_with(executor: Executor, steps: tuple[Step, ...]) -> None:
     """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
 
     Not where one has to wait and see: something is mounted inside what it shows.
     """
     first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
 
-    def write(player: Executor) -> None:
-        begin(player)
-        take(player, steps[:first])
+    def write(executor: Executor) -> None:
+        begin(executor)
+        take(executor, steps[:first])
 
     if overlays.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
-        write(player)
+        write(executor)
     else:
-        init.play_shared(player, repr(steps[:first]), write)  # some of them can't be hashed
-    take(player, steps[first:])
-    player.begin()
+        init.play_shared(executor, repr(steps[:first]), write)  # some of them can't be hashed
+    take(executor, steps[first:])
+    executor.begin()
 
 
-def take(player: Executor, steps: Iterable[Step]) -> None:
+def take(executor: Executor, steps: Iterable[Step]) -> None:
     """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
     for some in pieces(steps):
         if isinstance(some[0], Mask):
-            init.play_shared(player, some, partial(_take, steps=some))
+            init.play_shared(executor, some, partial(_take, steps=some))
         else:
-            _take(player, some)
+            _take(executor, some)
 
 
 def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
@@ -130,20 +130,20 @@ def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
             yield from ((step,) for step in some)
 
 
-def _take(player: Executor, steps: Sequence[Step]) -> None:
+def _take(executor: Executor, steps: Sequence[Step]) -> None:
     for step in steps:
-        player.calls.step(step)
+        executor.calls.step(step)
         try:
-            step.take(player)
+            step.take(executor)
         except CallFailed:
             raise
         except OSError as error:
             raise StepFailedError(step, error) from error
 
 
-def finish(player: Executor) -> None:
+def finish(executor: Executor) -> None:
     """Have what was made made the root, and the host's tree let go of."""
-    calls = player.calls
+    calls = executor.calls
     calls.step(None)
     # pivot_root(2), "pivot_root(".", ".")": the new root is mounted on, then the whole old one below is let go.
     calls.call("chdir", NEW)
@@ -283,7 +283,7 @@ class SandboxNamespaces:
         return True
 
 
-def start_empty(identity: Identity, fence: ResourceLimits, steps: tuple[Step, ...] = ()) -> SandboxNamespaces:
+def start_empty(identity: Identity, resource_limits: ResourceLimits, steps: tuple[Step, ...] = ()) -> SandboxNamespaces:
     """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
 
     Raises HostError when not even the namespaces can be had.
@@ -295,35 +295,35 @@ def start_empty(identity: Identity, fence: ResourceLimits, steps: tuple[Step, ..
         for end in (control, its_control):
             end.close()
         raise HostError(f"{_COULD_NOT}: {error.strerror}") from error
-    hull = SandboxNamespaces(pid, outer, RemoteExecutor(control), steps)
+    sandbox = SandboxNamespaces(pid, outer, RemoteExecutor(control), steps)
     try:
         with its_control:
-            _enter_own(hull, identity)
+            _enter_own(sandbox, identity)
             _enter_others(outer, identity)
             # Takes the kernel a while; meanwhile the sandbox makes its namespaces. It forks nothing until this is done.
-            fence.admit(pid)
+            resource_limits.admit(pid)
             _begin_init(outer, its_control)
         with explained():
-            begin_with(hull.init, steps)
+            begin_with(sandbox.init, steps)
     except BaseException as error:
-        hull.end()
+        sandbox.end()
         if isinstance(error, OSError):
             raise HostError(f"{_COULD_NOT}: {error.strerror or error}") from error
         raise
-    return hull
+    return sandbox
 
 
-def _enter_own(hull: SandboxNamespaces, identity: Identity) -> None:
+def _enter_own(sandbox: SandboxNamespaces, identity: Identity) -> None:
     """Have the outermost process enter its user namespace, and map its ids. Raises HostError."""
-    hull.outer.calls.call("unshare", os.CLONE_NEWUSER)
+    sandbox.outer.calls.call("unshare", os.CLONE_NEWUSER)
     try:
-        hull.outer.do()
+        sandbox.outer.do()
     except GoneError as error:
         raise HostError("the sandbox's first process ended before it had a namespace") from error
     except OSError as error:
         why = f"no user namespace can be made here ({os.strerror(error.errno or errno.EPERM)})"
         raise HostError(why, namespace_remedy(error.errno)) from error
-    map_ids(hull.pid, identity)
+    map_ids(sandbox.pid, identity)
 
 
 def map_ids(pid: int, identity: Identity) -> None:

@@ -49,60 +49,60 @@ class OwnFiles(NamedTuple):
 
 
 def show(
-    player: Executor, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
+    executor: Executor, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
 ) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
 
     `mode` is that of the directory. `around`: file systems may be mounted inside of it; that is waited for.
     """
-    layer = _filled(player, top)
-    done = _overlay(player.calls, layer, source, target, mode, but=(errno.EINVAL,) if around else ())
+    layer = _filled(executor, top)
+    done = _overlay(executor.calls, layer, source, target, mode, but=(errno.EINVAL,) if around else ())
     if not around:
-        player.calls.let_go(done)
+        executor.calls.let_go(done)
         return
-    player.do()
+    executor.do()
     # EINVAL: has_locked_children() in the kernel's clone_private_mount().
-    if player.value(done) == -errno.EINVAL:
-        mounted = frozenset(point for point, _ in mounts_below(player, source))
+    if executor.value(done) == -errno.EINVAL:
+        mounted = frozenset(point for point, _ in mounts_below(executor, source))
         if not mounted:
             raise OSError(errno.EINVAL, f"mount overlay on {target}: {os.strerror(errno.EINVAL)}")
-        _compose(player, source, target, {**top.same, **top.own} if isinstance(top, OwnFiles) else top, mounted)
+        _compose(executor, source, target, {**top.same, **top.own} if isinstance(top, OwnFiles) else top, mounted)
 
 
-def overlay_of(player: Executor, source: str, target: str, seen: str) -> bool:
+def overlay_of(executor: Executor, source: str, target: str, seen: str) -> bool:
     """Mount `source` on the existing directory `target`, read-only, and whether a path in it can be opened there.
 
     Not where file systems are mounted inside of it and locked, where its file system can't be a layer, or where this
     process has no right to look into it.
     """
-    done = _overlay(player.calls, _filled(player, {}), source, target, 0o755, but=(errno.EINVAL,))
-    player.do()
-    if player.value(done) == -errno.EINVAL:
+    done = _overlay(executor.calls, _filled(executor, {}), source, target, 0o755, but=(errno.EINVAL,))
+    executor.do()
+    if executor.value(done) == -errno.EINVAL:
         return False
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    place = player.calls.get("openat", linux.AT_FDCWD, seen, flags, but=_CLOSED)
-    player.calls.call("close", place, but=(errno.EBADF,))
-    player.calls.let_go(place)
-    player.do()
-    return player.value(place) >= 0
+    place = executor.calls.get("openat", linux.AT_FDCWD, seen, flags, but=_CLOSED)
+    executor.calls.call("close", place, but=(errno.EBADF,))
+    executor.calls.let_go(place)
+    executor.do()
+    return executor.value(place) >= 0
 
 
-def _filled(player: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
+def _filled(executor: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
     """Have a layer with these files, and return where."""
     if not isinstance(top, OwnFiles):
         layer = f"{LAYERS}/{next(_number)}"
-        _fill(player, layer, top)
+        _fill(executor, layer, top)
         return layer
-    init.play_shared(player, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
+    init.play_shared(executor, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
     for name, content in top.own.items():
-        _parents(player.calls, f"{_TOP}/{name}", {_TOP})
-        _write(player.calls, f"{_TOP}/{name}", content)
+        _parents(executor.calls, f"{_TOP}/{name}", {_TOP})
+        _write(executor.calls, f"{_TOP}/{name}", content)
     return _TOP
 
 
-def _fill(player: Executor, layer: str, files: Mapping[str, bytes]) -> None:
-    player.calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
-    fill(player.calls, layer, files)
+def _fill(executor: Executor, layer: str, files: Mapping[str, bytes]) -> None:
+    executor.calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
+    fill(executor.calls, layer, files)
 
 
 def fill(calls: Calls, directory: str, files: Mapping[str, bytes]) -> None:
@@ -179,11 +179,11 @@ def _write(calls: Calls, path: str, content: bytes) -> None:
     calls.close(file)
 
 
-def mounts_below(player: Executor, source: str) -> list[tuple[str, str]]:
+def mounts_below(executor: Executor, source: str) -> list[tuple[str, str]]:
     """List every mount strictly below `source`, as (mount point, kind); proc_pid_mountinfo(5)."""
     path = f"{OLD}/proc/self/mountinfo"
-    mounts = player.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
-    with open(player.do(mounts)[0], "rb", buffering=0) as file:
+    mounts = executor.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
+    with open(executor.do(mounts)[0], "rb", buffering=0) as file:
         return list(_below(source, file.readall()))
 
 
@@ -218,16 +218,16 @@ def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
             yield point, os.fsdecode(after.split(b" ")[0])
 
 
-def _compose(player: Executor, source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
+def _compose(executor: Executor, source: str, target: str, top: Mapping[str, bytes], mounted: frozenset[str]) -> None:
     """Build `target` from the entries of `source`: overlays for directories, copies for files, nothing for the rest."""
-    calls = player.calls
+    calls = executor.calls
     calls.call("mount", "tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     made = {target}
     for name, content in top.items():
         _parents(calls, f"{target}/{name}", made)
         _write(calls, f"{target}/{name}", content)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    [directory] = player.do(calls.get("openat", linux.AT_FDCWD, source, flags, says=f"open {source}"))
+    [directory] = executor.do(calls.get("openat", linux.AT_FDCWD, source, flags, says=f"open {source}"))
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -242,7 +242,7 @@ def _compose(player: Executor, source: str, target: str, top: Mapping[str, bytes
                         continue  # another file system: not entered
                     calls.call("mkdirat", linux.AT_FDCWD, place, 0o755, but=(errno.EEXIST,), says=f"mkdir {place}")
                     inside = {k.partition("/")[2]: v for k, v in top.items() if k.startswith(entry.name + "/")}
-                    show(player, path, place, inside, entry.stat(follow_symlinks=False).st_mode, around=True)
+                    show(executor, path, place, inside, entry.stat(follow_symlinks=False).st_mode, around=True)
                 elif entry.is_file(follow_symlinks=False) and entry.name not in top:
                     _copy(calls, path, entry.stat(follow_symlinks=False), place)
     finally:
@@ -298,8 +298,8 @@ class Show(NamedTuple):
         own = f", with its own {names}" if names else ""
         return f"show {self.source} read-only through an overlay{own}"
 
-    def take(self, player: Executor) -> None:
-        calls, source = player.calls, OLD + self.source
+    def take(self, executor: Executor) -> None:
+        calls, source = executor.calls, OLD + self.source
         status = os.stat(self.source if self.staged is None else self.staged)
         tree = None if self.staged is None else calls.take(self.staged)
         if tree is None and self.guarded:
@@ -311,7 +311,7 @@ class Show(NamedTuple):
         if not self.guarded:
             calls.close(made(calls, target))
         files = OwnFiles(self.top, self.own) if self.top or self.own else self.top
-        show(player, source, target, files, status.st_mode, around=around)
+        show(executor, source, target, files, status.st_mode, around=around)
         if self.guarded:
             _put(calls, target, NEW + self.source)
 
@@ -329,15 +329,15 @@ class ShowFile(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} read-only through an overlay of its directory"
 
-    def take(self, player: Executor) -> None:
+    def take(self, executor: Executor) -> None:
         """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
         if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
-        calls, name = player.calls, os.path.basename(self.source)
+        calls, name = executor.calls, os.path.basename(self.source)
         above = cloned(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
         aside = _staged(calls, above)
         target = _aside(calls)
-        if overlay_of(player, aside, target, f"{target}/{name}"):
+        if overlay_of(executor, aside, target, f"{target}/{name}"):
             tree = cloned(calls, f"{target}/{name}")
         else:
             tree = cloned(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
@@ -362,8 +362,8 @@ class Review(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
 
-    def take(self, player: Executor) -> None:
-        calls = player.calls
+    def take(self, executor: Executor) -> None:
+        calls = executor.calls
         source, changes = (
             _staged(calls, cloned(calls, OLD + path) if tree is None else calls.take(tree))
             for path, tree in ((self.source, self.tree), (self.changes, self.staged))

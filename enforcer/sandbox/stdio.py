@@ -120,14 +120,14 @@ class Terminal:
                 time.sleep(_LOOK)
 
 
-def make_terminal(player: Executor, like: Likeness, owner: int) -> tuple[int, int]:
+def make_terminal(executor: Executor, like: Likeness, owner: int) -> tuple[int, int]:
     """Have one opened in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's.
 
     That one is `owner`'s, a kernel uid. Raises OSError.
     """
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    opened = player.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, says="open /dev/pts/ptmx")
-    [primary] = player.do(opened)
+    opened = executor.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, says="open /dev/pts/ptmx")
+    [primary] = executor.do(opened)
     secondary = -1
     try:
         fcntl.ioctl(primary, _TIOCSPTLCK, bytes(4))

@@ -39,10 +39,10 @@ SOCKET: Final = "watch"  # what the worker knows it by
 class SupervisorProcess:
     """Of one sandbox. Whatever goes wrong with it refuses what is asked: a listener that is closed answers nothing."""
 
-    def __init__(self, watching: Watching, made: "SandboxNamespaces", fence: "ResourceLimits") -> None:
+    def __init__(self, watching: Watching, made: "SandboxNamespaces", resource_limits: "ResourceLimits") -> None:
         self._watching = watching
-        self._hull = made
-        self._fence = fence
+        self._namespaces = made
+        self._resource_limits = resource_limits
         self._channel, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener = -1
         self._selector: selectors.BaseSelector | None = None
@@ -143,7 +143,7 @@ class SupervisorProcess:
 
     def _begin(self) -> None:
         """Fork the watcher. Raises OSError, HostError."""
-        outer, flags = self._hull.outer, os.O_RDONLY | os.O_CLOEXEC
+        outer, flags = self._namespaces.outer, os.O_RDONLY | os.O_CLOEXEC
         namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
         try:
             self._pid, self._over = processes.fork(lambda parent, over: self._be_watcher(parent, over, namespaces))
@@ -151,7 +151,7 @@ class SupervisorProcess:
             for namespace in namespaces:
                 os.close(namespace)
         try:
-            self._fence.admit_more(self._pid)
+            self._resource_limits.admit_more(self._pid)
         except BaseException:
             pid, self._pid = self._pid, 0
             processes.end(pid)  # what it costs would be nobody's
@@ -161,7 +161,7 @@ class SupervisorProcess:
     def _be_watcher(self, parent: int, over: socket.socket, namespaces: Sequence[int]) -> NoReturn:
         try:
             linux.call_yourself("exeat-watcher")
-            init = os.pidfd_open(self._hull.first)
+            init = os.pidfd_open(self._namespaces.first)
             linux.keep_only({self._listener, self._channel.fileno(), over.fileno(), init, *namespaces})
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             from enforcer.seccomp_supervisor.supervisor import SeccompSupervisor  # while it can be read
@@ -171,7 +171,7 @@ class SupervisorProcess:
             linux.die_with_parent(signal.SIGKILL, parent)
             machine = linux.platform_machine()
             watcher = SeccompSupervisor(
-                self._watching.filters, machine, self._listener, self._channel, proc, self._hull.first
+                self._watching.filters, machine, self._listener, self._channel, proc, self._namespaces.first
             )
             watcher.serve(init, lambda: _say(over))
             _say(over)

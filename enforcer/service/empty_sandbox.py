@@ -24,18 +24,18 @@ class EmptySandbox(NamedTuple):
 
     who: Identity
     limits: Limits
-    fence: ResourceLimits
-    hull: SandboxNamespaces
+    resource_limits: ResourceLimits
+    namespaces: SandboxNamespaces
 
     def descriptors(self) -> set[int]:
         """Return what has to stay open for it."""
-        locks = (group.lock for group in self.fence.groups)
-        return {self.who.slot, *self.hull.descriptors(), *identity.idmap_descriptors(), *locks}
+        locks = (group.lock for group in self.resource_limits.groups)
+        return {self.who.slot, *self.namespaces.descriptors(), *identity.idmap_descriptors(), *locks}
 
     def close(self) -> None:
         """Let nobody have it."""
-        self.hull.end()
-        self.fence.remove()
+        self.namespaces.end()
+        self.resource_limits.remove()
         if self.who.slot >= 0:
             os.close(self.who.slot)
 
@@ -68,10 +68,10 @@ def make(*, fenced: bool) -> EmptySandbox:
         who, limits = identity.choose(), limits_of(NO_BOX)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
-        fence = build(limits) if fenced else ResourceLimits(limits, (), (), {})
-        made.callback(fence.remove)
-        hull = sandbox_spec.empty(who, fence)
-        made.callback(hull.end)
-        hull.ready()
+        resource_limits = build(limits) if fenced else ResourceLimits(limits, (), (), {})
+        made.callback(resource_limits.remove)
+        namespaces = sandbox_spec.empty(who, resource_limits)
+        made.callback(namespaces.end)
+        namespaces.ready()
         made.pop_all()
-    return EmptySandbox(who, limits, fence, hull)
+    return EmptySandbox(who, limits, resource_limits, namespaces)

@@ -179,13 +179,13 @@ def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: 
         steps, program = sandbox_spec.compose(who, wanted, own, sandbox_spec.Shown(trees, guarded=guard.paths()))
     _tell(wanted)
     steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.ahead(who)))
-    paper = StepRecorder()
-    namespaces.begin_with(paper, first)
+    recorder = StepRecorder()
+    namespaces.begin_with(recorder, first)
     for some in namespaces.pieces(steps[len(first) :]):
         with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has
-            namespaces.take(paper, some)
-    task_start.give_up(paper, who, program, (0, 1, 2))
-    paper.begin()
+            namespaces.take(recorder, some)
+    task_start.give_up(recorder, who, program, (0, 1, 2))
+    recorder.begin()
 
 
 def _tell(wanted: Wanted) -> None:

@@ -48,7 +48,7 @@ _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
 
 
-def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: RunCommand) -> ForkServer:
+def zygote(sets: "RuleSets", worker_paths: worker.WorkerPaths, system: Path, command: RunCommand) -> ForkServer:
     """Return what the processes of runs are forked from.
 
     Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
@@ -56,15 +56,15 @@ def zygote(sets: "RuleSets", stations: worker.Stations, system: Path, command: R
     """
 
     def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
-        _be_run(service, channel, (sets, stations, system), command, ahead=ahead)
+        _be_run(service, channel, (sets, worker_paths, system), command, ahead=ahead)
 
-    return ForkServer(be, lambda: look_ahead(stations.journal), sets.generation)
+    return ForkServer(be, lambda: look_ahead(worker_paths.journal), sets.generation)
 
 
 def _be_run(
     parent: int,
     service: socket.socket,
-    known: "tuple[RuleSets, worker.Stations, Path]",
+    known: "tuple[RuleSets, worker.WorkerPaths, Path]",
     command: RunCommand,
     *,
     ahead: bool,
@@ -158,7 +158,7 @@ class ServiceHost(StandaloneHost):
         caller: Caller,
         service: socket.socket,
         sets: "RuleSets",
-        stations: worker.Stations,
+        worker_paths: worker.WorkerPaths,
         system: Path,
         spare: EmptySandbox | None,
     ) -> None:
@@ -166,7 +166,7 @@ class ServiceHost(StandaloneHost):
         self.system = system
         self._service = service
         self._sets = sets
-        self._stations = stations
+        self._worker_paths = worker_paths
         self._known = 0
         self._empty = spare
         self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
@@ -193,8 +193,8 @@ class ServiceHost(StandaloneHost):
             return super().choose_ids(limits, made, last)
         if spare.who.slot >= 0:
             made.callback(os.close, spare.who.slot)
-        last.callback(spare.fence.remove)
-        made.callback(spare.hull.end)
+        last.callback(spare.resource_limits.remove)
+        made.callback(spare.namespaces.end)
         return spare.who
 
     def make_sandbox(
@@ -203,7 +203,7 @@ class ServiceHost(StandaloneHost):
         """Return the one whose ids were chosen, or begin to make one."""
         if self._empty is None:
             return super().make_sandbox(wanted, who, made, last)
-        return self._empty.fence, self._empty.hull
+        return self._empty.resource_limits, self._empty.namespaces
 
     def arrange_stdio(self, owner: int) -> "stdio.Stdio":
         """Put pipes or a terminal in front of the caller's, which passes on what is typed."""
@@ -224,12 +224,12 @@ class ServiceHost(StandaloneHost):
         """Count them for the service's metrics."""
         return True
 
-    def leave(self, hull: "SandboxNamespaces") -> None:
+    def leave(self, namespaces: "SandboxNamespaces") -> None:
         """End it when the caller has its status."""
-        hull.end_later(self.left)
+        namespaces.end_later(self.left)
 
     def _keeps(self, journal: Path) -> bool:
-        return journal == self._stations.journal
+        return journal == self._worker_paths.journal
 
     def read_rules(self, files: "Sequence[Path]", system: Path) -> Seen:
         """Return the rules, without reading them where they are in force already. Raises as `rule_files.load`."""
@@ -239,9 +239,11 @@ class ServiceHost(StandaloneHost):
         self._known, seen = found
         return seen
 
-    def place(self, who: "Identity", tenant: "Tenant", stations: worker.Stations, wanted: "Wanted") -> worker.Worker:
+    def place(
+        self, who: "Identity", tenant: "Tenant", worker_paths: worker.WorkerPaths, wanted: "Wanted"
+    ) -> worker.Worker:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
-        if why := _why_alone(tenant.policy, stations, self._stations):
+        if why := _why_alone(tenant.policy, worker_paths, self._worker_paths):
             task = tenant.task
             described: dict[str, object] = {
                 "alone": why,
@@ -253,13 +255,13 @@ class ServiceHost(StandaloneHost):
                 "rules": list(wanted.asked)[:1],
             }
             say(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
-            gate = worker.start(who, tenant, stations, RegisteredWorker)
+            gate = worker.start(who, tenant, worker_paths, RegisteredWorker)
             gate.register(self._service, described)
             return gate
         return placement.place(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
 
 
-def _why_alone(policy: "Policy", wanted: worker.Stations, ours: worker.Stations) -> str:
+def _why_alone(policy: "Policy", wanted: worker.WorkerPaths, ours: worker.WorkerPaths) -> str:
     """Return why no worker of the service's may serve a task; empty: one may."""
     if policy.secrets:
         return "its rules have `secrets`"

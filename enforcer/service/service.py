@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from enforcer.service.control_server import Control, Notifier
     from enforcer.service.request import RunCommand
-    from enforcer.worker.worker import Stations
+    from enforcer.worker.worker import WorkerPaths
 
 _GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
 _KILLING: Final = 2.0  # seconds that a run has to tell of the end of a task that it is to kill
@@ -62,7 +62,7 @@ class Service:
     def __init__(
         self,
         control: "Control",
-        stations: "Stations",
+        worker_paths: "WorkerPaths",
         size: int,
         *,
         system: "Path",
@@ -72,7 +72,7 @@ class Service:
     ) -> None:
         """Start its workers. `metrics` is listening already. Raises HostError."""
         self._control = control
-        self._stations = stations
+        self._worker_paths = worker_paths
         self._system = system
         self._command = command
         self._notifier = notifier
@@ -84,7 +84,7 @@ class Service:
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  made below
         self.sandboxes = Sandboxes(self._sets)
-        self._attached = AttachedNamespaces(self._sets, self.sandboxes, self._selector, stations.journal)
+        self._attached = AttachedNamespaces(self._sets, self.sandboxes, self._selector, worker_paths.journal)
         self._wake, wake = os.pipe()
         for end in (self._wake, wake):
             os.set_blocking(end, False)
@@ -94,7 +94,7 @@ class Service:
         self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
         self._pool = self.sandboxes.pool = WorkerPool(
             size,
-            stations,
+            worker_paths,
             self._selector,
             heard=self.sandboxes.heard,
             replaced=self.sandboxes.replaced,
@@ -103,16 +103,16 @@ class Service:
             forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
         self._metrics_server = None if metrics is None else MetricsServer(metrics, self._selector)
-        self._journal_process = JournalProcess(stations.journal)
+        self._journal_process = JournalProcess(worker_paths.journal)
         self._cgroup_sweep = CgroupSweep()
-        self._fork_server = run_process.zygote(self._sets, stations, system, command)
+        self._fork_server = run_process.zygote(self._sets, worker_paths, system, command)
         self._warm_pool = WarmPool(self._selector, lambda: self._fork_server.fork(ahead=True), self._sets.generation)
         self._start_queue = StartQueue(self._run, most_at_once(), most_waiting())
         self._requests = ControlServer(control.socket, self._selector, self._start_queue.ask, self._answers)
 
     def run(self) -> None:
         """Serve until told to end."""
-        preload(state.cache_directory(), self._stations.certificate, self._system, self._command)
+        preload(state.cache_directory(), self._worker_paths.certificate, self._system, self._command)
         gc.collect()
         gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
         gc.enable()  # it goes on for months
@@ -374,7 +374,7 @@ class Service:
             "began": self._began,
             "uid": os.geteuid(),
             "control": str(self._control.path),
-            "journal": str(self._stations.journal),
+            "journal": str(self._worker_paths.journal),
             "sandboxes": len(self.sandboxes),
             "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
             "restarts": self._pool.restarts,

@@ -22,7 +22,7 @@ from enforcer.sandbox import identity, init
 from enforcer.service.channel import Channel, Overflowed
 from enforcer.service.helper_processes import fork_confined
 from enforcer.system.errors import HostError
-from enforcer.worker.signer import Keyholder
+from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
@@ -32,7 +32,7 @@ from proxy.telemetry.prometheus.totals import Reported
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
-    from enforcer.worker.worker import Stations
+    from enforcer.worker.worker import WorkerPaths
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
 
@@ -88,7 +88,7 @@ class WorkerPool:
     def __init__(
         self,
         size: int,
-        stations: "Stations",
+        worker_paths: "WorkerPaths",
         selector: selectors.BaseSelector,
         *,
         heard: Heard,
@@ -98,8 +98,8 @@ class WorkerPool:
         forbidden: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._said = said
-        self._stations = stations
-        self._unusual = Unusual(stations.journal)
+        self._worker_paths = worker_paths
+        self._unusual = Unusual(worker_paths.journal)
         self._selector = selector
         self._heard = heard
         self._replaced = replaced
@@ -113,8 +113,8 @@ class WorkerPool:
             resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
         ).most  # sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
-        self.keyholder = Keyholder(
-            stations.authority, stations.certificate, self.workers[0].who, fingerprint=stations.authority_is
+        self.keyholder = CertificateSigner(
+            worker_paths.authority, worker_paths.certificate, self.workers[0].who, fingerprint=worker_paths.authority_is
         )
         self.keyholder.said, self.keyholder.renew = said, self._renew
         self.keyholder.watch(selector)
@@ -276,7 +276,7 @@ class WorkerPool:
         """Fork a worker. Raises HostError when its journal can't be opened for it, or it isn't confined."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
         worker.roots, roots = bundles_now(), system_roots()  # it can't read them where it is confined
-        stations, journal = self._stations, open_journal(worker.who, self._stations.journal)
+        worker_paths, journal = self._worker_paths, open_journal(worker.who, self._worker_paths.journal)
         with self.keyholder.pair(worker.number) as pair:
 
             def serve(control: socket.socket) -> None:
@@ -285,7 +285,7 @@ class WorkerPool:
                 gc.freeze()
                 gc.enable()
                 own: frozenset[Address] = frozenset(OWN_ADDRESSES)
-                ends, forbidden = stations.authority_ends, self._forbidden
+                ends, forbidden = worker_paths.authority_ends, self._forbidden
                 server.serve(server.Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
 
             try:

@@ -33,7 +33,7 @@ _MOST_UNANSWERED: Final = 4  # times: one that hangs is as good as dead. No cloc
 type Renew = Callable[[int, socket.socket], None]
 
 
-class Keyholder:
+class CertificateSigner:
     """Sees to it that there is one, for workers that are known by numbers. For one thread, and only its own process."""
 
     def __init__(self, directory: Path, certificate: bytes, who: "Identity", *, fingerprint: object = None) -> None:

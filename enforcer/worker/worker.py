@@ -21,7 +21,7 @@ from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.processes import detach
 from enforcer.worker import confinement
-from enforcer.worker.signer import Keyholder
+from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import system_roots
 from proxy.sandbox.tenant import Tenant
 from proxy.wire import message
@@ -32,7 +32,7 @@ _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
 
 
-class Stations(NamedTuple):
+class WorkerPaths(NamedTuple):
     """Where the worker keeps and shows things."""
 
     authority: Path
@@ -138,7 +138,7 @@ class WorkerProcess(Worker):
     """A worker that this process has forked for one sandbox, with its signer."""
 
     def __init__(
-        self, pid: int, control: socket.socket, gate: socket.socket, keyholder: Keyholder | None = None
+        self, pid: int, control: socket.socket, gate: socket.socket, keyholder: CertificateSigner | None = None
     ) -> None:
         super().__init__(control, gate)
         self.pid = pid
@@ -189,20 +189,22 @@ class WorkerProcess(Worker):
             self.kill()
 
 
-def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, stations: Stations, kind: type[Kind]) -> Kind:
+def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths: WorkerPaths, kind: type[Kind]) -> Kind:
     """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it, or the CA isn't there."""
-    keyholder = Keyholder(stations.authority, stations.certificate, identity, fingerprint=stations.authority_is)
+    keyholder = CertificateSigner(
+        worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_is
+    )
     its_keyholder = keyholder.pair(_ONLY)
     keyholder.serves(_ONLY, 1)
     control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    journal = open_journal(identity, stations.journal)
+    journal = open_journal(identity, worker_paths.journal)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
             linux.leave_no_core()  # before there are secrets in it
-            detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, stations.metrics)
+            detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, worker_paths.metrics)
             roots, login, policy = system_roots(), None, tenant.policy
             if policy.secrets or policy.settings.upstream_auth is not None:
                 from enforcer.worker import credentials  # few rules have any
@@ -221,12 +223,12 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, stations: Sta
                 Setup(
                     tenant,
                     its_keyholder,
-                    stations.authority_ends,
+                    worker_paths.authority_ends,
                     roots,
                     journal,
                     its_control,
                     its_gate,
-                    stations.metrics,
+                    worker_paths.metrics,
                     login,
                 )
             )

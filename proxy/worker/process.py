@@ -16,7 +16,7 @@ from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Common, SandboxServer
 from rules.addresses import normal
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def _serve(setup: Setup, sockets: dict[str, socket.socket]) -> None:
 
 
 class _Worker:
-    """The one tenancy of a run without a service, and what the supervisor says to it."""
+    """The one sandbox_server of a run without a service, and what the supervisor says to it."""
 
     def __init__(self, setup: Setup, sockets: dict[str, socket.socket]) -> None:
         """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets."""
@@ -81,7 +81,7 @@ class _Worker:
             descriptors=DescriptorQuotas(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1),
             forbidden=_own_ports(setup.metrics),
         )
-        self.tenancy = Tenancy(setup.tenant, sockets, self._common, setup.login)
+        self.sandbox_server = SandboxServer(setup.tenant, sockets, self._common, setup.login)
         self._scraped = setup.metrics
         self._stopped = asyncio.Event()
         self._reports = False  # somebody wants to know what it has counted
@@ -93,18 +93,18 @@ class _Worker:
         loop.set_exception_handler(self._unexpected)
         self._control.setblocking(False)
         loop.add_reader(self._control, self._hear)
-        self.tenancy.start()
+        self.sandbox_server.start()
         if self._scraped is not None:
             from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
-            self._scrapes = ScrapeServer(self._scraped, self.tenancy.metrics)
+            self._scrapes = ScrapeServer(self._scraped, self.sandbox_server.metrics)
             await self._scrapes.start()
         await self._stopped.wait()
-        await self.tenancy.drain()
+        await self.sandbox_server.drain()
 
     async def close(self) -> None:
         """End everything that is open, tell its end, and say what was counted."""
-        summary = self.tenancy.close()
+        summary = self.sandbox_server.close()
         self._common.close()
         if self._scrapes is not None:
             await self._scrapes.close()
@@ -119,12 +119,12 @@ class _Worker:
         """Say what was counted. Raises OSError where the supervisor takes no more now: the next report has it, too."""
         from proxy.telemetry.prometheus.totals import pieces  # where there is a service
 
-        for piece in pieces(self.tenancy.metrics):
+        for piece in pieces(self.sandbox_server.metrics):
             message.send(self._control, piece)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: an exception in a callback or a task of the loop's."""
-        self.tenancy.recorder.error(Where.WORKER, what_was_unexpected(context))
+        self.sandbox_server.recorder.error(Where.WORKER, what_was_unexpected(context))
 
     def _hear(self) -> None:
         """Do what the supervisor says; without one, stop."""
@@ -135,12 +135,12 @@ class _Worker:
         except (OSError, ValueError):
             said, descriptors = {}, []
         if said.get("approvals") is True and descriptors:
-            self.tenancy.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
+            self.sandbox_server.renew_approvals(socket.socket(fileno=descriptors.pop(0)))
         if said.get("keyholder") is True and descriptors:
             self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
-            self.tenancy.reloading.arrived(descriptor)
-        self.tenancy.hear(said)
+            self.sandbox_server.reloading.arrived(descriptor)
+        self.sandbox_server.hear(said)
         if said.get("report") is True:
             self._reports = True
             with contextlib.suppress(OSError):

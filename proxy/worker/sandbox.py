@@ -89,7 +89,7 @@ class Common:
         self._keyholder.close()
 
 
-class Tenancy:
+class SandboxServer:
     """One sandbox's part of a worker. For one thread, within a running loop. It closes its sockets."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Tenancy:
             SupervisorChannel(watcher, self.recorder, self._poller, self._attribution) if watcher is not None else None
         )
         self._warming: asyncio.TimerHandle | None = None
-        self._counted: dict[str, int] = {}  # packets refused before this tenancy began
+        self._counted: dict[str, int] = {}  # packets refused before this sandbox_server began
 
     @cached_property
     def traffic(self) -> Traffic:

@@ -1,4 +1,4 @@
-"""A worker of the service: many sandboxes, each a tenancy of its own, in one unprivileged process.
+"""A worker of the service: many sandboxes, each a sandbox_server of its own, in one unprivileged process.
 
 What it serves comes from the service, over the one channel it has: sets of rules (a compiled policy each, shared by all
 who are under the same files), sandboxes with their sockets, what is to be told of them, and questions. It ends when the
@@ -28,7 +28,7 @@ from proxy.telemetry.prometheus.totals import add, pieces, total
 from proxy.wire import message
 from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Common, SandboxServer
 from rules.addresses import normal
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _MOST_DESCRIPTORS: Final = 16  # in one message
-_SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no tenancy
+_SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no sandbox_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class _Rules:
     newest: int = -1
     unread: str = ""  # why the last policy could not be read
     waiting: "list[_Admission]" = field(default_factory=list)
-    members: "dict[str, Tenancy]" = field(default_factory=dict)
+    members: "dict[str, SandboxServer]" = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -85,11 +85,11 @@ def serve(setup: Setup) -> None:
     """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
     loop = Loop(turn.Marker(setup.page))
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(Tenancies(setup).run())
+    loop.run_until_complete(SandboxServers(setup).run())
 
 
-class Tenancies:
-    """All tenancies of a worker. For one thread."""
+class SandboxServers:
+    """All sandboxes of a worker. For one thread."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -121,8 +121,8 @@ class Tenancies:
         self._control.setblocking(False)
         loop.add_reader(self._control, self._hear)
         await self._stopped.wait()
-        for tenancy in self._tenancies():
-            tenancy.close()
+        for sandbox_server in self._sandbox_servers():
+            sandbox_server.close()
         self._common.close()
         self._journal.close()
 
@@ -170,8 +170,8 @@ class Tenancies:
     def _take(self, number: int, said: Mapping[str, Any], descriptors: list[int]) -> None:
         rules = self._sets.setdefault(number, _Rules())
         if isinstance(problems := said.get("rejected"), list):
-            for tenancy in rules.members.values():
-                tenancy.reloading.rejected(list(map(str, problems)))
+            for sandbox_server in rules.members.values():
+                sandbox_server.reloading.rejected(list(map(str, problems)))
         if descriptors:
             if rules.newest >= 0:
                 os.close(rules.newest)
@@ -197,11 +197,11 @@ class Tenancies:
     async def _put_in_force(self, rules: _Rules, policy: "Policy", login: "Login | None") -> None:
         dropped = [] if rules.policy is None else [rules.policy]
         rules.policy, rules.login = policy, login
-        for tenancy in tuple(rules.members.values()):
+        for sandbox_server in tuple(rules.members.values()):
             try:
-                self._in_turn(tenancy.context, tenancy.reloading.swap, policy, login)
+                self._in_turn(sandbox_server.context, sandbox_server.reloading.swap, policy, login)
             except Exception as error:  # noqa: BLE001 - the others are to get theirs
-                tenancy.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
+                sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
             await asyncio.sleep(0)
         while rules.waiting:
             self._begin(rules, rules.waiting[0])
@@ -215,9 +215,9 @@ class Tenancies:
         if rules.newest < 0:
             rules.unread = why
         problem = f"new rules could not be taken over: {why}"
-        for tenancy in rules.members.values():
-            tenancy.recorder.error(Where.WORKER, problem)
-            tenancy.reloading.rejected([problem])
+        for sandbox_server in rules.members.values():
+            sandbox_server.recorder.error(Where.WORKER, problem)
+            sandbox_server.reloading.rejected([problem])
         waiting, rules.waiting = rules.waiting, []
         for admission in waiting:
             self._fail(admission, why, "unread")
@@ -263,11 +263,11 @@ class Tenancies:
         tenant.foreign = admission.foreign
 
         def begin() -> None:
-            tenancy = Tenancy(
+            sandbox_server = SandboxServer(
                 tenant, admission.sockets, self._common, rules.login, before=admission.before, wait=admission.wait
             )
-            rules.members[admission.sandbox] = tenancy
-            tenancy.start()
+            rules.members[admission.sandbox] = sandbox_server
+            sandbox_server.start()
 
         try:
             self._in_turn(admission.context, begin)
@@ -281,10 +281,10 @@ class Tenancies:
     def _fail(self, admission: _Admission, why: str, word: str = "failed") -> None:
         """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise."""
         rules = self._sets[self._under.pop(admission.sandbox)]
-        tenancy = rules.members.pop(admission.sandbox, None)
-        if tenancy is not None:
-            tenancy.close()
-            tenancy.let_go()
+        sandbox_server = rules.members.pop(admission.sandbox, None)
+        if sandbox_server is not None:
+            sandbox_server.close()
+            sandbox_server.let_go()
         for sock in admission.sockets.values():
             sock.close()
         self._say({"of": admission.sandbox, word: why})
@@ -294,26 +294,26 @@ class Tenancies:
         if number is None:
             return
         rules = self._sets[number]
-        tenancy = rules.members.get(sandbox)
-        if tenancy is None:
+        sandbox_server = rules.members.get(sandbox)
+        if sandbox_server is None:
             for admission in rules.waiting:
                 if admission.sandbox == sandbox:
                     admission.said.append(said)
             return
-        self._in_turn(tenancy.context, tenancy.hear, said)
+        self._in_turn(sandbox_server.context, sandbox_server.hear, said)
         if "lost" in said:
-            tenancy.recorder.error(Where.WORKER, str(said["lost"]))
+            sandbox_server.recorder.error(Where.WORKER, str(said["lost"]))
         if "stop" in said:
-            ending = self._end(sandbox, rules, tenancy, drain="lost" not in said)
-            task = asyncio.get_running_loop().create_task(ending, context=tenancy.context.copy())
+            ending = self._end(sandbox, rules, sandbox_server, drain="lost" not in said)
+            task = asyncio.get_running_loop().create_task(ending, context=sandbox_server.context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def _renew(self, sandbox: str, channel: socket.socket) -> None:
         """Have a sandbox ask people over another channel."""
         rules = self._sets.get(self._under.get(sandbox, -1), _Rules())
-        if (tenancy := rules.members.get(sandbox)) is not None:
-            tenancy.renew_approvals(channel)
+        if (sandbox_server := rules.members.get(sandbox)) is not None:
+            sandbox_server.renew_approvals(channel)
             return
         admission = next((one for one in rules.waiting if one.sandbox == sandbox), None)
         before = channel if admission is None else admission.sockets.get("approvals")
@@ -322,16 +322,16 @@ class Tenancies:
         if admission is not None:
             admission.sockets["approvals"] = channel
 
-    async def _end(self, sandbox: str, rules: _Rules, tenancy: Tenancy, *, drain: bool) -> None:
+    async def _end(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer, *, drain: bool) -> None:
         """See a sandbox out: its task is over."""
         if drain:
-            await tenancy.drain()
+            await sandbox_server.drain()
         if rules.members.pop(sandbox, None) is None:
             return
         del self._under[sandbox]
-        summary = tenancy.close()
-        tenancy.let_go()
-        add(self._ended, tenancy.metrics, ended=True)
+        summary = sandbox_server.close()
+        sandbox_server.let_go()
+        add(self._ended, sandbox_server.metrics, ended=True)
         self._say({"of": sandbox, "summary": summary.encode().decode()})
 
     def _in_turn(self, context: Context, work: Callable[..., object], *arguments: object) -> None:
@@ -349,8 +349,8 @@ class Tenancies:
             return
         counted = total()
         add(counted, self._ended)
-        for tenancy in self._tenancies():
-            add(counted, tenancy.metrics)
+        for sandbox_server in self._sandbox_servers():
+            add(counted, sandbox_server.metrics)
         counted.processes = {}
         if (use := read_process(os.getpid())) is not None:
             counted.processes["worker"] = use
@@ -377,13 +377,13 @@ class Tenancies:
         self._unsent.clear()
         loop.remove_writer(self._control)
 
-    def _tenancies(self) -> list[Tenancy]:
-        return [tenancy for rules in self._sets.values() for tenancy in rules.members.values()]
+    def _sandbox_servers(self) -> list[SandboxServer]:
+        return [sandbox_server for rules in self._sets.values() for sandbox_server in rules.members.values()]
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""
-        for tenancy in self._tenancies()[:1]:
-            tenancy.recorder.error(Where.WORKER, what_was_unexpected(context))
+        for sandbox_server in self._sandbox_servers()[:1]:
+            sandbox_server.recorder.error(Where.WORKER, what_was_unexpected(context))
 
 
 def _endpoints(places: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":

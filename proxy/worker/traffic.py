@@ -52,7 +52,7 @@ class Traffic:
         before: int | None,
         wait: float,
     ) -> None:
-        """Put it together; the arguments are `Tenancy`'s."""
+        """Put it together; the arguments are `SandboxServer`'s."""
         tenant = recorder.tenant
         self._recorder = recorder
         self._poller = poller

@@ -76,7 +76,7 @@ def test_a_hidden_name_behind_a_directory_that_nobody_can_list(someone):
 
 
 @contextlib.contextmanager
-def player():
+def executor():
     pid, process = init.start()
     with contextlib.closing(process):
         yield process
@@ -89,12 +89,12 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
     (tmp_path / "link").symlink_to(outside)
     for attempt, path in ((made, "link/new"), (made, "link"), (made_file, "link/new"), (made_file, "link")):
         with (
-            player() as one,
+            executor() as one,
             pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"),
         ):
             one.do(attempt(one.calls, str(tmp_path / path)))
     assert list(outside.iterdir()) == []
-    with player() as one:
+    with executor() as one:
         for descriptor in one.do(made(one.calls, f"{tmp_path}/a/b"), made_file(one.calls, f"{tmp_path}/a/c")):
             os.close(descriptor)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)

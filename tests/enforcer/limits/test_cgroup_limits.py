@@ -1,4 +1,4 @@
-"""What a fence writes into the groups of version 2, on a tree of plain files: few machines have both versions."""
+"""What limits write into the groups of version 2, on a tree of plain files: few machines have both versions."""
 
 import os
 from pathlib import Path

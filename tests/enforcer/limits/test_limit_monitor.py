@@ -123,7 +123,7 @@ def test_what_is_told_of_what_was_found_in_its_sandbox(limit, found, reason, sai
 
 
 def warded(monkeypatch, layer=None, timeout=None):
-    """A ward without any count of the kernel's, what it told, and a clock that stands still."""
+    """A limit monitor without any count of the kernel's, what it told, and a clock that stands still."""
     monkeypatch.setattr(ResourceLimits, "counts", lambda _: NOTHING)
     now, heard = [1000.0], []
     monkeypatch.setattr(limit_monitor, "time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -24,9 +24,9 @@ def outermost():
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
-    hull = SandboxNamespaces(pid, outer, RemoteExecutor(ours), ())
-    hull.first = outer.value(FIRST)
-    yield hull
+    sandbox = SandboxNamespaces(pid, outer, RemoteExecutor(ours), ())
+    sandbox.first = outer.value(FIRST)
+    yield sandbox
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -88,11 +88,11 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
     large = b"x" * 5000
     given = []
     for number in range(2):
-        paper = init.StepRecorder()
+        recorder = init.StepRecorder()
         top = overlays.OwnFiles({"all": b"small", "all/large": large}, {"own": b"%d" % number})
-        overlays.show(paper, "/old/shown", "/new/shown", top, 0o755, around=False)
-        paper.begin()
-        given.append(paper.given)
+        overlays.show(recorder, "/old/shown", "/new/shown", top, 0o755, around=False)
+        recorder.begin()
+        given.append(recorder.given)
     (first, *rest), (second, *others) = given
     assert first is second
     assert [packet.data for packet in rest] != [packet.data for packet in others]
@@ -106,7 +106,7 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
 
 def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
     with pytest.raises(ValueError, match="nothing that is kept"):
-        init.play_shared(init.StepRecorder(), "with one", lambda player: player.calls.take(0))
+        init.play_shared(init.StepRecorder(), "with one", lambda executor: executor.calls.take(0))
 
 
 def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):

@@ -41,11 +41,11 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
 
 
 def test_every_step_that_can_fail_does():
-    paper, case = StepRecorder(), hindered.Case((), None, terminal=True)
+    recorder, case = StepRecorder(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
-    task_start.give_up(paper, hindered._identity(), program, (0, 0, 0))
-    paper.begin()
-    named = {name for packet in paper.given for name in packet.named}
+    task_start.give_up(recorder, hindered._identity(), program, (0, 0, 0))
+    recorder.begin()
+    named = {name for packet in recorder.given for name in packet.named}
     os.close(program.terminal)
     assert len(named) > 20
     assert named - {"", "close", "dup", "seccomp"} <= {each.says for each in hindered.CASES.values()}

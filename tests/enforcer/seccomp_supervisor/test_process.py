@@ -83,7 +83,7 @@ def test_who_can_t_be_kept_to_the_task_s_limits_watches_nothing(seat, worker, li
         seat.hear()
     assert messages.unpack(worker.recv(messages.LONGEST)) == messages.Broken(b"HostError: no room")
     with pytest.raises(ChildProcessError):
-        os.waitpid(seat._fence.pid, 0)
+        os.waitpid(seat._resource_limits.pid, 0)
 
 
 class Outer:

@@ -125,7 +125,9 @@ def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
     assert preload.warm(way.system, COMMAND)
     assert len(made) == len(ended) > 1
     assert set(left.children(os.getpid())) == before
-    assert [each.fence.groups for each in made] == [()] * len(made)  # a service stays in the cgroup that it is in
+    assert [each.resource_limits.groups for each in made] == [()] * len(
+        made
+    )  # a service stays in the cgroup that it is in
 
 
 def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):

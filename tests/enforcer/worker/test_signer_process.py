@@ -17,7 +17,7 @@ from enforcer.sandbox import identity, seccomp
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement, trust
-from enforcer.worker.signer import Keyholder
+from enforcer.worker.signer import CertificateSigner
 from proxy.certificates import authority
 from proxy.certificates.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
 from proxy.wire import message
@@ -40,7 +40,7 @@ class World:
         self.keyholder = self.made(**more)
 
     def made(self, **more):
-        made = Keyholder(self.directory, self.public.certificate.encode(), self.who, **more)
+        made = CertificateSigner(self.directory, self.public.certificate.encode(), self.who, **more)
         made.said = self.said.append
         made.renew = lambda number, pair: self.pairs.update({number: pair.dup()})
         made.watch(self.selector)

@@ -184,9 +184,9 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
     known = trust.public_authority(tmp_path / "ca", tmp_path / "cache")
     authority.rotate(tmp_path / "ca")
     at = tmp_path / "ca"
-    stations = worker.Stations(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
+    worker_paths = worker.WorkerPaths(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
     with pytest.raises(HostError, match="the CA was replaced in this very moment"):
-        worker.start(None, None, stations, worker.WorkerProcess)
+        worker.start(None, None, worker_paths, worker.WorkerProcess)
 
 
 @harness.in_the_lab_as_a_user

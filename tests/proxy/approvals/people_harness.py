@@ -112,7 +112,7 @@ class People:
         return [event["kind"] for event in self.journal.events]
 
     def behind(self, recorder, poller, channel, *, review=lambda: None, unsure=False):
-        """Have a tenant ask over `channel`, as its tenancy does."""
+        """Have a tenant ask over `channel`, as its sandbox_server does."""
         tenant = recorder.tenant
         tenant.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
         tenant.taint = Taint(recorder, unsure=unsure)

@@ -12,7 +12,7 @@ from proxy.event_loop.poller import Loop
 from proxy.sandbox.quotas import LEAST, OWN, RESERVED, DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Common, SandboxServer
 from rules.loading.load import load
 
 
@@ -80,7 +80,7 @@ def traffic(tmp_path):
         )
 
         async def made():
-            return Tenancy(tenant, sockets, common).traffic
+            return SandboxServer(tenant, sockets, common).traffic
 
         yield runner.run(made())
         for sock in sockets.values():

@@ -11,13 +11,13 @@ from proxy.sandbox.quotas import DescriptorQuotas
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker import sandbox
-from proxy.worker.sandbox import Common, Tenancy
+from proxy.worker.sandbox import Common, SandboxServer
 from rules.loading.load import load
 
 
 @pytest.fixture
 def world(tmp_path):
-    """A loop, a sandbox's sockets, and what makes its tenancy."""
+    """A loop, a sandbox's sockets, and what makes its sandbox_server."""
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
     tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     kinds = {
@@ -35,45 +35,45 @@ def world(tmp_path):
         Journal(tmp_path / "journal"), keyholder, b"", authority_ends=time.time(), descriptors=DescriptorQuotas(4096, 1)
     )
     with asyncio.Runner(loop_factory=Loop) as runner, theirs:
-        yield runner.run, lambda: Tenancy(tenant, sockets, common), sockets
+        yield runner.run, lambda: SandboxServer(tenant, sockets, common), sockets
         common.close()
         for sock in sockets.values():
             sock.close()
 
 
 def test_a_task_that_sends_nothing_has_nothing_made_for_its_traffic(world):
-    run, tenancy_of, _ = world
+    run, server_of, _ = world
 
     async def idle():
-        tenancy = tenancy_of()
-        tenancy.start()
-        await tenancy.drain()
-        tenancy.close()
-        return "traffic" in tenancy.__dict__
+        sandbox_server = server_of()
+        sandbox_server.start()
+        await sandbox_server.drain()
+        sandbox_server.close()
+        return "traffic" in sandbox_server.__dict__
 
     assert not run(idle())
 
 
 def test_a_connection_that_came_as_the_task_ended_is_decided(world):
-    run, tenancy_of, sockets = world
+    run, server_of, sockets = world
 
     async def last():
-        tenancy = tenancy_of()
-        tenancy.start()
+        sandbox_server = server_of()
+        sandbox_server.start()
         with socket.create_connection(sockets["tcp"].getsockname()):
-            await tenancy.drain()
-            counted = sum(tenancy.metrics.events.values())
-            tenancy.close()
+            await sandbox_server.drain()
+            counted = sum(sandbox_server.metrics.events.values())
+            sandbox_server.close()
             return counted
 
     assert run(last()) > 0
 
 
 def test_what_is_accepted_has_what_its_listener_was_prepared_with(world):
-    run, tenancy_of, sockets = world
+    run, server_of, sockets = world
 
     async def start():
-        tenancy_of().start()
+        server_of().start()
 
     run(start())
     with socket.create_connection(sockets["tcp"].getsockname()):
@@ -85,7 +85,7 @@ def test_what_is_accepted_has_what_its_listener_was_prepared_with(world):
 
 
 def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypatch):
-    run, tenancy_of, sockets = world
+    run, server_of, sockets = world
 
     def broken(*_, **__):
         raise ValueError("nothing can be made")
@@ -94,12 +94,12 @@ def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypa
     place = sockets["tcp"].getsockname()
 
     async def begin():
-        tenancy = tenancy_of()
-        tenancy.start()
+        sandbox_server = server_of()
+        sandbox_server.start()
         with socket.create_connection(place):
             await asyncio.sleep(0.05)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(place)
-        return tenancy.metrics.gate_errors
+        return sandbox_server.metrics.gate_errors
 
     assert sum(run(begin()).values()) == 1
