@@ -29,7 +29,7 @@ from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.writer import Journal
 
 if TYPE_CHECKING:
-    from proxy.approvals.approval_request import Question
+    from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.model import Approval, Task
     from proxy.approvals.people import Reviewer, StorePlace
     from proxy.approvals.protocol import Reply
@@ -269,7 +269,7 @@ class Journals:
             journal = self._open[where] = Journal(where)
         return ApprovalRecorder(Origin(host=os.uname().nodename) if task is None else origin(task), journal)
 
-    def before(self, task: "Task", question: "Question") -> "Before | None":
+    def before(self, task: "Task", question: "ApprovalRequest") -> "Before | None":
         """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
         from proxy.telemetry.baseline.anomalies import before
 

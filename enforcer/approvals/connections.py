@@ -33,14 +33,14 @@ _LARGEST: Final = 1 << 17  # bytes
 type Said = dict[str, object]
 
 
-class Line:
+class PacketConnection:
     """One end of a SOCK_SEQPACKET socket, taken over. `heard` gets each packet, `ended` is called once, at its end."""
 
     def __init__(
         self,
         sock: socket.socket,
-        heard: Callable[["Line", Said, list[int]], None],
-        ended: Callable[["Line"], None],
+        heard: Callable[["PacketConnection", Said, list[int]], None],
+        ended: Callable[["PacketConnection"], None],
         receive: "Callable[[socket.socket], Packet] | None" = None,
         *,
         pieces: bool = False,
@@ -234,7 +234,7 @@ def receive(connection: socket.socket, peer: Peer) -> Packet:
 _MOST_WAITING: Final = 256  # words
 
 
-class Gate:
+class GateConnection:
     """One gate's pair; its words are taken in order, one after the other, and while too many wait no more are read.
 
     What doesn't read as a word ends it: it was taken over. `hear` gets its words, and None at its end; `say` is told
@@ -249,7 +249,7 @@ class Gate:
         self._words: deque[Word | None] = deque()
         self._paused = False
         self._task: asyncio.Task[None] | None = None
-        self._line = Line(end, self._heard, lambda _line: self._put(None))
+        self._line = PacketConnection(end, self._heard, lambda _line: self._put(None))
 
     def reply(self, reply: "Reply") -> None:
         """Tell its worker something."""
@@ -264,7 +264,7 @@ class Gate:
         if self._task is not None:
             await self._task
 
-    def _heard(self, _line: Line, said: dict[str, object], _descriptors: list[int]) -> None:
+    def _heard(self, _line: PacketConnection, said: dict[str, object], _descriptors: list[int]) -> None:
         try:
             word = read_word(said)
         except Malformed as error:

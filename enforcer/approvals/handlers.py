@@ -14,7 +14,7 @@ from proxy.telemetry.views.causality import instant_of
 
 if TYPE_CHECKING:
     from enforcer.approvals.app import App
-    from enforcer.approvals.connections import Line, Peer
+    from enforcer.approvals.connections import PacketConnection, Peer
     from enforcer.approvals.server import Server
     from proxy.approvals.model import Approval
     from proxy.approvals.people import Actor
@@ -44,11 +44,13 @@ class Request(NamedTuple):
     server: "Server"
     who: "Actor"
     said: Mapping[str, object]
-    line: "Line"
+    line: "PacketConnection"
     ours: bool = True  # asked by the user whose registry this is
 
     @classmethod
-    def by(cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "Line") -> "Request":
+    def by(
+        cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "PacketConnection"
+    ) -> "Request":
         """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
         ours = peer.uid == os.geteuid()
         people, token = app.registry.people, said.pop("token", None)

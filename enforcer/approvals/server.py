@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.approvals import client, connections
 from enforcer.approvals.client import VERSION
-from enforcer.approvals.connections import Gate, Line
+from enforcer.approvals.connections import GateConnection, PacketConnection
 from enforcer.approvals.handlers import REQUESTS, Cannot, Request
 from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import Malformed
@@ -42,8 +42,8 @@ _MISUSE: Final = 2
 class _Introduced(NamedTuple):
     """A sandbox: the line that it was introduced over, and its gate."""
 
-    line: Line
-    gate: Gate
+    line: PacketConnection
+    gate: GateConnection
     task: str
 
 
@@ -56,7 +56,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._listeners: list[socket.socket] = []
         self._host: Path | None = None
-        self._lines: dict[Line, int] = {}  # all that are open, and whose: uids
+        self._lines: dict[PacketConnection, int] = {}  # all that are open, and whose: uids
         self._asking = 0
         self._closing = False
         self._gates: dict[Hashable, _Introduced] = {}
@@ -167,7 +167,7 @@ class Server:
         heard: list[bool] = []
         timer: asyncio.TimerHandle
 
-        def hear(line: Line, said: dict[str, object], descriptors: list[int]) -> None:
+        def hear(line: PacketConnection, said: dict[str, object], descriptors: list[int]) -> None:
             if heard:
                 line.close()  # there is one request a connection
                 return
@@ -176,7 +176,7 @@ class Server:
             timer.cancel()
             self._take(line, peer, said, descriptors)
 
-        def ended(line: Line) -> None:
+        def ended(line: PacketConnection) -> None:
             timer.cancel()
             self._asking -= not heard
             heard.append(True)
@@ -184,11 +184,13 @@ class Server:
             self._left(line)
 
         self._asking += 1
-        line = Line(connection, hear, ended, partial(_received, peer=peer), pieces=True)
+        line = PacketConnection(connection, hear, ended, partial(_received, peer=peer), pieces=True)
         timer = self._loop.call_later(_PATIENCE, line.close)
         self._lines[line] = peer.uid
 
-    def _take(self, line: Line, peer: connections.Peer, said: dict[str, object], descriptors: list[int]) -> None:
+    def _take(
+        self, line: PacketConnection, peer: connections.Peer, said: dict[str, object], descriptors: list[int]
+    ) -> None:
         if said.pop("exeat", None) != VERSION:
             self._fail(line, f"this registry speaks version {VERSION}; `exeat --version` says which you have", _MISUSE)
         elif said.get("what") == "introduce":
@@ -197,11 +199,11 @@ class Server:
         else:
             self._begin(self._answer(line, peer, said))
 
-    def _fail(self, line: Line, why: str, status: int = _REFUSED) -> None:
+    def _fail(self, line: PacketConnection, why: str, status: int = _REFUSED) -> None:
         line.say({"failed": why, "status": status})
         line.finish()
 
-    async def _answer(self, line: Line, peer: connections.Peer, said: dict[str, object]) -> None:
+    async def _answer(self, line: PacketConnection, peer: connections.Peer, said: dict[str, object]) -> None:
         """Do what is asked, and answer."""
         try:
             request = Request.by(self._app, self, peer, said, line)
@@ -217,7 +219,7 @@ class Server:
 
     # --- sandboxes ---
 
-    async def _introduce(self, line: Line, said: dict[str, object], end: int) -> None:
+    async def _introduce(self, line: PacketConnection, said: dict[str, object], end: int) -> None:
         """Take a sandbox, whose gate has the other end of `end`; less than 0: nobody may."""
         self._numbers += 1
         number = self._numbers
@@ -236,7 +238,7 @@ class Server:
             sock.close()
             self._fail(line, str(error), HostError.status if isinstance(error, StoreError) else _REFUSED)
             return
-        gate = Gate(sock, partial(self._hear, number), partial(self._broken, line))
+        gate = GateConnection(sock, partial(self._hear, number), partial(self._broken, line))
         self._app.replies[number] = gate.reply
         if said.get("hears") is True:
             self._app.makers[introduction.task] = line.say
@@ -248,12 +250,12 @@ class Server:
         """Do what a gate says; at its end what it waited for is nobody's, and its task may have another."""
         await self._app.registry.received(number, Hello() if word is None else word)
 
-    def _broken(self, line: Line, why: str) -> None:
+    def _broken(self, line: PacketConnection, why: str) -> None:
         """Give a gate up that something went wrong with: whoever introduced it does so again."""
         self._told.append(why)
         line.close()
 
-    def _left(self, line: Line) -> None:
+    def _left(self, line: PacketConnection) -> None:
         """Take note that a connection is over: with it the sandbox that was introduced over it, unless we end."""
         if self._closing:
             return
@@ -265,7 +267,7 @@ class Server:
                 introduced.gate.close()
                 self._begin(self._leave(number, introduced.gate))
 
-    async def _leave(self, number: Hashable, gate: Gate) -> None:
+    async def _leave(self, number: Hashable, gate: GateConnection) -> None:
         await gate.ended()
         self._app.replies.pop(number, None)
         await self._app.registry.leave(number)

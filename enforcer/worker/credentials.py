@@ -16,7 +16,7 @@ from rules.secrets import SourceKind
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from proxy.secrets import Broker, Keys
+    from proxy.secrets import AwsKeys, SecretInjector
     from rules.matching.policy import Policy
     from rules.secrets import Secret
 
@@ -29,13 +29,13 @@ _OTHERS: Final = 0o077
 _STRANGERS: Final = 0o027  # systemd lets a service's user read by an ACL, which shows as the group's (systemd.exec(5))
 
 
-def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None":
+def broker(policy: "Policy", environment: "Mapping[str, str]") -> "SecretInjector | None":
     """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
     if not policy.secrets:
         return None
-    from proxy.secrets import Broker, Held, Identity, keys, split
+    from proxy.secrets import Identity, SecretInjector, SecretValue, keys, split
 
-    held: list[Held | Keys | Identity] = []
+    held: list[SecretValue | AwsKeys | Identity] = []
     for secret in policy.secrets:
         values = _values(secret, environment)
         try:
@@ -44,10 +44,10 @@ def broker(policy: "Policy", environment: "Mapping[str, str]") -> "Broker | None
             elif secret.signs:
                 held.append(keys(secret, values if len(values) > 1 else split(values[0])))
             else:
-                held.append(Held(secret, values[0].removesuffix(b"\n").removesuffix(b"\r")))
+                held.append(SecretValue(secret, values[0].removesuffix(b"\n").removesuffix(b"\r")))
         except ValueError as error:
             raise HostError(f"the value of the secret `{secret.id}` can't be used: {error}") from None
-    return Broker(held)
+    return SecretInjector(held)
 
 
 def login(policy: "Policy") -> "proxy_auth.Login | None":

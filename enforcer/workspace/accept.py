@@ -28,7 +28,7 @@ from proxy.telemetry.visible import visible
 if TYPE_CHECKING:
     from enforcer.workspace.merge_approval import Ask
     from enforcer.workspace.merge_decision import Print
-    from proxy.approvals.approval_request import Question
+    from proxy.approvals.approval_request import ApprovalRequest
 
 
 _MOST_SAID: Final = 5  # paths of one change
@@ -160,7 +160,7 @@ def _unsaid(change: Change, protection: Protection) -> str:
 def _told(teller: Teller, ask: "Ask | None") -> "Ask":
     """Ask so that the journal has it too where there was nobody to ask."""
 
-    def asked(question: "Question") -> Answer:
+    def asked(question: "ApprovalRequest") -> Answer:
         answer = Answer(0, Result.UNAVAILABLE, why="nobody is there to be asked") if ask is None else ask(question)
         if answer.result is Result.UNAVAILABLE:
             teller.unasked(question, answer.why)

@@ -15,7 +15,7 @@ from proxy.telemetry.journal.writer import Journal, JournalFailed
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from proxy.approvals.approval_request import Question
+    from proxy.approvals.approval_request import ApprovalRequest
 
 
 class Teller:
@@ -60,7 +60,7 @@ class Teller:
         self._write(event)
         return event.id
 
-    def unasked(self, question: "Question", why: str) -> None:
+    def unasked(self, question: "ApprovalRequest", why: str) -> None:
         """Tell that nobody could be asked for an approval. Raises HostError."""
         now = time.time_ns()
         event = Event(

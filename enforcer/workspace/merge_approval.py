@@ -22,7 +22,7 @@ from enforcer.workspace.merge_decision import Print
 from enforcer.workspace.merge_inputs import Sides
 from enforcer.workspace.safe_path import What
 from proxy.approvals import protocol
-from proxy.approvals.approval_request import File, Kind, Question
+from proxy.approvals.approval_request import ApprovalRequest, File, Kind
 from proxy.approvals.model import MERGING
 from proxy.approvals.protocol import Answer, Hello, Introduction, Pending, Result, read_reply
 from proxy.telemetry.events import Approval
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from enforcer.workspace.change_store import Meta
     from enforcer.workspace.git_objects import Difference
 
-type Ask = Callable[[Question], Answer]
+type Ask = Callable[[ApprovalRequest], Answer]
 
 _MOST_SHOWN: Final = 200  # paths
 _MOST_BROUGHT, _LONGEST = 20, 400  # files in commits, characters of a path
@@ -93,11 +93,11 @@ def sought(sides: Sides, changes: Iterable[Change], ask: Ask, brought: Iterable[
 
 def about(
     sides: Sides, changes: Mapping[str, Change], wanted: Sequence[Print], brought: Iterable["Difference"] = ()
-) -> Question:
+) -> ApprovalRequest:
     """Return what people are asked, without the rules that want it: bounded, and with the digest of all."""
     meta = sides.kept.meta
     inside = [*dict.fromkeys(brought)]
-    return Question(
+    return ApprovalRequest(
         Kind.MERGE,
         files=(*map(_brought, inside[:_MOST_BROUGHT]), *_shown(sides, changes, wanted)),
         total=len(wanted) + len(inside),
@@ -147,7 +147,7 @@ def _refusal(answer: Answer) -> str:
             return f"it needs an approval, and nobody could be asked: {answer.why or answer.result}"
 
 
-def ask(meta: "Meta", question: Question, say: Say) -> Answer:
+def ask(meta: "Meta", question: ApprovalRequest, say: Say) -> Answer:
     """Ask, wait for as long as the rules hold it, and return the answer: what goes wrong is one that grants nothing."""
     try:
         connection, end = registration.introduced(_who(meta), Path(meta.journal), client.PATIENCE)

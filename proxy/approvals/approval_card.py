@@ -31,7 +31,7 @@ from rules.limits import Covers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from proxy.approvals.approval_request import Question, Rule, Source
+    from proxy.approvals.approval_request import ApprovalRequest, Rule, Source
     from proxy.approvals.transaction import Transaction
     from proxy.telemetry.baseline.anomalies import Before
 
@@ -252,7 +252,7 @@ _UNANSWERED = {
 _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves it to people"}
 
 
-def _decoded(question: "Question") -> "Iterator[str]":
+def _decoded(question: "ApprovalRequest") -> "Iterator[str]":
     yield from _done(question)
     if question.secrets:
         yield from _field("secrets", f"{', '.join(question.secrets)}: the gate puts in what they are")
@@ -262,7 +262,7 @@ def _decoded(question: "Question") -> "Iterator[str]":
         yield from _field("cut", "it does more than is shown here")
 
 
-def _done(question: "Question") -> "Iterator[str]":
+def _done(question: "ApprovalRequest") -> "Iterator[str]":
     match question.kind:
         case Kind.REQUEST:
             yield from _field(
@@ -286,7 +286,7 @@ def _done(question: "Question") -> "Iterator[str]":
             yield from _field("connection", "whatever passes over it is not looked at")
 
 
-def _merged(question: "Question") -> "Iterator[str]":
+def _merged(question: "ApprovalRequest") -> "Iterator[str]":
     """Show what a merge changes, path by path; what there is no room for is counted, and only the digest has it."""
     more = max(question.total - len(question.files), 0)
     if question.digest:
@@ -301,7 +301,7 @@ def _merged(question: "Question") -> "Iterator[str]":
         yield from _field(file.change or "file", f"{shlex.quote(file.path)}: {was}{lines}{said}")
 
 
-def _body(question: "Question") -> str:
+def _body(question: "ApprovalRequest") -> str:
     if question.size == 0:
         return "no body"
     if question.beforehand:

@@ -171,7 +171,7 @@ def rules_of(asking: "Iterable[Asks]") -> tuple[Rule, ...]:
     return tuple(map(Rule.of, asking))
 
 
-class Question(Message, frozen=True):
+class ApprovalRequest(Message, frozen=True):
     """One attempt that is held. Texts are as the sandbox has them: escape them where they leave."""
 
     kind: Kind
@@ -279,7 +279,7 @@ class Question(Message, frozen=True):
                 return f"{self.protocol or 'connect'} {place}"
 
 
-def key(question: Question, covers: Covers) -> str:
+def key(question: ApprovalRequest, covers: Covers) -> str:
     """Return what an approval of so wide a cover is good for: attempts with one key are covered alike.
 
     Besides, it is good for one task and for the rules that it names alone.
@@ -293,7 +293,7 @@ def key(question: Question, covers: Covers) -> str:
             return _beforehand(question, body=question.size != 0) if question.beforehand else _attempt(question)
 
 
-def keys(question: Question) -> tuple[str, ...]:
+def keys(question: ApprovalRequest) -> tuple[str, ...]:
     """Return every key that covers an attempt: whichever a grant has, it serves."""
     found = [key(question, covers) for covers in _NARROWEST]
     if question.cut:
@@ -310,7 +310,7 @@ def narrower(one: Covers, other: Covers) -> bool:
     return _NARROWEST.index(one) < _NARROWEST.index(other)
 
 
-def _apart(question: Question) -> tuple[object, ...]:
+def _apart(question: ApprovalRequest) -> tuple[object, ...]:
     """Give what stands for a destination where there is none: a command's program, the files that are to change."""
     match question.kind:
         case Kind.COMMAND:
@@ -321,7 +321,7 @@ def _apart(question: Question) -> tuple[object, ...]:
             return ()
 
 
-def _attempt(question: Question) -> str:
+def _attempt(question: ApprovalRequest) -> str:
     return _hashed(
         [
             Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
@@ -333,7 +333,7 @@ def _attempt(question: Question) -> str:
     )  # fmt: skip
 
 
-def _beforehand(question: Question, *, body: bool) -> str:
+def _beforehand(question: ApprovalRequest, *, body: bool) -> str:
     """Hash what is asked for before it is tried (a wish) as far as that is known: a push without objects and request.
 
     `body`: a request may have one, of any size.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import Malformed
-from proxy.approvals.leases import Passes
+from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
 from proxy.sandbox.quotas import Bucket
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from proxy.approvals.approval_request import Message, Question, Source
+    from proxy.approvals.approval_request import ApprovalRequest, Message, Source
     from proxy.approvals.protocol import WishState
     from proxy.event_loop.poller import Poller
     from rules.decision import Decision
@@ -53,7 +53,7 @@ _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have
 class Ticket:
     """One request without an answer: who is told of it. `approval` is its id as soon as people are asked."""
 
-    asking: "Asking"
+    asking: "ApprovalsClient"
     number: int
     timer: asyncio.TimerHandle
     then: "Callable[[Answer], None] | None" = None
@@ -73,14 +73,14 @@ class Ticket:
             self.seen(state)
 
 
-class Asking:
+class ApprovalsClient:
     """What is asked for one sandbox. For one thread, within a running loop; the channel stays the caller's."""
 
     def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Where, str], None]") -> None:
         """`tell` takes what went wrong."""
         self.told: Callable[[protocol.Done], None] = lambda _: None  # takes what the registry says of the task
         self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
-        self.passes = Passes(self._use)
+        self.passes = Leases(self._use)
         self.waiting = Waiting()  # counts what is held, and what came of it
         self._channel = channel
         self._channel.setblocking(False)
@@ -132,7 +132,7 @@ class Asking:
         self._open.clear()
         self._unsent.clear()
 
-    def ask(self, question: "Question", then: "Callable[[Answer], None]") -> Ticket:
+    def ask(self, question: "ApprovalRequest", then: "Callable[[Answer], None]") -> Ticket:
         """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
         ticket = self._ticket(hold + SLACK, then=then)
@@ -151,7 +151,7 @@ class Asking:
         return ticket
 
     def wish(
-        self, question: "Question", decision: "Decision", why: str, seen: "Callable[[WishState | None], None]"
+        self, question: "ApprovalRequest", decision: "Decision", why: str, seen: "Callable[[WishState | None], None]"
     ) -> Ticket:
         """Pass on what the agent asks for by itself; `seen` is called with what became of it, None: nobody says."""
 

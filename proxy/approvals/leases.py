@@ -79,7 +79,7 @@ class Budget:
 class Lease:
     """One attempt that passes under grants: `end` says that it is over."""
 
-    passes: "Passes"
+    passes: "Leases"
     grants: "tuple[Grant, ...]"
     cut: "Callable[[Grant], None]"
 
@@ -88,7 +88,7 @@ class Lease:
         self.passes.ended(self)
 
 
-class Passes:
+class Leases:
     """All that passes under grants in one sandbox. For one thread."""
 
     def __init__(self, tell: "Callable[[str, int], bool]") -> None:

@@ -16,7 +16,7 @@ from proxy.approvals.transaction import USED
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from proxy.approvals.approval_request import Question, Rule
+    from proxy.approvals.approval_request import ApprovalRequest, Rule
     from proxy.approvals.model import Approval, Ballot, Extent, Offer, Task
     from proxy.approvals.transaction import Transaction
 
@@ -31,14 +31,14 @@ def new_id() -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 
 
-def same(rules: "Sequence[Rule]", question: "Question") -> str:
+def same(rules: "Sequence[Rule]", question: "ApprovalRequest") -> str:
     """Return what an approval request of a task has in common with those that it joins: its rules, and its reach."""
     named = sorted(f"{asks.rule} {asks.digest}" for asks in rules)
     text = "\0".join([*named, key(question, question._replace(rules=tuple(rules)).covers)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def serving(t: "Transaction", task: str, question: "Question") -> "tuple[list[Grant], list[Rule]]":
+async def serving(t: "Transaction", task: str, question: "ApprovalRequest") -> "tuple[list[Grant], list[Rule]]":
     """Return the grants that serve an attempt, one a rule, and the rules for which there is none."""
     good = keys(question)
     found: list[Grant] = []
@@ -81,7 +81,7 @@ def offers(ballots: "Sequence[Ballot]") -> "list[Offer]":
     return [ballot.offer for ballot in ballots if ballot.vote is Vote.APPROVE]
 
 
-def extents(question: "Question", given: "Sequence[Offer]", now: float) -> "list[tuple[Rule, Extent]]":
+def extents(question: "ApprovalRequest", given: "Sequence[Offer]", now: float) -> "list[tuple[Rule, Extent]]":
     """Return how far the grant for each rule reaches. Raises Wider where more is offered than a rule gives."""
     width = question.covers
     found = [(asks, given_by(asks.terms, width, given, now)) for asks in question.rules]
@@ -113,7 +113,7 @@ async def spent(t: "Transaction", task: str, grant: str, many: int) -> str:
 
 
 async def outdated(
-    t: "Transaction", task: "Task", question: "Question", waits: "Callable[[str], object]"
+    t: "Transaction", task: "Task", question: "ApprovalRequest", waits: "Callable[[str], object]"
 ) -> "list[Approval]":
     """List what a task has asked about rules whose content has changed since, as a new `question` shows.
 
@@ -124,7 +124,7 @@ async def outdated(
 
 
 async def supersede(
-    t: "Transaction", task: "Task", gone: "Sequence[Approval]", question: "Question", instead: "Approval | None"
+    t: "Transaction", task: "Task", gone: "Sequence[Approval]", question: "ApprovalRequest", instead: "Approval | None"
 ) -> None:
     """End what is `outdated`; the reason names what is asked `instead` where that covers the same."""
     for one in gone:
@@ -137,7 +137,7 @@ async def supersede(
         t.tell(f"settle {one.id}")
 
 
-def _changed(before: "Question", question: "Question") -> list[str]:
+def _changed(before: "ApprovalRequest", question: "ApprovalRequest") -> list[str]:
     digests = {asks.rule: asks.digest for asks in question.rules}
     return [asks.rule for asks in before.rules if digests.get(asks.rule, asks.digest) != asks.digest]
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.approvals.approval_request import Message, Question, Real, Text, Texts, Whole, narrower
+from proxy.approvals.approval_request import ApprovalRequest, Message, Real, Text, Texts, Whole, narrower
 from rules.limits import Covers
 from rules.loading.fields import count, day, duration, size
 
@@ -238,7 +238,7 @@ class Approval(NamedTuple):
     state: State
     wish: WishKind
     key: str  # the same for the same question, of one task; empty: it was rejected, and that was lifted
-    question: Question  # its rules are those that were not granted when it was asked
+    question: ApprovalRequest  # its rules are those that were not granted when it was asked
     said: str  # the agent's own words
     asked: Real
     expires: Real

@@ -14,7 +14,7 @@ from proxy.approvals.model import Ballot, Offer, Vote
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
-    from proxy.approvals.approval_request import Kind, Question, Rule
+    from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
     from rules.patterns import Pattern
 
 PENDING_PER_TASK: Final = 20
@@ -55,7 +55,7 @@ class Reviewer(NamedTuple):
         """Whether its word counts for a rule."""
         return any(pattern.matches(rule) for pattern in self.rules)
 
-    def asked(self, question: "Question") -> bool:
+    def asked(self, question: "ApprovalRequest") -> bool:
         """Whether it is asked about a question: it has to be one for every rule of it."""
         ours = bool(question.rules) and all(self.reviews(asks.rule) for asks in question.rules)
         return ours and (not self.kinds or question.kind in self.kinds)
@@ -133,7 +133,7 @@ class People(NamedTuple):
         """Return a program that reviews."""
         return Actor(reviewer, known=True, reviewer=True) if reviewer in self.reviewers else None
 
-    def reviewers_of(self, question: "Question") -> list[Reviewer]:
+    def reviewers_of(self, question: "ApprovalRequest") -> list[Reviewer]:
         """List the programs that are asked about a question."""
         return [reviewer for reviewer in self.reviewers.values() if reviewer.asked(question)]
 

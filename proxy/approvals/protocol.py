@@ -14,6 +14,7 @@ from typing import Annotated, Final
 from msgspec import Meta, field
 
 from proxy.approvals.approval_request import (
+    ApprovalRequest,
     Digest,
     Id,
     Line,
@@ -22,7 +23,6 @@ from proxy.approvals.approval_request import (
     Named,
     NamedId,
     NamedRule,
-    Question,
     Real,
     Short,
     Source,
@@ -68,10 +68,10 @@ class Hello(Message, frozen=True):
 
 
 class Ask(Message, frozen=True, rename={"number": "ask"}):
-    """An attempt is held until this is answered. `Question.fitted` makes it small enough for one packet."""
+    """An attempt is held until this is answered. `ApprovalRequest.fitted` makes it small enough for one packet."""
 
     number: Whole
-    question: Question
+    question: ApprovalRequest
 
 
 class Drop(Message, frozen=True, rename={"number": "drop"}):
@@ -96,7 +96,7 @@ class Used(Message, frozen=True, rename={"grant": "used"}):
 class Attempted(Message, frozen=True):
     """What the policy says of an attempt. The question has rules that ask where the verdict is `ask`, and else none."""
 
-    question: Question
+    question: ApprovalRequest
     verdict: Verdict
     reason: Reason
     rules: Texts = ()  # ids of those that decided

@@ -23,7 +23,7 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.approvals.approval_request import Question, Source
+    from proxy.approvals.approval_request import ApprovalRequest, Source
     from proxy.approvals.model import Approval, Grant, Task
     from proxy.telemetry.prometheus.metrics import Metrics
 
@@ -93,7 +93,7 @@ class ApprovalRecorder:
             event = event._replace(reason=_REASONS.get(answer), outcome=outcome)
         self._write(event)
 
-    def used(self, question: "Question", grants: "Sequence[Grant]") -> None:
+    def used(self, question: "ApprovalRequest", grants: "Sequence[Grant]") -> None:
         """Record that grants let something through; they say what is left."""
         said = events.Approval(grants[0].approval, question.kind, **_left(grants))
         how = {"outcome": Outcome.PASSED, "reason": Reason.APPROVAL_GRANTED}
@@ -119,14 +119,14 @@ class ApprovalRecorder:
         said = events.Approval(approval.id, approval.question.kind, (by,))
         self._report(self._event(events.Kind.APPROVAL_SEEN, approval.question, said))
 
-    def expired(self, approval: str, question: "Question", detail: str) -> None:
+    def expired(self, approval: str, question: "ApprovalRequest", detail: str) -> None:
         """Record that nobody answered in time, or that a grant is over; `detail` says which."""
         said = events.Approval(approval, question.kind, answer=Answer.TIMEOUT)
         how = {"reason": Reason.APPROVAL_TIMEOUT, "detail": detail}
         self._report(self._event(events.Kind.APPROVAL_EXPIRED, question, said, **how))
 
     def refused(
-        self, approval: str, question: "Question | None", detail: str, by: str = "", answer: Answer | None = None
+        self, approval: str, question: "ApprovalRequest | None", detail: str, by: str = "", answer: Answer | None = None
     ) -> None:
         """Record an answer or a use that doesn't count, or a request that people aren't asked (`answer` says why not).
 
@@ -142,7 +142,11 @@ class ApprovalRecorder:
         self._report(self._event(events.Kind.APPROVAL_STALE, approval.question, said))
 
     def _event(
-        self, kind: events.Kind, question: "Question | None" = None, said: events.Approval | None = None, **more: Any
+        self,
+        kind: events.Kind,
+        question: "ApprovalRequest | None" = None,
+        said: events.Approval | None = None,
+        **more: Any,
     ) -> Event:
         now = time.time_ns()
         about = {} if question is None else _about(question)
@@ -170,7 +174,7 @@ class ApprovalRecorder:
             return  # counted
 
 
-def _about(question: "Question") -> dict[str, Any]:
+def _about(question: "ApprovalRequest") -> dict[str, Any]:
     """Return a request as fields of an event: without what may be secret, or what its rules want told to nobody."""
     question = question.told()
     process = question.process
@@ -188,7 +192,7 @@ def _about(question: "Question") -> dict[str, Any]:
     }
 
 
-def _git(question: "Question") -> Git | None:
+def _git(question: "ApprovalRequest") -> Git | None:
     if not question.repo:
         return None
     refs = tuple(" ".join(filter(None, (each.change, each.ref, each.old, each.new))) for each in question.refs)

@@ -5,7 +5,7 @@ A request says what was decided on and never more: nobody is asked to approve wh
 
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.approval_request import Kind, Program, Question, Ref, rules_of
+from proxy.approvals.approval_request import ApprovalRequest, Kind, Program, Ref, rules_of
 from proxy.approvals.protocol import Answer, Result
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -43,7 +43,7 @@ def in_vain(decision: "Decision") -> str:
 
 def about_connection(
     sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
-) -> Question:
+) -> ApprovalRequest:
     """Ask about all that goes over a connection, or a flow of datagrams."""
     if attempt.protocol is not Protocol.UDP:
         return _question(Kind.CONNECTION, sources, attempt, decision, process)
@@ -63,7 +63,7 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     event: str = "",
     secrets: tuple[str, ...] = (),
     quiet: frozenset[str] = frozenset(),
-) -> Question:
+) -> ApprovalRequest:
     """Ask about one request, a push with all of its refs; `event` is that of its connection.
 
     Without a `head` it is not tried yet. `secrets` are the ids of those that the gate puts into it, `quiet` the refs
@@ -102,9 +102,9 @@ def about_program(
     process: "Process | None" = None,
     *,
     whole: bool,
-) -> Question:
+) -> ApprovalRequest:
     """Ask about a program that is about to start with these words; not `whole`: there are more of them."""
-    return Question(
+    return ApprovalRequest(
         Kind.COMMAND,
         argv=argv,
         process=program(process),
@@ -122,8 +122,8 @@ def program(process: "Process | None") -> Program | None:
 
 def _question(
     kind: Kind, sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None"
-) -> Question:
-    return Question(
+) -> ApprovalRequest:
+    return ApprovalRequest(
         kind,
         attempt.protocol.value,
         str(attempt.target),

@@ -18,7 +18,7 @@ from rules.verdicts import Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.approval_request import Question
+    from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.model import Grant, Task
     from proxy.approvals.protocol import Wish
     from proxy.approvals.recording import Recorders
@@ -91,7 +91,7 @@ class Submitter:
         self,
         t: "Transaction",
         task: "Task",
-        question: "Question",
+        question: "ApprovalRequest",
         wish: WishKind = WishKind.NONE,
         said: str = "",
         *,
@@ -117,7 +117,7 @@ class Submitter:
         self._put.pop(task, None)
 
     async def _ask(  # noqa: PLR0917
-        self, t: "Transaction", task: "Task", question: "Question", wish: WishKind, said: str, leaving: int
+        self, t: "Transaction", task: "Task", question: "ApprovalRequest", wish: WishKind, said: str, leaving: int
     ) -> Put | Answer:
         """Ask people. So many others of this task are `leaving`, and not counted among those that wait."""
         same = lifecycle.same(question.rules, question)
@@ -148,7 +148,7 @@ class Submitter:
         t.tell(f"asked {task.id} {approval.id}")
         return Put(approval, joined=False)
 
-    async def _flood(self, t: "Transaction", task: "Task", question: "Question", leaving: int) -> str:
+    async def _flood(self, t: "Transaction", task: "Task", question: "ApprovalRequest", leaving: int) -> str:
         """Say why no more may be asked; empty: it may."""
         bounds, most = t.people.bounds, transaction.MOST_REJECTED
         own, every = await t.counted(task.id) - leaving, await t.counted() - leaving

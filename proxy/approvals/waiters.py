@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from proxy.approvals.approval_request import Question
+    from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.model import Task
 
 
@@ -19,7 +19,7 @@ class Waiter:
 
     link: "Link"
     number: int
-    question: "Question"
+    question: "ApprovalRequest"
     deadline: float
     approval: str = ""
     busy: bool = False

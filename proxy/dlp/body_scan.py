@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.event_loop.slices import Sliced
-    from proxy.secrets.detection import Watch
+    from proxy.secrets.detection import SecretSearch
 
 LOOKED_AT: Final = 256 << 10  # bytes of a body, for patterns, under `flag`
 HELD_BACK: Final = 16 << 10  # bytes, under `block`
@@ -42,7 +42,7 @@ class Body:
     def __init__(
         self,
         action: Scan,
-        watch: "Watch | None",
+        watch: "SecretSearch | None",
         is_placeholder: "Callable[[bytes], bool]",
         *,
         reader: Reader | None = None,

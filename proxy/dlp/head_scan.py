@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from proxy.event_loop.slices import Sliced
     from proxy.request.request_head import Field, Head
-    from proxy.secrets.detection import Watch
+    from proxy.secrets.detection import SecretSearch
 
 _MOST_KEPT: Final = 256  # fields of one connection that are known to be clean
 _LONGEST_KEPT: Final = 512  # bytes
@@ -55,7 +55,12 @@ class Heads:
         return True
 
     def looking(
-        self, head: "Head", watch: "Watch | None", is_placeholder: "Callable[[bytes], bool]", *, strict: bool = False
+        self,
+        head: "Head",
+        watch: "SecretSearch | None",
+        is_placeholder: "Callable[[bytes], bool]",
+        *,
+        strict: bool = False,
     ) -> "Sliced[list[tuple[str, str]]]":
         """Return which credentials are found, and where; what is found of values `watch` knows.
 

@@ -25,8 +25,8 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from proxy.approvals.approval_request import Question
-    from proxy.approvals.client import Asking
+    from proxy.approvals.approval_request import ApprovalRequest
+    from proxy.approvals.client import ApprovalsClient
     from proxy.dialing.address_check import DialFailed
     from proxy.dialing.dialer import Dialer
     from proxy.info_api.requests import Asked
@@ -117,7 +117,7 @@ def look(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], No
     return _said(later.state)
 
 
-def _asking(recorder: "Recorder") -> "Asking":
+def _asking(recorder: "Recorder") -> "ApprovalsClient":
     asking = recorder.tenant.asking
     if asking is None or not asking.is_there:
         raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
@@ -154,7 +154,7 @@ def _members(text: str) -> tuple[str, str]:
     return attempt, why
 
 
-def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[Question, Decision, Attempt]":
+def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[ApprovalRequest, Decision, Attempt]":
     """Decide on an attempt as the gate would, and make it what people are asked."""
     tenant = recorder.tenant
     try:

@@ -43,7 +43,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.approvals.client import Asking
+    from proxy.approvals.client import ApprovalsClient
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.context import Far
@@ -128,7 +128,7 @@ class Pipeline:
             return unclear(session.recorder.tenant, request.head, held.problem)
         return ruling
 
-    async def _ask(self, request: "RequestContext", ruling: "Ruling", asking: "Asking") -> None:
+    async def _ask(self, request: "RequestContext", ruling: "Ruling", asking: "ApprovalsClient") -> None:
         """Ask people, until what they say, or the rules by then, decide."""
         session = self._session
         waiting = session.approvals.begin(request, ruling, asking)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from proxy.approvals.approval_request import Source
-    from proxy.approvals.client import Asking
+    from proxy.approvals.client import ApprovalsClient
     from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.proxy_auth import Login
-    from proxy.secrets import Broker
-    from proxy.secrets.detection import Own
+    from proxy.secrets import SecretInjector
+    from proxy.secrets.detection import OwnSecrets
     from proxy.worker.taint import Taint
     from rules.addresses import Address
     from rules.decision import Decision
@@ -84,9 +84,9 @@ class Tenant:
         self.calendar = Calendar()
         self.meters = Meters()  # what it has used of its rules' limits
         self.holds_programs = False  # whether its programs wait until they are answered for (`commands`)
-        self.broker: Broker | None = None  # its secrets, where it has any; in its worker alone
-        self.own: Own | None = None  # looks for what it must not send; in its worker alone
-        self.asking: Asking | None = None  # who asks people, where there is a registry of approvals
+        self.broker: SecretInjector | None = None  # its secrets, where it has any; in its worker alone
+        self.own: OwnSecrets | None = None  # looks for what it must not send; in its worker alone
+        self.asking: ApprovalsClient | None = None  # who asks people, where there is a registry of approvals
         self.tainted = False  # whether it has read what nobody vouches for, as far as is known (`taint`)
         self.taint: Taint | None = None
 
@@ -111,7 +111,7 @@ class Tenant:
         """Pass under grants until the first of them ends, which `cut` is called with. None: one has already."""
         return None if self.asking is None else self.asking.passes.enter(grants, cut)
 
-    def entrust(self, broker: "Broker | None", login: "Login | None") -> None:
+    def entrust(self, broker: "SecretInjector | None", login: "Login | None") -> None:
         """Take its secrets, and what the upstream proxy is told about who we are: none of that may it send itself."""
         self.broker = broker
         self.own = None

@@ -4,7 +4,7 @@ Home of invariant 8 for `secrets`: a value is in the worker's memory and on veri
 in no event, log, page, error, argument or environment. What holds one shows nothing and can't be pickled.
 """
 
-from proxy.secrets.injection import Broker
-from proxy.secrets.values import Held, Identity, Keys, keys, make_placeholder, split
+from proxy.secrets.injection import SecretInjector
+from proxy.secrets.values import AwsKeys, Identity, SecretValue, keys, make_placeholder, split
 
-__all__ = ["Broker", "Held", "Identity", "Keys", "keys", "make_placeholder", "split"]
+__all__ = ["AwsKeys", "Identity", "SecretInjector", "SecretValue", "keys", "make_placeholder", "split"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from proxy.request.request_head import Field
-    from proxy.secrets.values import Keys
+    from proxy.secrets.values import AwsKeys
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
 END: Final = b"aws4_request"
@@ -120,7 +120,7 @@ IN_QUERY: Final = -1
 class Claim(NamedTuple):
     """A request that says it is signed with a placeholder: what it names of that."""
 
-    keys: "Keys"
+    keys: "AwsKeys"
     scope: Scope
     date: bytes
     names: tuple[bytes, ...]  # of the fields that are signed
@@ -136,7 +136,7 @@ class Claim(NamedTuple):
         return b" ".join((*self.scope, *self.names))
 
 
-def claimed(path: bytes, fields: "tuple[Field, ...]", here: "tuple[Keys, ...]") -> Claim | None:
+def claimed(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, ...]") -> Claim | None:
     """Find the placeholder of an id where it belongs; None: nowhere, or in no form that can be read in one way."""
     values: dict[bytes, list[tuple[int, bytes]]] = {}
     for number, (name, value) in enumerate(fields):
@@ -165,7 +165,7 @@ def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
     field: int,
     values: "Mapping[bytes, list[tuple[int, bytes]]]",
     query: "Mapping[bytes, bytes]",
-    here: "tuple[Keys, ...]",
+    here: "tuple[AwsKeys, ...]",
 ) -> Claim | None:
     keys = next((each for each in here if each.ident.placeholder == credential[0]), None)
     if keys is None or date is None or not _DATE.fullmatch(date) or not date.startswith(credential[1]):

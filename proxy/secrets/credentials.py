@@ -17,7 +17,7 @@ from rules.secrets import Slot, SlotKind
 
 if TYPE_CHECKING:
     from proxy.request.request_head import Field
-    from proxy.secrets.values import Held
+    from proxy.secrets.values import SecretValue
 
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2}) *", re.IGNORECASE)
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9-]{0,31} +")
@@ -53,7 +53,7 @@ _BETWEEN: Final = re.compile(rb"[;?]")  # what else than `&` parameters are betw
 class Use(NamedTuple):
     """A secret in its place: in a field, by its number, in the query or a form. `text`: that with the value in it."""
 
-    held: "Held"
+    held: "SecretValue"
     slot: Slot
     field: int
     text: bytes
@@ -68,7 +68,7 @@ class Found(NamedTuple):
     cookies: tuple[bytes, ...] = ()  # the fields of them, which may be others too
 
 
-def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[Held, ...]") -> Found:
+def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[SecretValue, ...]") -> Found:
     """Read a head; `here` are those secrets that belong to where it goes."""
     uses: list[Use] = []
     rest: list[tuple[str, bytes]] = []
@@ -115,13 +115,13 @@ def is_form(fields: "tuple[Field, ...]") -> bool:
     return _SHORT.fullmatch(length) is not None and int(length) <= LONGEST_FORM
 
 
-def in_form(content: bytes, here: "tuple[Held, ...]") -> tuple[list[Use], bytes]:
+def in_form(content: bytes, here: "tuple[SecretValue, ...]") -> tuple[list[Use], bytes]:
     """Find it as a field's value in a form; returns too what is left. Other credentials in it aren't looked for."""
     uses, left, _ = _in_parameters(b"?" + content, here, SlotKind.FORM)
     return uses, left
 
 
-def _in_field(name: bytes, value: bytes, number: int, here: "tuple[Held, ...]") -> tuple[Use, bytes] | None:
+def _in_field(name: bytes, value: bytes, number: int, here: "tuple[SecretValue, ...]") -> tuple[Use, bytes] | None:
     for held in here:
         for slot in held.secret.slots:
             found: tuple[bytes, bytes] | None = None
@@ -134,7 +134,7 @@ def _in_field(name: bytes, value: bytes, number: int, here: "tuple[Held, ...]") 
     return None
 
 
-def _after_a_word(value: bytes, held: "Held") -> tuple[bytes, bytes] | None:
+def _after_a_word(value: bytes, held: "SecretValue") -> tuple[bytes, bytes] | None:
     """Find the placeholder by itself or after one word, as in `Bearer`."""
     if not value.endswith(held.placeholder):
         return None
@@ -144,7 +144,7 @@ def _after_a_word(value: bytes, held: "Held") -> tuple[bytes, bytes] | None:
     return before + held.value, before
 
 
-def _in_basic(value: bytes, held: "Held") -> tuple[bytes, bytes] | None:
+def _in_basic(value: bytes, held: "SecretValue") -> tuple[bytes, bytes] | None:
     """Find it as the password of basic authentication (RFC 7617), or as the user of one that has none."""
     match = _BASIC.fullmatch(value)
     if match is None:
@@ -166,7 +166,7 @@ def _in_basic(value: bytes, held: "Held") -> tuple[bytes, bytes] | None:
 
 
 def _in_parameters(
-    path: bytes, here: "tuple[Held, ...]", kind: SlotKind = SlotKind.QUERY
+    path: bytes, here: "tuple[SecretValue, ...]", kind: SlotKind = SlotKind.QUERY
 ) -> tuple[list[Use], bytes, bool]:
     """Find it as a parameter's value; returns too what is left, and whether other parameters hold credentials."""
     before, question, query = path.partition(b"?")

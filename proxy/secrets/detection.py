@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from proxy.event_loop.slices import Sliced
-    from proxy.secrets.injection import Broker
+    from proxy.secrets.injection import SecretInjector
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends
 MOST_PIECES: Final = 8
@@ -88,7 +88,7 @@ def _forms(text: bytes, bit: int) -> "tuple[_Forms, _Forms]":
     return tuple((form, bit) for form in folded), tuple((form, bit) for form in exact)
 
 
-class Own:
+class OwnSecrets:
     """What one task must not send. For one thread."""
 
     __slots__ = ("_glance", "_requests", "_values", "longest")
@@ -104,19 +104,19 @@ class Own:
 
     def __repr__(self) -> str:
         """Show nothing."""
-        return "Own(...)"
+        return "OwnSecrets(...)"
 
     def __reduce__(self) -> str:
         """Refuse to be pickled."""
         raise TypeError("secrets are not to be pickled")
 
-    def watch(self) -> "Watch":
+    def watch(self) -> "SecretSearch":
         """Look one request through."""
         self._requests += 1
-        return Watch(self._values, self._requests, self._glance)
+        return SecretSearch(self._values, self._requests, self._glance)
 
 
-def watched(broker: "Broker | None", password: bytes) -> Own | None:
+def watched(broker: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
     """Return what looks for all that a task must not have; None: there is nothing of the kind.
 
     `password`: for the upstream proxy; empty: there is none.
@@ -124,10 +124,10 @@ def watched(broker: "Broker | None", password: bytes) -> Own | None:
     known = [] if broker is None else list(broker.known)
     if len(password) >= _SHORTEST_PASSWORD:
         known.append(Known("the password for the upstream proxy", password))
-    return Own(known) if known else None
+    return OwnSecrets(known) if known else None
 
 
-class Watch:
+class SecretSearch:
     """One request: its head, and its body bit by bit."""
 
     __slots__ = ("_found", "_glance", "_number", "_values")

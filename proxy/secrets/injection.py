@@ -11,8 +11,8 @@ from proxy.secrets.aws_signing import Claim, Unsigned, claimed, sign, verify, wi
 from proxy.secrets.credentials import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
 from proxy.secrets.detection import Known
 from proxy.secrets.encodings import Spelled, encoded, ways
-from proxy.secrets.response_masking import Echoes, Mask
-from proxy.secrets.values import Identity, Keys
+from proxy.secrets.response_masking import Mask, ResponseMasks
+from proxy.secrets.values import AwsKeys, Identity
 from rules.secrets import SlotKind
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from proxy.request.request_head import Field, Head
     from proxy.secrets.credentials import Found
-    from proxy.secrets.values import Held
+    from proxy.secrets.values import SecretValue
     from rules.addresses import Address
     from rules.names import HostName
     from rules.secrets import Secret, Slot
@@ -56,25 +56,25 @@ class Signed(NamedTuple):
     spelling: int
 
 
-class Broker:
+class SecretInjector:
     """The secrets of one task."""
 
     __slots__ = ("_all", "_bodies", "_cookies", "_echoes", "_identities", "_keys", "_spelled")
 
-    def __init__(self, held: "Iterable[Held | Keys | Identity]") -> None:
+    def __init__(self, held: "Iterable[SecretValue | AwsKeys | Identity]") -> None:
         held = tuple(held)
         self._identities = tuple(each for each in held if isinstance(each, Identity))
-        self._keys = tuple(each for each in held if isinstance(each, Keys))
+        self._keys = tuple(each for each in held if isinstance(each, AwsKeys))
         sent = (each for each in held if not isinstance(each, Identity))
-        self._all = tuple(one for each in sent for one in (each.each if isinstance(each, Keys) else (each,)))
+        self._all = tuple(one for each in sent for one in (each.each if isinstance(each, AwsKeys) else (each,)))
         self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
         self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
-        self._echoes = Echoes(self._all)
+        self._echoes = ResponseMasks(self._all)
         self._cookies = Cookies()
 
     def __repr__(self) -> str:
         """Show nothing."""
-        return "Broker(...)"
+        return "SecretInjector(...)"
 
     def __reduce__(self) -> str:
         """Refuse to be pickled."""
@@ -92,7 +92,7 @@ class Broker:
             Known(f"the value of the secret `{each.secret.id}`", each.value, each.public) for each in self._all
         )
 
-    def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[Held, ...]":
+    def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[SecretValue, ...]":
         """Return the secrets that belong to a place."""
         return tuple(each for each in self._all if each.secret.belongs(target, port, tls=tls))
 

@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.request.request_head import Field
-    from proxy.secrets.values import Held
+    from proxy.secrets.values import SecretValue
 
 _FREE: Final = 7  # bytes of a value's beginning that aren't held back; of a short one a quarter
 
 type _Masks = tuple[tuple[bytes, bytes], ...]  # what is looked for, and what is put in its place
 
 
-class Echoes:
+class ResponseMasks:
     """What is looked for of each secret, worked out once."""
 
     __slots__ = ("_every", "_masks")
 
-    def __init__(self, held: "tuple[Held, ...]") -> None:
+    def __init__(self, held: "tuple[SecretValue, ...]") -> None:
         self._masks = {
             id(each): tuple((form, _in_place_of(form, each)) for form in echoed(each.value)) for each in held
         }
         self._every = _sorted(mask for masks in self._masks.values() for mask in masks)
 
-    def mask(self, held: "tuple[Held, ...]") -> "Mask":
+    def mask(self, held: "tuple[SecretValue, ...]") -> "Mask":
         """Look through one response for these."""
         return Mask(_sorted(mask for each in held for mask in self._masks[id(each)]))
 
@@ -81,7 +81,7 @@ class Mask:
         return kept
 
 
-def _in_place_of(form: bytes, held: "Held") -> bytes:
+def _in_place_of(form: bytes, held: "SecretValue") -> bytes:
     return held.placeholder if len(form) == len(held.placeholder) else b"*" * len(form)
 
 

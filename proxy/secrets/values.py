@@ -35,7 +35,7 @@ _PREFIXES: Final = (
 )  # fmt: skip
 
 
-class Held:
+class SecretValue:
     """A value and its placeholder."""
 
     __slots__ = ("placeholder", "secret", "value", "variable")
@@ -57,7 +57,7 @@ class Held:
 
     def __repr__(self) -> str:
         """Show nothing."""
-        return f"Held({self.secret.id}, ...)"
+        return f"SecretValue({self.secret.id}, ...)"
 
     @property
     def public(self) -> int:
@@ -84,20 +84,20 @@ _KINDS: Final = (b"AKIA", b"ASIA")  # keys that stay, and keys of a day (IAM use
 _ID_RANDOM: Final = 16  # characters, of 32: more than anybody guesses
 
 
-class Keys(NamedTuple):
+class AwsKeys(NamedTuple):
     """What requests of one secret are signed with."""
 
-    ident: Held
-    key: Held
-    token: Held | None
+    ident: SecretValue
+    key: SecretValue
+    token: SecretValue | None
 
     @property
-    def each(self) -> tuple[Held, ...]:
+    def each(self) -> tuple[SecretValue, ...]:
         """Every value."""
         return tuple(held for held in self if held is not None)
 
 
-def keys(secret: "Secret", values: "tuple[bytes, ...]") -> Keys:
+def keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
     """Make placeholders for an id, a key and maybe a token. Raises ValueError with what is wrong, and nothing of it."""
     if not 2 <= len(values) <= len(AWS_PARTS):
         raise ValueError(
@@ -108,10 +108,10 @@ def keys(secret: "Secret", values: "tuple[bytes, ...]") -> Keys:
     kind = values[0][:4].decode() if values[0].startswith(_KINDS) else ""
     ident = kind + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_RANDOM))
     held = [
-        Held(secret, value, placeholder, secret.variable + part)
+        SecretValue(secret, value, placeholder, secret.variable + part)
         for value, placeholder, part in zip(values, (ident, None, None), AWS_PARTS, strict=False)
     ]
-    return Keys(held[0], held[1], held[2] if len(held) > 2 else None)
+    return AwsKeys(held[0], held[1], held[2] if len(held) > 2 else None)
 
 
 def split(text: bytes) -> tuple[bytes, ...]:

@@ -15,7 +15,7 @@ from proxy.telemetry.journal.writer import JournalFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.client import Asking
+    from proxy.approvals.client import ApprovalsClient
     from proxy.approvals.protocol import Done
     from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
@@ -35,14 +35,14 @@ class Taint:
         self.sources: list[Source] = []
         self.review: Callable[[], None] = lambda: None  # decides again on all that is open
         self._recorder = recorder
-        self._asking: Asking | None = None
+        self._asking: ApprovalsClient | None = None
         self._known: set[tuple[str, object, int]] = set()
         self._said = False  # whether a source was really read
         self._reviewing = False
         if unsure:
             recorder.tenant.tainted = True
 
-    def asks(self, asking: "Asking") -> None:
+    def asks(self, asking: "ApprovalsClient") -> None:
         """Have the registry know, and hear what it knows, over `asking`, before that has started."""
         self._asking = asking
         asking.told, asking.known = self._told, lambda: self.sources

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
-    from proxy.approvals.client import Asking
+    from proxy.approvals.client import ApprovalsClient
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.visit import InfoApi, Visit
     from proxy.sandbox.quotas import DescriptorQuota
@@ -145,12 +145,12 @@ class Traffic:
             self._info_api = InfoApi(self._recorder, gate.dialer)
         return self._info_api.visit(gate, client, record)
 
-    def _ask_people(self, channel: "socket.socket | None") -> "Asking | None":
+    def _ask_people(self, channel: "socket.socket | None") -> "ApprovalsClient | None":
         if channel is None:
             return None
-        from proxy.approvals.client import Asking  # many rules ask nobody
+        from proxy.approvals.client import ApprovalsClient  # many rules ask nobody
 
-        asking = Asking(channel, self._poller, self._recorder.error)
+        asking = ApprovalsClient(channel, self._poller, self._recorder.error)
         asking.waiting = self._recorder.metrics.waiting
         return asking
 

@@ -4,7 +4,7 @@
 import json
 
 from proxy.approvals.approval_card import _decoded
-from proxy.approvals.approval_request import Malformed, Question, keys
+from proxy.approvals.approval_request import ApprovalRequest, Malformed, keys
 from proxy.approvals.approvers_file import parse_people
 from proxy.approvals.protocol import Ask, Wish, read_reply, read_word
 from rules.problems import RuleFileError
@@ -32,13 +32,13 @@ def fuzz_word(data: bytes) -> None:
             _question(found.attempt.question)
 
 
-def _question(question: Question) -> None:
+def _question(question: ApprovalRequest) -> None:
     """Whatever a question holds, it has keys, a line and a card that stays on its lines."""
     assert all(len(key) == 64 for key in keys(question))
     assert isinstance(question.line(), str)
     assert all(line.isprintable() for line in _decoded(question))
     fitted = question.fitted()
-    assert Question.read(fitted.packed()) == fitted
+    assert ApprovalRequest.read(fitted.packed()) == fitted
 
 
 def fuzz_approvers(data: bytes) -> None:

@@ -13,7 +13,7 @@ from proxy.dlp.body_scan import Body, Leaking
 from proxy.dlp.decodings import Messages, Unreadable, of_json, reader
 from proxy.dlp.patterns import hits
 from proxy.secrets.aws_signing import Unsigned, claimed, sign, spellings, verify, without
-from proxy.secrets.values import Keys, keys
+from proxy.secrets.values import AwsKeys, keys
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import take
@@ -91,10 +91,10 @@ def fuzz_message(data: bytes) -> None:
     assert seen[0] == seen[1]
 
 
-_held: list[Keys] = []
+_held: list[AwsKeys] = []
 
 
-def held() -> Keys:
+def held() -> AwsKeys:
     """Give one task's keys, the same as long as this runs."""
     if not _held:
         source = Source(SourceKind.ENV, ("X",))

@@ -14,8 +14,8 @@ from rules.attempt import Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.approval_request import Question
-    from proxy.approvals.client import Asking, Ticket
+    from proxy.approvals.approval_request import ApprovalRequest
+    from proxy.approvals.client import ApprovalsClient, Ticket
     from proxy.approvals.leases import Grant
     from proxy.inspection.judging import Ruling
     from proxy.inspection.request_context import RequestContext
@@ -34,7 +34,7 @@ class PendingApproval:
         "ruling",
     )  # fmt: skip
 
-    def __init__(self, asking: "Asking", request: "RequestContext", ruling: "Ruling") -> None:
+    def __init__(self, asking: "ApprovalsClient", request: "RequestContext", ruling: "Ruling") -> None:
         self.request = request
         self.ruling = ruling
         self.grants: tuple[Grant, ...] = ()  # so far
@@ -56,7 +56,7 @@ class PendingApproval:
         """Whether these very rules are being asked about."""
         return self._ticket is not None and decision.approval == self._about
 
-    def ask(self, question: "Question", decision: "Decision") -> None:
+    def ask(self, question: "ApprovalRequest", decision: "Decision") -> None:
         """Ask, in place of whatever was asked before."""
         self.drop()
         self._rounds += 1
@@ -115,7 +115,7 @@ class PendingApprovals:
         self._waiting: dict[str, PendingApproval] = {}  # by the keys of their requests
         self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
 
-    def begin(self, request: "RequestContext", ruling: "Ruling", asking: "Asking") -> PendingApproval:
+    def begin(self, request: "RequestContext", ruling: "Ruling", asking: "ApprovalsClient") -> PendingApproval:
         """Note a request that people are asked about; with what they have granted, where it waited before."""
         waiting = request.approval
         if waiting is None:
@@ -150,7 +150,7 @@ class PendingApprovals:
                 waiting.wake(gone=True)
 
 
-def question(session: "Session", request: "RequestContext", ruling: "Ruling") -> "Question":
+def question(session: "Session", request: "RequestContext", ruling: "Ruling") -> "ApprovalRequest":
     """Return what people are asked about a request, with what was read of its body."""
     attempt, tenant, held = ruling.attempt, session.recorder.tenant, request.held
     assert attempt is not None

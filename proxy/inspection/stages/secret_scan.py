@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.inspection.session import Session
     from proxy.inspection.stages.stage import Needs, RequestPart
     from proxy.request.request_head import Head
-    from proxy.secrets.detection import Watch
+    from proxy.secrets.detection import SecretSearch
     from rules.decision import Decision
 
 LONG_HEAD: Final = 4 << 10  # bytes: what is longer is looked through in slices
@@ -40,7 +40,7 @@ _CODINGS: Final = (b"content-encoding", b"grpc-encoding", b"connect-content-enco
 class Seen(NamedTuple):
     """What was seen of a head that is not decided yet. `found`: credentials, and where they are."""
 
-    watch: "Watch | None"  # knows what was found of the values of secrets
+    watch: "SecretSearch | None"  # knows what was found of the values of secrets
     found: tuple[tuple[str, str], ...] = ()
     error: Exception | None = None  # it could not be looked at
 
@@ -80,7 +80,7 @@ class SecretScan(Stage):
         self.request = request
         self._action = Scan.OFF  # what is done about a find; OFF: it can't be looked for
         self._found = ""  # in the head, in words
-        self._watch: Watch | None = None  # goes on with the body, for the secrets of the task
+        self._watch: SecretSearch | None = None  # goes on with the body, for the secrets of the task
         self._body: Body | None = None
 
     @staticmethod

@@ -16,7 +16,7 @@ from enforcer.workspace.merge_decision import Print, Thing
 from enforcer.workspace.merge_inputs import Sides
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import What
-from proxy.approvals.approval_request import Kind, Question, Rule
+from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
 from proxy.approvals.store import SqliteStore
@@ -351,7 +351,7 @@ def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, word
     monkeypatch.setattr(
         merge_approval.registration, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1])
     )
-    answer = merge_approval.ask(world.kept.meta, Question(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
+    answer = merge_approval.ask(world.kept.meta, ApprovalRequest(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
     assert answer.result is Result.UNAVAILABLE
     assert why in answer.why
     assert introduced[0].task == "1-2/changes"

@@ -1,6 +1,6 @@
 """Questions and messages with something in every field."""
 
-from proxy.approvals.approval_request import File, Kind, Program, Question, Ref, Rule, Source, Terms
+from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Program, Ref, Rule, Source, Terms
 from rules.decision import Asks
 from rules.limits import ApprovalTerms, Covers
 
@@ -19,10 +19,10 @@ ANYONE = Rule.of(Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True)))
 SOURCE = Source("web:issues", "https://forge.example/issues", EVENT)
 PROGRAM = Program(7, "/usr/bin/git", ("git", "push"), ("/bin/sh", "/sbin/init"))
 
-REQUEST = Question(
+REQUEST = ApprovalRequest(
     Kind.REQUEST, "tls", "api.example", 443, "POST", "/repos?draft=\udcff", 12, rules=(ANYONE,), revision="r1"
 )
-PUSH = Question(
+PUSH = ApprovalRequest(
     Kind.PUSH,
     "tls",
     "git.example",
@@ -37,9 +37,9 @@ PUSH = Question(
     event=EVENT,
     tainted_by=(SOURCE,),
 )
-CONNECTION = Question(Kind.CONNECTION, "tcp", "db.example", 5432, rules=(HOURLY,))
-COMMAND = Question(Kind.COMMAND, argv=("terraform", "apply", "-auto-approve"), rules=(ANYONE,))
-MERGE = Question(
+CONNECTION = ApprovalRequest(Kind.CONNECTION, "tcp", "db.example", 5432, rules=(HOURLY,))
+COMMAND = ApprovalRequest(Kind.COMMAND, argv=("terraform", "apply", "-auto-approve"), rules=(ANYONE,))
+MERGE = ApprovalRequest(
     Kind.MERGE,
     files=(
         File(".ci/run", "f" * 64, "changed", "file 0644, 12 bytes", "file 0755, 20 bytes", 3, 1),

@@ -5,7 +5,7 @@ import contextlib
 import socket
 
 from proxy.approvals.approval_request import Malformed
-from proxy.approvals.client import Asking
+from proxy.approvals.client import ApprovalsClient
 from proxy.approvals.model import Offer, Vote
 from proxy.approvals.protocol import Introduction, Pending, Tainted, read_word
 from proxy.approvals.recording import ApprovalRecorder, origin
@@ -122,7 +122,7 @@ class People:
         return asking
 
 
-class _Hearing(Asking):
+class _Hearing(ApprovalsClient):
     """Says which questions it knows to wait: between the registry's word and that lie two processes."""
 
     def __init__(self, heard, *words):

@@ -5,7 +5,7 @@ import json
 import pytest
 from msgspec.structs import astuple
 
-from proxy.approvals.approval_request import File, Kind, Malformed, Question, Ref, key, keys
+from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Malformed, Ref, key, keys
 from rules.limits import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
@@ -48,12 +48,12 @@ ALSO = {
 
 @pytest.mark.parametrize("question", EACH, ids=lambda question: question.kind)
 def test_a_question_survives_the_wire(question):
-    assert Question.read(json.loads(json.dumps(question.packed()))) == question
+    assert ApprovalRequest.read(json.loads(json.dumps(question.packed()))) == question
     assert question.fitted() == question
 
 
 def test_every_field_is_of_the_key_or_known_not_to_be():
-    assert {*ELSE, *ALSO, "kind", "cut", "beforehand"} == set(Question.__struct_fields__)
+    assert {*ELSE, *ALSO, "kind", "cut", "beforehand"} == set(ApprovalRequest.__struct_fields__)
 
 
 @pytest.mark.parametrize("field", ELSE)
@@ -181,13 +181,13 @@ def test_more_rules_than_fit_are_not_asked_about():
 )
 def test_what_is_no_question_is_refused(broken):
     with pytest.raises(Malformed):
-        Question.read({**PUSH.packed(), **broken})
+        ApprovalRequest.read({**PUSH.packed(), **broken})
 
 
 def test_halves_of_characters_stay_apart():
-    read = Question.read(REQUEST._replace(path="/\ud800\udcff\udfff").packed())
+    read = ApprovalRequest.read(REQUEST._replace(path="/\ud800\udcff\udfff").packed())
     assert read.path == "/\ufffd\udcff\ufffd"
-    assert Question.read(json.loads(json.dumps(read.packed()))) == read
+    assert ApprovalRequest.read(json.loads(json.dumps(read.packed()))) == read
 
 
 def test_lines():

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.approvals import client as module
-from proxy.approvals.client import MOST_UNSENT, Asking
-from proxy.approvals.leases import PIECE, Budget, Passes
+from proxy.approvals.client import MOST_UNSENT, ApprovalsClient
+from proxy.approvals.leases import PIECE, Budget, Leases
 from proxy.approvals.protocol import Ask, Granted, Result, read_word
 from proxy.event_loop.poller import Loop, Poller
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
@@ -20,7 +20,7 @@ def asking(test):
         theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         errors = []
-        one = Asking(theirs, Poller(), lambda _where, what: errors.append(what))
+        one = ApprovalsClient(theirs, Poller(), lambda _where, what: errors.append(what))
         one.start()
         try:
             await test(one, ours, errors)
@@ -134,7 +134,7 @@ def test_bytes_that_can_t_be_told_don_t_pass():
 
 
 def test_a_grant_that_is_over_lets_nothing_begin_and_one_of_another_registry_neither():
-    passes, cut = Passes(lambda *_: True), []
+    passes, cut = Leases(lambda *_: True), []
     first, second = (passes.grants("q", [Granted("r:a", "d", name)]) for name in ("one", "two"))
     lease = passes.enter(first, cut.append)
     passes.over(["one", "two", "three"])

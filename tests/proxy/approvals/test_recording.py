@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from proxy.approvals.approval_request import Kind, Program, Question, Source
+from proxy.approvals.approval_request import ApprovalRequest, Kind, Program, Source
 from proxy.approvals.model import Approval, Grant, State, WishKind
 from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.descriptions import what
@@ -18,7 +18,7 @@ from tests.proxy.approvals.approval_samples import ANYONE, EVENT
 from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
 
 ID = "k3x9abcd"
-QUESTION = Question(
+QUESTION = ApprovalRequest(
     Kind.REQUEST, "tls", "api.example", 443, "POST", "/v1/things", rules=(ANYONE._replace(why="writes there"),),
     revision=REVISION, event=EVENT, process=Program(7, "/usr/bin/curl"),
 )  # fmt: skip

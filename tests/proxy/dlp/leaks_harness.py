@@ -6,8 +6,8 @@ import struct
 
 from proxy.dlp.body_scan import Body, Leaking
 from proxy.event_loop.slices import at_once
-from proxy.secrets import Broker, Held
-from proxy.secrets.detection import Own
+from proxy.secrets import SecretInjector, SecretValue
+from proxy.secrets.detection import OwnSecrets
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan
@@ -26,11 +26,11 @@ def held(ident, value, placeholder):
         ((HostName("x.example"), 443),),
         (Slot(SlotKind.HEADER, "x-key"),),
     )
-    return Held(secret, value, placeholder)
+    return SecretValue(secret, value, placeholder)
 
 
 def broker(value=VALUE, placeholder=PLACEHOLDER):
-    return Broker([held("key", value, placeholder)])
+    return SecretInjector([held("key", value, placeholder)])
 
 
 def b64(text, before=b"", after=b""):
@@ -46,7 +46,7 @@ NOISE = random.Random(11).randbytes(1 << 16)  # the same in every process of a t
 def body(action=Scan.FLAG, secrets=None, **more):
     if secrets is None:
         return Body(action, None, lambda _: False, longest=0, **more)
-    own = Own(secrets.known)
+    own = OwnSecrets(secrets.known)
     return Body(action, own.watch(), secrets.is_placeholder, longest=own.longest, **more)
 
 

@@ -7,7 +7,7 @@ import h2.connection
 from inspection_clients import rest
 from inspection_harness import site
 
-from proxy.secrets import Broker, Held
+from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.proxy.leaky import KINDS, TOKEN, some
@@ -30,7 +30,7 @@ def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
     if secrets:
         slot = Slot(SlotKind.HEADER, "x-api-key")
         secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-        gate.loop.run(lambda: gate.tenant.entrust(Broker([Held(secret, VALUE, PLACEHOLDER)]), None))
+        gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)]), None))
     return made
 
 

@@ -9,7 +9,7 @@ import h2.connection
 from inspection_clients import until
 from inspection_harness import site
 
-from proxy.secrets import Broker, Held
+from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
@@ -30,8 +30,8 @@ def place(gate, origin, *, tls=True, name="good.example", host="good.example", r
     """A site whose host has two secrets."""
     made = site(gate, origin, name, tls=tls, more=more)
     slots = Slot(SlotKind.HEADER, "authorization"), Slot(SlotKind.HEADER, "x-api-key"), Slot(SlotKind.QUERY, "key")
-    key = Held(secret("model-key", host, origin.port, *slots), REAL, SHOWN)
-    login = Held(secret("login", host, origin.port, Slot(SlotKind.BASIC)), PASSWORD, NO_PASSWORD.decode())
+    key = SecretValue(secret("model-key", host, origin.port, *slots), REAL, SHOWN)
+    login = SecretValue(secret("login", host, origin.port, Slot(SlotKind.BASIC)), PASSWORD, NO_PASSWORD.decode())
     if rule:
         port = f"{origin.port}/tls"
         known = (
@@ -41,7 +41,7 @@ def place(gate, origin, *, tls=True, name="good.example", host="good.example", r
             f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow, {rule}}}]",
             known % origin.port,
         )
-    gate.loop.run(lambda: gate.tenant.entrust(Broker([key, login]), None))
+    gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([key, login]), None))
     return made
 
 

@@ -10,7 +10,7 @@ from inspection_clients import wait_for
 from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, bodies, head, never_told, place, secret
 
 from proxy.inspection.stream import Stream
-from proxy.secrets import Broker, Held
+from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
 
 FORM_TYPE = "Content-Type: application/x-www-form-urlencoded"
@@ -22,11 +22,11 @@ FORM_SECRET = b"0PlaceholderForTheClient0123456789abcdef"
 def form_place(gate, origin, rule=""):
     """A host that takes a secret in a form: OAuth's token endpoint."""
     made = place(gate, origin)
-    client = Held(
+    client = SecretValue(
         secret("client", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, FORM_SECRET.decode()
     )
-    key = Held(secret("key", "good.example", origin.port, Slot(SlotKind.HEADER, "x-api-key")), PASSWORD, SHOWN)
-    gate.loop.run(lambda: gate.tenant.entrust(Broker([client, key]), None))
+    key = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.HEADER, "x-api-key")), PASSWORD, SHOWN)
+    gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([client, key]), None))
     if rule:
         known = "secrets: [{id: client, from: {env: X}, as: K, hosts: 'good.example:%d', in: {form: client_secret}}]"
         gate.rules(

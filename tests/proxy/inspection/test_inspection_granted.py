@@ -8,7 +8,7 @@ import pytest
 from asking_harness import ASK, READ, WRITE
 from inspection_clients import rest, until, wait_for
 
-from proxy.approvals.leases import Passes
+from proxy.approvals.leases import Leases
 from proxy.inspection.stages.approval import PendingApprovals
 
 
@@ -38,7 +38,7 @@ def _forget_the_registry(desk, monkeypatch):
 
 
 def _end_the_grant(_desk, monkeypatch):
-    monkeypatch.setattr(Passes, "enter", lambda *_: None)
+    monkeypatch.setattr(Leases, "enter", lambda *_: None)
 
 
 @pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])

@@ -7,7 +7,7 @@ import pytest
 from inspection_clients import wait_for
 from inspection_harness import site
 
-from proxy.secrets import Broker, Identity
+from proxy.secrets import Identity, SecretInjector
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.certificates import Authority
@@ -41,7 +41,7 @@ def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=
     made = site(gate, origin)
     if host:
         identity = Identity(secret(host, origin.port), origins.authority.leaf("agent.example"))
-        gate.loop.run(lambda: gate.tenant.entrust(Broker([identity]), None))
+        gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([identity]), None))
     return made
 
 

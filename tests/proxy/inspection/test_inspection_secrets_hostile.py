@@ -13,7 +13,7 @@ import pytest
 from inspection_clients import curl, rest, wait_for
 from inspection_harness import Site, site
 
-from proxy.secrets import Broker, Held, keys
+from proxy.secrets import SecretInjector, SecretValue, keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import Keys, presigned, service_of, signed
@@ -47,10 +47,10 @@ class Two:
         held = keys(
             secret("aws", "good.example", good.port, Slot(SlotKind.AWS)), (AWS.ident.encode(), AWS.key.encode())
         )
-        broker = Broker(
+        broker = SecretInjector(
             [
-                Held(secret("key", "good.example", good.port, header, form, Slot(SlotKind.BASIC)), REAL, SHOWN),
-                Held(secret("other", "other.example", other.port, header), OTHER, NOT_OTHER.decode()),
+                SecretValue(secret("key", "good.example", good.port, header, form, Slot(SlotKind.BASIC)), REAL, SHOWN),
+                SecretValue(secret("other", "other.example", other.port, header), OTHER, NOT_OTHER.decode()),
                 held,
             ]
         )
@@ -252,8 +252,8 @@ def test_what_follows_a_held_body_is_decided_by_itself(gate, origins):
     """On the connection of a form that was read and filled in, the next request gets nothing of it."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     made = site(gate, origin)
-    client = Held(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
-    gate.loop.run(lambda: gate.tenant.entrust(Broker([client]), None))
+    client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
+    gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([client]), None))
     form = b"client_secret=" + FAKE
     one = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
     two = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"

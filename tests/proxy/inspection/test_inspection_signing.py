@@ -11,7 +11,7 @@ import pytest
 from inspection_clients import rest, wait_for
 from inspection_harness import site
 
-from proxy.secrets import Broker, Held, keys
+from proxy.secrets import SecretInjector, SecretValue, keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
@@ -34,7 +34,9 @@ class World:
             "other", Source(SourceKind.ENV, ("X",)), "X", secret.hosts, (Slot(SlotKind.HEADER, "x-api-key"),)
         )
         values = [part.encode() for part in (real.ident, real.key, real.token) if part]
-        broker = Broker([keys(secret, tuple(values)), Held(other, b"sk-other-0123456789", "sk-otherPlaceholder01")])
+        broker = SecretInjector(
+            [keys(secret, tuple(values)), SecretValue(other, b"sk-other-0123456789", "sk-otherPlaceholder01")]
+        )
         gate.loop.run(lambda: gate.tenant.entrust(broker, None))
         found = broker.placeholders
         self.fake = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"], found.get("AWS_SESSION_TOKEN", ""))

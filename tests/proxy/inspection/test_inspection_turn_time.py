@@ -17,7 +17,7 @@ from inspection_leaks_harness import PLACEHOLDER, VALUE
 from test_inspection_floods import DATA, HEADERS, PING, frame
 from turns_watch import watchdog
 
-from proxy.secrets import Broker, Held
+from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.processor_time import measured_again
@@ -100,7 +100,7 @@ def test_no_step_takes_long_for_a_task_with_a_secret(lab, monkeypatch, value):
     gate, place = lab
     slot = Slot(SlotKind.HEADER, "x-api-key")
     secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-    gate.loop.run(lambda: gate.tenant.entrust(Broker([Held(secret, VALUE, PLACEHOLDER)]), None))
+    gate.loop.run(lambda: gate.tenant.entrust(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)]), None))
     body = gzip.compress(b"%25" * 100_000)
     head = _head(*[b"x-a: " + value] * 480, b"Content-Encoding: gzip", b"Content-Length: %d" % len(body))
     with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.request.request_head import Head
-from proxy.secrets import Broker, keys, split
+from proxy.secrets import SecretInjector, keys, split
 from proxy.secrets.aws_signing import Scope, canonical_request, signature, signing_key, spellings
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
@@ -125,7 +125,7 @@ def test_keys_that_cant_be_used_are_told_without_a_value(values, message):
 
 
 def test_placeholders_look_like_keys():
-    broker = Broker([keys(SECRET, (IDENT, REAL, b"token-token-token"))])
+    broker = SecretInjector([keys(SECRET, (IDENT, REAL, b"token-token-token"))])
     made = broker.placeholders
     assert set(made) == set(SECRET.variables) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
     assert made["AWS_ACCESS_KEY_ID"].startswith("AKIA")
@@ -134,7 +134,7 @@ def test_placeholders_look_like_keys():
 
 
 HELD = keys(SECRET, (IDENT, REAL))
-BROKER = Broker([HELD])
+BROKER = SecretInjector([HELD])
 SCOPE = "20261122/eu-central-1/s3/aws4_request"
 GOOD = f"AWS4-HMAC-SHA256 Credential={HELD.ident.placeholder.decode()}/{SCOPE}, SignedHeaders=host;x-amz-date, Signature={'0' * 64}"
 
@@ -154,5 +154,5 @@ def test_whatever_a_task_writes_nothing_is_signed_without_its_secret(value, path
 
 
 def test_what_is_signed_shows_nothing():
-    assert json.dumps(repr(BROKER)) == '"Broker(...)"'
+    assert json.dumps(repr(BROKER)) == '"SecretInjector(...)"'
     assert REAL.decode() not in repr(HELD)

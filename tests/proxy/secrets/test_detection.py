@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from proxy.event_loop.slices import at_once
-from proxy.secrets.detection import WHOLE, Own
+from proxy.secrets.detection import WHOLE, OwnSecrets
 from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some
 
@@ -21,7 +21,7 @@ def take(watch, text):
 
 
 def looking_for(*value):
-    return Own(broker(*value).known)
+    return OwnSecrets(broker(*value).known)
 
 
 def taken(own, *texts):
@@ -121,6 +121,6 @@ def test_what_a_value_begins_with_like_all_of_its_kind_is_no_piece():
 
 def test_nothing_shows_a_value():
     own = looking_for()
-    assert repr(own) == "Own(...)"
+    assert repr(own) == "OwnSecrets(...)"
     with pytest.raises(TypeError):
         __import__("pickle").dumps(own)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.request.request_head import Head
-from proxy.secrets import Broker, Held
+from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.encodings import encoded
-from proxy.secrets.response_masking import Echoes
+from proxy.secrets.response_masking import ResponseMasks
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
@@ -26,7 +26,7 @@ def secret(ident="key", variable="KEY", slot=Slot(SlotKind.HEADER, "x-key")):  #
     return Secret(ident, Source(SourceKind.ENV, ("X",)), variable, ((HOST, 443),), (slot,))
 
 
-BROKER = Broker([Held(secret(), VALUE, PLACEHOLDER)])
+BROKER = SecretInjector([SecretValue(secret(), VALUE, PLACEHOLDER)])
 
 # pieces of texts that nearly are, are, and begin with the value
 texts = st.lists(
@@ -67,7 +67,7 @@ def test_base64_is_found_wherever_it_stands(before, text, after):
 def test_any_body_is_read(fields):
     """Whatever a head says of it, and whatever it is: a form is one with a length that is one."""
     form = (b"Content-Type", b"application/x-www-form-urlencoded")
-    client = Broker([Held(secret(slot=Slot(SlotKind.FORM, "f")), VALUE, PLACEHOLDER)])
+    client = SecretInjector([SecretValue(secret(slot=Slot(SlotKind.FORM, "f")), VALUE, PLACEHOLDER)])
     head = Head(b"HTTP/1.1", b"POST", b"", b"", b"/", (*fields, form, (b"Content-Length", b"9" * 5000)))
     assert not client.read(head, HOST, 443, tls=True).unread
     head = Head(b"HTTP/1.1", b"POST", b"", b"", b"/", (form, (b"Content-Length", b"5")))
@@ -160,9 +160,9 @@ WRITTEN = {
 @pytest.mark.parametrize("value", [SIGNS, KEY, "plain-value_0123456789"], ids=["signs", "base64", "plain"])
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 def test_a_value_that_comes_back_is_found_however_libraries_write_it(value, written):
-    held = Held(secret(), value.encode())
+    held = SecretValue(secret(), value.encode())
     told = f"<{written(value)}>"
-    mask = Echoes((held,)).mask((held,))
+    mask = ResponseMasks((held,)).mask((held,))
     got = mask.take(told.encode()) + mask.rest()
     assert got in {b"<" + b"*" * (len(told) - 2) + b">", b"<" + held.placeholder + b">"}
     assert len(got) == len(told)
@@ -170,10 +170,10 @@ def test_a_value_that_comes_back_is_found_however_libraries_write_it(value, writ
 
 @pytest.mark.parametrize("written", ["JSON, PHP", "JSON, .NET", "a URL", "a URL in lower case"])
 def test_a_value_in_base64_is_found_however_libraries_write_that(written):
-    held = Held(secret(), SIGNS.encode())
+    held = SecretValue(secret(), SIGNS.encode())
     for user in (b"", b"m", b"me", b"mee"):
         said = base64.b64encode(user + b":" + held.value).decode()
         told = WRITTEN[written](said).encode()
-        mask = Echoes((held,)).mask((held,))
+        mask = ResponseMasks((held,)).mask((held,))
         got = mask.take(told) + mask.rest()
         assert sum(one != other for one, other in zip(got, told, strict=True)) > len(held.value)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy.approvals.leases import Passes
+from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
@@ -43,7 +43,7 @@ class World:
 
     def __init__(self):
         self.said, self.came, self.then = [], [], None
-        self.asking = SimpleNamespace(ask=self._ask, passes=Passes(lambda *_: True))
+        self.asking = SimpleNamespace(ask=self._ask, passes=Leases(lambda *_: True))
         tenant = SimpleNamespace(asking=self.asking, sources=())
         self.leave = ProgramApprovals(tenant, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what))
         self.leave.ask(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from enforcer.policy.reload import _LONGEST, _MOST_PROBLEMS
+from enforcer.policy.reread import _LONGEST, _MOST_PROBLEMS
 from enforcer.service.channel import Channel
 from enforcer.worker.worker import Worker, WorkerProcess
 from proxy.telemetry.summary import Summary

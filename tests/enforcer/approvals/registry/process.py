@@ -11,7 +11,7 @@ from pathlib import Path
 from enforcer.approvals import client
 from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
-from proxy.approvals.approval_request import Kind, Question, Rule
+from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from rules.decision import Asks
 from rules.limits import ApprovalTerms
 from tests.harness import whole_lines
@@ -29,7 +29,7 @@ def until(found, what="it"):
 
 def question(path="/x", **terms):
     asks = Rule.of(Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because"))
-    return Question(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
+    return ApprovalRequest(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
 
 
 class Gate:

@@ -8,9 +8,9 @@ import pytest
 from msgspec import MsgspecError, convert, to_builtins
 
 from proxy.approvals import protocol
+from proxy.approvals.approval_request import ApprovalRequest, Rule
 from proxy.approvals.approval_request import Kind as QuestionKind
-from proxy.approvals.approval_request import Question, Rule
-from proxy.approvals.client import Asking
+from proxy.approvals.client import ApprovalsClient
 from proxy.approvals.protocol import Pending, Result
 from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Answer
@@ -90,7 +90,7 @@ class NoPoller:
 
 
 def question():
-    return Question(
+    return ApprovalRequest(
         QuestionKind.CONNECTION, "tls", "a.example", 443, rules=(Rule.of(Asks("t:a", "0f", ApprovalTerms())),)
     )
 
@@ -99,7 +99,7 @@ async def asking_of(replies):
     """Ask as often as there are lists of replies, answer with those, and return what was counted."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        asking = Asking(ours, NoPoller(), pytest.fail)
+        asking = ApprovalsClient(ours, NoPoller(), pytest.fail)
         asking.start()
         tickets = [asking.ask(question(), lambda _answer: None) for _ in replies]
         for ticket, said in zip(tickets, replies, strict=True):
