@@ -17,7 +17,7 @@ from enforcer.workspace.change_events import Teller
 from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, Kept, mode
 from enforcer.workspace.merge_approval import sought
 from enforcer.workspace.merge_decision import Settled, Way, decide
-from enforcer.workspace.merge_inputs import Sides, Versions, opened
+from enforcer.workspace.merge_inputs import Sides, opened
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import Entry, What
@@ -223,7 +223,7 @@ class _Merging:
         source = -1
         try:
             ours = self._sides.ours(change)
-            settled = decide(change, ours, Versions(self._sides, change))
+            settled = decide(change, ours, self._sides)
             if settled.way in (Way.TAKE, Way.MERGE):
                 theirs = ""
                 if settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE:

@@ -11,13 +11,14 @@ import errno
 import json
 import os
 import secrets
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from enforcer.system import linux
 from enforcer.workspace import file_content
 from enforcer.workspace.change_store import Kept
 from enforcer.workspace.safe_path import MODE, Entry, Tree, What, look_in, of_status
-from enforcer.workspace.snapshot import entry_of
 
 _PREFIX: Final = ".exeat-"
 _KEPT: Final = ("user.", "system.posix_acl_access")  # attributes of the file that is replaced which its successor gets
@@ -33,6 +34,16 @@ class New(NamedTuple):
     target: str = ""
 
 
+class _Intent(NamedTuple):
+    """What is about to be done at a path, under which name beside it, with what is made, instead of what."""
+
+    how: str
+    path: str
+    temporary: str
+    made: Entry | None
+    old: Entry | None
+
+
 class MeanwhileError(OSError):
     """Somebody else was quicker: what was decided on is not there any more. Nothing was changed."""
 
@@ -44,7 +55,7 @@ class Place:
         """Take the workspace, and where to say what is being done."""
         self._tree = tree
         self._intents = kept.open_intents()
-        self._before = kept.intents()
+        self._before = msgspec.convert(kept.intents(), list[_Intent])
 
     def close(self) -> None:
         """Write no more."""
@@ -100,16 +111,17 @@ class Place:
 
     def recover(self) -> list[str]:
         """Finish, or take back, what somebody was stopped over. Returns what of it could be neither, in words."""
-        last = {str(temporary): (how, str(path), made, old) for how, path, temporary, made, old in self._before}
+        last = {each.temporary: each for each in self._before}
         problems = []
-        for temporary, (how, path, made, old) in last.items():
+        for each in last.values():
             try:
-                self._recover(temporary, str(how), path, _entry(made), _entry(old))
+                self._recover(each)
             except OSError as error:
-                problems.append(f"`{temporary}` was left beside `{path}`: {error.strerror or error}")
+                problems.append(f"`{each.temporary}` was left beside `{each.path}`: {error.strerror or error}")
         return problems
 
-    def _recover(self, temporary: str, how: str, path: str, made: Entry | None, old: Entry | None) -> None:
+    def _recover(self, intent: "_Intent") -> None:
+        how, path, temporary, made, old = intent
         try:
             above, name = self._tree.parent(path)
         except FileNotFoundError:
@@ -132,9 +144,9 @@ class Place:
         finally:
             os.close(above)
 
-    def _intend(self, *intent: object) -> None:
+    def _intend(self, *intent: Any) -> None:
         """Say what is about to be done. It survives this process, which is all that it is for."""
-        os.write(self._intents, (json.dumps(intent) + "\n").encode("ascii"))
+        os.write(self._intents, (json.dumps(_Intent(*intent)) + "\n").encode("ascii"))
 
     def _make(self, above: int, temporary: str, new: New, like: str) -> Entry:
         if new.what is What.LINK:
@@ -171,10 +183,6 @@ class Place:
 
 
 _MEANWHILE: Final = "it was changed in the workspace at this very moment; try again"
-
-
-def _entry(fields: object) -> Entry | None:
-    return entry_of(fields) if isinstance(fields, list) else None
 
 
 def _finish_put(above: int, name: str, temporary: str, made: Entry, expected: Entry) -> None:

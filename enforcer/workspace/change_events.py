@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enforcer.system.errors import HostError
 from enforcer.system.started_by import logged_in
@@ -44,46 +44,31 @@ class Teller:
 
         `approval`: by whose leave.
         """
-        now = time.time_ns()
-        event = Event(
-            Instant(now),
-            self._ids.make(now),
-            kind,
-            **self._origin._asdict(),
-            outcome=Outcome.PASSED,
-            cause=cause,
-            detail=detail,
-            by=somebody(),
-            paths=tuple(paths),
-            approval=approval,
+        return self._write(
+            kind, outcome=Outcome.PASSED, cause=cause, detail=detail, paths=tuple(paths), approval=approval
         )
-        self._write(event)
-        return event.id
 
     def unasked(self, question: "ApprovalRequest", why: str) -> None:
         """Tell that nobody could be asked for an approval. Raises HostError."""
-        now = time.time_ns()
-        event = Event(
-            Instant(now),
-            self._ids.make(now),
+        self._write(
             Kind.APPROVAL_REFUSED,
-            **self._origin._asdict(),
             rules=tuple(asks.rule for asks in question.rules),
             revision=question.revision,
             outcome=Outcome.BLOCKED,
             reason=Reason.APPROVAL_UNAVAILABLE,
             detail=why,
-            by=somebody(),
             paths=tuple(file.path for file in question.files),
             approval=Approval("", question.kind, answer=Answer.UNAVAILABLE),
         )
-        self._write(event)
 
-    def _write(self, event: Event) -> None:
+    def _write(self, kind: Kind, **fields: Any) -> str:
+        now = time.time_ns()
+        event = Event(Instant(now), self._ids.make(now), kind, **self._origin._asdict(), by=somebody(), **fields)
         try:
             self._journal.append(encode(event), event.time)
         except JournalFailed as error:
             raise self._failed(error) from error
+        return event.id
 
     def close(self) -> None:
         """Write no more."""

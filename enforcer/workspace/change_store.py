@@ -17,16 +17,17 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import msgspec
+
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.workspace.safe_path import MODE, Entry, What
-from enforcer.workspace.snapshot import entry_of
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
@@ -91,12 +92,6 @@ def mode(entry: Entry) -> int:
     return entry.mode & MODE if entry.what is not What.LINK else MODE
 
 
-def read_change(fields: Sequence[Any]) -> Change:
-    """Make a change of its fields, as JSON has them."""
-    path, known, base, theirs, digest, copy = fields
-    return Change(path, known, base and entry_of(base), theirs and entry_of(theirs), digest, copy)
-
-
 def described(changes: Iterable[Change]) -> str:
     """Say how many changes of which kind there are."""
     counts = Counter(change.kind for change in changes)
@@ -126,11 +121,18 @@ class Meta:
     start: int  # ctime, in ns, of a file that was made before the task ran
     protected: tuple[str, ...]  # every glob that was in force
     journal: str  # the directory that the run wrote its journal to
-    approval: tuple[Mapping[str, object], ...] = ()  # whose approval merging what is protected takes, as JSON
+    approval: tuple[Mapping[str, Any], ...] = ()  # whose approval merging what is protected takes, as JSON
     revision: str = ""  # of the policy that said so
     started_by: int = -1  # uid
     rule_files: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()  # of the workspace that have another name than `.git`
+
+    @classmethod
+    def read(cls, fields: object) -> Self:
+        """Read it of JSON. Raises ValueError, also for what this version doesn't know: it may be a condition."""
+        if isinstance(fields, dict) and (unknown := fields.keys() - cls.__dataclass_fields__.keys()):
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        return msgspec.convert(fields, cls)
 
     def asks(self) -> "tuple[Rule, ...]":
         """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
@@ -235,7 +237,7 @@ class Kept:
     def changes(self) -> list[Change]:
         """Return every change, in the order of their paths. Raises OSError or ValueError."""
         with open(self.place / "record.jsonl", encoding="ascii") as file:
-            return [read_change(strict_json.loads(line)) for line in file]
+            return [msgspec.convert(strict_json.loads(line), Change) for line in file]
 
     def settled(self) -> dict[str, str]:
         """Return what was accepted or discarded, by path."""
@@ -282,21 +284,11 @@ def find() -> list[Kept]:
     found = []
     for place in directory().iterdir() if directory().is_dir() else ():
         try:
-            fields = strict_json.loads((place / "meta.json").read_text("ascii"))
+            found.append(Kept(place, Meta.read(strict_json.loads((place / "meta.json").read_text("ascii")))))
         except FileNotFoundError:
             with contextlib.suppress(OSError):
                 _sweep(place)
-            continue
         except (OSError, ValueError) as error:
-            raise HostError(f"`{place}` can't be read: {error}") from error
-        try:
-            for name in ("protected", "approval", "rule_files", "repositories"):
-                fields[name] = tuple(fields.get(name, ()))
-            meta = Meta(**fields)
-            if not all(type(number) is int for number in (meta.device, meta.inode, meta.uid, meta.gid, meta.began)):
-                raise TypeError("a number in it is none")  # noqa: TRY301
-            found.append(Kept(place, meta))
-        except (TypeError, AttributeError) as error:
             raise HostError(f"`{place}` can't be read: {error}") from error
     return sorted(found, key=lambda kept: kept.meta.began)
 

@@ -23,7 +23,7 @@ from enforcer.workspace import file_content
 from enforcer.workspace.change_store import Change, ChangeKind, mode
 from enforcer.workspace.diff import merge
 from enforcer.workspace.file_content import is_text
-from enforcer.workspace.merge_inputs import Sides, Versions
+from enforcer.workspace.merge_inputs import Sides
 from enforcer.workspace.safe_path import Entry, What
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ class Settled(NamedTuple):
     mode: int = 0
 
 
-def decide(change: Change, ours: Entry | None, versions: Versions) -> Settled:
+def decide(change: Change, ours: Entry | None, sides: Sides) -> Settled:
     """Decide on one change. `ours` is what stands there now."""
     if change.kind is ChangeKind.LEFT_OUT:
         return Settled(Way.LEFT_OUT, "devices, sockets and FIFOs are not carried over")
-    if _is_base(change, ours, versions):
+    if _is_base(change, ours, sides):
         return Settled(Way.TAKE)
-    if _is_theirs(change, ours, versions):
+    if _is_theirs(change, ours, sides):
         return Settled(Way.ALREADY)
     base, theirs = change.base, change.theirs
     if not change.known or base is None or ours is None or theirs is None:
         return Settled(Way.CONFLICT, _one_sided(change, ours))
     if not ours.what is base.what is theirs.what is What.FILE:
         return Settled(Way.CONFLICT, "both sides made something else of it")
-    return _merged(change, base, ours, theirs, versions)
+    return _merged(change, base, ours, theirs, sides)
 
 
 def _one_sided(change: Change, ours: Entry | None) -> str:
@@ -75,7 +75,7 @@ def _one_sided(change: Change, ours: Entry | None) -> str:
     return "it is in the workspace by now, and the task made another"
 
 
-def _is_base(change: Change, ours: Entry | None, versions: Versions) -> bool:
+def _is_base(change: Change, ours: Entry | None, sides: Sides) -> bool:
     base = change.base
     if not change.known or base is None or ours is None:
         return change.known and base is None and ours is None
@@ -88,10 +88,10 @@ def _is_base(change: Change, ours: Entry | None, versions: Versions) -> bool:
     if base.is_untouched(ours):
         return True
     alike = base.what is What.FILE and change.digest and base.size == ours.size and mode(base) == mode(ours)
-    return bool(alike) and change.digest == versions.our_digest()
+    return bool(alike) and change.digest == file_content.digest(sides.our_file(change))
 
 
-def _is_theirs(change: Change, ours: Entry | None, versions: Versions) -> bool:
+def _is_theirs(change: Change, ours: Entry | None, sides: Sides) -> bool:
     theirs = change.theirs
     if ours is None or theirs is None:
         return ours is theirs
@@ -102,15 +102,15 @@ def _is_theirs(change: Change, ours: Entry | None, versions: Versions) -> bool:
     if ours.what is What.LINK:
         return ours.target == theirs.target
     alike = ours.what is What.FILE and ours.size == theirs.size and mode(ours) == mode(theirs)
-    return alike and versions.our_digest() == versions.their_digest()
+    return alike and file_content.digest(sides.our_file(change)) == file_content.digest(sides.their_file(change))
 
 
-def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, versions: Versions) -> Settled:
+def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, sides: Sides) -> Settled:
     if mode(base) not in (mode(ours), mode(theirs)) and mode(ours) != mode(theirs):
         return Settled(Way.CONFLICT, "both sides changed its mode")
     if not change.copy:
         return Settled(Way.CONFLICT, "both sides changed it, and there is no copy of what it was at the start")
-    texts = versions.texts()
+    texts = sides.texts(change)
     if texts is None or not all(map(is_text, texts)):
         return Settled(Way.CONFLICT, "both sides changed it, and it can't be merged line by line")
     content = merge(*texts)
@@ -156,7 +156,7 @@ def print_now(sides: Sides, change: Change) -> Print | None:
     """Return what merging a change would do at this moment; None: nothing would be merged."""
     try:
         ours = sides.ours(change)
-        settled = decide(change, ours, Versions(sides, change))
+        settled = decide(change, ours, sides)
         if settled.way not in (Way.TAKE, Way.MERGE):
             return None
         taken = settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE

@@ -102,28 +102,10 @@ class Sides:
         """Open a copy of what stood at a path at the start. Raises OSError."""
         return os.open(self.kept.place / "base" / change.copy, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
-
-class Versions:
-    """The three versions of one file, as `decide` asks for them."""
-
-    def __init__(self, sides: Sides, change: Change) -> None:
-        """Take the sides, and which change it is."""
-        self._sides = sides
-        self._change = change
-
-    def our_digest(self) -> str:
-        """Return the SHA-256 of what stands there now."""
-        return file_content.digest(self._sides.our_file(self._change))
-
-    def their_digest(self) -> str:
-        """Return the SHA-256 of what the task left."""
-        return file_content.digest(self._sides.their_file(self._change))
-
-    def texts(self) -> tuple[bytes, bytes, bytes] | None:
-        """Return base, ours and theirs; None where one of them is not there or too large."""
-        if not self._change.copy:
+    def texts(self, change: Change) -> tuple[bytes, bytes, bytes] | None:
+        """Return base, ours and theirs; None where one of them is not there or too large. Raises OSError."""
+        if not change.copy:
             return None
-        base = file_content.whole(self._sides.base_copy(self._change))
-        ours = file_content.whole(self._sides.our_file(self._change))
-        theirs = file_content.whole(self._sides.their_file(self._change))
+        base = file_content.whole(self.base_copy(change))
+        ours, theirs = file_content.whole(self.our_file(change)), file_content.whole(self.their_file(change))
         return None if base is None or ours is None or theirs is None else (base, ours, theirs)

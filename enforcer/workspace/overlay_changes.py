@@ -41,12 +41,17 @@ class Upper(Tree):
             self._unlock(path)
             return super()._open(path, flags)
 
-    def _reopened(self, place: int) -> int:
+    def file(self, path: str) -> int:
+        """Open a regular file for reading, as any tree does."""
         try:
-            return super()._reopened(place)
+            return super().file(path)
         except PermissionError:
-            os.chmod(f"/proc/self/fd/{place}", os.fstat(place).st_mode & 0o7777 | 0o400)
-            return super()._reopened(place)
+            place = self._open(path, os.O_PATH)
+            try:
+                os.chmod(f"/proc/self/fd/{place}", os.fstat(place).st_mode & 0o7777 | 0o400)
+            finally:
+                os.close(place)
+            return super().file(path)
 
     def _unlock(self, path: str) -> None:
         parts = path.split("/")

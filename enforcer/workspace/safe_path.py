@@ -104,16 +104,7 @@ class Tree:
 
     def file(self, path: str) -> int:
         """Open a regular file for reading: nothing else is opened. Raises OSError, ELOOP where it is something else."""
-        place = self._open(path, os.O_PATH)
-        try:
-            if stat.S_ISREG(os.fstat(place).st_mode):
-                return self._reopened(place)
-        finally:
-            os.close(place)
-        raise OSError(errno.ELOOP, f"`{path}` is no regular file")
-
-    def _reopened(self, place: int) -> int:
-        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        return regular(self._open(path, os.O_PATH), path)
 
     def leads(self, path: str) -> str | None:
         """Return where a path leads over links that stay below this directory; None: elsewhere, or nowhere."""
@@ -173,6 +164,19 @@ class Tree:
 
     def _open(self, path: str, flags: int) -> int:
         return linux.openat2(self.descriptor, path, flags | os.O_NOFOLLOW, _RESOLVE)
+
+
+def regular(place: int, path: str) -> int:
+    """Open for reading what is opened with O_PATH; closes that. Raises OSError, ELOOP for no regular file.
+
+    Opening anything else may do something, or wait.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.ELOOP, f"`{path}` is no regular file")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(place)
 
 
 def look_in(directory: int, name: str, device: int | None = None) -> Entry | None:
@@ -387,13 +391,7 @@ class Sight:
         inside = self._inside(path)
         if self._tree is not None and inside is not None:
             return self._tree.file(inside)
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(place).st_mode):
-                raise IsADirectoryError(path)
-            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(place)
+        return regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path)
 
     def text(self, path: str, by: str) -> str:
         """Read a small file of which something in the directory `by` has said; empty where it is none."""
@@ -412,11 +410,7 @@ class Sight:
 def read(path: str) -> str:
     """Read a small file up to a NUL, which no path has in it; empty where it is none."""
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            return _until(place)
-        finally:
-            os.close(place)
+        return _until_nul(regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path))
     except OSError:
         return ""
 
@@ -424,18 +418,14 @@ def read(path: str) -> str:
 def read_beneath(tree: Tree, path: str) -> str:
     """Read so a file of a workspace, reached over no link."""
     try:
-        with open(tree.file(path), "rb", buffering=0) as file:
-            return until_nul(file.read(LARGEST))
+        return _until_nul(tree.file(path))
     except OSError:
         return ""
 
 
-def _until(place: int) -> str:
-    """Read what is opened with O_PATH, if it is a regular file: opening another may do something, or wait."""
-    if not stat.S_ISREG(os.fstat(place).st_mode):
-        return ""
-    with open(f"/proc/self/fd/{place}", "rb", buffering=0) as file:
-        return until_nul(file.read(LARGEST))
+def _until_nul(file: int) -> str:
+    with open(file, "rb", buffering=0) as opened:
+        return until_nul(opened.read(LARGEST))
 
 
 def until_nul(content: bytes) -> str:

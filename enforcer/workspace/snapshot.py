@@ -11,7 +11,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
+
+import msgspec
 
 from enforcer.workspace.safe_path import TOP, Entry, Tree, What, joined
 from proxy.wire import strict_json
@@ -73,9 +75,7 @@ class Snapshot:
     def _listing(self, path: str) -> Listing | None:
         line = self._lines.pop(path, None)
         if line is not None:
-            _, is_here, is_whole, entries = strict_json.loads(line)
-            found = {name: entry_of(fields) for name, fields in entries.items()}
-            self._listings[path] = Listing(is_here, is_whole, found)
+            self._listings[path] = msgspec.convert(strict_json.loads(line)[1:], Listing)
         return self._listings.get(path)
 
 
@@ -111,8 +111,3 @@ def read(file: IO[str], start: int) -> Snapshot:
     """Read a snapshot. Raises ValueError, or OSError."""
     scan = json.JSONDecoder().raw_decode
     return Snapshot(start, {scan(line, 1)[0]: line for line in file})
-
-
-def entry_of(fields: list[Any]) -> Entry:
-    """Make an entry of its fields, as JSON has them."""
-    return Entry(What(fields[0]), *fields[1:])
