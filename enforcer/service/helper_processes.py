@@ -51,21 +51,13 @@ def fork_confined(
     HostError where it isn't confined.
     """
 
-    def be(parent: int, theirs: socket.socket) -> NoReturn:
-        try:
-            linux.leave_no_core()
-            processes.detach({theirs.fileno(), *keep}, listener)
-            confinement.enter(who)
-            linux.die_with_parent(signal.SIGKILL, parent)
-            message.send(theirs, {"confined": True})
-            serve(theirs)
-        except BaseException as error:  # noqa: BLE001 - what isn't confined must not run
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            with contextlib.suppress(OSError):
-                message.send(theirs, {"failed": text or type(error).__name__})
-            os._exit(1)
-        finally:
-            os._exit(0)
+    def be(parent: int, theirs: socket.socket) -> None:
+        linux.leave_no_core()
+        processes.detach({theirs.fileno(), *keep}, listener)
+        confinement.enter(who)
+        linux.die_with_parent(signal.SIGKILL, parent)
+        message.send(theirs, {"confined": True})
+        serve(theirs)
 
     pid, ours = processes.fork(be)
     ours.settimeout(_PATIENCE)

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from enforcer.system import linux
 from enforcer.system.errors import HostError
+from proxy.wire import message
 
 _DONE = b"\0"  # no error's text; nothing at all means that the child was killed, as where memory has run out
 _LONGEST = 4096  # bytes of an error's text
@@ -31,10 +32,10 @@ _SFD_CLOEXEC = os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fork(be: Callable[[int, socket.socket], NoReturn]) -> tuple[int, socket.socket]:
+def fork(be: Callable[[int, socket.socket], object]) -> tuple[int, socket.socket]:
     """Fork a process that is `be`, called with its parent's pid and its end of a pair; returns its pid and our end.
 
-    `be` must not return or raise. Raises OSError.
+    It ends when that returns. When that raises it sends `{"failed": text}` first. Raises OSError.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
@@ -45,7 +46,15 @@ def fork(be: Callable[[int, socket.socket], NoReturn]) -> tuple[int, socket.sock
             ours.close()
             raise
         if pid == 0:
-            be(parent, theirs)
+            try:
+                be(parent, theirs)
+            except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the parent goes on
+                text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                with contextlib.suppress(OSError):
+                    message.send(theirs, {"failed": text or type(error).__name__})
+                os._exit(1)
+            finally:
+                os._exit(0)
     return pid, ours
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
@@ -48,27 +48,20 @@ def _be_it(  # noqa: PLR0917  what it is and has
     who: "Identity",
     ends: dict[int, socket.socket],
     served: dict[int, int],
-) -> NoReturn:
-    try:
-        signal.set_wakeup_fd(-1)
-        linux.leave_no_core()  # before there is a key in it
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        detach({known[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        linux.die_with_parent(signal.SIGKILL, parent)
-        authority = _read(*known)
-        from enforcer.worker import confinement
+) -> None:
+    signal.set_wakeup_fd(-1)
+    linux.leave_no_core()  # before there is a key in it
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    detach({known[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    linux.die_with_parent(signal.SIGKILL, parent)
+    authority = _read(*known)
+    from enforcer.worker import confinement
 
-        poll = select.epoll()
-        confinement.enter_alone(who, parent)
-        gc.freeze()
-        _Holder(authority, control, poll, ends, served).serve()
-    except BaseException as error:  # noqa: BLE001 - one that isn't confined must not run
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        with contextlib.suppress(OSError):
-            message.send(control, {"failed": text or type(error).__name__})
-    finally:
-        os._exit(0)
+    poll = select.epoll()
+    confinement.enter_alone(who, parent)
+    gc.freeze()
+    _Holder(authority, control, poll, ends, served).serve()
 
 
 def _read(key: int, certificate: bytes) -> "Authority":

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from enforcer.sandbox.identity import Identity, idmapped_tree
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from enforcer.system.processes import detach
+from enforcer.system.processes import detach, fork
 from enforcer.worker import confinement
 from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import system_roots
@@ -196,50 +196,31 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths:
     )
     its_keyholder = keyholder.pair(_ONLY)
     keyholder.serves(_ONLY, 1)
-    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    journal = open_journal(identity, worker_paths.journal)
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            linux.leave_no_core()  # before there are secrets in it
-            detach({journal, its_control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, worker_paths.metrics)
-            roots, login, policy = system_roots(), None, tenant.policy
-            if policy.secrets or policy.settings.upstream_auth is not None:
-                from enforcer.worker import credentials  # few rules have any
+    journal, metrics = open_journal(identity, worker_paths.journal), worker_paths.metrics
 
-                login = credentials.login(policy)
-                tenant.entrust(credentials.broker(policy, os.environ), login)
-            confinement.enter(identity)
-            linux.die_with_parent(signal.SIGKILL, parent)
-            placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
-            message.send(its_control, {"confined": True, "placeholders": placeholders})
-            from proxy.worker.process import Setup, serve  # from the view that it is confined to
+    def be(parent: int, control: socket.socket) -> None:
+        linux.leave_no_core()  # before there are secrets in it
+        detach({journal, control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, metrics)
+        roots, login, policy = system_roots(), None, tenant.policy
+        if policy.secrets or policy.settings.upstream_auth is not None:
+            from enforcer.worker import credentials  # few rules have any
 
-            gc.freeze()
-            gc.enable()
-            serve(
-                Setup(
-                    tenant,
-                    its_keyholder,
-                    worker_paths.authority_ends,
-                    roots,
-                    journal,
-                    its_control,
-                    its_gate,
-                    worker_paths.metrics,
-                    login,
-                )
-            )
-        except BaseException as error:  # noqa: BLE001 - a worker that isn't confined must not run
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            with contextlib.suppress(OSError):
-                message.send(its_control, {"failed": text or type(error).__name__})
-            os._exit(1)
-        finally:
-            os._exit(0)
-    for end in (its_control, its_gate, its_keyholder):
+            login = credentials.login(policy)
+            tenant.entrust(credentials.broker(policy, os.environ), login)
+        confinement.enter(identity)
+        linux.die_with_parent(signal.SIGKILL, parent)
+        placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
+        message.send(control, {"confined": True, "placeholders": placeholders})
+        from proxy.worker.process import Setup, serve  # from the view that it is confined to
+
+        gc.freeze()
+        gc.enable()
+        ends = worker_paths.authority_ends
+        serve(Setup(tenant, its_keyholder, ends, roots, journal, control, its_gate, metrics, login))
+
+    pid, control = fork(be)
+    for end in (its_gate, its_keyholder):
         end.close()
     os.close(journal)
     worker = kind(pid, control, gate, keyholder)
