@@ -66,7 +66,8 @@ class Far(End):
     """A connection to the one place there is on the internet (invariant 3); a client may use many."""
 
     __slots__ = (
-        "addresses", "authorities", "codec", "dialled", "good_for", "login", "over", "proven", "unidentified", "used",
+        "addresses", "authorities", "codec", "dialled", "good_for", "login", "over", "proven", "relayed",
+        "unidentified", "used",
     )  # fmt: skip
 
     def __init__(self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> None:
@@ -78,6 +79,7 @@ class Far(End):
         self.authorities = authorities
         self.over = False  # it failed to open, or was closed
         self.used = False  # a request was sent on it
+        self.relayed = False  # it leads to an HTTP proxy itself, not through it
         self.unidentified = False  # its server has asked for a client certificate, and got none
         self.proven = False  # its server has proved, over TLS, to be the checked name
         self.login: Login | None = None  # what a proxy is told that requests are relayed by

@@ -21,8 +21,8 @@ from proxy.inspection.link import Link
 from proxy.inspection.pipeline import Pipeline, is_good
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, FarTls, NearTls
-from proxy.inspection.upstream_proxy import is_relayed
 from proxy.telemetry.events import Where
+from rules.settings import Via
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -372,7 +372,8 @@ class Conversation:
         server.dialled = address
         if address is not None:
             self._admitted.leads_to(address)
-        server.login = self._engine.login if is_relayed(server) else None
+        server.relayed = isinstance(address, Via) and address.relayed
+        server.login = self._engine.login if server.relayed else None
         if tls is None:
             self._do(self._http.opened, server, None)
         else:

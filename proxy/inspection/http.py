@@ -328,12 +328,12 @@ class GateHttp:
     def connect(self, stream: Stream) -> Far | None:
         """Return a connection to an address that was checked for this very request; None: it has to wait for one."""
         for server in self.servers:
-            if not stream.may_trust(server.authorities):
+            if not stream.request.may_trust(server.authorities):
                 continue
-            if server in self._expecting and stream.may_use(*server.addresses):
+            if server in self._expecting and stream.request.may_use(*server.addresses):
                 self._expecting[server].append(stream)
                 return None
-            if self.usable(server) and server.dialled and stream.may_use(server.dialled):
+            if self.usable(server) and server.dialled and stream.request.may_use(server.dialled):
                 return server
         self._open_for(stream)
         return None

@@ -40,7 +40,7 @@ from proxy.inspection.http1_heads import (
     response_heads,
     split_head,
 )
-from proxy.inspection.upstream_proxy import asked_of_proxy, is_relayed
+from proxy.inspection.upstream_proxy import asked_of_proxy
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.messages import (
     MOST_INFORMATIONAL,
@@ -417,7 +417,7 @@ class BackHttp1(Codec):
         request = event.request
         assert self.stream_id is None
         self.stream_id = event.stream_id
-        if is_relayed(self._server):
+        if self._server.relayed:
             request = asked_of_proxy(request, self._place, self._server)
         if not event.end_stream and request.method in BODILESS:
             request = closing(request)

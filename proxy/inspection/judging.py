@@ -10,7 +10,7 @@ asked stays so.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
     from proxy.sandbox.tenant import Tenant
-    from proxy.secrets.injection import Carried
+    from proxy.secrets.injection import Carried, SecretInjector
     from rules.addresses import Address
     from rules.limits import Limits
     from rules.matching.policy import Policy
@@ -47,7 +47,7 @@ _DESTINATION: Final = re.compile(r"(?:(https?)://([^/?#]+))?(/(?!/)[!-\"$-~]*)",
 _PORTS: Final = {"https": 443, "http": 80}
 
 
-def second_path(head: "Head", asked: "Asked", target: "HostName | Address", port: int, *, tls: bool) -> str | None:
+def second_path(head: "Head", asked: "Asked", place: "Place") -> str | None:
     """Return the path that a request names beside that of its request line; None: there is none. Raises Unclear."""
     if asked.method not in _METHODS:
         return None
@@ -60,7 +60,7 @@ def second_path(head: "Head", asked: "Asked", target: "HostName | Address", port
     scheme, authority, path = match.groups()
     if scheme is not None:
         host = read_authority(authority.encode(), _PORTS[scheme.lower()])
-        if host != (target, port) or (scheme.lower() == "https") is not tls:
+        if host != (place.target, place.port) or (scheme.lower() == "https") is not place.tls:
             raise Unclear("its `Destination` is at another host", Reason.NAME_MISMATCH)
     return str(path)
 
@@ -76,16 +76,13 @@ class Place:
     target: "HostName | Address"
     port: int
     tls: bool
+    protocol: Protocol = field(init=False, compare=False)  # what rules call what is spoken here
+    authority: bytes = field(init=False, compare=False)  # how a forwarded request spells it
 
-    @property
-    def protocol(self) -> Protocol:
-        """What rules call what is spoken here."""
-        return Protocol.TLS if self.tls else Protocol.HTTP
-
-    @property
-    def authority(self) -> bytes:
-        """How a forwarded request spells this place."""
-        return request_head.authority(self.target, self.port, tls=self.tls)
+    def __post_init__(self) -> None:
+        """Work out what each request on it needs."""
+        object.__setattr__(self, "protocol", Protocol.TLS if self.tls else Protocol.HTTP)
+        object.__setattr__(self, "authority", request_head.authority(self.target, self.port, tls=self.tls))
 
     def __str__(self) -> str:
         """Return it as the start of a URL."""
@@ -154,20 +151,17 @@ def judge(
         asked = request_head.read(head, tls=place.tls)
     except request_head.Unclear as problem:
         return unclear(tenant, head, problem)
+    carried = None if tenant.broker is None else _carried(tenant.broker, place, head, content if body else b"")
     refused = _misdirected(tenant, place, head, asked, looks)
-    if refused is None and asked.websocket and not is_handshake(head, body=body):
-        refused = _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
-    if refused is None and asked.foreign:
-        refused = _foreign(tenant, head, asked.foreign)
-    carried = _carried(tenant, place, head, content if body else b"")
-    if refused is None and carried is not None:
-        refused = _misplaced(tenant, head, carried)
+    if asked.upgrade:
+        refused = refused or _upgrade(tenant, head, asked, body=body)
+    refused = refused or (carried and _misplaced(tenant, head, carried))
     if refused is not None:
         return refused
     try:
-        git = _git(head, asked, looks)
-        looked_at = looks.requests or looks.people
-        other = second_path(head, asked, place.target, place.port, tls=place.tls) if looked_at else None
+        git = _git(head, asked, looks) if looks.git or looks.git_for_events else None
+        named = asked.method in _METHODS and (looks.requests or looks.people)
+        other = second_path(head, asked, place) if named else None
     except request_head.Unclear as problem:
         return unclear(tenant, head, problem)
     headers = request_head.as_text(head.fields) if looks.headers else ()
@@ -182,21 +176,30 @@ def judge(
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
         judged, advice = _judge_push(tenant, policy, attempt, push, options=looks.git_for_events)
         return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
-    decision = _decide(tenant, policy, attempt, other)
-    if decision.asks and looks.git and git is not None and (not _has_refs(request) or push is not None):
+    decision = policy.decide(attempt)
+    if other is not None:
+        decision = _with_other_path(policy, attempt, decision, other)
+    has_refs = git is not None and git.service is GitService.PUSH and asked.method == "POST"  # not what comes before
+    if decision.asks and looks.git and git is not None and (not has_refs or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
-    may_pass = decision.outcome.passes or decision.asks
+    passes = decision.outcome.passes
+    may_pass = passes or decision.asks
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
-    detail = _why(decision, credential, other)
-    refs_wanted = may_pass and push is None and _has_refs(request)
+    detail = "" if passes else _why(decision, credential, other)
+    refs_wanted = may_pass and push is None and has_refs
     return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events)
 
 
+def _upgrade(tenant: "Tenant", head: "Head", asked: "Asked", *, body: bool) -> Ruling | None:
+    """Refuse what is no WebSocket's handshake though it says so, and what needs another protocol to go on."""
+    if asked.websocket and not is_handshake(head, body=body):
+        return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
+    return _foreign(tenant, head, asked.foreign) if asked.foreign else None
+
+
 def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
-    """Return what a request wants of git, where that is looked at. Raises Unclear where a rule looks at it."""
-    if not looks.git and not looks.git_for_events:
-        return None
+    """Return what a request wants of git. Raises Unclear where a rule looks at it."""
     try:
         return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
     except request_head.Unclear:
@@ -205,16 +208,16 @@ def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
         return None
 
 
-def _decide(tenant: "Tenant", policy: "Policy", attempt: Attempt, other: str | None) -> Decision:
-    """Decide by the path of a request, and by the `other` one that it names: the stricter verdict stands."""
-    here, request = policy.decide(attempt), attempt.request
-    if other is None or request is None or not (here.outcome.passes or here.asks):
+def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: str) -> Decision:
+    """Decide by the `other` path that a request names, too: the stricter verdict stands."""
+    request = attempt.request
+    if request is None or not (here.outcome.passes or here.asks):
         return here
     there = policy.decide(attempt._replace(request=request._replace(path=other)))
     if not (there.outcome.passes or there.asks):
         return there
     if here.asks or there.asks:  # people would be shown one of both
-        return denied(tenant.policy, Reason.AMBIGUOUS_REQUEST)
+        return denied(policy, Reason.AMBIGUOUS_REQUEST)
     return together(here, there)
 
 
@@ -242,7 +245,7 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
 
 def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
-    carried = _carried(tenant, place, head)
+    carried = None if tenant.broker is None else _carried(tenant.broker, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 
@@ -267,18 +270,14 @@ def _misplaced(tenant: "Tenant", head: "Head", carried: "Carried") -> Ruling | N
     return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
 
 
-def _carried(tenant: "Tenant", place: Place, head: "Head", content: bytes | None = None) -> "Carried | None":
-    if tenant.broker is None:
-        return None
-    return tenant.broker.read(head, place.target, place.port, tls=place.tls, content=content)
+def _carried(injector: "SecretInjector", place: Place, head: "Head", content: bytes | None = None) -> "Carried":
+    return injector.read(head, place.target, place.port, tls=place.tls, content=content)
 
 
 def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
-    if decision.outcome.passes:
-        return ""
     too = "" if other is None or decision.asks else "its `Destination` is decided on as well"
     return in_vain(decision) or too
 
@@ -323,11 +322,6 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
     digests = attempt.granted.union(asks.digest for asks in decision.approval)
     could = attempt._replace(granted=digests)  # as a push that was approved: where it may go is checked with that
     return (could, to_be_asked(decision)) if policy.decide(could).lets_out else (attempt, decision)
-
-
-def _has_refs(request: Request) -> bool:
-    """Whether this is a push itself, and not what comes before one."""
-    return request.git is not None and request.git.service is GitService.PUSH and request.method == "POST"
 
 
 def unclear(tenant: "Tenant", head: "Head", problem: request_head.Unclear) -> Ruling:

@@ -123,7 +123,7 @@ class Pipeline:
             session.holding.pop(request.key, None)
             if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
                 held.problem = Unclear("it is a push, and its body is wanted for another reason too")
-        may_pass = (ruling.decision.passes or ruling.decision.asks) and not ruling.refs_for_events
+        may_pass = (ruling.decision.outcome.passes or ruling.decision.asks) and not ruling.refs_for_events
         if held.problem is not None and may_pass:
             return unclear(session.recorder.tenant, request.head, held.problem)
         return ruling
@@ -180,7 +180,7 @@ class Pipeline:
 
     def _resolve(self, request: "RequestContext", ruling: "Ruling") -> "Awaitable[None] | None":
         """Look up where it may go, if it may, and record that."""
-        if ruling.attempt is None or not ruling.decision.passes:
+        if ruling.attempt is None or not ruling.decision.outcome.passes:
             self._decided(request, ruling, ())
             return None
         found = self._addresses(ruling.attempt)
@@ -226,9 +226,11 @@ class Pipeline:
         if isinstance(found, DialFailed):
             ruling, found = undialled(ruling, found), ()
         elif found:
-            found = relayed(found, head, ruling)
-            via = str(found[0]) if isinstance(found[0], Via) else None
-            address = None if isinstance(found[0], Via) else written(found[0])
+            if isinstance(found[0], Via):
+                found = relayed(found, head, ruling)
+                via = str(found[0])
+            else:
+                address = written(found[0])
         page = session.admit(request, ruling, via, address)
         if page is not None:
             told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None

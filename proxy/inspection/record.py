@@ -59,13 +59,13 @@ class RequestRecord:
     def decided(self, ruling: "Ruling", http: Http, via: str | None, address: str | None = None) -> str:
         """Record the decision and return the event's id. Raises JournalFailed.
 
-        `address`: the first that is dialled for a name, if the request passes.
+        `address`: the first that is dialled for a name, or the one that it is refused for.
         """
         return self._recorder.decided(
             Kind.REQUEST_DECIDED,
             ruling.decision,
             name=self._name,
-            address=(address if ruling.decision.outcome.passes else ruling.refused_at) or self._address,
+            address=address or self._address,
             port=self._place.port,
             protocol=self._place.protocol,
             http=http,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 
-_NOTHING: Final[frozenset[str]] = frozenset()
+NOTHING: Final[frozenset[str]] = frozenset()
 
 
 class RequestContext:
@@ -74,7 +74,15 @@ class RequestContext:
     @property
     def granted(self) -> frozenset[str]:
         """The digests of the rules that people have granted it so far."""
-        return _NOTHING if self.approval is None else self.approval.granted
+        return NOTHING if self.approval is None else self.approval.granted
+
+    def may_use(self, *addresses: "Hop") -> bool:
+        """Whether a connection that leads to one of these may carry it."""
+        return all(address in (self.addresses or ()) for address in addresses)
+
+    def may_trust(self, authorities: tuple[bytes, ...]) -> bool:
+        """Whether a connection that was verified with these, too, may carry it."""
+        return set(authorities) <= set(self.authorities)
 
     def enter(self, stages: "tuple[Stage, ...]") -> None:
         """Go through these stages from now on."""

@@ -23,10 +23,11 @@ from proxy.inspection.judging import (
 )
 from proxy.inspection.pipeline import stages_for
 from proxy.inspection.record import RequestRecord
-from proxy.inspection.request_context import RequestContext
+from proxy.inspection.request_context import NOTHING, RequestContext
 from proxy.inspection.stages.approval import PendingApprovals
 from proxy.inspection.stages.limits import Limits
 from proxy.inspection.stages.stage import Needs, Stopped
+from proxy.request.messages import Unreadable, advice_on_unreadable
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
 from proxy.telemetry.events import GONE
@@ -105,7 +106,14 @@ class Session:
         if looks is None or looks.policy is not tenant.policy:
             looks = self._looks = Looks.of(tenant.policy, self.place)
         return judge(
-            tenant, self.place, head, looks, body=request.body, push=push, content=content, granted=request.granted
+            tenant,
+            self.place,
+            head,
+            looks,
+            body=request.body,
+            push=push,
+            content=content,
+            granted=NOTHING if request.approval is None else request.approval.granted,
         )
 
     def may_trail(self, name: bytes) -> bool:
@@ -147,7 +155,7 @@ class Session:
         ruling, passes = self._through_stages(request, ruling)
         request.http = record.http(ruling, head)
         try:
-            request.cause = cause = record.decided(ruling, request.http, via, address)
+            request.cause = cause = record.decided(ruling, request.http, via, address if passes else ruling.refused_at)
         except JournalFailed:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
             if passes:
                 self._leave_stages(request)
@@ -237,10 +245,14 @@ class Session:
             request.by = denied(self.recorder.tenant.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
             self.complete(request, None, detail=detail)
 
-    def failure(self, head: "Head", reason: Reason, detail: str, advice: str = "") -> Page:
-        """Return the page for a request that was allowed and then let down."""
+    def fail(self, request: RequestContext, reason: Reason, detail: str) -> Page:
+        """Record that what was allowed came to nothing, and why; returns the page that says so."""
+        advice = advice_on_unreadable(self.place) if isinstance(detail, Unreadable) else ""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
-        return self._page(Ruling(decision, *shown(head), detail=detail, advice=advice), head, UNTOLD)
+        ruling = Ruling(decision, *shown(request.head), detail=detail, advice=advice)
+        page = self._page(ruling, request.head, UNTOLD)
+        self.complete(request, page.status, Outcome.FAILED, reason, detail)
+        return page
 
     def complete(
         self,

@@ -11,7 +11,6 @@ connection. What comes for a request that waits is queued (`proxy.inspection.htt
 from collections import deque
 from collections.abc import Generator
 from dataclasses import replace
-from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -32,36 +31,35 @@ from proxy.inspection.context import ClientEnded, Failure, Revoked, next_key
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
 from proxy.inspection.stages.stage import Stopped
+from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState
 from proxy.inspection.tls import HTTP2
-from proxy.inspection.upstream_proxy import answered_by_proxy, is_relayed
+from proxy.inspection.upstream_proxy import answered_by_proxy
 from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_frame
 from proxy.request.messages import (
+    GO_ON,
     MOST_INFORMATIONAL,
     RequestHeaders,
     ResponseHead,
     ResponseHeaders,
     Unreadable,
-    advice_on_unreadable,
     announced,
     checked_length,
     ends_with_connection,
     has_no_body,
     page_head,
 )
-from proxy.request.request_head import may_trail, values
+from proxy.request.request_head import may_trail, size_of, values
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialing.dialer import Hop
     from proxy.gate.block_page import Page
     from proxy.inspection.context import Far
     from proxy.inspection.http import GateHttp
     from proxy.inspection.stages.held_body import Held
     from proxy.inspection.stages.stage import RequestPart, ResponsePart
-    from proxy.request.request_head import Field
 
 type Steps = Generator[object, None, None]
 
@@ -72,32 +70,7 @@ _GAVE_NONE: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
-_GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
 _NO_BODY: Final = "a body came with a response that has none"
-
-
-class RequestState(Enum):
-    """What is to come from the client."""
-
-    HEAD = 1
-    HOLD = 2  # what decides it
-    SINK = 3  # nothing that anybody wants: it is refused, or failed
-    BODY = 4
-    PIPE = 5  # a WebSocket's bytes
-    DONE = 6
-    OVER = 7  # nothing that counts any more
-
-
-class ResponseState(Enum):
-    """What is to come from the server."""
-
-    NOTHING = 1  # it hasn't been asked
-    HEAD = 2
-    BODY = 3
-    SWITCH = 4  # the end of the head that switches to WebSocket
-    PIPE = 5
-    DONE = 6
-    OVER = 7
 
 
 class Stream:
@@ -129,53 +102,17 @@ class Stream:
 
     def handle(self, event: "Event") -> Steps | None:
         """Do what there is to do about an event, or return what takes long or waits."""
-        if isinstance(event, ResponseHeaders | ResponseData | ResponseTrailers | ResponseEndOfMessage):
-            return self._handle_response(event)
-        if isinstance(event, RequestHeaders | RequestData | RequestTrailers | RequestEndOfMessage):
-            return self._handle_request(event)
-        if isinstance(event, RequestProtocolError | ResponseProtocolError):
-            return self.handle_protocol_error(event)
-        if isinstance(event, Revoked):
-            self.cut_off(REVOKED)
-        elif isinstance(event, ClientEnded):
-            self._end_sending()
+        kind = type(event)
+        if kind in OF_RESPONSE:
+            name = OF_RESPONSE[kind].get(self.response_state)
+        elif kind in OF_REQUEST:
+            name = OF_REQUEST[kind].get(self.request_state)
         else:
-            raise RuntimeError(f"unexpected event {type(event).__name__}")  # noqa: TRY004  it is a fault of ours
-        return None
-
-    def _handle_request(self, event: "RequestHeaders | RequestPart") -> Steps | None:
-        match self.request_state:
-            case RequestState.HEAD if isinstance(event, RequestHeaders):
-                return self.state_request_head(event)
-            case RequestState.BODY if not isinstance(event, RequestHeaders):
-                return self.state_request_body(event)
-            case RequestState.HOLD if not isinstance(event, RequestHeaders):
-                return self.state_hold(event)
-            case RequestState.PIPE if isinstance(event, RequestData | RequestEndOfMessage) and self.websocket:
-                return self.websocket.state_pass_up(event)
-            case RequestState.SINK:
-                self.state_sink(event)
-            case RequestState.OVER:
-                pass
-            case _:
-                raise RuntimeError(f"{type(event).__name__} came in {self.request_state}")
-        return None
-
-    def _handle_response(self, event: "ResponseHeaders | ResponsePart") -> Steps | None:
-        match self.response_state:
-            case ResponseState.HEAD if isinstance(event, ResponseHeaders):
-                self.state_response_head(event)
-            case ResponseState.BODY if not isinstance(event, ResponseHeaders):
-                return self.state_response_body(event)
-            case ResponseState.PIPE if isinstance(event, ResponseData | ResponseEndOfMessage) and self.websocket:
-                return self.websocket.state_pass_down(event)
-            case ResponseState.SWITCH if isinstance(event, ResponseEndOfMessage):
-                self.state_switch(event)
-            case ResponseState.OVER:
-                pass
-            case _:
-                raise RuntimeError(f"{type(event).__name__} came in {self.response_state}")
-        return None
+            name = OTHERS.get(kind)
+        if name is None:
+            raise RuntimeError(f"{kind.__name__} came in {self.request_state}, {self.response_state}")
+        steps: Steps | None = getattr(self, name)(event)
+        return steps
 
     @property
     def is_waiting(self) -> bool:
@@ -185,14 +122,6 @@ class Stream:
     def is_of(self, flows: frozenset[str]) -> bool:
         """Whether this is one of these requests, and was allowed."""
         return self.settled and self.request.key in flows
-
-    def may_use(self, *addresses: "Hop") -> bool:
-        """Whether a connection that leads to one of these may carry this request."""
-        return all(address in (self.request.addresses or ()) for address in addresses)
-
-    def may_trust(self, authorities: tuple[bytes, ...]) -> bool:
-        """Whether a connection that was verified with these, too, may carry this request."""
-        return set(authorities) <= set(self.request.authorities)
 
     # --- sending ---
 
@@ -216,12 +145,6 @@ class Stream:
             return None
         return parts
 
-    def _send_head(self) -> None:
-        head = self.request.head
-        for stage in self.request.senders:
-            head = stage.request_head(head)
-        self.http.send_to_server(self.server, RequestHeaders(self.stream_id, head, self._bodiless))
-
     def _stop_server(self, why: str) -> None:
         self.http.send_to_server(self.server, RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL))
 
@@ -231,12 +154,12 @@ class Stream:
         """Have the request decided; then answer it ourselves, or pass its head on."""
         self._bodiless = event.end_stream
         head = event.request
-        # HTTP/2 may say with an empty frame of its own that there is no body. Nobody waits for that here: what doesn't
-        # say so with its head counts as one that has a body, or a client could keep it open until it is let out
+        # HTTP/2 may say with a later frame that there is no body: a client could keep that back until it is allowed
         body = not event.end_stream and values(head, b"content-length") != ("0",)
         request = self.request = RequestContext(next_key(), head, body=body)
         yield from self._decide()
         if self.settled:
+            self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
             yield from self._begin()
         elif request.held is not None and request.refusal is None:
             self._held = request.held
@@ -275,6 +198,7 @@ class Stream:
             yield from held.judging(self.session)
             yield from self._decide()
             if self.settled:
+                self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
                 yield from self._begin()  # and while its server is dialled it counts as held still
                 for one in list(held.events):
                     if self.request_state is RequestState.BODY:
@@ -283,19 +207,51 @@ class Stream:
             held.let_go(self.session)
             self._held = None
 
+    def revoke(self, _event: Revoked) -> None:
+        """End a request that other rules don't allow."""
+        self.cut_off(REVOKED)
+
+    def ignore(self, _event: "Event") -> None:
+        """Take no note of what comes."""
+
     def state_sink(self, event: "Event") -> None:
         """Throw away what comes of a refused request, and answer when it is over."""
         if isinstance(event, RequestEndOfMessage) and self.request.refusal is not None:
             self.request_state = RequestState.DONE
             self._answer(self.request.refusal)
 
-    def _begin(self) -> Steps:
-        """Pass the head on, to where it was decided that it may go."""
-        self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
-        if not (yield from self._connect()):
+    def _begin(self, *, again: bool = False) -> Steps:
+        """Pass the head on, to where it was decided that it may go; answer with why there is no connection to that.
+
+        `again`: the connection that it was sent on ended while it was being used again. The client can't know: its own
+        is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
+        """
+        request, session = self.request, self.session
+        self._may_ask_again = False
+        server: Far | str | None = self.http.connect(self)
+        if server is None:
+            yield WAIT
+            server = self.opened
+        if isinstance(server, str):
+            self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
             return
+        self.server = server
+        if not (yield from session.may_go(request, server.dialled)):
+            self.cut_off(REVOKED)
+            return
+        request.server_proven = server.proven
+        if again and not request.may_repeat():
+            self.cut_off()
+            return
+        self._may_ask_again = server.used and self._bodiless and not again and request.head.method in REPEATABLE
+        server.used = True
         self._let_go_on()
-        self._send_head()
+        head = request.head
+        for stage in request.senders:
+            head = stage.request_head(head)
+        self.http.send_to_server(server, RequestHeaders(self.stream_id, head, self._bodiless))
+        if self.request_state is RequestState.DONE:  # which it is of what is sent again
+            self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))
 
     def _let_go_on(self) -> None:
         """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
@@ -306,30 +262,11 @@ class Stream:
         self.request.head = replace(head, fields=tuple(fields))
         if not self._bodiless and head.version != b"HTTP/1.0":
             self._has_leave = True
-            self.to_client(ResponseHeaders(self.stream_id, _GO_ON))
-
-    def _connect(self) -> Generator[object, None, bool]:
-        """Get a connection to the one place there is; answer with why there is none."""
-        request = self.request
-        server: Far | str | None = self.http.connect(self)
-        if server is None:
-            yield WAIT
-            server = self.opened
-        if isinstance(server, str):
-            self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
-            return False
-        self.server = server
-        if not (yield from self.session.may_go(request, server.dialled)):
-            self.cut_off(REVOKED)
-            return False
-        request.server_proven = server.proven
-        self._may_ask_again = server.used and self._bodiless and request.head.method in REPEATABLE
-        server.used = True
-        return True
+            self.to_client(ResponseHeaders(self.stream_id, GO_ON))
 
     def state_request_body(self, event: "RequestPart") -> Steps | None:
         """Pass a piece of the request on."""
-        request = self.request
+        request, fields = self.request, []
         if isinstance(event, RequestTrailers):
             fields = [field for field in event.trailers.fields if self.session.may_trail(field[0])]
             event.trailers = http.Headers(fields)
@@ -337,7 +274,7 @@ class Stream:
                 return None
         if isinstance(event, RequestEndOfMessage):
             self.request_state = RequestState.DONE
-        elif not request.may_send(_size(event)):
+        elif not request.may_send(len(event.data) if isinstance(event, RequestData) else size_of(fields)):
             self.cut_off()
             return None
         if request.senders and not self._bodiless:
@@ -346,7 +283,8 @@ class Stream:
             self.cut_off(REVOKED)
             return None
         self.http.send_to_server(self.server, event)
-        self._end_if_done()
+        if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
+            self.http.drop(self)
         return None
 
     def _send_through(self, event: "RequestPart") -> Steps:
@@ -354,17 +292,14 @@ class Stream:
         if parts is not None:
             for part in parts:
                 self.http.send_to_server(self.server, part)
-            self._end_if_done()
+            if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
+                self.http.drop(self)
 
-    def _end_if_done(self) -> None:
-        if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
-            self.http.drop(self)
-
-    def _end_sending(self) -> None:
+    def end_sending(self, _event: ClientEnded) -> None:
         """Tell the server, too, that nothing more comes: what it makes of that is its own."""
         self._client_ended = True
         server = self.server
-        if self.settled and server is not None and server.connected and not is_relayed(server):
+        if self.settled and server is not None and server.connected and not server.relayed:
             self.http.driver.end_sending(server)
 
     # --- the response ---
@@ -373,7 +308,7 @@ class Stream:
         """Pass the response's head on."""
         request, response, server = self.request, event.response, self.server
         assert server is not None
-        if is_relayed(server):
+        if server.relayed:
             answer = answered_by_proxy(response, server)
             if isinstance(answer, str):
                 self.http.driver.reset(server, at_once=True)
@@ -381,10 +316,10 @@ class Stream:
                 return
             response = answer
         self.response = response
-        if response.status == HTTPStatus.SWITCHING_PROTOCOLS and self._switches(response):
+        if response.status == HTTPStatus.SWITCHING_PROTOCOLS and agrees(request.head, response):
             self.response_state = ResponseState.SWITCH
             request.answered(response.status, None)
-            self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+            self.to_client(event)
             return
         try:
             length = checked_length(request.head.method, response)
@@ -397,16 +332,12 @@ class Stream:
             self._announce(response)
             return
         if response.status == HTTPStatus.NO_CONTENT:  # there is no body to have a length (RFC 9110 section 8.6)
-            fields = tuple(field for field in response.fields if field[0].lower() != b"content-length")
-            self.response = response = response._replace(fields=fields)
+            fields = [field for field in response.fields if field[0].lower() != b"content-length"]
+            self.response = response = response._replace(fields=tuple(fields))
         request.answered(response.status, length)
-        self.to_client(ResponseHeaders(self.stream_id, response, event.end_stream))
+        event.response = response
+        self.to_client(event)
         self.response_state = ResponseState.BODY
-
-    def _switches(self, response: ResponseHead) -> bool:
-        """Whether both sides have agreed to go on with WebSocket."""
-        head = self.request.head
-        return bool(values(head, b"upgrade")) and agrees(head, response.status, response)
 
     def _announce(self, response: ResponseHead) -> None:
         """Pass on an informational response (RFC 9110 section 15.2), but not a leave that the client has already."""
@@ -419,14 +350,14 @@ class Stream:
         http10 = self.request.head.version == b"HTTP/1.0"
         if http10 or (response.status == HTTPStatus.CONTINUE and self._has_leave):
             return
-        if not self.request.may_receive(_size_of(response.fields)):
+        if self.request.may_receive(size_of(response.fields)):
+            self.to_client(ResponseHeaders(self.stream_id, announced(response)))
+        else:
             self.cut_off()
-            return
-        self.to_client(ResponseHeaders(self.stream_id, announced(response)))
 
     def state_response_body(self, event: "ResponsePart") -> Steps | None:
         """Pass a piece of the response on."""
-        request, response = self.request, self.response
+        request, response, fields = self.request, self.response, []
         assert response is not None
         if isinstance(event, ResponseEndOfMessage):
             self._end_response(response)
@@ -443,7 +374,7 @@ class Stream:
             self._stop_server(_NO_BODY)
             error = ResponseProtocolError(self.stream_id, _NO_BODY, ErrorCode.GENERIC_SERVER_ERROR)
             return self.handle_protocol_error(error)
-        if request.may_receive(_size(event)):
+        if request.may_receive(len(event.data) if isinstance(event, ResponseData) else size_of(fields)):
             self.to_client(event)
         else:
             self.cut_off()
@@ -451,38 +382,19 @@ class Stream:
 
     def _end_response(self, response: ResponseHead) -> None:
         request, status = self.request, response.status
-        detail = _GAVE_NONE if status in _UNIDENTIFIED and self._is_unidentified() else ""
+        detail = _GAVE_NONE if status in _UNIDENTIFIED and self.server is not None and self.server.unidentified else ""
         if self._client_ended and ends_with_connection(request.head.method, response):
             self.session.left(request)  # nobody can tell whether the server has said all that it had to
         self.session.complete(request, status, detail=detail)
         self.response_state = ResponseState.DONE
-        end = ResponseEndOfMessage(self.stream_id)
-        if self.request_state is RequestState.BODY:  # a 401 or 413 to an upload: the answer is final
+        uploads = self.request_state is RequestState.BODY  # ... and a 401 or 413 to that is final
+        if uploads:
             self._stop_server("the server has answered")
-            self.to_client(end)
+        self.to_client(ResponseEndOfMessage(self.stream_id))
+        if uploads:
             self._finish()
-        else:
-            self.to_client(end)
-            self._end_if_done()
-
-    def _is_unidentified(self) -> bool:
-        """Whether the server has asked for a client certificate, and got none."""
-        return self.server is not None and self.server.unidentified
-
-    def _ask_again(self) -> Steps:
-        """Send the request on another connection: this one ended while it was being used again.
-
-        The client can't know: its own connection is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
-        """
-        if not (yield from self._connect()):
-            return
-        self._may_ask_again = False
-        if not self.request.may_repeat():
-            self.cut_off()
-            return
-        self._send_head()
-        if self.request_state is RequestState.DONE:
-            self.http.send_to_server(self.server, RequestEndOfMessage(self.stream_id))
+        elif self.request_state is RequestState.DONE:
+            self.http.drop(self)
 
     # --- WebSocket ---
 
@@ -492,6 +404,16 @@ class Stream:
         self.websocket = Switched(self, self.response)
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
         self.to_client(event)
+
+    def state_pass_up(self, event: "RequestData | RequestEndOfMessage") -> Steps:
+        """Pass on what comes from the client."""
+        assert self.websocket is not None
+        return self.websocket.pass_up(event)
+
+    def state_pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> Steps:
+        """Pass on what comes from the server."""
+        assert self.websocket is not None
+        return self.websocket.pass_down(event)
 
     # --- how it ends ---
 
@@ -505,8 +427,8 @@ class Stream:
             self.session.left(self.request)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
             if self._may_ask_again and not self._client_ended and not isinstance(event.message, Unreadable):
-                return self._ask_again()
-            if self._is_unidentified():  # TLS 1.3 says so only behind the handshake
+                return self._begin(again=True)
+            if self.server is not None and self.server.unidentified:  # TLS 1.3 says so only behind the handshake
                 self._fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
             else:
                 self._fail(Reason.UPSTREAM_FAILED, event.message)
@@ -547,12 +469,8 @@ class Stream:
         self._finish()
 
     def _fail(self, reason: Reason, detail: str) -> None:
-        """Tell the client, before anything of a response, that what was let out came to nothing."""
-        session = self.session
-        advice = advice_on_unreadable(session.place) if isinstance(detail, Unreadable) else ""
-        page = session.failure(self.request.head, reason, detail, advice)
-        session.complete(self.request, page.status, Outcome.FAILED, reason, detail)
-        self._answer(page)
+        """Tell the client, before anything of a response, that what was allowed came to nothing."""
+        self._answer(self.session.fail(self.request, reason, detail))
 
     def _answer(self, page: "Page") -> None:
         """Send a response of our own, whatever of the request is still to come."""
@@ -581,14 +499,3 @@ class Stream:
     def _is_whole(self) -> bool:
         """Whether no more of the request is to come."""
         return self._bodiless or self.request_state is RequestState.DONE
-
-
-def _size(event: RequestData | RequestTrailers | ResponseData | ResponseTrailers) -> int:
-    """Return how many bytes a piece of a message has: trailers are written as a head's fields are."""
-    if isinstance(event, RequestData | ResponseData):
-        return len(event.data)
-    return _size_of(event.trailers.fields)
-
-
-def _size_of(fields: "tuple[Field, ...]") -> int:
-    return sum(len(name) + len(value) + 4 for name, value in fields)

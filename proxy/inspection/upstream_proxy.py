@@ -41,11 +41,6 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[
     return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
 
 
-def is_relayed(server: "Far") -> bool:
-    """Whether a connection leads to a proxy itself, not through it."""
-    return isinstance(server.dialled, Via) and server.dialled.relayed
-
-
 def asked_of_proxy(head: Head, place: "Place", server: "Far") -> Head:
     """Return a request's head as the proxy is sent it."""
     fields = tuple(

@@ -19,6 +19,7 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.stream import Steps, Stream
+    from proxy.request.messages import ResponseHead
     from proxy.request.request_head import HasFields, Head
 
 REVOKED: Final = "the rules don't let it out any more"
@@ -50,11 +51,12 @@ def is_handshake(head: "Head", *, body: bool) -> bool:
     )
 
 
-def agrees(head: "Head", status: int, answer: "HasFields") -> bool:
+def agrees(head: "Head", answer: "ResponseHead") -> bool:
     """Whether a response agrees to the handshake in `head` (RFC 6455 section 4.2.2)."""
     wanted = _accept(values(head, b"sec-websocket-key"))
     return (
-        status == _SWITCHING
+        answer.status == _SWITCHING
+        and bool(values(head, b"upgrade"))
         and wanted is not None
         and [value.lower() for value in values(answer, b"upgrade")] == ["websocket"]
         and "upgrade" in _options(values(answer, b"connection"))
@@ -151,7 +153,7 @@ class Switched:
         self.said = ClientFrames(extended=is_extended(answer))  # by its client
         self.answered = Frames()  # by its server
 
-    def state_pass_up(self, event: "RequestData | RequestEndOfMessage") -> "Steps":
+    def pass_up(self, event: "RequestData | RequestEndOfMessage") -> "Steps":
         """Pass on what comes from the client."""
         request = self._request
         end = isinstance(event, RequestEndOfMessage)
@@ -174,7 +176,7 @@ class Switched:
         if end:
             self._end(from_client=True)
 
-    def state_pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> "Steps":
+    def pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> "Steps":
         """Pass on what comes from the server."""
         request = self._request
         if isinstance(event, ResponseEndOfMessage):

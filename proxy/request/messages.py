@@ -26,6 +26,9 @@ class ResponseHead(NamedTuple):
     fields: "tuple[Field, ...]"
 
 
+GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
+
+
 class RequestHeaders(HttpEvent):
     """A request's head. `end_stream`: it is known that no body follows."""
 
@@ -112,7 +115,9 @@ def settle(head: Head, asked: "Asked", place: "Place", *, extensions: bool) -> H
     It names one host and one length. Without `extensions` a WebSocket's messages come as they are: a server agrees to
     nothing else then (RFC 6455 section 9.1).
     """
-    authority = forwarded(asked.spelled, place.target, place.port, tls=place.tls)
+    authority = place.authority
+    if asked.spelled != authority:
+        authority = forwarded(asked.spelled, place.target, place.port, tls=place.tls)
     fields = head.fields
     if asked.respelled or asked.spelled != authority:
         fields = tuple((name, authority if name.lower() == b"host" else value) for name, value in fields)

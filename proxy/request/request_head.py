@@ -79,8 +79,12 @@ class Head:
     @property
     def size(self) -> int:
         """Bytes that a task chose, which leave with the head: method, target and fields, as HTTP/1 would write them."""
-        fields = sum([len(name) + len(value) + 4 for name, value in self.fields])
-        return len(self.method) + len(self.authority) + len(self.path) + fields
+        return len(self.method) + len(self.authority) + len(self.path) + size_of(self.fields)
+
+
+def size_of(fields: "Iterable[Field]") -> int:
+    """Return how many bytes fields have, as HTTP/1 would write them."""
+    return sum([len(name) + len(value) + 4 for name, value in fields])
 
 
 NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made out of what is no head
@@ -125,8 +129,10 @@ def read(head: Head, *, tls: bool) -> Asked:
     hosts = found.get(b"host", [])
     spelled = _one_authority(head.authority, hosts, http1=http1)
     host, port = read_authority(spelled, TLS_PORT if tls else HTTP_PORT)
-    _check_connection(found.get(b"connection", []))
-    _check_expect(found.get(b"expect", []))
+    if b"connection" in found:
+        _check_connection(found[b"connection"])
+    if b"expect" in found:
+        _check_expect(found[b"expect"])
     upgrades = found.get(b"upgrade", [])
     return Asked(
         host=host,
@@ -138,8 +144,8 @@ def read(head: Head, *, tls: bool) -> Asked:
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
         websocket=b"websocket" in b",".join(upgrades).lower(),
-        foreign=_foreign(upgrades, found.get(b"connection", [])),
-        overrides=names_method(head.path) or _overrides(head.fields, spelled),
+        foreign=_foreign(upgrades, found.get(b"connection", [])) if upgrades else "",
+        overrides=(b"?" in head.path and names_method(head.path)) or _overrides(head.fields, spelled),
     )
 
 
@@ -293,8 +299,6 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
 
 def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
     """Return a protocol that a request can't do without, as kubectl's `SPDY/3.1`; empty: there is none."""
-    if not upgrades:
-        return ""
     offered = [offer.strip() for value in upgrades for offer in value.split(b",") if offer.strip()]
     asks = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
     if not offered or not asks or any(_OPTIONAL.fullmatch(offer) for offer in offered):
@@ -304,9 +308,11 @@ def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
 
 def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
     """Whether a header names another method or path than the request line, or another host than the one `spelled`."""
+    suspects = [(name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())]
+    if not suspects:
+        return False
     match = _AUTHORITY.fullmatch(spelled)
     host = match[1].lower() if match else b""
-    suspects = [(name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())]
     return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in suspects)
 
 
@@ -349,5 +355,5 @@ def _check_connection(values: list[bytes]) -> None:
 
 def _check_expect(values: list[bytes]) -> None:
     """Refuse what only some servers take for an expectation, and then may not read the body (RFC 9110, 10.1.1)."""
-    if values and (len(values) > 1 or values[0].lower() != b"100-continue"):
+    if len(values) > 1 or values[0].lower() != b"100-continue":
         raise Unclear("`Expect` is not `100-continue`")

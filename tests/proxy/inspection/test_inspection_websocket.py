@@ -12,6 +12,7 @@ from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
 from proxy.inspection.websocket import Frames, agrees, is_handshake
+from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
@@ -332,5 +333,5 @@ def test_the_rfc_s_own_example():
         == ACCEPT
     )
     assert is_handshake(made(HELLO), body=False)
-    assert agrees(made(HELLO), 101, made(AGREED))
-    assert not agrees(made(HELLO), 200, made(AGREED))
+    assert agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 101, b"", made(AGREED).fields))
+    assert not agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 200, b"", made(AGREED).fields))
