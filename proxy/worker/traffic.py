@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import ApprovalsClient
     from proxy.gate.record import ConnectionRecord
-    from proxy.info_api.visit import InfoApi, Visit
+    from proxy.info_api.connection import InfoApi, InfoApiConnection
     from proxy.sandbox.quotas import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
     from proxy.telemetry.journal.recorder import Recorder
@@ -137,13 +137,13 @@ class Traffic:
             tenant.taint.asks(self._asking)
             self._asking.start()
 
-    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "Visit":
+    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
         """Make what serves a connection to the info API."""
         if self._info_api is None:
-            from proxy.info_api.visit import InfoApi  # few tasks ask: a start needn't import it
+            from proxy.info_api.connection import InfoApi  # few tasks ask: a start needn't import it
 
             self._info_api = InfoApi(self._recorder, gate.dialer)
-        return self._info_api.visit(gate, client, record)
+        return self._info_api.connection(gate, client, record)
 
     def _ask_people(self, channel: "socket.socket | None") -> "ApprovalsClient | None":
         if channel is None:

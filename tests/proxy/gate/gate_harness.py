@@ -17,7 +17,7 @@ from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
-from proxy.info_api.visit import InfoApi
+from proxy.info_api.connection import InfoApi
 from proxy.sandbox.tenant import Task, Tenant
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import JournalFailed
@@ -150,7 +150,7 @@ class World:
             dialer=self.dialer,
             names=self.names,
             resolver=self.resolver,
-            info_api=self.info_api.visit,
+            info_api=self.info_api.connection,
             inspection=self.inspection,
             destination_of=original_destination if listener else self._destination_of,
             most=most,

@@ -1,9 +1,9 @@
 """A request to the info API read in one go, for tests of what becomes of it."""
 
-from proxy.info_api.requests import ASKING, begun, whole
+from proxy.info_api.requests import QUESTIONS, read_head, read_request
 
 
-def parse(data, counter=ASKING):
+def parse(data, port=QUESTIONS):
     """The request that `data` begins with; None while it isn't whole."""
-    head = begun(data, counter)
-    return None if head is None else whole(head, bytearray(data))
+    head = read_head(data, port)
+    return None if head is None else read_request(head, bytearray(data))

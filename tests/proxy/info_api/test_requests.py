@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.info_api.intake import MOST_BYTES, Intake
-from proxy.info_api.requests import MOST_AROUND, Asked, Bad, begun, whole
+from proxy.info_api.requests import MOST_AROUND, Refusal, Request, read_head, read_request
+from proxy.info_api.telemetry_handler import MOST_BYTES, TelemetryHandler
 from tests.proxy.info_api.parsing import parse
 
-COUNTER = Intake.counter
+COUNTER = TelemetryHandler.port
 HEAD = b"POST /v1/logs HTTP/1.1\r\nHost: exeat.internal:4318\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
 
 
@@ -22,10 +22,10 @@ def fed(data, size):
     try:
         for at in range(0, len(data), size):
             kept += data[at : at + size]
-            head = head or begun(kept, COUNTER)
-            if head is not None and (asked := whole(head, kept)) is not None:
+            head = head or read_head(kept, COUNTER)
+            if head is not None and (asked := read_request(head, kept)) is not None:
                 return asked
-    except Bad as bad:
+    except Refusal as bad:
         return int(bad.status)
     return None
 
@@ -41,7 +41,7 @@ def fed(data, size):
 )
 def test_a_body_in_chunks_is_read_whole_however_it_comes(sent, size):
     asked = fed(HEAD + sent, size)
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, Request)
     assert asked.body == b'{"a":1}'
 
 
@@ -73,6 +73,6 @@ def test_chunks_that_are_odd_or_too_much_are_refused(sent, status, size):
 def test_no_chunks_raise_anything_else(data):
     try:
         found = parse(HEAD + data, COUNTER)
-    except Bad:
+    except Refusal:
         return
-    assert found is None or isinstance(found, Asked)
+    assert found is None or isinstance(found, Request)

@@ -1,7 +1,7 @@
 """What a task asks for beforehand, and what became of what it was held for: passed on to the registry, and back.
 
-A wish opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is looked up
-is this task's own, since the registry knows the asker by the socket and not by anything it says (invariant 4).
+An access request opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is
+looked up is this task's own: the registry knows the task by the socket and not by anything it says (invariant 4).
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
 from proxy.approvals.request_builder import about_connection, about_request, in_vain
 from proxy.dialing.preflight import check
-from proxy.info_api.requests import Bad
+from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible
 from proxy.wire import strict_json
 from rules.attempt import REGISTERED_METHODS
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.dialing.address_check import DialFailed
     from proxy.dialing.dialer import Dialer
-    from proxy.info_api.requests import Asked
+    from proxy.info_api.requests import Request
     from proxy.telemetry.events import Process
     from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
@@ -73,17 +73,19 @@ class Later[T]:
             self._then()
 
 
-def wish(
-    recorder: "Recorder", asked: "Asked", process: "Process | None", dialer: "Dialer | None"
+def request_access(
+    recorder: "Recorder", request: "Request", process: "Process | None", dialer: "Dialer | None"
 ) -> "Generator[Later[Any], None, tuple[HTTPStatus, Any, str]]":
-    """Have people asked for what the agent wants. Raises Bad."""
-    text, why = _read(asked)
+    """Have people asked for what the agent wants. Raises Refusal."""
+    text, why = _read(request)
     asking = _asking(recorder)
     question, decision, attempt = _decided(recorder, text, process)
     if decision.lets_out:
         return _said(WishState(Standing.ALLOWED, attempt=question.line()))
     if decision.passes:
-        raise Bad(HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`")
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`"
+        )
     if why_not := in_vain(decision):
         return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
     if decision.asks and dialer is not None:
@@ -104,10 +106,10 @@ def wish(
     return _said(later.state)
 
 
-def look(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], None, tuple[HTTPStatus, Any, str]]":
-    """Say what became of one of this task's questions. Raises Bad."""
+def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], None, tuple[HTTPStatus, Any, str]]":
+    """Say what became of one of this task's questions. Raises Refusal."""
     if not _ID.fullmatch(approval):
-        raise Bad(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
+        raise Refusal(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
     later: Later[WishState] = Later()
     ticket = _asking(recorder).look(approval, later.settle)
     try:
@@ -120,24 +122,26 @@ def look(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], No
 def _asking(recorder: "Recorder") -> "ApprovalsClient":
     asking = recorder.tenant.asking
     if asking is None or not asking.is_there:
-        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     return asking
 
 
-def _read(asked: "Asked") -> tuple[str, str]:
+def _read(request: "Request") -> tuple[str, str]:
     try:
-        text = asked.body.decode("utf-8")
+        text = request.body.decode("utf-8")
     except UnicodeDecodeError:
-        raise Bad(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
-    if asked.kind == "application/json":
+        raise Refusal(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
+    if request.kind == "application/json":
         attempt, why = _members(text)
     else:
         attempt, _, why = text.strip().partition("\n")
     attempt, why = attempt.strip(), why.strip()
     if not attempt:
-        raise Bad(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
     if len(attempt) > LONGEST or len(why) > LONGEST_WHY:
-        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}")
+        raise Refusal(
+            HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}"
+        )
     return attempt, why
 
 
@@ -145,12 +149,12 @@ def _members(text: str) -> tuple[str, str]:
     try:
         said = strict_json.loads(text)
     except (ValueError, RecursionError):
-        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
     if not isinstance(said, dict) or not said.keys() <= {"attempt", "why"}:
-        raise Bad(HTTPStatus.BAD_REQUEST, f"that is not understood: {_HOW}")
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is not understood: {_HOW}")
     attempt, why = said.get("attempt", ""), said.get("why", "")
     if not isinstance(attempt, str) or not isinstance(why, str):
-        raise Bad(HTTPStatus.BAD_REQUEST, f"both are texts: {_HOW}")
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"both are texts: {_HOW}")
     return attempt, why
 
 
@@ -160,11 +164,13 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     try:
         said = parse_attempt(text)
     except ValueError as error:
-        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
     if said.run is not None:
-        raise Bad(HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it")
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it"
+        )
     if said.record is not None:
-        raise Bad(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+        raise Refusal(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
     _known_method(tenant.policy, said)
     task = tenant.task
     said = said._replace(task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted)
@@ -172,7 +178,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     try:
         attempt = said.attempt(tenant.policy)
     except InvalidName as error:
-        raise Bad(HTTPStatus.BAD_REQUEST, str(error)) from None
+        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
         question = about_connection(tenant.sources, attempt, decision, process)
     else:
@@ -181,7 +187,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
 
 
 def _known_method(policy: "Policy", said: "Tried") -> None:
-    """Raise Bad for a request that nobody sends: it would wait for people, and they for nothing."""
+    """Raise Refusal for a request that nobody sends: it would wait for people, and they for nothing."""
     method = "" if said.request is None else said.request.method
     if not method or method.upper() in REGISTERED_METHODS:
         return
@@ -189,12 +195,12 @@ def _known_method(policy: "Policy", said: "Tried") -> None:
         return
     near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise Bad(HTTPStatus.BAD_REQUEST, f"{quoted(method)} is no method of HTTP{hint}")
+    raise Refusal(HTTPStatus.BAD_REQUEST, f"{quoted(method)} is no method of HTTP{hint}")
 
 
 def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:
     if state is None:
-        raise Bad(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
     values = {
         "standing": state.standing.value,

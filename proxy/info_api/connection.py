@@ -1,4 +1,4 @@
-"""One connection to the desk: one request, one answer, the end. Its socket is in no poller yet when it begins.
+"""Connection to the info API: one request, one answer, the end. Its socket is in no poller yet when it begins.
 
 A task chooses how its request arrives and how much work it is: a head is read once, however many pieces its body comes
 in, and after a moment of work the others have their turn (invariant 11).
@@ -12,9 +12,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.event_loop.poller import IN, OUT, finish, reset
-from proxy.info_api.desk import Answer, Desk, refused
-from proxy.info_api.intake import Intake
-from proxy.info_api.requests import MOST_HEAD, Asked, Bad, Begun, Counter, begun, whole
+from proxy.info_api.question_handler import Answer, QuestionHandler, refused
+from proxy.info_api.requests import MOST_HEAD, Head, Port, Refusal, Request, read_head, read_request
+from proxy.info_api.telemetry_handler import TelemetryHandler
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
-    from proxy.info_api.wishes import Later
+    from proxy.info_api.access_requests import Later
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
@@ -34,14 +34,16 @@ _AT_ONCE: Final = 65536  # bytes
 _A_TURN: Final = 0.001  # seconds of work before the others have theirs
 
 
-class Office(Protocol):
-    """Who answers at a port, and how many visits it bears at once."""
+class RequestHandler(Protocol):
+    """Who answers at a port, and how many connections it bears at once."""
 
-    counter: Counter
-    most_visits: int
-    visits: int
+    port: Port
+    most_connections: int
+    connections: int
 
-    def work(self, asked: Asked, whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose | None]":
+    def work(
+        self, request: Request, whose: "Callable[[], Whose | None]"
+    ) -> "Iterator[Answer | Later[Any] | Whose | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
         `whose` asks who it is that asks. Must not raise for what a task has written.
@@ -52,35 +54,41 @@ class Office(Protocol):
 class InfoApi:
     """Serves the ports of `exeat.internal` for one sandbox. What answers at a port is made at its first connection."""
 
-    __slots__ = ("_dialer", "_recorder", "offices")
+    __slots__ = ("_dialer", "_recorder", "handlers")
 
     def __init__(self, recorder: "Recorder", dialer: "Dialer") -> None:
         self._recorder = recorder
         self._dialer = dialer
-        self.offices: dict[int, Office] = {}
+        self.handlers: dict[int, RequestHandler] = {}
 
-    def visit(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> "Visit":
-        """Make the visit of a connection; its caller begins it."""
+    def connection(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> "InfoApiConnection":
+        """Return what serves a connection; its caller begins it."""
         port = record.wanted.port
-        office = self.offices.get(port)
-        if office is None:
-            office = Intake(self._recorder) if port == INTAKE_PORT else Desk(self._recorder, dialer=self._dialer)
-            self.offices[port] = office
-        return Visit(gate, client, record, office)
+        handler = self.handlers.get(port)
+        if handler is None:
+            handler = (
+                TelemetryHandler(self._recorder)
+                if port == INTAKE_PORT
+                else QuestionHandler(self._recorder, dialer=self._dialer)
+            )
+            self.handlers[port] = handler
+        return InfoApiConnection(gate, client, record, handler)
 
 
-class Visit:
+class InfoApiConnection:
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_begun", "_client", "_gate", "_kept", "_left", "_office", "_over", "_record", "_since", "_work")
+    __slots__ = ("_client", "_gate", "_handler", "_head", "_kept", "_left", "_over", "_record", "_since", "_work")
 
-    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", office: Office) -> None:
+    def __init__(
+        self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", handler: RequestHandler
+    ) -> None:
         self._gate = gate
         self._client = client
         self._record = record
-        self._office = office
+        self._handler = handler
         self._kept = bytearray()
-        self._begun: Begun | None = None
+        self._head: Head | None = None
         self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
         self._left = b""  # of the answer
         self._since = record.opened
@@ -88,10 +96,10 @@ class Visit:
 
     def begin(self) -> None:
         """Wait for the request, if there is room for one more."""
-        self._office.visits += 1
+        self._handler.connections += 1
         self._gate.poller.watch(self._client.fileno(), IN, self)
-        if self._office.visits > self._office.most_visits:
-            self._answer(refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
+        if self._handler.connections > self._handler.most_connections:
+            self._answer(refused(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
 
     def ready(self, _events: int) -> None:
         """Read on, or go on sending."""
@@ -114,16 +122,16 @@ class Visit:
         self._kept += data
         try:
             self._read()
-        except Bad as bad:
+        except Refusal as bad:
             self._answer(refused(bad))
 
     def _read(self) -> None:
-        """Begin to work once the request is whole. Raises Bad."""
-        if self._begun is None:
-            self._begun = begun(self._kept, self._office.counter)
-        asked = None if self._begun is None else whole(self._begun, self._kept)
-        if asked is not None:
-            self._work = self._office.work(asked, self._whose)
+        """Begin to work once the request is whole. Raises Refusal."""
+        if self._head is None:
+            self._head = read_head(self._kept, self._handler.port)
+        request = None if self._head is None else read_request(self._head, self._kept)
+        if request is not None:
+            self._work = self._handler.work(request, self._whose)
             self._kept.clear()
             self._gate.poller.change(self._client.fileno(), 0)
             self._go_on()
@@ -141,7 +149,7 @@ class Visit:
                     answer.then(self._go_on)
                     return
                 if answer is not None:
-                    self._answer(answer, bare=self._begun is not None and self._begun.method == "HEAD")
+                    self._answer(answer, bare=self._head is not None and self._head.method == "HEAD")
                     return
                 if time.monotonic() >= until:
                     asyncio.get_running_loop().call_soon(self._go_on)
@@ -200,7 +208,7 @@ class Visit:
             return
         self._over = True
         self._work = None
-        self._office.visits -= 1
+        self._handler.connections -= 1
         self._gate.poller.forget(self._client.fileno())
         close(self._client)
         self._gate.forget(self)

@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.info_api import otlp
-from proxy.info_api.desk import Answer, refused
-from proxy.info_api.requests import Bad, Counter
+from proxy.info_api.question_handler import Answer, refused
+from proxy.info_api.requests import Port, Refusal
 from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.journal.writer import JournalFailed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from proxy.info_api.otlp import Sent
-    from proxy.info_api.requests import Asked
+    from proxy.info_api.requests import Request
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
@@ -34,22 +34,22 @@ _READERS: Final = {"/v1/logs": otlp.logs, "/v1/traces": otlp.spans}
 _REJECTED: Final = {"/v1/logs": "rejectedLogRecords", "/v1/traces": "rejectedSpans"}
 
 
-class Intake:
-    """The intake of one tenant. For one thread."""
+class TelemetryHandler:
+    """Takes one sandbox's telemetry. For one thread."""
 
-    counter = Counter(4318, frozenset({"POST"}), MOST_BYTES)
-    most_visits = 4
+    port = Port(4318, frozenset({"POST"}), MOST_BYTES)
+    most_connections = 4
 
-    __slots__ = ("_bytes", "_recorder", "_records", "_requests", "visits")
+    __slots__ = ("_bytes", "_recorder", "_records", "_requests", "connections")
 
     def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
         self._recorder = recorder
         self._requests = Bucket(*REQUESTS, clock)
         self._records = Bucket(*RECORDS, clock)
         self._bytes = Bucket(*BYTES, clock)
-        self.visits = 0
+        self.connections = 0
 
-    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":
+    def work(self, request: "Request", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":
         """Take a request's records a few at a time, and answer in the end. Never raises for what a task has written."""
         lost = 0
         try:
@@ -57,63 +57,63 @@ class Intake:
             if (sender := whose()) is not None and sender.waiting:
                 yield sender
             process = None if sender is None else sender.process
-            for number, sent in enumerate(self._read(asked)):
+            for number, sent in enumerate(self._read(request)):
                 if number < MOST_RECORDS and self._records.take():
                     self._recorder.agent_said(sent.said(), process)
                 else:
                     lost += 1
                 yield None
         except ValueError as error:
-            yield refused(Bad(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
-        except Bad as bad:
+            yield refused(Refusal(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
+        except Refusal as bad:
             yield refused(bad)
         except JournalFailed:
-            yield refused(Bad(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
+            yield refused(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
         else:
-            yield _answer(asked, lost)
+            yield _answer(request, lost)
         finally:
             self._recorder.telemetry_dropped(lost)
 
     def _admit(self) -> None:
         if not self._requests.take():
-            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
 
-    def _read(self, asked: "Asked") -> "Iterable[Sent]":
-        if asked.path == "/v1/metrics":
+    def _read(self, request: "Request") -> "Iterable[Sent]":
+        if request.path == "/v1/metrics":
             return ()  # the gate has numbers of its own; an exporter is not to try again for ever
-        reader = _READERS.get(asked.path)
+        reader = _READERS.get(request.path)
         if reader is None:
-            raise Bad(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
-        if asked.kind not in {_JSON, _PROTOBUF}:
-            raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
-        body = _unpacked(asked)
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
+        if request.kind not in {_JSON, _PROTOBUF}:
+            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
+        body = _unpacked(request)
         if self._bytes.take(len(body)) < len(body):
-            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
-        return reader(body, as_json=asked.kind == _JSON)
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
+        return reader(body, as_json=request.kind == _JSON)
 
 
-def _unpacked(asked: "Asked") -> bytes:
-    if asked.coding in {"", "identity"}:
-        return asked.body
-    if asked.coding != "gzip":
-        raise Bad(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
+def _unpacked(request: "Request") -> bytes:
+    if request.coding in {"", "identity"}:
+        return request.body
+    if request.coding != "gzip":
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
     unpacking = zlib.decompressobj(wbits=31)
     try:
-        body = unpacking.decompress(asked.body, MOST_BYTES)
+        body = unpacking.decompress(request.body, MOST_BYTES)
     except zlib.error as error:
-        raise Bad(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
     if unpacking.unconsumed_tail or not unpacking.eof:
-        raise Bad(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
+        raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
     return body
 
 
-def _answer(asked: "Asked", lost: int) -> Answer:
+def _answer(request: "Request", lost: int) -> Answer:
     """Say so if some were refused: opentelemetry.io, "OTLP Specification", Partial Success."""
     why = "more than there is room for"
-    if asked.kind == _JSON:
-        said = {"partialSuccess": {_REJECTED[asked.path]: str(lost), "errorMessage": why}} if lost else {}
+    if request.kind == _JSON:
+        said = {"partialSuccess": {_REJECTED[request.path]: str(lost), "errorMessage": why}} if lost else {}
         return Answer(HTTPStatus.OK, _JSON, json.dumps(said).encode())
-    return Answer(HTTPStatus.OK, _PROTOBUF, _packed(asked.path, lost, why) if lost else b"")
+    return Answer(HTTPStatus.OK, _PROTOBUF, _packed(request.path, lost, why) if lost else b"")
 
 
 def _packed(path: str, lost: int, why: str) -> bytes:

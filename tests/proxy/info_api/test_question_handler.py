@@ -5,12 +5,11 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from gate_harness import World, client_hello, policy_of, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.info_api.desk import A_SECOND, BURST, Desk
-from proxy.info_api.requests import MOST_HEAD, Asked, Bad
+from proxy.info_api.question_handler import A_SECOND, BURST, QuestionHandler
+from proxy.info_api.requests import MOST_HEAD, Refusal, Request
 from proxy.sandbox.tenant import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
@@ -19,6 +18,7 @@ from rules.explain.task_rules import permitted
 from rules.loading.load import load
 from rules.matching.commands import Run, decide_run
 from rules.verdicts import Reason
+from tests.proxy.gate.gate_harness import World, client_hello, policy_of, run
 from tests.proxy.info_api.parsing import parse
 
 RULES = [
@@ -65,7 +65,7 @@ def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
 def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatch):
     async def test():
         found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
-        monkeypatch.setattr("proxy.info_api.desk.permitted", lambda *of: found.append(of) or permitted(*of))
+        monkeypatch.setattr("proxy.info_api.question_handler.permitted", lambda *of: found.append(of) or permitted(*of))
         rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
         async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
             for _ in range(3):
@@ -209,8 +209,8 @@ def test_what_is_odd_is_refused(tmp_path, sent, status):
 @given(st.binary(max_size=300))
 def test_no_bytes_do_anything_else(data):
     for sent in (data, b"GET / HTTP/1.1\r\nHost: exeat.internal\r\n" + data, b"GET /" + data + b" HTTP/1.1\r\n\r\n"):
-        with contextlib.suppress(Bad):
-            assert parse(sent) is None or isinstance(parse(sent), Asked)
+        with contextlib.suppress(Refusal):
+            assert parse(sent) is None or isinstance(parse(sent), Request)
 
 
 @pytest.mark.parametrize("end", [b"", b"\x01", b"x\x01"], ids=["fine", "control", "word"])
@@ -221,7 +221,7 @@ def test_no_head_keeps_the_gate_reading(filling, end):
     sent = request("GET / HTTP/1.1", "A:" + (filling * room)[:room].decode() + end.decode())
     for _ in range(20):
         if end:
-            with pytest.raises(Bad):
+            with pytest.raises(Refusal):
                 parse(sent)
         else:
             assert parse(sent).path == "/"
@@ -231,7 +231,7 @@ def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
-            desk = Desk(world.recorder, lambda: clock[0])
+            desk = QuestionHandler(world.recorder, lambda: clock[0])
 
             def status():
                 [answer] = desk.work(parse(request()), lambda: None)

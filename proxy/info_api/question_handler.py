@@ -1,4 +1,4 @@
-"""What is answered at the desk: this task's rules, its last refusals, and what the rules say of an attempt.
+"""Answers to a task's questions: its rules, its last refusals, and what the rules say of an attempt.
 
 Written to be read by whoever the task is: a person, a program, a language model. It shows nothing that the task could
 not find out by trying, changes nothing, and costs little: so many questions at once, and then so many a second.
@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.gate.block_page import MEANING, STATUS, where_to_ask
-from proxy.info_api.requests import ASKING, Bad
+from proxy.info_api.requests import QUESTIONS, Refusal
 from proxy.sandbox.quotas import Bucket
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datetime import date
 
     from proxy.dialing.dialer import Dialer
-    from proxy.info_api.requests import Asked
-    from proxy.info_api.wishes import Later
+    from proxy.info_api.access_requests import Later
+    from proxy.info_api.requests import Request
     from proxy.sandbox.tenant import Tenant
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Event
@@ -72,13 +72,13 @@ class _Said(NamedTuple):
     text: str
 
 
-class Desk:
-    """The desk of one tenant. For one thread."""
+class QuestionHandler:
+    """Answers the questions of one sandbox. For one thread."""
 
-    counter = ASKING
-    most_visits = 16
+    port = QUESTIONS
+    most_connections = 16
 
-    __slots__ = ("_dialer", "_recorder", "_room", "_said", "visits")
+    __slots__ = ("_dialer", "_recorder", "_room", "_said", "connections")
 
     def __init__(
         self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic, dialer: "Dialer | None" = None
@@ -87,54 +87,58 @@ class Desk:
         self._dialer = dialer
         self._room = Bucket(BURST, A_SECOND, clock)
         self._said: _Said | None = None
-        self.visits = 0  # connections that are here now
+        self.connections = 0  # connections that are here now
 
-    def work(self, asked: "Asked", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
+    def work(self, request: "Request", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
         """Answer a request, and first yield what has to be waited for. Never raises for what a task has written."""
         try:
             self._admit()
-            if asked.path == "/requests" or asked.path.startswith("/requests/"):
-                status, values, text = yield from self._about_requests(asked, whose)
+            if request.path == "/requests" or request.path.startswith("/requests/"):
+                status, values, text = yield from self._about_requests(request, whose)
             else:
-                status, (values, text) = HTTPStatus.OK, self._found(asked)
-        except Bad as bad:
-            yield refused(bad, as_json=asked.json)
+                status, (values, text) = HTTPStatus.OK, self._found(request)
+        except Refusal as bad:
+            yield refused(bad, as_json=request.json)
         else:
-            body = json.dumps(values, indent=1) if asked.json else text
-            yield Answer(status, _JSON if asked.json else _TEXT, body.encode())
+            body = json.dumps(values, indent=1) if request.json else text
+            yield Answer(status, _JSON if request.json else _TEXT, body.encode())
 
     def _about_requests(
-        self, asked: "Asked", whose: "Callable[[], Whose | None]"
+        self, request: "Request", whose: "Callable[[], Whose | None]"
     ) -> "Generator[Later[Any] | Whose, None, tuple[HTTPStatus, Any, str]]":
-        from proxy.info_api import wishes  # few tasks wish
+        from proxy.info_api import access_requests  # few tasks ask for access
 
-        approval = asked.path.removeprefix("/requests").removeprefix("/")
-        if (asked.method == "POST") is bool(approval):
-            raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
+        approval = request.path.removeprefix("/requests").removeprefix("/")
+        if (request.method == "POST") is bool(approval):
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
         if approval:
-            return (yield from wishes.look(self._recorder, approval))
+            return (yield from access_requests.look_up(self._recorder, approval))
         if (who := whose()) is not None and who.waiting:
             yield who
-        return (yield from wishes.wish(self._recorder, asked, None if who is None else who.process, self._dialer))
+        return (
+            yield from access_requests.request_access(
+                self._recorder, request, None if who is None else who.process, self._dialer
+            )
+        )
 
     def _admit(self) -> None:
         if not self._room.take():
-            raise Bad(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
 
-    def _found(self, asked: "Asked") -> tuple[Any, str]:
-        if asked.method == "POST":
-            raise Bad(HTTPStatus.METHOD_NOT_ALLOWED, "nothing is taken here: use GET, or POST to `/requests`")
-        match asked.path:
+    def _found(self, request: "Request") -> tuple[Any, str]:
+        if request.method == "POST":
+            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "nothing is taken here: use GET, or POST to `/requests`")
+        match request.path:
             case "/":
                 return {"about": _ABOUT}, _ABOUT
             case "/policy":
                 return self._policy()
-            case "/why" if (attempt := asked.parameters.get("attempt")) is not None:
+            case "/why" if (attempt := request.parameters.get("attempt")) is not None:
                 return self._about(attempt)
             case "/why":
                 return self._lately()
             case _:
-                raise Bad(HTTPStatus.NOT_FOUND, "there is `/`, `/policy`, `/why` and `/requests`")
+                raise Refusal(HTTPStatus.NOT_FOUND, "there is `/`, `/policy`, `/why` and `/requests`")
 
     def _policy(self) -> tuple[Any, str]:
         """Say what the rules are: found once a policy and day, since there may be a hundred thousand."""
@@ -159,13 +163,13 @@ class Desk:
         if known is not None:
             return _values(known), _text(known)
         if len(attempt) > _LONGEST:
-            raise Bad(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
+            raise Refusal(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
         tenant = self._recorder.tenant
         task = tenant.task
         try:
             question = parse_attempt(attempt)
         except ValueError as error:
-            raise Bad(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
         question = question._replace(
             task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted
         )
@@ -197,7 +201,7 @@ def _tainted(read: list[str]) -> str:
     )
 
 
-def refused(bad: Bad, *, as_json: bool = False) -> Answer:
+def refused(bad: Refusal, *, as_json: bool = False) -> Answer:
     """Say what is wrong with a request."""
     said = visible(str(bad))
     body = json.dumps({"error": said}) if as_json else f"{said}\n"

@@ -4,14 +4,14 @@ import gzip
 import json
 
 import pytest
-from gate_harness import World, run
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.info_api.intake import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, Intake
 from proxy.info_api.requests import _fields
+from proxy.info_api.telemetry_handler import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, TelemetryHandler
 from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
+from tests.proxy.gate.gate_harness import World, run
 from tests.proxy.info_api.parsing import parse
 from tests.proxy.leaky import TOKEN
 
@@ -153,11 +153,11 @@ def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_p
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
-            intake = Intake(world.recorder, lambda: clock[0])
+            intake = TelemetryHandler(world.recorder, lambda: clock[0])
 
             def send(kind, make, count):
                 *_, answer = intake.work(
-                    parse(request(make(*[record()] * count), "/v1/logs", kind), intake.counter), nobody
+                    parse(request(make(*[record()] * count), "/v1/logs", kind), intake.port), nobody
                 )
                 return answer
 
@@ -180,9 +180,9 @@ def test_no_task_fills_the_journal_with_its_words(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
-            intake = Intake(world.recorder, lambda: clock[0])
+            intake = TelemetryHandler(world.recorder, lambda: clock[0])
             body = as_json(*[record(**{f"k{n}": "x" * 500 for n in range(8)})] * 50)
-            sent = parse(request(gzip.compress(body), "/v1/logs", JSON, "Content-Encoding: gzip"), intake.counter)
+            sent = parse(request(gzip.compress(body), "/v1/logs", JSON, "Content-Encoding: gzip"), intake.port)
 
             def statuses():
                 return [[*intake.work(sent, nobody)][-1].status.value for _ in range(REQUESTS[0])]
@@ -208,15 +208,15 @@ def test_only_so_many_come_at_once_and_the_others_are_told(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             waiting = []
-            for _ in range(Intake.most_visits):
+            for _ in range(TelemetryHandler.most_connections):
                 waiting.append(await world.connect("exeat.internal", 4318))
                 await waiting[-1].send(request(b"", length=1000))
-            await world.until(lambda: len(world.gate.connections) == Intake.most_visits)
+            await world.until(lambda: len(world.gate.connections) == TelemetryHandler.most_connections)
             assert (await said(world, request(as_json(record()))))[0] == 503
             waiting[0].reset()
-            await world.until(lambda: len(world.gate.connections) < Intake.most_visits)
+            await world.until(lambda: len(world.gate.connections) < TelemetryHandler.most_connections)
             assert (await said(world, request(as_json(record()))))[0] == 200
-            assert world.info_api.offices[4318].visits == Intake.most_visits - 1
+            assert world.info_api.handlers[4318].connections == TelemetryHandler.most_connections - 1
 
     run(test)
 
@@ -253,7 +253,7 @@ def test_hostile_texts_stay_texts(tmp_path):
 def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_ends_it(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
-            monkeypatch.setattr("proxy.info_api.visit._A_TURN", 0)
+            monkeypatch.setattr("proxy.info_api.connection._A_TURN", 0)
             clients = [await world.connect("exeat.internal", 4318) for _ in range(2)]
             for client in clients:
                 await client.send(request(as_json(*[record()] * 200)))
@@ -263,7 +263,7 @@ def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_
             assert (await clients[1].read_all()).startswith(b"HTTP/1.1 200 ")
             await world.until(lambda: len(world.gate.connections) == 0)
             assert 200 <= len(world.events) < 400
-            assert world.info_api.offices[4318].visits == 0
+            assert world.info_api.handlers[4318].connections == 0
             assert world.errors == []
 
     run(test)
