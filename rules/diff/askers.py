@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rules.attempt import Change, Git, GitService, Request
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
-from rules.matching.signatures import SEGMENTS, Grammar, Signatures, characters
+from rules.matching.signatures import ANY_TEXT, SEGMENTS, Signatures, characters
 from rules.paths import PathPattern, escaped, readings
 from rules.rule import Http, Presence
 from rules.verdicts import Verdict
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rules.rule import GitRule, Rule, Values
 
 
-_ANY_TEXT: Final = Grammar(hyphens_inside=False)
 _NOBODY: Final[Mapping[str, str]] = {}
 _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
 
@@ -86,7 +85,7 @@ def _texts(patterns: "Sequence[Pattern]") -> list[tuple[str | None, str]]:
 
 def texts(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
     """Give a text and the patterns that cover it, for each combination, and at last one that no pattern covers."""
-    walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], _ANY_TEXT)
+    walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], ANY_TEXT)
     found = [
         ("".join(each.parts), " and ".join(sorted(patterns[number].text for number in each.signature)))
         for each in walk.find(bool, other=_letters(patterns))

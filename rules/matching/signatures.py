@@ -18,6 +18,7 @@ type State = tuple[int, ...]
 
 _MOST_STATES: Final = 200_000
 _MOST_FRESH: Final = 64
+_LONGEST_PART: Final = 4096  # characters
 _LETTERS: Final = "xabcdefghijklmnopqrstuvwyz0123456789"
 
 
@@ -28,6 +29,7 @@ class Grammar(NamedTuple):
     never: frozenset[str] = frozenset()
 
 
+ANY_TEXT: Final = Grammar(hyphens_inside=False)
 LABELS: Final = Grammar(hyphens_inside=True)
 SEGMENTS: Final = Grammar(hyphens_inside=False, never=frozenset({".", ".."}))
 
@@ -98,15 +100,20 @@ class Signatures:
         return len(self._nodes) - 1
 
     def find(
-        self, valid: Callable[[tuple[str, ...]], bool], deepest: int = 130, other: str | None = None
+        self,
+        valid: Callable[[tuple[str, ...]], bool],
+        deepest: int = 130,
+        other: str | None = None,
+        apart: Callable[[tuple[str, ...]], object] = lambda _: None,
     ) -> Iterator[Found]:
         """Give each combination once, with the shortest text that is `valid`. Raises TooMany.
 
         Combinations without a wanted pattern are left out. `deepest`: parts a text may have;
-        `other`: the part that no pattern names, if it is not to be made up.
+        `other`: the part that no pattern names, if it is not to be made up. `apart` tells texts apart that lead to one
+        state, where it hangs on that whether they are valid.
         """
         start = self._closed({0})
-        known = {start}
+        known = {(start, apart(()))}
         told: set[Signature] = set()
         waiting: deque[tuple[State, tuple[str, ...]]] = deque([(start, ())])
         while waiting:
@@ -120,12 +127,14 @@ class Signatures:
                 continue
             for part in self._alphabet(state, other):
                 following = self._after(state, part)
-                if following in known or not any(self._nodes[at].live for at in following):
+                longer = (*parts, part)
+                key = following, apart(longer)
+                if key in known or not any(self._nodes[at].live for at in following):
                     continue
-                known.add(following)
+                known.add(key)
                 if len(known) > _MOST_STATES:
                     raise TooMany
-                waiting.append((following, (*parts, part)))
+                waiting.append((following, longer))
 
     def _closed(self, places: set[int]) -> State:
         """Add the places behind a MANY that covers nothing."""
@@ -176,36 +185,23 @@ def _fresh() -> Iterator[str]:
     yield from (f"{letter}{number}" for number in range(_MOST_FRESH) for letter in "xqz")
 
 
-# A filling has to be a label or a segment: three kinds of texts so far, of which two may stand at the end.
-_EMPTY, _FINE, _HYPHEN = range(3)
-
-
 def _fillings(globs: frozenset[Glob], literals: frozenset[str], grammar: Grammar) -> Iterator[str]:
     """Give a part for each combination of globs that some part has and no literal is: the same walk over characters."""
     ordered: list[Glob | str] = [*sorted(globs), *sorted(literals)]
     patterns = [characters(pattern) for pattern in ordered]
-    letters = sorted({part for pattern in patterns for part in pattern if isinstance(part, str)})
+    letters = {part for pattern in patterns for part in pattern}
     other = next((letter for letter in _LETTERS if letter not in letters), None)
-    walk = Signatures(patterns, grammar)
-    start = walk._closed({0}), _EMPTY  # noqa: SLF001  its own class's
-    known, told = {start}, set[Signature]()
-    waiting: deque[tuple[tuple[State, int], str]] = deque([(start, "")])
-    while waiting:
-        (state, ends), text = waiting.popleft()
-        signature = frozenset(number for at in state for number in walk._nodes[at].ends)  # noqa: SLF001
-        if signature and ends == _FINE and signature not in told and text not in grammar.never and text not in literals:
-            told.add(signature)
-            yield text
-        for character in (*letters, *([other] if other else ())):
-            if grammar.hyphens_inside and character == "-" and ends == _EMPTY:
-                continue
-            hyphen = grammar.hyphens_inside and character == "-"
-            following = walk._after(state, character), _HYPHEN if hyphen else _FINE  # noqa: SLF001
-            if following[0] and following not in known:
-                known.add(following)
-                if len(known) > _MOST_STATES:
-                    raise TooMany
-                waiting.append((following, text + character))
+
+    def is_part(found: tuple[str, ...]) -> bool:
+        text = "".join(found)
+        at_an_edge = grammar.hyphens_inside and "-" in {text[:1], text[-1:]}
+        return bool(text) and text not in literals and text not in grammar.never and not at_an_edge
+
+    def apart(found: tuple[str, ...]) -> tuple[bool, bool]:
+        return found[:1] == ("-",), is_part(found)
+
+    walk = Signatures(patterns, ANY_TEXT)
+    yield from ("".join(each.parts) for each in walk.find(is_part, _LONGEST_PART, other, apart))
 
 
 def characters(pattern: Glob | str) -> tuple[Part, ...]:
