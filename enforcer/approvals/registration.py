@@ -17,13 +17,13 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.notices import say
 from enforcer.system.started_by import starter
 from proxy.approvals.protocol import Introduction
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.wire import descriptor_passing, message, strict_json
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.worker.worker import Worker
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
 
 _RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again
 _FORGIVEN: Final = 60.0  # seconds after which one has lived long

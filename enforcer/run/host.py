@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Worker, WorkerPaths
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.telemetry.journal.recorder import Recorder
 
 

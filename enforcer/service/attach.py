@@ -21,7 +21,7 @@ from enforcer.service.sandboxes import recorder_for
 from enforcer.system import peers
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by
-from proxy.sandbox.tenant import Task
+from proxy.sandbox.sandbox_state import Task
 from proxy.wire import message
 from rules.verdicts import Outcome
 

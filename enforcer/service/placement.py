@@ -19,7 +19,7 @@ from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
 
 _REPORT_EVERY: Final = 2.0  # seconds
 _MOST_PIECES: Final = 100  # of a report: a worker that says more is not believed

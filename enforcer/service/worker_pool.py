@@ -26,7 +26,7 @@ from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import bundles_now, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
-from proxy.sandbox.quotas import MOST, DescriptorQuotas
+from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.totals import Reported
 

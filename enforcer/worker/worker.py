@@ -23,7 +23,7 @@ from enforcer.system.processes import detach, fork
 from enforcer.worker import confinement
 from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import system_roots
-from proxy.sandbox.tenant import Tenant
+from proxy.sandbox.sandbox_state import Tenant
 from proxy.wire import message
 
 _ONLY = 1  # the worker's number

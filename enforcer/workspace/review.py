@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from rules.sandbox import MergeTerms
 
 _NICE = 10  # nobody waits for a snapshot

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change, Meta
     from enforcer.workspace.review import Review
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
 
 _SHOWN = 5  # paths that are said
 _BY_REVIEW: Final = ", or let the task do it under `--review`"

@@ -19,7 +19,7 @@ from proxy.approvals.approval_request import Malformed
 from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
 from proxy.telemetry.prometheus.metrics import Waiting

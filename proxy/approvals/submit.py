@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals import lifecycle, transaction
 from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, WishState
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Answer as Told
 from rules.limits import Covers
 from rules.verdicts import Reason, Verdict

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dialing.address_check import DialFailed, OwnEndpoints, is_proxy
 from proxy.dns.lookup import Found, source_for
 from proxy.event_loop.poller import OUT, cut_if_killed
-from proxy.sandbox.quotas import DescriptorQuota
+from proxy.sandbox.sandbox_state import DescriptorQuota
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.settings import Via
@@ -118,7 +118,8 @@ class Connecting:
         attempt = self._open.pop()
         self._over = True  # and there is no timer: it is set only for one that isn't connected
         del self._done  # who asked has us: nothing goes round, so all of it is freed at once
-        self._count(None)
+        if self._metrics is not None:
+            self._metrics.dialled(None, time.monotonic() - self._started)
         return attempt.sock, attempt.address
 
     def cancel(self) -> None:
@@ -162,7 +163,8 @@ class Connecting:
                 continue
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
-            self._count_sockets()
+            if len(self._open) > 1:
+                self._count_sockets()
             if not attempt.connected:
                 self._wait()
             return
@@ -181,7 +183,9 @@ class Connecting:
             self._tell(DialFailed(Reason.UPSTREAM_FAILED, self._problem), None)
 
     def _tell(self, result: "socket.socket | DialFailed", address: "Address | None") -> None:
-        self._count(result.reason if isinstance(result, DialFailed) else None)
+        if self._metrics is not None:
+            reason = result.reason if isinstance(result, DialFailed) else None
+            self._metrics.dialled(reason, time.monotonic() - self._started)
         done = self._done
         del self._done
         done(result, address)
@@ -191,10 +195,6 @@ class Connecting:
         if self._descriptors is not None:
             self._descriptors.extra += extra - self._extra
         self._extra = extra
-
-    def _count(self, reason: Reason | None) -> None:
-        if self._metrics is not None:
-            self._metrics.dialled(reason, time.monotonic() - self._started)
 
 
 class _Try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Found, Lookup
     from proxy.event_loop.poller import Poller
-    from proxy.sandbox.quotas import DescriptorQuota
+    from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.settings import Via

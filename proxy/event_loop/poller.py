@@ -30,7 +30,7 @@ from proxy.event_loop.slices import Slice
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -359,11 +359,11 @@ class Rounds:
     def __init__(
         self,
         tenant: "Tenant",
-        guests: "Callable[[], Collection[Guest]]",
+        guests: "Collection[Guest]",
         review: "Callable[[], None]",
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
-        """Go through what `guests` returns; `review` is called when the day is another."""
+        """Go through `guests`, which come and go; `review` is called when the day is another."""
         self._tenant = tenant
         self._guests = guests
         self._review = review
@@ -378,7 +378,7 @@ class Rounds:
 
     def keep_going(self) -> None:
         """See to it that there is a next round as long as anybody is there. Idempotent."""
-        if self._next is None and self._guests():
+        if self._next is None and self._guests:
             self._next = asyncio.get_running_loop().call_later(EVERY, self.go)
 
     def stop(self) -> None:
@@ -394,5 +394,5 @@ class Rounds:
             self._today = today
             self._review()
         now = self._clock()
-        visit(self._guests(), lambda guest: guest.tick(now))
+        visit(self._guests, lambda guest: guest.tick(now))
         self.keep_going()

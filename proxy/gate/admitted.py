@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from proxy.gate.client_hello import ClientHello
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken

@@ -4,6 +4,7 @@ import hashlib
 import re
 import struct
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MOST_BYTES: Final = 32768  # of a client's first bytes that are looked at; a real ClientHello has 200 to 2,500
@@ -128,13 +129,14 @@ def _client_hello(message: bytes) -> ClientHello:
     listed = struct.pack(f"!{len(kinds)}H", *kinds)
     return ClientHello(
         sni,
-        tuple(name.decode("ascii", "backslashreplace") for name in alpn),
+        tuple([name.decode("ascii", "backslashreplace") for name in alpn]),
         not _HIDDEN.isdisjoint(kinds),
         _VERSIONS.get(version),
         ja4(version, suites, listed, signatures, alpn[0] if alpn else b"") if is_ordinary else None,
     )
 
 
+@lru_cache(maxsize=256)  # a program greets one host after another
 def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn: bytes) -> str:
     """Return the fingerprint of a ClientHello over TCP.
 
@@ -171,22 +173,14 @@ def _hash(text: str) -> str:
 
 
 def _suites(message: bytes) -> tuple[bytes, int]:
-    """Return the cipher suites, and where the extensions begin."""
-    _, at = _vector(message, 38, 1)  # behind version and random: the session's id
-    suites, at = _vector(message, at, 2)
-    compression, at = _vector(message, at, 1)
-    if not suites or len(suites) % 2 or not compression:
+    """Return the cipher suites, and where the extensions begin: three vectors (RFC 8446 section 3.4)."""
+    begin = 41 + message[38]  # behind version, random, the session's id, and a length
+    end = begin + (message[begin - 2] << 8 | message[begin - 1])
+    compression = message[end]
+    at = end + 1 + compression
+    if begin == end or (end - begin) % 2 or not compression or at > len(message):
         raise _MalformedError
-    return suites, at
-
-
-def _vector(data: bytes, at: int, width: int) -> tuple[bytes, int]:
-    """Return a vector with a length of `width` bytes in front, and where it ends (RFC 8446 section 3.4)."""
-    start = at + width
-    end = start + int.from_bytes(data[at:start])
-    if end > len(data):
-        raise _MalformedError
-    return data[start:end], end
+    return message[begin:end], at
 
 
 def _server_name(body: bytes) -> str:

@@ -21,7 +21,7 @@ from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, r
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, NEXT_STATE, WHERE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
-from proxy.sandbox.tenant import UNNOTED
+from proxy.sandbox.sandbox_state import UNNOTED
 from rules.decision import denied
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Trust, Verdict
@@ -356,6 +356,7 @@ class Connection:
 
     def _connected(self, server: "socket.socket | DialFailed", address: "Hop | None") -> None:
         """Begin to pass bytes; called by the poller or the loop."""
+        self._connecting = None  # it is over
         if isinstance(server, DialFailed):
             self._end(Outcome.FAILED, server.reason, detail=server.detail)
             return
@@ -412,7 +413,7 @@ class Connection:
     def _tick_splice(self, now: float) -> None:
         splice = self._splice
         assert splice is not None
-        moved = splice.up + splice.down
+        moved = sum(splice.passed())
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
@@ -445,7 +446,7 @@ class Connection:
             self.record.ended(up, down, Outcome.BLOCKED, self._by.reason, self._by)
         else:
             self.record.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
-        self._gate.forget(self)
+        self._gate.connections.discard(self)
 
     def _enter(self, state: State) -> None:
         self.state = NEXT_STATE[self.state, state]
@@ -489,7 +490,7 @@ class Connection:
             if not record.is_decided:
                 record.decided(refuse(self._gate.tenant, record.wanted, reason or Reason.GATE_ERROR))
             record.ended(up, down, outcome, reason, by, detail)
-            self._gate.forget(self)
+            self._gate.connections.discard(self)
 
     def _close(self) -> tuple[int, int]:
         """Close both sockets; returns how many bytes went up and down."""
@@ -500,4 +501,4 @@ class Connection:
             return 0, 0
         if not splice.done:
             splice.abort()
-        return splice.up, splice.down
+        return splice.passed()

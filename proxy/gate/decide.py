@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
     from proxy.dialing.address_check import DialFailed
     from proxy.gate.client_hello import Seen
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from rules.addresses import Address
     from rules.matching.policy import Policy
 

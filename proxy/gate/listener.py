@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.journal.recorder import Recorder
 
@@ -114,7 +114,7 @@ class Gate:
         self.connections: set[Guest] = set()  # in whatever stage
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, lambda: self.connections, self.review)
+        self._rounds = Rounds(tenant, self.connections, self.review)
         self._unreviewed: list[Guest] = []
 
     def start(self) -> None:
@@ -195,6 +195,7 @@ class Gate:
             connection.failed(error)
 
     def _welcome(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
+        """Refuse it, answer it, or have it decided."""
         wanted = record.wanted
         if len(self.connections) > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)

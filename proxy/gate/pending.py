@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
 
 
 class Owner(Protocol):

@@ -260,20 +260,19 @@ class Splice:
         if COMPILED.start(self._pair, said):
             self.ready(0)
 
-    @property
-    def up(self) -> int:
-        """Bytes that the client sent and the server was given."""
-        return self._counts()[0]
-
-    @property
-    def down(self) -> int:
-        """Bytes that the server sent and the client was given."""
-        return self._counts()[1]
+    def passed(self) -> tuple[int, int]:
+        """Return how many bytes the server was given, and how many the client."""
+        if self._pair:
+            assert COMPILED is not None
+            return COMPILED.counts(self._pair)
+        if self._ends is not None:
+            return self._ends[1].taken, self._ends[0].taken
+        return self._moved
 
     def count(self, meter: "Meter | None") -> None:
         """Ask another meter from now on; None: there is no limit any more."""
         self.meter = meter
-        if self._pair and meter is not None and not self._is_over():
+        if self._pair and meter is not None and COMPILED is not None and not COMPILED.over(self._pair):
             self._take_back()
         if self._ends is not None:
             for half, may_say in zip(self._ends, _may_say(meter), strict=True):
@@ -287,7 +286,7 @@ class Splice:
 
     def ready(self, _events: int) -> None:
         """Carry out how it is over, if it is; the descriptor may have been another connection's a moment ago."""
-        over = self._is_over()
+        over = COMPILED.over(self._pair) if COMPILED is not None and self._pair else Over.OPEN
         if over == Over.FAILED:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
         if over:
@@ -330,11 +329,6 @@ class Splice:
         self._ends = client, server
         return self._ends
 
-    def _is_over(self) -> int:
-        """Return how `relay.c` has it over: a reset that was read once reads as an end."""
-        assert COMPILED is not None
-        return COMPILED.over(self._pair) if self._pair else Over.OPEN
-
     def _take_back(self) -> None:
         """Go on where compiled code was: the bytes are counted from now on."""
         assert COMPILED is not None
@@ -351,19 +345,11 @@ class Splice:
             else:
                 self._poller.drop(end.fd)
 
-    def _counts(self) -> tuple[int, int]:
-        if self._pair:
-            assert COMPILED is not None
-            return COMPILED.counts(self._pair)
-        if self._ends is not None:
-            return self._ends[1].taken, self._ends[0].taken
-        return self._moved
-
     def _end(self, close: "Callable[[socket.socket], None]", error: Exception | None = None) -> None:
         if self.done:
             return
         self.done = True
-        self._moved = self._counts()
+        self._moved = self.passed()
         pair, self._pair = self._pair, 0
         if pair:
             assert COMPILED is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.gate.block_page import MEANING, STATUS, where_to_ask
 from proxy.info_api.requests import QUESTIONS, Refusal
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
 from rules.explain.reasons import meaning
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.info_api.access_requests import Later
     from proxy.info_api.requests import Request
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Event
     from proxy.telemetry.journal.recorder import Recorder

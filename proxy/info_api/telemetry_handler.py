@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.info_api import otlp
 from proxy.info_api.question_handler import Answer, refused
 from proxy.info_api.requests import Port, Refusal
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:

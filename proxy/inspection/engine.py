@@ -18,7 +18,7 @@ from proxy.inspection.context import Ends, Room
 from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import Place
 from proxy.inspection.tls import FarContexts, NearContexts, Spoken
-from proxy.sandbox.quotas import Bucket, ExtraSockets
+from proxy.sandbox.sandbox_state import Bucket, ExtraSockets
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason

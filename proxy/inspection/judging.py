@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.inspection.stages.git import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.secrets.injection import Carried, SecretInjector
     from rules.addresses import Address
     from rules.limits import Limits

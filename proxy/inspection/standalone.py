@@ -25,7 +25,7 @@ from proxy.inspection.session import Session
 from proxy.inspection.stages.stage import Stopped
 from proxy.request.messages import head_of, page_response
 from proxy.request.request_head import Unclear
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.event_loop.poller import IN
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Process, Where

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Ticket
     from proxy.approvals.leases import Grant
     from proxy.approvals.protocol import Answer
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.telemetry.events import Process
     from rules.decision import Decision
 

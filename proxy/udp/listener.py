@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.event_loop.poller import IN, Rounds, visit
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
-from proxy.sandbox.quotas import Bucket
+from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Where
 from proxy.udp import door
 from proxy.udp.endpoints import endpoint_asked, endpoint_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.telemetry.journal.recorder import Recorder
     from proxy.udp.answers import Answers
 
@@ -78,7 +78,7 @@ class UdpGate:
         self.open_flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = Bucket(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
-        self.rounds = Rounds(tenant, self.open_flows.values, self.review, clock)
+        self.rounds = Rounds(tenant, self.open_flows.values(), self.review, clock)
 
     @property
     def flows(self) -> int:

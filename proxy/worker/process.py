@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.quotas import DescriptorQuotas
+from proxy.sandbox.sandbox_state import DescriptorQuotas
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
@@ -21,7 +21,7 @@ from rules.addresses import normal
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
     from rules.addresses import Address
 

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from proxy.dialing.proxy_auth import Login
-    from proxy.sandbox.quotas import DescriptorQuotas
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import DescriptorQuotas, Tenant
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
     from proxy.worker.reload import Reloading

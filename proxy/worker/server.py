@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.quotas import MOST, DescriptorQuotas
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, Task, Tenant
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.processes import read_process

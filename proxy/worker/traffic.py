@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.connection import InfoApi, InfoApiConnection
-    from proxy.sandbox.quotas import DescriptorQuota
+    from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
     from proxy.telemetry.journal.recorder import Recorder
     from proxy.worker.sandbox import Common

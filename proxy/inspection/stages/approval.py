@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.inspection.request_context import RequestContext
     from proxy.inspection.session import Session
     from proxy.request.request_head import Head
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from rules.attempt import Attempt
     from rules.decision import Asks, Decision
 

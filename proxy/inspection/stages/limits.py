@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from proxy.inspection.stages.stage import Stage, Stopped
 from proxy.sandbox.rule_limits import Exceeded, budgets, exceeded
-from proxy.sandbox.tenant import UNNOTED
+from proxy.sandbox.sandbox_state import UNNOTED
 from rules.decision import denied
 from rules.verdicts import Reason, Trust
 

@@ -39,7 +39,7 @@ from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.sandbox.tenant import Tenant
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address

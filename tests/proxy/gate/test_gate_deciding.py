@@ -6,7 +6,7 @@ from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, se
 from proxy.dialing.address_check import DialFailed
 from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
 from proxy.gate.decide import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import Task, Tenant
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict

@@ -6,7 +6,7 @@ from gate_harness import client_hello, policy_of
 from proxy.gate import decide
 from proxy.gate.client_hello import parse_hello
 from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
-from proxy.sandbox.tenant import Calendar, Task, Tenant
+from proxy.sandbox.sandbox_state import Calendar, Task, Tenant
 from rules.names import HostName
 from rules.verdicts import Reason
 

@@ -10,7 +10,7 @@ from gate_harness import RAW, SPLICED, policy_of
 
 from proxy.dialing import proxy_auth
 from proxy.event_loop.slices import at_once
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.worker import policy_transfer
 from proxy.worker.reload import Reloading
 from rules.matching.policy import Policy

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
 
-from proxy.sandbox.tenant import Calendar
+from proxy.sandbox.sandbox_state import Calendar
 
 ELSEWHERE = "id: elsewhere, to: other.example, action: allow"
 NO = "id: no, to: '**.example', action: deny"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.info_api.question_handler import A_SECOND, BURST, QuestionHandler
 from proxy.info_api.requests import MOST_HEAD, Refusal, Request
-from proxy.sandbox.tenant import Calendar
+from proxy.sandbox.sandbox_state import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision

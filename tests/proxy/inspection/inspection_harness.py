@@ -26,7 +26,7 @@ from proxy.event_loop import poller
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal

@@ -14,7 +14,7 @@ from proxy.inspection.conversation import Conversation
 from proxy.inspection.judging import standing
 from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stream import Stream
-from proxy.sandbox.tenant import Calendar
+from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 

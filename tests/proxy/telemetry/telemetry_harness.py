@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import (
     Agent,
     Answer,

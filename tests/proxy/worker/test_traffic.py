@@ -7,8 +7,7 @@ import time
 import pytest
 
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.quotas import DescriptorQuotas
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker import sandbox
 from proxy.worker.sandbox import Common, SandboxServer

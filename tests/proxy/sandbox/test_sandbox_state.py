@@ -9,8 +9,7 @@ import pytest
 
 from proxy.dns.records import MOST_AT_ONCE
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.quotas import LEAST, OWN, RESERVED, DescriptorQuotas
-from proxy.sandbox.tenant import Task, Tenant
+from proxy.sandbox.sandbox_state import LEAST, OWN, RESERVED, DescriptorQuotas, Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker.sandbox import Common, SandboxServer
 from rules.loading.load import load
