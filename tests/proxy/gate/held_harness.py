@@ -2,9 +2,8 @@
 
 import asyncio
 
-from gate_harness import HOSTS, RAW, SPLICED, World, policy_of, run
-
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.gate.gate_harness import HOSTS, RAW, SPLICED, World, policy_of, run
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
 ASKED_TLS = "id: tls, to: good.example, ports: [ORIGIN/tls], tls: splice, action: ask, approval: {hold: 60s, open: 1h}"
