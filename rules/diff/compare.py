@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.attempt import INSPECTABLE, Attempt, Protocol, Request
-from rules.diff.askers import OF_REQUESTS, Requests, Who, whos
 from rules.diff.regions import (
     EVERYWHERE,
     Atoms,
@@ -25,6 +24,7 @@ from rules.diff.regions import (
     stretches,
     terms_of,
 )
+from rules.diff.sample_attempts import OF_REQUESTS, Caller, Requests, callers
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern
@@ -123,7 +123,7 @@ class _Comparison:
         self.seen: list[frozenset[str]] = []
         self.whole: frozenset[str] = frozenset()
         self._left = most
-        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Who]]] = ((), (Requests(()), whos(())))
+        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Caller]]] = ((), (Requests(()), callers(())))
         self._minds_taint = old.needs.taint or new.needs.taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
@@ -190,10 +190,10 @@ class _Comparison:
                     if len(self.rows) == before:
                         self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
 
-    def _telling_apart(self, rules: "tuple[Rule, ...]") -> tuple[Requests, list[Who]]:
+    def _telling_apart(self, rules: "tuple[Rule, ...]") -> tuple[Requests, list[Caller]]:
         """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
         if self._apart[0] != rules:
-            self._apart = rules, (Requests(rules), whos(rules))
+            self._apart = rules, (Requests(rules), callers(rules))
         return self._apart[1]
 
     def _compare(
@@ -354,12 +354,12 @@ class _Comparison:
 
 
 def _attempt(
-    target: "HostName | Address", stretch: Stretch, protocol: Protocol, who: Who, request: Request | None = None
+    target: "HostName | Address", stretch: Stretch, protocol: Protocol, who: Caller, request: Request | None = None
 ) -> Attempt:
     return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at, who.tainted)
 
 
-def _among(who: "list[Who]") -> dict[str, tuple[Any, ...]]:
+def _among(who: "list[Caller]") -> dict[str, tuple[Any, ...]]:
     """Give by facet of who tries, and when, all that was told apart."""
     found: dict[str, dict[str, None]] = {}
     for one in who:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.addresses import bracketed
 from rules.attempt import Attempt, Change, GitService, Protocol
-from rules.diff.askers import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
+from rules.diff.sample_attempts import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
 from rules.ports import LAST_PORT
 from rules.problems import listed
 from rules.verdicts import Reason, Verdict

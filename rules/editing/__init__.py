@@ -1,6 +1,6 @@
 """An answer written down: a rule that lets out what was asked about, and an exemption from whatever asked.
 
-`wanted` says in a rule's words what was asked about, `places` where it goes in a file's text, and `writing` puts it
+`Wanted` says in a rule's words what was asked about, `places` where it goes in a file's text, and `written` puts it
 there and holds the file as it would be against the one that is: nothing but what was meant may be decided otherwise.
 Whoever asks for it writes the file.
 """

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.attempt import Attempt, Protocol
-from rules.diff.askers import OTHER_METHOD
 from rules.diff.compare import compare
+from rules.diff.sample_attempts import OTHER_METHOD
 from rules.diff.words import statements
 from rules.globs import MANY
 from rules.matching.policy import Policy

@@ -1,4 +1,4 @@
-"""Who asks, and the requests that stand for all: what each side of a diff is tried with."""
+"""Callers and requests that stand for all that rules tell apart: what each side of a diff is tried with."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
@@ -26,7 +26,7 @@ _NOBODY: Final[Mapping[str, str]] = {}
 _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
 
 
-class Who(NamedTuple):
+class Caller(NamedTuple):
     """A task, its labels, a day and what it has read; `where` says which kind that is, by what rules ask about."""
 
     task: str = ""
@@ -36,14 +36,14 @@ class Who(NamedTuple):
     tainted: bool = False
 
 
-def whos(rules: "Iterable[Rule]") -> list[Who]:
+def callers(rules: "Iterable[Rule]") -> list[Caller]:
     """Give one of each kind; a single nobody where no rule asks."""
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
     minds = any(rule.minds_taint for rule in rules)
     return [
-        Who(task, labels, day, (*who, *when, *(_READ[tainted] if minds else ())), tainted)
+        Caller(task, labels, day, (*who, *when, *(_READ[tainted] if minds else ())), tainted)
         for (task, labels, who), (day, when), tainted in product(
             _tasks(asked), _days(ends), _READ if minds else (False,)
         )
