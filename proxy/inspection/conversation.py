@@ -83,7 +83,7 @@ class Conversation:
             self._do(self._http.start)
         try:
             if not self._over:
-                self._links[0].start()
+                self._client.link.watch()
         except OSError as error:
             self.crashed(error)
 
@@ -201,7 +201,7 @@ class Conversation:
                 for link in self._links:
                     link.pause(paused=True)
                 self._engine.later(self)
-                self._note_kept()
+                self._engine.room.note(self, self.weigh(exactly=False))
             elif self._leaving:
                 self._leave_servers()
             elif not self._over:
@@ -270,12 +270,9 @@ class Conversation:
         if (head := self._http.begun_head()) != self._head:  # it has only so long to come
             self._head = head
             self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
-        self._note_kept()
-        self._http.pause()
-
-    def _note_kept(self) -> None:
         if (kept := self.weigh(exactly=False)) != self.kept:
             self._engine.room.note(self, kept)
+        self._http.pause()
 
     def weigh(self, *, exactly: bool = True) -> int:
         """Return how many bytes are kept here (Room)."""
@@ -364,7 +361,7 @@ class Conversation:
             return
         tls = FarTls(self.session, self._engine.ends, self._client, server) if server.place.tls else None
         link = Link(self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls)
-        link.start()
+        link.watch()
         server.link = link
         self._links.append(link)
         self._count_servers()

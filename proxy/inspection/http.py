@@ -164,7 +164,7 @@ class GateHttp:
                 del waiting[1:]
         for stream in waiting:
             stream.opened = problem or server
-        self.todo.extendleft((self.resume, (stream,)) for stream in reversed(waiting))
+        self.todo.extendleft([(self.resume, (stream,)) for stream in reversed(waiting)])
 
     def revoke(self, flows: frozenset[str]) -> None:
         """End requests (by their keys) that other rules don't let out."""
@@ -190,9 +190,11 @@ class GateHttp:
             self.driver.close(connection)
         if event is None or state is State.WAIT:  # what is sent on the other side ends that
             self._pulled = None
-        if event is not None:
-            self._heads_left -= type(event) is RequestHeaders
-            self._route(event)
+        if type(event) is RequestHeaders:
+            self._heads_left -= 1
+            self._deliver(self._begin_request(event), event)
+        elif event is not None and (stream := self.streams.get(event.stream_id)):
+            self._deliver(stream, event)
 
     def _carry_out(self, steps: "Iterator[commands.Command]") -> None:
         """Do what a layer of HTTP/2 commands, until a request has something to do."""
@@ -351,7 +353,7 @@ class GateHttp:
             return False
         if isinstance(back, BackHttp1):
             # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
-            return back.stream_id is None and self.client.alpn != HTTP2
+            return back.stream_id is None and not back.buf and self.client.alpn != HTTP2
         return not back.draining
 
     # --- what is kept, and what waits ---

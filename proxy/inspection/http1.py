@@ -244,14 +244,9 @@ class Codec:
             self.request_done = self.response_done = False
             self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
 
-    def _body_piece(self, data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data) if self._sends_chunks and data else data
-
     def _last_chunk(self) -> bytes:
-        """Return what ends the body that is sent, with the trailers that came."""
-        trailers, self._sent_trailers = self._sent_trailers, None
-        if not self._sends_chunks:
-            return b""
+        """Return what ends a body that is sent in chunks, with the trailers that came."""
+        trailers = self._sent_trailers
         return b"0\r\n%b\r\n" % (bytes(trailers) if trailers else b"")
 
 
@@ -323,19 +318,19 @@ class FrontHttp1(Codec):
         assert event.stream_id == self.stream_id
         kind = type(event)
         if kind is ResponseData:
-            return self._body_piece(event.data)  # type: ignore[attr-defined]
+            data: bytes = event.data  # type: ignore[attr-defined]
+            return _chunk(data) if self._sends_chunks and data else data
         if kind is ResponseHeaders:
             self.response = response = event.response  # type: ignore[attr-defined]
-            self._sends_chunks = is_chunked(response.fields)
+            self._sends_chunks, self._sent_trailers = is_chunked(response.fields), None
             return _written(b"%b %d %b" % (response.version, response.status, response.reason), response.fields)
         if kind is ResponseTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]
             return b""
         if kind is not ResponseEndOfMessage or self.request is None or self.response is None:
             raise RuntimeError(f"unexpected event {kind.__name__}")
-        end = self._last_chunk()
-        if has_no_body(self.request.method, self.response.status):
-            end = b""
+        chunks = self._sends_chunks and not has_no_body(self.request.method, self.response.status)
+        end = self._last_chunk() if chunks else b""
         self.response_done = True
         self._go_on()
         return end
@@ -401,13 +396,14 @@ class BackHttp1(Codec):
             return self._send_head(event)  # type: ignore[arg-type]
         assert event.stream_id == self.stream_id
         if kind is RequestData:
-            return self._body_piece(event.data)  # type: ignore[attr-defined]
+            data: bytes = event.data  # type: ignore[attr-defined]
+            return _chunk(data) if self._sends_chunks and data else data
         if kind is RequestTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]
             return b""
         if kind is not RequestEndOfMessage:
             raise RuntimeError(f"unexpected event {kind.__name__}")
-        end = self._last_chunk()
+        end = self._last_chunk() if self._sends_chunks else b""
         self.request_done = True
         if self.response_done:
             self._go_on()
@@ -427,7 +423,7 @@ class BackHttp1(Codec):
             if not event.end_stream:
                 fields = _framed(fields)
             version, authority, fields = b"HTTP/1.1", b"", _as_http1(authority, fields)
-        self._sends_chunks = is_chunked(fields)
+        self._sends_chunks, self._sent_trailers = is_chunked(fields), None
         target = b"%b://%b%b" % (request.scheme, authority, request.path) if authority else request.path
         return _written(b"%b %b %b" % (request.method, target, version), fields)
 
@@ -457,6 +453,10 @@ def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ..
             found = True
             written.append((name, joined))
     return tuple(written)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _written(first_line: bytes, fields: "tuple[Field, ...]") -> bytes:

@@ -112,10 +112,6 @@ class Link:
         self.cut = False
         self.up = self.down = 0  # bytes sent, received
 
-    def start(self) -> None:
-        """Begin to read."""
-        self._watch()
-
     # --- in ---
 
     def ready(self, events: int) -> None:
@@ -216,21 +212,21 @@ class Link:
         if cut:
             self._unwatch()
         else:
-            self._watch()
+            self.watch()
         self._owner.ended(self)
 
     def pause(self, *, paused: bool) -> None:
         """Read no more, or again."""
         if paused is not self.paused and not self._told and not self._closing:
             self.paused = paused
-            self._watch()
+            self.watch()
 
     def watch_out(self, *, on: bool) -> None:
         """Have the owner told when the peer ends its side, also while nothing is read."""
         if on is not self._watching_out:
             self._watching_out = on
             if self._watched:
-                self._watch()
+                self.watch()
 
     # --- out ---
 
@@ -259,7 +255,7 @@ class Link:
         if sent < len(data):
             self._keep(memoryview(data)[sent:])
             self.full = self.full or self.kept > FULL
-            self._watch()
+            self.watch()
 
     def _keep(self, data: memoryview) -> None:
         """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
@@ -296,7 +292,7 @@ class Link:
         if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
             self._ended(cut=True)
             return
-        self._watch()
+        self.watch()
         if self._half and not self._kept and not self._closing:
             self._end_half()
         if self._closing and not self._kept:
@@ -357,7 +353,7 @@ class Link:
         """End our half. A client's own end is waited for."""
         if self._cutting:  # writable (EPOLLOUT) from now on means that the kernel has sent everything
             self._sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 1)
-            self._watch()
+            self.watch()
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -370,13 +366,13 @@ class Link:
             self._release()
             return
         self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
-        self._watch()
+        self.watch()
 
     def _throw_away(self, data: bytes) -> None:
         """Read on behind the last answer, until the client ends or has sent too much."""
         if not data and self._kept:
             self.paused = self._told = True
-            self._watch()
+            self.watch()
             return
         self._thrown_away += len(data)
         if not data or self._thrown_away > THROWN_AWAY:
@@ -407,8 +403,8 @@ class Link:
 
     # --- what is watched ---
 
-    def _watch(self) -> None:
-        """Wait for what is of interest now."""
+    def watch(self) -> None:
+        """Wait for what is of interest now; at first, begin to read."""
         events = (0 if self.paused else IN) | (OUT if self._kept or self._cutting else 0)
         if self._watching_out and self.paused:
             events |= _LEAVING

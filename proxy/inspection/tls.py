@@ -357,7 +357,8 @@ class Tls:
                 tls.shutdown()
             except SSL.Error:
                 pass
-        return self._outgoing()
+        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+        return _contents(_BUFFER, size)[:] if 0 < size < _PIECE else self._outgoing(size)
 
     def _outgoing(self, size: int = 0) -> bytes:
         """Return all that is to be sent to the peer; `size` bytes of it are in the buffer already."""

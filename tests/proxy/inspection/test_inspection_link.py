@@ -49,7 +49,7 @@ class Pair:
         self.far.settimeout(30)
         self.owner = Owner()
         self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, client=client)
-        self.link.start()
+        self.link.watch()
 
     async def until(self, true):
         end = time.monotonic() + 30
