@@ -1,4 +1,4 @@
-"""What the conversations of one tenant share: certificates, the way out, and the list of those under way.
+"""What the connections of one tenant share: certificates, the way out, and the list of those under way.
 
 A connection whose certificate isn't there yet waits for it, unread, and the others go on. How many a tenant may have
 made is bounded far below what the worker may: a task that asks for names without end has no other's (invariant 11).
@@ -14,8 +14,8 @@ from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
-from proxy.inspection.context import Ends, Room
-from proxy.inspection.conversation import Conversation
+from proxy.inspection.connection import InspectedConnection
+from proxy.inspection.ends import Ends, Room
 from proxy.inspection.judging import Place
 from proxy.inspection.tls import FarContexts, NearContexts, Spoken
 from proxy.sandbox.sandbox_state import Bucket, ExtraSockets
@@ -50,10 +50,10 @@ class Engine:
         self._room = Bucket(NEW_NAMES, NEW_NAMES_A_SECOND)
         self._expected: dict[str, Admitted] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
-        self._conversations: dict[str, Conversation] = {}  # by the event of the connection
+        self._connections: dict[str, InspectedConnection] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
-        self.room = Room(self._conversations.values)
-        self._later: dict[Conversation, None] = {}  # those that have put something off, in their order
+        self.room = Room(self._connections.values)
+        self._later: dict[InspectedConnection, None] = {}  # those that have put something off, in their order
 
     @property
     def login(self) -> "Login | None":
@@ -90,62 +90,62 @@ class Engine:
         admitted.give_up(Reason.GATE_ERROR)
 
     def _begin(self, admitted: "Admitted", place: Place) -> None:
-        conversation = Conversation(self, admitted, place)
-        self._conversations[admitted.event] = conversation
-        conversation.start()
+        connection = InspectedConnection(self, admitted, place)
+        self._connections[admitted.event] = connection
+        connection.start()
         if self._round is None:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
     def review(self, admitted: "Admitted", decision: "Decision") -> None:
-        """Go on with a conversation under other rules, which say `decision` to its connection."""
-        if conversation := self._conversations.get(admitted.event):
-            conversation.review(decision)
+        """Go on with a connection under other rules, which say `decision` to it."""
+        if connection := self._connections.get(admitted.event):
+            connection.review(decision)
         elif admitted.event in self._expected and not decision.outcome.passes:
             del self._expected[admitted.event]
             admitted.give_up(decision.reason)
 
-    def later(self, conversation: Conversation) -> None:
-        """Have a conversation go on with what it has put off after everybody else's turn: one of a tenant's each."""
+    def later(self, connection: InspectedConnection) -> None:
+        """Have a connection go on with what it has put off after everybody else's turn: one of a tenant's each."""
         if not self._later:
             self.loop.call_soon(self._go_on_with_one)
-        self._later[conversation] = None
+        self._later[connection] = None
 
     def _go_on_with_one(self) -> None:
-        conversation = next(iter(self._later), None)
-        if conversation is None:
+        connection = next(iter(self._later), None)
+        if connection is None:
             return
-        del self._later[conversation]
+        del self._later[connection]
         if self._later:
             self.loop.call_soon(self._go_on_with_one)
-        conversation.go_on()  # crashes by itself, and puts off again by itself
+        connection.go_on()  # crashes by itself, and puts off again by itself
 
-    def forget(self, conversation: Conversation) -> None:
-        """Note that a conversation is over."""
-        if self._conversations.get(conversation.session.cause) is conversation:
-            del self._conversations[conversation.session.cause]
-        self.room.leave(conversation)
-        self._later.pop(conversation, None)
+    def forget(self, connection: InspectedConnection) -> None:
+        """Note that a connection is over."""
+        if self._connections.get(connection.session.cause) is connection:
+            del self._connections[connection.session.cause]
+        self.room.leave(connection)
+        self._later.pop(connection, None)
 
     def close(self) -> None:
-        """End every conversation with a reset."""
+        """End every connection with a reset."""
         if self._round is not None:
             self._round.cancel()
         expected, self._expected = self._expected, {}
         for admitted in expected.values():
             admitted.give_up(None)
-        for conversation in list(self._conversations.values()):
-            conversation.abort()
+        for connection in list(self._connections.values()):
+            connection.abort()
 
     def _go_round(self) -> None:
         """Have each look at the time: one timer for all of them, and none while there are none."""
         self._round = None
         now = time.monotonic()
-        for conversation in list(self._conversations.values()):
+        for connection in list(self._connections.values()):
             try:
-                conversation.tick(now)
+                connection.tick(now)
             except Exception as error:  # noqa: BLE001  the others have their time, too
-                conversation.crashed(error)
-        if self._conversations:
+                connection.crashed(error)
+        if self._connections:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
     def addresses(self, policy: "Policy", attempt: "Attempt") -> "Found | Awaitable[Found]":

@@ -30,7 +30,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.context import ClientEnded
+from proxy.inspection.ends import ClientEnded
 from proxy.inspection.http1_heads import (
     UNREAD,
     is_chunked,
@@ -56,7 +56,7 @@ from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.context import Far
+    from proxy.inspection.ends import Far
     from proxy.inspection.judging import Place
     from proxy.request.messages import ResponseHead
     from proxy.request.request_head import Field

@@ -33,7 +33,7 @@ from mitmproxy.proxy.layers.http._http2 import (
 )
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
-from proxy.inspection.context import LayerContext
+from proxy.inspection.ends import LayerContext
 from proxy.inspection.frames import Malformed, Patient
 from proxy.inspection.http1_heads import one_length
 from proxy.request.messages import (
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.inspection.context import Far, Near
+    from proxy.inspection.ends import Far, Near
     from proxy.inspection.session import Session
 
 MIB: Final = 1 << 20

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from proxy.event_loop.poller import Poller
-    from proxy.inspection.context import Far, Near
+    from proxy.inspection.ends import Far, Near
     from proxy.inspection.tls import Tls
 
 _LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))

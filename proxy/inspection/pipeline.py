@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.context import Far
+    from proxy.inspection.ends import Far
     from proxy.inspection.judging import Ruling
     from proxy.inspection.request_context import RequestContext
     from proxy.inspection.session import Session

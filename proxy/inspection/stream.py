@@ -5,7 +5,7 @@ response that is complete before its request ends the request. A page goes out a
 after that only a reset can say that what came is not all (invariant 12).
 
 What may take long or has to wait is a generator: it yields None where a turn may end, and `WAIT` for a decision or a
-connection. What comes for a request that waits is queued (`proxy.inspection.http`).
+connection. What comes for a request that waits is queued (`proxy.inspection.router`).
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.context import ClientEnded, Failure, Revoked, next_key
+from proxy.inspection.ends import ClientEnded, Failure, Revoked, next_key
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
 from proxy.inspection.stages.stage import Stopped
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.gate.block_page import Page
-    from proxy.inspection.context import Far
-    from proxy.inspection.http import GateHttp
+    from proxy.inspection.ends import Far
+    from proxy.inspection.router import HttpRouter
     from proxy.inspection.stages.held_body import Held
     from proxy.inspection.stages.stage import RequestPart, ResponsePart
 
@@ -76,7 +76,7 @@ _NO_BODY: Final = "a body came with a response that has none"
 class Stream:
     """A request and its response on one client connection."""
 
-    def __init__(self, router: "GateHttp", stream_id: int) -> None:
+    def __init__(self, router: "HttpRouter", stream_id: int) -> None:
         self.http = router
         self.session = router.session
         self.client = router.client

@@ -14,7 +14,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.context import ClientEnded, Revoked
+from proxy.inspection.ends import ClientEnded, Revoked
 from proxy.request.messages import RequestHeaders, ResponseHeaders
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from proxy.inspection.context import Failure
+from proxy.inspection.ends import Failure
 from rules.names import HostName
 from rules.verdicts import Reason
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.certificates.leaves import Leaf, Leaves
-    from proxy.inspection.context import Ends, Far, Near
+    from proxy.inspection.ends import Ends, Far, Near
     from proxy.inspection.judging import Place
     from proxy.inspection.session import Session
     from proxy.secrets import Identity

@@ -16,7 +16,7 @@ from rules.settings import Scheme, Via
 
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
-    from proxy.inspection.context import Far
+    from proxy.inspection.ends import Far
     from proxy.inspection.judging import Place, Ruling
     from proxy.request.messages import ResponseHead
 

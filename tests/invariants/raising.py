@@ -44,10 +44,10 @@ PARTS = {
     "proxy.inspection.session:Session.rule": "inspected clear",
     "proxy.inspection.session:Session.admit": "inspected clear",
     "proxy.inspection.judging:request_head.read": "inspected clear",
-    "proxy.inspection.conversation:Conversation.start": "inspected clear",
-    "proxy.inspection.conversation:Conversation.received": "inspected clear",
-    "proxy.inspection.conversation:Conversation._do": "inspected clear",
-    "proxy.inspection.conversation:Conversation.decide": "inspected clear",
+    "proxy.inspection.connection:InspectedConnection.start": "inspected clear",
+    "proxy.inspection.connection:InspectedConnection.received": "inspected clear",
+    "proxy.inspection.connection:InspectedConnection._do": "inspected clear",
+    "proxy.inspection.connection:InspectedConnection.decide": "inspected clear",
 }
 _ARM = re.compile(rb"arm-([0-9]+|none)")
 _armed = ""

@@ -45,7 +45,7 @@ class Desk:
         attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.tenant.calendar.today())
 
         def look():
-            for one in list(self.gate.inspection._engine._conversations.values()):
+            for one in list(self.gate.inspection._engine._connections.values()):
                 one.review(self.gate.tenant.policy.decide(attempt))
 
         self.gate.loop.run(look)

@@ -12,8 +12,9 @@ from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
 from proxy.dialing.address_check import DialFailed
-from proxy.inspection import conversation, engine, http, http1, http2, judging, link, pipeline, session, stream, tls
-from proxy.inspection.context import Far
+from proxy.inspection import connection as inspected
+from proxy.inspection import engine, http1, http2, judging, link, pipeline, router, session, stream, tls
+from proxy.inspection.ends import Far
 from proxy.inspection.judging import Place
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
@@ -40,10 +41,10 @@ BEFORE = {  # nothing may have reached the origin
     "addresses": (engine.Engine, "addresses"),
     "connect": (engine.Engine, "connect"),
     "stream": (stream.Stream, "state_request_head"),
-    "connect to": (http.GateHttp, "connect"),
-    "balance": (conversation.Conversation, "_balance"),
-    "decide": (conversation.Conversation, "decide"),
-    "open": (conversation.Conversation, "open"),
+    "connect to": (router.HttpRouter, "connect"),
+    "balance": (inspected.InspectedConnection, "_balance"),
+    "decide": (inspected.InspectedConnection, "decide"),
+    "open": (inspected.InspectedConnection, "open"),
     "tls": (tls.NearTls, "settled"),
     "tls data": (tls.Tls, "receive"),
     "read": (link.Link, "_arrived"),
@@ -129,7 +130,7 @@ def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
         addresses = stream.request.addresses if name == "evil.example" else ()
         self.driver.open(Far(Place(HostName(name), origin.port, tls=False), addresses))
 
-    monkeypatch.setattr(http.GateHttp, "connect", elsewhere)
+    monkeypatch.setattr(router.HttpRouter, "connect", elsewhere)
     assert place.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"].startswith("RuntimeError: the router wants to dial ")
     assert origin.connections == 0
@@ -270,7 +271,7 @@ def test_no_descriptor_and_no_conversation_is_left(gate, origins):
         connection.sendall(b"nonsense\r\n\r\n")
         rest(connection)
     gate.wait_closed(10)
-    wait_for(lambda: not gate.inspection._engine._conversations)
+    wait_for(lambda: not gate.inspection._engine._connections)
     wait_for(lambda: open_now() <= before)
 
 

@@ -17,7 +17,7 @@ from inspection_harness import Gate, site
 from mitmproxy.proxy import events
 
 from proxy.inspection import frames, http2
-from proxy.inspection.context import Near
+from proxy.inspection.ends import Near
 from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient
 from proxy.inspection.judging import Place
 from rules.names import HostName
@@ -317,11 +317,11 @@ def test_streams_to_a_server_are_forgotten(monkeypatch, busy):
     gate, _, place, _ = busy
     monkeypatch.setattr(http2, "REMEMBERED", 20)
     client = Client(place)
-    had = set(gate.inspection._engine._conversations.values())
+    had = set(gate.inspection._engine._connections.values())
     for _ in range(60):
         client.body(client.request("/ok"))
     (mine,) = [
-        c for c in gate.inspection._engine._conversations.values()
+        c for c in gate.inspection._engine._connections.values()
         if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in [server.codec for server in c._http.servers])
     ]  # fmt: skip
     assert mine in had | {mine}

@@ -11,8 +11,8 @@ from bodies_harness import MIB, send_until
 from inspection_clients import resident, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.inspection.http import HEADS_AT_ONCE
 from proxy.inspection.http1 import FrontHttp1, State
+from proxy.inspection.router import HEADS_AT_ONCE
 from proxy.inspection.session import Session
 
 
@@ -193,7 +193,7 @@ def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
 ):
     """Where its body ends, the client's next request would begin; but the connection is to end with the answer."""
     if slices is not None:
-        monkeypatch.setattr("proxy.inspection.conversation.SLICE", slices)
+        monkeypatch.setattr("proxy.inspection.connection.SLICE", slices)
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")

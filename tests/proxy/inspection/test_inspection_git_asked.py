@@ -152,7 +152,7 @@ def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(p
     done = pushing.push(*many_refs())
     pushing.question()
     gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
-    conversations = gate.inspection._engine._conversations
+    conversations = gate.inspection._engine._connections
     pushing.do(lambda: [one.session.approvals.look_again() for one in conversations.values()])
     pushing.do(pushing.people.approve, pushing.question(2))
     assert done.result(60).returncode == 0, done.result().stderr

@@ -20,7 +20,7 @@ from inspection_clients import rest, until, wait_for
 from inspection_harness import Gate, Site
 
 import proxy.inspection
-from proxy.inspection.conversation import Conversation
+from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link, Owner
 from rules.verdicts import Reason
@@ -30,7 +30,7 @@ CODEC = {"receive", "receive_end", "next_event"}
 # What the router and the requests want of the connection
 DRIVER = {
     name
-    for module in ("http", "stream", "websocket")
+    for module in ("router", "stream", "pipeline", "websocket")
     for name in re.findall(r"\bdriver\.(\w+)\(", Path(proxy.inspection.__path__[0], f"{module}.py").read_text())
 }
 LIBRARIES = {"mitmproxy", "h2", "h11"}
@@ -52,7 +52,7 @@ def is_hook(owner, name):
     if name == "__init__":
         return False
     told = name in vars(Owner) or name.startswith("state_")
-    told = told or (owner is Conversation and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
+    told = told or (owner is InspectedConnection and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
     bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
     return told or any(name in vars(base) for base in bases)
 
@@ -65,11 +65,11 @@ HOOKS = {
 }
 HOOKS["Link.ready"] = (Link, "ready")
 ELSEWHERE = {
-    "Conversation.crashed",  # what all of these end in
-    "Conversation.leaving",  # only where people are asked: test_inspection_asking.py
-    "Conversation.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_inspection_http2.py
-    "Conversation.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
-    "Conversation.reset",  # only where a side is cut: test_inspection_cuts.py
+    "InspectedConnection.crashed",  # what all of these end in
+    "InspectedConnection.leaving",  # only where people are asked: test_inspection_asking.py
+    "InspectedConnection.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_inspection_http2.py
+    "InspectedConnection.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
+    "InspectedConnection.reset",  # only where a side is cut: test_inspection_cuts.py
     "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_inspection_cuts.py
     "BackHttp2.close_connection",  # only where a server leaves: test_inspection_turns.py
     "Stream.handle_protocol_error", "FrontHttp2.protocol_error",
@@ -196,7 +196,7 @@ def test_a_hook_that_raises_lets_nothing_through(world, monkeypatch, hook):
             assert hook in ELSEWHERE, "no scenario reaches it: add one"
             return
         wait_for(lambda: len(gate.events("gate.error")) > errors)
-        wait_for(lambda: not gate.inspection._engine._conversations)
+        wait_for(lambda: not gate.inspection._engine._connections)
     assert gate.events("gate.error")[errors]["fault"]["detail"] == f"Bug: {hook}"
     wait_for(lambda: Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]])
     passed = [e for e in gate.events("request.decided") if e["outcome"] == "passed"]
@@ -208,6 +208,6 @@ def test_the_scenarios_get_through_where_nothing_raises(world):
     errors = len(gate.events("gate.error"))
     for scenario in SCENARIOS:
         scenario(sites)
-    wait_for(lambda: not gate.inspection._engine._conversations)
+    wait_for(lambda: not gate.inspection._engine._connections)
     assert len(gate.events("gate.error")) == errors
     assert [e["reason"] for e in gate.events("request.decided")[-7:]] == ["rule"] * 6 + ["no_rule"]

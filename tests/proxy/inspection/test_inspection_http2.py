@@ -166,7 +166,7 @@ def test_connections_that_are_over_are_forgotten(gate, origins, talk):
     for _ in range(30):
         stream = client.request("/ok")
         client.body(stream)
-    conversation = next(iter(gate.inspection._engine._conversations.values()))
+    conversation = next(iter(gate.inspection._engine._connections.values()))
     wait_for(lambda: len(conversation._http.servers) <= 1)
     assert len(conversation._http.streams) == 0
     assert len(conversation._links) <= 2

@@ -74,7 +74,7 @@ def test_other_rules_tighten_what_is_under_way(gate, origins):
             .split("rules: ")[1]
             .replace("action", "scan: block, action")
         )
-        conversation = next(iter(gate.inspection._engine._conversations.values()))
+        conversation = next(iter(gate.inspection._engine._connections.values()))
         gate.loop.run(lambda: conversation.review(conversation._admitted.decision))
         connection.sendall(TOKEN.encode())
         assert b'"leak"' in rest(connection)

@@ -176,7 +176,7 @@ def under_way(port):
 
 def open_ones(gate):
     engine = gate.inspection._engine
-    return [] if engine is None else list(engine._conversations.values())
+    return [] if engine is None else list(engine._connections.values())
 
 
 def exchanges(gate):

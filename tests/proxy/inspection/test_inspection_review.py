@@ -10,7 +10,7 @@ from inspection_harness import site
 
 from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
-from proxy.inspection.conversation import Conversation
+from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.judging import standing
 from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stream import Stream
@@ -24,7 +24,7 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 def review(gate, port):
     """Have what is open reviewed, as `proxy.worker.reload` does."""
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.tenant.calendar.today())
-    for one in gate.inspection._engine._conversations.values():
+    for one in gate.inspection._engine._connections.values():
         one.review(gate.tenant.policy.decide(attempt))
 
 
@@ -207,7 +207,7 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
     paused = []
 
     def look():
-        (one,) = gate.inspection._engine._conversations.values()
+        (one,) = gate.inspection._engine._connections.values()
         one._http.stinted = True  # as where there was too little room for what it had brought
         one.tick(one._last)
         paused.append([link.paused for link in one._links])
@@ -240,7 +240,7 @@ def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, o
 @pytest.mark.parametrize("step", ["_drop_steps", "_leave_servers"])
 def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch, slowly, step):
     came = []
-    real = getattr(Conversation, step)
+    real = getattr(InspectedConnection, step)
 
     def answer(connection, _head):
         try:
@@ -256,7 +256,7 @@ def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch
     connection = place.connect()
     post(place, connection)
     assert slowly.begun.wait(30)
-    monkeypatch.setattr(Conversation, step, broken)
+    monkeypatch.setattr(InspectedConnection, step, broken)
     cut_off(connection)
     wait_for(lambda: came and gate.events("request.completed"))
     assert came == ["a reset"]

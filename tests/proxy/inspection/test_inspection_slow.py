@@ -12,14 +12,14 @@ from http2_client import Client
 from inspection_clients import rest, until, wait_for
 from inspection_harness import site
 
-from proxy.inspection import conversation
+from proxy.inspection import connection as inspected
 
 A_WHILE = 0.3  # seconds
 
 
 @pytest.fixture
 def hasty(gate, monkeypatch):
-    monkeypatch.setattr(conversation, "HEAD_TIMEOUT", A_WHILE)
+    monkeypatch.setattr(inspected, "HEAD_TIMEOUT", A_WHILE)
     return gate
 
 
@@ -112,13 +112,13 @@ def test_time_that_deciding_took_is_nobody_s_silence(gate, origins, monkeypatch)
     monkeypatch.setattr(type(gate.dialer), "find", lambda *what: kept.append(what[-1]))
 
     def decided_after_a_day():
-        [one] = gate.inspection._engine._conversations.values()
+        [one] = gate.inspection._engine._connections.values()
         one._last -= 86400
         one.tick(time.monotonic())
         kept[0]((ip_address("127.0.0.1"),))
 
     def look_at_the_time():
-        [one] = gate.inspection._engine._conversations.values()
+        [one] = gate.inspection._engine._connections.values()
         one.tick(time.monotonic())
 
     with place.connect() as connection:

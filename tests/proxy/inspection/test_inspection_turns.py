@@ -46,7 +46,7 @@ def deny_two(gate, client, _stream):
         "action: allow}]"
     )
     attempt = Attempt(Protocol.TLS, HostName("good.example"), port, at=gate.tenant.calendar.today())
-    for one in gate.inspection._engine._conversations.values():
+    for one in gate.inspection._engine._connections.values():
         gate.loop.run(one.review, gate.tenant.policy.decide(attempt))
 
 

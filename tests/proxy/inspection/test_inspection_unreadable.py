@@ -10,7 +10,7 @@ from inspection_clients import rest, wait_for
 from inspection_harness import site
 
 from proxy.gate.block_page import MEANING
-from proxy.inspection import conversation
+from proxy.inspection import connection as inspected
 from rules.verdicts import Reason
 
 SPLICE = "tls: splice"
@@ -30,7 +30,7 @@ def told(gate):
 
 
 def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greeting, monkeypatch):
-    monkeypatch.setattr(conversation, "SILENCE", 0.0)
+    monkeypatch.setattr(inspected, "SILENCE", 0.0)
     place = site(gate, greeting)
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     with place.connect(alpn=()) as connection:
@@ -54,7 +54,7 @@ def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greetin
 
 def test_client_of_http_may_be_silent_for_long(gate, origins, monkeypatch):
     """Browsers and pools connect ahead of what they will ask; they say so with ALPN. So does who has asked before."""
-    monkeypatch.setattr(conversation, "SILENCE", 0.0)
+    monkeypatch.setattr(inspected, "SILENCE", 0.0)
     place = site(gate, origins.web("good.example"))
     ask = f"GET /echo HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
     with place.connect() as ahead, place.connect(alpn=()) as used:

@@ -19,7 +19,7 @@ from mitmproxy.proxy import commands, layer, server
 from mitmproxy.proxy.layers.http import _http2, _http_h2
 from OpenSSL import SSL
 
-from proxy.inspection import context as ours
+from proxy.inspection import ends as ours
 from proxy.inspection import http1, http2, judging
 from proxy.request import messages
 from proxy.request.messages import ResponseHead, head_of, request_of, response_head_of, response_of

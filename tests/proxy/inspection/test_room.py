@@ -15,8 +15,8 @@ from inspection_clients import wait_for
 from inspection_harness import site
 
 from proxy.dialing.dialer import Dialer
-from proxy.inspection import context
-from proxy.inspection.context import Room
+from proxy.inspection import ends
+from proxy.inspection.ends import Room
 from proxy.inspection.http2 import Leaving
 from proxy.inspection.link import Link
 
@@ -65,14 +65,14 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_tena
         clients.append(unwilling(place))
         for _ in range(4):
             clients[-1].request("/bytes/16000000")
-    least = context.TIGHT
+    least = ends.TIGHT
     wait_for(lambda: gate.inspection._engine.room.kept > least)
     settled, last = 0, -1
     while settled < 5:  # until nothing more comes
         time.sleep(0.1)
         kept = gate.inspection._engine.room.kept
         settled, last = (settled + 1 if kept == last else 0), kept
-    assert last < 2 * context.TIGHT
+    assert last < 2 * ends.TIGHT
     # who reads now gets all of it
     reader = clients[0]
     reader.h2.increment_flow_control_window(16000000)

@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 
-from proxy.inspection.context import FIELD, REQUEST, ClientEnded, Far, Near, Revoked
+from proxy.inspection.ends import FIELD, REQUEST, ClientEnded, Far, Near, Revoked
 from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
 from proxy.inspection.link import FULL
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialing.dialer import Hop
-    from proxy.inspection.context import Room
-    from proxy.inspection.conversation import Conversation
+    from proxy.inspection.connection import InspectedConnection
+    from proxy.inspection.ends import Room
     from proxy.inspection.session import Session
 
 HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
 _LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
 
 
-class GateHttp:
+class HttpRouter:
     """HTTP with one client."""
 
-    def __init__(self, client: Near, session: "Session", room: "Room", driver: "Conversation") -> None:
+    def __init__(self, client: Near, session: "Session", room: "Room", driver: "InspectedConnection") -> None:
         self.client = client
         self.session = session
         self.driver = driver

@@ -14,11 +14,11 @@ from proxy.dialing.address_check import DialFailed
 from proxy.event_loop.poller import reset
 from proxy.event_loop.slices import SLICE
 from proxy.gate.states import LIFETIME
-from proxy.inspection.context import Failure, Far, Near
-from proxy.inspection.http import GateHttp
+from proxy.inspection.ends import Failure, Far, Near
 from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link
 from proxy.inspection.pipeline import Pipeline, is_good
+from proxy.inspection.router import HttpRouter
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, FarTls, NearTls
 from proxy.telemetry.events import Where
@@ -43,7 +43,7 @@ SILENCE: Final = 10.0  # seconds that a client has after a handshake without ALP
 HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, or of a connection over TLS, to its last
 
 
-class Conversation:
+class InspectedConnection:
     """A client connection and the connections to the internet that its requests use."""
 
     def __init__(self, engine: "Engine", admitted: "Admitted", place: "Place") -> None:
@@ -58,7 +58,7 @@ class Conversation:
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
         self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = Near(place)
-        self._http: GateHttp = GateHttp(client, self.session, engine.room, self)
+        self._http: HttpRouter = HttpRouter(client, self.session, engine.room, self)
         tls = NearTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
         client.link = Link(engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls)
         self._links = [client.link]
