@@ -199,7 +199,6 @@ class App:
                 self._begin(self._review(reviewer, news, card))
 
     def _tell_maker(self, card: approval_card.Card) -> None:
-        """Say at the terminal of a run what its task waits for."""
         say = self.makers.get(card.task.run)
         if say is not None:
             rules = ", ".join(asks.rule for asks, _ in card.missing)
@@ -228,7 +227,6 @@ class App:
         task.add_done_callback(self._tasks.discard)
 
     def _people(self) -> People:
-        """Read who may approve; of a file that is broken nobody."""
         try:
             people = approvers.read(self._file)
         except ExeatError as error:

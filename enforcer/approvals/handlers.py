@@ -118,7 +118,6 @@ async def _history(request: Request) -> None:
 
 
 async def _found(request: Request) -> "Approval":
-    """Return the question that is meant, by the beginning of its id. Raises Cannot."""
     given = request.text("id", _LONGEST_ID).lower()
     async with request.app.registry.reading() as t:
         found = await t.beginning(given) if given else []

@@ -186,7 +186,6 @@ def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: f
 
 
 def _place(url: str) -> "Place":
-    """Return where a URL leads. Raises ValueError."""
     from proxy.telemetry.exporters.credentials import Trust
     from proxy.telemetry.exporters.http import Place
 
@@ -284,7 +283,6 @@ def _generic(kind: str, card: Mapping[str, object]) -> bytes:
 
 
 def _reviewed(data: bytes) -> Reviewed:
-    """Read an answer. Raises Failed for what is none."""
     try:
         said = strict_json.loads(data)
         vote, why = _ANSWERS[said["answer"]], said.get("why", "")

@@ -66,7 +66,6 @@ class Registration:
             os.close(self.given.popitem()[1])
 
     def _introduce(self, patience: float) -> int:
-        """Introduce the sandbox; return the worker's end. Raises HostError."""
         self._connection, theirs = introduced(self._who, self._journal, patience, hears=True)
         self._began = time.monotonic()
         self._due = None

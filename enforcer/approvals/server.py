@@ -40,8 +40,6 @@ _MISUSE: Final = 2
 
 
 class _Introduced(NamedTuple):
-    """A sandbox: the line that it was introduced over, and its gate."""
-
     line: PacketConnection
     gate: GateConnection
     task: str
@@ -204,7 +202,6 @@ class Server:
         line.finish()
 
     async def _answer(self, line: PacketConnection, peer: connections.Peer, said: dict[str, object]) -> None:
-        """Do what is asked, and answer."""
         try:
             request = Request.by(self._app, self, peer, said, line)
             does = REQUESTS.get(str(said.get("what")))

@@ -141,7 +141,6 @@ class Reloader:
             self._watch.follow(self._asked, (str(rule_files.directory_of(self._wanted.system)),))
 
     def _look(self) -> None:
-        """See whether the files are still what was read last, and read them if not."""
         self._look_after_covers()
         seen = fingerprint(self._asked, self._wanted.system)
         if seen == self._seen and not self._forced:
@@ -190,7 +189,6 @@ class Reloader:
         self._selector.register(says, selectors.EVENT_READ, self._hear)
 
     def _hear(self) -> None:
-        """Take in what the reader says; at its end, act on it."""
         assert self._reader is not None
         data = os.read(self._reader.says, 1 << 16)
         if data:

@@ -137,7 +137,6 @@ def known_identities(system: Path = SYSTEM) -> "Identities | None":
 
 
 def _user() -> str:
-    """Return the name of the user who runs this, or its number where it has none."""
     uid = os.getuid()
     try:
         return pwd.getpwuid(uid).pw_name
@@ -146,7 +145,6 @@ def _user() -> str:
 
 
 def _groups() -> list[str]:
-    """Return the names of the groups that this process has, or their numbers where they have none."""
     import grp
 
     found = []
@@ -262,7 +260,6 @@ def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
 
 
 def _device(path: str) -> str:
-    """Say how a task gets a device, or why it gets none."""
     try:
         name = device(path)
     except ValueError as error:

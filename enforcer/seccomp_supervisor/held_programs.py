@@ -254,7 +254,6 @@ class HeldPrograms:
             return _CHANGED
 
     def _read(self, name: str, call: "Notification", caller: Caller) -> _Read:
-        """Look at what is to start. Raises OSError."""
         arguments = call.arguments
         directory: int | None = None
         flags = 0

@@ -142,7 +142,6 @@ class SupervisorProcess:
         self._channel.close()
 
     def _begin(self) -> None:
-        """Fork the watcher. Raises OSError, HostError."""
         outer, flags = self._namespaces.outer, os.O_RDONLY | os.O_CLOEXEC
         namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
         try:

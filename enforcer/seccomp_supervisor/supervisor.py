@@ -144,7 +144,6 @@ class SeccompSupervisor:
         return 1 + 1000 * (min(due, _COUNTED_EVERY) if self._counts else due)
 
     def _hear(self) -> bool:
-        """Take a word of the worker's; False when it says no more."""
         try:
             packet = self._channel.recv(messages.LONGEST, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -195,7 +194,6 @@ class SeccompSupervisor:
         return not self._resting(init)
 
     def _lock(self, call: Notification) -> None:
-        """Let a call that may make locks go on, unless there are too many."""
         if self._locks.allows(call.arguments[1] & 0xFFFFFFFF):
             self._listener.let_go_on(call)
         else:
@@ -243,7 +241,6 @@ class SeccompSupervisor:
         return bool(poll.poll(_REST * 1000))
 
     def _refuse(self, name: str, call: Notification, error: int) -> None:
-        """Answer with the errno, and tell who it was if it is told at all."""
         self._counts[name] = self._counts.get(name, 0) + 1
         self._spent += 1
         who = None

@@ -131,7 +131,6 @@ def detach(named: str) -> dict[str, Any]:
 
 
 def _inside(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> tuple[list[str], list[int]]:
-    """Have a process enter the namespace and send back the sockets that it makes there. Raises HostError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:

@@ -174,7 +174,6 @@ def _wait(connection: _socket.socket) -> int | None:
 
 
 def _status(said: bytes) -> int | None:
-    """Return the wait status of who has ended; None: it is none."""
     status = int(said) if said.isdigit() and len(said) <= len(b"65535") else _STATUSES
     return status if status < _STATUSES and status & 0x7F != 0x7F else None
 

@@ -62,7 +62,6 @@ class Control:
 
 
 def _private(directory: Path) -> None:
-    """Make the directory ours and nobody else's. Raises HostError."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
@@ -111,8 +110,6 @@ def _check_kind(sock: socket.socket) -> None:
 
 
 class _Asking(NamedTuple):
-    """A connection whose request has not come yet."""
-
     connection: socket.socket
     deadline: float
 
@@ -184,7 +181,6 @@ class ControlServer:
         return connection
 
     def _asked(self, number: int) -> None:
-        """Read what a connection asks for, and see to it."""
         connection = self._leave(number)
         descriptors: list[int] = []
         try:
@@ -204,7 +200,6 @@ class ControlServer:
                 os.close(descriptor)
 
     def _answer(self, connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
-        """Answer a question, in a packet or several."""
         try:
             asked = strict_json.loads(data)
         except ValueError:

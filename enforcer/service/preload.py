@@ -166,7 +166,6 @@ def _request(files: Sequence[Path]) -> protocol.Run:
 
 
 def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
-    """Work out what is asked for, tell of it and send it off. Raises ExeatError, OSError."""
     wanted = command.wanted(command.read(request.words), system, reading)
     cache = state.cache_directory()
     trusted = trust.known_authority(state.authority_directory(), cache)

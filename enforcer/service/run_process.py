@@ -142,7 +142,6 @@ def _settle_in(
 
 
 def _run(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int:
-    """Do what `exeat run` does, and return a wait status."""
     try:
         arguments = command.read(request.words)
     except SystemExit as error:

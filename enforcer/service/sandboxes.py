@@ -383,7 +383,6 @@ class AttachedNamespaces:
             self._paths[sandbox.id] = sandbox, namespace
 
     def _end(self, sandbox: Sandbox) -> None:
-        """Take the gate away from one, and record that."""
         self._forget(sandbox.id)
         last: Mapping[str, object] = {}
         try:

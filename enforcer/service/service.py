@@ -155,7 +155,6 @@ class Service:
         return max(min(due), 0.0)
 
     def _turn(self) -> None:
-        """Do what is due."""
         now = time.monotonic()
         turns = [self._pool.turn, self._sets.turn, self._attached.turn, self._requests.turn, self._start_queue.turn]
         turns += [self._cgroup_sweep.turn, self._journal_process.turn]
@@ -190,7 +189,6 @@ class Service:
         self._reap()
 
     def _end(self) -> None:
-        """Let every task end, and then end."""
         if not self._ending:
             self._ending = time.monotonic() + _GRACE
             self._notifier.say("STOPPING=1")
@@ -263,7 +261,6 @@ class Service:
         return pid
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
-        """Do what the process of a run says."""
         self._look_whether_it_started(run.pid, said)
         sandbox = run.sandbox
         if not said:
@@ -288,7 +285,6 @@ class Service:
             self.sandboxes.say(sandbox, said, descriptors)
 
     def _hear_alone(self, run: _Run, said: dict[str, Any]) -> None:
-        """Do what the process of a run says whose task has a gate of its own."""
         if "alone" in said:
             run.alone = _described(run, said)
         elif "metrics" in said and run.alone:
@@ -299,7 +295,6 @@ class Service:
             self._warm_pool.calm()
 
     def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
-        """Give a run a place."""
         channel = run.channel
         if "known" in said:
             rules = self._sets.get(int(said["known"]))
@@ -410,7 +405,6 @@ class Service:
 
 
 def _described(run: _Run, said: Mapping[str, Any]) -> dict[str, object]:
-    """Return what is listed of a run that has a gate of its own."""
     names = ("alone", "sandbox", "name", "labels", "workspace", "rules")
     return {name: said[name] for name in names} | {"task": said["id"], "pid": run.pid, "began": time.time()}
 

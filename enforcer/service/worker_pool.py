@@ -267,7 +267,6 @@ class WorkerPool:
         self.keyholder.close()
 
     def _renew(self, number: int, pair: socket.socket) -> None:
-        """Give a worker the way to another key holder."""
         for worker in self.workers:
             if worker.number == number:
                 self.tell(worker, {"keyholder": True}, [pair.fileno()])
@@ -323,7 +322,6 @@ class WorkerPool:
         self._lost(worker)
 
     def _dismiss(self, worker: Worker) -> None:
-        """End a worker that was there for what is gone."""
         if worker.channel is not None:
             self._see_it_gone(worker)
         self.workers.remove(worker)

@@ -71,46 +71,32 @@ class Card(NamedTuple):
     def packed(self) -> dict[str, object]:
         """Return it as JSON; times are seconds since 1970."""
         approval, task, question = self.approval, self.task, self.approval.question
+        whose = _picked(task, "name", "sandbox", "started_by", "host", "workspace")
         return {
-            "id": approval.id,
-            "state": approval.state.value,
+            **_picked(approval, "id", "state", "said", "asked", "expires", "times", "stale", "answered", "why"),
             "asked_by_agent": approval.wish is not WishKind.NONE,
             "needs_rule": approval.wish is WishKind.UNRULED,
             "summary": question.line(),
-            "said": approval.said,
-            "asked": approval.asked,
-            "expires": approval.expires,
-            "times": approval.times,
-            "stale": approval.stale,
-            "task": {
-                "id": task.run, "name": task.name, "labels": dict(task.labels), "sandbox": task.sandbox,
-                "started_by": task.started_by, "host": task.host, "rule_files": list(task.rule_files),
-                "workspace": task.workspace,
-            },
+            "task": {"id": task.run, **whose, "labels": dict(task.labels), "rule_files": list(task.rule_files)},
             "question": question.packed(),
             "withheld": self.withheld,
             "destination": None if self.place is None else self.place._asdict(),
             "earlier_runs": None if self.before is None else self.before._asdict(),
             "tainted_by": [source.packed() for source in self.sources],
             "votes": [
-                {"by": told(one.person, reviewer=one.reviewer), "vote": one.vote.value, "why": one.why, "at": one.at}
+                {"by": told(one.person, reviewer=one.reviewer), **_picked(one, "vote", "why", "at")}
                 for one in self.ballots
             ],
             "missing": [{"rule": asks.rule, "group": asks.terms.by, "count": count} for asks, count in self.missing],
             "in_vain": dict(self.vain),
             "seen_by": list(self.viewers),
-            "answered": approval.answered,
             "by": list(approval.by),
-            "why": approval.why,
             "grants": [
-                {
-                    "grant": one.id, "rule": one.rule, "width": one.width.value, "uses": one.uses, "bytes": one.bytes,
-                    "ends": one.ends, "over": one.over, "ending": one.ending,
-                }
+                {"grant": one.id, **_picked(one, "rule", "width", "uses", "bytes", "ends", "over", "ending")}
                 for one in self.grants
             ],
             "choices": [choice._asdict() for choice in self.choices],
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
         """Return it as lines for a terminal."""
@@ -217,7 +203,6 @@ async def card(t: "Transaction", approval: str) -> Card | None:
 
 
 def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
-    """Say what each answer would do, those that the rules allow."""
     question = approval.question
     lets = {Kind.MERGE: "merges", Kind.COMMAND: "starts"}.get(question.kind, "lets out")
     if approval.wish is WishKind.UNRULED:
@@ -340,27 +325,17 @@ async def summary(t: "Transaction", approval: "Approval", task: "Task") -> dict[
     wanted = max((asks.terms.needed for asks in rules), default=1)
     lacking = max((t.people.lacking(asks, ballots, task.started_by) for asks in rules), default=wanted)
     grants = await t.grants_of(approval.id)
+    said = [{"by": each.person, **_picked(each, "vote", "reviewer")} for each in ballots]
     return {
-        "id": approval.id,
+        **_picked(approval, "id", "state", "lifted", "wish", "asked", "expires", "answered", "why", "times", "stale"),
         "task": task.run,
         "name": task.name,
         "kind": approval.question.kind,
         "line": approval.question.line(),
         "rules": [asks.rule for asks in rules],
-        "state": approval.state,
-        "lifted": approval.lifted,
-        "wish": approval.wish,
-        "asked": approval.asked,
-        "expires": approval.expires,
-        "answered": approval.answered,
         "by": list(approval.by),
-        "why": approval.why,
-        "times": approval.times,
-        "stale": approval.stale,
         "votes": f"{wanted - lacking} of {wanted}",
-        "said": [{"by": each.person, "vote": each.vote, "reviewer": each.reviewer} for each in ballots]
-        if any(each.vote is not Vote.PASS for each in ballots)
-        else [],
+        "said": said if any(each.vote is not Vote.PASS for each in ballots) else [],
         "grants": [_grant_summary(grant) for grant in grants],
     }
 
@@ -368,13 +343,8 @@ async def summary(t: "Transaction", approval: "Approval", task: "Task") -> dict[
 def _grant_summary(grant: "Grant") -> dict[str, object]:
     reach = Extent(grant.width, grant.uses, grant.bytes, grant.ends)
     said = sentence(reach, grant.made) if grant.over is None else f"over, {grant.ending}"
-    return {
-        "id": grant.id,
-        "rule": grant.rule,
-        "width": grant.width,
-        "uses": grant.uses,
-        "bytes": grant.bytes,
-        "ends": grant.ends,
-        "over": grant.over,
-        "said": f"{grant.rule}: {said}",
-    }
+    return {**_picked(grant, "id", "rule", "width", "uses", "bytes", "ends", "over"), "said": f"{grant.rule}: {said}"}
+
+
+def _picked(record: object, *names: str) -> dict[str, object]:
+    return {name: getattr(record, name) for name in names}

@@ -55,7 +55,6 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
     def _replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
         return replace(self, **changes)
 
 

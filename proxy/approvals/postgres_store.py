@@ -38,8 +38,6 @@ _FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Time
 
 
 class _Rows(Rows):
-    """Statements on one connection."""
-
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.words: list[str] = []

@@ -240,7 +240,6 @@ def read_reply(message: object) -> Reply:
 
 
 def _only[M](message: object, kinds: Mapping[str, type[M]], of: str) -> type[M]:
-    """Return the one kind that a message is of. Raises Malformed."""
     found = [kinds[key] for key in message if key in kinds] if isinstance(message, dict) else []
     if len(found) != 1:
         raise Malformed(f"{of} is of {'more than one' if found else 'no'} known kind")

@@ -131,8 +131,6 @@ _SETTINGS: Final = (
 
 
 class _Rows(Rows):
-    """Statements on the one connection, in the one thread that has it."""
-
     def __init__(self, store: "SqliteStore") -> None:
         self._store = store
 

@@ -329,7 +329,6 @@ def _values(record: "Iterable[object]") -> "list[Value]":
 
 
 def _read[R](kind: type[R], row: "Row") -> R:
-    """Return the record that `_values` made a row of. Raises StoreError."""
     json_at = _JSON.get(kind, frozenset())
     try:
         values = [strict_json.loads(str(value)) if at in json_at else value for at, value in enumerate(row)]

@@ -120,7 +120,6 @@ class Body:
 
     @property
     def _is_done(self) -> bool:
-        """Whether nothing is looked at any more, under `flag`."""
         if self._reader.prompt or self._watch is not None:
             return False
         return self._looked >= LOOKED_AT or len(self._named) >= MOST_NAMED
@@ -162,7 +161,6 @@ class Body:
         return every
 
     def _conclude(self) -> "Sliced[list[str]]":
-        """Look at what is at the end of a text, now that it is."""
         if not self._undecided:
             return []
         found = yield from self._look(b"", last=True)
@@ -171,7 +169,6 @@ class Body:
         return found
 
     def _free(self) -> bytes:
-        """Return what need not be held back any more."""
         if self._reader.between:
             return self._let_go()
         free = []

@@ -43,8 +43,6 @@ class Reader(Protocol):
 
 
 class _Body:
-    """What all bodies have."""
-
     prompt = between = False
 
     def aside(self) -> bytes:

@@ -88,7 +88,6 @@ class Heads:
         return found
 
     def _keep(self, fields: "tuple[Field, ...]", fresh: "list[Field]") -> None:
-        """Remember what is clean."""
         self._last = fields
         if len(self._clean) + len(fresh) <= _MOST_KEPT:
             self._clean.update([field for field in fresh if len(field[0]) + len(field[1]) <= _LONGEST_KEPT])

@@ -216,7 +216,6 @@ class _Begun(NamedTuple):
 
 
 def _rarity(prefix: bytes) -> int:
-    """Return where in a prefix the character is that is rarest in what clients send."""
     ranks = [(_RARE.find(byte) if byte in _RARE else len(_RARE), at) for at, byte in enumerate(prefix)]
     return min(ranks)[1]
 

@@ -181,7 +181,6 @@ def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
 
 
 def _flaw(names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, bytes]]]", payload: bytes | None) -> str:
-    """Say why a request can't be signed anew."""
     if payload is not None and payload not in _AS_SAID and not _HASH.fullmatch(payload):
         return (
             "its body is signed piece by piece, which the gate doesn't do anew: have the client send the body's hash, "
@@ -295,7 +294,6 @@ def _signature(claim: Claim, request: Unsigned, key: bytes, path: bytes, query: 
 
 
 def _told(path: bytes, values: "Mapping[bytes, bytes]") -> bytes:
-    """Return a path with parameters whose values are others."""
     before, _, query = path.partition(b"?")
     parts = []
     for part in query.split(b"&"):

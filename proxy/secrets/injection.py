@@ -188,7 +188,6 @@ class SecretInjector:
 
 
 def _signed(claim: Claim, request: Unsigned, found: "Found", content: bytes | None, one: str) -> Carried:
-    """Say whether a request is signed as it says, and may be signed anew."""
     ident = claim.keys.ident.secret.id
     if claim.flaw:
         return Carried(flaw=claim.flaw)
@@ -290,7 +289,6 @@ def not_sent(secret: "Secret", target: "HostName | Address", port: int) -> str:
 
 
 def _is_authorization(secret: "Secret", where: str) -> bool:
-    """Whether this is the header that basic authentication is in."""
     return where.lower() == "the header `authorization`" and any(slot.kind is SlotKind.BASIC for slot in secret.slots)
 
 
