@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final
 
-from msgspec import Meta, field
+from msgspec import Meta
 
 from proxy.approvals.approval_request import (
     ApprovalRequest,
@@ -29,10 +29,11 @@ from proxy.approvals.approval_request import (
     Text,
     Texts,
     Whole,
+    read,
 )
 from rules.verdicts import Reason, Verdict
 
-VERSION: Final = 1
+VERSION: Final = 2
 LONGEST_WHY: Final = 2000  # characters of what an agent says it wants
 
 
@@ -47,6 +48,10 @@ class Result(StrEnum):
     GRANTED = "granted"
 
 
+class Tagged(Message, frozen=True, tag_field="type", tag=str.lower):
+    """A message that says by `type` which one it is: its class, in lower case."""
+
+
 class Introduction(Message, frozen=True):
     """Whose pair of sockets this is: said once by whoever made the sandbox, outside of it."""
 
@@ -58,35 +63,35 @@ class Introduction(Message, frozen=True):
     host: Short
     rule_files: Texts = ()
     workspace: Line = ""
-    version: int = field(default=VERSION, name="introduce")
+    version: int = VERSION
 
 
-class Hello(Message, frozen=True):
+class Hello(Tagged, frozen=True):
     """The first word of every worker: what one before it still waits for is nobody's now."""
 
-    version: int = field(default=VERSION, name="hello")
+    version: int = VERSION
 
 
-class Ask(Message, frozen=True, rename={"number": "ask"}):
+class Ask(Tagged, frozen=True):
     """An attempt is held until this is answered. `ApprovalRequest.fitted` makes it small enough for one packet."""
 
     number: Whole
     question: ApprovalRequest
 
 
-class Drop(Message, frozen=True, rename={"number": "drop"}):
+class Drop(Tagged, frozen=True):
     """Nobody waits for an answer any more: the client gave up, or the policy changed."""
 
     number: Whole
 
 
-class Tainted(Message, frozen=True, rename={"source": "tainted"}):
+class Tainted(Tagged, frozen=True):
     """The task is about to read from an untrusted source. Said before anything of it can reach the task."""
 
     source: Source
 
 
-class Used(Message, frozen=True, rename={"grant": "used"}):
+class Used(Tagged, frozen=True):
     """So many more bytes, both ways together, passed under a grant that has a budget of them."""
 
     grant: NamedId
@@ -102,7 +107,7 @@ class Attempted(Message, frozen=True):
     rules: Texts = ()  # ids of those that decided
 
 
-class Wish(Message, frozen=True, rename={"number": "wish"}):
+class Wish(Tagged, frozen=True):
     """The agent asks for access beforehand."""
 
     number: Whole
@@ -110,7 +115,7 @@ class Wish(Message, frozen=True, rename={"number": "wish"}):
     why: Annotated[str, Meta(max_length=LONGEST_WHY)] = ""  # the agent's words
 
 
-class Look(Message, frozen=True, rename={"number": "look"}):
+class Look(Tagged, frozen=True):
     """The agent asks what became of a wish, or of anything that its task was held for; an empty id is of nothing."""
 
     number: Whole
@@ -127,13 +132,13 @@ class Done(Message, frozen=True):
     tainted_by: Annotated[tuple[Source, ...], Meta(max_length=4096)] = ()
 
 
-class State(Message, frozen=True, rename={"done": "state"}):
+class State(Tagged, frozen=True):
     """The answer to a hello."""
 
     done: Done
 
 
-class Pending(Message, frozen=True, rename={"number": "pending"}):
+class Pending(Tagged, frozen=True):
     """People are asked."""
 
     number: Whole
@@ -150,7 +155,7 @@ class Granted(Message, frozen=True):
     bytes: Whole | None = None  # that may pass, with all else that passes under it; None: any
 
 
-class Answer(Message, frozen=True, rename={"number": "answer"}):
+class Answer(Tagged, frozen=True):
     """How an ask ended."""
 
     number: Whole
@@ -161,7 +166,7 @@ class Answer(Message, frozen=True, rename={"number": "answer"}):
     grants: Annotated[tuple[Granted, ...], Meta(max_length=4096)] = ()
 
 
-class Over(Message, frozen=True, rename={"grants": "over"}):
+class Over(Tagged, frozen=True):
     """These grants ended early or with their time: what still passes under them is cut. One used up doesn't cut."""
 
     grants: Texts
@@ -190,7 +195,7 @@ class WishState(Message, frozen=True):
     until: Real = 0.0  # when the question is given up, or the grant ends; 0: never, or nobody knows
 
 
-class Seen(Message, frozen=True, rename={"number": "seen"}):
+class Seen(Tagged, frozen=True):
     """The answer to a wish and to a look."""
 
     number: Whole
@@ -198,12 +203,6 @@ class Seen(Message, frozen=True, rename={"number": "seen"}):
 
 
 type Reply = State | Pending | Answer | Over | Seen
-
-# Which one of these members a message has says what it is.
-_WORDS: Final[Mapping[str, type[Word]]] = {
-    "hello": Hello, "ask": Ask, "drop": Drop, "tainted": Tainted, "used": Used, "wish": Wish, "look": Look,
-}  # fmt: skip
-_REPLIES: Final[Mapping[str, type[Reply]]] = {"state": State, "pending": Pending, "answer": Answer, "over": Over}
 
 
 def read_introduction(message: object) -> Introduction:
@@ -215,7 +214,7 @@ def read_introduction(message: object) -> Introduction:
 
 def read_word(message: object) -> Word:
     """Read what a worker says. Raises Malformed."""
-    found: Word = _only(message, _WORDS, "a word").read(message)
+    found: Word = read(message, Word)
     match found:
         case Hello():
             _version(found.version)
@@ -228,22 +227,13 @@ def read_word(message: object) -> Word:
 
 def read_reply(message: object) -> Reply:
     """Read what the registry says. Raises Malformed."""
-    # A `seen` has a `state` of its own.
-    kinds = {"seen": Seen} if isinstance(message, dict) and "seen" in message else _REPLIES
-    found: Reply = _only(message, kinds, "a reply").read(message)
+    found: Reply = read(message, Reply)
     match found:
         case Answer() if (found.result is Result.GRANTED) != bool(found.grants):
             raise Malformed("an answer that grants nothing, or grants while it refuses")
         case State(Done(tainted=False, tainted_by=[_, *_])):
             raise Malformed("a state that is tainted by something and is not tainted")
     return found
-
-
-def _only[M](message: object, kinds: Mapping[str, type[M]], of: str) -> type[M]:
-    found = [kinds[key] for key in message if key in kinds] if isinstance(message, dict) else []
-    if len(found) != 1:
-        raise Malformed(f"{of} is of {'more than one' if found else 'no'} known kind")
-    return found[0]
 
 
 def _version(said: int) -> None:

@@ -330,11 +330,15 @@ SAID = [
     # what the registry says over the pair and over the connection, and why nothing is merged
     ([], [], "the registry of approvals is gone"),
     ([], [{"failed": "the store is down", "status": 125}], "the store is down"),
-    ([{"pending": 1, "approval": "abc", "until": 1.0}], [], "the registry of approvals is gone"),
-    ([{"answer": 2, "result": "granted", "grants": [{"rule": "a", "digest": "b", "grant": "c"}]}], [], "is gone"),
-    ([{"answer": 1, "result": "granted"}], [], "grants nothing"),
+    ([{"type": "pending", "number": 1, "approval": "abc", "until": 1.0}], [], "the registry of approvals is gone"),
+    (
+        [{"type": "answer", "number": 2, "result": "granted", "grants": [{"rule": "a", "digest": "b", "grant": "c"}]}],
+        [],
+        "is gone",
+    ),
+    ([{"type": "answer", "number": 1, "result": "granted"}], [], "grants nothing"),
     (["hello"], [], "no message"),
-    ([{"state": {"tainted": False, "tainted_by": []}}], [], "is gone"),
+    ([{"type": "state", "done": {"tainted": False, "tainted_by": []}}], [], "is gone"),
 ]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.approvals import client as module
 from proxy.approvals.client import MOST_UNSENT, ApprovalsClient
 from proxy.approvals.leases import PIECE, Budget, Leases
-from proxy.approvals.protocol import Ask, Granted, Result, read_word
+from proxy.approvals.protocol import Answer, Ask, Granted, Result, read_word
 from proxy.event_loop.poller import Loop, Poller
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 
@@ -91,7 +91,7 @@ def test_a_question_that_was_dropped_has_no_answer():
         ticket = one.ask(CONNECTION, answers.append)
         ticket.drop()
         ticket.drop()
-        ours.send(json.dumps({"answer": ticket.number, "result": "denied"}).encode())
+        ours.send(json.dumps(Answer(ticket.number, Result.DENIED).packed()).encode())
         ours.close()
         await until(lambda: not one.is_there)
         assert answers == []
