@@ -5,11 +5,11 @@ nothing of its text is passed on. What comes after its answer belongs to whoever
 much of what is there is the proxy's own, and the rest is never touched.
 """
 
-import re
 from base64 import b64encode
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
+from proxy.request.http1_heads import BLANK_LINE, check_status_line, parse_response
 from rules.names import HostName
 from rules.settings import Scheme
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from rules.settings import Via
 
 LONGEST_HEAD: Final = 16 * 1024  # bytes of an answer to CONNECT
-_END: Final = re.compile(rb"\r?\n\r?\n")
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
+_NOT_HTTP: Final = "it doesn't speak HTTP/1"
 
 _VERSION, _NO_LOGIN, _BY_PASSWORD, _CONNECT = 5, 0, 2, 1  # RFC 1928 sections 3 and 4
 _IPV4, _NAME, _IPV6 = 1, 3, 4
@@ -104,25 +103,24 @@ class Connect:
             return 0, b""
         before = len(self._head)
         self._head += data[: LONGEST_HEAD + 1 - self._size]
-        end = _END.search(self._head, max(0, before - 3))
+        end = BLANK_LINE.search(self._head, max(0, before - 2))
         taken = (end.end() if end else len(self._head)) - before
         self._size += taken
         if self._size > LONGEST_HEAD:
             raise Refused(f"its answer is longer than {LONGEST_HEAD} bytes")
-        if not end and not _could_be_status(self._head):
-            raise Refused("it doesn't speak HTTP/1")
-        if end:
-            self._answered(self._head[: end.end()])
+        try:
+            check_status_line(self._head)
+            status = parse_response(self._head[: end.end()]).status if end else None
+        except ValueError:
+            raise Refused(_NOT_HTTP) from None
+        if status is not None:
+            self._answered(status)
         return taken, b""
 
-    def _answered(self, head: bytes) -> None:
-        line = _STATUS.match(head)
-        if line is None:
-            raise Refused("it doesn't speak HTTP/1")
-        status = int(line[1])
+    def _answered(self, status: int) -> None:
         if 200 <= status < 300:
             self.open = True
-        elif status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
+        elif 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
             self._head = b""  # RFC 9110 section 15.2: the answer itself is still to come
         elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             raise Refused(unwelcome(self._login))
@@ -207,10 +205,6 @@ def _place(target: "HostName | Address") -> bytes:
         return bytes([_IPV4 if target.version == 4 else _IPV6]) + target.packed
     name = target.encode("ascii")
     return bytes([_NAME, len(name)]) + name  # a name has at most 253 bytes
-
-
-def _could_be_status(head: bytes) -> bool:
-    return b"HTTP/1.".startswith(head[:7])
 
 
 def _described(status: int) -> str:

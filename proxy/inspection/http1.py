@@ -31,7 +31,9 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.ends import ClientEnded
-from proxy.inspection.http1_heads import (
+from proxy.inspection.upstream_proxy import asked_of_proxy
+from proxy.request.chunked_body import Buffer, Chunks
+from proxy.request.http1_heads import (
     UNREAD,
     is_chunked,
     is_informational,
@@ -40,8 +42,6 @@ from proxy.inspection.http1_heads import (
     response_heads,
     split_head,
 )
-from proxy.inspection.upstream_proxy import asked_of_proxy
-from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.messages import (
     MOST_INFORMATIONAL,
     RequestHeaders,

@@ -35,7 +35,7 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
 from proxy.inspection.ends import LayerContext
 from proxy.inspection.frames import Malformed, Patient
-from proxy.inspection.http1_heads import one_length
+from proxy.request.http1_heads import one_length
 from proxy.request.messages import (
     RequestHeaders,
     ResponseHead,

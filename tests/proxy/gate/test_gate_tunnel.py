@@ -87,7 +87,10 @@ def test_connect_is_granted_and_what_follows_is_not_touched(head, rest):
 REFUSALS = [
     ("407 without a login", HTTP, None, b"HTTP/1.1 407 Say who\r\n\r\n", "it asks for a user and a password (407)"),
     ("407 with one", HTTP, LOGIN, b"HTTP/1.1 407 ge:heim\r\n\r\n", "it doesn't take our user and password (407)"),
-    ("403", HTTP, None, b"HTTP/1.1 403 \x1b[31m<b>no\r\nX: y\r\n\r\nbody", "it answered 403 (Forbidden)"),
+    ("403", HTTP, None, b"HTTP/1.1 403 <b>no\r\nX: y\r\n\r\nbody", "it answered 403 (Forbidden)"),
+    ("a control character", HTTP, None, b"HTTP/1.1 403 \x1b[31mno\r\nX: y\r\n\r\n", "it doesn't speak HTTP/1"),
+    ("a status of none", HTTP, None, b"HTTP/1.1 000 no\r\n\r\n", "it answered 0"),
+    ("a field without a colon", HTTP, None, b"HTTP/1.1 200 OK\r\nX\r\n\r\n", "it doesn't speak HTTP/1"),
     ("502", HTTP, None, b"HTTP/1.0 502 Bad\r\n\r\n", "it answered 502 (Bad Gateway)"),
     ("504", HTTP, None, b"HTTP/1.0 504 Late\r\n\r\n", "it answered 504 (Gateway Timeout)"),
     ("a status nobody knows", HTTP, None, b"HTTP/1.1 599 Own\r\n\r\n", "it answered 599"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.inspection.http1_heads import parse_head, split_head
+from proxy.request.http1_heads import parse_head, split_head
 from proxy.request.override_headers import MOST_PARAMETERS
 from proxy.request.request_head import (
     Head,

@@ -24,7 +24,7 @@ NOT_HTTP: Final = "what its client says is not HTTP, and nothing else can be ins
 UNREAD: Final = "an admin can have it passed on unread: `tls: splice` for what is in TLS, else the port with `/tcp`"
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # what no line has
 _LONGEST_LOOK: Final = 1024  # bytes of the first line
-_BLANK_LINE = re.compile(rb"\n\r?\n")
+BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
@@ -60,7 +60,7 @@ def split_head(buffer: "Buffer") -> bytes | None:
 
 def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
     """Take what is up to a blank line; None: there is none yet. Raises `error` for what is too long."""
-    match = _BLANK_LINE.search(buffer, buffer.searched)
+    match = BLANK_LINE.search(buffer, buffer.searched)
     if (match.end() if match else len(buffer)) > MOST_HEAD:
         raise error("the head is longer than 128 KB")
     if match is None:
@@ -108,11 +108,11 @@ def response_heads(buffer: "Buffer", most: int) -> tuple[list[ResponseHead], int
         if buffer.startswith((b"\r\n", b"\n")):
             buffer.take(1 if buffer.startswith(b"\n") else 2)
         else:
-            _check_status_line(buffer)
+            check_status_line(buffer)
             raw = _take_head(buffer, ValueError)
             if raw is None:
                 return found, before_final
-            response = parse_response([line.removesuffix(b"\r") for line in raw.split(b"\n")[:-2]])
+            response = parse_response(raw)
             found.append(response)
             if not is_informational(response.status):
                 return found, before_final
@@ -126,7 +126,7 @@ def is_informational(status: int) -> bool:
     return status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
-def _check_status_line(buffer: "Buffer") -> None:
+def check_status_line(buffer: "bytes | Buffer") -> None:
     """Raise ValueError as soon as what has come can't begin a response: its head might never end."""
     if b"\r\n".startswith(buffer[:2]):
         return
@@ -137,12 +137,13 @@ def _check_status_line(buffer: "Buffer") -> None:
         raise ValueError("the first line is not a status line of HTTP/1.1")
 
 
-def parse_response(lines: list[bytes]) -> ResponseHead:
-    """Return a response's head; raises ValueError.
+def parse_response(raw: bytes) -> ResponseHead:
+    """Return a response's head, which ends with its blank line; raises ValueError.
 
     Mends what RFC 9112 has a proxy mend: a blank before a colon (section 5.1), a folded line (section 5.2), and lengths
     that agree (section 6.3), so that a client finds one reading of it.
     """
+    lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")[:-2]]
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise ValueError("the first line is not a status line of HTTP/1.1")
