@@ -1,8 +1,8 @@
-"""Helper processes of the service: forking one that is confined, the metrics server, and the journal's keeper.
+"""Helpers of the service: processes that are confined, the metrics server, the journal's keeper, and the cgroup sweep.
 
 The metrics server answers Prometheus, confined as a worker is. The journal's keeper signs what workers wrote, and
 believes none of it (`enforcer.journal.keeper`). Neither has a descriptor of the service's. The service starts another
-where one has ended.
+where one has ended, and removes cgroups that killed runs leave.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.journal import signing
+from enforcer.limits import cgroups
+from enforcer.limits.cgroups import CONTROLLERS, hierarchies, places
 from enforcer.sandbox import identity
 from enforcer.service.channel import Channel, Overflowed
 from enforcer.system import linux, processes
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper
     from enforcer.sandbox.identity import Identity
     from proxy.telemetry.prometheus.metrics import Metrics
+
 
 _PATIENCE: Final = 20.0  # seconds for being confined
 _NUMBERS_EVERY: Final = 2.0  # seconds
@@ -195,3 +198,42 @@ def _keep(keeper: "Keeper", pause: float) -> None:
         keeper.turn()
         time.sleep(pause)
     keeper.close()
+
+
+_SWEEP_REST: Final = 0.5  # seconds: killed processes take a moment to be gone
+_SELDOM: Final = 60.0  # seconds: a run may also give up on a group whose processes are not gone in time
+_SWEEP_PATIENCE: Final = 10.0  # seconds at the end
+
+
+class CgroupSweep:
+    """Those in the places that runs of this service make groups in; where these are is looked up once."""
+
+    def __init__(self) -> None:
+        """Look after these places from now on."""
+        found = hierarchies()
+        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.resource_limits`)
+        self._places = {place.path for each in needed for place in places(found, each)}
+        cgroups.look_after(self._places)
+        self._due = 0.0  # at once: an earlier service may have been killed
+
+    def some(self) -> None:
+        """Take note that a run has ended which could take nothing away."""
+        self._due = min(self._due, time.monotonic() + _SWEEP_REST)
+
+    def wait(self) -> float:
+        """Return in how many seconds `turn` is to be called."""
+        return self._due - time.monotonic()
+
+    def turn(self) -> None:
+        """Take away what is there, if that is due."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + (_SWEEP_REST if self._sweep() else _SELDOM)
+
+    def close(self) -> None:
+        """Take away all that is left, and leave what comes later to others."""
+        deadline = time.monotonic() + _SWEEP_PATIENCE
+        while self._sweep() and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+
+    def _sweep(self) -> int:
+        return sum(map(cgroups.sweep, self._places))

@@ -18,10 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.service import protocol, run_process
-from enforcer.service.cgroup_sweep import CgroupSweep
 from enforcer.service.channel import Channel, Overflowed
 from enforcer.service.control_server import ControlServer
-from enforcer.service.helper_processes import JournalProcess, MetricsServer
+from enforcer.service.helper_processes import CgroupSweep, JournalProcess, MetricsServer
 from enforcer.service.preload import preload
 from enforcer.service.rule_sets import RuleSet, RuleSets
 from enforcer.service.sandboxes import AttachedNamespaces, Sandbox, Sandboxes

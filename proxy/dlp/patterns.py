@@ -8,7 +8,7 @@ word: no text makes one slow. Entropy keeps out what people write in documentati
 import binascii
 import re
 from math import log2
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from proxy.secrets.credentials import is_key_parameter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Pattern(NamedTuple):
-    """One kind of credential. `source`: where its form is documented, or what it is known by."""
+    """One kind of credential."""
 
     name: str
     prefixes: tuple[bytes, ...]
@@ -32,8 +32,6 @@ class Pattern(NamedTuple):
     def ends(self) -> bool:
         """Whether it hangs on what comes behind it: nothing that could be part of it."""
         return b"(?!" in self.rest
-
-    source: str = "the service's documentation of its tokens"
 
 
 def entropy(text: bytes) -> float:
@@ -82,93 +80,77 @@ _B64U: Final = rb"[0-9A-Za-z_-]"
 _HEX: Final = rb"[0-9a-f]"
 _PEM: Final = rb"[A-Z0-9 ]{0,24}PRIVATE KEY[A-Z ]{0,8}-----[\s\\nr]{0,8}[0-9A-Za-z+/=:, \\\r\n-]{64}"
 
+
+def _row(name: str, prefixes: bytes, rest: bytes, entropy: float = 3.0, **more: Any) -> Pattern:
+    return Pattern(name, tuple(prefixes.split()), rest, entropy, **more)
+
+
+# Their forms are documented by the services, but for what a comment says
 PATTERNS: Final = (
-    Pattern("private-key", (b"-----BEGIN ",), _PEM, 3.5, source="RFC 7468, RFC 4880"),
-    Pattern("github-token", (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_"), _B62 + rb"{36}", 3.5),
-    Pattern("github-fine-grained-token", (b"github_pat_",), rb"\w{82}", 3.5),
-    Pattern(
-        "gitlab-token",
-        (b"glpat-", b"gldt-", b"glrt-", b"glcbt-", b"glptt-", b"glft-", b"glsoat-", b"glagent-"),
-        _B64U + rb"{20}",
-        3.2,
-    ),
-    Pattern(
-        "aws-access-key-id", (b"AKIA", b"ASIA"), rb"[A-Z2-7]{16}(?![0-9A-Za-z_-])", 2.8, word=True, check=_is_no_example
-    ),
-    Pattern(
+    # RFC 7468, RFC 4880
+    Pattern("private-key", (b"-----BEGIN ",), _PEM, 3.5),
+    _row("github-token", b"ghp_ gho_ ghu_ ghs_ ghr_", _B62 + rb"{36}", 3.5),
+    _row("github-fine-grained-token", b"github_pat_", rb"\w{82}", 3.5),
+    _row("gitlab-token", b"glpat- gldt- glrt- glcbt- glptt- glft- glsoat- glagent-", _B64U + rb"{20}", 3.2),
+    _row("aws-access-key-id", b"AKIA ASIA", rb"[A-Z2-7]{16}(?![0-9A-Za-z_-])", 2.8, word=True, check=_is_no_example),
+    _row(
         "aws-secret-access-key",
-        (b"SECRET_ACCESS_KEY", b"secret_access_key", b"SecretAccessKey", b"secretAccessKey"),
+        b"SECRET_ACCESS_KEY secret_access_key SecretAccessKey secretAccessKey",
         rb"""[\\"' \t:=]{1,12}[0-9A-Za-z+/]{40}(?![0-9A-Za-z+/])""",
         4.0,
     ),
-    Pattern(
-        "slack-token",
-        (b"xoxb-", b"xoxp-", b"xoxa-", b"xoxe-", b"xoxr-", b"xoxs-", b"xapp-"),
-        rb"[0-9A-Za-z-]{24}",
-        2.8,
-        check=_has_digits,
-    ),
-    Pattern("slack-webhook", (b"hooks.slack.com/services/",), rb"T[0-9A-Z]{8,12}/B[0-9A-Z]{8,12}/[0-9A-Za-z]{24}", 3.5),
-    Pattern("stripe-key", (b"sk_live_", b"rk_live_", b"sk_test_", b"rk_test_"), _B62 + rb"{24}", 3.2),
-    Pattern("webhook-secret", (b"whsec_",), rb"[0-9A-Za-z+/]{32}", 3.2),
-    Pattern("anthropic-key", (b"sk-ant-",), rb"[a-z]{3,8}[0-9]{2}-" + _B64U + rb"{64}", 3.8),
-    Pattern("openai-key", (b"sk-proj-", b"sk-svcacct-", b"sk-admin-"), _B64U + rb"{40}", 3.8),
-    Pattern("openrouter-key", (b"sk-or-v1-",), _HEX + rb"{64}"),
-    Pattern(
-        "sk-key",
-        (b"sk-",),
-        _B62 + rb"{32}",
-        3.2,
-        word=True,
-        check=_is_mixed,
-        source="what services give out that speak OpenAI's protocol",
-    ),
-    Pattern("google-api-key", (b"AIza",), _B64U + rb"{35}", 3.5, word=True),
-    Pattern("google-oauth-token", (b"ya29.",), _B64U + rb"{40}", 3.8),
-    Pattern("google-client-secret", (b"GOCSPX-",), _B64U + rb"{28}", 3.2),
-    Pattern("huggingface-token", (b"hf_", b"api_org_"), rb"[A-Za-z]{34}", 3.5),
-    Pattern("npm-token", (b"npm_",), _B62 + rb"{36}", 3.5),
-    Pattern("pypi-token", (b"pypi-AgE",), _B64U + rb"{60}", 3.8),
-    Pattern("rubygems-key", (b"rubygems_",), _HEX + rb"{48}"),
-    Pattern("docker-token", (b"dckr_pat_", b"dckr_oat_"), _B64U + rb"{27}", 3.2),
-    Pattern("digitalocean-token", (b"dop_v1_", b"doo_v1_", b"dor_v1_"), _HEX + rb"{64}"),
-    Pattern("shopify-token", (b"shpat_", b"shpca_", b"shppa_", b"shpss_"), rb"[0-9a-fA-F]{32}"),
-    Pattern("sendgrid-key", (b"SG.",), _B64U + rb"{22}\." + _B64U + rb"{43}", 3.8),
-    Pattern("telegram-bot-token", (b":AA",), _B64U + rb"{33}(?!" + _B64U + rb")", 3.5, not_in_urls=True),
-    Pattern("azure-storage-key", (b"AccountKey=",), rb"[0-9A-Za-z+/]{86}==", 4.0),
-    Pattern("azure-client-secret", (b"8Q~",), rb"[0-9A-Za-z_~.-]{34}(?![0-9A-Za-z_~.-])", 3.5),
-    Pattern("vault-token", (b"hvs.", b"hvb."), _B64U + rb"{60}", 3.5),
-    Pattern("grafana-token", (b"glsa_",), _B62 + rb"{32}_[0-9A-Fa-f]{8}", 3.2),
-    Pattern("linear-key", (b"lin_api_",), _B62 + rb"{40}", 3.5),
-    Pattern("notion-token", (b"ntn_", b"secret_"), _B62 + rb"{43}", 3.5),
-    Pattern("postman-key", (b"PMAK-",), _HEX + rb"{24}-" + _HEX + rb"{34}"),
-    Pattern("perplexity-key", (b"pplx-",), _B62 + rb"{48}", 3.5),
-    Pattern("groq-key", (b"gsk_",), _B62 + rb"{52}", 3.8),
-    Pattern("xai-key", (b"xai-",), _B62 + rb"{80}", 4.0),
-    Pattern("replicate-token", (b"r8_",), _B62 + rb"{37}", 3.5),
-    Pattern("supabase-token", (b"sbp_",), _HEX + rb"{40}"),
-    Pattern("sentry-token", (b"sntryu_",), _HEX + rb"{64}"),
-    Pattern("newrelic-key", (b"NRAK-",), rb"[0-9A-Z]{27}"),
-    Pattern("heroku-key", (b"HRKU-",), _B64U + rb"{36}", 3.2),
-    Pattern("tailscale-key", (b"tskey-",), rb"[a-z]{3,10}-[0-9A-Za-z-]{28}", 3.2),
-    Pattern("terraform-token", (b".atlasv1.",), _B64U + rb"{60}", 3.8),
-    Pattern("age-key", (b"AGE-SECRET-KEY-1",), rb"[02-9AC-HJ-NP-Z]{58}", 3.5, source="age's specification: Bech32"),
-    Pattern(
+    _row("slack-token", b"xoxb- xoxp- xoxa- xoxe- xoxr- xoxs- xapp-", rb"[0-9A-Za-z-]{24}", 2.8, check=_has_digits),
+    _row("slack-webhook", b"hooks.slack.com/services/", rb"T[0-9A-Z]{8,12}/B[0-9A-Z]{8,12}/[0-9A-Za-z]{24}", 3.5),
+    _row("stripe-key", b"sk_live_ rk_live_ sk_test_ rk_test_", _B62 + rb"{24}", 3.2),
+    _row("webhook-secret", b"whsec_", rb"[0-9A-Za-z+/]{32}", 3.2),
+    _row("anthropic-key", b"sk-ant-", rb"[a-z]{3,8}[0-9]{2}-" + _B64U + rb"{64}", 3.8),
+    _row("openai-key", b"sk-proj- sk-svcacct- sk-admin-", _B64U + rb"{40}", 3.8),
+    _row("openrouter-key", b"sk-or-v1-", _HEX + rb"{64}"),
+    # what services give out that speak OpenAI's protocol
+    _row("sk-key", b"sk-", _B62 + rb"{32}", 3.2, word=True, check=_is_mixed),
+    _row("google-api-key", b"AIza", _B64U + rb"{35}", 3.5, word=True),
+    _row("google-oauth-token", b"ya29.", _B64U + rb"{40}", 3.8),
+    _row("google-client-secret", b"GOCSPX-", _B64U + rb"{28}", 3.2),
+    _row("huggingface-token", b"hf_ api_org_", rb"[A-Za-z]{34}", 3.5),
+    _row("npm-token", b"npm_", _B62 + rb"{36}", 3.5),
+    _row("pypi-token", b"pypi-AgE", _B64U + rb"{60}", 3.8),
+    _row("rubygems-key", b"rubygems_", _HEX + rb"{48}"),
+    _row("docker-token", b"dckr_pat_ dckr_oat_", _B64U + rb"{27}", 3.2),
+    _row("digitalocean-token", b"dop_v1_ doo_v1_ dor_v1_", _HEX + rb"{64}"),
+    _row("shopify-token", b"shpat_ shpca_ shppa_ shpss_", rb"[0-9a-fA-F]{32}"),
+    _row("sendgrid-key", b"SG.", _B64U + rb"{22}\." + _B64U + rb"{43}", 3.8),
+    _row("telegram-bot-token", b":AA", _B64U + rb"{33}(?!" + _B64U + rb")", 3.5, not_in_urls=True),
+    _row("azure-storage-key", b"AccountKey=", rb"[0-9A-Za-z+/]{86}==", 4.0),
+    _row("azure-client-secret", b"8Q~", rb"[0-9A-Za-z_~.-]{34}(?![0-9A-Za-z_~.-])", 3.5),
+    _row("vault-token", b"hvs. hvb.", _B64U + rb"{60}", 3.5),
+    _row("grafana-token", b"glsa_", _B62 + rb"{32}_[0-9A-Fa-f]{8}", 3.2),
+    _row("linear-key", b"lin_api_", _B62 + rb"{40}", 3.5),
+    _row("notion-token", b"ntn_ secret_", _B62 + rb"{43}", 3.5),
+    _row("postman-key", b"PMAK-", _HEX + rb"{24}-" + _HEX + rb"{34}"),
+    _row("perplexity-key", b"pplx-", _B62 + rb"{48}", 3.5),
+    _row("groq-key", b"gsk_", _B62 + rb"{52}", 3.8),
+    _row("xai-key", b"xai-", _B62 + rb"{80}", 4.0),
+    _row("replicate-token", b"r8_", _B62 + rb"{37}", 3.5),
+    _row("supabase-token", b"sbp_", _HEX + rb"{40}"),
+    _row("sentry-token", b"sntryu_", _HEX + rb"{64}"),
+    _row("newrelic-key", b"NRAK-", rb"[0-9A-Z]{27}"),
+    _row("heroku-key", b"HRKU-", _B64U + rb"{36}", 3.2),
+    _row("tailscale-key", b"tskey-", rb"[a-z]{3,10}-[0-9A-Za-z-]{28}", 3.2),
+    _row("terraform-token", b".atlasv1.", _B64U + rb"{60}", 3.8),
+    # age's specification: Bech32
+    _row("age-key", b"AGE-SECRET-KEY-1", rb"[02-9AC-HJ-NP-Z]{58}", 3.5),
+    # RFC 7519
+    _row(
         "jwt",
-        (b"eyJ",),
+        b"eyJ",
         rb"[0-9A-Za-z_-]{12,512}\.eyJ[0-9A-Za-z_-]{8,4096}\.[0-9A-Za-z_-]{32}",
         4.0,
         word=True,
         check=_is_jwt,
-        source="RFC 7519",
     ),
-    Pattern(
-        "url-password",
-        (b"://",),
-        rb"[^\s:@/?#\"'<>\\]{1,64}:[^\s:@/?#\"'<>\\]{6,128}@[0-9A-Za-z\[]",
-        0.0,
-        check=_is_login,
-        source="RFC 3986 section 3.2.1",
+    # RFC 3986 section 3.2.1
+    _row(
+        "url-password", b"://", rb"[^\s:@/?#\"'<>\\]{1,64}:[^\s:@/?#\"'<>\\]{6,128}@[0-9A-Za-z\[]", 0.0, check=_is_login
     ),
 )
 

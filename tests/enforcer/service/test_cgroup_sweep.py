@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.limits import cgroups
 from enforcer.limits.cgroups import hierarchies, places
-from enforcer.service.cgroup_sweep import CgroupSweep
+from enforcer.service.helper_processes import CgroupSweep
 from tests import harness
 
 
