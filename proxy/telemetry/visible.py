@@ -35,7 +35,7 @@ def fitted(text: str, columns: int) -> str:
 
     Of a host's name its end stays: that says whose it is, and what is in front of it anybody can choose.
     """
-    if width(text) <= columns:
+    if len(_cut(text, columns)) == len(text):  # `width` would count all of a text that nobody bounds
         return text
     if columns <= 0:
         return ""
