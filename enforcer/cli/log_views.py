@@ -18,7 +18,7 @@ from proxy.telemetry.formats.record import one_line
 from proxy.telemetry.journal.query import Entry, Progress, read_events
 from proxy.telemetry.views.causality import Caused, Chain, chain, find, is_named, named
 from proxy.telemetry.views.conversations import Joined, joined, moment
-from proxy.telemetry.views.timeline import story
+from proxy.telemetry.views.timeline import timeline_of
 from proxy.telemetry.visible import unpadded, visible
 from proxy.wire import strict_json
 from rules.problems import quoted
@@ -245,6 +245,6 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:
             print()
-        for line in story(event for event in found if event.task.id == own):
+        for line in timeline_of(event for event in found if event.task.id == own):
             print(line)
     return journals.report(progress, "not told")

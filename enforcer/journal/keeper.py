@@ -133,7 +133,7 @@ class Keeper:
         """Have a process of its own look what tasks did that they usually don't."""
         if self._grown and self._is_due("looked", _LOOKED_EVERY):
             self._grown = False
-            _apart(lambda: look_now(self._journal, self._state), self._confine)
+            _apart(lambda: find_anomalies_now(self._journal, self._state), self._confine)
 
     def _is_due(self, name: str, every: float) -> bool:
         """Whether nobody has done something for so many seconds; then it counts as done now."""
@@ -161,12 +161,12 @@ def tend_now(journal: "Path", state: "Path") -> None:
     tend(journal, open_ledger(journal, state), Keep.load(state / "keep.json"), state / "sinks")
 
 
-def look_now(journal: "Path", state: "Path") -> None:
+def find_anomalies_now(journal: "Path", state: "Path") -> None:
     """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and KeyProblem."""
-    from proxy.telemetry.baseline.anomalies import look
+    from proxy.telemetry.baseline.anomalies import find_anomalies
     from proxy.telemetry.events import Origin
 
-    if look(journal, state, Origin(host=os.uname().nodename)):
+    if find_anomalies(journal, state, Origin(host=os.uname().nodename)):
         ledger = open_ledger(journal, state)
         for found in sweep(journal, ledger, (os.getpid(),)):
             if not isinstance(found, Broken):

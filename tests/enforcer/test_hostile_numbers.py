@@ -17,7 +17,7 @@ from proxy.approvals import protocol as words
 from proxy.approvals.approval_request import Malformed
 from proxy.supervisor_channel import messages
 from proxy.telemetry.baseline.anomalies import load, read_numbers
-from proxy.telemetry.baseline.habits import nothing_known
+from proxy.telemetry.baseline.baselines import no_baselines
 from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.exporter import FORMATS, Item
@@ -92,12 +92,12 @@ def everything_about_an_event(text, _tmp_path):
 
 
 def experience():
-    habits = nothing_known()
+    baselines = no_baselines()
     for number in range(3):
-        habits.went(f"t{number}", "name", "a.example:443", number + 1)
-        habits.ended(f"t{number}", "name", number + 1)
-    habits.went("open", "name", "b.example:443", 9)
-    return msgspec.to_builtins(habits)
+        baselines.went(f"t{number}", "name", "a.example:443", number + 1)
+        baselines.ended(f"t{number}", "name", number + 1)
+    baselines.went("open", "name", "b.example:443", 9)
+    return msgspec.to_builtins(baselines)
 
 
 META = {
@@ -121,8 +121,8 @@ READERS = {
     ),
     "a bookmark": (file_with(Bookmark), COUNTED, ValueError),
     "how long to keep": (file_with(retention.Keep.load), {"age": 1, "size": 2}, ValueError),
-    "habits": (file_with(load), LOOKED, ValueError),
-    "numbers of habits": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
+    "baselines": (file_with(load), LOOKED, ValueError),
+    "numbers of baselines": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
     "an index": (an_index, [[1, 2, "a", "b"]], ()),
     "a task's changes": (file_with(lambda _: change_store.find(), "changes/t1/meta.json"), META, HostError),
     **{f"a word: {type(word).__name__}": (a_word, word.packed(), (Malformed, ValueError)) for word in WORDS},

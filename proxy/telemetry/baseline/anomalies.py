@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from msgspec import MsgspecError, Struct
 
-from proxy.telemetry.baseline.habits import Habits, nothing_known, place_of
+from proxy.telemetry.baseline.baselines import Baselines, no_baselines, place_of
 from proxy.telemetry.encoding import MalformedEvent, decode, encode, timestamp
 from proxy.telemetry.events import Count, Event, Fault, IdMaker, Instant, Kind, Origin, Where
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, Saved
@@ -44,11 +44,11 @@ _SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell 
 _OUT: Final = frozenset({Outcome.PASSED, Outcome.WOULD_BLOCK})
 
 
-class Look:
+class Scan:
     """One look at what the journal has since the last one, at `now` (ns since 1970)."""
 
-    def __init__(self, habits: Habits, flags: dict[str, int], now: int) -> None:
-        self._habits = habits
+    def __init__(self, baselines: Baselines, flags: dict[str, int], now: int) -> None:
+        self._baselines = baselines
         self._now = now
         self._ids = IdMaker()
         self.flags = flags  # those that nobody has looked at, with when they were (ns since 1970)
@@ -84,11 +84,11 @@ class Look:
         if not (task.id and task.name):
             return
         if event.kind is Kind.TASK_ENDED:
-            self._habits.ended(task.id, task.name, at)
+            self._baselines.ended(task.id, task.name, at)
         elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None and event.outcome in _OUT:
-            unusual = self._habits.went(task.id, task.name, place_of(event.destination), at)
+            unusual = self._baselines.went(task.id, task.name, place_of(event.destination), at)
         elif event.kind is Kind.CONNECTION_CLOSED and event.bytes is not None:
-            unusual = self._habits.sent(task.id, task.name, max(0, event.bytes.up), at)
+            unusual = self._baselines.sent(task.id, task.name, max(0, event.bytes.up), at)
         if unusual is not None and self._now - event.time < _FRESH:
             made = self._made(Kind.TASK_UNUSUAL, Origin(task, event.sandbox, event.host))
             self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
@@ -98,28 +98,28 @@ class Look:
         return Event(Instant(now), self._ids.make(now), kind, **origin._asdict())
 
 
-def look(journal: "Path", state: "Path", host: Origin) -> bool:
-    """Look through what is new, learn from it, and tell what is unusual; whether anything was told.
+def find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
+    """Scan through what is new, learn from it, and tell what is unusual; whether anything was told.
 
     `host` is the origin of what is about no task. One process at a time: a second one does nothing. Raises OSError.
     """
     lock = os.open(state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _look(journal, state, host)
+        return _find_anomalies(journal, state, host)
     except BlockingIOError:
         return False
     finally:
         os.close(lock)
 
 
-def _look(journal: "Path", state: "Path", host: Origin) -> bool:
+def _find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
     now, problem = time.time_ns(), ""
     try:
-        habits, bookmark, flags = load(state / FILE)
+        baselines, bookmark, flags = load(state / FILE)
     except ValueError as error:
-        habits, bookmark, flags, problem = nothing_known(), Bookmark(), {}, str(error)
-    this = Look(habits, flags, now)
+        baselines, bookmark, flags, problem = no_baselines(), Bookmark(), {}, str(error)
+    this = Scan(baselines, flags, now)
     if problem:
         this.problem(problem, host)
     reader, left = Reader(journal, bookmark), _MOST
@@ -131,25 +131,25 @@ def _look(journal: "Path", state: "Path", host: Origin) -> bool:
         if not left:
             break
     else:
-        habits.settle(now - _SETTLED)  # all that there is has been read
+        baselines.settle(now - _SETTLED)  # all that there is has been read
     there = [day.name for day in days(journal)]
     bookmark.keep(there)
     flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
     _tell(journal, this.found)
     _count(state / TOLD, this.found, flags)
-    replace(state / FILE, msgspec.json.encode(_Kept(habits, bookmark.saved(), flags)))
+    replace(state / FILE, msgspec.json.encode(_Kept(baselines, bookmark.saved(), flags)))
     return bool(this.found)
 
 
-class _Kept(Struct, frozen=True):
+class _Kept(Struct, frozen=True, rename={"baselines": "habits"}):
     """What is in the file."""
 
-    habits: Habits
+    baselines: Baselines
     bookmark: Saved
     flags: dict[str, Count] = {}
 
 
-def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
+def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
     """Return what was learned, how far, and the flags that nobody has looked at; nothing where there is no file.
 
     Raises OSError and ValueError.
@@ -159,12 +159,12 @@ def load(path: "Path") -> tuple[Habits, Bookmark, dict[str, int]]:
             raise ValueError("it is too large")
         said = msgspec.json.decode(path.read_bytes(), type=_Kept)
     except FileNotFoundError:
-        return nothing_known(), Bookmark(), {}
+        return no_baselines(), Bookmark(), {}
     except (MsgspecError, RecursionError) as error:
         raise ValueError(str(error) or "it is too deep") from error
     bookmark = Bookmark()
     bookmark.take(said.bookmark)
-    return said.habits, bookmark, said.flags
+    return said.baselines, bookmark, said.flags
 
 
 class Before(NamedTuple):
@@ -180,14 +180,14 @@ def before(state: "Path", name: str, destination: "Destination") -> Before | Non
     `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.place`).
     """
     try:
-        habits, *_ = load(state / FILE)
+        baselines, *_ = load(state / FILE)
     except (OSError, ValueError):
         return None
-    habit = habits.names.get(name)
-    if habit is None:
+    baseline = baselines.names.get(name)
+    if baseline is None:
         return None
-    times, _ = habit.places.get(place_of(destination), (0, 0))
-    return Before(habit.runs, times)
+    times, _ = baseline.places.get(place_of(destination), (0, 0))
+    return Before(baseline.runs, times)
 
 
 def _tell(journal: "Path", found: list[Event]) -> None:

@@ -1,4 +1,4 @@
-"""A task's events told as a story: what it tried, what was considered, what became of it, and why; a line each.
+"""Timeline of a task's events: what it tried, what was considered, what became of it, and why; a line each.
 
 Nothing of a task's own text is printed otherwise than spelled out (`visible`).
 """
@@ -29,8 +29,8 @@ _ASKED_LATER = {  # what has the verdict `ask` and goes on: nobody is asked abou
 }
 
 
-def story(events: "Iterable[Event]") -> "Iterator[str]":
-    """Yield the lines of a task's story. `events` are those of one task, in order."""
+def timeline_of(events: "Iterable[Event]") -> "Iterator[str]":
+    """Yield the lines of a task's timeline. `events` are those of one task, in order."""
     began = None
     tried = stopped = 0
     for event in events:

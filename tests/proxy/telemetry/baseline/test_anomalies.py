@@ -10,8 +10,8 @@ import pytest
 
 from enforcer.journal.keeper import Keeper
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.baseline.anomalies import FILE, TOLD, Before, Numbers, before, look, read_numbers
-from proxy.telemetry.baseline.habits import (
+from proxy.telemetry.baseline.anomalies import FILE, TOLD, Before, Numbers, before, find_anomalies, read_numbers
+from proxy.telemetry.baseline.baselines import (
     ENOUGH,
     MANY_TIMES,
     MOST_NAMES,
@@ -19,8 +19,8 @@ from proxy.telemetry.baseline.habits import (
     MOST_RUNS,
     MOST_TOLD,
     MUCH,
-    Habits,
-    nothing_known,
+    Baselines,
+    no_baselines,
 )
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
@@ -38,88 +38,88 @@ SECOND = 1_000_000_000
 USUAL, NEW = "usual.example:443", "new.example:443"
 
 
-def ran(habits, task, name="migrate", *, places=(USUAL,), up=100, at=1):
+def ran(baselines, task, name="migrate", *, places=(USUAL,), up=100, at=1):
     """One run, from its start to its end; what of it was unusual."""
-    found = [habits.went(task, name, place, at) for place in places]
-    found.append(habits.sent(task, name, up, at))
-    habits.ended(task, name, at)
-    habits.settle(at + 1)
+    found = [baselines.went(task, name, place, at) for place in places]
+    found.append(baselines.sent(task, name, up, at))
+    baselines.ended(task, name, at)
+    baselines.settle(at + 1)
     return [each for each in found if each is not None]
 
 
 def experienced(runs=ENOUGH, **more):
-    habits = nothing_known()
+    baselines = no_baselines()
     for number in range(runs):
-        assert ran(habits, f"t-{number}", **more) == []
-    return habits
+        assert ran(baselines, f"t-{number}", **more) == []
+    return baselines
 
 
 def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
     assert ran(experienced(ENOUGH - 1), "next", places=(USUAL, NEW)) == []
-    habits = experienced()
-    assert habits.went("next", "migrate", NEW, 1) == Unusual("destination", 1, 0, ENOUGH)
-    assert habits.went("next", "migrate", NEW, 1) is None
-    habits.ended("next", "migrate", 1)
-    habits.settle(2)
-    assert ran(habits, "again", places=(USUAL, NEW)) == []
+    baselines = experienced()
+    assert baselines.went("next", "migrate", NEW, 1) == Unusual("destination", 1, 0, ENOUGH)
+    assert baselines.went("next", "migrate", NEW, 1) is None
+    baselines.ended("next", "migrate", 1)
+    baselines.settle(2)
+    assert ran(baselines, "again", places=(USUAL, NEW)) == []
 
 
 def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
-    habits = experienced(up=MUCH)
-    assert habits.sent("next", "migrate", MANY_TIMES * MUCH, 1) is None
-    assert habits.sent("next", "migrate", 1, 1) == Unusual("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
-    assert habits.sent("next", "migrate", MUCH, 1) is None
+    baselines = experienced(up=MUCH)
+    assert baselines.sent("next", "migrate", MANY_TIMES * MUCH, 1) is None
+    assert baselines.sent("next", "migrate", 1, 1) == Unusual("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
+    assert baselines.sent("next", "migrate", MUCH, 1) is None
     assert experienced(up=1).sent("next", "migrate", MUCH, 1) is None
 
 
 def test_a_name_s_runs_teach_that_name_alone():
-    habits = experienced()
+    baselines = experienced()
     for number in range(20):
-        ran(habits, f"other-{number}", "other", places=(NEW,), up=100 * MUCH)
-    assert [each.what for each in ran(habits, "next", places=(NEW,), up=MUCH + 1)] == ["destination", "bytes_up"]
+        ran(baselines, f"other-{number}", "other", places=(NEW,), up=100 * MUCH)
+    assert [each.what for each in ran(baselines, "next", places=(NEW,), up=MUCH + 1)] == ["destination", "bytes_up"]
 
 
 def test_a_name_that_always_goes_somewhere_new_is_not_told_of():
-    habits = experienced()
-    told = [len(ran(habits, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
+    baselines = experienced()
+    told = [len(ran(baselines, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
     assert told[:5] == [1] * 5
     assert told[5:] == [0] * 5
 
 
 def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
-    habits = experienced()
+    baselines = experienced()
     for number in range(MOST_NAMES + 50):
-        ran(habits, f"n-{number}", f"name-{number}", at=number + 2)
-    assert len(habits.names) == MOST_NAMES
-    assert "migrate" in habits.names  # it is known better than those that were made up
-    found = [habits.went("wild", "migrate", f"{number}.example:443", 1) for number in range(10 * MOST_PLACES)]
+        ran(baselines, f"n-{number}", f"name-{number}", at=number + 2)
+    assert len(baselines.names) == MOST_NAMES
+    assert "migrate" in baselines.names  # it is known better than those that were made up
+    found = [baselines.went("wild", "migrate", f"{number}.example:443", 1) for number in range(10 * MOST_PLACES)]
     assert sum(each is not None for each in found) == MOST_TOLD
-    assert len(habits.runs["wild"].places) == MOST_PLACES
-    habits.ended("wild", "migrate", 1)
-    habits.settle(2)
-    assert len(habits.names["migrate"].places) == MOST_PLACES
+    assert len(baselines.runs["wild"].places) == MOST_PLACES
+    baselines.ended("wild", "migrate", 1)
+    baselines.settle(2)
+    assert len(baselines.names["migrate"].places) == MOST_PLACES
     for number in range(MOST_RUNS + 50):
-        habits.went(f"endless-{number}", "migrate", USUAL, number)
-    assert len(habits.runs) == MOST_RUNS
-    runs = habits.names["migrate"].runs
+        baselines.went(f"endless-{number}", "migrate", USUAL, number)
+    assert len(baselines.runs) == MOST_RUNS
+    runs = baselines.names["migrate"].runs
     for number in range(MOST_RUNS):
-        habits.ended(f"short-{number}", "migrate", number)
-    assert len(habits.runs) == MOST_RUNS
-    assert habits.names["migrate"].runs == runs + MOST_RUNS - 1  # learned from, and not lost
-    assert habits.went("long", "migrate", "x" * 5000, 1) is None
+        baselines.ended(f"short-{number}", "migrate", number)
+    assert len(baselines.runs) == MOST_RUNS
+    assert baselines.names["migrate"].runs == runs + MOST_RUNS - 1  # learned from, and not lost
+    assert baselines.went("long", "migrate", "x" * 5000, 1) is None
 
 
 def test_it_is_read_as_it_was_written_and_nothing_else_is():
-    habits = experienced()
-    habits.went("open", "migrate", NEW, 7)
-    written = msgspec.to_builtins(habits)
-    assert msgspec.json.decode(msgspec.json.encode(habits), type=Habits) == habits
+    baselines = experienced()
+    baselines.went("open", "migrate", NEW, 7)
+    written = msgspec.to_builtins(baselines)
+    assert msgspec.json.decode(msgspec.json.encode(baselines), type=Baselines) == baselines
     wrong = [None, [], {}, {"version": 2}, {**written, "names": []}, {**written, "names": {"a": [1]}},
              {**written, "names": {"a": [1, 2, 3, ["x"], {}]}}, {**written, "names": {"a": [-1, 2, 3, [], {}]}},
              {**written, "runs": {"a": ["n", 1, None, 0, 0, False, False, 7]}}]  # fmt: skip
     for value in wrong:
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert(value, Habits)
+            msgspec.convert(value, Baselines)
 
 
 # --- in a journal ---
@@ -157,7 +157,7 @@ class World:
     def experience(self):
         for number in range(ENOUGH):
             self.run(f"t-{number}", "usual.example")
-        assert not look(self.journal, self.state, HOST)
+        assert not find_anomalies(self.journal, self.state, HOST)
 
     def told(self, kind=Kind.TASK_UNUSUAL):
         return [entry.event for entry in read_events(self.journal) if entry.event.kind is kind]
@@ -171,13 +171,13 @@ def world(tmp_path):
 def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world):
     world.experience()
     world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
-    assert look(world.journal, world.state, HOST)
+    assert find_anomalies(world.journal, world.state, HOST)
     place, sent = world.told()
     assert (place.task.id, place.unusual) == ("next", Unusual("destination", 1, 0, ENOUGH))
     assert place.destination == Destination("new.example", "192.0.2.1", 443)
     assert place.cause in {entry.event.id for entry in read_events(world.journal)}
     assert sent.unusual == Unusual("bytes_up", 2 * MUCH, 100, ENOUGH)
-    assert not look(world.journal, world.state, HOST)
+    assert not find_anomalies(world.journal, world.state, HOST)
     assert len(world.told()) == 2
     assert read_numbers(world.state / TOLD) == Numbers({"next": {"destination": 1, "bytes_up": 1}})
 
@@ -185,9 +185,9 @@ def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world)
 def test_what_is_long_past_teaches_and_is_not_told(world):
     world.experience()
     world.run("next", "new.example", ago=3600)
-    assert not look(world.journal, world.state, HOST)
+    assert not find_anomalies(world.journal, world.state, HOST)
     world.run("later", "new.example", ago=5)
-    assert not look(world.journal, world.state, HOST)
+    assert not find_anomalies(world.journal, world.state, HOST)
     assert before(world.state, "migrate", Destination("new.example", None, 443)) == Before(ENOUGH + 1, 1)
     assert before(world.state, "migrate", Destination("other.example", None, 443)) == Before(ENOUGH + 1, 0)
     assert before(world.state, "unknown", Destination("new.example", None, 443)) is None
@@ -199,16 +199,16 @@ def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
     good = (world.state / FILE).read_text()
     (world.state / FILE).write_text(spoiled, encoding="latin-1")
     assert before(world.state, "migrate", Destination("a.example", None, 443)) is None
-    assert look(world.journal, world.state, HOST)
+    assert find_anomalies(world.journal, world.state, HOST)
     (error,) = world.told(Kind.GATE_ERROR)
     assert "learned anew" in error.fault.detail
-    assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
+    assert json.loads((world.state / FILE).read_text())["baselines"] == json.loads(good)["baselines"]
 
 
 def test_nothing_is_learned_twice_when_it_is_looked_at_again(world):
     world.experience()
     for _ in range(3):
-        look(world.journal, world.state, HOST)
+        find_anomalies(world.journal, world.state, HOST)
     assert json.loads((world.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
 
 
@@ -224,7 +224,7 @@ def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
         Kind.REQUEST_DECIDED, FLAGGED._replace(verdict=Verdict.ALLOW), name="a.example", address=None, port=443,
         protocol=None, http=Http("POST"), cause=connect(here.recorder, FLAGGED),
     )  # fmt: skip
-    look(world.journal, world.state, HOST)
+    find_anomalies(world.journal, world.state, HOST)
     numbers = read_numbers(world.state / TOLD)
     assert (numbers.flags, abs(time.time() - numbers.oldest) < 60) == (2, True)
     metrics = Metrics()
@@ -233,7 +233,7 @@ def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
     people = ApprovalRecorder(HOST, Journal(world.journal))
     for event in (first, request, first):
         people.looked_at(event, "ada")
-    look(world.journal, world.state, HOST)
+    find_anomalies(world.journal, world.state, HOST)
     left = read_numbers(world.state / TOLD)
     assert (left.flags, left.oldest) == (0, 0)
 
@@ -242,11 +242,11 @@ def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
 def test_no_name_of_a_task_or_a_place_stops_it_or_is_taken_for_another(world, name):
     world.experience()
     world.run("next", HOSTILE[name], name=HOSTILE[name], ago=5)
-    look(world.journal, world.state, HOST)
+    find_anomalies(world.journal, world.state, HOST)
     assert world.told() == []
     assert world.told(Kind.GATE_ERROR) == []
     world.run("last", HOSTILE[name], ago=5)
-    look(world.journal, world.state, HOST)
+    find_anomalies(world.journal, world.state, HOST)
     assert len(world.told()) <= 1
 
 

@@ -12,7 +12,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
 from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.views.timeline import story
+from proxy.telemetry.views.timeline import timeline_of
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Verdict
 from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
@@ -195,7 +195,7 @@ def test_a_task_is_told_as_a_story(capfdbinary, told):
 )
 def test_what_only_leads_to_a_question_is_not_told_as_held(kind, said):
     event = full_event(kind, "x")._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, approval=None)
-    [held] = [line.strip() for line in story([event]) if "held" in line]
+    [held] = [line.strip() for line in timeline_of([event]) if "held" in line]
     assert held.startswith(said)
 
 

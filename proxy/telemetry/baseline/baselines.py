@@ -23,7 +23,7 @@ _RESTLESS: Final = 4  # of them: where more did, that says nothing
 _LONGEST: Final = 260  # characters of a place: a name and a port
 
 
-class Habit(Struct, array_like=True):
+class Baseline(Struct, array_like=True):
     """What runs of one name did. `last`: when the last one was over, in ns since 1970."""
 
     runs: Count
@@ -70,11 +70,11 @@ class Run(Struct, array_like=True):
     places: Annotated[list[str], Meta(max_length=MOST_PLACES)]
 
 
-class Habits(Struct):
+class Baselines(Struct):
     """Of all names."""
 
     version: Literal[1]
-    names: Annotated[dict[str, Habit], Meta(max_length=MOST_NAMES)]
+    names: Annotated[dict[str, Baseline], Meta(max_length=MOST_NAMES)]
     runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by the task's id
 
     def went(self, task: str, name: str, place: str, time: int) -> Unusual | None:
@@ -86,24 +86,30 @@ class Habits(Struct):
             run.crowded = True
             return None
         run.places.append(place)
-        habit = self.names.get(name)
-        if habit is None or not habit.known or habit.restless or place in habit.places or run.told >= MOST_TOLD:
+        baseline = self.names.get(name)
+        if (
+            baseline is None
+            or not baseline.known
+            or baseline.restless
+            or place in baseline.places
+            or run.told >= MOST_TOLD
+        ):
             return None
         run.told += 1
-        return Unusual("destination", 1, 0, habit.runs)
+        return Unusual("destination", 1, 0, baseline.runs)
 
     def sent(self, task: str, name: str, up: int, time: int) -> Unusual | None:
         """Take note of how many bytes have left; what is unusual about all that has."""
         run = self._run(task, name, time)
         run.up += up
-        habit = self.names.get(name)
-        if habit is None or not habit.known or run.told_up:
+        baseline = self.names.get(name)
+        if baseline is None or not baseline.known or run.told_up:
             return None
-        usual = max(habit.up, default=0)
+        usual = max(baseline.up, default=0)
         if run.up <= max(MUCH, MANY_TIMES * usual):
             return None
         run.told_up = True
-        return Unusual("bytes_up", run.up, usual, habit.runs)
+        return Unusual("bytes_up", run.up, usual, baseline.runs)
 
     def ended(self, task: str, name: str, time: int) -> None:
         """Take note of a task's end. What its gate tells of it may be read later, and counts until `settle`."""
@@ -119,7 +125,7 @@ class Habits(Struct):
         if run.name not in self.names and len(self.names) >= MOST_NAMES:
             # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
             del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
-        self.names.setdefault(run.name, Habit(0, 0, 0, [], {})).take(run)
+        self.names.setdefault(run.name, Baseline(0, 0, 0, [], {})).take(run)
 
     def _run(self, task: str, name: str, time: int) -> Run:
         run = self.runs.get(task)
@@ -139,9 +145,9 @@ class Habits(Struct):
             del self.runs[min(self.runs, key=lambda task: self.runs[task].last)]
 
 
-def nothing_known() -> Habits:
+def no_baselines() -> Baselines:
     """Return what is known at first."""
-    return Habits(1, {}, {})
+    return Baselines(1, {}, {})
 
 
 def place_of(destination: Destination) -> str:
