@@ -154,7 +154,8 @@ def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller:
         with contextlib.closing(Rules(wanted, watch, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
-                for key, _ in ready:
+                # A gate's end is heard before that of the task, which may have ended for want of it.
+                for key, _ in sorted(ready, key=lambda each: each[0].fileobj is not gate.control):
                     if key.data is not None:
                         rules.hear(key.data)
                     elif key.fileobj in signals.sources:

@@ -251,27 +251,18 @@ def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     everybody may read is shown then, and no more. `path` is a real one: a link that somebody puts on the way to it,
     such as another task whose workspace it lies in, is not followed.
     """
+    with _walked(path) as place:
+        status, mount = os.fstat(place), linux.open_tree("", directory=place)
     try:
-        place = walk(path)
-        status = os.fstat(place)
-        mount = linux.open_tree("", directory=place)
-        os.close(place)
+        _map_mount(mount, *_maps((status.st_uid, status.st_gid), (uid, gid)))
     except OSError as error:
-        raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
-    maps = _maps((status.st_uid, status.st_gid), (uid, gid))
-    users = _ahead.pop(maps) if maps in _ahead else _user_namespace(*maps)
-    try:
-        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
-    except OSError as error:
-        if not needed:
-            return mount
-        os.close(mount)
-        raise HostError(
-            f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
-            "use a directory on ext4, xfs, btrfs or tmpfs (in a container, a volume), or run exeat as an ordinary user",
-        ) from error
-    finally:
-        os.close(users)
+        if needed:
+            os.close(mount)
+            raise HostError(
+                f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
+                "use a directory on ext4, xfs, btrfs or tmpfs (in a container, a volume), or run exeat as an ordinary "
+                "user",
+            ) from error
     return mount
 
 
@@ -281,25 +272,36 @@ def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) ->
     `others` (uid and gid) is who the directory's owner is shown as, if that is another. Where the file system can't do
     it, the mount as it is. Raises HostError.
     """
-    try:
-        file, directory = walk(path), walk(os.path.dirname(path))
+    with _walked(path) as file, _walked(os.path.dirname(path)) as directory:
         of_file, of_directory = os.fstat(file), os.fstat(directory)
         mount = linux.open_tree("", directory=directory)
-        os.close(file)
-        os.close(directory)
+    uids = _both((of_file.st_uid, ids[0]), (of_directory.st_uid, others[0]))
+    gids = _both((of_file.st_gid, ids[1]), (of_directory.st_gid, others[1]))
+    with contextlib.suppress(OSError):
+        _map_mount(mount, uids, gids)
+    return mount
+
+
+@contextlib.contextmanager
+def _walked(path: str) -> Iterator[int]:
+    """Have what a path leads to open, over no symbolic link. Raises HostError, also for an OSError meanwhile."""
+    try:
+        place = walk(path)
+        try:
+            yield place
+        finally:
+            os.close(place)
     except OSError as error:
         raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
-    users = _user_namespace(
-        _both((of_file.st_uid, ids[0]), (of_directory.st_uid, others[0])),
-        _both((of_file.st_gid, ids[1]), (of_directory.st_gid, others[1])),
-    )
+
+
+def _map_mount(mount: int, uids: IdMap, gids: IdMap) -> None:
+    """Show ids on disk as kernel ids on a detached mount, as the maps say. Raises OSError, HostError."""
+    users = _ahead.pop((uids, gids)) if (uids, gids) in _ahead else _user_namespace(uids, gids)
     try:
         linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
-    except OSError:
-        return mount
     finally:
         os.close(users)
-    return mount
 
 
 def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
@@ -321,16 +323,11 @@ def idmap_descriptors() -> set[int]:
 def idmapped_shared(path: str, uids: IdMap, gids: IdMap) -> int:
     """Clone the mount of `path`, detached, with ids on disk shown as kernel ids as the maps say. Raises OSError."""
     mount = linux.open_tree(path)
-    users = -1
     try:
-        users = _user_namespace(uids, gids)
-        linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
+        _map_mount(mount, uids, gids)
     except BaseException:
         os.close(mount)
         raise
-    finally:
-        if users >= 0:
-            os.close(users)
     return mount
 
 

@@ -1,13 +1,14 @@
 """What who watches a task passes on of it."""
 
 import errno
+import os
 import socket
 from types import SimpleNamespace
 
 import pytest
 
 from enforcer.network.constants import LOGGED
-from enforcer.run.supervise import Watch
+from enforcer.run.supervise import Watch, supervise
 from enforcer.run.task import tell_end
 from enforcer.sandbox import init
 from enforcer.service.placement import SharedWorker
@@ -55,6 +56,26 @@ def test_an_init_that_is_gone_ends_it():
 
     ended = Watch(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
     assert (ended.status, ended.failed) == (None, "its first process ended unexpectedly")
+
+
+def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
+    control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, theirs = socket.socketpair()
+    sandbox = _Sandbox({}, status=0)
+    sandbox.init.channel, sandbox.supervisor = channel, None
+    monitor = SimpleNamespace(see=lambda _: None, wait=lambda: 10.0)
+    with control, channel, theirs:
+        worker.close()
+        theirs.send(b"the task has ended")
+        signals, writer = os.pipe()
+        gate = SharedWorker(control, shared=True)
+        ended = supervise(
+            Watch(sandbox, gate, monitor, None, 0.0), signals, SimpleNamespace(terminal=None, terminals=None), None
+        )
+        os.close(signals)
+        os.close(writer)
+    assert (ended.status, ended.lost_gate) == (0, True)
+    assert "the gate stopped" in capfd.readouterr().err
 
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
