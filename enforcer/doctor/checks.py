@@ -207,12 +207,14 @@ def _try_proc() -> str:
 
 
 def _try_network() -> str:
+    from enforcer.network.encode import encode
     from enforcer.network.gate_sockets import open_gate_sockets
-    from enforcer.network.install import execute, network_plan
+    from enforcer.network.install import execute
+    from enforcer.network.plan import network_plan
 
     _enter_namespaces()
     plan = network_plan()
-    installed = execute(plan)
+    installed = execute(encode(plan))
     open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6).close()
     ipv6 = "IPv4 and IPv6" if installed.ipv6 else "IPv4 only"
     return (

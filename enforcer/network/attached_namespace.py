@@ -13,14 +13,14 @@ from typing import Final
 
 from enforcer.network.constants import TABLE
 from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
-from enforcer.network.install import EDGE, NetworkPlan, execute
+from enforcer.network.install import EncodedNetwork, execute
 from enforcer.system.errors import HostError
 from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, messages
 
 _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 # linux/netfilter/nf_tables.h, nfnetlink.h
 _DELTABLE, _TABLE_NAME, _INET = 10 << 8 | 2, 1, 1
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
 _PATIENCE: Final = 5.0  # seconds
 
 
@@ -45,7 +45,7 @@ def enter(namespace: int) -> None:
         raise HostError(f"that network namespace can't be entered: {error.strerror}", "run as who made it") from error
 
 
-def install(plan: NetworkPlan) -> GateSockets:
+def install(encoded: EncodedNetwork) -> GateSockets:
     """Make the namespace's network the gate's, and open its sockets. Raises HostError, OSError."""
     others = [name for _, name in socket.if_nameindex() if name != "lo"]
     if others:
@@ -53,10 +53,10 @@ def install(plan: NetworkPlan) -> GateSockets:
             f"that network namespace has another device than `lo`: {', '.join(sorted(others))}",
             "start the container without a network (`--network none`)",
         )
-    _refuse_taken(plan.gate_port)
+    _refuse_taken(encoded.gate_port)
     forget()
-    installed = execute(plan, again=True)
-    return open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
+    installed = execute(encoded, again=True)
+    return open_gate_sockets(encoded.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
 
 
 def _refuse_taken(port: int) -> None:
@@ -71,13 +71,14 @@ def _refuse_taken(port: int) -> None:
 def forget() -> None:
     """Take away the ruleset of an earlier time, if there is one. Raises OSError."""
     delete = struct.pack("!BBH", _INET, 0, 0) + attribute(_TABLE_NAME, TABLE.encode() + b"\0")
+    edge = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.settimeout(_PATIENCE)
         sock.bind((0, 0))
         sock.send(
-            message(_BATCH_BEGIN, NLM_F_REQUEST, EDGE)
+            message(_BATCH_BEGIN, NLM_F_REQUEST, edge)
             + message(_DELTABLE, NLM_F_REQUEST | NLM_F_ACK, delete)
-            + message(_BATCH_END, NLM_F_REQUEST, EDGE)
+            + message(_BATCH_END, NLM_F_REQUEST, edge)
         )
         answers = (answer.errno for answer in messages(sock.recv(65536)) if answer.kind == NLMSG_ERROR)
         number = next(answers, 0)

@@ -1,40 +1,37 @@
-"""A sandbox's network as a plan of netlink messages, and how they are installed in its namespace.
+"""Install a sandbox's network in its namespace: from encoded bytes, which are kept so that pyroute2 isn't imported.
 
 Only sockets and bytes, so that it takes a millisecond. The caller owns the network namespace, or is root in there.
-
-IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switched IPv6 off: then IPv4 alone works,
-and there is no IPv6 route for anything to take.
 
 The kernel reports each statement that fails, and acknowledges the last of a batch. An acknowledgement of each would say
 no more: the kernel answers every message that fails, whether or not it asks for that, in order and before the last
 (netlink(7); net/netlink/af_netlink.c, net/netfilter/nfnetlink.c). What was installed before a failure is closed:
 without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
+
+The kept file decides what a sandbox's ruleset is: it is used only when it is ours alone (`enforcer.system.state`) and
+whole (SHA-256). Anything else is not repaired but made again.
 """
 
+import contextlib
 import errno
 import functools
+import hashlib
+import importlib.util
+import json
 import os
 import socket
-import struct
-from ipaddress import IPv4Address, IPv6Address
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from enforcer.network.constants import GATE_PORT, OWN_IPV4, OWN_IPV6, MakeSocket
+from enforcer.network.constants import GATE_PORT, MakeSocket
 from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets
-from enforcer.network.ruleset import Statement, ruleset
-from proxy.wire.netlink import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    attribute,
-    message,
-    messages,
-)
+from enforcer.system import state
+from proxy.wire import strict_json
+from proxy.wire.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
+_LARGEST_FILE = 1 << 20
+_ENCODERS = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # what the bytes are made by
 _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
 # The sockets that `install` takes where the kernel has everything.
 USED: Final = (
@@ -46,67 +43,26 @@ USED: Final = (
 _PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
 _LARGEST_ANSWER = 65536
 
-# linux/rtnetlink.h, if_addr.h, if_link.h, nfnetlink.h
-_NEWLINK, _NEWADDR, _NEWROUTE = 16, 20, 24
-_LO: Final = 1  # the index of `lo` in every namespace
-_IFF_UP, _IFA_F_NODAD = 1, 0x02  # without NODAD the address is tentative and the route below it fails now and then
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_OIF, _RTA_PREFSRC, _RTA_TABLE = 4, 7, 15
-_TABLE_LOCAL, _TYPE_LOCAL, _SCOPE_HOST, _PROTO_STATIC = 255, 2, 254, 4
-_BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
-EDGE: Final = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)
-
 
 class Batch(NamedTuple):
-    """Statements that go to the kernel in one message. They are numbered from `first` on; the last is acknowledged."""
+    """Netlink messages as they are sent at once. `first` and `last` are sequence numbers of its statements."""
 
-    statements: tuple[Statement, ...]
-    first: int
     data: bytes
-
-    @property
-    def last(self) -> int:
-        """The sequence number of the last statement."""
-        return self.first + len(self.statements) - 1
-
-
-def batch(*statements: Statement) -> Batch:
-    """Put statements into one message."""
-    return Batch(statements, 1, _encoded(statements, 1))
+    first: int
+    last: int  # which is acknowledged
+    statements: tuple[str, ...]  # in words
+    logging: tuple[int, ...] = ()  # which of the statements need the kernel's NFLOG
 
 
-def ruleset_batch(statements: tuple[Statement, ...]) -> Batch:
-    """Put a ruleset into one message, between a begin and an end, which make it all or nothing."""
-    edges = ((_BATCH_BEGIN, 1), (_BATCH_END, len(statements) + 2))
-    begin, end = (message(kind, NLM_F_REQUEST, EDGE, number) for kind, number in edges)
-    return Batch(statements, 2, begin + _encoded(statements, 2) + end)
-
-
-def _encoded(statements: tuple[Statement, ...], first: int) -> bytes:
-    *others, last = enumerate(statements, first)
-    numbered = [*((number, each, 0) for number, each in others), (*last, NLM_F_ACK)]
-    return b"".join(
-        message(each.kind, NLM_F_REQUEST | each.flags | ack, each.payload, number) for number, each, ack in numbered
-    )
-
-
-class NetworkPlan(NamedTuple):
-    """The steps, in order."""
+class EncodedNetwork(NamedTuple):
+    """A `NetworkPlan` as bytes. `unlogged` takes the place of `ruleset` where the kernel has no NFLOG."""
 
     gate_port: int
     link: Batch
     ipv4: Batch
     ipv6: Batch
     ruleset: Batch
-
-    @property
-    def unlogged(self) -> Batch:
-        """What takes the place of `ruleset` where the kernel has no NFLOG."""
-        return ruleset_batch(tuple(each for each in self.ruleset.statements if not each.logs))
-
-    def describe(self) -> tuple[str, ...]:
-        """Say what executing this does on a kernel that has everything, a line a step."""
-        return tuple(each.describe() for batch in self[1:] for each in batch.statements)
+    unlogged: Batch
 
 
 class Installed(NamedTuple):
@@ -122,84 +78,125 @@ class StepFailedError(OSError):
     statement = 0  # the step's place in its batch
 
 
-@functools.cache
-def network_plan(gate_port: int = GATE_PORT) -> NetworkPlan:
-    """Return the plan of a sandbox's network whose gate listens on `gate_port`."""
-    return NetworkPlan(
-        gate_port=gate_port,
-        link=batch(_link_up()),
-        ipv4=batch(_own_address(OWN_IPV4), _everything_is_local(OWN_IPV4)),
-        ipv6=batch(_own_address(OWN_IPV6), _everything_is_local(OWN_IPV6)),
-        ruleset=ruleset_batch(ruleset(gate_port)),
-    )
-
-
-def _link_up() -> Statement:
-    """Bring `lo` up: it is the first device of every network namespace."""
-    header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, _LO, _IFF_UP, _IFF_UP)  # struct ifinfomsg
-    return Statement("bring `lo` up", _NEWLINK, 0, header)
-
-
-def _own_address(address: IPv4Address | IPv6Address) -> Statement:
-    """Give the sandbox an address that connections come from."""
-    flags = _IFA_F_NODAD if address.version == 6 else 0
-    header = struct.pack("=BBBBI", _family(address), address.max_prefixlen, flags, 0, _LO)  # struct ifaddrmsg
-    own = attribute(_IFA_ADDRESS, address.packed) + attribute(_IFA_LOCAL, address.packed)
-    return Statement(f"add the address {address} to `lo`", _NEWADDR, NLM_F_CREATE | NLM_F_EXCL, header + own)
-
-
-def _everything_is_local(source: IPv4Address | IPv6Address) -> Statement:
-    """Route every address of a family to `lo`, so that the kernel delivers here what is sent anywhere."""
-    everything = "0.0.0.0/0" if source.version == 4 else "::/0"
-    kinds = _TABLE_LOCAL, _PROTO_STATIC, _SCOPE_HOST, _TYPE_LOCAL
-    header = struct.pack("=8BI", _family(source), 0, 0, 0, *kinds, 0)  # struct rtmsg
-    numbers = (
-        attribute(kind, struct.pack("=I", value)) for kind, value in ((_RTA_TABLE, _TABLE_LOCAL), (_RTA_OIF, _LO))
-    )
-    payload = b"".join((header, *numbers, attribute(_RTA_PREFSRC, source.packed)))
-    said = f"route {everything} to `lo`, from {source}"
-    return Statement(said, _NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, payload)
-
-
-def _family(address: IPv4Address | IPv6Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
 def install(make: MakeSocket) -> tuple[dict[str, int], socket.socket]:
     """Make the network of the namespace that `make` makes sockets in: of those `USED`, each once.
 
     Returns descriptors of the gate's sockets, by name, and a socket for `read_counters`. Raises OSError.
     """
-    plan = network_plan()
-    installed = execute(plan, make=make)
-    sockets = open_gate_sockets(plan.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make)
+    network = encoded(state.make_private(state.cache_directory()))
+    installed = execute(network, make=make)
+    sockets = open_gate_sockets(network.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make)
     counting = open_counter_socket(make)
     return {name: sock.detach() for name, sock in sockets.named().items()}, counting
 
 
-def execute(plan: NetworkPlan, *, again: bool = False, make: MakeSocket = socket.socket) -> Installed:
+@functools.cache
+def encoded(directory: Path) -> EncodedNetwork:
+    """Return the network of every sandbox: read once a process, so a service's tasks find it in memory."""
+    return cached(directory)
+
+
+def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
+    """Return the encoded network, from `directory` where it lies there safely, else made now and put there.
+
+    A directory that can't be written costs time, not the start.
+    """
+    path = directory / f"network-{_key(gate_port)}"
+    encoded = _unpack(state.read_private(path, _LARGEST_FILE) or b"")
+    if encoded is None:
+        from enforcer.network.encode import encode  # 140 ms, only when there is nothing to use
+        from enforcer.network.plan import network_plan
+
+        encoded = encode(network_plan(gate_port))
+        with contextlib.suppress(OSError):
+            state.write_private(path, _pack(encoded))
+    return encoded
+
+
+def _key(gate_port: int) -> str:
+    """Everything that the bytes depend on: what is encoded, the encoder (ours and pyroute2's), the byte order."""
+    from proxy.wire.refusal_log import Kind
+
+    here = Path(__file__).parent
+    parts = [(here / name).read_bytes() for name in _ENCODERS]
+    parts += [part.encode() for part in (_pyroute2_version(), sys.byteorder, str(gate_port), *Kind)]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def _pyroute2_version() -> str:
+    """From the name of the installed distribution's directory: `importlib.metadata` alone would cost 35 ms."""
+    found = importlib.util.find_spec("pyroute2")
+    if found is not None and found.origin is not None:
+        for path in Path(found.origin).parent.parent.glob("pyroute2-*.dist-info"):
+            return path.name
+    from importlib.metadata import version
+
+    return version("pyroute2")
+
+
+def _pack(encoded: EncodedNetwork) -> bytes:
+    """SHA-256 of the rest, which is JSON with the messages in hexadecimal."""
+    port, *batches = encoded
+    body = json.dumps([port, *((batch.data.hex(), *batch[1:]) for batch in batches)]).encode()
+    return hashlib.sha256(body).digest() + body
+
+
+def _unpack(content: bytes) -> EncodedNetwork | None:
+    """Read what `_pack` wrote; None: it is not whole."""
+    digest, body = content[:32], content[32:]
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    port, *batches = strict_json.loads(body)
+    if len(batches) != len(EncodedNetwork._fields) - 1:
+        return None
+    return EncodedNetwork(
+        port,
+        *(
+            Batch(bytes.fromhex(data), first, last, tuple(statements), tuple(logging))
+            for data, first, last, statements, logging in batches
+        ),
+    )
+
+
+def numbered(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple[int, ...] = ()) -> Batch:
+    """Make a batch of messages: numbers them, and has only the last statement acknowledged.
+
+    Each message of a statement asks for an acknowledgement. Raises ValueError where those aren't as many as statements.
+    """
+    asking = [number for number, part in enumerate(parts, 1) if HEADER.unpack_from(part)[2] & NLM_F_ACK]
+    if len(asking) != len(statements):
+        raise ValueError(f"{len(asking)} encoded messages for a batch of {len(statements)} statements")
+    data = b""
+    for number, part in enumerate(parts, 1):
+        length, kind, flags, _, port = HEADER.unpack_from(part)
+        flags = flags if number == asking[-1] else flags & ~NLM_F_ACK
+        data += HEADER.pack(length, kind, flags, number, port) + part[HEADER.size :]
+    return Batch(data, asking[0], asking[-1], statements, logging)
+
+
+def execute(encoded: EncodedNetwork, *, again: bool = False, make: MakeSocket = socket.socket) -> Installed:
     """Make the network of the namespace that `make` makes sockets in.
 
     `again`: addresses and routes may be there already, of an earlier time. Raises `StepFailedError`, `OSError`.
     """
     there = errno.EEXIST if again else 0
     with _opened(make, NETLINK_ROUTE) as route:
-        _send(route, plan.link)
-        _send(route, plan.ipv4, there)
+        _send(route, encoded.link)
+        _send(route, encoded.ipv4, there)
         has_ipv6 = ipv6_works(make)
         if has_ipv6:
-            _send(route, plan.ipv6, there)
+            _send(route, encoded.ipv6, there)
     with _opened(make, NETLINK_NETFILTER) as netfilter:
         try:
-            _send(netfilter, plan.ruleset)
+            _send(netfilter, encoded.ruleset)
         except StepFailedError as error:
             # ENOENT is what nf_tables says of an expression or a logger that the kernel doesn't have and can't load.
-            if error.errno != errno.ENOENT or not plan.ruleset.statements[error.statement].logs:
+            if error.errno != errno.ENOENT or error.statement not in encoded.ruleset.logging:
                 raise
         else:
             return Installed(has_ipv6, refusal_log=True)
     with _opened(make, NETLINK_NETFILTER) as netfilter:  # the other may have more to say of what failed
-        _send(netfilter, plan.unlogged)
+        _send(netfilter, encoded.unlogged)
     return Installed(has_ipv6, refusal_log=False)
 
 
@@ -242,6 +239,6 @@ def _send(sock: socket.socket, batch: Batch, no_matter: int = 0) -> None:
 
 
 def _step_failed(number: int, batch: Batch, statement: int) -> StepFailedError:
-    error = StepFailedError(number, f"cannot {batch.statements[statement].says}: {os.strerror(number)}")
+    error = StepFailedError(number, f"cannot {batch.statements[statement]}: {os.strerror(number)}")
     error.statement = statement
     return error

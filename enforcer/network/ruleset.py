@@ -1,4 +1,4 @@
-"""The ruleset: which packets reach the gate, and how every other one is refused; as the netlink messages that make it.
+"""The ruleset: which packets reach the gate, and how every other one is refused; and nftables' vocabulary as values.
 
 One chain where packets enter (prerouting of `lo`, which everything a task sends comes through). Its policy is drop and
 no rule lets a packet go on to anything but a socket in this namespace: without a gate there is no path (invariant 1).
@@ -6,224 +6,200 @@ What is refused is counted by kind and told to the refusal log; TCP and UDP are 
 back or fail and never hang. UDP reaches the gate only while its door is open (proxy/udp/door.py): that changes with the
 rules in force, and the ruleset doesn't.
 
-Constants are linux/netfilter/nf_tables.h's. Nothing is sent here.
+Constants are linux/netfilter/nf_tables.h's. Nothing is encoded or sent here.
 """
 
 import socket
 import struct
 from ipaddress import IPv4Network, ip_network
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from enforcer.network.constants import LOGGED, OWN_IPV4, OWN_IPV6, REFUSAL_GROUP, TABLE
-from proxy.wire.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, attribute
 from proxy.wire.refusal_log import Kind
 
-_NFT: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES, in a message's type
-_NEWTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWOBJ = (_NFT | kind for kind in (0, 3, 6, 9, 18))
-_INET: Final = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg: NFPROTO_INET, IPv4 and IPv6 alike
-_PREROUTING, _OUTPUT = 0, 3  # NF_INET_
 _NF_DROP, _NF_ACCEPT, _NFT_GOTO = 0, 1, -4
 _META_NFPROTO, _META_L4PROTO = 15, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _TCP_RESET, _ICMPX, _ICMPX_PORT_UNREACHABLE = 1, 2, 1
-_OBJECT_COUNTER: Final = 1
-_SET_TIMEOUT, _SET_EVAL = 0x10, 0x20  # NFT_SET_, which are of a set that rules add to
-_IPV6_ADDRESS, _IPV6_BYTES = 8, 16  # TYPE_IP6ADDR of nft(8), which alone reads it
+_OBJECT_COUNTER = 1
+_DYNSET_UPDATE = 1
 
 
-class Statement(NamedTuple):
-    """One netlink message: what it does in words, and its type, flags and payload."""
+class Verdict(NamedTuple):
+    """What happens to a packet: an NF_ or NFT_ code, and the chain that goes on."""
 
-    says: str
-    kind: int
-    flags: int
-    payload: bytes
-    logs: bool = False  # whether it needs the kernel's NFLOG
+    code: int
+    chain: str = ""
+
+
+class Expression(NamedTuple):
+    """One expression: its name, and its attributes without their `NFTA_<NAME>_`; bytes are data."""
+
+    name: str
+    attributes: tuple[tuple[str, int | str | bytes | Verdict], ...] = ()
+
+
+class Table(NamedTuple):
+    """A table of family inet: IPv4 and IPv6 alike."""
+
+    name: str
 
     def describe(self) -> str:
-        return self.says
+        return f"add the table `{self.name}`"
 
 
-def _number(kind: int, value: int) -> bytes:
-    return attribute(kind, struct.pack("!i" if value < 0 else "!I", value))
+class Counter(NamedTuple):
+    """A named counter, zero at first."""
+
+    table: str
+    name: str
+
+    def describe(self) -> str:
+        return f"add the counter `{self.name}`"
 
 
-def _name(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")
+class AddressSet(NamedTuple):
+    """IPv6 addresses that rules add, at most `size`; each is forgotten `timeout` seconds after it was last added."""
+
+    table: str
+    name: str
+    size: int
+    timeout: int
+
+    def describe(self) -> str:
+        return f"add the set `{self.name}` of at most {self.size} IPv6 addresses, each for {self.timeout} s"
 
 
-def _nft(says: str, kind: int, *attributes: bytes) -> Statement:
-    """Add something to the table; `attributes` begin behind the table's name, which is always the first."""
-    payload = b"".join((_INET, _name(1, TABLE), *attributes))
-    return Statement(says, kind, NLM_F_CREATE | NLM_F_EXCL, payload)
+class Chain(NamedTuple):
+    """A list of rules; with a priority, where packets come in, or `leave`: it drops what no rule of it settles."""
+
+    table: str
+    name: str
+    priority: int | None = None
+    leave: bool = False
+
+    def describe(self) -> str:
+        if self.priority is None:
+            return f"add the chain `{self.name}`"
+        way = f"packets {'leave' if self.leave else 'come in'} (priority {self.priority})"
+        return f"add the chain `{self.name}` where {way}, dropping what is left"
 
 
-def table() -> Statement:
-    """Add the table."""
-    return _nft(f"add the table `{TABLE}`", _NEWTABLE)
+class Rule(NamedTuple):
+    """Expressions that a packet goes through until one of them doesn't match."""
+
+    table: str
+    chain: str
+    says: str
+    expressions: tuple[Expression, ...]
+
+    def describe(self) -> str:
+        return f"rule of `{self.chain}`: {self.says}"
+
+    @property
+    def logs(self) -> bool:
+        """Whether this needs the kernel's NFLOG."""
+        return any(expression.name == "log" for expression in self.expressions)
 
 
-def counter(name: str) -> Statement:
-    """Add a named counter, zero at first."""
-    return _nft(
-        f"add the counter `{name}`",
-        _NEWOBJ,
-        _name(2, name),
-        _number(3, _OBJECT_COUNTER),
-        attribute(4, b""),
-    )
+type Statement = Table | Counter | AddressSet | Chain | Rule
+type Match = tuple[Expression, ...]
 
 
-def address_set(name: str, size: int, timeout: int) -> Statement:
-    """Add a set of at most `size` IPv6 addresses, each forgotten `timeout` seconds after it was last added."""
-    return _nft(
-        f"add the set `{name}` of at most {size} IPv6 addresses, each for {timeout} s",
-        _NEWSET,
-        _name(2, name),
-        _number(10, 1),  # its id within its batch
-        _number(3, _SET_TIMEOUT | _SET_EVAL),
-        _number(4, _IPV6_ADDRESS),
-        _number(5, _IPV6_BYTES),
-        attribute(9, _number(1, size)),
-        attribute(11, struct.pack("!Q", timeout * 1000)),
-    )
-
-
-def chain(name: str) -> Statement:
-    """Add a list of rules."""
-    return _nft(f"add the chain `{name}`", _NEWCHAIN, _name(3, name))
-
-
-def base_chain(name: str, hook: int, priority: int) -> Statement:
-    """Add a list of rules that packets come to by themselves: it drops what no rule of it settles."""
-    return _nft(
-        f"add the chain `{name}` where packets {'leave' if hook == _OUTPUT else 'come in'} (priority {priority}), "
-        "dropping what is left",
-        _NEWCHAIN,
-        _name(3, name),
-        _name(7, "filter"),
-        _number(5, _NF_DROP),
-        attribute(4, _number(1, hook) + _number(2, priority)),
-    )
-
-
-# Expressions: what a packet goes through until one of them doesn't match. Each is an element of a rule's list.
-
-
-def rule(chain: str, says: str, *expressions: bytes, logs: bool = False) -> Statement:
-    """Add a rule at the end of a chain."""
-    payload = b"".join((_INET, _name(1, TABLE), _name(2, chain), attribute(4, b"".join(expressions))))
-    return Statement(f"rule of `{chain}`: {says}", _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, payload, logs)
-
-
-def _expression(name: str, *attributes: bytes) -> bytes:
-    return attribute(1, _name(1, name) + attribute(2, b"".join(attributes)))
-
-
-def destination(network: str) -> bytes:
+def destination(network: str) -> Match:
     """Packets to an address in the network."""
     return _address(network, offset4=16, offset6=24)
 
 
-def source(network: str) -> bytes:
+def source(network: str) -> Match:
     """Packets that say they come from an address in the network."""
     return _address(network, offset4=12, offset6=8)
 
 
-def family(number: int) -> bytes:
+def family(number: int) -> Match:
     """Packets of IPv4 (AF_INET) or IPv6 (AF_INET6)."""
     return _meta(_META_NFPROTO, bytes([number]))
 
 
-def destination_added(name: str) -> bytes:
+def destination_added(name: str) -> Match:
     """IPv6 packets whose destination is in a set, or has room there: it is added, or its time begins anew."""
-    update = _expression("dynset", _name(1, name), _number(4, 1), _number(3, 1))  # the key from register 1; update
-    return _load(_NETWORK_HEADER, 24, 16) + update
+    load = Expression("payload", (("dreg", 1), ("base", _NETWORK_HEADER), ("offset", 24), ("len", 16)))
+    return load, Expression("dynset", (("set_name", name), ("sreg_key", 1), ("op", _DYNSET_UPDATE)))
 
 
-def protocol(number: int) -> bytes:
+def protocol(number: int) -> Match:
     """Packets of one transport, behind whatever IPv6 extension headers."""
     return _meta(_META_L4PROTO, bytes([number]))
 
 
-def port(number: int) -> bytes:
+def port(number: int) -> Match:
     """Packets to a port."""
     return _payload(_TRANSPORT_HEADER, 2, struct.pack("!H", number))
 
 
-def icmp_type(number: int) -> bytes:
+def icmp_type(number: int) -> Match:
     """ICMP or ICMPv6 packets of one type."""
     return _payload(_TRANSPORT_HEADER, 0, bytes([number]))
 
 
-def tproxy(port: int) -> bytes:
+def tproxy(port: int) -> Match:
     """Hand the packet to the transparent socket on `port`; where there is none the rule ends here, unmatched."""
-    load = _expression("immediate", _number(1, 1), _data(2, struct.pack("!H", port)))
-    return load + _expression("tproxy", _number(1, 0), _number(3, 1))
+    return (
+        Expression("immediate", (("dreg", 1), ("data", struct.pack("!H", port)))),
+        Expression("tproxy", (("family", 0), ("reg_port", 1))),
+    )
 
 
-def limit(*, per_second: int, burst: int) -> bytes:
+def limit(*, per_second: int, burst: int) -> Expression:
     """Match as many packets a second, and as many at once after a quiet time; no more."""
-    rate, unit = (attribute(kind, struct.pack("!Q", value)) for kind, value in ((1, per_second), (2, 1)))
-    return _expression("limit", rate, unit, _number(3, burst), _number(4, 0), _number(5, 0))
+    return Expression("limit", (("rate", per_second), ("unit", 1), ("burst", burst), ("type", 0), ("flags", 0)))
 
 
-def log(group: int, prefix: str, *, most_bytes: int) -> bytes:
+def log(group: int, prefix: str, *, most_bytes: int) -> Expression:
     """Send the packet's first bytes to the NFLOG group at once."""
-    number, threshold = (attribute(kind, struct.pack("!H", value)) for kind, value in ((1, group), (4, 1)))
-    return _expression("log", number, _name(2, prefix), _number(3, most_bytes), threshold)
+    return Expression("log", (("group", group), ("prefix", prefix), ("snaplen", most_bytes), ("qthreshold", 1)))
 
 
-def count(name: str) -> bytes:
+def count(name: str) -> Expression:
     """Add the packet to a named counter."""
-    return _expression("objref", _number(1, _OBJECT_COUNTER), _name(2, name))
+    return Expression("objref", (("imm_type", _OBJECT_COUNTER), ("imm_name", name)))
 
 
-def goto(chain: str) -> bytes:
+def goto(chain: str) -> Expression:
     """Go on in another chain and don't come back."""
     return _verdict(_NFT_GOTO, chain)
 
 
-def _address(text: str, *, offset4: int, offset6: int) -> bytes:
+def _address(text: str, *, offset4: int, offset6: int) -> Match:
     network = ip_network(text)
     version, offset = (socket.AF_INET, offset4) if isinstance(network, IPv4Network) else (socket.AF_INET6, offset6)
     mask = b"" if network.prefixlen == network.max_prefixlen else network.netmask.packed
-    return family(version) + _payload(_NETWORK_HEADER, offset, network.network_address.packed, mask)
+    raw = network.network_address.packed
+    return *family(version), *_payload(_NETWORK_HEADER, offset, raw, mask)
 
 
-def _payload(base: int, offset: int, value: bytes, mask: bytes = b"") -> bytes:
+def _payload(base: int, offset: int, value: bytes, mask: bytes = b"") -> Match:
     size = len(value)
-    bits = _expression("bitwise", _number(1, 1), _number(2, 1), _number(3, size), _data(4, mask), _data(5, bytes(size)))
-    return _load(base, offset, size) + (bits if mask else b"") + _equals(value)
+    load = Expression("payload", (("dreg", 1), ("base", base), ("offset", offset), ("len", size)))
+    bits = Expression("bitwise", (("sreg", 1), ("dreg", 1), ("len", size), ("mask", mask), ("xor", bytes(size))))
+    return (load, bits, _equals(value)) if mask else (load, _equals(value))
 
 
-def _load(base: int, offset: int, size: int) -> bytes:
-    return _expression("payload", _number(1, 1), _number(2, base), _number(3, offset), _number(4, size))
+def _meta(key: int, value: bytes) -> Match:
+    return Expression("meta", (("dreg", 1), ("key", key))), _equals(value)
 
 
-def _meta(key: int, value: bytes) -> bytes:
-    return _expression("meta", _number(1, 1), _number(2, key)) + _equals(value)
+def _equals(value: bytes) -> Expression:
+    return Expression("cmp", (("sreg", 1), ("op", 0), ("data", value)))
 
 
-def _equals(value: bytes) -> bytes:
-    return _expression("cmp", _number(1, 1), _number(2, 0), _data(3, value))
-
-
-def _data(kind: int, value: bytes) -> bytes:
-    return attribute(kind, attribute(1, value))
-
-
-def _verdict(code: int, chain: str = "") -> bytes:
-    verdict = _number(1, code) + (_name(2, chain) if chain else b"")
-    return _expression("immediate", _number(1, 0), attribute(2, attribute(2, verdict)))
-
-
-def _reject(kind: int, code: int) -> bytes:
-    return _expression("reject", _number(1, kind), attribute(2, bytes([code])))
+def _verdict(code: int, chain: str = "") -> Expression:
+    return Expression("immediate", (("dreg", 0), ("data", Verdict(code, chain))))
 
 
 ACCEPT, DROP = _verdict(_NF_ACCEPT), _verdict(_NF_DROP)
-TCP_RESET, PORT_UNREACHABLE = _reject(_TCP_RESET, 0), _reject(_ICMPX, _ICMPX_PORT_UNREACHABLE)
+TCP_RESET = Expression("reject", (("type", _TCP_RESET), ("icmp_code", 0)))
+PORT_UNREACHABLE = Expression("reject", (("type", _ICMPX), ("icmp_code", _ICMPX_PORT_UNREACHABLE)))
 
 
 # The sandbox's own addresses: outside the synthetic pool (RFC 6333 section 5.7; RFC 4193).
@@ -250,20 +226,22 @@ _HOW_REFUSED = {
 }
 
 
-def ruleset(gate_port: int) -> tuple[Statement, ...]:
+def ruleset(gate_port: int, *, log: bool = True) -> tuple[Statement, ...]:
     """Return everything the namespace's ruleset consists of, in the order in which it must be added."""
     if not 0 < gate_port < 1 << 16:
         raise ValueError(f"`{gate_port}` is not a port")
-    counters = map(counter, (LOGGED, *Kind))
-    chains = map(chain, (*map(_refusing, Kind), _DNS, _LEAVING))
-    bases = base_chain(_CAPTURE, _PREROUTING, _MANGLE), base_chain(_SENDING, _OUTPUT, _MANGLE)
-    refusals = (each for kind in Kind for each in _refusal(kind))
+    counters = (Counter(TABLE, name) for name in (LOGGED, *Kind))
+    chains = (Chain(TABLE, name) for name in (*map(_refusing, Kind), _DNS, _LEAVING))
+    coming_in = Chain(TABLE, _CAPTURE, priority=_MANGLE)
+    leaving = Chain(TABLE, _SENDING, priority=_MANGLE, leave=True)
+    refusals = (rule for kind in Kind for rule in _refusal(kind))
     rules = (*_capture(gate_port), *_leaving(gate_port), *_dns(), *_sending(), *refusals)
-    neighbours = address_set(_NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS)
-    return (table(), *counters, neighbours, *chains, *bases, *rules)
+    neighbours = AddressSet(TABLE, _NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS)
+    there: tuple[Statement, ...] = (Table(TABLE), *counters, neighbours, *chains, coming_in, leaving)
+    return (*there, *(rule for rule in rules if log or not rule.logs))
 
 
-def _capture(gate_port: int) -> tuple[Statement, ...]:
+def _capture(gate_port: int) -> tuple[Rule, ...]:
     """Tell apart what stays inside, what wants to leave, and what claims an address that isn't the sandbox's.
 
     DNS over TCP to an own address goes to the gate, which answers it: the resolver's UDP socket has port 53 at every
@@ -272,87 +250,84 @@ def _capture(gate_port: int) -> tuple[Statement, ...]:
     Every address is local here, so a task can bind any of them. What it sends from one would be answered to that
     address, and the answer taken for something leaving: it goes no further instead.
     """
-    query = destination(_LOOPBACK_BROADCAST) + protocol(socket.IPPROTO_UDP) + port(_DNS_PORT)
-    lookup = protocol(socket.IPPROTO_TCP) + port(_DNS_PORT) + tproxy(gate_port) + ACCEPT
+    query = (*destination(_LOOPBACK_BROADCAST), *protocol(socket.IPPROTO_UDP), *port(_DNS_PORT))
+    lookup = (*protocol(socket.IPPROTO_TCP), *port(_DNS_PORT), *tproxy(gate_port), ACCEPT)
     return _rules(
         _CAPTURE,
-        ("no answer can come from the loopback's broadcast", query + goto(_refusing(Kind.DNS_DESTINATION))),
+        ("no answer can come from the loopback's broadcast", (*query, goto(_refusing(Kind.DNS_DESTINATION)))),
         *(
-            each
+            rule
             for network in _OWN
-            for each in (
-                (f"DNS over TCP to {network} goes to the gate, if it listens", destination(network) + lookup),
-                (f"to {network} stays inside", destination(network) + ACCEPT),
+            for rule in (
+                (f"DNS over TCP to {network} goes to the gate, if it listens", (*destination(network), *lookup)),
+                (f"to {network} stays inside", (*destination(network), ACCEPT)),
             )
         ),
-        *((f"from {network} wants to leave", source(network) + goto(_LEAVING)) for network in _OWN),
-        ("from any other address is refused", goto(_refusing(Kind.OTHER))),
+        *((f"from {network} wants to leave", (*source(network), goto(_LEAVING))) for network in _OWN),
+        ("from any other address is refused", (goto(_refusing(Kind.OTHER)),)),
     )
 
 
-def _leaving(gate_port: int) -> tuple[Statement, ...]:
+def _leaving(gate_port: int) -> tuple[Rule, ...]:
     """TCP first, the most frequent. An ICMP error is the kernel's answer to something, no attempt of the task's."""
     tcp, udp = protocol(socket.IPPROTO_TCP), protocol(socket.IPPROTO_UDP)
     icmp, icmp6 = protocol(socket.IPPROTO_ICMP), protocol(socket.IPPROTO_ICMPV6)
     return _rules(
         _LEAVING,
-        ("every TCP connection goes to the gate, if it listens", tcp + tproxy(gate_port) + ACCEPT),
-        ("other TCP is refused", tcp + goto(_refusing(Kind.TCP))),
-        ("DNS goes to the resolver", udp + port(_DNS_PORT) + goto(_DNS)),
-        ("QUIC is refused", udp + port(_QUIC_PORT) + goto(_refusing(Kind.QUIC))),
-        ("other UDP goes to the gate, if its door is open", udp + tproxy(gate_port) + ACCEPT),
-        ("other UDP is refused", udp + goto(_refusing(Kind.UDP))),
-        ("ICMP destination unreachable is dropped", icmp + icmp_type(_ICMP_UNREACHABLE) + DROP),
-        ("ICMPv6 destination unreachable is dropped", icmp6 + icmp_type(_ICMPV6_UNREACHABLE) + DROP),
-        ("other ICMP is refused", icmp + goto(_refusing(Kind.ICMP))),
-        ("other ICMPv6 is refused", icmp6 + goto(_refusing(Kind.ICMP))),
-        ("everything else is refused", goto(_refusing(Kind.OTHER))),
+        ("every TCP connection goes to the gate, if it listens", (*tcp, *tproxy(gate_port), ACCEPT)),
+        ("other TCP is refused", (*tcp, goto(_refusing(Kind.TCP)))),
+        ("DNS goes to the resolver", (*udp, *port(_DNS_PORT), goto(_DNS))),
+        ("QUIC is refused", (*udp, *port(_QUIC_PORT), goto(_refusing(Kind.QUIC)))),
+        ("other UDP goes to the gate, if its door is open", (*udp, *tproxy(gate_port), ACCEPT)),
+        ("other UDP is refused", (*udp, goto(_refusing(Kind.UDP)))),
+        ("ICMP destination unreachable is dropped", (*icmp, *icmp_type(_ICMP_UNREACHABLE), DROP)),
+        ("ICMPv6 destination unreachable is dropped", (*icmp6, *icmp_type(_ICMPV6_UNREACHABLE), DROP)),
+        ("other ICMP is refused", (*icmp, goto(_refusing(Kind.ICMP)))),
+        ("other ICMPv6 is refused", (*icmp6, goto(_refusing(Kind.ICMP)))),
+        ("everything else is refused", (goto(_refusing(Kind.OTHER)),)),
     )
 
 
-def _dns() -> tuple[Statement, ...]:
+def _dns() -> tuple[Rule, ...]:
     refused = goto(_refusing(Kind.DNS_DESTINATION))
     return _rules(
         _DNS,
-        *((f"no answer can come from {network}", destination(network) + refused) for network in _NO_REPLY_FROM),
-        ("any other server address is the resolver's", ACCEPT),
+        *((f"no answer can come from {network}", (*destination(network), refused)) for network in _NO_REPLY_FROM),
+        ("any other server address is the resolver's", (ACCEPT,)),
     )
 
 
-def _sending() -> tuple[Statement, ...]:
+def _sending() -> tuple[Rule, ...]:
     """Bound to how many IPv6 addresses packets are sent; it opens nothing, as they all come in again at `_CAPTURE`.
 
     The kernel keeps a neighbour of `lo` for each, which no `gc_thresh` bounds (net/core/neighbour.c: exempt_from_gc)
     and no memory limit counts. Of a loopback's IPv4 addresses it keeps one for all.
     """
     tcp, udp = protocol(socket.IPPROTO_TCP), protocol(socket.IPPROTO_UDP)
-    bounded = family(socket.AF_INET6) + destination_added(_NEIGHBOURS) + ACCEPT
+    bounded = (*family(socket.AF_INET6), *destination_added(_NEIGHBOURS), ACCEPT)
     return _rules(
         _SENDING,
-        ("IPv4 goes on", family(socket.AF_INET) + ACCEPT),
-        *((f"to {network} goes on", destination(network) + ACCEPT) for network in _OWN if ":" in network),
+        ("IPv4 goes on", (*family(socket.AF_INET), ACCEPT)),
+        *((f"to {network} goes on", (*destination(network), ACCEPT)) for network in _OWN if ":" in network),
         (f"to one of at most {_MOST_NEIGHBOURS} IPv6 addresses goes on", bounded),
-        ("other TCP over IPv6 is refused", tcp + goto(_refusing(Kind.TCP))),
-        ("other UDP over IPv6 is refused", udp + goto(_refusing(Kind.UDP))),
-        ("everything else is refused", goto(_refusing(Kind.OTHER))),
+        ("other TCP over IPv6 is refused", (*tcp, goto(_refusing(Kind.TCP)))),
+        ("other UDP over IPv6 is refused", (*udp, goto(_refusing(Kind.UDP)))),
+        ("everything else is refused", (goto(_refusing(Kind.OTHER)),)),
     )
 
 
-def _refusal(kind: Kind) -> tuple[Statement, ...]:
-    name, (says, answer) = _refusing(kind), _HOW_REFUSED[kind]
+def _refusal(kind: Kind) -> tuple[Rule, ...]:
+    says, answer = _HOW_REFUSED[kind]
     told = (
         limit(per_second=_LOGS_A_SECOND, burst=_LOG_BURST),
         log(REFUSAL_GROUP, kind, most_bytes=_LOG_BYTES),
         count(LOGGED),
     )
-    return (
-        rule(name, f"tell up to {_LOGS_A_SECOND} a second", *told, logs=True),
-        rule(name, says, count(kind), answer),
-    )
+    return _rules(_refusing(kind), (f"tell up to {_LOGS_A_SECOND} a second", told), (says, (count(kind), answer)))
 
 
-def _rules(chain: str, *rules: tuple[str, bytes]) -> tuple[Statement, ...]:
-    return tuple(rule(chain, says, expressions) for says, expressions in rules)
+def _rules(chain: str, *rules: tuple[str, Match]) -> tuple[Rule, ...]:
+    return tuple(Rule(TABLE, chain, says, expressions) for says, expressions in rules)
 
 
 def _refusing(kind: Kind) -> str:

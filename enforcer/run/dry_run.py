@@ -1,6 +1,6 @@
 """`exeat run --plan`: every step that a start would take, said before any is taken.
 
-It is made of the very values that a start executes (`sandbox.view`, `network.install`, `sandbox.landlock`, the worker's
+It is made of the very values that a start executes (`sandbox.view`, `network.plan`, `sandbox.landlock`, the worker's
 view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,
 cgroups, the placeholders of secrets. Nothing is made, and no value of a variable is shown.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
-from enforcer.network.install import network_plan
+from enforcer.network.plan import network_plan
 from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, sandbox_spec
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp

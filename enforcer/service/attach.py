@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from enforcer.network import attached_namespace
-from enforcer.network.install import network_plan
+from enforcer.network.install import encoded
 from enforcer.service.control_client import ask
 from enforcer.service.rule_sets import policy_in_memory
 from enforcer.service.sandboxes import recorder_for
-from enforcer.system import peers
+from enforcer.system import peers, state
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.started_by import started_by
 from proxy.sandbox.sandbox_state import Task
@@ -91,12 +91,12 @@ def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
         raise UsageError("rules with `secrets` or `upstream_auth` can't be for a namespace that somebody else made")
     (status,) = ask({"what": "status"})  # before anything is changed
     task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
-    plan = network_plan()
+    network = encoded(state.make_private(state.cache_directory()))
     recorder = recorder_for(task, Path(status["journal"]), policy)
     recorder.rules_loaded()
     event = recorder.task_started(("exeat", "attach", what.named), started_by=started_by())
     try:
-        names, sockets = _inside(what.namespace, lambda: attached_namespace.install(plan).named())
+        names, sockets = _inside(what.namespace, lambda: attached_namespace.install(network).named())
         file = policy_in_memory(policy)
         (answer,) = ask(
             {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from enforcer.limits.resource_limits import limits_of
-from enforcer.network.install import network_plan
+from enforcer.network.install import encoded
 from enforcer.policy.rule_files import Seen
 from enforcer.policy.run_request import Wanted
 from enforcer.run import sandbox_spec, task
@@ -82,9 +82,8 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
     for name in MODULES:
         importlib.import_module(name)
 
-    network_plan()
-
     def work_out() -> None:
+        encoded(cache)
         trust.roots(certificate, cache)
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.

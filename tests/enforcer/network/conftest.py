@@ -1,13 +1,14 @@
 import pytest
 from netns_harness import Namespace, Network
 
-from enforcer.network.install import network_plan
+from enforcer.network.encode import encode
+from enforcer.network.plan import network_plan
 from tests import harness
 
 
 @pytest.fixture(scope="session")
 def encoded():
-    return network_plan()
+    return encode(network_plan())
 
 
 @pytest.fixture(params=["root", "user"])

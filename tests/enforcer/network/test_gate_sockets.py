@@ -8,9 +8,9 @@ import pytest
 from netns_harness import Network, outcome
 
 from enforcer.network import gate_sockets
-from enforcer.network.constants import GATE_PORT
 from enforcer.network.gate_sockets import open_gate_sockets
 from enforcer.network.install import execute
+from enforcer.network.plan import GATE_PORT
 
 
 def options(sock):

@@ -3,17 +3,20 @@
 import errno
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 from netns_harness import Network, outcome
 
-from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
+from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES, TABLE
+from enforcer.network.encode import encode
 from enforcer.network.gate_sockets import open_counter_socket, read_counters
-from enforcer.network.install import Installed, StepFailedError, execute, network_plan, ruleset_batch
-from enforcer.network.ruleset import goto, rule, ruleset
-from proxy.wire.netlink import HEADER, NLM_F_ACK
+from enforcer.network.install import Installed, StepFailedError, execute, numbered
+from enforcer.network.plan import Batch, network_plan
+from enforcer.network.ruleset import Chain, Expression, Rule, Verdict, ruleset
+from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK
 from proxy.wire.refusal_log import Kind
 
 
@@ -27,7 +30,7 @@ def test_a_plan_describes_every_step_in_order():
         "route ::/0 to `lo`, from fd65:7865:6174::2",
     )
     assert "rule of `leaving`: every TCP connection goes to the gate, if it listens" in lines
-    assert len(lines) == sum(len(batch.statements) for batch in network_plan()[1:])
+    assert len(lines) == sum(len(batch.statements) for batch in network_plan().batches[:-1])
 
 
 def test_own_addresses_lie_outside_the_synthetic_pool():
@@ -48,26 +51,21 @@ def test_a_gate_port_must_be_a_port(port):
 
 
 def test_the_unlogged_ruleset_lacks_the_log_rules_and_nothing_else():
-    plan = network_plan()
-    logged, unlogged = plan.ruleset.statements, plan.unlogged.statements
-    assert tuple(each for each in logged if not each.logs) == unlogged
+    logged, unlogged = ruleset(GATE_PORT), ruleset(GATE_PORT, log=False)
+    assert tuple(s for s in logged if not (isinstance(s, Rule) and s.logs)) == unlogged
     assert len(logged) - len(unlogged) == len(Kind)
 
 
-def test_each_statement_is_numbered_and_the_last_is_acknowledged():
-    for batch in (*network_plan()[1:], network_plan().unlogged):
-        heads = [HEADER.unpack_from(batch.data, at) for at in beginnings(batch.data)]
-        own = [head for head in heads if head[1] not in (0x10, 0x11) or len(heads) < 3]  # a ruleset's begin and end
-        assert [head[3] for head in heads] == list(range(1, len(heads) + 1))
-        assert [bool(head[2] & NLM_F_ACK) for head in own] == [False] * (len(own) - 1) + [True]
-        assert (own[0][3], own[-1][3], len(own)) == (batch.first, batch.last, len(batch.statements))
+def test_a_statement_that_nobody_can_encode_is_an_error():
+    plan = network_plan()._replace(link=Batch(0, ("nonsense",)))
+    with pytest.raises(TypeError, match="nonsense"):
+        encode(plan)
 
 
-def beginnings(data):
-    at = 0
-    while at < len(data):
-        yield at
-        at += (HEADER.unpack_from(data, at)[0] + 3) & ~3
+def test_a_batch_of_other_messages_than_it_has_statements_is_an_error():
+    message = struct.pack("=IHHII", 16, 16, NLM_F_ACK, 0, 0)
+    with pytest.raises(ValueError, match="2 encoded messages for a batch of 1 statements"):
+        numbered((message, message), ("bring `lo` up",))
 
 
 def has_table():
@@ -137,8 +135,15 @@ def test_without_capabilities_the_first_step_fails(namespace, encoded):
 
 
 def test_the_ruleset_is_all_or_nothing(namespace):
-    broken = rule("capture", "jump where nothing is", goto("nowhere"))
-    encoded = network_plan()._replace(ruleset=ruleset_batch((*ruleset(GATE_PORT), broken)))
+    rules = ruleset(GATE_PORT)
+    broken = Rule(
+        TABLE,
+        "capture",
+        "jump where nothing is",
+        (Expression("immediate", (("dreg", 0), ("data", Verdict(-4, "nowhere")))),),
+    )
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, (*rules, broken)))
+    encoded = encode(plan)
 
     def attempt():
         with pytest.raises(StepFailedError, match="rule of `capture`: jump where nothing is"):
@@ -150,9 +155,9 @@ def test_the_ruleset_is_all_or_nothing(namespace):
 
 def test_without_nflog_the_counters_still_count(namespace, encoded):
     """ENOENT on a log rule is what a kernel without NFLOG says; here its chain is what doesn't exist."""
-    gone = rule("gone", "in no chain", logs=True)
-    missing = tuple(gone if each.logs else each for each in ruleset(GATE_PORT))
-    encoded = network_plan()._replace(ruleset=ruleset_batch(missing))
+    missing = tuple(s._replace(chain="gone") if isinstance(s, Rule) and s.logs else s for s in ruleset(GATE_PORT))
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
+    encoded = encode(plan)
 
     def make():
         installed = execute(encoded)
@@ -167,8 +172,9 @@ def test_without_nflog_the_counters_still_count(namespace, encoded):
 
 
 def test_enoent_on_any_other_rule_is_not_taken_for_a_missing_nflog(namespace):
-    missing = (*ruleset(GATE_PORT), rule("gone", "in no chain"))
-    encoded = network_plan()._replace(ruleset=ruleset_batch(missing))
+    missing = (*ruleset(GATE_PORT), Rule(TABLE, "gone", "in no chain", ()))
+    plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
+    encoded = encode(plan)
 
     def attempt():
         with pytest.raises(StepFailedError, match="in no chain") as caught:
@@ -226,8 +232,6 @@ def netns(pid):
 
 
 def test_the_table_has_one_base_chain_where_packets_come_in_and_one_where_they_leave():
-    based = [each.says for each in ruleset(GATE_PORT) if "priority" in each.says]
-    assert based == [
-        "add the chain `capture` where packets come in (priority -150), dropping what is left",
-        "add the chain `sending` where packets leave (priority -150), dropping what is left",
-    ]
+    chains = [s for s in ruleset(GATE_PORT) if isinstance(s, Chain)]
+    based = [(chain.name, chain.leave) for chain in chains if chain.priority is not None]
+    assert based == [("capture", False), ("sending", True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from netns_harness import outcome
 
-from enforcer.network.constants import GATE_PORT
+from enforcer.network.plan import GATE_PORT
 from proxy.wire.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, message, messages
 
 RTM_GETNEIGH = 30  # linux/rtnetlink.h

@@ -11,7 +11,7 @@ import struct
 import pytest
 from netns_harness import outcome, start
 
-from enforcer.network.constants import GATE_PORT
+from enforcer.network.plan import GATE_PORT
 
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 19, 75, 15, 24
 IPPROTO_MPTCP = 262
@@ -273,15 +273,18 @@ def test_a_new_network_namespace_is_a_dead_end(network):
 
 def test_flushing_the_ruleset_opens_no_path(network):
     """Even whoever owns the namespace: without the rules everything ends on this host's own closed ports."""
-    from enforcer.network.install import _opened, _send, ruleset_batch
-    from enforcer.network.ruleset import table
+    from pyroute2.netlink.nfnetlink import nftsocket
+
+    from enforcer.network import encode
+    from enforcer.network.install import _opened, _send, numbered
     from proxy.wire.netlink import NETLINK_NETFILTER
 
-    delete = table()._replace(says="delete the table", kind=10 << 8 | 2, flags=0)  # NFT_MSG_DELTABLE
+    delete = encode._nft(nftsocket.nft_table_msg(), 2, [("NFTA_TABLE_NAME", "exeat")], 0)
+    messages = encode._edge(0x10), encode._bytes(delete), encode._edge(0x11)
 
     def flush_and_connect():
         with _opened(socket.socket, NETLINK_NETFILTER) as sock:
-            _send(sock, ruleset_batch((delete,)))
+            _send(sock, numbered(messages, ("delete the table",)))
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect((PUBLIC, 443))
             udp.send(b"x")

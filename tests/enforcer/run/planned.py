@@ -40,9 +40,9 @@ def gate_enters(steps):
     enter(steps)
 
 
-def network_is_made(plan, **more):
-    network.tell([each.says for batch in plan[1:] for each in batch.statements])
-    return execute(plan, **more)
+def network_is_made(encoded, **more):
+    network.tell([line for batch in encoded[1:-1] for line in batch.statements])
+    return execute(encoded, **more)
 
 
 def told(recipe, spare, _carry):

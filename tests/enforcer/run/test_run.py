@@ -18,7 +18,7 @@ from tests.enforcer.terminals import Terminal
 RULES = "version: 1\nname: nothing\nrules: []\n"
 KEPT = (
     "rules.yaml", "temporary", ".local", ".local/state", *(f".local/state/exeat{name}" for name in (
-        "", "/ca", "/ca/ca.pem", "/cache", "/cache/ca.json", "/cache/java-*.p12",
+        "", "/ca", "/ca/ca.pem", "/cache", "/cache/ca.json", "/cache/java-*.p12", "/cache/network-*",
         "/keeper", "/keeper/keys", "/keeper/keys/current", "/keeper/keys/*.pem",
     )),
 )  # fmt: skip

@@ -10,7 +10,8 @@ from gate_harness import RAW, SPLICED, World, client_hello, run
 from test_gate_swapped import Swapped
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from enforcer.network.install import network_plan
+from enforcer.network.encode import encode
+from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import Datagrams
 from proxy.dns.records import Records
 from proxy.gate.decide import DecisionCache
@@ -24,7 +25,7 @@ SERVERS = ("8.8.8.8", "127.0.0.53", "198.18.3.4", "::1", "2001:4860:4860::8888",
 
 @pytest.fixture(scope="module")
 def encoded():
-    return network_plan()
+    return encode(network_plan())
 
 
 @pytest.fixture(params=["root", "user"])
