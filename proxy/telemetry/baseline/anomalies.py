@@ -99,7 +99,7 @@ class Scan:
 
 
 def find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
-    """Scan through what is new, learn from it, and tell what is unusual; whether anything was told.
+    """Read what is new in the journal, learn from it, and tell what is unusual; whether anything was told.
 
     `host` is the origin of what is about no task. One process at a time: a second one does nothing. Raises OSError.
     """
