@@ -202,7 +202,7 @@ def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
     assert find_anomalies(world.journal, world.state, HOST)
     (error,) = world.told(Kind.GATE_ERROR)
     assert "learned anew" in error.fault.detail
-    assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["baselines"]
+    assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
 
 
 def test_nothing_is_learned_twice_when_it_is_looked_at_again(world):
