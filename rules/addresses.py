@@ -98,10 +98,6 @@ BLOCKS = (
     _block("4000::/2", "unallocated", Opening.NEVER),
     _block("8000::/1", "unallocated", Opening.NEVER),
 )
-__all__ = [
-    "Address", "Block", "Network", "Opening", "block_of", "bracketed", "normal", "opens", "parse_address", "parse_host",
-    "parse_network", "why_not_public",
-]  # fmt: skip
 _MAPPED = 0xFFFF  # the 16 bits in front of the last 32 of ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2
 _DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
 # (bits of the host part, {prefix: block}), longest prefix first: a lookup is a probe a length. One such for each value

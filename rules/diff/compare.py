@@ -379,6 +379,3 @@ def _is_name(parts: tuple[str, ...]) -> bool:
         return bool(parts) and bool(HostName.parse(".".join(reversed(parts))))
     except InvalidName:
         return False
-
-
-__all__ = ["AUDITED", "Compared", "Row", "Setting", "Side", "Standing", "compare"]

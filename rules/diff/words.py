@@ -8,7 +8,7 @@ from rules.addresses import bracketed
 from rules.attempt import Attempt, Change, GitService, Protocol
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
-from rules.diff.sample_attempts import ANOTHER_CASE, ANY_PATH, OTHER_METHOD
+from rules.diff.sample_attempts import ANOTHER_CASE, OTHER_METHOD
 from rules.ports import LAST_PORT
 from rules.problems import listed
 from rules.verdicts import Reason, Verdict
@@ -353,6 +353,3 @@ def example(attempt: Attempt) -> str:
     scheme = _SCHEMES.get(attempt.protocol, "https")
     port = "" if _FAMILIAR.get((attempt.protocol, attempt.port)) == scheme else f":{attempt.port}"
     return f"{request.method} {scheme}://{host}{port}{request.path}"
-
-
-__all__ = ["ANY_PATH", "BECOMES", "Statement", "example", "statements"]

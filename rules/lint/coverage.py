@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.addresses import BLOCKS, Network, is_within, opens
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import MANY, Part, Trie, covers, overlap
-from rules.matching.requests import is_wide
-from rules.matching.sample_requests import UNNAMED, filled, sample_paths
+from rules.matching.requests import UNNAMED, is_wide
+from rules.matching.sample_requests import filled, sample_paths
 from rules.names import HostName, InvalidName
 from rules.ports import Ports
 from rules.rule import Rule

@@ -99,7 +99,7 @@ def preset_names() -> tuple[str, ...]:
 def read_preset(name: str, locks: Sequence[Path] | None = None) -> Loaded:
     """Load one preset by itself, with its tests. Raises RuleFileError: no such preset, or it isn't locked."""
     loader = _Loader(locks)
-    loader.take_preset(name, name, 1, 1)
+    loader.take_preset(name)
     return loader.finish()
 
 
@@ -127,6 +127,10 @@ def _via(named: _Named | None) -> Place | None:
     return None if named is None else named.via or Place(named.file, named.include.node)
 
 
+def _place(shown: str, named: _Named | None) -> tuple[str, int, int]:
+    return (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
+
+
 class _Loader:
     """Follows includes depth first; a file that is included twice counts once."""
 
@@ -149,7 +153,7 @@ class _Loader:
         self, shown: str, path: Path, named: _Named | None, *, mandatory: bool = False
     ) -> None:
         """Read one file and what it includes. `named`: by which file, and how."""
-        place = (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
+        place = _place(shown, named)
         selections = () if named is None else named.selections
         if path.parent != PRESETS:
             self._asked[path] = None
@@ -184,7 +188,7 @@ class _Loader:
         for include in content.includes:
             inner = _Named(shown, include, selections + ((include.selection,) if include.selection else ()), via)
             if include.preset:
-                self.take_preset(include.preset, shown, include.node.line, include.node.column, inner)
+                self.take_preset(include.preset, inner)
             else:
                 self.take(str(Path(shown).parent / include.file), resolved.parent / include.file, inner)
         self._open.pop()
@@ -197,12 +201,12 @@ class _Loader:
         if content.sandbox_node is not None:
             self._complain(shown, content.sandbox_node, "an included file may not have `sandbox`")
 
-    def take_preset(self, name: str, file: str, line: int, column: int, named: _Named | None = None) -> None:
-        """Read a preset, which is named in `file`."""
+    def take_preset(self, name: str, named: _Named | None = None) -> None:
+        """Read a preset. `named`: by which file."""
         path = PRESETS / f"{name}.yaml"
         if name not in preset_names():
             hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
-            self._problems.append(Problem(file, line, column, f"there is no preset {quoted(name)}{hint}"))
+            self._problems.append(Problem(*_place(name, named), f"there is no preset {quoted(name)}{hint}"))
             return
         self._presets.add(path.resolve())
         self.take(str(path), path, named)

@@ -5,21 +5,19 @@ Where it can't be known whether a command matches, because there are more words 
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rules.decision import Asks, Decision
 from rules.globs import MANY, Glob, Part, covers
 from rules.limits import USUAL_TERMS
 from rules.matching.revision import digest_of
-from rules.verdicts import Outcome, Reason, Verdict
+from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rules.matching.policy import Policy
     from rules.sandbox import Command
-
-_STRICTEST: Final = (Verdict.DENY, Verdict.ASK, Verdict.FLAG)
 
 
 class Run(NamedTuple):
@@ -58,7 +56,8 @@ def decide_run(
     if not matching:
         return Decision(Verdict.ALLOW, Outcome.PASSED, Reason.NO_COMMAND, revision=policy.revision)
     answered = [command for command in matching if _is_granted(command, granted)]
-    verdict = min((command.action for command in matching if command not in answered), key=_rank, default=Verdict.ALLOW)
+    holding = [command.action for command in matching if command not in answered]
+    verdict = min(holding, key=STRICTEST_FIRST.index, default=Verdict.ALLOW)
     deciding = [command for command in matching if command.action is verdict and command not in answered]
     passes = verdict.lets_out
     asked = deciding if verdict is Verdict.ASK else ()
@@ -88,10 +87,6 @@ def matches(command: "Command", run: Run) -> bool:
     if covers(pattern, run.words):
         return True
     return not run.whole and _could_cover(pattern, run.words)
-
-
-def _rank(verdict: Verdict) -> int:
-    return _STRICTEST.index(verdict) if verdict in _STRICTEST else 0
 
 
 def _is_called(program: str, name: str) -> bool:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rules.rule import GitRule
 
 
-__all__ = ["UNNAMED", "exempted", "filled", "longest", "pushed_refs", "sample_paths", "witnesses"]
 _ANYTHING: Final[tuple[Part, ...]] = (MANY,)
 _FETCHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-upload-pack",)))
 _PUSHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-receive-pack",)))
