@@ -17,7 +17,7 @@ from rules.loading.includes import kept_of
 from rules.loading.rule_file import FileReader, RuleFile
 from rules.loading.rule_schema import RuleReader
 from rules.loading.secret_schema import gather
-from rules.loading.settings import Said, agree
+from rules.loading.settings_layers import Said, agree
 from rules.matching.layers import Layer, reached
 from rules.matching.policy import Policy
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted

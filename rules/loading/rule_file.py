@@ -4,14 +4,14 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import BLOCKS, Opening, parse_network
+from rules.addresses import BLOCKS, Network, Opening, parse_address, parse_network
 from rules.loading.document import Listing, Mapping, Node, Scalar
 from rules.loading.fields import Reader, duration, slug, slugged
 from rules.loading.includes import Include, read_include
 from rules.loading.sections import PATH, TEXT, Key, Read, Schema, Section, choice, one, one_or_more, part, ref, text
-from rules.loading.settings import read_upstream_except
+from rules.patterns import NamePattern
 from rules.problems import Problem, quoted
-from rules.settings import Settings, Upstream
+from rules.settings import Past, Settings, Upstream
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode
 
 if TYPE_CHECKING:
@@ -140,6 +140,22 @@ def _pool(text: str) -> IPv4Network:
     return network
 
 
+def _past(reader: Reader, node: Node, key: str) -> Past:
+    """Read `upstream_except`; `reader` collects what is wrong."""
+    found = reader.each(node, key, _target)
+    names = {target.text: target for target in found if isinstance(target, NamePattern)}
+    networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
+    return Past(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))
+
+
+def _target(text: str) -> NamePattern | Network:
+    if "/" in text or ":" in text or parse_address(text) is not None:
+        return parse_network(text)
+    if text in {"*", "**"}:
+        raise ValueError(f"`{text}` would leave nothing to the proxy: leave `upstream` out then")
+    return NamePattern.parse(text)
+
+
 _TARGETS: Final = one_or_more(TEXT)
 _UPSTREAM: Final = {"type": "string", "pattern": "^(http|socks5h?)://[^/@]+:[0-9]+/?$"}
 SETTINGS: Final = Section("settings", "`settings`", {
@@ -152,7 +168,7 @@ SETTINGS: Final = Section("settings", "`settings`", {
     "idle_timeout": one("How long a connection may be silent, up to 7d.", duration),
     "upstream": one("The company's proxy.", Upstream.parse, _UPSTREAM),
     "upstream_auth": one("A file that holds what the proxy is told: `user:password`.", _absolute, PATH),
-    "upstream_except": Key("Names and networks that are dialled directly.", read_upstream_except, _TARGETS),
+    "upstream_except": Key("Names and networks that are dialled directly.", _past, _TARGETS),
     "upstream_ca": one("A file of certificates that are trusted beside the host's own store.", _absolute, PATH),
 })  # fmt: skip
 

@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from rules.addresses import Network, parse_address, parse_network
 from rules.loading.document import Node
-from rules.loading.fields import Reader
 from rules.matching.layers import RANKS, strictness
-from rules.patterns import NamePattern
-from rules.settings import Past, Settings
+from rules.settings import Settings
 
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")
@@ -58,19 +55,3 @@ def agree(said: Iterable[Said]) -> tuple[Settings, list[Objection]]:
             elif strictness(key, value) < strictness(key, found[key]):
                 found[key], by[key] = value, each.file
     return Settings(**found), objections
-
-
-def read_upstream_except(reader: Reader, node: Node, key: str) -> Past:
-    """Read `upstream_except`; `reader` collects what is wrong."""
-    found = reader.each(node, key, _target)
-    names = {target.text: target for target in found if isinstance(target, NamePattern)}
-    networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
-    return Past(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))
-
-
-def _target(text: str) -> NamePattern | Network:
-    if "/" in text or ":" in text or parse_address(text) is not None:
-        return parse_network(text)
-    if text in {"*", "**"}:
-        raise ValueError(f"`{text}` would leave nothing to the proxy: leave `upstream` out then")
-    return NamePattern.parse(text)
