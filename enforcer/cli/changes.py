@@ -21,7 +21,7 @@ from enforcer.workspace import change_store, merge_approval
 from enforcer.workspace.accept import Outcome, Selection, accept, chosen, discard, gathered, pending, tidy
 from enforcer.workspace.change_store import Change, ChangeKind, Kept, described
 from enforcer.workspace.git_objects import Difference
-from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.merge_decision import Sides
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import What
 from enforcer.workspace.show_changes import Objects, brought, count, diff, notes

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MODULES: Final = (
     "enforcer.workspace.written_places",
     "enforcer.workspace.review",
-    "enforcer.workspace.snapshot",
+    "enforcer.workspace.overlay_changes",
     "enforcer.journal.signing",
     "enforcer.limits.cgroups",
     "enforcer.limits.limit_monitor",

@@ -16,8 +16,7 @@ from enforcer.workspace.atomic_replace import MeanwhileError, New, Place
 from enforcer.workspace.change_events import Teller
 from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, Kept, mode
 from enforcer.workspace.merge_approval import sought
-from enforcer.workspace.merge_decision import Settled, Way, decide
-from enforcer.workspace.merge_inputs import Sides, opened
+from enforcer.workspace.merge_decision import Settled, Sides, Way, decide, opened
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import Entry, What

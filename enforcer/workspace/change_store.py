@@ -3,7 +3,7 @@
 meta.json       whose they are and where they belong
 lock            held by whoever writes here: first the run itself
 layers          what the overlay is made of
-base.jsonl      what the workspace was like at the start (`snapshot`); there once it is complete
+base.jsonl      what the workspace was like at the start (`Snapshot`); there once it is complete
 base            copies of what the task changed, as it was at the start; `copies.jsonl` says of what
 record.jsonl    the changes; there once the task has ended and they have been gathered (`overlay_changes`)
 settled.jsonl   what was accepted or discarded of them

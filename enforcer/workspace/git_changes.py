@@ -35,12 +35,12 @@ from enforcer.workspace.git_objects import (
     index,
     listing,
 )
-from enforcer.workspace.name_aliases import Globs
+from enforcer.workspace.protection import Globs
 from enforcer.workspace.repository_scan import settings
 from enforcer.workspace.safe_path import Entry, What, until_nul
 
 if TYPE_CHECKING:
-    from enforcer.workspace.merge_inputs import Sides
+    from enforcer.workspace.merge_decision import Sides
 
 type _Read = Callable[[str], bytes]
 type _IsProtected = Callable[[Change], bool]

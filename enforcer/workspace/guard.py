@@ -73,7 +73,7 @@ _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 _OF_GIT: Final = ("config", "commondir")
 _AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
 _ANY: Final = ("*", "**")
-# A name that differs from such a one by more than capitals is another on every file system (`name_aliases`)
+# A name that differs from such a one by more than capitals is another on every file system (`protection`)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]")
 
 

@@ -18,8 +18,7 @@ from enforcer.system.errors import ExeatError
 from enforcer.system.started_by import starter
 from enforcer.workspace import merge_decision
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.merge_decision import Print
-from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.merge_decision import Print, Sides
 from enforcer.workspace.safe_path import What
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind

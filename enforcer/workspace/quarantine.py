@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.system.errors import HostError
 from enforcer.workspace import file_content, overlay_changes
 from enforcer.workspace.change_store import Kept, Meta, remove
-from enforcer.workspace.overlay_changes import by_path, longest
+from enforcer.workspace.overlay_changes import Known, Snapshot, by_path, longest
 from enforcer.workspace.safe_path import MODE, Entry, Tree, What, acting_as, entries, joined, open_up, opened_up
-from enforcer.workspace.snapshot import Known, Snapshot
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:

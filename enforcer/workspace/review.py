@@ -12,7 +12,7 @@ from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
-from enforcer.workspace import guard, overlay_changes, repository_scan, snapshot
+from enforcer.workspace import guard, overlay_changes, repository_scan
 from enforcer.workspace.change_store import Kept, Meta
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.safe_path import MODE, Tree, acting_as
@@ -123,7 +123,7 @@ class Review:
                 linux.die_with_parent(signal.SIGKILL, parent)
                 linux.keep_only({0, 1, 2, self._workspace.descriptor, tell})
                 os.nice(_NICE)
-                snapshot.write(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
+                overlay_changes.write_snapshot(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
                 os.close(tell)
                 overlay_changes.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
             finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.workspace import file_content
 from enforcer.workspace.change_store import Change, ChangeKind, mode
 from enforcer.workspace.diff import Counted, counted, hunks
-from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.merge_decision import Sides
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import MODE, Entry, What
 from proxy.telemetry.visible import visible

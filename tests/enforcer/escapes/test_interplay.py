@@ -15,7 +15,7 @@ import pytest
 from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import made, made_file
 from enforcer.workspace.guard import reviewed
-from enforcer.workspace.name_aliases import Globs
+from enforcer.workspace.protection import Globs
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"

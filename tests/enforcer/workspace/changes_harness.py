@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from enforcer.workspace import accept, snapshot
+from enforcer.workspace import accept, overlay_changes
 from enforcer.workspace.change_store import Kept, Meta
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import Tree
@@ -53,7 +53,7 @@ class World:
         self.kept = Kept.create(meta)
         self.kept.unlock()
         tree = Tree.open(str(self.work))
-        snapshot.write(tree, self.kept.meta.start, self.kept.place / "base.jsonl")
+        overlay_changes.write_snapshot(tree, self.kept.meta.start, self.kept.place / "base.jsonl")
         tree.close()
         self.upper = self.kept.upper
         self.settle_clock()

@@ -15,7 +15,7 @@ from changes_harness import OWNER
 from enforcer.cli import main
 from enforcer.workspace import accept, git_changes, git_objects
 from enforcer.workspace.guard import reviewed
-from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.merge_decision import Sides
 from enforcer.workspace.protection import Protection
 from tests import harness
 

@@ -14,8 +14,7 @@ from enforcer.system.errors import UsageError
 from enforcer.workspace import guard as guarding
 from enforcer.workspace.change_store import Change
 from enforcer.workspace.guard import Guard, directly, reviewed
-from enforcer.workspace.name_aliases import Globs
-from enforcer.workspace.protection import Protection
+from enforcer.workspace.protection import Globs, Protection
 from enforcer.workspace.safe_path import Entry, What
 from tests import harness
 

@@ -12,8 +12,7 @@ from enforcer.system.errors import HostError
 from enforcer.workspace import accept, file_content, merge_approval
 from enforcer.workspace.change_events import Teller
 from enforcer.workspace.change_store import Kept, Meta, find
-from enforcer.workspace.merge_decision import Print, Thing
-from enforcer.workspace.merge_inputs import Sides
+from enforcer.workspace.merge_decision import Print, Sides, Thing
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import What
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
