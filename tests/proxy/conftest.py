@@ -1,9 +1,17 @@
 import contextlib
+import gc
 
 import pytest
 
 from proxy.telemetry.journal.writer import Journal
 from tests.proxy.loopback import let_out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_others_left_is_not_walked_through():
+    """Tests that count descriptors collect garbage, and what was there before them is none of theirs."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,18 +1,9 @@
-import gc
-
 import pytest
-from hostile_harness import looks  # noqa: F401 - a fixture
 
 from proxy.event_loop import poller
 from proxy.gate import splice
 from tests import harness
-
-
-@pytest.fixture(autouse=True, scope="module")
-def what_others_left_is_not_walked_through():
-    """Tests that count descriptors collect garbage, and what was there before them is none of theirs."""
-    gc.collect()
-    gc.freeze()
+from tests.proxy.gate.hostile_harness import looks  # noqa: F401 - a fixture
 
 
 @pytest.fixture(params=["compiled", "interpreted"])

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gate_harness import (
+from tests.proxy.gate.gate_harness import (
     HOSTS,
     INSPECTED,
     RAW,

@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
-from gate_harness import (
+
+from proxy.gate.connection import Connection
+from tests.proxy.gate.gate_harness import (
     HOSTS,
     INSPECTED,
     RAW,
@@ -13,8 +15,6 @@ from gate_harness import (
     open_descriptors,
     run,
 )
-
-from proxy.gate.connection import Connection
 
 RULES = (SPLICED, INSPECTED, RAW)
 HELLO = client_hello("good.example")

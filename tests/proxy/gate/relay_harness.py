@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import socket
 
-from gate_harness import Client, open_descriptors, run, until
-
 from proxy.event_loop import poller
 from proxy.event_loop.poller import Poller
 from proxy.gate.splice import BufferQuota, Splice
+from tests.proxy.gate.gate_harness import Client, open_descriptors, run, until
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from gate_harness import until
-from relay_harness import Passed, fill, relayed
 
 from proxy.compiled import build, library
 from proxy.compiled.library import Over
@@ -18,6 +16,8 @@ from proxy.event_loop.poller import IN, Poller
 from proxy.gate import splice
 from proxy.gate.splice import MOST_KEPT
 from tests import harness
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.gate.relay_harness import Passed, fill, relayed
 
 compiled = splice.COMPILED
 

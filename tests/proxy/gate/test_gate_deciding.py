@@ -1,7 +1,6 @@
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 
 from proxy.dialing.address_check import DialFailed
 from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
@@ -10,6 +9,7 @@ from proxy.sandbox.sandbox_state import Task, Tenant
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
+from tests.proxy.gate.gate_harness import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 
 RULES = (
     "id: seen, to: [seen.example, '*.wild.example'], ports: [443, 80], action: allow",

@@ -1,7 +1,6 @@
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import client_hello, policy_of
 
 from proxy.gate import decide
 from proxy.gate.client_hello import parse_hello
@@ -9,6 +8,7 @@ from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
 from proxy.sandbox.sandbox_state import Calendar, Task, Tenant
 from rules.names import HostName
 from rules.verdicts import Reason
+from tests.proxy.gate.gate_harness import client_hello, policy_of
 
 REAL = client_hello()
 RULES = ("id: good, to: good.example, ports: [443], tls: splice, action: allow",)

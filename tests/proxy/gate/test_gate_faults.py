@@ -8,7 +8,12 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from gate_harness import (
+
+from proxy.event_loop import poller
+from proxy.event_loop.poller import Loop
+from proxy.gate import connection, listener
+from proxy.telemetry.events import Where
+from tests.proxy.gate.gate_harness import (
     HOSTS,
     RAW,
     SPLICED,
@@ -17,12 +22,7 @@ from gate_harness import (
     open_descriptors,
     run,
 )
-from hostile_harness import HELLO, RULES, hostile, reasons
-
-from proxy.event_loop import poller
-from proxy.event_loop.poller import Loop
-from proxy.gate import connection, listener
-from proxy.telemetry.events import Where
+from tests.proxy.gate.hostile_harness import HELLO, RULES, hostile, reasons
 
 # the machine
 

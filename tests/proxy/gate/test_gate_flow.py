@@ -6,16 +6,16 @@ import socket
 from ipaddress import ip_address
 
 import pytest
-from flow_harness import HELLO, decided, gate
-from gate_harness import (
-    LOOPBACK,
-    RAW,
-    Origin,
-)
 
 from proxy.gate.client_hello import parse_hello
 from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
+from tests.proxy.gate.flow_harness import HELLO, decided, gate
+from tests.proxy.gate.gate_harness import (
+    LOOPBACK,
+    RAW,
+    Origin,
+)
 
 # passed through
 

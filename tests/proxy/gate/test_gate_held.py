@@ -4,10 +4,10 @@ import asyncio
 import socket
 
 import pytest
-from gate_harness import client_hello
-from held_harness import ASKED, ASKED_TLS, held, spoken, summed, told, untouched
 
 from rules.verdicts import Outcome, Reason
+from tests.proxy.gate.gate_harness import client_hello
+from tests.proxy.gate.held_harness import ASKED, ASKED_TLS, held, spoken, summed, told, untouched
 
 
 @pytest.mark.parametrize("name", ["raw.example", "good.example"])

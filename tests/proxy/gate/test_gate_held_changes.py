@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from gate_harness import RAW
-from held_harness import ASKED, held, reload, spoken, told, untouched
 
 from proxy.approvals.protocol import Drop
 from proxy.approvals.votes import Refused
+from tests.proxy.gate.gate_harness import RAW
+from tests.proxy.gate.held_harness import ASKED, held, reload, spoken, told, untouched
 
 
 def test_without_a_registry_everything_that_is_asked_about_is_denied(tmp_path):

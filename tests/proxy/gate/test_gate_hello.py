@@ -1,9 +1,18 @@
 import pytest
-from gate_harness import client_hello, ech_hello, extension, hello_message, made_hello, records, server_name, vector
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.gate.client_hello import MOST_BYTES, MOST_RECORDS, ClientHello, NeedMore, NotTls, parse_hello
+from tests.proxy.gate.gate_harness import (
+    client_hello,
+    ech_hello,
+    extension,
+    hello_message,
+    made_hello,
+    records,
+    server_name,
+    vector,
+)
 
 REAL = client_hello()
 

@@ -5,9 +5,9 @@ import contextlib
 import socket
 
 import pytest
-from hostile_harness import HELLO, hostile, reasons
 
 from proxy.gate import connection
+from tests.proxy.gate.hostile_harness import HELLO, hostile, reasons
 
 # half a hello
 

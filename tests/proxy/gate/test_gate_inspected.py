@@ -4,16 +4,16 @@ import socket
 from ipaddress import ip_address
 
 import pytest
-from flow_harness import HELLO, RULES, decided, gate
-from gate_harness import (
+
+from rules.verdicts import Reason
+from tests.proxy.gate.flow_harness import HELLO, RULES, decided, gate
+from tests.proxy.gate.gate_harness import (
     HOSTS,
     LOOPBACK,
     World,
     client_hello,
     run,
 )
-
-from rules.verdicts import Reason
 
 # handed over
 

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from gate_harness import client_hello, extension, made_hello, server_name, vector
 
 from proxy.gate.client_hello import ja4, parse_hello
+from tests.proxy.gate.gate_harness import client_hello, extension, made_hello, server_name, vector
 
 
 def numbers(text):

@@ -1,10 +1,10 @@
 """What is counted against a rule's limits, and what they hold back."""
 
 import pytest
-from gate_harness import HOSTS, RAW, SPLICED, World, client_hello, policy_of, run
 
 from proxy.sandbox.rule_limits import Connections, Exceeded, Meter, Meters
 from rules.limits import Limits
+from tests.proxy.gate.gate_harness import HOSTS, RAW, SPLICED, World, client_hello, policy_of, run
 
 
 class Clock:

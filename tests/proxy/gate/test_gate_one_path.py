@@ -3,9 +3,9 @@
 from datetime import date
 
 import pytest
-from gate_harness import LOOPBACK, SPLICED, World, client_hello, policy_of, run
 
 from rules.names import HostName
+from tests.proxy.gate.gate_harness import LOOPBACK, SPLICED, World, client_hello, policy_of, run
 
 ELSEWHERE = "127.0.0.3"
 RULES = (f"{SPLICED}, until: 2026-01-01", "id: no, to: good.example, when: tainted, action: deny")

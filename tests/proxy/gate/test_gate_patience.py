@@ -5,13 +5,13 @@ import contextlib
 import socket
 
 import pytest
-from gate_harness import (
-    RAW,
-)
-from hostile_harness import HELLO, hostile, reasons
 
 from proxy.event_loop import poller
 from proxy.gate import connection, listener
+from tests.proxy.gate.gate_harness import (
+    RAW,
+)
+from tests.proxy.gate.hostile_harness import HELLO, hostile, reasons
 
 # silence
 

@@ -1,9 +1,9 @@
 import pytest
-from gate_harness import client_hello
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.gate.client_hello import MOST_BYTES, OTHER, ClientHello, HttpHead, NeedMore, Other, recognise
+from tests.proxy.gate.gate_harness import client_hello
 
 HEAD = b"GET /a?b=c HTTP/1.1\r\nUser-Agent: x\r\nHost: good.example:8080\r\nAccept: */*\r\n\r\n"
 

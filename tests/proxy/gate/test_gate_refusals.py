@@ -3,8 +3,9 @@
 from ipaddress import ip_address
 
 import pytest
-from flow_harness import HELLO, RULES, decided, gate
-from gate_harness import (
+
+from tests.proxy.gate.flow_harness import HELLO, RULES, decided, gate
+from tests.proxy.gate.gate_harness import (
     HOSTS,
     LOOPBACK,
     OWN,

@@ -6,7 +6,6 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from gate_harness import RAW, SPLICED, policy_of
 
 from proxy.dialing import proxy_auth
 from proxy.event_loop.slices import at_once
@@ -15,6 +14,7 @@ from proxy.worker import policy_transfer
 from proxy.worker.reload import Reloading
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import raised
+from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of
 
 
 class Everybody:

@@ -4,9 +4,9 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
-from gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
 
 from proxy.sandbox.sandbox_state import Calendar
+from tests.proxy.gate.gate_harness import HOSTS, INSPECTED, RAW, SPLICED, World, client_hello, policy_of, run
 
 ELSEWHERE = "id: elsewhere, to: other.example, action: allow"
 NO = "id: no, to: '**.example', action: deny"

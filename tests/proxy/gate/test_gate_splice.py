@@ -4,11 +4,11 @@ import socket
 import struct
 
 import pytest
-from gate_harness import until
-from relay_harness import Passed, fill, relayed, turns
 
 from proxy.event_loop import poller
 from proxy.gate import splice
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.gate.relay_harness import Passed, fill, relayed, turns
 
 pytestmark = pytest.mark.usefixtures("whoever")
 

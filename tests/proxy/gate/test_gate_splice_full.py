@@ -4,10 +4,10 @@ import asyncio
 import random
 
 import pytest
-from gate_harness import until
-from relay_harness import Passed, fill, relayed
 
 from proxy.event_loop.poller import COMPILED
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.gate.relay_harness import Passed, fill, relayed
 
 pytestmark = pytest.mark.usefixtures("whoever")
 

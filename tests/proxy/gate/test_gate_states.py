@@ -1,10 +1,10 @@
 """The state machine of a connection: the table by itself, and what a connection does that would leave it."""
 
 import pytest
-from gate_harness import HOSTS, SPLICED, World, client_hello, run
 
 from proxy.gate.connection import Connection
 from proxy.gate.states import NEXT_STATE, TRANSITIONS, State, TransitionError
+from tests.proxy.gate.gate_harness import HOSTS, SPLICED, World, client_hello, run
 
 USUAL = ["ACCEPTED", "PEEKING", "DECIDING", "RESOLVING", "DIALING", "SPLICING", "CLOSED"]
 HELD = ["ACCEPTED", "PEEKING", "DECIDING", "PENDING", "DECIDING", "RESOLVING", "DIALING", "SPLICING", "CLOSED"]

@@ -5,9 +5,8 @@ import contextlib
 import random
 from ipaddress import ip_address
 
-from gate_harness import HOSTS, SPLICED, Origin, World, client_hello, open_descriptors, policy_of, run
-
 from rules.names import HostName
+from tests.proxy.gate.gate_harness import HOSTS, SPLICED, Origin, World, client_hello, open_descriptors, policy_of, run
 
 AT_ONCE, ALL = 40, 200
 DENIED = "id: good, to: good.example, action: deny"

@@ -5,12 +5,12 @@ import select
 import socket
 
 import pytest
-from gate_harness import HOSTS, SPLICED, World, client_hello, run, until
-from relay_harness import relayed
 
 from proxy.event_loop.poller import COMPILED
 from proxy.gate.decide import DecisionCache
 from tests import harness
+from tests.proxy.gate.gate_harness import HOSTS, SPLICED, World, client_hello, run, until
+from tests.proxy.gate.relay_harness import relayed
 
 
 class Swapped:

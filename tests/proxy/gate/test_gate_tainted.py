@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from gate_harness import HOSTS, RAW, World, policy_of, run
-from test_gate_records import Resolving, records
 
 from proxy.approvals.protocol import Hello, State
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.dns.test_dns_records import Resolving, records
+from tests.proxy.gate.gate_harness import HOSTS, RAW, World, policy_of, run
 
 FORUM = "id: forum, to: good.example, ports: [ORIGIN/tcp], action: allow, resolves_to: [127.0.0.0/8], trust: untrusted"
 THEN_ASK = "id: then, to: raw.example, ports: [ORIGIN/tcp], action: ask, when: tainted, approval: {hold: 60s, open: 1h}"

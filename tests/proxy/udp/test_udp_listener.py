@@ -6,11 +6,11 @@ from datetime import date
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import until
-from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
 from proxy.udp import door, flow, listener
 from proxy.udp.listener import REMEMBERED, RESTED
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.udp.udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
 REFUSED = [
     ("an address no rule lists", (), ip_address("93.184.216.34"), 123, "udp"),

@@ -5,10 +5,10 @@ import struct
 
 import dns.message
 import pytest
-from gate_harness import TIMEOUT, World, run
 
 from proxy.dns.datagrams import Datagrams
 from proxy.gate import dns_stream as dnstcp
+from tests.proxy.gate.gate_harness import TIMEOUT, World, run
 
 RULES = ("id: good, to: '**.good.example', ports: [443], action: allow",)
 _IP_RECVORIGDSTADDR, _IPV6_RECVORIGDSTADDR = 20, 74

@@ -5,12 +5,12 @@ from ipaddress import ip_address
 from types import SimpleNamespace
 
 import pytest
-from dial_harness import OTHER, PUBLIC, RULES, attempt, setting
-from gate_harness import Origin, open_descriptors, policy_of
 
 from proxy.dialing import dialer
 from proxy.dialing.address_check import DialFailed
 from tests.ports import free_port
+from tests.proxy.dialing.dial_harness import OTHER, PUBLIC, RULES, attempt, setting
+from tests.proxy.gate.gate_harness import Origin, open_descriptors, policy_of
 
 BAD = (
     "127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "192.168.1.1", "0.0.0.0", "224.0.0.1", "255.255.255.255",

@@ -6,10 +6,10 @@ import socket
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import until
-from udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
 from proxy.udp import flow
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.udp.udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
 
 
 def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):

@@ -9,13 +9,13 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
-from gate_harness import run
-from name_servers import Server, add, asking
 
 from proxy.dns.answers import LONGEST, _Datagrams
 from proxy.dns.lookup import Lookup, LookupFailed
 from proxy.dns.servers import MOST_ALIASES, NameServers
 from rules.names import HostName
+from tests.proxy.dns.name_servers import Server, add, asking
+from tests.proxy.gate.gate_harness import run
 
 # asking name servers
 

@@ -7,7 +7,6 @@ import asyncio
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import Origin, World, client_hello, policy_of, run
 
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.proxy_auth import Login
@@ -15,6 +14,7 @@ from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port
+from tests.proxy.gate.gate_harness import Origin, World, client_hello, policy_of, run
 
 TLS = "id: a, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"
 TCP = "id: a, to: good.example, ports: [ORIGIN/tcp], action: allow"

@@ -7,11 +7,11 @@ import struct
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import World, client_hello, run
 
 from proxy.supervisor_channel import channel, messages
 from proxy.supervisor_channel.channel import A_SECOND, AT_ONCE, ProcessAttribution, Whose
 from proxy.telemetry.events import Process
+from tests.proxy.gate.gate_harness import World, client_hello, run
 
 RULES = [
     "id: raw, to: raw.example, ports: [ORIGIN/tcp], resolves_to: [127.0.0.0/8], action: allow",

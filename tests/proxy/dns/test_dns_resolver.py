@@ -5,12 +5,12 @@ import dns.edns
 import dns.message
 import dns.rcode
 import pytest
-from gate_harness import OWN, World, run
 
 from proxy.dns.names import MOST_DENIED
 from rules.attempt import Protocol
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
+from tests.proxy.gate.gate_harness import OWN, World, run
 
 RULES = (
     "id: good, to: ['*.good.example', good.example], ports: [443, 22/tcp], action: allow",

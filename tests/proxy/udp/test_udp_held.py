@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from gate_harness import until
-from held_harness import told
-from udp_harness import ELSEWHERE, tried
 
 from proxy.udp.flow import LOOKUP_TIMEOUT
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.gate.gate_harness import until
+from tests.proxy.gate.held_harness import told
+from tests.proxy.udp.udp_harness import ELSEWHERE, tried
 
 ASKED = "id: asked, to: inside.example, ports: PORT/udp, action: ask, approval: {hold: 60s, open: 1h}"
 INSIDE = ASKED.replace("action", "resolves_to: 127.0.0.0/8, action")

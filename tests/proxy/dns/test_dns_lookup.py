@@ -3,12 +3,12 @@ import os
 from ipaddress import ip_address
 
 import pytest
-from gate_harness import Names, run, until
 
 from proxy.dns import lookup as lookups
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.dns.servers import NameServers
 from rules.names import HostName
+from tests.proxy.gate.gate_harness import Names, run, until
 
 GOOD = HostName("good.example")
 

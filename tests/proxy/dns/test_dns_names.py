@@ -1,12 +1,12 @@
 from ipaddress import IPv4Network, ip_address
 
 import pytest
-from gate_harness import OWN
 
 from proxy.dns import names as remembered
 from proxy.dns.names import KEPT, MOST_DENIED, MOST_NAMES, NameTable
 from rules.names import HostName
 from rules.settings import DEFAULT_DNS_POOL
+from tests.proxy.gate.gate_harness import OWN
 
 A, B, C = (HostName(f"{letter}.example") for letter in "abc")
 

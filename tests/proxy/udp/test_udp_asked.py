@@ -2,10 +2,9 @@
 
 import contextlib
 
-from udp_harness import CLIENT, UDP, reasons, tried
-
 from proxy.udp.listener import RESTED
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.udp.udp_harness import CLIENT, UDP, reasons, tried
 
 HOST = "host.exeat.internal"
 ASKED = f"id: asked, to: {HOST}, ports: PORT/udp, action: ask, approval: {{hold: 60s, open: 1h}}"

@@ -5,12 +5,11 @@ import socket
 import struct
 from ipaddress import ip_address
 
-from gate_harness import World, open_descriptors, policy_of, run, until
-
 from proxy.udp import door
 from proxy.udp.listener import MOST_FLOWS, UdpGate
 from rules.names import HostName
 from tests.ports import free_port
+from tests.proxy.gate.gate_harness import World, open_descriptors, policy_of, run, until
 
 CLIENT = ip_address("192.0.0.2")
 HOST = "host.exeat.internal"  # the one name that is the loopback, where the origins of these tests are

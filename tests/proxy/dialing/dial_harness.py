@@ -3,8 +3,6 @@
 import asyncio
 from ipaddress import ip_address
 
-from gate_harness import Names, policy_of, run
-
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup
@@ -12,6 +10,7 @@ from proxy.event_loop.poller import Poller
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from tests.proxy.gate.gate_harness import Names, policy_of, run
 
 RULES = (
     "id: good, to: good.example, ports: [443, 1-65535/tls], action: allow",

@@ -8,8 +8,6 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import pytest
-from gate_harness import World, run, until
-from name_servers import Server, add, asking
 
 from proxy.dns.lookup import LookupFailed
 from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLookup, Records
@@ -17,6 +15,8 @@ from proxy.dns.wire import MOST_OVER_TCP, Type, build_records, parse_query
 from rules.attempt import Protocol
 from rules.loading.fields import RECORD_TYPES
 from rules.names import HostName
+from tests.proxy.dns.name_servers import Server, add, asking
+from tests.proxy.gate.gate_harness import World, run, until
 
 RULES = (
     "id: mail, to: ['*.mail.example', mail.example], dns_types: [TXT, MX, SRV], action: allow",
