@@ -16,6 +16,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 from base64 import b64encode
 from hashlib import sha256
@@ -185,11 +186,11 @@ def _opened(path: "Path", offset: int, since: str) -> BinaryIO:
 
 
 BEGINNING = b"0" * 64  # what the first line of a file has for the hash of the line before it
-_HASH_DIGITS = 64
-_HASH, _PREV, _SIGNATURE = b',"hash":"', b',"prev":"', b',"signature":"'
-_HASH_TAIL = len(_HASH) + _HASH_DIGITS + len(b'"}\n')
-_PREV_TAIL = len(_PREV) + _HASH_DIGITS + len(b'"')
-_SIGNATURE_TAIL = len(_SIGNATURE) + 88 + len(b'"')  # 64 bytes in Base64
+# The end of a line. Each part has one length and no quotation mark in it: there is one way to read a line.
+_LINE = re.compile(
+    rb'((.*,"prev":"([^"]{64})")(?:,"signature":"([^"]{88})")?),"hash":"([^"]{64})"\}\n',  # 88: 64 bytes in Base64
+    re.DOTALL,
+)
 
 
 class Links(NamedTuple):
@@ -223,15 +224,11 @@ def link_signed(line: bytes, prev: bytes, sign: "Callable[[bytes], bytes]") -> t
 
 def links(line: bytes) -> Links | None:
     """Return what a whole line (newline included) says of itself; None: it has no links where they belong."""
-    if line[-_HASH_TAIL : -_HASH_TAIL + len(_HASH)] != _HASH or not line.endswith(b'"}\n'):
+    found = _LINE.fullmatch(line)
+    if found is None:
         return None
-    own, rest = line[-_HASH_TAIL + len(_HASH) : -3], line[:-_HASH_TAIL]
-    signature, before = b"", rest
-    if rest[-_SIGNATURE_TAIL : -_SIGNATURE_TAIL + len(_SIGNATURE)] == _SIGNATURE:
-        signature, before = rest[-_SIGNATURE_TAIL + len(_SIGNATURE) : -1], rest[:-_SIGNATURE_TAIL]
-    if before[-_PREV_TAIL : -_PREV_TAIL + len(_PREV)] != _PREV:
-        return None
-    return Links(before[-_HASH_DIGITS - 1 : -1], own, rest, signature, before if signature else b"")
+    hashed, signed, prev, signature, own = found.groups()
+    return Links(prev, own, hashed, signature or b"", signed if signature else b"")
 
 
 def hash_of(line: bytes) -> bytes:
