@@ -205,6 +205,21 @@ class Seen(Tagged, frozen=True):
 type Reply = State | Pending | Answer | Over | Seen
 
 
+ROUNDS: Final = 8  # times that one attempt is asked about: what is granted may bring up what another layer asks
+_REASONS: Final = {
+    Result.UNAVAILABLE: Reason.APPROVAL_UNAVAILABLE,
+    Result.DENIED: Reason.APPROVAL_DENIED,
+    Result.TIMEOUT: Reason.APPROVAL_TIMEOUT,
+    Result.FLOOD: Reason.APPROVAL_FLOOD,
+    Result.WIDE: Reason.APPROVAL_UNAVAILABLE,
+}
+
+
+def reason_of(answer: Answer) -> Reason:
+    """Return why what was asked about is refused."""
+    return _REASONS.get(answer.result, Reason.APPROVAL_UNAVAILABLE)
+
+
 def read_introduction(message: object) -> Introduction:
     """Read what `Introduction.packed` gave. Raises Malformed."""
     found = Introduction.read(message)

@@ -7,8 +7,8 @@ Only a name that a rule spells out is looked up before (`preflight`), so that no
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.approvals.protocol import Result
-from proxy.approvals.request_builder import ROUNDS, about_connection, reason_of
+from proxy.approvals.approval_request import about_connection
+from proxy.approvals.protocol import ROUNDS, Result, reason_of
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.dialing.preflight import check

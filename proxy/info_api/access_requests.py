@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.approvals.approval_request import about_connection, about_request, in_vain
 from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
-from proxy.approvals.request_builder import about_connection, about_request, in_vain
 from proxy.dialing.preflight import check
 from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible

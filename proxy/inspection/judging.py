@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals.request_builder import in_vain
+from proxy.approvals.approval_request import in_vain
 from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.websocket import is_handshake

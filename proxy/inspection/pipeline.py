@@ -19,8 +19,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.protocol import Result
-from proxy.approvals.request_builder import reason_of
+from proxy.approvals.protocol import Result, reason_of
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import written
 from proxy.dialing.preflight import approved, in_vain, refused

@@ -110,8 +110,8 @@ class ProgramApprovals:
         self._waiting.clear()
 
     def _put(self, waiting: _Waiting) -> None:
+        from proxy.approvals.approval_request import about_program
         from proxy.approvals.client import SLACK  # many rules ask nobody
-        from proxy.approvals.request_builder import about_program
 
         asking, starting = self._tenant.asking, waiting.starting
         assert asking is not None
@@ -126,8 +126,7 @@ class ProgramApprovals:
 
     def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
         """Go on with what people said; called from the loop."""
-        from proxy.approvals.protocol import Result
-        from proxy.approvals.request_builder import reason_of
+        from proxy.approvals.protocol import Result, reason_of
 
         ticket, waiting.ticket = waiting.ticket, None
         number = waiting.starting.asked.number
@@ -144,7 +143,7 @@ class ProgramApprovals:
 
     def still(self, number: int, changed: str) -> None:
         """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
-        from proxy.approvals.request_builder import ROUNDS
+        from proxy.approvals.protocol import ROUNDS
 
         waiting, asking = self._waiting.get(number), self._tenant.asking
         if waiting is None or waiting.ticket is not None or asking is None:

@@ -6,8 +6,8 @@ It is woken by the answer, by its client's going away, and by whatever makes the
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.approvals.protocol import Answer, Result
-from proxy.approvals.request_builder import ROUNDS, about_request
+from proxy.approvals.approval_request import about_request
+from proxy.approvals.protocol import ROUNDS, Answer, Result
 from proxy.telemetry.events import GONE
 from rules.attempt import Protocol
 

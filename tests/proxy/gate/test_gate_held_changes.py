@@ -130,7 +130,7 @@ def test_an_answer_to_a_worker_before_is_no_answer_to_this_one(tmp_path):
         channel = people._channels[1]
         for number in range(1, 200):
             channel.send(
-                b'{"answer":%d,"result":"granted","approval":"a","by":[],"why":"","grants":'
+                b'{"type":"answer","number":%d,"result":"granted","approval":"a","by":[],"why":"","grants":'
                 b'[{"rule":"r:raw","digest":"d","grant":"g","bytes":null}]}' % number
             )
         task = await world.connect("raw.example")
@@ -146,7 +146,7 @@ def test_whatever_is_no_word_of_a_registry_ends_it(tmp_path):
     async def test(world, people):
         task = await world.connect("raw.example")
         await people.question()
-        people._channels[1].send(b'{"answer": "yes"}')
+        people._channels[1].send(b'{"type": "answer", "number": "yes"}')
         assert await task.ended() == "reset"
         assert [line[2] for line in told(world)] == ["approval_unavailable"]
 
