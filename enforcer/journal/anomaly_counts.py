@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.baseline.anomalies import Numbers
 
 
-class Unusual:
+class AnomalyCounts:
     """How often something unusual was told of one task; and of the whole journal, how many flags wait for somebody."""
 
     def __init__(self, journal: Path, task: str = "") -> None:

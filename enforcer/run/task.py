@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.approvals.registration import Registration
-    from enforcer.journal.anomaly_counts import Unusual
+    from enforcer.journal.anomaly_counts import AnomalyCounts
     from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.run.host import Host
     from enforcer.run.launch import Sandbox, SandboxSpec
@@ -286,10 +286,10 @@ def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", 
     return recorder
 
 
-def _unusual(journal: Path, tenant: Tenant) -> "Unusual":
-    from enforcer.journal.anomaly_counts import Unusual
+def _unusual(journal: Path, tenant: Tenant) -> "AnomalyCounts":
+    from enforcer.journal.anomaly_counts import AnomalyCounts
 
-    return Unusual(journal, tenant.task.id)
+    return AnomalyCounts(journal, tenant.task.id)
 
 
 def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limits: "ResourceLimits") -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from enforcer.journal.anomaly_counts import Unusual
+from enforcer.journal.anomaly_counts import AnomalyCounts
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
 from enforcer.service.channel import Channel, Overflowed
@@ -99,7 +99,7 @@ class WorkerPool:
     ) -> None:
         self._said = said
         self._worker_paths = worker_paths
-        self._unusual = Unusual(worker_paths.journal)
+        self._unusual = AnomalyCounts(worker_paths.journal)
         self._selector = selector
         self._heard = heard
         self._replaced = replaced
