@@ -6,7 +6,7 @@
 Programs are given ahead, and results are heard when somebody has to know. One that failed has ended its process:
 nothing that was given after it is done.
 
-Programs that are the same for many sandboxes are written once (`play_shared`), and so are the contents of files that
+Programs that are the same for many sandboxes are written once (`execute_shared`), and so are the contents of files that
 every view has (`file_of`): a service gives them to each sandbox that it makes.
 
 `SocketMaker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be
@@ -239,16 +239,16 @@ def digest() -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-COMPILED = compiled()  # what is executed; empty: the interpreter plays
+COMPILED = compiled()  # what is executed; empty: the interpreter executes
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Return a channel: our end, and that of a process that plays."""
+    """Return a channel: our end, and that of a process that executes."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def start() -> tuple[int, RemoteExecutor]:
-    """Start a process that plays. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
+    """Start a process that executes. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
     ours, theirs = pair()
     with theirs:
         if COMPILED:
@@ -281,7 +281,7 @@ _written: Final[dict[Hashable, list[Packet]]] = {}
 
 
 class StepRecorder(Executor):
-    """Nobody plays what is written here, so no step may wait for what comes of it. `given`: all that it was given."""
+    """Records programs instead of executing them, so no step may wait for a result. `given`: all that it was given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,8 +292,8 @@ class StepRecorder(Executor):
         self.given += packets
 
 
-def play_shared(executor: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
-    """Have the programs played that `write` writes, after all that is written already.
+def execute_shared(executor: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
+    """Have the programs executed that `write` writes, after all that is written already.
 
     They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
     each process.
@@ -324,15 +324,15 @@ class SocketMaker:
     """Opens them. `ahead` are those that will be asked for: one word brings them all."""
 
     def __init__(self, executor: Executor) -> None:
-        self._player = executor
+        self._executor = executor
         self._there: list[tuple[Kind, int]] = []
 
     def expect(self, kinds: Iterable[Kind]) -> None:
         """Have these opened now; one that can't be is missed when it is asked for. Raises OSError."""
         wanted = tuple(kinds)
         opened = [self._open(*each) for each in wanted]
-        for each, register, descriptor in zip(wanted, opened, self._player.do(*opened), strict=True):
-            self._there.append((each, self._player.value(register) if descriptor < 0 else descriptor))
+        for each, register, descriptor in zip(wanted, opened, self._executor.do(*opened), strict=True):
+            self._there.append((each, self._executor.value(register) if descriptor < 0 else descriptor))
 
     def __call__(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return one. Raises OSError."""
@@ -346,7 +346,7 @@ class SocketMaker:
         return socket.socket(family, kind, protocol, fileno=descriptor)
 
     def _open(self, family: int, kind: int, protocol: int) -> Register:
-        return self._player.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
+        return self._executor.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
 
     def close(self) -> None:
         """Close those that nobody has asked for."""

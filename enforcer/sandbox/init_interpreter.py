@@ -1,4 +1,4 @@
-"""Plays programs of system calls, where nobody compiled `compiled/player.c`, which does the same.
+"""Executes programs of system calls, where nobody compiled `compiled/player.c`, which does the same.
 
 In a process that was forked from who made the sandbox: what it has of that one's memory nobody of the task's can read.
 """
@@ -19,9 +19,9 @@ from enforcer.sandbox.system_calls import (
     CHECK,
     DATA,
     ENDED,
+    EXECUTED,
     FORK,
     HEAD,
-    PLAYED,
     POINT,
     REGISTER,
     REGISTERS,
@@ -44,14 +44,14 @@ class _New(Exception):  # noqa: N818  what has happened
 
 
 class Interpreter:
-    """What a process that plays has: registers, and whose end it tells of."""
+    """What a process that executes has: registers, and whose end it tells of."""
 
     def __init__(self) -> None:
         self.registers = [-1] * REGISTERS
         self.begun = 0
 
-    def play(self, program: bytes, taken: list[int]) -> tuple[int, int]:
-        """Play one; how far it came, and the error that ended it or 0. Raises `_New` in a process that it began."""
+    def execute(self, program: bytes, taken: list[int]) -> tuple[int, int]:
+        """Execute one program; how far it came, and its error or 0. Raises `_New` in a process that it began."""
         count, came, _, _, registers = HEAD.unpack_from(program)
         if came != len(taken):
             raise ValueError("descriptors are missing")
@@ -111,7 +111,7 @@ class Interpreter:
 
 
 def run(channel: socket.socket) -> NoReturn:
-    """Be a process that plays what comes over `channel`, in one that was just forked."""
+    """Be a process that executes what comes over `channel`, in one that was just forked."""
     try:
         linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
         os.dup2(channel.detach(), CHANNEL, inheritable=False)
@@ -138,7 +138,7 @@ def _signals() -> int:
 
 
 def _serve(signals: int) -> NoReturn:
-    stage, channel = Interpreter(), socket.socket(fileno=CHANNEL)
+    interpreter, channel = Interpreter(), socket.socket(fileno=CHANNEL)
     while True:
         try:
             poll = select.poll()
@@ -148,9 +148,9 @@ def _serve(signals: int) -> NoReturn:
             while True:
                 ready = dict(poll.poll())
                 if signals in ready:
-                    _reap(stage, channel, signals)
+                    _reap(interpreter, channel, signals)
                 if CHANNEL in ready:
-                    _listen(stage, channel)
+                    _listen(interpreter, channel)
         except _New:
             with contextlib.suppress(OSError):
                 os.fstat(signals)
@@ -158,26 +158,26 @@ def _serve(signals: int) -> NoReturn:
             signals = -1
 
 
-def _listen(stage: Interpreter, channel: socket.socket) -> None:
+def _listen(interpreter: Interpreter, channel: socket.socket) -> None:
     program, taken, flags, _ = socket.recv_fds(channel, system_calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         os._exit(_CANNOT_MAKE)  # nobody is there any more, or not all of it could be had
-    at, error = stage.play(program, taken)
+    at, error = interpreter.execute(program, taken)
     _, came, given, silent, registers = HEAD.unpack_from(program)
     if error or not silent:
-        wanted = [] if error else [stage.registers[register] for register in registers[came : came + given]]
+        wanted = [] if error else [interpreter.registers[register] for register in registers[came : came + given]]
         give = [descriptor for descriptor in wanted if descriptor >= 0]
-        descriptor_passing.send(channel, REPLY.pack(PLAYED, at, error, 0, *stage.registers), give)
+        descriptor_passing.send(channel, REPLY.pack(EXECUTED, at, error, 0, *interpreter.registers), give)
         for descriptor in give:
             os.close(descriptor)
     if error:
         os._exit(_CANNOT_MAKE)
 
 
-def _reap(stage: Interpreter, channel: socket.socket, signals: int) -> None:
+def _reap(interpreter: Interpreter, channel: socket.socket, signals: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.read(signals, 128)
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == stage.begun:
-                channel.send(REPLY.pack(ENDED, ended[0], ended[1], 0, *stage.registers))
+            if ended[0] == interpreter.begun:
+                channel.send(REPLY.pack(ENDED, ended[0], ended[1], 0, *interpreter.registers))

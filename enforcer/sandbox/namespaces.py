@@ -107,7 +107,7 @@ def begin_with(executor: Executor, steps: tuple[Step, ...]) -> None:
     if overlays.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
         write(executor)
     else:
-        init.play_shared(executor, repr(steps[:first]), write)  # some of them can't be hashed
+        init.execute_shared(executor, repr(steps[:first]), write)  # some of them can't be hashed
     take(executor, steps[first:])
     executor.begin()
 
@@ -116,7 +116,7 @@ def take(executor: Executor, steps: Iterable[Step]) -> None:
     """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
     for some in pieces(steps):
         if isinstance(some[0], Mask):
-            init.play_shared(executor, some, partial(_take, steps=some))
+            init.execute_shared(executor, some, partial(_take, steps=some))
         else:
             _take(executor, some)
 

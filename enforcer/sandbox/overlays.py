@@ -93,7 +93,7 @@ def _filled(executor: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
         layer = f"{LAYERS}/{next(_number)}"
         _fill(executor, layer, top)
         return layer
-    init.play_shared(executor, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
+    init.execute_shared(executor, (_TOP, *top.same.items()), partial(_fill, layer=_TOP, files=top.same))
     for name, content in top.own.items():
         _parents(executor.calls, f"{_TOP}/{name}", {_TOP})
         _write(executor.calls, f"{_TOP}/{name}", content)

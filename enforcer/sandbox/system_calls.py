@@ -111,9 +111,9 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
 # What both players know as well; `compiled/player.c` has the same.
 HEAD: Final = struct.Struct("=HBBBxxx64s")  # calls, descriptors that come and that go, silent; their registers
 CALL: Final = struct.Struct("=IHBxHHHxx6Q")  # number, kinds, result, errors that matter nothing, where to then
-REPLY: Final = struct.Struct("=4i64q")  # what it is (PLAYED, ENDED), and then two numbers; registers
+REPLY: Final = struct.Struct("=4i64q")  # what it is (EXECUTED, ENDED), and then two numbers; registers
 CHECK, STORE, POINT, FORK = 0x10000, 0x10001, 0x10002, 0x10003
-PLAYED, ENDED = 0, 1
+EXECUTED, ENDED = 0, 1
 CHANNEL: Final = 3  # the descriptor over which programs come
 PACKET: Final = 1 << 17  # bytes that a program may have
 REGISTERS: Final = 64
@@ -224,7 +224,7 @@ class Calls:
         self._add(POINT, (base, at, count), (), None, "", _NOWHERE)
 
     def fork(self, channel: Register, into: Register, *, leaf: bool) -> None:
-        """Have a process begin that plays what comes over its own channel; a `leaf` looks after none of its own."""
+        """Have a process begin that executes what comes over its own channel; a `leaf` looks after none of its own."""
         self._add(FORK, (channel, int(leaf)), (), None, "clone", into.number)
 
     def skip(self, to: Label) -> None:

@@ -313,7 +313,7 @@ def give_up(task: Executor, identity: Identity, program: Program, stdio: tuple[i
     # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
     task.calls.call("setsid")
     _own_descriptors(task.calls, program.terminal, stdio)
-    init.play_shared(task, same, partial(_give_up_rights, same=same))
+    init.execute_shared(task, same, partial(_give_up_rights, same=same))
     task.calls.call("chdir", program.directory)
     _wall_in(task.calls, same, program.wall, stdio)
     _filter(task.calls, program)

@@ -122,7 +122,7 @@ class SandboxServer:
             SupervisorChannel(watcher, self.recorder, self._poller, self._attribution) if watcher is not None else None
         )
         self._warming: asyncio.TimerHandle | None = None
-        self._counted: dict[str, int] = {}  # packets refused before this sandbox_server began
+        self._counted: dict[str, int] = {}  # packets refused before this worker served it
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -162,11 +162,11 @@ class SandboxServer:
             self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._warm)
 
     def ready(self, _events: int) -> None:
-        """Have the traffic served that has begun; the poller says again what has come to whoever does."""
+        """Have the traffic served that has begun: the poller reports it again, to what serves it."""
         self._serve()
 
     def failed(self, error: Exception) -> None:
-        """Serve nothing where that can't be made: the kernel refuses what comes to a closed socket."""
+        """Serve nothing, for good, where what serves the traffic can't be made: its sockets are closed here."""
         self.recorder.error(Where.WORKER, f"the sandbox's traffic can't be served: {type(error).__name__}: {error}")
         for name in _ARRIVALS:
             if (sock := self._sockets.get(name)) is not None and sock.fileno() >= 0:

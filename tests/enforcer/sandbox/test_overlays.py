@@ -106,7 +106,7 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
 
 def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
     with pytest.raises(ValueError, match="nothing that is kept"):
-        init.play_shared(init.StepRecorder(), "with one", lambda executor: executor.calls.take(0))
+        init.execute_shared(init.StepRecorder(), "with one", lambda executor: executor.calls.take(0))
 
 
 def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
