@@ -83,7 +83,7 @@ def nearly_meant(of: str, word: str, inside: Mapping[str, str]) -> str:
     from difflib import get_close_matches
 
     known = {**inside, **_MEANT.get(of, {})}
-    near = get_close_matches(_plain(word)[:64], known, 1)
+    near = get_close_matches(_plain(word)[:64], known, 1, 0.65)
     return _asked(known[near[0]] if near else None)
 
 

@@ -198,7 +198,9 @@ def test_a_huge_file_is_told_and_not_read(tmp_path):
 
 def test_a_file_of_a_hundred_megabytes_is_told(tmp_path):
     file = tmp_path / "huge.yaml"
-    file.write_bytes(b"version: 1\nrules:\n" + b"  - {id: a, to: x.example, action: deny}\n" * 2_600_000)
+    with file.open("wb") as written:
+        written.write(b"version: 1\nrules:\n  - {id: a, to: x.example, action: deny}\n")
+        written.truncate(100_000_000)  # it takes no room on the disk
     assert told(file) == [f"{file}:1:1: `{file}` can't be read: it is larger than 64 MiB"]
 
 
