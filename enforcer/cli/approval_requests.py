@@ -51,13 +51,16 @@ WHY: Final = argument("--why", "TEXT", "why: told in the journal, and to the tas
 TOKEN_FILE: Final = argument("--token-file", "FILE", "be whoever this token is of, from a file closed to others")
 
 
-def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Print values for programs: in a line each where that is wanted."""
-    if arguments.format == "jsonl":
+def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]], text: str = "") -> int:
+    """Print values for programs, in a line each where that is wanted; else the text. Returns 0."""
+    if arguments.format == "text":
+        show(text)
+    elif arguments.format == "jsonl":
         for each in what if isinstance(what, list) else [what]:
             print(json.dumps(each))
     else:
         print(json.dumps(what, indent=2))
+    return 0
 
 
 def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
@@ -188,11 +191,7 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
             said["text"] += "; " + (written.write() if said["final"] else "whoever is the last to approve writes it")
     except ExeatError as error:
         return failed(error)
-    if arguments.format == "text":
-        show(str(said["text"]))
-    else:
-        tell(arguments, said)
-    return 0
+    return tell(arguments, said, str(said["text"]))
 
 
 def _as_rule(arguments: argparse.Namespace) -> "Written | None":

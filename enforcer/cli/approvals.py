@@ -6,11 +6,12 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from enforcer.cli import approval_requests, output
 from enforcer.cli.journals import instant
-from enforcer.cli.output import moment, several, table
+from enforcer.cli.output import elapsed, moment, print_table, several
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 from proxy.approvals.people import hashed
@@ -24,13 +25,12 @@ def _list(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "list")
     found = _approvals(arguments, {"what": "list"})
     if arguments.format != "text":
-        approval_requests.tell(arguments, found)
-    elif not found:
+        return approval_requests.tell(arguments, found)
+    if not found:
         print("nothing waits for anybody")
     else:
         found.sort(key=lambda each: bool(each["stale"]))  # what a client waits for first, else as it was asked
-        for line in table(_WAITS, map(_row, found)):
-            print(line)
+        print_table(_WAITS, map(_row, found))
         print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
     return 0
 
@@ -39,13 +39,11 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "history")
     found = _approvals(arguments, {"what": "history", "since": arguments.since / 1e9})
     if arguments.format != "text":
-        approval_requests.tell(arguments, found)
-        return 0
+        return approval_requests.tell(arguments, found)
     if not found:
         print("nothing was asked")
         return 0
-    for line in table(_WAS, [row for each in found for row in _told(each)]):
-        print(line)
+    print_table(_WAS, [row for each in found for row in _told(each)])
     return 0
 
 
@@ -70,20 +68,14 @@ def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[d
 
 
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
-    waited = int(max(time.time() - each["asked"], 0))
-    ago = f"{waited // 3600}:{waited // 60 % 60:02}:{waited % 60:02}"
     how = ", asked by the agent" if each["wish"] else ", nobody on the line" if each["stale"] else ""
-    waits = f"{ago}{how}"
+    waits = elapsed(time.time() - each["asked"]) + how
     return each["id"], each["name"], ", ".join(each["rules"]), each["votes"], waits, each["line"]
 
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:
     (said,) = approval_requests.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
-    if arguments.format != "text":
-        approval_requests.tell(arguments, said["card"])
-    else:
-        output.show(said["text"])
-    return 0
+    return approval_requests.tell(arguments, said["card"], said["text"])
 
 
 def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -100,14 +92,9 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
     return 1
 
 
-def _approve(arguments: argparse.Namespace, words: list[str]) -> int:
-    arguments.id = _one(words, "approve ID")
-    return approval_requests.answer(arguments, "approve")
-
-
-def _reject(arguments: argparse.Namespace, words: list[str]) -> int:
-    arguments.id = _one(words, "reject ID")
-    return approval_requests.answer(arguments, "reject")
+def _vote(vote: str, arguments: argparse.Namespace, words: list[str]) -> int:
+    arguments.id = _one(words, f"{vote} ID")
+    return approval_requests.answer(arguments, vote)
 
 
 def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -123,11 +110,7 @@ def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
 def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
     what = {"what": "revoke", "grant": _one(words, "revoke GRANT"), "why": arguments.why}
     (said,) = approval_requests.asked(arguments, what)
-    if arguments.format != "text":
-        approval_requests.tell(arguments, said)
-    else:
-        output.show(said["text"])
-    return 0
+    return approval_requests.tell(arguments, said, said["text"])
 
 
 def _token(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -161,8 +144,8 @@ _VERBS: dict[str, tuple[str, _Does]] = {
     "watch": ("each question as it comes", _watch),
     "show": ("all that there is to know of one", _show),
     "history": ("what was asked and answered", _history),
-    "approve": ("let go on", _approve),
-    "reject": ("refuse", _reject),
+    "approve": ("let go on", partial(_vote, "approve")),
+    "reject": ("refuse", partial(_vote, "reject")),
     "answer": ("as whoever a token is of", _answer),
     "revoke": ("end a grant", _revoke),
     "token": ("make a token and its hash", _token),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from enforcer.cli.output import moment, table
+from enforcer.cli.output import moment, print_table
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.journal.signing import sign
 from enforcer.system.errors import ExeatError, UsageError
@@ -111,8 +111,7 @@ def _list(form: str) -> int:
         return 0
     told = ("task", "name", "workspace", "state")
     shown = [(moment(datetime.fromisoformat(row["began"]).timestamp()), *(row[key] for key in told)) for row in rows]
-    for line in table(_HEAD, shown, _WIDEST):
-        print(line)
+    print_table(_HEAD, shown, _WIDEST)
     return 0
 
 

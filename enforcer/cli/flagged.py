@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import journals
-from enforcer.cli.output import moment, several, table
+from enforcer.cli.output import moment, print_table, several
 from enforcer.cli.parsing import FORMAT, JOURNAL, argument
 from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import what
@@ -63,8 +63,7 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         for event in shown
     ]
-    for line in table(_HEAD, rows):
-        print(line)
+    print_table(_HEAD, rows)
     waiting = any(event.id not in known for event in shown)
     how = (
         "; `exeat log show ID` says more; say that you have looked: `exeat flagged ack ID`, or `--all`"

@@ -34,6 +34,18 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], widest: int = WID
         yield (" " * _GAP).join([*map(padded, cells, widths), cut]).rstrip()
 
 
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], widest: int = WIDEST) -> None:
+    """Print the lines of a `table`."""
+    for line in table(heads, rows, widest):
+        print(line)
+
+
+def elapsed(seconds: float) -> str:
+    """Return a time that has passed as hours, minutes and seconds; none for a clock that was set back."""
+    whole = int(max(seconds, 0))
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 def moment(seconds: float) -> str:
     """Return a time (s since 1970) as `exeat log` shows it, to the second: in UTC, under `TIME (UTC)`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

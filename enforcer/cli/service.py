@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import output
-from enforcer.cli.output import several, table
+from enforcer.cli.output import elapsed, print_table, several
 from enforcer.cli.parsing import DEFAULT_METRICS, FORMAT, LABEL, RULES, WRITTEN_JOURNAL, argument, metrics
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.telemetry.visible import visible
@@ -126,8 +126,7 @@ def run_ps(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps(found, indent=2))
         return 0
-    for line in table(_PS_HEAD, map(_row, found), _WIDEST_NAME):
-        print(line)
+    print_table(_PS_HEAD, map(_row, found), _WIDEST_NAME)
     return 0
 
 
@@ -144,8 +143,7 @@ def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
 
 
 def _row(each: dict[str, object]) -> tuple[str, ...]:
-    since = int(time.time() - float(str(each["began"])))
-    ran = f"{since // 3600}:{since // 60 % 60:02}:{since % 60:02}"
+    ran = elapsed(time.time() - float(str(each["began"])))
     worker = "-" if each["worker"] is None else str(each["worker"])
     where = each["attached"] or each["workspace"]
     pending = f"{each['pending']} pending" if each["pending"] else ""
