@@ -3,8 +3,8 @@
 One chain where packets enter (prerouting of `lo`, which everything a task sends comes through). Its policy is drop and
 no rule lets a packet go on to anything but a socket in this namespace: without a gate there is no path (invariant 1).
 What is refused is counted by kind and told to the refusal log; TCP and UDP are refused at once, so that clients fall
-back or fail and never hang. UDP reaches the gate only while its door is open (proxy/udp/door.py): that changes with the
-rules in force, and the ruleset doesn't.
+back or fail and never hang. UDP reaches the gate only while its socket is open (proxy/udp/receiving_socket.py): that
+changes with the rules in force, and the ruleset doesn't.
 
 Constants are linux/netfilter/nf_tables.h's. Nothing is encoded or sent here.
 """

@@ -62,7 +62,7 @@ MODULES: Final = (
     "proxy.telemetry.summary",
     "proxy.telemetry.baseline.anomalies",
     "proxy.telemetry.visible",
-    "proxy.udp.door",
+    "proxy.udp.receiving_socket",
     "tty",
 )
 _TIMES: Final = 3  # by then code has taken the form that it keeps

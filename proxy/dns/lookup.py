@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from proxy.dns.records import LookupFailed
 from rules.addresses import normal, parse_address, why_not_public
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import date
 
-    from proxy.dns.records import Records
+    from proxy.dns.records import Servers
     from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.matching.policy import Policy
@@ -58,18 +58,6 @@ class Found:
 
 
 _NOBODY: Final = Found(problem="names of this zone are exeat's own")
-
-
-class Servers(Protocol):
-    """Who is asked for what the hosts file doesn't know: `upstream.NameServers`."""
-
-    async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
-        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises LookupFailed."""
-        ...
-
-    async def records(self, name: "HostName", kind: str) -> "Records":
-        """Return the records of another kind. Raises LookupFailed when nobody would say."""
-        ...
 
 
 class HostsFile:
@@ -172,7 +160,7 @@ class Lookup:
         for _, found in self._kept.values():
             found.checked.clear()
 
-    def servers(self) -> Servers:
+    def servers(self) -> "Servers":
         """Return whom to ask for records of other kinds. Raises LookupFailed when there is nobody."""
         return self._servers()
 
@@ -216,7 +204,7 @@ class Lookup:
         return found
 
 
-async def _both_families(servers: Servers, name: "HostName") -> "tuple[tuple[Address, ...], float]":
+async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[Address, ...], float]":
     """Ask for IPv4 and IPv6 at once; when one has answered, the other gets a moment more. Raises LookupFailed."""
     tasks = [asyncio.create_task(servers.ask(name, kind)) for kind in ("A", "AAAA")]
     try:
@@ -234,7 +222,7 @@ async def _both_families(servers: Servers, name: "HostName") -> "tuple[tuple[Add
     return addresses, min(seconds for _, seconds in answers)
 
 
-def _name_servers(turn: asyncio.Lock) -> Servers:
+def _name_servers(turn: asyncio.Lock) -> "Servers":
     from proxy.dns.servers import NameServers  # 75 ms
 
     return NameServers(turn=turn)

@@ -5,12 +5,12 @@ question is asked anew with an id of our own, and only the records themselves co
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dns.lookup import Servers
+    from rules.addresses import Address
     from rules.names import HostName
 
 MOST_AT_ONCE: Final = 16  # questions
@@ -31,6 +31,18 @@ class Records(NamedTuple):
     seconds: float = 0.0
     exists: bool = True  # the name itself
     problem: str = ""  # why nobody would say
+
+
+class Servers(Protocol):
+    """Who is asked for what the hosts file doesn't know: `servers.NameServers`."""
+
+    async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
+        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises LookupFailed."""
+        ...
+
+    async def records(self, name: "HostName", kind: str) -> Records:
+        """Return the records of another kind. Raises LookupFailed when nobody would say."""
+        ...
 
 
 class RecordLookup:

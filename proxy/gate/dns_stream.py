@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.dns.resolver import Resolver
-    from proxy.gate.listener import Gate
+    from proxy.event_loop.poller import Poller
     from proxy.gate.record import ConnectionRecord
+    from proxy.sandbox.sandbox_state import Tenant
 
 PATIENCE: Final = 10.0  # seconds between questions (RFC 7766 section 6.2.3 asks for some)
 _AT_ONCE: Final = 1024  # bytes read before the others get their turn
@@ -28,10 +29,23 @@ class Stream:
     Each question is an attempt of its own; a connection without a question is recorded as a connection.
     """
 
-    __slots__ = ("_client", "_gate", "_heard", "_kept", "_over", "_questions", "_record", "_resolver")
+    __slots__ = (
+        "_client", "_forget", "_heard", "_kept", "_over", "_poller", "_questions", "_record", "_resolver", "_tenant",
+    )  # fmt: skip
 
-    def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", resolver: "Resolver") -> None:
-        self._gate = gate
+    def __init__(
+        self,
+        poller: "Poller",
+        tenant: "Tenant",
+        client: socket.socket,
+        record: "ConnectionRecord",
+        *,
+        resolver: "Resolver",
+        forget: "Callable[[Stream], None]",
+    ) -> None:
+        self._poller = poller
+        self._tenant = tenant
+        self._forget = forget  # called once it is closed
         self._client = client
         self._record = record
         self._resolver = resolver
@@ -42,7 +56,7 @@ class Stream:
 
     def begin(self) -> None:
         """Wait for questions."""
-        self._gate.poller.watch(self._client.fileno(), IN, self)
+        self._poller.watch(self._client.fileno(), IN, self)
 
     def ready(self, _events: int) -> None:
         """Answer what has come, up to a bound."""
@@ -105,8 +119,8 @@ class Stream:
         if self._over:
             return
         self._over = True
-        self._gate.poller.forget(self._client.fileno())
+        self._poller.forget(self._client.fileno())
         close(self._client)
         if not self._questions:
-            self._record.decided(refuse(self._gate.tenant, self._record.wanted, Reason.PROTOCOL_MISMATCH))
-        self._gate.forget(self)
+            self._record.decided(refuse(self._tenant, self._record.wanted, Reason.PROTOCOL_MISMATCH))
+        self._forget(self)

@@ -200,7 +200,7 @@ class Gate:
         if len(self.connections) > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
-            stream = Stream(self, client, record, self._resolver)
+            stream = Stream(self.poller, self.tenant, client, record, resolver=self._resolver, forget=self.forget)
             self.replace(connection, stream)
             stream.begin()
         elif nowhere(self.tenant, wanted):

@@ -15,9 +15,9 @@ from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
 from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Where
-from proxy.udp import door
-from proxy.udp.endpoints import endpoint_asked, endpoint_of
+from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
+from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
 from rules.attempt import Attempt, Protocol
 from rules.decision import denied
 from rules.verdicts import Reason
@@ -231,9 +231,9 @@ class UdpGate:
         sock = self._sock
         try:
             if self.tenant.policy.needs.udp:
-                door.unlock(sock)
+                receiving_socket.unlock(sock)
             else:
-                door.shut(sock, self.tenant.own_addresses)
+                receiving_socket.shut(sock, self.tenant.own_addresses)
         except OSError as error:
             self.failed(error)
             self.poller.forget(sock.fileno())

@@ -10,9 +10,9 @@ import pytest
 from netns_harness import outcome
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from proxy.udp import door
+from proxy.udp import receiving_socket
 from proxy.udp.answers import Answers
-from proxy.udp.endpoints import endpoint_asked, endpoint_of
+from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
 
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
 REFUSED = errno.ECONNREFUSED
@@ -50,20 +50,20 @@ def answers(network):
 
 @pytest.fixture
 def opened(network):
-    door.unlock(network.sockets.udp)
-    assert not door.is_shut(network.sockets.udp)
+    receiving_socket.unlock(network.sockets.udp)
+    assert not receiving_socket.is_shut(network.sockets.udp)
     return network
 
 
 @pytest.fixture(scope="module")
 def opened_for_all(network_for_all):
     """One for the tests that leave nothing in it."""
-    door.unlock(network_for_all.sockets.udp)
+    receiving_socket.unlock(network_for_all.sockets.udp)
     return network_for_all
 
 
 def test_it_is_made_shut(network):
-    assert door.is_shut(network.sockets.udp)
+    assert receiving_socket.is_shut(network.sockets.udp)
     assert network.run(lambda: [ask(address, 123) for address in (PUBLIC4, PUBLIC6)]) == [REFUSED] * 2
     assert network.counters() == {"udp": 2}
 
@@ -233,7 +233,7 @@ def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
     with ours, theirs:
         taking = network.start(take)
         ours.recv(1)
-        door.unlock(network.sockets.udp)
+        receiving_socket.unlock(network.sockets.udp)
         ours.send(b"g")
         asked, heard = taking.result()
     assert asked == REFUSED
@@ -243,11 +243,11 @@ def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
 def test_shut_again_it_refuses_again(opened):
     asking = opened.start(lambda: ask(PUBLIC4, 123))
     arrived(opened)
-    door.shut(opened.sockets.udp, OWN_ADDRESSES)
-    door.shut(opened.sockets.udp, OWN_ADDRESSES)
+    receiving_socket.shut(opened.sockets.udp, OWN_ADDRESSES)
+    receiving_socket.shut(opened.sockets.udp, OWN_ADDRESSES)
     assert opened.run(lambda: [ask(PUBLIC4, 123), ask(PUBLIC6, 123)]) == [REFUSED] * 2
-    door.unlock(opened.sockets.udp)
-    door.unlock(opened.sockets.udp)
+    receiving_socket.unlock(opened.sockets.udp)
+    receiving_socket.unlock(opened.sockets.udp)
     again = opened.start(lambda: ask(PUBLIC6, 124))
     assert arrived(opened)[0] == (ip_address(PUBLIC6), 124)
     for running in asking, again:

@@ -10,8 +10,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from proxy.dns.answers import Answers
-from proxy.dns.servers import NameServers
+from proxy.dns.servers import Answers, NameServers
 
 
 def _on_one_port():

@@ -10,9 +10,8 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from proxy.dns.answers import LONGEST, _Datagrams
 from proxy.dns.lookup import Lookup, LookupFailed
-from proxy.dns.servers import MOST_ALIASES, NameServers
+from proxy.dns.servers import LONGEST, MOST_ALIASES, NameServers, _Datagrams
 from rules.names import HostName
 from tests.proxy.dns.name_servers import Server, add, asking
 from tests.proxy.gate.gate_harness import run

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.udp import door, flow, listener
+from proxy.udp import flow, listener, receiving_socket
 from proxy.udp.listener import REMEMBERED, RESTED
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.udp.udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
@@ -162,11 +162,11 @@ def test_a_flow_counts_as_a_connection(tmp_path):
 
 def test_the_door_follows_the_rules(tmp_path):
     async def test(world, udp, server):
-        assert door.is_shut(udp.door)
+        assert receiving_socket.is_shut(udp.door)
         udp.reload(tmp_path, ELSEWHERE)
-        assert not door.is_shut(udp.door)
+        assert not receiving_socket.is_shut(udp.door)
         udp.reload(tmp_path, "id: a, to: x.example, action: allow")
-        assert door.is_shut(udp.door)
+        assert receiving_socket.is_shut(udp.door)
 
     tried(test, tmp_path, "id: a, to: x.example, action: allow")
 
@@ -176,7 +176,7 @@ def test_a_door_that_can_not_be_shut_is_closed(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "not now")
 
     async def test(world, udp, server):
-        monkeypatch.setattr(listener.door, "shut", cannot)
+        monkeypatch.setattr(listener.receiving_socket, "shut", cannot)
         udp.reload(tmp_path, "id: a, to: x.example, action: allow")
         assert udp.door.fileno() < 0
         (error,) = world.errors

@@ -5,7 +5,7 @@ import socket
 import struct
 from ipaddress import ip_address
 
-from proxy.udp import door
+from proxy.udp import receiving_socket
 from proxy.udp.listener import MOST_FLOWS, UdpGate
 from rules.names import HostName
 from tests.ports import free_port
@@ -63,7 +63,7 @@ class Udp:
         self.door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         # By its number: a port that the kernel chose would be given up as soon as the door is opened.
         self.door.bind(("127.0.0.1", free_port(kind=socket.SOCK_DGRAM)))
-        door.shut(self.door, ())
+        receiving_socket.shut(self.door, ())
         self.now = 1000.0
         self.gate = UdpGate(
             self.door, self.answers, world.tenant, world.recorder,

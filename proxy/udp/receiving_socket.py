@@ -1,4 +1,4 @@
-"""The socket that a sandbox's datagrams arrive on, and how it is shut and opened while it stays where it is.
+"""The socket that a sandbox's datagrams arrive on: how it is shut and opened, and both ends of what comes.
 
 Shut, it is connected to itself. Tproxy hands datagrams to a socket that is connected to nobody (nf_tproxy_core.h), so
 they go on to the rule that refuses them in the kernel: at once, counted and told, whatever the gate is doing. It is
@@ -8,17 +8,26 @@ which only the sandbox's owner could do, and a worker isn't (invariant 1).
 An IPv6 socket that was connected once hears its former peer alone, whatever port that sends from: the kernel forgets
 the port and keeps the address (udp_disconnect in net/ipv4/udp.c, compute_score in net/ipv6/udp.c). So the peer is the
 sandbox's own address, which everything that leaves comes from; a task that sends from ::1 on purpose is refused.
+
+Both ends of a datagram are as the kernel tells them: IP_RECVORIGDSTADDR (ip(7)) and recvmsg(2).
 """
 
 import os
 import socket
 import struct
+import sys
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
+
+from rules.addresses import normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from proxy.gate.record import Endpoint
     from rules.addresses import Address
+
 
 _LOOPBACK: Final = "127.0.0.1"
 _NOBODY: Final = struct.pack("=H14x", 0)  # a struct sockaddr of AF_UNSPEC: connect(2), "dissolved"
@@ -56,3 +65,28 @@ def unlock(door: socket.socket) -> None:
     if libc.connect(door.fileno(), _NOBODY, len(_NOBODY)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot open the door for datagrams: {os.strerror(number)}")
+
+
+_SIZE_OF_IPV4: Final = 16  # struct sockaddr_in
+_SIZE_OF_IPV6: Final = 28  # struct sockaddr_in6
+
+
+def endpoint_asked(sockaddr: bytes) -> "Endpoint":
+    """Read where a datagram was sent to; an address with a zone id keeps it, and is nowhere. Raises ValueError."""
+    port = int.from_bytes(sockaddr[2:4])
+    if len(sockaddr) == _SIZE_OF_IPV4:
+        return IPv4Address(sockaddr[4:8]), port
+    if len(sockaddr) == _SIZE_OF_IPV6:
+        address, zone = IPv6Address(sockaddr[8:24]), int.from_bytes(sockaddr[24:28], sys.byteorder)
+        return IPv6Address(f"{address}%{zone}") if zone else normal(address), port
+    raise ValueError(f"the kernel said with {len(sockaddr)} bytes where a datagram was sent to")
+
+
+def endpoint_of(name: "tuple[object, ...]") -> "Endpoint":
+    """Read a socket's name."""
+    return _address(str(name[0])), int(str(name[1]))
+
+
+@lru_cache(maxsize=64)
+def _address(text: str) -> "Address":
+    return normal(ip_address(text.partition("%")[0]))
