@@ -307,10 +307,10 @@ class Connection:
     def _dial(self, addresses: "tuple[Hop, ...]") -> None:
         """Record the decision, and dial."""
         record, gate = self.record, self._gate
-        if not self._is_within_limits():
+        judgement, tenant = self._judgement, gate.tenant
+        if (judgement.grants or judgement.decision.limits) and not self._is_within_limits(judgement):
             return
         record.leads_to(addresses[0])
-        judgement, tenant = self._judgement, gate.tenant
         if not record.decided(judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
@@ -327,11 +327,8 @@ class Connection:
         if there is not None:
             self._connected(*there)
 
-    def _is_within_limits(self) -> bool:
+    def _is_within_limits(self, judgement: Judgement) -> bool:
         """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
-        judgement = self._judgement
-        if not judgement.grants and not judgement.decision.limits:
-            return True
         if judgement.grants:
             self._lease = self._gate.tenant.lease(judgement.grants, self._grant_over)
             if self._lease is None:

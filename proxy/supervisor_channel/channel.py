@@ -139,7 +139,8 @@ class Whose:
         """Take the answer."""
         self.process = process
         self.waiting = False
-        self._go_on()
+        if self._then is not None:
+            self._go_on()
 
     def _go_on(self) -> None:
         act, self._then = self._then, None
