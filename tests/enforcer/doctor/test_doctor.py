@@ -68,9 +68,21 @@ def test_a_directory_of_a_doctor_that_was_killed_is_removed_by_the_next(tmp_path
         os.close(descriptor)
 
 
-def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(someone):
-    said = json.loads(someone.run([EXEAT, "doctor", "--format", "json"]).stdout)
-    [wall] = [finding for finding in said["findings"] if finding["name"] == "landlock"]
+@pytest.fixture(scope="module")
+def examinations():
+    """What the doctor says to root and to a user, who are asked once: it is the same for all of their homes."""
+    return {}
+
+
+@pytest.fixture
+def finding(someone, examinations):
+    if someone.user not in examinations:
+        examinations[someone.user] = json.loads(someone.run([EXEAT, "doctor", "--format", "json"]).stdout)["findings"]
+    return {finding["name"]: finding for finding in examinations[someone.user]}
+
+
+def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(finding):
+    wall = finding["landlock"]
     assert wall["works"] == (landlock.version() >= landlock.LEAST), wall["seen"]
 
 
@@ -83,10 +95,9 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-def test_it_says_by_what_means_a_run_keeps_a_limit(someone, kind):
+def test_it_says_by_what_means_a_run_keeps_a_limit(someone, finding, kind):
     much, name, value = LIMITS[kind]
-    said = json.loads(someone.run([EXEAT, "doctor", "--format", "json"]).stdout)
-    [found] = [finding for finding in said["findings"] if finding["name"] == f"limit of {kind}"]
+    found = finding[f"limit of {kind}"]
     rules = someone.write(someone.home / "rules.yaml", f"{RULES}sandbox: {{limits: {{{kind}: {much}}}}}\n")
     ran = someone.exeat("run", "--quiet", "--rules", rules, "--", "cat", "/proc/self/limits")
     if found["seen"].startswith("not at all"):
