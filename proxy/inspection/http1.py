@@ -167,7 +167,7 @@ class Codec:
         try:
             if self._chunks is not None:
                 return self._next_of_chunks(self._chunks, self.stream_id)
-            if data := self._piece or self.buf.take(self._left):
+            if self._left and (data := self._piece or self.buf.take(self._left)):
                 self._left -= len(data)
                 self._piece = b""
                 return self._data(self.stream_id, data)

@@ -112,7 +112,8 @@ class HttpRouter:
         self._settling = False
         front = self.client.codec
         if type(front) is FrontHttp1:
-            if front.state is not State.WAIT:
+            state = front.state
+            if state is not State.WAIT and (state is not State.HEAD or front.buf or front.ended):
                 self._pulled = self.client  # the next request may have begun behind the last
         elif isinstance(front, FrontHttp2):  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
             for codec in (front, *[server.codec for server in self.servers]):
@@ -173,8 +174,9 @@ class HttpRouter:
 
     def refuse_silent(self) -> None:
         """Refuse a client that waits for its server to speak first."""
-        if isinstance(self.client.codec, FrontHttp1):
+        if isinstance(self.client.codec, FrontHttp1) and self.is_unspoken():  # it may have spoken since
             self._refuse(self.client.codec.give_up())
+            self._pulled = self.client
 
     def _pull(self, connection: Near | Far) -> None:
         """Give the next event of HTTP/1 to its request; close the connection, if nothing more can come."""
@@ -185,11 +187,11 @@ class HttpRouter:
         except Misread as misread:
             self._refuse(misread)
             event = None
-        state = codec.state
-        if state is State.DONE and (connection.can_read or connection.can_write):
+        if codec.state is State.DONE and (connection.can_read or connection.can_write):
             self.driver.close(connection)
-        if event is None or state is State.WAIT:  # what is sent on the other side ends that
-            self._pulled = None
+        state = codec.state
+        if event is None or state is State.WAIT or (state is State.HEAD and not (codec.buf or codec.ended)):
+            self._pulled = None  # nothing more comes before something is received, or sent on the other side
         if type(event) is RequestHeaders:
             self._heads_left -= 1
             self._deliver(self._begin_request(event), event)
@@ -349,7 +351,7 @@ class HttpRouter:
     def usable(self, server: Far) -> bool:
         """Whether a connection can take one more request: open, and free."""
         back = server.codec
-        if back is None or not server.connected:
+        if back is None or not (server.can_read and server.can_write):
             return False
         if isinstance(back, BackHttp1):
             # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
@@ -420,16 +422,16 @@ class HttpRouter:
         """Read only from those whose bytes can leave on the other side."""
         self.stinted = False
         client, front = self.client.link, self.client.codec
-        paused = False
+        http2, paused = isinstance(front, FrontHttp2), False
         for server in self.servers:
             link, back = server.link, server.codec
             if link is None:
                 continue
             paused = paused or link.full
             if isinstance(back, BackHttp1) and back.stream_id is not None:
-                stuck = self.stuck_in_front(back.stream_id)
+                stuck = client.full or (http2 and self.stuck_in_front(back.stream_id))
             else:
-                stuck = link.full or self._is_stinted()
+                stuck = link.full or (http2 and self._is_stinted())
             if link.paused is not stuck:
                 link.pause(paused=stuck)
         if not isinstance(front, FrontHttp1):

@@ -86,12 +86,27 @@ def _certificate_wanted(_ssl: object, request: object) -> int:
     return 1  # go on with the certificate that there is, or none
 
 
+class _Bounded[K, V](OrderedDict[K, V]):
+    """The entries that were kept last, at `most` so many."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def keep(self, key: K, value: V) -> None:
+        """Keep an entry, and drop the oldest one where there is no room for it."""
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
 class NearContexts:
     """Contexts towards the sandboxes, one a name."""
 
     def __init__(self, leaves: "Leaves") -> None:
         self._leaves = leaves
-        self._kept: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
+        self._kept = _Bounded[str, "tuple[Leaf, SSL.Context]"](CONTEXTS)
 
     def connection(self, host: str, protocols: tuple[bytes, ...]) -> SSL.Connection:
         """Return a connection that shows a leaf for `host` and speaks the first of `protocols` that a client offers.
@@ -102,10 +117,8 @@ class NearContexts:
         leaf = self._leaves.usable(host)
         kept = self._kept.get(host)
         if kept is None or kept[0] is not leaf:
-            kept = self._kept[host] = (leaf, _near_context(leaf))
-            if len(self._kept) > CONTEXTS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(host)
+            kept = leaf, _near_context(leaf)
+        self._kept.keep(host, kept)
         connection = SSL.Connection(kept[1])
         connection.set_app_data(Offer(protocols))
         connection.set_accept_state()
@@ -119,7 +132,7 @@ class FarContexts:
         """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
         self._roots = roots
         self._context = _far_context(roots)
-        self._trusting: OrderedDict[tuple[bytes, ...], SSL.Context] = OrderedDict()
+        self._trusting = _Bounded[tuple[bytes, ...], SSL.Context](TRUSTING)
 
     def connection(
         self,
@@ -160,12 +173,8 @@ class FarContexts:
         return connection
 
     def _trusts(self, authorities: tuple[bytes, ...]) -> SSL.Context:
-        context = self._trusting.get(authorities)
-        if context is None:
-            context = self._trusting[authorities] = _far_context(self._roots, *authorities)
-            if len(self._trusting) > TRUSTING:
-                self._trusting.popitem(last=False)
-        self._trusting.move_to_end(authorities)
+        context = self._trusting.get(authorities) or _far_context(self._roots, *authorities)
+        self._trusting.keep(authorities, context)
         return context
 
 
@@ -178,16 +187,15 @@ class Spoken:
 
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
-        self._only_http1: OrderedDict[Place, None] = OrderedDict()
-        self._groups: OrderedDict[Place, tuple[str, float]] = OrderedDict()
+        self._only_http1 = _Bounded["Place", None](CONTEXTS)
+        self._groups = _Bounded["Place", tuple[str, float]](CONTEXTS)
 
     def note(self, place: "Place", protocol: bytes | None) -> None:
         """Remember what a place chose of both."""
-        self._only_http1.pop(place, None)
-        if protocol != HTTP2:
-            self._only_http1[place] = None
-            if len(self._only_http1) > CONTEXTS:
-                self._only_http1.popitem(last=False)
+        if protocol == HTTP2:
+            self._only_http1.pop(place, None)
+        else:
+            self._only_http1.keep(place, None)
 
     def offer(self, place: "Place") -> tuple[bytes, ...]:
         """Return what to offer a client of this place."""
@@ -198,9 +206,7 @@ class Spoken:
         known = self._groups.get(place)
         group = (group or "").lower()
         if known is None or known[0] != group:
-            self._groups[place] = group, self._clock() + _LOOK_AGAIN
-            if len(self._groups) > CONTEXTS:
-                self._groups.popitem(last=False)
+            self._groups.keep(place, (group, self._clock() + _LOOK_AGAIN))
 
     def group(self, place: "Place") -> str:
         """Return by which it will agree on one; empty: that isn't known, or was found out too long ago."""

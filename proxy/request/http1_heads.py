@@ -108,9 +108,9 @@ def response_heads(buffer: "Buffer", most: int) -> tuple[list[ResponseHead], int
         if buffer.startswith((b"\r\n", b"\n")):
             buffer.take(1 if buffer.startswith(b"\n") else 2)
         else:
-            check_status_line(buffer)
             raw = _take_head(buffer, ValueError)
             if raw is None:
+                check_status_line(buffer)
                 return found, before_final
             response = parse_response(raw)
             found.append(response)
@@ -201,7 +201,8 @@ def is_last(request: Head, response: ResponseHead) -> bool:
     if request.version == b"HTTP/2.0":
         return True
     for message in (request, response):
-        options = _options(message.fields)
+        said = [value for name, value in message.fields if name.lower() == b"connection"]
+        options = [option.strip(b" \t") for option in b",".join(said).lower().split(b",")] if said else []
         if b"close" in options or (message.version == b"HTTP/1.0" and b"keep-alive" not in options):
             return True
     for name, _ in response.fields:
@@ -211,12 +212,6 @@ def is_last(request: Head, response: ResponseHead) -> bool:
         return body_size(request.method, response) == -1
     except ValueError:
         return False
-
-
-def _options(fields: "tuple[Field, ...]") -> list[bytes]:
-    """Return the options of a connection (RFC 9110 section 7.6.1), in lower case."""
-    said = [value for name, value in fields if len(name) == len(b"connection") and name.lower() == b"connection"]
-    return [option.strip(b" \t") for value in said for option in value.lower().split(b",")]
 
 
 def is_chunked(fields: "tuple[Field, ...]") -> bool:
