@@ -92,13 +92,11 @@ class InspectedConnection:
     def received(self, link: Link, data: bytes) -> None:
         """Have what has come read as HTTP."""
         self._last = time.monotonic()
-        assert link.connection is not None
         self._do(self._http.receive, link.connection, data)
 
     def opened(self, link: Link, problem: str | None) -> None:
         """Let what is above TLS begin, or report why it can't."""
         connection = link.connection
-        assert connection is not None
         if problem is not None:
             connection.can_read = False
             self.close(connection)
@@ -112,7 +110,6 @@ class InspectedConnection:
     def finished(self, link: Link, *, broken: bool) -> None:
         """Note that a peer has ended its side of TLS, or broken it: then what came may not be all."""
         connection = link.connection
-        assert connection is not None
         connection.cut = connection.cut or broken
         connection.can_read = False
         self._do(self._broken if broken else self._http.receive_end, connection)
@@ -131,7 +128,6 @@ class InspectedConnection:
     def ended(self, link: Link) -> None:
         """Note that nothing more comes."""
         connection, tls = link.connection, link.tls
-        assert connection is not None
         connection.cut = link.cut
         connection.can_read = False
         connection.can_write = connection.can_write and not link.cut
@@ -160,7 +156,6 @@ class InspectedConnection:
     def gone(self, link: Link) -> None:
         """Forget a socket that is closed; without the client's there is nothing left to do."""
         connection = link.connection
-        assert connection is not None
         self._links.remove(link)
         connection.can_read = connection.can_write = False
         if type(connection) is Far:

@@ -114,7 +114,7 @@ class Codec:
         self.request: Head | None = None
         self.response: ResponseHead | None = None
         self.request_done = self.response_done = False
-        self._events: deque[HttpEvent] = deque()  # that were found together
+        self.found: deque[HttpEvent] = deque()  # that were found together
         self._cut = False  # the connection was cut off rather than ended
         self._chunks: Chunks | None = None  # reads the body, if it comes in chunks
         self._size = self._left = 0  # bytes of the body, all and still to come; `maxsize`: until the connection ends
@@ -137,13 +137,13 @@ class Codec:
     def stop(self) -> None:
         """Read nothing more, not even what has come: the connection is being closed."""
         self.state = State.DONE
-        self._events.clear()
+        self.found.clear()
         self.buf = Buffer()
 
     def next_event(self) -> HttpEvent | None:
         """Return what has come next; None: that isn't there yet, or there is nothing more (DONE). Raises Misread."""
-        if self._events:
-            return self._events.popleft()
+        if self.found:
+            return self.found.popleft()
         state = self.state
         if state is State.BODY:
             return self._next_of_body()
@@ -269,7 +269,7 @@ class FrontHttp1(Codec):
         """
         state = self.state
         if state is State.PIPE:
-            self._events.append(RequestEndOfMessage(self.stream_id))
+            self.found.append(RequestEndOfMessage(self.stream_id))
         elif state is State.HEAD:
             self.state = State.DONE  # half a head will never be whole
         elif state is State.BODY:
@@ -277,11 +277,11 @@ class FrontHttp1(Codec):
         elif state is State.WAIT and not (cut or self._tls):
             self.ended = True
             if not self.buf:
-                self._events.append(ClientEnded(self.stream_id))
+                self.found.append(ClientEnded(self.stream_id))
         elif state is State.WAIT:
             self.state = State.DONE
             left = RequestProtocolError(self.stream_id, "Client disconnected.", ErrorCode.CLIENT_DISCONNECTED)
-            self._events.append(left)
+            self.found.append(left)
 
     def give_up(self) -> Misread:
         """Stop, and return why a client is refused that waits for its server to speak first."""
@@ -359,13 +359,13 @@ class BackHttp1(Codec):
         state, self.ended, self._cut = self.state, True, cut
         if state is State.PIPE:
             assert self.stream_id is not None
-            self._events.append(ResponseEndOfMessage(self.stream_id))
+            self.found.append(ResponseEndOfMessage(self.stream_id))
         elif state is State.HEAD:
             self.state = State.DONE
             if self.stream_id is not None:
                 begun = bytes(self.buf)
                 problem = f"unexpected server response: {begun!r}" if begun else "server closed connection"
-                self._events.append(self._break_off(problem))
+                self.found.append(self._break_off(problem))
 
     def _next_head(self) -> HttpEvent | None:
         """Read heads up to the final one."""
@@ -382,12 +382,12 @@ class BackHttp1(Codec):
         except ValueError as error:
             return self._break_off(Unreadable(f"the response can't be read: {error}"))
         for response in heads:
-            self._events.append(ResponseHeaders(self.stream_id, response, end_stream=False))
+            self.found.append(ResponseHeaders(self.stream_id, response, end_stream=False))
         if final is not None:
             self._informed, self.response = 0, final
             self._begin_body(size, lenient=True)
-            self._events.append(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
-        return self._events.popleft() if self._events else None
+            self.found.append(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
+        return self.found.popleft() if self.found else None
 
     def send(self, event: HttpEvent) -> bytes:
         """Return a part of a request as it is sent."""

@@ -80,7 +80,7 @@ class Link:
         poller: "Poller",
         sock: socket.socket,
         owner: Owner,
-        connection: "Near | Far | None" = None,
+        connection: "Near | Far",
         *,
         client: bool,
         tls: "Tls | None" = None,

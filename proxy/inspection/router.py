@@ -190,7 +190,8 @@ class HttpRouter:
         if codec.state is State.DONE and (connection.can_read or connection.can_write):
             self.driver.close(connection)
         state = codec.state
-        if event is None or state is State.WAIT or (state is State.HEAD and not (codec.buf or codec.ended)):
+        waits = state is State.WAIT or (state is State.HEAD and not (codec.buf or codec.ended))
+        if event is None or (waits and not codec.found):
             self._pulled = None  # nothing more comes before something is received, or sent on the other side
         if type(event) is RequestHeaders:
             self._heads_left -= 1

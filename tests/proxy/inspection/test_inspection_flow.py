@@ -220,6 +220,23 @@ def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
     assert not [request for request in origin.requests if b"/behind" in request]
 
 
+def test_informational_responses_that_come_together_go_out_before_the_final_one(gate, origins):
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    read = threading.Event()
+
+    def answer(connection, _head):
+        connection.sendall(hint * 3)
+        assert read.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        said = until(connection, hint * 3)
+        read.set()
+        assert (said + rest(connection)).endswith(b"ok")
+
+
 def test_nothing_is_read_of_a_connection_that_is_being_closed():
     codec = FrontHttp1(tls=False)
     codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")

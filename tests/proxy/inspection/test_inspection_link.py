@@ -48,7 +48,7 @@ class Pair:
         near.setblocking(False)
         self.far.settimeout(30)
         self.owner = Owner()
-        self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, client=client)
+        self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, None, client=client)
         self.link.watch()
 
     async def until(self, true):

@@ -2,8 +2,10 @@
 
 import imaplib
 import json
+import math
 import ssl
 import time
+from types import SimpleNamespace
 
 import pytest
 from inspection_clients import rest, wait_for
@@ -11,6 +13,11 @@ from inspection_harness import site
 
 from proxy.gate.block_page import MEANING
 from proxy.inspection import connection as inspected
+from proxy.inspection.ends import Near, Room
+from proxy.inspection.http1 import FrontHttp1
+from proxy.inspection.judging import Place
+from proxy.inspection.router import HttpRouter
+from rules.names import HostName
 from rules.verdicts import Reason
 
 SPLICE = "tls: splice"
@@ -50,6 +57,17 @@ def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greetin
 
     with pytest.raises(imaplib.IMAP4.error, match="Blocked by Exeat: protocol_mismatch"):
         Imap("127.0.0.1", place.door, ssl_context=context, timeout=20)
+
+
+def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
+    """What it said waits for another turn, when the time is looked at."""
+    refused = []
+    client = Near(Place(HostName("good.example"), 443, tls=True))
+    client.codec = FrontHttp1(tls=True)
+    router = HttpRouter(client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), Room(list), None)
+    router.todo.extend([(router.receive, (client, b"GET / HT")), (router.refuse_silent, ())])
+    assert router.work(math.inf)
+    assert refused == []
 
 
 def test_client_of_http_may_be_silent_for_long(gate, origins, monkeypatch):

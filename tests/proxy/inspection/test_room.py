@@ -128,7 +128,7 @@ def test_small_pieces_that_a_socket_does_not_take_are_kept_as_one():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        link = Link(None, Watcher(), ours, Watcher(), client=True)
+        link = Link(None, Watcher(), ours, Watcher(), None, client=True)
         link.new.append(bytes(MIB))
         link.flush()
         sent, before = link.up, len(link._kept)
