@@ -163,8 +163,6 @@ def _packed(what: Mapping[str, object]) -> bytes:
 
 
 def _plain(sock: socket.socket) -> "Packet":
-    from enforcer.approvals.connections import Packet
-
     return Packet(sock.recv(_LARGEST), [])
 
 

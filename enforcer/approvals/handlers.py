@@ -108,10 +108,6 @@ async def _listed(request: Request, states: "Iterable[State]", since: float = 0.
     request.line.finish()
 
 
-async def _list(request: Request) -> None:
-    await _listed(request, (State.PENDING,))
-
-
 async def _history(request: Request) -> None:
     since = request.said.get("since", 0)
     await _listed(request, (*_ENDED, State.PENDING), float(since) if isinstance(since, int | float) else 0.0)
@@ -259,7 +255,7 @@ async def _acks(request: Request) -> None:
 
 
 REQUESTS: Final[Mapping[str, Callable[[Request], Awaitable[None]]]] = {
-    "list": _list,
+    "list": lambda request: _listed(request, (State.PENDING,)),
     "history": _history,
     "show": _show,
     "answer": _answer,

@@ -51,26 +51,23 @@ _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request without an answer: who is told of it. `approval` is its id as soon as people are asked."""
+    """One request without an answer. `holds`: an attempt waits for it; `approval`: its id once people are asked."""
 
-    asking: "ApprovalsClient"
+    client: "ApprovalsClient"
     number: int
     timer: asyncio.TimerHandle
-    then: "Callable[[Answer], None] | None" = None
-    seen: "Callable[[WishState | None], None] | None" = None
+    then: "Callable[[Any], None]"  # takes an Answer where it holds, else a WishState or None
+    holds: bool
     approval: str = ""
 
     def drop(self) -> None:
         """Wait no more: nobody is told of the answer. Idempotent."""
-        self.asking.drop(self)
+        self.client.drop(self)
 
-    def settle(self, answer: "Answer | None", state: "WishState | None" = None) -> None:
-        """Tell of the answer, or of what became of a pre-request."""
+    def settle(self, answer: "Answer | WishState | None") -> None:
+        """Deliver the answer."""
         self.timer.cancel()
-        if self.then is not None and answer is not None:
-            self.then(answer)
-        elif self.seen is not None:
-            self.seen(state)
+        self.then(answer)
 
 
 class ApprovalsClient:
@@ -135,7 +132,7 @@ class ApprovalsClient:
     def ask(self, question: "ApprovalRequest", then: "Callable[[Answer], None]") -> Ticket:
         """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
-        ticket = self._ticket(hold + SLACK, then=then)
+        ticket = self._ticket(hold + SLACK, then, holds=True)
         if self.is_there and (len(self._open) > MOST_OPEN or not self._room.take()):
             self._loop.call_soon(self._settle, ticket.number, Answer(ticket.number, Result.FLOOD, why=_FLOOD))
             return ticket
@@ -174,7 +171,7 @@ class ApprovalsClient:
         """Forget a question (`Ticket.drop`)."""
         if self._open.pop(ticket.number, None) is not None:
             ticket.timer.cancel()
-            if ticket.then is not None:
+            if ticket.holds:
                 self._send(protocol.Drop(ticket.number))
                 self.waiting.over(ticket.number, None)
 
@@ -231,19 +228,20 @@ class ApprovalsClient:
             case protocol.Seen(number, state):
                 if number == self._fence:
                     self._fence = None
-                elif (one := self._open.get(number)) is not None and one.seen is not None:
+                elif (one := self._open.get(number)) is not None and not one.holds:
                     del self._open[number]
-                    one.settle(None, state)
+                    one.settle(state)
             case protocol.State(done) if self._fence is None:
                 self.told(done)
 
-    def _ticket(self, patience: float, **told: Any) -> Ticket:
+    def _ticket(self, patience: float, then: "Callable[[Any], None]", *, holds: bool) -> Ticket:
         number = self._number()
-        ticket = self._open[number] = Ticket(self, number, self._loop.call_later(patience, self._late, number), **told)
+        timer = self._loop.call_later(patience, self._late, number)
+        ticket = self._open[number] = Ticket(self, number, timer, then, holds)
         return ticket
 
     def _look(self, word: "Callable[[int], Message]", seen: "Callable[[WishState | None], None]") -> Ticket:
-        ticket = self._ticket(LOOK, seen=seen)
+        ticket = self._ticket(LOOK, seen, holds=False)
         try:
             sent = self.is_there and self._send(word(ticket.number))
         except Malformed:
@@ -268,15 +266,15 @@ class ApprovalsClient:
         self._asked[approval] = self._asked.get(approval, 0) + 1
 
     def _conclude(self, ticket: Ticket, answer: Answer) -> None:
-        if ticket.then is not None:
+        if ticket.holds:
             self.waiting.ended(answer.number, _SAID[answer.result])
-        ticket.settle(answer)
+        ticket.settle(answer if ticket.holds else None)
 
     def _late(self, number: int) -> None:
         ticket = self._open.get(number)
         if ticket is None:
             return
-        if ticket.then is not None:
+        if ticket.holds:
             self._send(protocol.Drop(number))
         self._settle(number, _unavailable(number, "the registry of approvals doesn't answer"))
 

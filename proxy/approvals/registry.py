@@ -89,8 +89,6 @@ class Registry:
         async with self.store.reading() as rows:
             yield Transaction(rows, self.clock.now(), self.people, self._record)
 
-    # What workers, and those who made their sandboxes, say
-
     async def introduce(self, connection: Hashable, who: protocol.Introduction) -> None:
         """Take a sandbox's pair of sockets. Raises ValueError where its task has ended or is another's, or StoreError.
 
@@ -167,8 +165,6 @@ class Registry:
                 except StoreError:
                     state = protocol.WishState(Standing.UNKNOWN, why="nothing can be looked up at the moment")
                 self._say(link, protocol.Seen(number, state))
-
-    # What people say
 
     async def decide(self, approval: str, said: Said) -> Decided:
         """Take an answer. Raises Refused where it doesn't count; StoreError, JournalFailed where it can't be taken."""
@@ -250,7 +246,6 @@ class Registry:
         if waiter.done:
             return
         waiter.busy = True
-        put: Put | None = None
         try:
             async with self.transaction() as t:
                 found = await self._considered(t, waiter)
@@ -258,14 +253,12 @@ class Registry:
             found = Answer(waiter.number, Result.UNAVAILABLE, why=str(error)[:1000])
         finally:
             waiter.busy = False
+        put = None if isinstance(found, Answer) else found
         if isinstance(found, Answer):
             self._answer(waiter, found)
-        else:
-            put = found
-            self._due(put.approval.expires)
-            if not waiter.done:
-                self._waiting.put(waiter, put.approval.id)
-                self._say(waiter.link, protocol.Pending(waiter.number, put.approval.id, waiter.deadline))
+        elif not waiter.done:
+            self._waiting.put(waiter, found.approval.id)
+            self._say(waiter.link, protocol.Pending(waiter.number, found.approval.id, waiter.deadline))
         self._tell_submitted(waiter.link, put, waiter.question.line())
 
     async def _considered(self, t: Transaction, waiter: Waiter) -> Answer | Put:
@@ -355,12 +348,11 @@ class Registry:
                     line = word.attempt.question.line()
                     state = protocol.WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment")
         self._say(link, protocol.Seen(word.number, state))
-        if put is not None:
-            self._due(put.approval.expires)
         self._tell_submitted(link, put, state.attempt)
 
     def _tell_submitted(self, link: Link, put: Put | None, line: str) -> None:
         if put is not None:
+            self._due(put.approval.expires)
             self._news(News("joined" if put.joined else "asked", link.task.id, put.approval.id, line))
         for why in self._submitter.alerts:
             self._news(News("flood", link.task.id, "", why))
@@ -384,8 +376,6 @@ class Registry:
     def _say(self, link: Link, reply: Reply) -> None:
         if self._waiting.links.get(link.connection) is link:
             self._reply(link.connection, reply)
-
-    # Time
 
     async def expire(self) -> None:
         """End what is due: waits, requests, grants. Never raises: what can't be written now is ended next time."""

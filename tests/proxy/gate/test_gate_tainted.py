@@ -149,7 +149,7 @@ def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
     async def inside():
         people = People(tmp_path)
         channel = await people.open()
-        people._channels[1].send(b'{"state":{"tainted":false,"tainted_by":[]}}')
+        people._channels[1].send(b'{"type":"state","done":{"tainted":false,"tainted_by":[]}}')
         people.mute = True
         async with World(tmp_path, (RAW, THEN_DENY), hosts=HOSTS) as world:
             people.behind(world.recorder, world.poller, channel, unsure=True)
