@@ -21,7 +21,7 @@ MOST_PLACES = 1000  # hosts that are told apart
 MOST_SHOWN = 3
 _WIDEST = 60  # columns
 _LONGEST_PLACE = _WIDEST  # characters: the summary has to fit one packet (message.py), whatever was tried
-_WORDS = {
+OUTCOME_WORDS = {
     Outcome.PASSED: "allowed",
     Outcome.BLOCKED: "blocked",
     Outcome.WOULD_BLOCK: "only audited",
@@ -87,7 +87,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def describe(self) -> str:
         """Return all of it in one line: `allowed 3 requests, 1 lookup; blocked 1 connection`."""
         parts = []
-        for outcome, word in _WORDS.items():
+        for outcome, word in OUTCOME_WORDS.items():
             things = [
                 f"{count} {names[count != 1]}"
                 for kind, names in _NAMES.items()

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.events import APPROVALS, Kind
+from proxy.telemetry.summary import OUTCOME_WORDS
 from proxy.telemetry.views.report_data import target
 from proxy.telemetry.visible import visible
 from rules.verdicts import Outcome
@@ -26,12 +27,8 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 300  # characters of one text
 _OPEN_ROWS: Final = 25  # that are shown without a click
-_WORDS: Final = {  # bars have them from the bottom up
-    Outcome.PASSED: "allowed",
-    Outcome.WOULD_BLOCK: "only audited",
-    Outcome.FAILED: "failed",
-    Outcome.BLOCKED: "blocked",
-}
+_FROM_THE_BOTTOM_UP: Final = (Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED, Outcome.BLOCKED)  # of a bar
+_WORDS: Final = {outcome: OUTCOME_WORDS[outcome] for outcome in _FROM_THE_BOTTOM_UP}
 _COLUMNS: Final = 120
 _WIDTH, _HEIGHT = 960, 160  # units of the picture
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800)  # seconds

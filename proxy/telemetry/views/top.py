@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.summary import OUTCOME_WORDS
 from proxy.telemetry.views.table import Table
 from proxy.telemetry.visible import fitted, padded, visible
 from rules.verdicts import Mode, Outcome
@@ -177,7 +178,7 @@ class Screen:
         clock = datetime.fromtimestamp(now // _NS, UTC)
         running = sum(each.ended is None for each in tasks)
         counted = state.attempts
-        parts = [f"{counted[outcome]:,} {word}" for outcome, word in _WORDS.items() if counted[outcome]]
+        parts = [f"{counted[outcome]:,} {word}" for outcome, word in OUTCOME_WORDS.items() if counted[outcome]]
         said = [
             (
                 f"exeat top  {clock:%H:%M:%S} UTC  {running} task{'' if running == 1 else 's'}  "
@@ -222,14 +223,6 @@ class Screen:
     def _said(self, line: str, colour: int = 0) -> str:
         line = fitted(line, self.columns)
         return f"\x1b[{colour}m{line}\x1b[0m" if self.coloured and colour else line
-
-
-_WORDS: Final = {
-    Outcome.PASSED: "allowed",
-    Outcome.BLOCKED: "blocked",
-    Outcome.WOULD_BLOCK: "only audited",
-    Outcome.FAILED: "failed",
-}
 
 
 def _size(count: float) -> str:
