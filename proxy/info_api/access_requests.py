@@ -10,12 +10,13 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from proxy.approvals.approval_request import about_connection, about_request, in_vain
 from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
 from proxy.dialing.preflight import check
 from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible
-from proxy.wire import strict_json
 from rules.attempt import REGISTERED_METHODS
 from rules.loading.cases import parse_attempt
 from rules.names import InvalidName
@@ -50,6 +51,11 @@ _HOW: Final = (
 )
 _IN_VAIN: Final = "no rule opens that address, so an approval would not either"
 _NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
+
+
+class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    attempt: str = ""
+    why: str = ""
 
 
 class Later[T]:
@@ -132,7 +138,11 @@ def _read(request: "Request") -> tuple[str, str]:
     except UnicodeDecodeError:
         raise Refusal(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
     if request.kind == "application/json":
-        attempt, why = _members(text)
+        try:
+            wanted = msgspec.json.decode(text, type=_Wanted)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"that is not understood ({error}): {_HOW}") from None
+        attempt, why = wanted.attempt, wanted.why
     else:
         attempt, _, why = text.strip().partition("\n")
     attempt, why = attempt.strip(), why.strip()
@@ -142,19 +152,6 @@ def _read(request: "Request") -> tuple[str, str]:
         raise Refusal(
             HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}"
         )
-    return attempt, why
-
-
-def _members(text: str) -> tuple[str, str]:
-    try:
-        said = strict_json.loads(text)
-    except (ValueError, RecursionError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no JSON: {_HOW}") from None
-    if not isinstance(said, dict) or not said.keys() <= {"attempt", "why"}:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is not understood: {_HOW}")
-    attempt, why = said.get("attempt", ""), said.get("why", "")
-    if not isinstance(attempt, str) or not isinstance(why, str):
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"both are texts: {_HOW}")
     return attempt, why
 
 
