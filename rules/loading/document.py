@@ -64,6 +64,10 @@ class Place(NamedTuple):
     node: Node
     via: "Place | None" = None  # of a preset: the include, in a file that is none, that leads to it
 
+    def problem(self, message: str) -> Problem:
+        """Make a problem of what stands here."""
+        return Problem(self.file, self.node.line, self.node.column, message)
+
 
 def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
     """Parse one document. Adds what is wrong to `problems`; None if nothing can be read or nothing is there."""

@@ -412,6 +412,5 @@ def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Probl
         try:
             found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
         except (OSError, RuntimeError, ValueError) as error:
-            at = place.node
-            problems.append(Problem(place.file, at.line, at.column, f"`{path}` can't be used as `{key}`: {why(error)}"))
+            problems.append(place.problem(f"`{path}` can't be used as `{key}`: {why(error)}"))
     return found

@@ -321,8 +321,7 @@ def gather(
     for rule in rules:
         named = (rule.credential, *(exemption.credential for exemption in rule.excepts))
         for ident in {ident for ident in named if ident is not None and ident not in known}:
-            place = places[rule.id]
-            problems.append(Problem(place.file, place.node.line, place.node.column, unknown(ident, known)))
+            problems.append(places[rule.id].problem(unknown(ident, known)))
     problems += _carried_by_none(found, rules, places)
     for case in (case for _, _, tests in files for case in tests):
         asked = case.question.request.credential if case.question.request else None
@@ -338,9 +337,8 @@ def _carried_by_none(
     shown = {secret.id for secret in found if secret.is_certificate}
     for rule in rules:
         if rule.credential in shown or any(exemption.credential in shown for exemption in rule.excepts):
-            place = places[rule.id]
             message = "`credential` names a client certificate, which no request carries: the rule would match none"
-            yield Problem(place.file, place.node.line, place.node.column, message)
+            yield places[rule.id].problem(message)
 
 
 def unknown(ident: str, known: Sequence[str]) -> str:
