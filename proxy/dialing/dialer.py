@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import time
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
@@ -45,21 +46,10 @@ type Done = Callable[[socket.socket | DialFailed, Hop | None], None]  # a connec
 
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
 
-_MOST_WRITTEN: Final = 1024
-_written: "dict[int, tuple[Address, str]]" = {}  # by where they lie: comparing takes longer than writing
+written: Final = lru_cache(maxsize=1024)(str)  # the text of an address: some are dialled again and again
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # plain numbers: a socket reads enumerations slowly
 _INET: Final = int(socket.AF_INET)
 _INET6: Final = int(socket.AF_INET6)
-
-
-def written(address: "Address") -> str:
-    """Return the text of an address; that of one that is dialled again and again is kept."""
-    known = _written.get(id(address))
-    if known is None:
-        if len(_written) >= _MOST_WRITTEN:
-            _written.clear()
-        known = _written[id(address)] = address, str(address)  # kept with its text: nothing else will lie there
-    return known[1]
 
 
 class Connecting:

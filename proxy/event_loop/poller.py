@@ -108,12 +108,13 @@ class Poller:
 
     __slots__ = ("_left", "_loop", "_place", "_set", "_watched", "number")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, in_turn: bool = False) -> None:
-        """Watch on `loop`. `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11).
+    def __init__(self, *, in_turn: bool = False) -> None:
+        """Watch on the running loop.
 
-        For a `Loop` that serves several tenants, each in a set of its own (epoll(7): sets can be watched by sets).
+        `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11). For a `Loop` that
+        serves several tenants, each in a set of its own (epoll(7): sets can be watched by sets).
         """
-        loop = loop or asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._place: _Place | None = None
         mine = loop.selector.set if isinstance(loop, Loop) and not in_turn else _Set(select.epoll())
