@@ -57,7 +57,6 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.inspection.ends import Far
-    from proxy.inspection.judging import Place
     from proxy.request.messages import ResponseHead
     from proxy.request.request_head import Field
 
@@ -348,9 +347,8 @@ class BackHttp1(Codec):
     stream_id: int | None = None
     _data, _trailers, _end, _error = ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError
 
-    def __init__(self, place: "Place", server: "Far") -> None:
+    def __init__(self, server: "Far") -> None:
         super().__init__()
-        self._place = place
         self._server = server
         self._informed = 0  # informational responses before the one that is waited for
 
@@ -414,7 +412,7 @@ class BackHttp1(Codec):
         assert self.stream_id is None
         self.stream_id = event.stream_id
         if self._server.relayed:
-            request = asked_of_proxy(request, self._place, self._server)
+            request = asked_of_proxy(request, self._server.place, self._server)
         if not event.end_stream and request.method in BODILESS:
             request = closing(request)
         self.request = request

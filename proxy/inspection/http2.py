@@ -172,7 +172,6 @@ class Leaving(Windowed):
 class _Http2(Http2Connection):
     """What both directions share."""
 
-    session: "Session"
     h2_conn: Windowed
     stuck: "Callable[[int], bool]"  # of a stream, by its id here: whether what it brings can't leave on the other side
     withheld: dict[int, int]  # bytes of credit, by stream

@@ -158,7 +158,7 @@ class HttpRouter:
             back = server.codec = BackHttp2(self.client, server, self.stuck_in_front)
             self._commands = back.handle_event(events.Start())
         elif problem is None:
-            server.codec = BackHttp1(self.session.place, server)
+            server.codec = BackHttp1(server)
             if self.client.alpn == HTTP2:  # HTTP/1 behind it has one request a connection
                 for stream in waiting[1:]:
                     self._open_for(stream)
