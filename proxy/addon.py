@@ -149,7 +149,7 @@ class Exeat:
 
     @guarded
     def client_disconnected(self, client: connection.Client) -> None:
-        """Tell its end."""
+        """Record its end."""
         self.visitor(client).leave()
         del self.visitors[client.id]
 
@@ -292,7 +292,7 @@ class Exeat:
         return self.visitors[client.id]
 
     def refuse(self, client: connection.Client, reason: Reason, target: Any, port: int, said: Tls) -> None:
-        """Tell of a refusal, and end the connection."""
+        """Record a refusal, and end the connection."""
         assert self.desk
         self.desk.refuse(reason, target, port, said)
         self.sever(client)

@@ -166,7 +166,7 @@ class Pipeline:
         held.attempt = held.attempt._replace(
             at=tenant.calendar.today(), tainted=tenant.tainted, granted=request.granted
         )
-        await in_turns(held.judging(self._session))
+        await in_turns(held.judge_ahead(self._session))
 
     async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
         """Return why an approval would open nothing; None: it may."""

@@ -89,7 +89,7 @@ class Desk:
         self._dialer: Dialer | None = None
 
     def decide(self, host: "HostName | Address", port: int, tls: Tls | None) -> "tuple[Decision, str]":
-        """Decide on a connection whose protocol may not be known yet, and tell it; returns the event's id."""
+        """Decide on a connection whose protocol may not be known yet, and record that; returns the event's id."""
         task, policy = self.tenant.task, self.tenant.policy
         attempts = [Attempt(protocol, host, port, None, task.name, task.labels) for protocol in _READ]
         protocol, decision = Protocol.TLS, policy.decide(attempts[0])
@@ -97,14 +97,14 @@ class Desk:
             plain = policy.decide(attempts[1])
             if plain.passes:
                 protocol, decision = Protocol.HTTP, plain
-        return decision, self._tell(decision, host, port, protocol, tls)
+        return decision, self._record(decision, host, port, protocol, tls)
 
     def refuse(
         self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
     ) -> "Decision":
-        """Tell of a connection that is refused before any rule."""
+        """Record a connection that is refused before any rule."""
         decision = denied(self.tenant.policy, reason)
-        self._tell(decision, host, port, Protocol.TLS, tls)
+        self._record(decision, host, port, Protocol.TLS, tls)
         return decision
 
     def addresses(self, attempt: Attempt) -> "Found | Awaitable[Found]":
@@ -124,7 +124,7 @@ class Desk:
         self._dialer.find(self.tenant.policy, attempt, answer.set_result)
         return answer
 
-    def _tell(
+    def _record(
         self, decision: "Decision", host: "HostName | Address | None", port: int, protocol: Protocol, tls: Tls | None
     ) -> str:
         name = host if isinstance(host, HostName) else None
@@ -184,7 +184,7 @@ def streaming(
 def passing(
     session: Session, request: RequestContext, cut: "Callable[[], object]"
 ) -> "Callable[[bytes], bytes | list[bytes]]":
-    """Return what mitmproxy passes a request's body through that goes through stages; `cut` ends what they stop.
+    """Return what mitmproxy passes the pieces of a request's body through: its stages. `cut` ends what they stop.
 
     The last piece is empty: mitmproxy says so that nothing more comes.
     """
@@ -261,7 +261,7 @@ class Visitor:
         return self._requests.pop(flow.id, None)
 
     def leave(self) -> None:
-        """Tell the end."""
+        """Record the end."""
         self.shut = True
         for session in self._sessions.values():
             session.end()
@@ -293,10 +293,7 @@ class Visitor:
             flow.request.stream = streaming(not_any, self._sever)
             return
         # What mitmproxy streams it goes on with when the flow is killed: what was cut would end as if it were whole
-        if request.senders:
-            flow.request.stream = passing(session, request, self._sever)
-        else:
-            flow.request.stream = streaming(request.may_send, self._sever)
+        flow.request.stream = passing(session, request, self._sever)
 
 
 # Every place where a distribution keeps its bundle (golang.org/src/crypto/x509/root_linux.go)

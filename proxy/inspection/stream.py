@@ -191,11 +191,11 @@ class Stream:
         """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
         held = self._held
         assert held is not None
-        if not (yield from held.taking(event, self.session)):
+        if not (yield from held.take(event, self.session)):
             return
         self.request_state = RequestState.DONE if isinstance(event, RequestEndOfMessage) else RequestState.SINK
         try:
-            yield from held.judging(self.session)
+            yield from held.judge_ahead(self.session)
             yield from self._decide()
             if self.settled:
                 self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
@@ -448,12 +448,12 @@ class Stream:
     def _stop(self, stopped: Stopped) -> None:
         """End a request that a stage has stopped, with a page if nothing has been answered."""
         page, why = self.session.stop(self.request, stopped), str(stopped)
-        if self.response_state is not ResponseState.HEAD:
+        if self.response_state is ResponseState.HEAD:
+            self.session.complete(self.request, page.status)
+            self._stop_server("it is refused")
+            self._answer(page)
+        else:
             self.cut_off(why)
-            return
-        self.session.complete(self.request, page.status)
-        self._stop_server("it is refused")
-        self._answer(page)
 
     def cut_off(self, why: str = "a limit is used up") -> None:
         """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
@@ -461,8 +461,7 @@ class Stream:
         if self.response_state is not ResponseState.DONE:
             self._stop_server(why)
         if self.websocket is not None and self.websocket.answered.between:  # a WebSocket has words for it
-            frame = close_frame(POLICY, f"exeat: {why}")
-            self.to_client(ResponseData(self.stream_id, frame))
+            self.to_client(ResponseData(self.stream_id, close_frame(POLICY, f"exeat: {why}")))
             self.http.driver.close(self.client)
         else:
             self.to_client(ResponseProtocolError(self.stream_id, why, ErrorCode.CANCEL))

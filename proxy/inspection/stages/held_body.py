@@ -35,7 +35,7 @@ class Held(ABC):
         self.events: list[RequestPart] = []
         self.size = 0
 
-    def taking(self, event: "RequestPart", session: "Session") -> "Sliced[bool]":
+    def take(self, event: "RequestPart", session: "Session") -> "Sliced[bool]":
         """Take the next piece; returns whether the request can be decided now."""
         self.events.append(event)
         complete = False
@@ -43,7 +43,7 @@ class Held(ABC):
             if isinstance(event, RequestData):
                 self.size += len(event.data)
                 session.held += len(event.data)
-            complete = yield from self.reading(event)
+            complete = yield from self.read(event)
         except Unclear as problem:
             self.problem = problem
         if session.held > MOST_HELD:
@@ -51,10 +51,10 @@ class Held(ABC):
         return complete or self.problem is not None
 
     @abstractmethod
-    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+    def read(self, event: "RequestPart") -> "Sliced[bool]":
         """Read the next piece; returns whether that is enough. Raises Unclear."""
 
-    def judging(self, session: "Session") -> "Sliced[None]":
+    def judge_ahead(self, session: "Session") -> "Sliced[None]":
         """Decide on many refs in slices, before the push itself is decided."""
         if self.push is not None and self.attempt is not None and self.problem is None:
             yield from judge_ahead(session.recorder.tenant.policy, self.attempt, self.push)
@@ -83,7 +83,7 @@ class HeldPush(Held):
             held.problem = Unclear("the body of the push is packed in another way than with gzip")
         return held
 
-    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+    def read(self, event: "RequestPart") -> "Sliced[bool]":
         """Read its refs."""
         if isinstance(event, RequestData):
             yield from self.push.feeding(event.data)
@@ -95,7 +95,7 @@ class HeldPush(Held):
 class HeldBody(Held):
     """A body that is signed by its hash, or a form that may have a secret in it."""
 
-    def reading(self, event: "RequestPart") -> "Sliced[bool]":
+    def read(self, event: "RequestPart") -> "Sliced[bool]":
         """Wait for its end."""
         yield from ()
         if isinstance(event, RequestEndOfMessage):
