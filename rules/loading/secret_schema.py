@@ -320,8 +320,8 @@ def gather(
     known = [secret.id for secret in found]
     for rule in rules:
         named = (rule.credential, *(exemption.credential for exemption in rule.excepts))
-        for ident in {ident for ident in named if ident is not None and ident not in known}:
-            problems.append(places[rule.id].problem(unknown(ident, known)))
+        missing = {ident for ident in named if ident is not None and ident not in known}
+        problems += [places[rule.id].problem(unknown(ident, known)) for ident in missing]
     problems += _carried_by_none(found, rules, places)
     for case in (case for _, _, tests in files for case in tests):
         asked = case.question.request.credential if case.question.request else None
