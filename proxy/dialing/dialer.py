@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dialing.address_check import DialFailed, OwnEndpoints, is_proxy
 from proxy.dns.lookup import Found, source_for
 from proxy.event_loop.poller import OUT, cut_if_killed
-from proxy.sandbox.sandbox_state import DescriptorQuota
+from proxy.sandbox.sandbox_state import DescriptorQuota, ExtraSockets
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.settings import Via
@@ -62,7 +62,6 @@ class Connecting:
     __slots__ = (
         "_addresses",
         "_at_once",
-        "_descriptors",
         "_done",
         "_extra",
         "_metrics",
@@ -87,8 +86,7 @@ class Connecting:
         descriptors: "DescriptorQuota | None" = None,
     ) -> None:
         self._poller = poller
-        self._descriptors = descriptors
-        self._extra = 0  # sockets beside the first, as they are counted
+        self._extra = ExtraSockets(descriptors or DescriptorQuota())  # those beside the first
         self._at_once = at_once
         self._addresses = list(addresses)
         self._port = port
@@ -119,7 +117,7 @@ class Connecting:
             self._timer.cancel()
         while self._open:
             self._open.pop().close()
-        self._count_sockets()
+        self._extra.be(len(self._open) - 1)
 
     def connected(self, attempt: "_Try") -> None:
         """End the race: this one has won."""
@@ -133,7 +131,7 @@ class Connecting:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
-        self._count_sockets()
+        self._extra.be(len(self._open) - 1)
         self._problem = said(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
@@ -141,7 +139,7 @@ class Connecting:
 
     def _next(self) -> None:
         """Try one more address, and set a time for the one after it; beside others only where there is room for it."""
-        if self._open and not self._over and self._descriptors is not None and not self._descriptors.has_room():
+        if self._open and not self._over and not self._extra.has_room():
             self._wait()
             return
         while self._addresses and not self._over:
@@ -154,7 +152,7 @@ class Connecting:
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
             if len(self._open) > 1:
-                self._count_sockets()
+                self._extra.be(len(self._open) - 1)
             if not attempt.connected:
                 self._wait()
             return
@@ -179,12 +177,6 @@ class Connecting:
         done = self._done
         del self._done
         done(result, address)
-
-    def _count_sockets(self) -> None:
-        extra = max(len(self._open) - 1, 0)
-        if self._descriptors is not None:
-            self._descriptors.extra += extra - self._extra
-        self._extra = extra
 
 
 class _Try:
