@@ -69,7 +69,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli.parsing import Parser
     from enforcer.cli.run import listen
     from enforcer.service.control_server import Control, Notifier, passed
-    from enforcer.service.request import RunCommand
+    from enforcer.service.run_setup import RunCommand
     from enforcer.service.service import Service, raise_limits
     from enforcer.system import state
     from enforcer.worker import trust, worker

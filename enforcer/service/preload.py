@@ -25,8 +25,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import StepRecorder
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.service import protocol
-from enforcer.service.empty_sandbox import make
-from enforcer.service.request import RunCommand, take_on
+from enforcer.service.run_setup import RunCommand, make, take_on
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
@@ -50,7 +49,7 @@ MODULES: Final = (
     "enforcer.seccomp_supervisor.supervisor",
     "enforcer.run.sandbox_spec",
     "enforcer.run.launch",
-    "enforcer.service.empty_sandbox",
+    "enforcer.service.run_setup",
     "enforcer.sandbox.stdio",
     "enforcer.run.supervise",
     "enforcer.run.task",

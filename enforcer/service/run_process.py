@@ -19,11 +19,10 @@ from enforcer.run.caller import Caller
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol
-from enforcer.service.empty_sandbox import EmptySandbox, prepare
 from enforcer.service.fork_server import ForkServer
 from enforcer.service.placement import RegisteredWorker
 from enforcer.service.preload import rehearse
-from enforcer.service.request import RunCommand, take_on
+from enforcer.service.run_setup import EmptySandbox, RunCommand, prepare, take_on
 from enforcer.system import linux
 from enforcer.system.notices import say
 from enforcer.system.started_by import act_for

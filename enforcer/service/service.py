@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.service.control_server import Control, Notifier
-    from enforcer.service.request import RunCommand
+    from enforcer.service.run_setup import RunCommand
     from enforcer.worker.worker import WorkerPaths
 
 _GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped

@@ -16,8 +16,8 @@ from enforcer.cli.parsing import Parser
 from enforcer.policy.rule_files import Seen
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
-from enforcer.service import empty_sandbox, preload
-from enforcer.service.request import RunCommand
+from enforcer.service import preload, run_setup
+from enforcer.service.run_setup import RunCommand
 from enforcer.worker import trust
 from rules.loading.load import read
 from tests.enforcer.worker.signer_harness import until
@@ -124,9 +124,9 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
 
 def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
     made, ended = [], []
-    monkeypatch.setattr(preload, "make", lambda **how: made.append(empty_sandbox.make(**how)) or made[-1])
-    before, close = set(left.children(os.getpid())), empty_sandbox.EmptySandbox.close
-    monkeypatch.setattr(empty_sandbox.EmptySandbox, "close", lambda each: ended.append(close(each)))
+    monkeypatch.setattr(preload, "make", lambda **how: made.append(run_setup.make(**how)) or made[-1])
+    before, close = set(left.children(os.getpid())), run_setup.EmptySandbox.close
+    monkeypatch.setattr(run_setup.EmptySandbox, "close", lambda each: ended.append(close(each)))
     assert preload.warm(way.system, COMMAND)
     assert len(made) == len(ended) > 1
     assert set(left.children(os.getpid())) == before

@@ -1,12 +1,15 @@
-"""Empty sandbox with the usual limits, made by the process of a run before anybody asks for one.
+"""Setup of a run in the service: its command, the settings of its caller, and an empty sandbox made ahead.
 
-It is for one task, or for none. Where it can't be made, the run makes one itself, and reports what is wrong.
+The empty sandbox has the usual limits and is for one task, or for none. Where it can't be made, the run makes one
+itself, and reports what is wrong.
 """
 
 import contextlib
 import os
+import resource
+import signal
 import socket
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.resource_limits import Limits, ResourceLimits, build, limits_of
 from enforcer.run import sandbox_spec
@@ -17,6 +20,46 @@ from enforcer.system import linux
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import dispose
 from rules.sandbox import NO_BOX
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from enforcer.policy.rule_files import Seen
+    from enforcer.policy.run_request import Wanted
+    from enforcer.run.host import Host
+    from enforcer.service import protocol
+
+
+class RunCommand(NamedTuple):
+    """`exeat run` as the command line has it: the service is given it, made once, and each run is forked with it."""
+
+    read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit, having said what is wrong with the words
+    wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], Seen]], Wanted]"
+    perform: "Callable[[Namespace, Path, Host], int]"  # returns a wait status
+    status_if_unsaid: "Callable[[OSError], int | None]"  # the status where our output can't be written
+
+
+def take_on(request: "protocol.Run") -> None:
+    """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
+    _take_environment(request.environment)
+    os.umask(request.umask)
+    for number, (soft, hard) in enumerate(request.limits):
+        with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
+            resource.setrlimit(number, (soft, hard))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, request.nice)
+    dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
+
+
+def _take_environment(wanted: "Mapping[str, str]") -> None:
+    """Have these variables and no others, writing what differs: each putenv(3) copies memory that many runs share."""
+    for name in [name for name in os.environ if name not in wanted]:
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 class EmptySandbox(NamedTuple):
