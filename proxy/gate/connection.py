@@ -408,9 +408,7 @@ class Connection:
         self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
 
     def _tick_splice(self, now: float) -> None:
-        splice = self._splice
-        assert splice is not None
-        moved = sum(splice.passed())
+        moved = 0 if self._splice is None else sum(self._splice.passed())
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
