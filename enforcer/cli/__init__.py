@@ -121,7 +121,7 @@ def perform(run: "Callable[[Namespace], int]", arguments: "Namespace") -> int:
 
 def _in_service(words: list[str]) -> int | None:
     """Run a task in the service, where there is one and it is wanted; None: without it."""
-    if _WITHOUT_SERVICE.intersection(words[: _end_of_options(words)]):
+    if _WITHOUT_SERVICE.intersection(words[: words.index("--")] if "--" in words else words):
         return None
     from enforcer.system.control_socket import control
 
@@ -135,10 +135,6 @@ def _in_service(words: list[str]) -> int | None:
     from enforcer.cli.run import end_like  # it ended by a signal
 
     return end_like(status)
-
-
-def _end_of_options(words: list[str]) -> int:
-    return words.index("--") if "--" in words else len(words)
 
 
 def _open_standard_streams() -> None:

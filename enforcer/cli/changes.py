@@ -156,13 +156,9 @@ def _show(kept: Kept, selection: Selection, arguments: argparse.Namespace) -> in
             print(json.dumps({**meta, "changes": values}, indent=2))
         else:
             how = _stat if arguments.stat else _diffs
-            for line in how(sides, changes, protection, None if selection.paths else _objects()):
+            for line in how(sides, changes, protection, None if selection.paths else Objects()):
                 print(line)
     return 0
-
-
-def _objects() -> Objects:
-    return Objects()
 
 
 def _diffs(sides: Sides, changes: list[Change], protection: Protection, counted: Objects | None) -> Iterator[str]:

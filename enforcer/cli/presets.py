@@ -140,7 +140,7 @@ def _lock(arguments: argparse.Namespace) -> int:
     from enforcer.presets.machine import this_machine
 
     wanted = _wanted(arguments.names)
-    path = arguments.lock or lock_paths()[0 if _is_root() else -1]
+    path = arguments.lock or lock_paths()[0 if os.geteuid() == 0 else -1]
     problems: list[Problem] = []
     there = {name: places for name, (_, places) in read_locks([path], problems).items() if name in CLIENTS}
     if problems:
@@ -185,10 +185,6 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
         if given:
             places.setdefault(place or client.places[0], []).append(url)
     return wanted
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0
 
 
 def _report(
