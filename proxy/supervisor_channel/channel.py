@@ -162,6 +162,7 @@ class ProcessAttribution:
         self._room = Bucket(AT_ONCE, A_SECOND, clock)
         self._number = 0
         self._open: dict[int, Whose] = {}
+        self._process_of = lru_cache(maxsize=64)(process_of)  # a process that opens one connection opens more
 
     def ask(self, local: "Endpoint", remote: "Endpoint") -> Whose | None:
         """Ask whose connection has these ends. None: this one is not asked about."""
@@ -184,10 +185,9 @@ class ProcessAttribution:
         """Take an answer of the watcher's."""
         whose = self._open.pop(found.number, None)
         if whose is not None:
-            whose.answered(None if found.who is None else process_of(found.who, found.ancestors))
+            whose.answered(None if found.who is None else self._process_of(found.who, found.ancestors))
 
 
-@lru_cache(maxsize=64)  # a process that opens one connection opens more
 def process_of(who: messages.Who, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
     """Return what events say of a process that the watcher has named."""
     uid, sandbox_uid = [each if each >= 0 else None for each in (who.uid, who.sandbox_uid)]
