@@ -126,20 +126,28 @@ class SandboxServer:
 
     @cached_property
     def traffic(self) -> Traffic:
-        """What serves the sandbox's traffic: made when it is first needed, and it serves from then on."""
-        traffic = Traffic(
-            self.recorder,
-            self._sockets,
-            self._common,
-            self._poller,
-            self._descriptors,
-            attribution=self._attribution,
-            hearing=self._hearing,
-            before=self._before,
-            wait=self._wait,
-        )
-        traffic.dialer.login = self._login
-        traffic.start()
+        """What serves the sandbox's traffic: made when it is first needed, and it serves from then on.
+
+        Where it can't be made, whoever needed it, no traffic is served for good: half of it might go on under rules
+        that are not in force any more.
+        """
+        try:
+            traffic = Traffic(
+                self.recorder,
+                self._sockets,
+                self._common,
+                self._poller,
+                self._descriptors,
+                attribution=self._attribution,
+                hearing=self._hearing,
+                before=self._before,
+                wait=self._wait,
+            )
+            traffic.dialer.login = self._login
+            traffic.start()
+        except Exception as error:
+            self.failed(error)
+            raise
         return traffic
 
     @property
@@ -166,12 +174,13 @@ class SandboxServer:
         self._serve()
 
     def failed(self, error: Exception) -> None:
-        """Serve nothing, for good, where what serves the traffic can't be made: its sockets are closed here."""
-        self.recorder.error(Where.WORKER, f"the sandbox's traffic can't be served: {type(error).__name__}: {error}")
-        for name in _ARRIVALS:
-            if (sock := self._sockets.get(name)) is not None and sock.fileno() >= 0:
-                self._poller.forget(sock.fileno())
-                sock.close()
+        """Serve nothing, for good, where what serves the traffic can't be made: its sockets are closed. Idempotent."""
+        arrivals = [sock for name in _ARRIVALS if (sock := self._sockets.get(name)) is not None and sock.fileno() >= 0]
+        for sock in arrivals:
+            self._poller.forget(sock.fileno())
+            sock.close()
+        if arrivals:
+            self.recorder.error(Where.WORKER, f"the sandbox's traffic can't be served: {type(error).__name__}: {error}")
 
     def hear(self, said: "Mapping[str, object]") -> None:
         """Take note of what the supervisor says of the sandbox and its task."""

@@ -11,6 +11,7 @@ from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker import sandbox
 from proxy.worker.sandbox import Common, SandboxServer
+from proxy.worker.traffic import Traffic
 from rules.loading.load import load
 
 
@@ -102,3 +103,43 @@ def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypa
         return sandbox_server.metrics.gate_errors
 
     assert sum(run(begin()).values()) == 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world, monkeypatch, tmp_path, half):
+    run, server_of, sockets = world
+    made = []
+
+    def failing_once(*given, **named):
+        traffic = Traffic(*given, **named)
+        made.append(traffic)
+        if len(made) > 1:
+            return traffic
+        if not half:
+            raise OSError("not this time")
+        begin = traffic.start
+
+        def start():
+            begin()
+            raise OSError("not this time")
+
+        traffic.start = start
+        return traffic
+
+    monkeypatch.setattr(sandbox, "Traffic", failing_once)
+    (tmp_path / "new.yaml").write_text("version: 1\nname: new\nrules: []\n")
+    place = sockets["tcp"].getsockname()
+
+    async def change():
+        sandbox_server = server_of()
+        sandbox_server.start()
+        for _ in range(2):  # it is tried again, and stays closed
+            with pytest.raises((OSError, ValueError)):
+                sandbox_server.reloading.swap(load([tmp_path / "new.yaml"]), None)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(place)
+        sandbox_server.close()
+        sandbox_server.let_go()
+        return sandbox_server.metrics.gate_errors
+
+    assert sum(run(change()).values()) == 1
