@@ -7,7 +7,7 @@ import socket
 import ssl
 
 import pytest
-from inspection_clients import rest, wait_for
+from inspection_clients import cut_off, rest, wait_for
 from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
@@ -246,10 +246,12 @@ def test_a_dial_for_a_client_that_has_left_is_called_off(gate, origins, monkeypa
         def cancel(self):
             called_off.append(self)
 
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 100.0)  # longer than what is waited for here
     monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
-    with socket.create_connection(("127.0.0.1", place.door)) as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        wait_for(lambda: gate.events("request.decided"))
+    connection = socket.create_connection(("127.0.0.1", place.door))
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    wait_for(lambda: gate.events("request.decided"))
+    cut_off(connection)  # whoever ends its half alone may wait for the answer yet
     gate.wait_closed()
     wait_for(lambda: called_off)
     assert gate.events("request.completed")[0]["outcome"] == "failed"
