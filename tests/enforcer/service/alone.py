@@ -4,7 +4,20 @@ import os
 import subprocess
 import time
 
-from tests.enforcer.service.cast import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, journal, run, scraped, shown, until
+from tests.enforcer.service.cast import (
+    EXEAT,
+    FILE,
+    IMPATIENT,
+    KNOCK,
+    PATIENCE,
+    RULES,
+    Up,
+    journal,
+    run,
+    scraped,
+    shown,
+    until,
+)
 
 SECRET = FILE.with_name("secret.yaml")
 WAIT = ("sh", "-c", "echo ready; trap 'exit 3' TERM; while :; do sleep 0.1; done")
@@ -12,7 +25,7 @@ WAIT = ("sh", "-c", "echo ready; trap 'exit 3' TERM; while :; do sleep 0.1; done
 
 def alone():
     """A task with a secret and one after `exeat ca rotate` are listed, told of, counted, stopped and killed."""
-    up = Up("--workers", "1", "--metrics", "127.0.0.1:0")
+    up = Up("--workers", "1", "--metrics", "127.0.0.1:0", program=IMPATIENT)
     scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     secret = "{id: key, from: {env: KEY}, as: TASK_KEY, hosts: allowed.example, in: {header: authorization}}"
     SECRET.write_text(f"{RULES}secrets:\n  - {secret}\n")
@@ -71,7 +84,7 @@ def _with_other_groups():
 
 def _counted(scrape):
     """How many sandboxes there are, were refused something, and ended."""
-    time.sleep(0.2)  # they are told every 2 seconds
+    time.sleep(0.1)  # they are told every 0.2 seconds
     names = ("exeat_sandboxes ", "exeat_decisions_total{", "exeat_tasks_total{")
     lines = scraped(scrape).splitlines()
     return [sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)) for name in names]

@@ -97,6 +97,16 @@ with socket.create_connection(("127.0.0.11", 53), timeout=30) as sock:
     answer = struct.unpack_from(">6H", sock.makefile("rb").read(14), 2)
 print(answer[1] & 15, answer[3])
 """
+# A service that counts and looks ten times as often as it would, and keeps a worker that nobody needs for as much less.
+OFTEN = """
+import sys
+from enforcer.service import helper_processes, placement, worker_pool
+placement._REPORT_EVERY = helper_processes._NUMBERS_EVERY = worker_pool._ASK_EVERY = 0.2
+worker_pool._KEPT_EMPTY = 0.6
+from enforcer.__main__ import main
+sys.exit(main())
+"""
+IMPATIENT = (sys.executable, "-P", "-c", OFTEN)
 
 
 def until(true, what="it"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.enforcer.service.cast import (
     EXEAT,
     HOG,
+    IMPATIENT,
     KNOCK,
     LOG,
     PATIENCE,
@@ -33,7 +34,7 @@ QUEUED = 8
 
 def crash():
     """A worker is killed: its tasks wait for the next one, and the others don't."""
-    up = Up("--metrics", "127.0.0.1:0")
+    up = Up("--metrics", "127.0.0.1:0", program=IMPATIENT)
     scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     tasks = [begin("--task", f"task-{number}", "--", "python3", "-c", KNOCK) for number in range(2)]
     for task in tasks:
@@ -83,7 +84,7 @@ def _used(pid):
 
 def blamed():
     """A worker dies in the turn of one of its two sandboxes, again and again: the other one loses nothing but that worker."""
-    up = Up("--workers", "1")
+    up = Up("--workers", "1", program=IMPATIENT)
     quiet = begin("--task", "quiet", "--", "python3", "-c", QUIET, stdin=subprocess.PIPE)
     hog = begin("--task", "hog", "--", "python3", "-c", HOG)
     assert hog.stdout.readline() == "flooding\n"

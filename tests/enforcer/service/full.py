@@ -3,7 +3,7 @@
 import resource
 import subprocess
 
-from tests.enforcer.service.cast import FILE, PATIENCE, RULES, Up, begin, until
+from tests.enforcer.service.cast import FILE, IMPATIENT, PATIENCE, RULES, Up, begin, until
 
 FEW = 300  # descriptors: a worker has enough for one sandbox
 LOOK_UP = "import socket; print(socket.gethostbyname('allowed.example'), flush=True); input()"
@@ -13,7 +13,7 @@ def full():
     """Three tasks where two workers have room for one each; then all of them end."""
     FILE.write_text(RULES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
-    up = Up()
+    up = Up(program=IMPATIENT)
 
     def sandboxes():
         return sorted(each["sandboxes"] for each in up.status()["workers"])

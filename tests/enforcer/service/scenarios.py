@@ -25,6 +25,7 @@ from tests.enforcer.service.cast import (
     EXEAT,
     FILE,
     HOG,
+    IMPATIENT,
     KNOCK,
     LOG,
     NEAR,
@@ -244,7 +245,7 @@ def foreign():
     if os.geteuid() == 0:  # a user is in one of its own already, and what is bound there nobody else sees
         os.unshare(os.CLONE_NEWNS)
         linux.mount("", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    up = Up("--metrics", "127.0.0.1:0")
+    up = Up("--metrics", "127.0.0.1:0", program=IMPATIENT)
     scrape = f"http://127.0.0.1:{up.said.rstrip().rpartition(':')[2]}/metrics"
     own = [] if os.geteuid() == 0 else ["-r"]
     box = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
