@@ -1,1 +1,1 @@
-"""What makes the proxy the only door, and runs tasks behind it."""
+"""Enforcer: makes the gate a task's only way to the network, and runs tasks behind it."""

@@ -1,1 +1,1 @@
-"""The door: everything that leaves a sandbox passes here, decided by `rules` and told to `telemetry`."""
+"""The gate: all traffic that leaves a sandbox goes through it, decided by `rules` and recorded by `telemetry`."""

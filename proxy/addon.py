@@ -1,4 +1,4 @@
-"""The same decisions in a mitmproxy of one's own: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
+"""mitmproxy addon that makes the gate's decisions: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
 
 For mitmproxy's regular and transparent modes; Exeat itself doesn't load this file, it drives mitmproxy's layers with
 `proxy.inspection`. Every request is decided at its head. mitmproxy resolves and dials here, so each name is looked up

@@ -1,4 +1,4 @@
-"""One thing a task tries: the question that `Policy.decide` answers."""
+"""Attempt: one thing that a task tries, which `Policy.decide` decides."""
 
 from datetime import date
 from enum import StrEnum

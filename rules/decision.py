@@ -1,4 +1,4 @@
-"""The answer to one attempt: verdict, rules, reason, and how it is to be carried out.
+"""Decision on one attempt: verdict, rules, reason, and how it is to be carried out.
 
 Tuples, because refusals are made for every attempt anew and a frozen dataclass takes four times as long to make.
 """

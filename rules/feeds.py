@@ -1,4 +1,4 @@
-"""Lists of names that others write: hosts files, or a name a line, a million of them. Each covers what is below it too.
+"""Feeds: lists of up to a million names, as hosts files or a name a line. Each covers its subdomains too.
 
 A list is somebody else's file and changes by itself, so it may only hold back, and a line that is no name is counted
 and not fatal; a file without a single name is: a download that failed must not open what the list keeps shut.

@@ -1,4 +1,4 @@
-"""Many patterns over parts (reversed labels of a name, segments of a path), found by a few dictionary probes a part.
+"""Index of patterns over parts (reversed labels of a name, segments of a path): a few dictionary lookups a part.
 
 A pattern is a tuple of parts: text stands for itself, `ONE` for exactly one part, `MANY` for any number of parts (none
 included), a `Glob` for one part with `*` in it. What a lookup costs depends on the text and not on how many patterns

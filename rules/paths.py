@@ -1,4 +1,4 @@
-"""Paths as a server may read them. RFC 3986 says how to read a path; servers differ, and the differences are bypasses.
+"""Paths as servers may read them. RFC 3986 defines one reading; servers differ, and differences are bypasses.
 
 A request's path is brought to *readings*, each a tuple of decoded segments. The first is how it is written; the others
 are what servers make of it, in any combination:

@@ -1,4 +1,4 @@
-"""Ports and what is spoken on them, as a rule lists them, and which attempts such a list covers.
+"""Ports and their protocols, as a rule lists them, and which attempts such a list covers.
 
 Rules tell raw TCP from TLS and HTTP, but bytes that nobody reads could be any of the three. Hence the table, which is
 what keeps a raw door from standing open beside a rule that looks into connections:

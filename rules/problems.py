@@ -1,4 +1,4 @@
-"""What is wrong in a rule file, told with its place: the only error type for what an admin wrote."""
+"""Problem in a rule file, with its place: the only error type for what an admin wrote."""
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The one vocabulary of decisions: verdicts, outcomes, reasons and the modes that shape them.
+"""Vocabulary of decisions: verdicts, outcomes, reasons and modes.
 
 Every enum's first member is the closed one, so that a value nobody set denies.
 """

@@ -1,4 +1,4 @@
-"""The registry as a process: `python -m enforcer.approvals DIRECTORY`, with a lock and a listener from who started it.
+"""Runs the approvals server: `python -m enforcer.approvals DIRECTORY`, with an inherited lock and listener.
 
 It ends by itself when nobody has needed it for a minute. What it keeps is in its store: the next one goes on with it.
 """

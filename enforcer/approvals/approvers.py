@@ -1,4 +1,4 @@
-"""Where `approvers.yaml` is, and whether it has changed.
+"""Location, trust check and change check of `approvers.yaml`.
 
 Root's, in /etc/exeat, is for everybody on the host. Without it a user's own counts, in the state directory, which no
 task reads or writes. A file that can't be read or trusted lets nobody approve.

@@ -1,4 +1,4 @@
-"""Requests to the registry of approvals, and `--as-rule`, which writes an approval down in a rule file.
+"""Requests from commands to the registry of approvals, and `--as-rule`, which writes an approval into a rule file.
 
 The file is tried before the approval is given, and put in place once that counts.
 """

@@ -1,4 +1,4 @@
-"""`exeat approvals`, `approve` and `reject`: what waits for people, what was answered, and answering it."""
+"""`exeat approvals`, `approve` and `reject`: lists approval requests, and answers them."""
 
 import argparse
 import json

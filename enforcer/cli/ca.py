@@ -1,4 +1,4 @@
-"""`exeat ca`: the installation's own certificate authority: what it is, a new one, and its certificate for others.
+"""`exeat ca`: shows, rotates and exports the certificate authority of the installation.
 
 Only the certificate is ever shown or written; the key is nobody's but the gates'.
 """

@@ -1,4 +1,4 @@
-"""`exeat changes`: what tasks changed in a workspace that is reviewed: shown, accepted, discarded."""
+"""`exeat changes`: shows, accepts and discards what tasks changed in a reviewed workspace."""
 
 import argparse
 import contextlib

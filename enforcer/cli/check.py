@@ -1,4 +1,4 @@
-"""`exeat check`: every problem of rule files, and what they mean that may not be meant, with place and correction.
+"""`exeat check`: reports errors and lint findings of rule files, each with its place and correction.
 
 It takes `approvers.yaml`, who may approve, and `identities.yaml`, who may claim what. Such a file is known by its keys,
 and where those say nothing by its name. The one that counts has to be trusted, too.

@@ -1,4 +1,4 @@
-"""Attempts in the words of a client: `curl -X POST https://host/path`, `wget URL`, `git clone URL`, `ssh HOST`."""
+"""Reads an attempt from a client's command line: `curl -X POST URL`, `wget URL`, `git clone URL`, `ssh HOST`."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The commands of `exeat`: what each does in a line, how it is mostly called, and which module has it."""
+"""Table of the commands of `exeat`: summary, examples and module of each."""
 
 COMMANDS = {
     "run": "run a task whose only way to the network is the gate",

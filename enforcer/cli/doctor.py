@@ -1,4 +1,4 @@
-"""`exeat doctor`: can this machine run sandboxes, and what to do if not."""
+"""`exeat doctor`: checks whether this machine can run sandboxes, and says what to do if not."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`exeat explain`: what the rules decide about one attempt, and why; with `--suggest` the rule that would allow it."""
+"""`exeat explain`: the decision on one attempt and its reasons; `--suggest` prints the rule that would allow it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`exeat export`: the journal passed on to one receiver, in a process of its own that no task waits for."""
+"""`exeat export`: sends the journal to one receiver, in a process of its own that no task waits for."""
 
 import argparse
 import asyncio

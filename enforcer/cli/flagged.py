@@ -1,4 +1,4 @@
-"""`exeat flagged`: what rules with `flag` let go, and who has looked at it."""
+"""`exeat flagged`: lists attempts that rules with `flag` allowed, and records who reviewed them."""
 
 import argparse
 import json

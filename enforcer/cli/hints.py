@@ -1,4 +1,4 @@
-"""Hints at the end of a run: what a task came up against whose cause is the sandbox, where programs don't show it."""
+"""Hints at the end of a run: problems of the task that the sandbox caused, where its programs don't show it."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the commands that read a journal share: which journal, which of its events, and what could not be read."""
+"""Arguments and helpers of commands that read a journal: which journal, which events, and read errors."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""`exeat learn`: the smallest rule file that allows what a journal tells was let out."""
+"""`exeat learn`: writes the smallest rule file that allows what a journal records as allowed."""
 
 import argparse
 import json

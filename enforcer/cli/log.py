@@ -1,4 +1,4 @@
-"""`exeat log`: the journal as a table for people or as lines for programs, and which of its events are shown."""
+"""`exeat log`: prints the journal as a table for people or as lines for programs, filtered."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""`exeat log verify`, `keys` and `keep`: whether the journal is intact, the keys that sign it, and how much is kept.
+"""`exeat log verify`, `keys` and `keep`: verifies the journal, manages its keys, and sets its retention.
 
 Private halves of keys are never shown or written elsewhere.
 """

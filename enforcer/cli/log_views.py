@@ -1,4 +1,4 @@
-"""`exeat log show`, `chain`, `top` and `replay`: one event, what led to it, what was frequent, and a task's story."""
+"""`exeat log show`, `chain`, `top` and `replay`: one event, its causes, the most frequent, and a task's timeline."""
 
 import argparse
 import sys

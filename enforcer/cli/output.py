@@ -1,4 +1,4 @@
-"""Output of commands: lists with a line of headings, counts, times, and lines in which nothing acts on a terminal."""
+"""Output of commands: tables, counts, times, and lines that are safe to print on a terminal."""
 
 import argparse
 import sys

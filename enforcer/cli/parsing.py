@@ -1,4 +1,4 @@
-"""Parser of a command's words (argparse): the arguments that a command declares, and what is wrong in our own words."""
+"""Command-line parser (argparse): declared arguments, and error messages in the words of Exeat."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""`exeat presets`: which presets there are, what each lets through and why, and where this machine's registries are."""
+"""`exeat presets`: lists presets, shows what each allows and why, and locks this machine's registries."""
 
 import argparse
 import json

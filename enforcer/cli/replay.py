@@ -1,4 +1,4 @@
-"""`exeat replay`: what other rules would change for what a journal tells."""
+"""`exeat replay`: what other rules would decide differently about the attempts in a journal."""
 
 import argparse
 import json

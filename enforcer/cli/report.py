@@ -1,4 +1,4 @@
-"""`exeat report`: what a task, or everybody for a while, tried and got, as one HTML page for a ticket."""
+"""`exeat report`: the attempts and decisions of a task or of a period, as one HTML page."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""`exeat run` and `exeat shell`: a task, or a shell, in a sandbox of its own behind a gate of its own.
+"""`exeat run` and `exeat shell`: runs a task, or a shell, in a sandbox behind its own gate.
 
 Each option that says what sandbox a task gets stands for a key of `sandbox` in a rule file.
 """

@@ -1,4 +1,4 @@
-"""`exeat top`: what tasks try just now, on one screen that keeps itself up."""
+"""`exeat top`: shows what tasks attempt at the moment, on one screen that updates itself."""
 
 import argparse
 import contextlib

@@ -1,1 +1,1 @@
-"""What this machine lets Exeat do."""
+"""Doctor: checks what Exeat can do on this machine."""

@@ -1,4 +1,4 @@
-"""Whether this machine can do all that Exeat needs, found by doing it, and the command that gets what is missing."""
+"""Checks of `exeat doctor`: tries all that Exeat needs, and names the command that gets what is missing."""
 
 import json
 import os

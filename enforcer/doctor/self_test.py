@@ -1,4 +1,4 @@
-"""A rehearsal of `exeat run`: a whole sandbox, made as for any task, with nothing in it but `true`.
+"""Self-test of `exeat run`: makes a whole sandbox, as for any task, and runs `true` in it.
 
 Whatever a start can end with on this machine, this ends with, because it is a start. It keeps its state apart, so it is
 in no journal and makes no CA that anybody trusts.

@@ -1,1 +1,1 @@
-"""The journal outside the worker: its signing key, where what belongs to it lies, and exports of it."""
+"""The journal outside the worker: signing key, keeper, location of its files, and exports."""

@@ -1,4 +1,4 @@
-"""What the journal's keeper has counted: read from where it wrote it, for a task's gate or for a service."""
+"""Reads the anomalies that the journal's keeper has counted, for the metrics of a task or a service."""
 
 from collections import Counter
 from pathlib import Path

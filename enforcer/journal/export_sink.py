@@ -1,4 +1,4 @@
-"""The words of `exeat export` made into a sink, and where its position is kept."""
+"""Makes an exporter from the options of `exeat export`, and locates its bookmark."""
 
 import hashlib
 import ssl

@@ -1,4 +1,4 @@
-"""Who looks after a journal while tasks run: signs how far it is, mends what was left, and has old segments put away.
+"""Journal keeper: signs segments while tasks run, repairs unfinished ones, and has old ones compressed and removed.
 
 Of all processes with the key one does it, for every writer there is; when it ends another takes over at its next turn.
 It believes no writer: what it signs it has read itself, and found to hang together. Whatever goes wrong is told and

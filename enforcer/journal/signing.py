@@ -1,4 +1,4 @@
-"""The journal's keeper in the process that supervises a task: it has the key, and the worker never does (`keeper`)."""
+"""Starts and ends the journal's keeper in the process that supervises a task, which has the key (`keeper`)."""
 
 import contextlib
 import os

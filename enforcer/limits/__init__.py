@@ -1,1 +1,1 @@
-"""How much of the host a task may take: cgroups, resource limits, room in memory, and time."""
+"""Resource limits of a task: cgroups, rlimits, disk quota and time."""

@@ -1,4 +1,4 @@
-"""Bounds what a task changes in a reviewed workspace: the overlay's upper directory lies on the host's disk.
+"""Disk quota: bounds what a task changes in a reviewed workspace, whose upper layer is on the host's disk.
 
 No kernel bounds a directory without a quota of the file system's, which most hosts don't have. So it is measured. What
 is free on the file system costs one call, and is asked for the more often the less is left. How much of what has gone

@@ -1,4 +1,4 @@
-"""What this machine has for each limit of a task, tried as for a task, and what would get more (`exeat doctor`).
+"""Checks which resource limits this machine supports, by trying them, and says how to get more (`exeat doctor`).
 
 Also what the machine has only once, and a task of the default limits could use up here, for people to bound. The rest
 of such resources no task can have much of: see `resource_limits`, `enforcer.sandbox.seccomp` and docs/resources.md.

@@ -1,4 +1,4 @@
-"""Watches over one running task's limits: reports those that it reaches, and ends it when its time is up.
+"""Limit monitor of one running task: reports limits that it reaches, and ends it when its time is up.
 
 Some limits the kernel keeps and doesn't count; those are only seen inside the sandbox. `Inside` looks every few
 seconds, so what was reached and given back in between isn't seen. The process that made the sandbox looks, at the

@@ -1,4 +1,4 @@
-"""The network of a namespace that somebody else made, as the gate needs it: called inside, by who may change it.
+"""Sets up the gate's network in an existing namespace (`exeat attach`), with the rights of the caller.
 
 There must be no way out but the one that is made here, so a namespace with any device but `lo` is refused. What an
 earlier time left in it (a service that was killed) is replaced.

@@ -1,4 +1,4 @@
-"""Turn a plan into netlink messages with pyroute2. Slow to import (140 ms) and needed once: `install` keeps the bytes.
+"""Encodes a network plan as netlink messages with pyroute2 (140 ms to import); `install` caches the bytes.
 
 Every message asks for an acknowledgement, so that no step can fail unseen. Sequence numbers are left zero.
 """

@@ -1,4 +1,4 @@
-"""The sockets that the gate's side needs and that only someone inside the namespace can make; refused packets, counted.
+"""Opens the gate's sockets inside a sandbox's network namespace, and reads the counters of refused packets.
 
 They are opened by whoever has CAP_NET_ADMIN over the namespace, and passed on (SCM_RIGHTS): using them takes no
 privilege. SO_REUSEPORT and SO_REUSEADDR are never set: with the first, a task of the same uid could join the gate's

@@ -1,4 +1,4 @@
-"""Install a sandbox's network in its namespace: from encoded bytes, which are kept so that pyroute2 isn't imported.
+"""Installs a sandbox's network in its namespace, from cached netlink bytes: pyroute2 isn't imported.
 
 Only sockets and bytes, so that it takes a millisecond. The caller owns the network namespace, or is root in there.
 

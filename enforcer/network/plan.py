@@ -1,4 +1,4 @@
-"""The whole network of a sandbox as a plan of values, of which `encode` makes bytes that `install` sends.
+"""Network plan of a sandbox as values, which `encode` turns into netlink messages and `install` sends.
 
 IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switched IPv6 off: then IPv4 alone works,
 and there is no IPv6 route for anything to take.

@@ -1,4 +1,4 @@
-"""The ruleset: which packets reach the gate, and how every other one is refused; and nftables' vocabulary as values.
+"""nftables ruleset of a sandbox as values: which packets reach the gate, and how all others are refused.
 
 One chain where packets enter (prerouting of `lo`, which everything a task sends comes through). Its policy is drop and
 no rule lets a packet go on to anything but a socket in this namespace: without a gate there is no path (invariant 1).

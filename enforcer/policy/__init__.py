@@ -1,1 +1,1 @@
-"""The rules in force for a task: root's and the named files, read again as they change, and what a run asks for."""
+"""Rules in force for a task: root's and the named rule files, their reload, and the request of a run."""

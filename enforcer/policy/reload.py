@@ -1,4 +1,4 @@
-"""Reloads rule files while their task runs, and hands the worker the compiled policy: a worker can't read files."""
+"""Reloads rule files while their task runs, and sends the compiled policy to the worker, which can't read files."""
 
 import contextlib
 import os

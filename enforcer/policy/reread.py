@@ -1,4 +1,4 @@
-"""The process that reads rule files again while their task runs (`reload`), and reports what it found.
+"""Process that reads changed rule files again for `reload`, and reports what it found.
 
 Where they can't be used, root's files are read alone (`rules.matching.unreadable_layer`): no other file keeps them out.
 """

@@ -1,4 +1,4 @@
-"""Rule files that are in force on this host, and whether a task could change what is on the way to them."""
+"""Rule files in force on this host, and whether a task could change them or a path that leads to them."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What `exeat run` asks for: the request, the task's name and labels, and the settings of its sandbox.
+"""Run request: the task's name and labels, checked against identities, and the settings of its sandbox.
 
 Checked as far as possible before anything is made. Rules may be for certain tasks and labels, so a name is a claim:
 root's `identities.yaml` says which user may claim what. Layers are compared as written by

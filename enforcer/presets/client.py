@@ -1,4 +1,4 @@
-"""What discovery knows of a client: how to read what it is set to, and how its registry says where files lie."""
+"""Description of a package client for discovery: how to read its settings, and where its registry serves files."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""One question to a registry: few redirects, bounded size and time, TLS verified, the checked address dialled.
+"""Fetches one document from a registry: bounded redirects, size and time, TLS verified, checked address dialed.
 
 A public host must not lead us inside: unless the registry itself is inside, no host that it names may be. Nothing that
 comes back is more than data: it becomes a host in a lock, or an error.

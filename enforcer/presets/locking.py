@@ -1,4 +1,4 @@
-"""From what clients are set to, to `presets.lock`: each host looked up and checked, its registry asked.
+"""Makes `presets.lock` from the settings of clients: resolves and checks each host, and asks its registry.
 
 What was given by hand stays until it is given anew. A lock is written whole and at once, and only if the presets it is
 for load with it and their tests pass.

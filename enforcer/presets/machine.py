@@ -1,4 +1,4 @@
-"""Files that no task can have written: the only ones from which a client's configuration is believed.
+"""Reads client configuration only from files that no task can have written.
 
 A file counts if it and every directory above it belong to root or to us, nobody else may write them, and it lies in no
 workspace. This module must never run a program: the one on the path may be the checkout's own.

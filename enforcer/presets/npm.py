@@ -1,4 +1,4 @@
-"""What npm is set to: the npmrc files of the system and the user (`man npmrc`), else what it has built in.
+"""Discovers npm's registry: npmrc files of the system and the user (`man npmrc`), else npm's default.
 
 A project's own `.npmrc` is never read: that is the checkout's.
 """

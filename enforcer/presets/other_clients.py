@@ -1,4 +1,4 @@
-"""What cargo, go, gem, Maven, conda, apt and Docker's daemon are set to, by their files, else what they have built in.
+"""Discovers the registries of cargo, go, gem, Maven, conda, apt and Docker's daemon from their files or defaults.
 
 Only what can be read without running anything. Where a client keeps its default in its binary, as cargo does, and it
 hasn't used it yet, whoever locks has to say it.

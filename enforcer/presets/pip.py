@@ -1,4 +1,4 @@
-"""What pip is set to: its system's and user's files (pip's documentation, "Configuration"), else what it has built in.
+"""Discovers pip's index: files of the system and the user (pip's documentation, "Configuration"), else its default.
 
 A virtual environment's own file is not read: environments lie in workspaces.
 """

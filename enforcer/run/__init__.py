@@ -1,1 +1,1 @@
-"""One run of a task, alone or in the service."""
+"""One run of a task, standalone or in the service."""

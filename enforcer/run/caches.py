@@ -1,4 +1,4 @@
-"""Caches: directories that tasks find again, by name. Nothing else lasts between tasks but a workspace.
+"""Caches: named directories that persist between tasks. Besides a workspace nothing else does.
 
 One task at a time has a cache: sharing a directory is sharing sockets, which no network namespace keeps apart
 (invariant 11). Whoever comes second gets an empty one in its place, of which nothing is kept: a cache can always be

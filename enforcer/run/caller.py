@@ -1,4 +1,4 @@
-"""The process that asked the service for a run: the connection to it, the other end of `service.client`.
+"""Connection to the process that asked the service for a run: the other end of `service.client`.
 
 When it is gone, so is its task, as `exeat run` without a service takes its task along.
 """

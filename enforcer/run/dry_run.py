@@ -1,4 +1,4 @@
-"""`exeat run --plan`: every step that a start would take, said before any is taken.
+"""`exeat run --plan`: prints every step of a start, and takes none.
 
 It is made of the very values that a start executes (`sandbox.view`, `network.plan`, `sandbox.landlock`, the worker's
 view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,

@@ -1,4 +1,4 @@
-"""What a task has for itself: variables, and the files of /etc (names, users, where lookups go).
+"""Environment of a task: variables, and its own files of /etc (hosts, users, resolv.conf).
 
 Variables are clean by default, with the sandbox's roots of trust for every common client: only names that carry no
 credential are taken over from the caller, and anything else is named with `--env`.

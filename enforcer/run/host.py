@@ -1,4 +1,4 @@
-"""What a run needs of where it runs: rules, ids, a sandbox, a place at a worker, records, and a way to its caller.
+"""Host of a run: provides rules, ids, a sandbox, a worker, journal signing, and the connection to its caller.
 
 `task.run` is the same run on each host. `StandaloneHost` makes everything for one task in this process;
 `service.run_process.ServiceHost` gets it from the service.

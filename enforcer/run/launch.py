@@ -1,4 +1,4 @@
-"""From a plan to a running task: an empty sandbox is made what it is for; its sockets go to the worker."""
+"""Launches a task: turns an empty sandbox into the one that a spec describes, and sends its sockets to the worker."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""What to say of a command that could not be started in a sandbox: what of it is on the host, and what is nowhere."""
+"""Explains why a command could not be started in a sandbox: what of it is on the host, and what is missing."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What one task's sandbox is made of, gathered from the host: view, program, network. Nothing is made of it here."""
+"""Gathers the spec of one task's sandbox from the host: view, program, network. It changes nothing there."""
 
 import contextlib
 import os

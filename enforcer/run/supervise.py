@@ -1,4 +1,4 @@
-"""Watch a running task: pass signals on, notice its end, the death of its gate, and that its rule files change."""
+"""Supervises a running task: passes signals on, and reacts to its end, its worker's death and changed rule files."""
 
 import contextlib
 import selectors

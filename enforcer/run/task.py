@@ -1,4 +1,4 @@
-"""A task's life: everything it needs is made, it runs, it ends, and nothing of it is left.
+"""Runs one task from start to end: makes everything it needs, supervises it, and removes everything again.
 
 The order is the safety: rules are valid, the gate's worker is confined and has its CA, the task's start is in the
 journal, and only then does anything of the task run. Whatever fails takes down all that was made before it.

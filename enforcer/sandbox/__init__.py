@@ -1,1 +1,1 @@
-"""The box a task runs in: namespaces, a file system view, ids, a system call filter. Built from describable values."""
+"""Sandbox of a task: namespaces, mount plan, ids and system call filter, built from values that describe themselves."""

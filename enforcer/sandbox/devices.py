@@ -1,4 +1,4 @@
-"""Device nodes of a sandbox: inodes of its own where this process may make device nodes, else the host's, read-only.
+"""Device nodes of a sandbox: its own inodes where this process may make device nodes, else the host's, read-only.
 
 An inode that two sandboxes have is a channel between them: byte-range locks, flock(2), inotify(7) and time stamps all
 belong to the inode, and no namespace parts them. A user namespace can't open a device node on a file system that it has

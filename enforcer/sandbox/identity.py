@@ -1,4 +1,4 @@
-"""Which kernel ids a sandbox runs under; user namespaces; id-mapped mounts. A task never has kernel uid 0.
+"""Kernel ids of a sandbox, user namespaces and id-mapped mounts. A task never has kernel uid 0.
 
 That one owns core_pattern without any capability.
 
@@ -9,7 +9,7 @@ user, there is only that user's id, mapped alone. The ids in both forms:
     0     init                        base                        the user
     1000  the task (root-run)         base + 1000                 -
     -     the gate's worker           base + 65533 (not mapped)   the user, in a user namespace of its own
-    -     the key holder              base + 65532 (not mapped)   the user
+    -     the certificate signer      base + 65532 (not mapped)   the user
 
 An id-mapped mount shows a host directory as if a sandbox's task (or the worker) owned it (mount_setattr(2)). Only root
 in the initial user namespace can make one; a task run by a user already has that user's id.
@@ -310,7 +310,7 @@ def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
 
 
 def make_idmap_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
-    """Make what `tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
+    """Make what `idmapped_tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
     maps = _maps(owner, shown)
     _ahead[maps] = _user_namespace(*maps)
 

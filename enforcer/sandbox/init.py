@@ -1,4 +1,4 @@
-"""A process of a sandbox, as its maker sees it: it is given programs of system calls, and reports their results.
+"""Init processes of a sandbox, seen from the runner: sends them programs of system calls, receives the results.
 
     exeat ── programs ──► the outermost process ── FORK ──► init ── FORK ──► the task's, until it is executed
           ◄── results, and descriptors ──────────┘            │                │     each with a channel of its own

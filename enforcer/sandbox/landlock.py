@@ -1,4 +1,4 @@
-"""A second wall around files: Landlock, which holds whatever the mounts let through (landlock(7)).
+"""Landlock rules of a task: a second restriction of files, independent of the mounts (landlock(7)).
 
 The mounts decide what a task sees. This says the same once more, to another part of the kernel and about files as such:
 a descriptor of the host's tree, a mount that was forgotten, or a hole in a namespace opens nothing that isn't beneath

@@ -1,4 +1,4 @@
-"""What a task sees of the file system: the closed default, as a list of steps.
+"""Mount plan of a task: its view of the file system as a list of steps, closed by default.
 
 Shown read-only: the system's directories. Writable: the directory it works in, and empty directories in memory (home,
 /tmp, /run, /var, /dev/shm). Everything else of the host isn't there. What must never be written (rules, Exeat's code)

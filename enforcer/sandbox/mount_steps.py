@@ -1,4 +1,4 @@
-"""The steps that make a file system view, as frozen values.
+"""Steps that make a file system view, as frozen values.
 
 Each can say in a line what it does (`describe`), have an init process do it (`take`), and some can explain an error
 (`why`).

@@ -1,4 +1,4 @@
-"""An empty sandbox: its namespaces, its network, and what every task's view begins with. It is nobody's yet.
+"""Empty sandbox: namespaces, network and the first steps of every view, before any task is assigned to it.
 
     exeat ── spawns ──► the outermost process, which owns the outer user namespace and all that belongs to it
                           └── FORK ──► init, process 1, which makes the view and later begins the task

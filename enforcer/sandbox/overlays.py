@@ -1,4 +1,4 @@
-"""Steps that show a host directory or file through an overlay, with files of ours standing before the host's.
+"""Overlay mounts: steps that show a host directory or file through an overlay, with our files above the host's.
 
 Where an overlay can't be made because other file systems are mounted inside the directory and locked there (a
 container's /etc/resolv.conf, seen by an ordinary user), the directory is composed entry by entry around those mounts.

@@ -1,4 +1,4 @@
-"""Finding things in a view while it is made, and covering them. No link that a task could have planted is followed."""
+"""Path scan: finds and masks paths in a view that is being made, and follows no link that a task could have planted."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""System call filters as values, and as the BPF that the kernel runs: the task's, the gate worker's, the key holder's.
+"""System call filters as values and as BPF: for the task, the worker and the certificate signer.
 
 A filter is the second wall: namespaces and the empty capability set already refuse most of this. It is the *only* wall
 for the kernel's doors that no namespace closes: AF_VSOCK, io_uring (which would open sockets past a filter on
@@ -451,7 +451,7 @@ WORKER: Final = Filter(
     )
 )  # fmt: skip
 
-# The key holder has its sockets, and makes signatures in memory: nothing is opened, connected, started or looked at.
+# The certificate signer has its sockets, and makes signatures in memory: nothing is opened, connected, started or looked at.
 _SIGNS: Final = """
     recvfrom recvmsg sendto sendmsg getsockname close epoll_wait epoll_pwait epoll_ctl brk munmap mremap madvise futex
     getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit

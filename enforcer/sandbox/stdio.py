@@ -1,4 +1,4 @@
-"""Standard input, output and error as a task may have them: pipes and a pseudo-terminal of its own.
+"""Standard streams of a task: pipes and a pseudo-terminal of its own.
 
 An inherited descriptor is a way out: a socket can be reconnected in the namespace it was made in, a directory leads to
 the host's tree, a file or pipe can be opened again the other way through /proc/self/fd. With the caller's own terminal

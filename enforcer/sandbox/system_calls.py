@@ -1,4 +1,4 @@
-"""System calls as values: what a sandbox's processes are to do, worked out by their maker; and call numbers.
+"""System calls as values: programs that the runner writes and init processes execute; and call numbers.
 
 A program is a list of calls in their order. An argument is a number, or bytes of the program's own (what a pointer
 points to), or what a call before it has returned: its register. A call that fails ends the program and its process,

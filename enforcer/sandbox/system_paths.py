@@ -1,4 +1,4 @@
-"""Paths of a host: which are the system's, which are homes, what lies in what, and where credentials are kept.
+"""System paths of a host: what belongs to the system, which are homes, and where credentials are kept.
 
 Credentials, and what people typed, no task sees in anything it is shown. Sources: the lists of bubblewrap's, firejail's
 (disable-common.inc) and sandbox-runtime's profiles, and the manuals of the programs. A place that is a link is hidden

@@ -1,4 +1,4 @@
-"""How a task begins: its process gives everything up, in an order that leaves no way back, and becomes the program.
+"""Start of a task: its process gives up its rights in an irreversible order, and executes the program.
 
 It is begun by the sandbox's init, and executes what it is given over a channel of its own (`init`) until it is
 executed: then that is closed, which is how it is known. Where nothing can be executed it still listens, and says why.

@@ -1,1 +1,1 @@
-"""The seccomp supervisor: the process outside a sandbox that the kernel asks about the system calls of its task."""
+"""Seccomp supervisor: the process outside a sandbox that the kernel asks about the task's system calls."""

@@ -1,4 +1,4 @@
-"""Programs that wait for the worker's decision: many at once, in any order, each for as long as the worker says.
+"""Programs that are held until the worker decides: many at once, in any order, each with its own deadline.
 
 A program goes on only after the worker has allowed this very file with these words; one without an answer, or whose
 worker is gone, is refused; the number that waits is bounded. Its caller reads the reason on its standard error, through

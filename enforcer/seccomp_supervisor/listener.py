@@ -1,4 +1,4 @@
-"""Seccomp notifications of another process's system calls, and what lies in its memory: seccomp_unotify(2).
+"""Receives seccomp notifications and reads the memory of the calling process: seccomp_unotify(2).
 
 A supervisor that dies, or closes the listener, has every call that waits answered with ENOSYS. All memory is the other
 process's to choose, and to change while it is read (process_vm_readv(2)): nothing read here is more than a claim.

@@ -1,4 +1,4 @@
-"""System calls that the supervisor makes for a task, or bounds: modes of directories, attributes, file locks.
+"""System calls that the supervisor makes or bounds for a task: directory modes, attributes, file locks.
 
 What is opened is what is changed: names in the task's memory may mean something else a moment later. The supervisor's
 root directory is the sandbox's, so paths mean to it what they mean to the task.

@@ -1,4 +1,4 @@
-"""Loop of the seccomp supervisor: refused calls are recorded, held programs go on or not. Runs in `process`.
+"""Loop of the seccomp supervisor: records refused calls, and holds programs until the worker decides.
 
 A call that the filter refuses stays refused, whatever is recorded of it; a program goes on only after the worker has
 allowed it; floods and stalls hit their own task alone. Refused calls of one kind are recorded once in a while, a few at

@@ -1,4 +1,4 @@
-"""Looks at a task's processes from outside, through /proc: who made a call, and which process holds a socket.
+"""Finds the task's process that made a call or owns a socket, from outside, through /proc.
 
 Names and arguments are the task's own claims, and only what is asked while a call still waits is about its process.
 

@@ -1,4 +1,4 @@
-"""Gives a network namespace the gate: in the process of the caller, with the caller's rights.
+"""`exeat attach`: gives an existing network namespace the gate, in the caller's process and with its rights.
 
 The service is handed sockets, as by a sandbox of its own, and enters no namespace for anybody.
 """

@@ -1,4 +1,4 @@
-"""A channel that never keeps the service waiting: what the other side doesn't take is kept for it, up to a bound."""
+"""Non-blocking channel of the service: keeps what the other side doesn't take yet, up to a bound."""
 
 import contextlib
 import os

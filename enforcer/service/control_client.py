@@ -1,4 +1,4 @@
-"""Asking the service something: one packet there, one or several back."""
+"""Control client: sends the service one packet, and receives one or several."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Control server: the service's socket, the requests on it, and what systemd and the service tell each other.
+"""Control server: the service's socket, the requests that arrive on it, and the protocol of systemd.
 
 One service at a time listens, reached by its own user alone. A lock says whether there is one, not the socket, which a
 killed service may leave behind. A client can't keep the service waiting: so many may have connected without a request,

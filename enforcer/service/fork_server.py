@@ -1,4 +1,4 @@
-"""Fork server for the processes of runs: keeps the service as it was, and forks from that.
+"""Fork server for task runners: keeps a clean copy of the service to fork from.
 
 Forked from the service itself, each process would have to close copies of all that is open for all sandboxes, and the
 service would copy memory after each fork. What it forks is the service's child (clone(2), CLONE_PARENT), and ends with

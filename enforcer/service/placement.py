@@ -1,4 +1,4 @@
-"""A sandbox's place at a worker, as the process of its run sees it: the service's worker, or its own.
+"""Place of a sandbox at a worker, seen from the process of its run: the service's worker, or its own.
 
 A message to a worker of the service goes by the service, so a run never notices one that died and was replaced. A run
 whose worker is its own is registered with the service, which counts and stops it.

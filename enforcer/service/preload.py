@@ -1,4 +1,4 @@
-"""Preloading of the service: imports, and a start walked through before anybody asks for one.
+"""Preloads the service: imports modules, and practises a start before the first request.
 
 Forked processes have it already: CPython writes into its code on first use (PEP 659), the linker resolves functions,
 and each page that is written after a fork is copied. A process that waits for a request walks through it once more.

@@ -1,4 +1,4 @@
-"""Rule sets: the rule files of sandboxes, read, watched and handed to the workers once for all that share them.
+"""Rule sets: reads and watches the rule files of sandboxes, and sends them to workers, once for all that share them.
 
 A run whose rule files lie where its own task may write has a set of its own, reloaded by its process. Other runs of the
 same files share one; its policy is kept here, so that the next run neither reads nor compiles anything.

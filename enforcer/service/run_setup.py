@@ -1,4 +1,4 @@
-"""Setup of a run in the service: its command, the settings of its caller, and an empty sandbox made ahead.
+"""Sets up a run in the service: its command, the settings of its caller, and an empty sandbox made ahead.
 
 The empty sandbox has the usual limits and is for one task, or for none. Where it can't be made, the run makes one
 itself, and reports what is wrong.

@@ -1,4 +1,4 @@
-"""The service's loop: makes sandboxes for its user, and has workers serve them.
+"""Main loop of the service: makes sandboxes for its user, and assigns them to workers.
 
 It may make namespaces, so it reads nothing that a task or the network sends: connections are the workers', and requests
 for runs are read by the process of the run. One thread, and no turn that waits. What it forks ends with it.

@@ -1,4 +1,4 @@
-"""Workers of the service: forked, confined, watched, and replaced when one of them dies or hangs.
+"""Worker pool of the service: forks, confines and monitors workers, and replaces one that dies or hangs.
 
 A worker reads what tasks send, so what it says is not trusted, and descriptors from it are never taken.
 """

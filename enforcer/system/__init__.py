@@ -1,1 +1,1 @@
-"""What lies under everything else: system calls, errors, state directories, processes, signals and notices."""
+"""Basics of the enforcer: system calls, errors, state directories, processes, signals and notices."""

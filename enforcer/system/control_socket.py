@@ -1,4 +1,4 @@
-"""Where the service listens. Imported by every `exeat run`, so it imports nothing that takes time.
+"""Path of the service's control socket. Every `exeat run` imports it, so it imports nothing slow.
 
 A user's service serves that user, and root's serves root: who asks is known from the socket (`peers`), and who answers
 is checked too, because a request has the caller's environment in it and a descriptor of the directory it is in.

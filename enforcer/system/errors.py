@@ -1,4 +1,4 @@
-"""What can go wrong before a task runs, sorted by whose fault it is. A command turns each into one sentence."""
+"""Errors before a task runs, sorted by whose fault they are. A command prints each as one sentence."""
 
 
 class ExeatError(Exception):

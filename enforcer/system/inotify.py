@@ -1,4 +1,4 @@
-"""What happens to files, told by the kernel: inotify(7), with the kernel's own names.
+"""inotify(7): watches files for changes, under the kernel's own names.
 
 By hand, because a library for it brings asyncio along: every process that a service forks would carry that, and a tenth
 of a second would go into importing it.

@@ -1,4 +1,4 @@
-"""The kernel calls that Python has no name for, under the kernel's own names.
+"""Linux system calls that Python doesn't wrap, under the kernel's own names.
 
 Each failed call becomes an `OSError` that says what was attempted (STYLE 11). Nothing is decided here.
 """

@@ -1,4 +1,4 @@
-"""What a run says at its own standard error while its task runs: a line by itself, whatever the task does there."""
+"""Prints a notice of a run on its own standard error, on a line of its own, while the task runs."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Who asks: known from the socket, never from what is said (unix(7), SO_PEERCRED).
+"""Identifies the process at the other end of a unix socket (unix(7), SO_PEERCRED).
 
 Only who could do it without the service may: the same user, in the same namespaces, with the same groups. A task run by
 a user has that user's uid, but a user namespace of its own: it is refused whatever door it came through.

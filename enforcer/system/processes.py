@@ -1,4 +1,4 @@
-"""Child processes (fork one with a channel, run a function in one, end one) and signals as readable events.
+"""Child processes (fork with a channel, run a function, end one) and signals as readable events.
 
 `_signal` is what the signal module wraps, whose enumerations are made anew for each call and number: three times a
 start something is done about all signals.

@@ -1,1 +1,1 @@
-"""The gate's worker as its supervisor sees it: process, confinement, signer, credentials and trusted roots."""
+"""The worker as its supervisor sees it: process, confinement, signer, credentials and trusted roots."""

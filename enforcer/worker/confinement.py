@@ -1,4 +1,4 @@
-"""The worker's own box. It reads hostile bytes all day, so it keeps nothing that it doesn't need for passing them on.
+"""Confines the worker and the signer: ids, view, capabilities and system calls, to what they need.
 
 Run by root: ids of its own that nothing else has. Run by a user: a user namespace of its own, so that it is no longer
 the owner of the sandboxes' namespaces and can't enter them or inspect the user's processes. In both: a read-only view

@@ -1,4 +1,4 @@
-"""Credentials of a task's rules: values of `secrets` and the login at the upstream proxy, read outside of its sandbox.
+"""Credentials of a task's rules: reads `secrets` and the upstream proxy's login outside the sandbox.
 
 The process that becomes the worker (or reads rules for one) reads them. The supervisor, which the task descends from,
 learns placeholders and where the files lie. No error shows a value; a command that prints one is run without a shell.

@@ -1,8 +1,8 @@
-"""The key holder as whoever supervises workers sees it: forked when it is needed, given pairs, replaced when it dies.
+"""Certificate signer as its supervisor sees it: forked when it is needed, connected to workers, replaced when it dies.
 
-It is forked by who may read the key and reads nothing that a worker says, so the key is in no memory but its own. Who
-supervises one task forks it when its worker asks for the first certificate, and many a task never does; a service has
-one for all of its workers from its start.
+The process that forks it may read the key and reads nothing that a worker sends, so the key is in the signer's memory
+alone. The supervisor of one task forks it when its worker asks for the first certificate, which many tasks never need.
+A service has one signer for all of its workers from its start.
 """
 
 import contextlib

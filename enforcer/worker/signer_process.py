@@ -1,8 +1,8 @@
-"""The key holder's process. It has the key, its ends of the workers' pairs, and nothing else to go with them.
+"""Process of the certificate signer: has the CA's key, its sockets to workers, and nothing else.
 
 First it reads the key and imports all that signing takes; then it gives up everything but what it has in memory
-(`confine.enter_alone`), and only then it reads what a worker says. It ends with whoever forked it. What its workers say
-that no worker of ours does ends their pairs, and is told.
+(`confinement.enter_alone`), and only then it reads a worker's requests. It ends with the process that forked it. A
+request that no worker of ours sends ends that worker's pair, and is reported.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The gate's worker as its supervisor sees it: forked, confined, told to stop, and noticed when it dies.
+"""Worker process as its supervisor sees it: forks, confines and stops it, and notices its death.
 
 What the worker does is `proxy.worker.process`'s; here it only loses everything it doesn't need for that.
 """

@@ -49,7 +49,7 @@ class MeanwhileError(OSError):
 
 
 class Place:
-    """A workspace that is written to. Every call is made as its owner (`acting`)."""
+    """A workspace that is written to. Every call is made as its owner (`acting_as`)."""
 
     def __init__(self, tree: Tree, kept: Kept) -> None:
         """Take the workspace, and where to say what is being done."""

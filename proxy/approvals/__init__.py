@@ -1,6 +1,6 @@
-"""What rules hold back until people decide: the questions, who may answer them, and what an answer is good for.
+"""Approvals: requests for attempts that rules hold, who may answer them, and the grants that answers make.
 
-Rules say `ask`; a worker holds the attempt and asks (`asking`); the registry (`registry`) keeps the question in a
+Rules say `ask`; a worker holds the attempt and submits a request (`client`); the registry (`registry`) keeps it in a
 store, counts the votes and makes grants. Nothing here opens a way out: a grant only says which ask rules are satisfied,
 and the policy decides again with that.
 """

@@ -1,4 +1,4 @@
-"""Approval requests: one attempt that is held, as a value that both sides of the wire and the store share.
+"""Approval request: one held attempt as a value that the worker, the registry and the store share.
 
 Home of what a grant covers: a `key` has all that is known of an attempt, so what nobody is shown, nobody has approved.
 Texts come from sandboxes, so each has a bound; surrogates stand for bytes that were no UTF-8 (PEP 383). A missing

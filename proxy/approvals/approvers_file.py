@@ -1,4 +1,4 @@
-"""Reading `approvers.yaml`: as strictly as a rule file, with the place of everything that is wrong.
+"""Reads `approvers.yaml` as strictly as a rule file, and reports each problem with its place.
 
 version: 1
 people:

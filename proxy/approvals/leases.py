@@ -1,4 +1,4 @@
-"""Leases: what passes under grants, cut when a grant ends, and counted where it has a budget of bytes.
+"""Leases: connections and requests that pass under a grant, cut when it ends, and counted against its byte budget.
 
 Bytes are reported before they pass, a piece at a time, so that a worker that dies has never let more pass than the
 registry knows of. A grant may give less by a piece for each worker that died.

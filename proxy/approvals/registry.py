@@ -1,4 +1,4 @@
-"""Registry of approvals: keeps what is asked, counts votes, and answers each ask once. A clock and a store, no sockets.
+"""Registry of approvals: keeps requests, counts votes, and answers each waiter once. A clock and a store, no sockets.
 
 Home of the invariants of approvals: a grant serves its own task, rule and attempt and nothing else; nothing is granted
 that isn't recorded; what can't be kept or recorded is denied; nothing that has ended comes back, whatever the clock

@@ -1,4 +1,4 @@
-"""Approval store: transactions that exclude each other, the tables, and the store in a file (SQLite).
+"""Approval store: the interface, the tables, and the store in a file (SQLite). Its transactions exclude each other.
 
 What is decided is decided inside a transaction: of two answers at once, also on two hosts, the second sees what the
 first did. A transaction happens as a whole or not at all. SQLite and PostgreSQL (`postgres_store`) read the same SQL;

@@ -1,4 +1,4 @@
-"""Submits approval requests: joined with the same one, refused where it was rejected, is too wide, or too many wait.
+"""Submits approval requests: joins an equal one, and refuses what was rejected, is too wide, or is too much.
 
 Inside a transaction. A rejection stands for as long as the request could have been answered, so that no task wears
 people down by asking again. A pre-request is what an agent asks for before it tries: it opens nothing by itself, and is

@@ -1,4 +1,4 @@
-"""Transactions of the approval store: all SQL there is, as values in and out, at one point in time.
+"""Transactions of the approval store: all SQL of the registry, as values in and out, at one point in time.
 
 Reviewing programs answer as fast as a task asks. So `forget` and `forget_of` delete what ended, and rejections, which
 must stay while they stand, keep a task from asking more. The journal keeps all of it longer.

@@ -1,4 +1,4 @@
-"""Votes on one approval request: whether an answer counts, what it decides, and what it grants. Inside a transaction.
+"""Votes on one approval request: whether a vote counts, what it decides, and what it grants. Inside a transaction.
 
 Two answers at once come one after the other, and the first that is final wins: the second finds a request that is
 answered.

@@ -1,4 +1,4 @@
-"""What waits for answers in one registry: the socket pairs of gates, and their asks that have no answer yet.
+"""Waiters of one registry: the socket pairs of gates, and their requests that have no answer yet.
 
 Also the clock of a registry, and the news that it gives to those who watch.
 """

@@ -1,1 +1,1 @@
-"""The installation's certificate authority: its key, its leaves, and the forms in which clients trust it."""
+"""Certificate authority of the installation: its key, its leaf certificates, and the trust stores of clients."""

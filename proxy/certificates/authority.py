@@ -1,4 +1,4 @@
-"""The installation's own certificate authority, and the leaves it signs for inspected connections.
+"""Certificate authority of the installation, and the leaf certificates that it signs for inspected connections.
 
 Leaves have a key pair of their own (`leaves`): what the TLS library handles a thousand times a second is not what
 signs, and is in another process. Where the CA is kept is `authority_file`'s business.

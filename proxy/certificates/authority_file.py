@@ -1,4 +1,4 @@
-"""The file that the installation's CA lies in: ours alone, or nothing starts.
+"""File of the CA: opened only if it belongs to us and nobody else can read it.
 
 Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours. Key and
 certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who opens

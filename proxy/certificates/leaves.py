@@ -1,4 +1,4 @@
-"""Leaf certificates: each sandbox has its own key and its own cache, and one worker has one link to the signer.
+"""Leaf certificates of a worker: a key and a cache for each sandbox, and one link to the certificate signer.
 
 The CA's key is never here. A sandbox uses a leaf until half of its lifetime is over, and waits for the signer then.
 Without an answer the connection ends; leaves that are still valid stay in use.

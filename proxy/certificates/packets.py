@@ -1,4 +1,4 @@
-"""What a worker and the key holder say to each other over a SOCK_SEQPACKET pair: one request a packet, one answer each.
+"""Protocol of a worker and the certificate signer: one request and one answer a packet, over SOCK_SEQPACKET.
 
 A request is a number, the public key that the certificate is for, and the one name or address in it. An answer is the
 number and the certificate (DER); without one, it was refused. Home of what the key is ever used for: a worker that a

@@ -1,4 +1,4 @@
-"""The key holder's part of signing: from a worker's packet to the one that answers it.
+"""Answers the requests of workers for certificates, in the certificate signer.
 
 It must never sign anything but a leaf for one host that servers show (`Authority.sign`), and never more of them than a
 worker can have use for: one that was taken over gets certificates while it lives, a bounded number, all counted.

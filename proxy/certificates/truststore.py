@@ -1,4 +1,4 @@
-"""A trust store as Java reads them: the same roots as everybody's, in a PKCS #12 file without a password.
+"""Java trust store: the same roots as in the bundle, in a PKCS #12 file without a password.
 
 Java has no variable for a PEM bundle, and looks at nothing but such a file. Every certificate carries the attribute by
 which Java knows that it is trusted (keytool's `trustedCertEntry`); nothing in it is a secret, so nothing is encrypted.

@@ -1,1 +1,1 @@
-"""What costs too much in Python: bytes passed on between sockets, in C, where somebody compiled it (`build`)."""
+"""Compiled code of the gate: C that relays bytes between sockets, used where it has been built (`build`)."""

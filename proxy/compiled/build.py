@@ -1,4 +1,4 @@
-"""Compiling what passes bytes on: `python -m proxy.compiled.build`, wherever Exeat is installed.
+"""Compiles the relay: `python -m proxy.compiled.build`, wherever Exeat is installed.
 
 It takes a C compiler and nothing else: no headers of Python's, for it is called through ctypes. Without one everything
 works as it does with it, and costs more.

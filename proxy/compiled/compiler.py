@@ -1,4 +1,4 @@
-"""Calling a C compiler, with the same flags for all that is compiled, and saying why where that can't be."""
+"""Runs the C compiler with the same flags for all our C code, and says why where it can't."""
 
 import os
 import shutil

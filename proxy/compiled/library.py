@@ -1,4 +1,4 @@
-"""The library that `build` makes of `relay.c`, called through ctypes: loaded if it is there and of its source."""
+"""Loads the compiled relay through ctypes, if it is there and built from this source (`relay.c`)."""
 
 import ctypes
 import hashlib

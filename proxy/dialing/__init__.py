@@ -1,1 +1,1 @@
-"""Ways out: from a decision to a connected socket, at an address that was checked or through a company's own proxy."""
+"""Dialing: from a decision to a connected socket, directly or through an upstream proxy."""

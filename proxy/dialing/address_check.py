@@ -1,4 +1,4 @@
-"""Which addresses of an attempt may be dialled: those that its policy lets out, and no doors of this host. Pure.
+"""Checks which addresses of an attempt may be dialed: allowed by the policy, and no service of this host. Pure.
 
 A name or an address that a sandbox chose must lead to no service of this host (its public addresses, the gate's own
 listeners, the upstream proxy) that nobody opened (invariant 9).

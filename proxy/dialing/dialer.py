@@ -1,4 +1,4 @@
-"""Connecting to where an attempt was decided to go: the checked name is looked up here, and each address is checked.
+"""Dialer: looks up the checked name, checks each address, and connects to one of them.
 
 Home of invariants 3 and 9 together with `address_check` and `Policy.check_address`: only an address that this module
 looked up for the checked name, or that a rule names as such, is ever dialled. Whoever needs a connection to the outside

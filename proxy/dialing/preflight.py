@@ -1,4 +1,4 @@
-"""What can be known before people are asked: whether an approval would let the attempt out at all.
+"""Preflight of an approval request: whether an approval would let the attempt go out at all.
 
 A name that a rule spells out is looked up beforehand, and its addresses are checked as if everything were approved. A
 name under a wildcard is not: the task chose it, and a lookup would carry it out before anybody has approved.

@@ -1,4 +1,4 @@
-"""What the upstream proxy is told about who we are: one line, `user:password`, in a file that is nobody else's.
+"""Login at the upstream proxy: one line, `user:password`, read from a private file.
 
 Home of the part of invariant 8 that is about this secret: it is read from a file that others can't read, outside of
 every sandbox, by the process that becomes the worker; it goes to the proxy and nowhere else. It must never get into an

@@ -1,4 +1,4 @@
-"""Connecting by way of the upstream proxy: it is looked up as this host would, dialled, and asked for the checked name.
+"""Connects through the upstream proxy: looks it up as the host would, dials it, and asks it for the checked name.
 
 Which proxy that is comes from the rules alone, never from a sandbox. Whatever goes wrong here is a failed connection:
 nothing is ever dialled in the proxy's place. Not a byte behind its answer is touched, so the socket that is handed on

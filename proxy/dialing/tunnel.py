@@ -1,4 +1,4 @@
-"""Asking a proxy for a connection, as bytes in and bytes out: HTTP's CONNECT, and SOCKS 5. No socket is touched here.
+"""Tunnel handshakes with a proxy, as bytes in and bytes out: HTTP CONNECT and SOCKS 5. Pure.
 
 The proxy is the administrator's, and what it says is read like a stranger's all the same: each answer has a bound, and
 nothing of its text is passed on. What comes after its answer belongs to whoever wanted the connection: `take` says how

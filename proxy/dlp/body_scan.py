@@ -1,4 +1,4 @@
-"""Scans bodies as they pass: reports what they hold, or holds them back until that is known.
+"""Scans request bodies as they pass: reports findings, or holds a body until it is scanned.
 
 Under `flag` everything passes at once: the first 256 KB are scanned for everything, the rest for values of secrets.
 Under `block` all is scanned, and 16 to 32 KB are held back: of a finding, never longer than 16 KB, not a byte has left.

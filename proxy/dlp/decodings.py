@@ -1,4 +1,4 @@
-"""Decodings for scanning: what a body holds, unpacked or unmasked, and how a text may be read. Pure and linear.
+"""Decodings for scanning: decompressed, unmasked and decoded forms of a body. Pure and linear.
 
 Bodies are unpacked up to a bound (RFC 9110 section 8.4), or unmasked from WebSocket frames, and pass as they came. A
 reading is about as long as its text, and comes beside the text as it is: nothing is lost by it.

@@ -1,4 +1,4 @@
-"""Scans the head of a request, before anything is dialled for it.
+"""Scans the head of a request before anything is dialed for it.
 
 Fields and parameters that hold credentials by their name (`Authorization`, `Cookie`, `?access_token=`) are not held
 against the patterns: a rule says `credential` for those. Values of the task's own secrets are looked for everywhere.

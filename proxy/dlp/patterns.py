@@ -1,4 +1,4 @@
-"""Patterns of credentials that services give out, and the search for them in a text.
+"""Patterns of credentials that services issue, and the search for them in a text.
 
 A pattern begins at a literal `prefix`. One pass looks for each prefix's rarest character, and only there for the rest.
 No pattern has a quantifier inside another, all are bounded, and what could begin at every byte may only begin at a

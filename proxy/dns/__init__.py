@@ -1,1 +1,1 @@
-"""Names: what a sandbox's lookups are answered with, and how this host finds the addresses behind them."""
+"""DNS: answers a sandbox's lookups, and finds the addresses of names for the worker."""

@@ -1,4 +1,4 @@
-"""The sandbox's DNS over UDP: one socket for whatever server address is asked, answering from that address."""
+"""DNS over UDP for a sandbox: one socket receives queries to any address, and answers from that address."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""The addresses of a name, as this host's own programs would find them: its hosts file, then its name servers.
+"""Looks up the addresses of a name as programs of this host do: hosts file first, then its name servers.
 
 Nothing here knows what a task asked: only names that a rule lets out are looked up, when a connection is about to be
 made (DESIGN, "DNS"). What was found is kept for half a minute at most, so that one connection after another costs no

@@ -1,4 +1,4 @@
-"""Names and the addresses that stand for them: leases of the pool, and what was given out before a restart."""
+"""Table of names and the addresses that stand for them in a sandbox: leases, and addresses of an earlier worker."""
 
 import time
 from collections import OrderedDict

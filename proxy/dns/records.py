@@ -1,4 +1,4 @@
-"""Records that are no addresses, of types that a rule's `dns_types` lists: asked of the host's name servers.
+"""Looks up other records than addresses, of the types in a rule's `dns_types`, at the host's name servers.
 
 The question leaves this host, and its name may carry data; so nothing comes here that a rule's author didn't list. Each
 question is asked anew with an id of our own, and only the records themselves come back: nothing else of an answer.

@@ -1,4 +1,4 @@
-"""What a sandbox's lookups are answered with. Nothing of a question leaves this process (DESIGN, "DNS").
+"""Resolver of a sandbox: answers its lookups. A query doesn't leave this process, with two exceptions.
 
 A name that some connection could be let out to gets an address that stands for it here; it is looked up when there is
 a connection to make, and not before, so no query carries data out. With `dns: real` a name that is let out is looked up

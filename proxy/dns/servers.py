@@ -1,4 +1,4 @@
-"""Asking the host's name servers, those of its resolv.conf(5), for what there is at one absolute name.
+"""Queries the host's name servers, those of its resolv.conf(5), for one absolute name.
 
 No search list is applied: the name that was checked is the name that is asked for (invariant 3). dnspython checks that
 an answer is one (id, question, source) and goes on to TCP where it is truncated. Imported when a name is first asked

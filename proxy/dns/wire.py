@@ -1,4 +1,4 @@
-"""DNS messages, as far as a resolver needs them that never asks anybody: one question in, a small answer out.
+"""DNS wire format for the resolver: reads one question, writes a small answer. Pure.
 
 Pure. Written by hand because a general library takes 75 ms to import and a task's whole life starts with a lookup.
 RFC 1035 section 4 (format), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 2308 (negative answers).

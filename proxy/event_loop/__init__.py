@@ -1,1 +1,1 @@
-"""The loop of a worker: sockets that are ready, whose turn it is, and for how long."""
+"""Event loop of a worker: ready sockets, turns of sandboxes, and slices of processor time."""

@@ -1,4 +1,4 @@
-"""Who is told that a socket is ready: small objects of the gate's, without asyncio's bookkeeping for each event.
+"""Poller: calls small objects when their sockets are ready, without asyncio's work for each event.
 
 Under a `Loop`, asyncio's selector serves them itself, and while nothing of asyncio's is due it doesn't even return: no
 handle, no context, no turn of the loop. On a connection that is passed through this takes a third off the CPU time

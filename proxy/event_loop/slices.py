@@ -1,4 +1,4 @@
-"""Work in slices, so that one sandbox's bytes never keep the others of its worker waiting (invariant 11).
+"""Slices of processor time: long work yields, so one sandbox doesn't delay the others of its worker (invariant 11).
 
 What may take long is a generator that yields after each small piece of work, within `SLICE` or so. Its caller decides
 whether it goes on at once or in another turn of the loop. What a task sends can be small and cost much: packed text,

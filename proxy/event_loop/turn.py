@@ -1,4 +1,4 @@
-"""Records for which sandbox a worker works right now, in memory that the service reads once the worker has died.
+"""Records which sandbox a worker serves at the moment, in memory that the service reads when the worker has died.
 
 The number is part of the context (contextvars) in which a sandbox is put together, so every callback and task that
 begins there carries it: `poller.Loop` marks each before it runs. 0 stands for the worker itself.

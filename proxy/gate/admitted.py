@@ -1,4 +1,4 @@
-"""A connection that the gate hands to inspection: accepted, decided, and not a byte of it consumed."""
+"""Connection that the gate hands to inspection: accepted and decided, with no byte consumed."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 

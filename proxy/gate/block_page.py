@@ -1,4 +1,4 @@
-"""The page a task gets instead of an answer: what was refused, why, and what can be done about it.
+"""Block page: the answer to a refused request or connection, with the reason and what can be done about it.
 
 Pure: it makes bytes, others send them. Everything a task wrote comes back escaped (invariant 7): as JSON in ASCII
 without a character that HTML knows, or as printable ASCII text. Nothing here says more than decision and attempt do.

@@ -1,4 +1,4 @@
-"""The first bytes of a client: which protocol they begin, and the ClientHello of TLS (RFC 8446 section 4.1.2)."""
+"""Recognises a connection's first bytes: TLS, HTTP or other; parses the ClientHello (RFC 8446 section 4.1.2)."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""One TCP connection of a task, from accept to close: the I/O of the state machine whose table is in `states`.
+"""One TCP connection of a task, from accept to close: the I/O of the state machine in `states`.
 
 Home of invariant 2 for connections: whatever goes wrong ends in a reset and a recorded refusal. Nothing is consumed
 from the client before it is decided. The address belongs to the decision: one that may not be dialed is a denial, so
@@ -206,7 +206,7 @@ class Connection:
         self._decided(judgement)
 
     def _decided(self, judgement: Judgement) -> None:
-        """Carry it out; a refusal may wait a moment for the process that opened the connection (`attributing`)."""
+        """Carry it out; a refusal may wait a moment for the process that opened the connection (`record.whose`)."""
         self._judgement = judgement
         whose = self.record.whose
         if whose is not None and whose.waiting and not judgement.decision.outcome.passes:

@@ -1,4 +1,4 @@
-"""What becomes of a connection, from where it was made to and what it says first. Pure: it reads values and makes one.
+"""Decides on a connection, from its destination and the client's first bytes. Pure.
 
 Home of the gate's own checks, which come before any rule and hold under audit mode too: the name is the one that the
 sandbox's resolver gave an address for, or the one that the connection says itself; where both are there they agree.

@@ -1,4 +1,4 @@
-"""The sandbox's DNS over TCP (RFC 7766): whatever connects to port 53 anywhere talks to its own resolver."""
+"""DNS over TCP for a sandbox (RFC 7766): connections to port 53 of any address reach its own resolver."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""The one door (invariant 1): every TCP connection of one sandbox arrives on this socket, whatever it was made to.
+"""Gate listener: accepts every TCP connection of one sandbox, whatever its destination (invariant 1).
 
 The sandbox is known from the socket, and the destination from getsockname() (invariant 4). The gate accepts, bounds,
 and keeps the time; `connection` does the rest. The gate must never stop accepting for good, spin, or hold more

@@ -1,4 +1,4 @@
-"""The approval of one connection or UDP flow: people are asked, and then the policy of that moment decides again.
+"""Pending approval of a connection or UDP flow: people are asked, then the policy of that moment decides again.
 
 Home of invariant 2 for pending connections: an answer allows nothing by itself, and whatever goes wrong is a refusal.
 Only a name that a rule spells out is looked up before (`preflight`), so that nobody is asked in vain.

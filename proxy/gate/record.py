@@ -1,4 +1,4 @@
-"""The record of one connection: one decision, and one close event if it was allowed (invariant 6)."""
+"""Record of one connection: one decision event, and one close event if it was allowed (invariant 6)."""
 
 import time
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Passing bytes on, both ways, until both ends have ended or one breaks.
+"""Splice: passes bytes in both directions until both sides have ended or one breaks.
 
 A cut is not an end (invariant 12): a reset on one side is a reset on the other, an end on one side is an end on the
 other and the opposite way goes on. What a side sent before it broke is still passed on. Urgent data is passed on inline

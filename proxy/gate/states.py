@@ -1,4 +1,4 @@
-"""The states of a connection or a UDP flow through the gate, and their transitions: a pure table.
+"""States of a connection or a UDP flow through the gate, and their transitions: a pure table.
 
     ACCEPTED -> PEEKING -> DECIDING -> PENDING -> RESOLVING -> DIALING -> SPLICING or INSPECTING -> CLOSED
 

@@ -1,4 +1,4 @@
-"""What a task asks for beforehand, and what became of what it was held for: passed on to the registry, and back.
+"""Access requests: what a task asks people for in advance, sent to the registry, and their state.
 
 An access request opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is
 looked up is this task's own: the registry knows the task by the socket and not by anything it says (invariant 4).

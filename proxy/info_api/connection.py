@@ -1,4 +1,4 @@
-"""Connection to the info API: one request, one answer, the end. Its socket is in no poller yet when it begins.
+"""Connection to the info API: reads one request, sends one answer, closes.
 
 A task chooses how its request arrives and how much work it is: a head is read once, however many pieces its body comes
 in, and after a moment of work the others have their turn (invariant 11).

@@ -1,4 +1,4 @@
-"""What a program of the task says of itself in OTLP: logs and traces, in JSON or protobuf, as one kind of value.
+"""Reads OTLP logs and traces that a task's programs send, JSON or protobuf, as one kind of value.
 
 Pure, and all of it the task's own claim. What is kept is bounded: so many attributes, of so many characters, flat. JSON
 is proto3's, with ids in hexadecimal; protobuf is made into the same, a record at a time (opentelemetry-proto 1.x: logs,

@@ -1,4 +1,4 @@
-"""Answers to a task's questions: its rules, its last refusals, and what the rules say of an attempt.
+"""Answers a task's questions: its rules, its last refusals, and what the rules say of an attempt.
 
 Written to be read by whoever the task is: a person, a program, a language model. It shows nothing that the task could
 not find out by trying, changes nothing, and costs little: so many questions at once, and then so many a second.

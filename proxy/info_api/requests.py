@@ -1,4 +1,4 @@
-"""One request to the info API, read from bytes. Pure, bounded, and strict: RFC 9112 with everything odd refused.
+"""Parses one request to the info API. Pure, bounded and strict: RFC 9112, with everything odd refused.
 
 A page that a task's browser shows must not ask in the task's name, so what comes from another origin is refused too.
 """

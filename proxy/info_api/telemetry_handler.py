@@ -1,4 +1,4 @@
-"""Where a task's programs send their own telemetry: OTLP over HTTP, as agents that have OpenTelemetry already do.
+"""Receives the telemetry of a task's programs: OTLP over HTTP, as OpenTelemetry exporters send it.
 
 What they say is kept as what it is, their claim (`agent.said`), beside what the gate saw: so much a request, so many
 requests and records a second. What there is no room for is refused in OTLP's own words, and counted.

@@ -1,8 +1,8 @@
-"""Inspection: connections whose every request is decided, with TLS ended here and HTTP read by mitmproxy.
+"""Inspection: terminates TLS of connections, and decides each of their HTTP requests.
 
-Only what is needed to hand a connection over is imported with this; the engine, and mitmproxy with it, when the first
-one comes, or a moment after the task has begun: many a task is over by then. A connection that is handed over is
-nobody else's any more: it is closed, and its end told, here.
+This module imports only what a handover needs. It imports the engine, and mitmproxy with it, when the first connection
+comes, or a moment after the task has begun: many tasks are over by then. From the handover on, inspection alone closes
+a connection and reports its end.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""One inspected client connection from adoption to its last event: its sockets, its turns, and its end.
+"""One inspected client connection, from handover to its last event: sockets, turns, dials, and its end.
 
 Home of invariant 2 for inspected connections: whatever raises, in HTTP or in a decision, ends the connection with
 resets and is recorded as gate.error. Nothing is ever dialed but the place that the gate admitted.

@@ -1,4 +1,4 @@
-"""The two ends of an inspected connection, what a layer of mitmproxy knows of them, and how much may be kept.
+"""Client and server ends of an inspected connection, their TLS contexts, and the quota of buffered bytes.
 
 Each connection's buffers and windows are bounded, but a tenant may have thousands of connections, and each may ask for
 something large and read none of it: then the machine's memory would end, and the kernel ends other tenants' tasks first

@@ -1,4 +1,4 @@
-"""What the connections of one tenant share: certificates, the way out, and the list of those under way.
+"""Inspection engine of one sandbox: its inspected connections, their certificates, dials and turns.
 
 A connection whose certificate isn't there yet waits for it, unread, and the others go on. How many a tenant may have
 made is bounded far below what the worker may: a task that asks for names without end has no other's (invariant 11).

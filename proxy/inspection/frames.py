@@ -1,4 +1,4 @@
-"""HTTP/2 frames that cost and bring nothing, and how many of them a peer has to be borne with.
+"""Limits HTTP/2 frames that cost work and bring nothing, for each peer.
 
 Most denials of service by HTTP/2 are frames that are cheap to send and say nothing: SETTINGS and PING that want an
 answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and what makes us reset

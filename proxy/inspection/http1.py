@@ -1,4 +1,4 @@
-"""HTTP/1 towards both sides, without I/O: bytes in by `receive`, events out by `next_event`, as h11 has it.
+"""HTTP/1 codecs for both sides, without I/O: bytes in by `receive`, events out by `next_event`, as in h11.
 
 A head is read in one strict way (`http1_heads`); heads, chunk lines and trailers have limits, and a cut is no end. A
 codec reads the next head only when it is asked for its next event, never while it writes. States:

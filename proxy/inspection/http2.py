@@ -1,4 +1,4 @@
-"""HTTP/2 towards both sides: mitmproxy's, with credit given only for what could be passed on, and with limits.
+"""HTTP/2 for both sides: mitmproxy's layers, with flow control that follows the other side, and with limits.
 
 mitmproxy opens every window to two gigabytes and gives credit at once, so a client that stops reading one stream would
 have the whole download kept here. Here a stream's credit (RFC 9113 section 5.2) is withheld while what it brings can't

@@ -1,4 +1,4 @@
-"""Whether one request may pass: its head is read, held against the name its connection was made for, and decided.
+"""Decides on one request: reads its head, checks it against the connection's name, and asks the policy.
 
 Pure. The name comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
 before the rules hold under audit mode too. A WebDAV request that names another path (RFC 4918 section 10.3) is decided

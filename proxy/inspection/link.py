@@ -1,4 +1,4 @@
-"""One TCP connection of an inspected client or server: bytes in, bytes out, TLS between, and how it ended.
+"""Transport of one inspected client or server: a socket with buffers, TLS, and how it ended.
 
 Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
 closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes

@@ -1,4 +1,4 @@
-"""The way of a request, step by step; the gate and a mitmproxy of one's own take every request through it.
+"""Pipeline of a request, step by step; the gate and the mitmproxy addon take every request through it.
 
     parse      bytes become a head                                            http1, http2
     normalise  it says one host, one length and one thing, or it is refused   request_head

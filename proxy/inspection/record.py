@@ -1,4 +1,4 @@
-"""Writes the events of the requests of one connection: how much of each they say (`log: pattern`), and in which fields.
+"""Writes the events of the requests of one connection: in which fields, and how much of each (`log: pattern`).
 
 Whether something is recorded, and that it is recorded once, is the session's (invariant 6).
 """

@@ -1,4 +1,4 @@
-"""Routes the HTTP of one client connection: events of its codecs to its requests, and what they send to the codecs.
+"""Routes HTTP on one client connection: events of its codecs to its requests, and their answers to the codecs.
 
 One place is all that is ever dialed (invariant 3); a connection is used again only under the policy it was dialed
 under; those that are over are forgotten; and what can't leave on one side is not taken in on the other.

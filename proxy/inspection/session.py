@@ -1,4 +1,4 @@
-"""The requests of one client connection: where it leads, who speaks, and what is recorded of each.
+"""Requests of one client connection: decides, records and reviews each, and records its end.
 
 Home of invariant 6 for requests: `admit` records exactly one decision before anything passes, and `complete` records
 once how a request ended. Nothing here touches a socket or mitmproxy.

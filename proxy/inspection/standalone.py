@@ -1,4 +1,4 @@
-"""What `proxy/addon.py` decides with inside a mitmproxy of somebody's own: rules, recorder, look-ups, and who is there.
+"""What `proxy/addon.py` decides with in a mitmproxy of the user's own: rules, recorder, lookups and clients.
 
 There is no gate in front, so a connection's place comes from what its client says: the host of a CONNECT, the SNI, the
 Host of a plain request. It is then held to that as everywhere (invariant 3). Nothing here knows mitmproxy's hooks.

@@ -1,4 +1,4 @@
-"""The states of a request and of its response, and what is done about each event in each of them. Pure."""
+"""States of a request and of its response, and the handler of each event in each state. Pure."""
 
 from enum import Enum
 from typing import Final

@@ -1,4 +1,4 @@
-"""TLS of inspected connections, ended here with our certificates and our checks, and closed properly.
+"""TLS of inspected connections: handshakes with our certificates and checks, and orderly closing.
 
 Towards a sandbox with a leaf of our CA; towards the internet trusting the host. Making a context costs as much as a
 handshake, so they are kept. Nothing is read from a file: the worker has none.

@@ -1,4 +1,4 @@
-"""HTTP in the clear by way of a company's HTTP proxy: what the proxy is sent, and what of its answer is for the client.
+"""HTTP in the clear through an upstream HTTP proxy: what is sent to it, and what of its answer the client gets.
 
 Such a request says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would do, but proxies often allow that to
 port 443 alone. The request that the proxy sees is a copy for the wire: it names the place that was decided on, whatever

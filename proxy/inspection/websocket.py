@@ -1,4 +1,4 @@
-"""The one protocol that a request may switch to: WebSocket over HTTP/1.1 (RFC 6455 section 4), held to its handshake.
+"""WebSocket over HTTP/1.1 (RFC 6455 section 4): checks the handshake. Requests may switch to nothing else.
 
 What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. So
 nothing but a handshake that both sides have agreed on as the RFC has it may begin one: a request that only one side

@@ -1,1 +1,1 @@
-"""An HTTP request as it was received: its head, checked and read, and the refs that a push names. Pure."""
+"""HTTP messages: strict reading of heads and bodies, how they are sent, and the refs of a push. Pure."""

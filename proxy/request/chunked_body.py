@@ -1,4 +1,4 @@
-"""A chunked body, read in the one way that RFC 9112 section 7.1 has it.
+"""Reads a chunked body strictly, as RFC 9112 section 7.1 defines it.
 
 h11 reads them well but generously: numbers of 80 bits, control characters in extensions, bare line feeds and folds in
 trailers. What two programs may read in two ways ends the message here, as it does in a head. What is read is written

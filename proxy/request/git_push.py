@@ -1,4 +1,4 @@
-"""What a push asks for, read from its body: the list of refs that stands before the pack (gitprotocol-pack(5)).
+"""Reads the refs that a push asks for: the list before its pack (gitprotocol-pack(5)).
 
 Pure: bytes in, refs out, however they are cut up. Bounded in what it keeps and in what it unpacks. What git's own
 server would take in another way than it is written, or takes although it isn't written as the protocol says, is

@@ -1,4 +1,4 @@
-"""The heads of HTTP/1: taken off what has come, read in one strict way, and what they say of what follows them.
+"""HTTP/1 heads: cuts them off the received bytes, parses them strictly, and says what body follows.
 
 mitmproxy reads generously and writes what it understood. Here a request that is not written as RFC 9112 has it is
 refused before it is understood at all. A response is mended where the RFC has a proxy mend it: its client gets what was

@@ -1,4 +1,4 @@
-"""Messages of HTTP as inspection passes them on: their heads, how they are sent, what can't be passed on of them."""
+"""HTTP messages as inspection passes them on: heads, how they are sent, and what can't be passed on."""
 
 import re
 import time

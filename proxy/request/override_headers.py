@@ -1,4 +1,4 @@
-"""Headers and parameters that name another method, path or host than the request line: they hide one from the rules.
+"""Headers and parameters that override the method, path or host of the request line, and so hide it from rules.
 
 Pure. Frameworks and proxies read them under many names, so a class of names is known, and not a list: words that say
 where the true one is (`original`, `forwarded`, `rewrite`, `override` ...) together with what it is (`method`, `url`,

@@ -1,4 +1,4 @@
-"""What a request's head asks for, or why it can't be said: the check in front of every decision.
+"""Checks a request's head and says what it asks for, or why that is unclear. Runs before every decision.
 
 Pure. Two programs that read one request differently are how a request hides from a gate (RFC 9112 section 11.2), so
 whatever has two readings is refused here, before anything is decided on one of them. What passes has exactly one host,

@@ -1,1 +1,1 @@
-"""What one sandbox is and has in its worker: its task and policy, the limits of its rules, its descriptors."""
+"""One sandbox in its worker: task, policy, limits of its rules, and descriptor quota."""

@@ -1,4 +1,4 @@
-"""What has passed under each rule's `limits:`, and whether more may: counted here, decided before anything passes.
+"""Counts usage against each rule's `limits:`, and says whether more may pass, before anything does.
 
 One tenant's (invariant 11), so `per: task` and `per: sandbox` are the same here, and `per: rule` is all that goes
 through this gate. Counts belong to a rule's id: a reload that keeps the rule keeps them. A window slides, in steps that

@@ -1,4 +1,4 @@
-"""What a worker keeps of one sandbox: its task and policy, which day it is for its rules, and its quotas.
+"""State of one sandbox in its worker: task, policy, the day for its rules, and its quotas.
 
 Identity comes from the socket (invariant 4): a listener belongs to one tenant. Nothing of a tenant is shared with
 another (invariant 11): names, limits and counters hang on its object, and its quota of descriptors is fixed. A quota

@@ -1,4 +1,4 @@
-"""Secret injection: a task has placeholders, and the gate puts the real values where they belong.
+"""Secret injection: a task has placeholders, and the gate replaces them by the real values.
 
 Home of invariant 8 for `secrets`: a value is in the worker's memory and on verified TLS to its hosts, and nowhere else:
 in no event, log, page, error, argument or environment. What holds one shows nothing and can't be pickled.

@@ -1,4 +1,4 @@
-"""AWS Signature Version 4: what is signed of a request, and with what. Pure.
+"""AWS Signature Version 4: checks what a request signs, and signs it anew. Pure.
 
 Source: "Create a signed AWS API request" (AWS IAM user guide), "Authenticating Requests" (Amazon S3 API reference).
 Clients spell a path and a query in several ways before they sign (S3 encodes a path once, others twice): `spellings`.

@@ -1,4 +1,4 @@
-"""Where placeholders stand in the head of a request, and which credentials it carries besides. Pure.
+"""Finds placeholders and other credentials in the head of a request. Pure.
 
 A placeholder is in its place if it is there whole, plainly and once: any other spelling is misuse, never repaired.
 `swapped` puts in what was read here and nothing else: a task's text around a value is one word and a user at most.

@@ -1,4 +1,4 @@
-"""Detects the installation's own secrets in what a task sends: whole, encoded, or most of one bit by bit.
+"""Detects the task's own secrets in outgoing data: whole, encoded, or most of one in pieces.
 
 They are the values of its `secrets` and the upstream proxy's password; a task has none of them. A value is cut into at
 most eight pieces of six characters and more. Two thirds of them, or all but one if that is more, make a leak, also over

@@ -1,4 +1,4 @@
-"""Spellings of a text: as it is, in another case, in percent signs, hexadecimal, base64. Pure.
+"""Encodings of a text: as it is, in another case, percent-encoded, hexadecimal, base64. Pure.
 
 No such list is complete: what is looked for is a placeholder, so one that slips through costs a warning and no secret.
 """

@@ -1,4 +1,4 @@
-"""The secrets of one task, asked about every request that leaves: what it carries, and what goes out in its place.
+"""Injects the secrets of one task: what a request carries, and what is sent in its place.
 
 For one thread. Which secrets there are never changes while a task runs; all that is remembered is cookies.
 """

@@ -1,1 +1,1 @@
-"""The worker's end of the channel to a sandbox's seccomp supervisor, and what the worker makes of its messages."""
+"""The worker's end of the channel to a sandbox's seccomp supervisor, and process attribution."""

@@ -1,4 +1,4 @@
-"""The channel to the seccomp supervisor: which process owns a socket, and programs that wait for a decision."""
+"""Channel to the seccomp supervisor: attributes sockets to processes, and decides on programs."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Programs that people are asked about: each waits where it is about to start, until they have said so.
+"""Approval of programs: each is held where it is about to start, until people have answered.
 
 Home of invariant 2 for what commands ask: no answer, no leave, whatever keeps it away.
 """

@@ -1,4 +1,4 @@
-"""What happened, in a few words for people: one saying for each kind of event.
+"""Describes an event in a few words for people, by its kind.
 
 Nothing here is fit for a terminal yet: whoever prints it makes it so (`visible`).
 """

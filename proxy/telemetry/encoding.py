@@ -1,4 +1,4 @@
-"""Encoding of an event as one line of JSON, and decoding of a line.
+"""Encodes an event as one line of JSON, and decodes a line.
 
 Every byte of a line is printable ASCII but for the newline that ends it (invariant 7): no text of a sandbox can break a
 line, drive the terminal of its reader, or be taken for a key. Texts and lists are cut (`masking`).

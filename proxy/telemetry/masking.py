@@ -1,4 +1,4 @@
-"""Masking and cutting of texts before they enter an event: credentials become `***` (invariant 8), long texts are cut.
+"""Masks credentials and shortens texts before they enter an event (invariant 8).
 
 Masking catches the usual ways of passing a secret on a command line. It has holes, as every such list has, and is no
 reason to pass one. A cut text states how much is missing; what is not UTF-8 is spelled out, so that every reader takes

@@ -1,4 +1,4 @@
-"""The event as JSON Schema (draft-07), made of the types in `events`; and records of unknown origin fitted to it.
+"""JSON Schema (draft-07) of events, generated from the types in `events`; and fits records of unknown origin to it.
 
 A field that `events` has is in the schema without anybody writing it twice; docs/telemetry.md says what each means.
 Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type.

@@ -1,4 +1,4 @@
-"""How many attempts there were and what became of them, for the two lines at the end of a run."""
+"""Summary of a run: counts attempts and their outcomes for the two lines at its end."""
 
 from collections.abc import Collection, Mapping
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Text from a sandbox made fit for a terminal (invariant 7): it shows what it is, and moves nothing.
+"""Escapes text from a sandbox for a terminal (invariant 7).
 
 Escape sequences, line ends, marks that turn the direction of writing, letters that can't be seen and marks that pile up
 on the letter before are spelled out; what remains has a width that can be told.

@@ -1,4 +1,4 @@
-"""UDP, where a rule lists ports with `/udp`: passed on flow by flow, from the address that was asked back to who asked.
+"""UDP flows, where a rule lists ports with `/udp`: passed on flow by flow, with replies from the address asked.
 
 `receiving_socket` is what datagrams arrive on, and how it is shut while no rule lets any out. `listener` has the flows
 of one sandbox: which there are, which were refused, and how many there may be. `flow` is one of them: resolved,

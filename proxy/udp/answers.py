@@ -1,4 +1,4 @@
-"""What is sent back into a sandbox over UDP: replies from the address that was asked, and refusals.
+"""Writes UDP replies and ICMP refusals into a sandbox, from the address that the task sent to.
 
 Home of a promise: whatever is sent goes to one of the sandbox's own addresses, once for each datagram that asked for it
 or for each that its flow's own peer sent, and leads nowhere else: a task can't have the gate send to anybody.

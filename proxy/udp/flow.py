@@ -1,4 +1,4 @@
-"""One flow of datagrams: its name looked up, its address checked, told, and passed on both ways until it falls silent.
+"""One UDP flow: looks its name up, checks its address, records it, and passes datagrams on until it is silent.
 
 Home of invariant 3 for UDP: what leaves, leaves from a socket that is connected to one address that was checked, and
 nothing but what comes from there goes back. Nobody reads what passes. An error that a router sends ends the flow, and

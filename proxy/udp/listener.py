@@ -1,4 +1,4 @@
-"""One tenant's datagrams: each belongs to a flow, and a flow is decided, told and counted like a connection.
+"""UDP gate of one sandbox: assigns datagrams to flows, and decides, records and counts each flow like a connection.
 
 A flow is what one address and port of the sandbox sends to one address and port outside. Home of invariant 2 for UDP
 (whatever goes wrong refuses, and a refusal is told to the sandbox at once) and of 11: flows, what waits for a lookup,

@@ -1,4 +1,4 @@
-"""The socket that a sandbox's datagrams arrive on: how it is shut and opened, and both ends of what comes.
+"""Socket that receives a sandbox's datagrams: how it is closed and opened to them, and both ends of each datagram.
 
 Shut, it is connected to itself. Tproxy hands datagrams to a socket that is connected to nobody (nf_tproxy_core.h), so
 they go on to the rule that refuses them in the kernel: at once, counted and told, whatever the gate is doing. It is

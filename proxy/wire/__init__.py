@@ -1,1 +1,1 @@
-"""Formats that are read from and written to other processes and the kernel."""
+"""Wire formats between processes and with the kernel."""

@@ -1,4 +1,4 @@
-"""Passing descriptors to another process, however many of the same user are under way.
+"""Passes descriptors to another process within the kernel's limit on descriptors in flight.
 
 The kernel counts those that are sent and not received yet for each user, and holds each sender to its own soft limit of
 open files (unix(7), ETOOMANYREFS). Whoever may have few open, as a shell says for what it starts, would send none as

@@ -1,4 +1,4 @@
-"""What the processes of Exeat tell each other over a SOCK_SEQPACKET pair: one JSON object a packet.
+"""Messages between processes of Exeat over SOCK_SEQPACKET: one JSON object a packet.
 
 A file goes along as a descriptor, or in words where the kernel passes none: it counts those that are under way for each
 user (unix(7), ETOOMANYREFS), so that a task of the same user can use them all up. What is in a file, as rules that have

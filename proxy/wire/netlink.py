@@ -1,4 +1,4 @@
-"""Netlink's wire format (netlink(7)), written and read without a library: a library costs more than all it would do.
+"""Netlink wire format (netlink(7)), read and written without a library.
 
 Pure: no socket is opened here. What is read came from the kernel, but lengths are checked as if a task had written
 them, because packets that a task sent lie inside.

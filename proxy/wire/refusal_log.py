@@ -1,4 +1,4 @@
-"""What the sandbox's ruleset refused, packet by packet, as the kernel's log (NFLOG) tells it.
+"""Parses the kernel's log (NFLOG) of packets that a sandbox's ruleset refused.
 
 Pure: the bytes come from a socket that the enforcer opened inside the sandbox's namespace and passed out. The packets
 in them were written by a task: every length is checked, and what was cut off or makes no sense is said to be unknown.

@@ -1,4 +1,4 @@
-"""Reads JSON that another process, a peer or a file says. Every problem is a ValueError.
+"""Strict JSON from other processes, peers and files. Every problem is a ValueError.
 
 Python's own reader takes NaN, Infinity, 1e999 (as infinity), whole numbers of any length, and raises RecursionError for
 what is nested deeply. Each of these ends the code behind it with an exception that it doesn't expect. So numbers are

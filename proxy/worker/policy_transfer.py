@@ -1,4 +1,4 @@
-"""A policy's way from the process that reads rule files to the worker: as bytes, taken in without holding the gate up.
+"""Transfers a compiled policy to the worker as bytes, which it takes in without stalling the gate.
 
 The worker can't read files, and compiling thousands of rules takes longer than any connection should wait. So it is
 given a compiled policy and builds it from its bytes in a thread, a few kilobytes at a time: between two pieces the

@@ -1,7 +1,7 @@
-"""The worker: the unprivileged process that everything of a sandbox passes through, and nothing else lives in.
+"""Process of a worker for one sandbox: unprivileged, serves its traffic, and ends with its supervisor.
 
-It has the sandbox's sockets, a place in the journal and a channel to its supervisor. It ends with it: without a
-supervisor nobody would say what became of the sandbox.
+It has the sandbox's sockets, a segment of the journal and a channel to its supervisor. It ends with its supervisor:
+without one nobody would record what became of the sandbox.
 """
 
 import asyncio

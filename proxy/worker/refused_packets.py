@@ -1,4 +1,4 @@
-"""Packets that the kernel refused inside a sandbox, told as what they were: attempts, denied, with their reason.
+"""Records packets that the kernel refused inside a sandbox, as denied attempts with their reason.
 
 The ruleset logs each refused packet to a socket (and counts every one; the log is rate-limited, the counters are not).
 """

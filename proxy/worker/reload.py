@@ -1,7 +1,7 @@
-"""Another policy comes into force: taken in beside the old one, swapped for it in one step, held against what is open.
+"""Reload of a policy: reads the new one beside the old, swaps them in one step, and reviews what is open.
 
-Home of invariant 2 for reloads: whatever is wrong with what was handed over, the policy in force stays. This module
-must never keep the gate waiting: all that takes long happens in a thread, a little at a time (`handover`).
+Home of invariant 2 for reloads: whatever is wrong with the new policy, the policy in force stays. This module
+must never keep the gate waiting: all that takes long happens in a thread, in small pieces (`policy_transfer`).
 """
 
 import asyncio

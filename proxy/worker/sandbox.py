@@ -1,9 +1,8 @@
-"""One sandbox in a worker, put together once, and taken apart at its end.
+"""One sandbox in a worker: watches its sockets, makes what serves them (`traffic`), and ends it.
 
 Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made for it alone: here,
-and in `Traffic` once the first of its connections, lookups or datagrams comes, which most short tasks never send. What
-sandboxes share (`Common`) is the link to the signer, the host's roots, the journal's writer, and whatever policies they
-have in common, which nothing changes.
+and in `Traffic` once its first connection, lookup or datagram comes, which most short tasks never send. Sandboxes share
+(`Common`) the link to the signer, the host's roots, the journal's writer, and immutable policies.
 """
 
 import asyncio

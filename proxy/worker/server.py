@@ -1,7 +1,7 @@
-"""A worker of the service: many sandboxes, each a sandbox_server of its own, in one unprivileged process.
+"""Worker of the service: one unprivileged process with a `SandboxServer` for each of many sandboxes.
 
-What it serves comes from the service, over the one channel it has: sets of rules (a compiled policy each, shared by all
-who are under the same files), sandboxes with their sockets, what is to be told of them, and questions. It ends when the
+What it serves comes from the service, over its one channel: sets of rules (a compiled policy each, shared by all
+sandboxes with the same files), sandboxes with their sockets, what to record of them, and questions. It ends when the
 service does. It holds nothing that only it has: when it dies another is given the same, and goes on accepting.
 """
 

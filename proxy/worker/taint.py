@@ -1,8 +1,8 @@
-"""What a task has read that nobody vouches for: from then on the rules with `when: tainted` are about it.
+"""Taint of a task: records that it has read from an untrusted source, so that rules with `when: tainted` apply.
 
-It only grows. Who keeps it is the registry of approvals, which outlives a worker; it is told before anything of a
-source can reach the task, and what it can't be told the task doesn't get. A worker that takes the place of another
-knows nothing yet: until the registry has said how it stands, the task counts as tainted.
+A task's taint only grows. The registry of approvals keeps it, as it outlives a worker. The worker reports a source
+before anything of it can reach the task; what it can't report, the task doesn't receive. A worker that replaces another
+has no state yet: until the registry has sent it, the task counts as tainted.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What serves the traffic of one sandbox: its gate, its resolver, its datagrams, inspection, and who asks people.
+"""Serves the traffic of one sandbox: gate, resolver, UDP, inspection and approvals.
 
 It is made when the first connection, lookup, datagram or refused packet comes, or when rules need it at once.
 """

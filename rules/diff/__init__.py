@@ -1,4 +1,4 @@
-"""What two policies decide otherwise, by meaning and not by text.
+"""Diff of two policies by what they decide, not by their text.
 
 Endlessly many attempts fall into finitely many kinds, told apart by the patterns that rules have:
 `rules.matching.signatures` finds a representative for each combination of patterns, `regions` which of them can differ

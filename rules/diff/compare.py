@@ -1,4 +1,4 @@
-"""One attempt of each kind, decided under both policies: where they differ.
+"""Compares two policies: decides one attempt of each kind under both.
 
 Looked at is only what a rule covers that one policy alone has; what else there is decides alike. A policy's settings
 are compared by themselves: what no rule decides follows from `mode`, and is not told attempt by attempt.

@@ -1,4 +1,4 @@
-"""The parts that a diff compares: stretches of ports, networks, names and paths, sandboxes and settings."""
+"""Regions that a diff compares: ranges of ports, networks, names and paths, sandboxes and settings."""
 
 from bisect import bisect_right
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Callers and requests that stand for all that rules tell apart: what each side of a diff is tried with."""
+"""Sample attempts of a diff: callers and requests that stand for all that the rules tell apart."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta

@@ -1,4 +1,4 @@
-"""A diff in sentences and as JSON."""
+"""Describes a diff in sentences and as JSON."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator

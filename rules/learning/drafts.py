@@ -1,4 +1,4 @@
-"""Rules for what was seen: one for each place, and there one for each set of methods that go to the same paths."""
+"""Drafts rules from recorded attempts: one for each destination and each set of methods with the same paths."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Generalizes what was seen: paths into patterns, pushes into git rules."""
+"""Generalizes recorded attempts: paths into patterns, pushes into git rules."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Lint: what rules mean together, and an admin may not have meant. Each module is a family of findings.
+"""Lint of rules: finds what rules mean together that an admin may not have meant. A module for each family.
 
 It reads what was compiled, never text, so that a finding is about what a rule does and not how it is written. It must
 never be a reason for a verdict: `Policy.decide` knows nothing of it. Everything here is near linear in the rules.

@@ -1,4 +1,4 @@
-"""Lint of rules against each other: what another rule covers, splices, or makes idle."""
+"""Lint of pairs of rules: one that covers, splices or disables another."""
 
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple

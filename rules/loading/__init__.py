@@ -1,1 +1,1 @@
-"""How rule files are written: from text to typed values, every problem in its place. What they mean is elsewhere."""
+"""Loading of rule files: from text to typed values, with every problem in its place."""

@@ -1,4 +1,4 @@
-"""Attempts as people write them, and the tests that rule files carry.
+"""Reads attempts as people write them, and the tests in rule files.
 
 An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `tcp HOST:PORT`,
 `udp HOST:PORT`, or `HOST:PORT`: what the rules say is spoken there; or `run PROGRAM ARGUMENT…`.

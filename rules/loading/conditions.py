@@ -1,4 +1,4 @@
-"""Parts of a rule, as they are written: `for`, `limits`, `approval`, `http` and `git`.
+"""Reads parts of a rule: `for`, `limits`, `approval`, `http` and `git`.
 
 `rules.matching.requests` says what `http` and `git` mean.
 """

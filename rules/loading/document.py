@@ -1,4 +1,4 @@
-"""A rule file as nodes with their places, before anything is known of what they mean."""
+"""Document of a rule file: YAML nodes with their places, not yet interpreted."""
 
 from typing import Final, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Who may call a task what: root's `identities.yaml`, which gives names and labels of tasks their weight.
+"""Reads `identities.yaml` of root, which says who may use which task names and labels.
 
     version: 1
     identities:

@@ -1,4 +1,4 @@
-"""The `include` key of a rule file: which file or preset, and what it keeps or changes of its rules.
+"""Reads the `include` key of a rule file: which file or preset, and which of its rules it keeps or changes.
 
 `only` and an id in `except` choose rules. A name in `except` is taken out of every rule that is kept. `credential` is
 added to every kept rule that is not a deny. An entry that matches nothing is an error: a mistyped `except` must not

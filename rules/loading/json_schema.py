@@ -1,4 +1,4 @@
-"""The rule language as JSON Schema (draft-07), for editors: made of the tables that the reader itself reads by.
+"""JSON Schema (draft-07) of the rule language for editors, generated from the tables of `sections`.
 
 An editor's schema is a help and no judge: what it lets pass, `exeat check` may still refuse.
 """

@@ -1,4 +1,4 @@
-"""Keys that people write where they don't belong, or by the names that they have in other tools: only for a hint.
+"""Hints for misplaced keys, and for keys as other tools name them.
 
 No key is ever understood by another name: what is here is told beside the problem, and the file stays refused.
 """

@@ -1,4 +1,4 @@
-"""From rule files to a policy: read, include, check, compile, and try the tests that the files carry.
+"""Loads a policy from rule files: read, include, check, compile, and run their tests.
 
 Everything that is wrong in any file is told at once. Only what is named is read (`rules.files`), and presets, and the
 locks that say where this machine's registries are.

@@ -1,4 +1,4 @@
-"""`presets.lock`: where this machine's package registries are, as `exeat presets lock` found them.
+"""Reads `presets.lock`: this machine's package registries, as `exeat presets lock` found them.
 
 Only the lock is read, never a network, and never a lock beside a rule file: that may be a workspace, where a task could
 choose its own registry. Nothing here guesses: what a lock has wrong is a problem, and nothing of it is used.

@@ -1,4 +1,4 @@
-"""Checks of one rule once it is read: targets, ports."""
+"""Checks of one rule after it is read: targets, ports."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A whole rule file: its head, what it includes, its settings, rules and tests, as typed values with their places."""
+"""Reads one rule file: head, includes, settings, rules and tests, as typed values with their places."""
 
 from collections.abc import Callable
 from ipaddress import IPv4Network

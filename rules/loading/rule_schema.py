@@ -1,4 +1,4 @@
-"""One rule of a rule file: from a mapping of words to a `Rule`, or to every problem it has.
+"""Reads one rule of a rule file: from a YAML mapping to a `Rule`, or to all of its problems.
 
 Nothing is passed over in silence. `for`, `http`, `git`, `limits` and `approval` are read by `rules.loading.conditions`;
 what makes no sense together is told by `rules.loading.rule_checks`.

@@ -1,4 +1,4 @@
-"""The `sandbox` sections and commands of all files: layers first, tightened by others and never loosened."""
+"""Merges the `sandbox` sections and commands of all files: layers bound them, other files only tighten."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple

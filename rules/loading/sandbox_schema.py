@@ -1,4 +1,4 @@
-"""The box of a task and the programs that need leave, as they are written: `sandbox` and `commands`.
+"""Reads the `sandbox` and `commands` sections of a rule file.
 
 What they become on a host is the enforcer's business.
 """

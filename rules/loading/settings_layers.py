@@ -1,4 +1,4 @@
-"""The settings of several files: those of layers, tightened by others and never loosened."""
+"""Merges the settings of several files: layers bound them, other files only tighten."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple

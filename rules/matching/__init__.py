@@ -1,1 +1,1 @@
-"""Which rules cover an attempt, which of them wins, and what came nearest: compiled once, asked for every attempt."""
+"""Matching: which rules cover an attempt, which of them wins, and which came nearest. Compiled once for a policy."""

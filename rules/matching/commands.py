@@ -1,4 +1,4 @@
-"""Which programs need leave to run: `commands`, held against a program and its words. Pure.
+"""Matches `commands` against a program and its arguments: which programs may start. Pure.
 
 A guard rail and not a boundary: a program that is copied, renamed or interpreted is another one (docs/guard-rails.md).
 Where it can't be known whether a command matches, because there are more words than are looked at, it does.

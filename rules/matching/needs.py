@@ -1,4 +1,4 @@
-"""What has to be there and looked at for a policy to be carried out: read off its rules, and never a verdict."""
+"""What a policy needs to be carried out (inspection, approvals, UDP and others), derived from its rules."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What the rules say about one target on one port and protocol, worked out once and looked up ever after.
+"""Plan for one target, port and protocol: what the rules say of it, computed once and looked up afterwards.
 
 A plan takes the rules whose names cover the target (candidates) and keeps those that cover the port. Where none of them
 looks at requests there is one answer for everything. Else each request is found in a trie of the rules' paths, and what

@@ -1,4 +1,4 @@
-"""The compiled policy: every rule of every file as one pool that answers attempts. Immutable, and pure (invariant 10).
+"""Compiled policy: every rule of every file as one pool that decides attempts. Immutable, and pure (invariant 10).
 
 Protocol and address checks come first, then the strictest rule that matches, and audit mode last, over nothing but what
 no rule or a default rule decided. Whatever this module doesn't know, it denies.

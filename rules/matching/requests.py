@@ -1,4 +1,4 @@
-"""What it means that a rule's `http`, `git` or `credential` covers a request, part by part: the one home of all three.
+"""Matches a rule's `http`, `git` and `credential` against a request, part by part.
 
 Whatever a rule leaves unsaid is any. Except where it lets out (or exempts from being held back): there `http` covers
 a GET or HEAD only without a body, no WebSocket, under `to: "*"` no URL of more than 2 KB, and a git push only if it has

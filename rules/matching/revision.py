@@ -1,4 +1,4 @@
-"""The policy's fingerprint: the same for the same meaning, whatever the order of rules, files, keys and spellings.
+"""Fingerprint of a policy: equal for equal meaning, whatever the order of rules, files, keys and spellings.
 
 Texts that decide nothing (`why`, comments, tests, where a file lies) are not part of it.
 """

@@ -1,4 +1,4 @@
-"""Could any request on this connection pass? Answered by trying those that stand for all of them.
+"""Decides whether any request on a connection could be allowed, by trying sample requests.
 
 A connection is decided before its requests are seen; it may be let in only if some request on it could pass, else it
 would be opened for nothing. A pattern covers endlessly many paths, but for the verdict only some differ: put a text

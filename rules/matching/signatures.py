@@ -1,4 +1,4 @@
-"""Which combinations of patterns exist: for each, a text that exactly these patterns cover and no others.
+"""Combinations of patterns that exist: for each, a sample text that exactly these patterns match.
 
 Patterns over parts (labels of a name, segments of a path, characters of a label) are walked all at once, as one
 automaton whose states are sets of places in the patterns; every state that can be reached is one combination. What

@@ -1,1 +1,1 @@
-"""What a sandbox's processes are, in C where there is a compiler: `python -m enforcer.sandbox.compiled.build`."""
+"""Init process of a sandbox in C, built where there is a compiler: `python -m enforcer.sandbox.compiled.build`."""

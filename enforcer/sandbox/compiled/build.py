@@ -1,4 +1,4 @@
-"""Compiling what a sandbox's processes are: `python -m enforcer.sandbox.compiled.build`, wherever Exeat is installed.
+"""Compiles the init process of a sandbox: `python -m enforcer.sandbox.compiled.build`.
 
 It takes a C compiler and the headers of a C library, and is linked with none. Without a compiler the interpreter does
 the same, and costs more.

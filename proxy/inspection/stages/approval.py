@@ -1,4 +1,4 @@
-"""Requests that people are asked about: each waits for an answer, and nothing of it goes anywhere before that.
+"""Approval of a request: the request waits for an answer, and nothing of it leaves before that.
 
 It is woken by the answer, by its client's going away, and by whatever makes the rules be asked again.
 """

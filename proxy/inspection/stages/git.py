@@ -1,4 +1,4 @@
-"""Which requests are git's (gitprotocol-http(5)), and one decision on all refs of a push.
+"""Recognises git's requests (gitprotocol-http(5)), and makes one decision on all refs of a push.
 
 Pure. A server takes a request for git by its URL alone, so the URL decides here too, by every reading of its path: one
 that is git's by one reading and not by another is refused, and so is whatever would be git's in another spelling.

@@ -1,4 +1,4 @@
-"""Requests whose decision hangs on their bodies: none of it goes anywhere before that.
+"""Holds the body of a request whose decision depends on it: nothing of it leaves before that.
 
 Of a push its refs are read first (`HeldPush`), of others all of the body, which is passed on as it came.
 """

@@ -1,4 +1,4 @@
-"""Stages that count and note what a request uses: grants of approvals, the limits of rules, untrusted sources."""
+"""Stages that count what a request uses (grants, limits of rules), and record untrusted sources."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

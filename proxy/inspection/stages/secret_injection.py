@@ -1,4 +1,4 @@
-"""Puts secrets in place of placeholders just before a request is sent, and masks them in its response.
+"""Replaces placeholders by secrets just before a request is sent, and masks secrets in its response.
 
 The last stage on the way out and the first on the way back, so that nothing else sees a value: every page, event and
 later decision is made of what the task wrote. A value leaves on verified TLS to the place it belongs to, or what tries

@@ -1,4 +1,4 @@
-"""Looks for secrets in what leaves, where the rules say so: in a head before it is allowed, in a body as it passes.
+"""Scans requests for secrets where rules want it: a head before it is allowed, a body as it passes.
 
 Home of the rule that looking fails closed: where it raises, a request that is to be blocked on a find ends with its
 connection, and one that is only to be flagged goes on, and that is counted. No text of an error gets out of here, as it

@@ -1,4 +1,4 @@
-"""A stage: one thing that is done with a request that the rules allow, and with its response."""
+"""Base class of the stages: each does one thing with an allowed request, and with its response."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -1,1 +1,1 @@
-"""What tasks of a name usually do, learned from the journal, and what is far from that. It decides nothing."""
+"""Baselines: what tasks of a name usually do, learned from the journal, and anomalies. They decide nothing."""

@@ -1,4 +1,4 @@
-"""The journal looked through for what tasks usually do, and what is unusual told in it: by no gate, and in no hurry.
+"""Detects anomalies for the journal's keeper: compares the journal with the baselines, and records what is unusual.
 
 Whoever keeps the journal has a process of its own do that now and then (`journal.keeper`). What was learned and how far
 the journal was read lie in one file, replaced as a whole: whatever is killed, nothing is learned twice and nothing left

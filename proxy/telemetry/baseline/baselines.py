@@ -1,4 +1,4 @@
-"""What tasks of a name do, run after run: where they go and how much leaves; and what of a run is far from that.
+"""Baseline of tasks of one name: destinations and bytes of each run, and what of a run is far from that.
 
 Pure. A name is the word of whoever starts a task, never the task's own: what a task does is held against runs of that
 name alone, and only ever teaches that name. Everything is bounded: the names, the places of each, the runs at once.

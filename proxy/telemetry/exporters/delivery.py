@@ -1,4 +1,4 @@
-"""The journal's lines taken to one sink, from where the last process was: at least once, in order, none left out.
+"""Delivers the journal's lines to one exporter, from its bookmark on: at least once, in order, none left out.
 
 The position moves only when the receiver has what was sent. A receiver that is down is tried again, ever more rarely;
 an event that a receiver doesn't like is sent without what a sandbox chose of it, so that no task can stop the stream.

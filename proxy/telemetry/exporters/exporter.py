@@ -1,4 +1,4 @@
-"""What an exporter is: a batch taken whole, or one of two errors. The formats of a line, and the file exporter.
+"""Interface of an exporter: takes a batch whole, or raises one of two errors. Line formats, and the file exporter.
 
 A file is opened anew for each batch, so that it may be renamed at any time (logrotate(8), without copytruncate).
 """

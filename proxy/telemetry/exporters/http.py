@@ -1,4 +1,4 @@
-"""Receivers that speak HTTP: OTLP/HTTP (OpenTelemetry Protocol 1.x) and webhooks. A response of 2xx is a receipt.
+"""Exporters over HTTP: OTLP/HTTP (OpenTelemetry Protocol 1.x) and webhooks. A 2xx response is a receipt.
 
 A batch is one request on a connection of its own. No redirect is followed: where things may go is an admin's to say. An
 answer is there, whole, within a time: a receiver that goes on and on answering is as good as one that doesn't.

@@ -1,4 +1,4 @@
-"""Syslog (RFC 5424) over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). It has no receipt: here its ending is one.
+"""Syslog exporter (RFC 5424) over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). An orderly close is its receipt.
 
 A batch has a connection of its own, which we end when all is sent. A receiver that has read it all ends its side in
 turn; one that goes away with something unread resets it. Then the next connection is opened: a receiver that was

@@ -1,4 +1,4 @@
-"""CEF, ArcSight's Common Event Format (Implementing ArcSight Common Event Format, version 26): one line of text.
+"""CEF, ArcSight's Common Event Format (version 26): an event as one line of text.
 
 Whoever reads it takes `|` for the end of a header's field and `=` for the end of a key: both are escaped here, and a
 line can't end early, since a record holds no control character.

@@ -1,4 +1,4 @@
-"""Fields of a record as the formats write them, and shapes: tables that say which member of an object comes from where.
+"""Fields of a record in the formats, and shapes: tables that map members of an output to fields.
 
 A shape maps a member's name to the path of a value in the record, to a function of the record, or to a shape.
 """

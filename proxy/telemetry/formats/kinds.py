@@ -1,4 +1,4 @@
-"""Kinds of events in the words of SIEMs: CEF name, severity, ECS event types, OCSF class and activity, one row each."""
+"""Event kinds in the terms of SIEMs: CEF name, severity, ECS event types, OCSF class and activity, one row each."""
 
 from enum import IntEnum
 from typing import Final, NamedTuple

@@ -1,4 +1,4 @@
-"""A line of the journal as every shape takes it, and what all of them ask of it.
+"""Record: a line of the journal, decoded and checked, as every format takes it.
 
 Texts in it are fit to be shown (`visible`): the receivers of these shapes print them on terminals and pages of their
 own, and not all of them escape. What was written exactly is in the journal, under the same id.

@@ -1,4 +1,4 @@
-"""Where a reader of the journal is, in every segment at once, so that it can go on from there after any restart.
+"""Bookmark of a reader: its position in every segment, from which it continues after any restart.
 
 For whoever passes the journal on: every line of every writer, bookkeeping and signed checkpoints included, in the
 order of each segment, at least once. What is closed, compressed or begun meanwhile is never missed: a segment goes by

@@ -1,4 +1,4 @@
-"""Closed segments made small: Zstandard (RFC 8878) in frames of whole lines, with an index behind them.
+"""Compresses closed segments: Zstandard (RFC 8878) in frames of whole lines, with an index behind them.
 
 Any `zstd -d` reads them. The index is a skippable frame (section 3.1.2) that says where each frame begins and which
 times its lines span, so that a reader who wants the last hour, or goes on from an offset, unpacks only what it needs.

@@ -1,4 +1,4 @@
-"""The keys that sign the journal: ed25519 (RFC 8032), one that signs now, and those that did before.
+"""Signing keys of the journal: ed25519 (RFC 8032), the current one and earlier ones.
 
 A directory of private keys, 0600 in a directory of 0700, that no worker and no sandbox is ever shown (invariant 8).
 Without root it is its user's: whoever can be that user can sign what he likes, and only checkpoints that were passed on

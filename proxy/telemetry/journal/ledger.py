@@ -1,4 +1,4 @@
-"""Ledger of a journal: the file of a day in which the heads of all segments are signed; and the sealing of segments.
+"""Ledger of a journal: a file a day with the signed heads of all segments; and the sealing of segments.
 
 The ledger links the segments of several writers: a segment that is missing, cut short or replaced does not agree with
 it. The ledger of each day begins with the hash of the last line of the ledger before it, and each segment with the hash

@@ -1,4 +1,4 @@
-"""The journal read back in the order in which things happened, over all its writers.
+"""Reads the journal in the order of its events' times, over all writers, filtered.
 
 Several processes write at once, each into segments of its own. A segment is in order by itself; here they are merged,
 with only those open that overlap in time. A writer that was killed leaves a torn last line: it is counted, not shown.

@@ -1,4 +1,4 @@
-"""What becomes of closed segments: they are compressed, and removed when they are too old or there are too many.
+"""Retention: compresses closed segments, and removes those that are too old or too many.
 
 By default a day is removed after a year, whatever its size: a bound on size would let a task's flood of events remove
 the evidence of what it did. `exeat log keep` sets other bounds. What is removed is told first, in a signed

@@ -1,4 +1,4 @@
-"""Check of one journal file: hash chain, first line, signatures, and the lines that were signed elsewhere.
+"""Verifies one journal file: hash chain, first line, signatures, and lines that the ledger signed.
 
 A line that a crash has torn is no tampering, and is reported apart. Where something is wrong the file is read a second
 time, to report which line was changed, removed, inserted or moved. Each line names the one it follows, so most of what

@@ -1,4 +1,4 @@
-"""Whether a journal is as it was written: each of its files (`segment_check`), and all of them against each other.
+"""Verifies a journal: each of its files (`segment_check`), and all of them against each other.
 
 What a ledger knows is there, or was removed and that is signed; what a segment knew of a ledger is in it; each ledger
 follows the one before it; and what is newer than the last signature is said. What nobody has signed may have been

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: the old one or the new one is there, whatever is killed or loses power."""
+"""Replaces a file as a whole: after a crash or a power cut either the old or the new one is there."""
 
 import os
 from typing import TYPE_CHECKING

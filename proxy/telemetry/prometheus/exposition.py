@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them. The only module that imports prometheus_client, so only a scrape pays for it.
+"""Writes metrics in the Prometheus text format. Only this module imports prometheus_client.
 
 Every name and its meaning stand in `_FAMILIES` once; docs/telemetry.md repeats them and a test holds the two together.
 """

@@ -1,4 +1,4 @@
-"""Metrics of one process, counts of pending approvals, and the tally of one task: plain numbers, rendered on a scrape.
+"""Metrics of one process, counts of pending approvals, and the tally of one task: plain numbers until a scrape.
 
 Counting is cheap, as every connection does it. Labels come from closed sets only (invariant 7): never a host name, a
 task or a path. What falls outside its set is counted as `other`. `exposition` and with it prometheus_client are

@@ -1,4 +1,4 @@
-"""What /proc says about a process of ours, for process_* (proc_pid_stat(5), proc_pid_limits(5))."""
+"""Reads process_* metrics of our processes from /proc (proc_pid_stat(5), proc_pid_limits(5))."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Metrics of several processes and sandboxes as one, for one scrape: added up, and sent on as JSON in pieces.
+"""Adds up the metrics of several processes and sandboxes for one scrape, and sends them as JSON in pieces.
 
 A worker is not trusted more than a task (it reads hostile bytes all day): types, names and sizes are checked where a
 report comes in, and what is not a number of ours is left out.

@@ -1,1 +1,1 @@
-"""Recorded attempts decided again by other rules, and rules learned from them."""
+"""Replays recorded attempts under other rules, and learns rules from them."""

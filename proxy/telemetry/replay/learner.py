@@ -1,4 +1,4 @@
-"""What a journal tells was let out, gathered for `rules.learning` to make rules of.
+"""Gathers allowed attempts from a journal, for `rules.learning` to make rules of.
 
 Only what passed, by a rule or by audit mode alone, is evidence: what a check refused never is. What passed and can't be
 evidence (a name that can't be read, a lookup that nothing followed) is counted and told.

@@ -1,4 +1,4 @@
-"""Attempts made again from the events that tell of them, so that other rules can be asked about them.
+"""Rebuilds attempts from their events, to decide them again by other rules.
 
 An event doesn't hold all that the rules were asked: never a query, a body or headers, and of a name's addresses only
 the one that was dialled. What can't be made again is said to be so, with the reason; nothing is guessed, and

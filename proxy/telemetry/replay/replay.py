@@ -1,4 +1,4 @@
-"""Every recorded attempt decided again by other rules: what would newly pass, and what would break.
+"""Decides every recorded attempt again by other rules: what they would newly allow, and what they would block.
 
 Pure but for what it is fed. An attempt is decided as the gate would: the rules, then what the ClientHello hides or
 offers, then the address that was dialled. What the journal doesn't keep and the new rules look at makes the answer

@@ -1,4 +1,4 @@
-"""What led to an event, and what came of it: the causes above it and the effects below, found again in the journal.
+"""Causes and effects of an event, found in the journal.
 
 An id tells the millisecond in which it was made (UUIDv7), so an event is looked for where it must be. Effects are told
 after their causes: one look over what follows, within the task, finds them all.

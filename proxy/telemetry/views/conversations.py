@@ -1,4 +1,4 @@
-"""What an agent said and what its task did, joined: by conversation and call, by the time, and by the process.
+"""Joins what an agent reported with what its task did: by conversation and call, by time, and by process.
 
 What an agent says is its claim, and so is when it says it was (its exporter sends late, and by its own clock). So all
 of this is for reading and proves nothing. Of several conversations the one counts whose process an event's own descends

@@ -1,4 +1,4 @@
-"""Which of too many entries are shown: as many of each group as of any other that has them."""
+"""Chooses which of too many entries to show: equally many of each group."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What a report says, gathered from the journal in one pass: tasks, places, refusals, warnings, and when it all was.
+"""Data of a report, gathered from the journal in one pass: tasks, destinations, refusals, warnings, times.
 
 Bounded: a task can try any number of names, so only so many are told apart; the rest are counted. What is left out is
 never for the task to choose: places that let out least, and of refusals and warnings those whose like are most.

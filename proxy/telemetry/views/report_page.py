@@ -1,4 +1,4 @@
-"""The report as one HTML page: readable offline, light and dark, with a timeline in SVG and nothing in it that runs.
+"""Report as one HTML page: readable offline, light and dark, with a timeline in SVG and no scripts.
 
 `report.html` is the page. Home of invariant 7 for it: every value that it prints goes through `_shown`, which spells
 out what is not visible, and is then escaped; the page forbids itself scripts, and everything that lies elsewhere.

@@ -1,4 +1,4 @@
-"""Events as rows for people: what was tried, what became of it, and why.
+"""Events as rows of a table for people: attempt, outcome, reason.
 
 Everything that came from outside goes through `visible` (invariant 7). On a terminal a row is one line of its width and
 coloured; anywhere else it is plain, and what a column has no room for stands whole at the end.

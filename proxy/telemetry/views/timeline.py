@@ -1,4 +1,4 @@
-"""Timeline of a task's events: what it tried, what was considered, what became of it, and why; a line each.
+"""Timeline of a task's events, a line each: attempt, rules considered, outcome, reason.
 
 Nothing of a task's own text is printed otherwise than spelled out (`visible`).
 """

@@ -1,4 +1,4 @@
-"""`exeat top`: the state of all tasks, kept up from events as they come, and one screen of it.
+"""`exeat top`: state of all tasks, updated from events as they come, and its screen.
 
 Bounded: any number of tasks can come and go; the one that was quiet longest is forgotten. Pure. What a sandbox made up
 goes through `visible` (invariant 7), here or in `table`.
