@@ -310,7 +310,7 @@ def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
 
 
 def make_idmap_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
-    """Make what `idmapped_tree` needs for a path with this owner (uid and gid) before it is known which. Raises HostError."""
+    """Make what `idmapped_tree` needs for this owner (uid and gid) before the path is known. Raises HostError."""
     maps = _maps(owner, shown)
     _ahead[maps] = _user_namespace(*maps)
 

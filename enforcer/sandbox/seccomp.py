@@ -451,7 +451,7 @@ WORKER: Final = Filter(
     )
 )  # fmt: skip
 
-# The certificate signer has its sockets, and makes signatures in memory: nothing is opened, connected, started or looked at.
+# The certificate signer has its sockets, and makes signatures in memory: it opens, connects and starts nothing.
 _SIGNS: Final = """
     recvfrom recvmsg sendto sendmsg getsockname close epoll_wait epoll_pwait epoll_ctl brk munmap mremap madvise futex
     getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit
