@@ -1,6 +1,6 @@
 """`exeat run --plan`: prints every step of a start, and takes none.
 
-It is made of the very values that a start executes (`sandbox.view`, `network.plan`, `sandbox.landlock`, the worker's
+It prints the very values that a start executes (`sandbox.mount_plan`, `network.plan`, `sandbox.landlock`, the worker's
 view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,
 cgroups, the placeholders of secrets. Nothing is made, and no value of a variable is shown.
 """

@@ -105,7 +105,7 @@ def warm(system: Path, command: RunCommand) -> bool:
         for _ in range(_TIMES):
             _walk(command, _request([file]), lambda _files, _system: seen, system, who)
         for _ in range(_TIMES):
-            make(fenced=False).close()  # who makes a cgroup may have to leave its own (`limits.places`)
+            make(fenced=False).close()  # who makes a cgroup may have to leave its own (`cgroups.places`)
         return True
     return False
 

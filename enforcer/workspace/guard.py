@@ -11,9 +11,9 @@ source file: those are what a task is to write. In a list `*` stays within a nam
 
 A fourth, what a home has, is for what is written outside of a workspace. `repository_scan` has Git's own files.
 
-Where a task writes directly, what is there is covered read-only for it (`sandbox.covers`). What mounts can't prevent is
-found out: a protected file that the task makes where there was none, which is put aside (`quarantine`), a link or a
-file where a directory of protected ones would be, one whose cover went because the host replaced it.
+Where a task writes directly, existing protected files are masked read-only (`sandbox.mount_plan`). What mounts can't
+prevent is detected afterwards: a protected file that the task makes where there was none, which is quarantined
+(`quarantine`), a link or file in the place of a protected directory, and one whose mask went as the host replaced it.
 """
 
 import json

@@ -1,8 +1,8 @@
 """One TCP connection of a task, from accept to close: the I/O of the state machine in `states`.
 
 Home of invariant 2 for connections: whatever goes wrong ends in a reset and a recorded refusal. Nothing is consumed
-from the client before it is decided. The address belongs to the decision: one that may not be dialed is a denial, so
-the decision is recorded between the lookup and the dial. From there on every end gives one close event.
+from the client before it is decided. The address belongs to the decision: an address that may not be dialed is a
+denial. So the decision is recorded between lookup and dial; from there on every end gives one close event.
 """
 
 import asyncio

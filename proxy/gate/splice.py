@@ -4,10 +4,10 @@ A cut is not an end (invariant 12): a reset on one side is a reset on the other,
 other and the opposite way goes on. What a side sent before it broke is still passed on. Urgent data is passed on inline
 (RFC 6093; the sockets have SO_OOBINLINE). All connections of a process share one buffer, because whatever is read is
 written before anything else is read: only what a full socket didn't take is kept, and its other side isn't read until
-it is gone. So idle connections hold no buffer, and no byte of one tenant is ever found by another (invariant 11).
+it is gone. So idle connections hold no buffer, and no byte of one sandbox ever reaches another (invariant 11).
 
-Where it is compiled (`proxy.compiled`) and no limit counts the bytes, C does it, and Python hears of the end: the same
-in all but what it costs.
+Where the relay is compiled (`proxy.compiled`) and no limit counts the bytes, C passes them. It behaves the same, and
+reports only the end to Python.
 """
 
 import contextlib

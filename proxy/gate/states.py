@@ -2,9 +2,9 @@
 
     ACCEPTED -> PEEKING -> DECIDING -> PENDING -> RESOLVING -> DIALING -> SPLICING or INSPECTING -> CLOSED
 
-`connection` and `proxy/udp/flow.py` do the I/O; a flow begins at DECIDING, for nothing of it is read. A transition that
-the table doesn't have raises, and whatever raises ends the connection (invariant 2). Every state may end in CLOSED, and
-no state follows it.
+`connection` and `proxy/udp/flow.py` do the I/O. A flow begins at DECIDING, since nothing of it is read. A transition
+that the table doesn't have raises, and whatever raises ends the connection (invariant 2). Every state may end in
+CLOSED, and no state follows it.
 """
 
 from enum import StrEnum

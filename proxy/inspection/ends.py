@@ -1,9 +1,9 @@
 """Client and server ends of an inspected connection, their TLS contexts, and the quota of buffered bytes.
 
-Each connection's buffers and windows are bounded, but a tenant may have thousands of connections, and each may ask for
-something large and read none of it: then the machine's memory would end, and the kernel ends other tenants' tasks first
-(invariant 11). So there is an account (`Room`): beyond `TIGHT` a connection whose client reads too little is read for
-less, and beyond `MOST` those that keep most end. It must never let what was counted once be forgotten about.
+Each connection's buffers and windows are bounded, but a sandbox may have thousands of connections. Each may ask for
+something large and read none of it; the machine would run out of memory, and the kernel could kill other tasks first
+(invariant 11). So `Room` counts the buffered bytes of a sandbox. Beyond `TIGHT` a connection whose client reads too
+little reads less from its server; beyond `MOST` the connections that keep most end. It must never lose a count.
 """
 
 import itertools

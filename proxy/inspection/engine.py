@@ -1,7 +1,7 @@
 """Inspection engine of one sandbox: its inspected connections, their certificates, dials and turns.
 
-A connection whose certificate isn't there yet waits for it, unread, and the others go on. How many a tenant may have
-made is bounded far below what the worker may: a task that asks for names without end has no other's (invariant 11).
+A connection without a certificate waits for it, unread, and the others continue. A sandbox may have far fewer made than
+its worker, so a task that asks for names without end uses up no other sandbox's share (invariant 11).
 
 Imported only when the first connection is to be inspected: mitmproxy takes a quarter of a second.
 """

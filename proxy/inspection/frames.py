@@ -3,7 +3,7 @@
 Most denials of service by HTTP/2 are frames that are cheap to send and say nothing: SETTINGS and PING that want an
 answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and what makes us reset
 (CVE-2023-44487, CVE-2025-8671), heads that never end (CONTINUATION, VU#421644). One account covers them all: such a
-frame costs, what moves a request on earns, and whoever is overdrawn is told ENHANCE_YOUR_CALM: clients and servers.
+frame costs, and what moves a request on earns. A client or server that overdraws it gets ENHANCE_YOUR_CALM.
 """
 
 import time

@@ -2,10 +2,10 @@
 
     parse      bytes become a head                                            http1, http2
     normalise  it says one host, one length and one thing, or it is refused   request_head
-    hold       where the decision hangs on its body: a push's refs, or all    stages.held_body, stages.git
+    hold       where the decision depends on its body: all of it, or refs     stages.held_body, stages.git
     decide     the rules allow, deny or ask, also about each ref of a push    judging
     approve    people are asked, and it is decided again                      stages.approval
-    resolve    it is allowed to addresses, which the rules allow too
+    resolve    its addresses are found, and the rules check each             dialing.dialer
     STAGES     may deny it; then its decision is recorded                     Session.admit
     send       what is sent goes through the stages in their order
     receive    what the client gets goes through them as well

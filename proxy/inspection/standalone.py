@@ -1,7 +1,7 @@
 """What `proxy/addon.py` decides with in a mitmproxy of the user's own: rules, recorder, lookups and clients.
 
-There is no gate in front, so a connection's place comes from what its client says: the host of a CONNECT, the SNI, the
-Host of a plain request. It is then held to that as everywhere (invariant 3). Nothing here knows mitmproxy's hooks.
+There is no gate in front, so a connection's place comes from its client: the host of a CONNECT, the SNI, the Host of a
+plain request. Each later request is checked against that place (invariant 3). mitmproxy's hooks are in the addon.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """HTTP in the clear through an upstream HTTP proxy: what is sent to it, and what of its answer the client gets.
 
-Such a request says whole where it goes (RFC 9112 section 3.2.2). A CONNECT would do, but proxies often allow that to
-port 443 alone. The request that the proxy sees is a copy for the wire: it names the place that was decided on, whatever
-its client wrote, and what the proxy is told about who we are is in nothing else. Nothing that is between us and the
-proxy reaches either end.
+Such a request has an absolute target (RFC 9112 section 3.2.2). A CONNECT would do, but many proxies allow that to port
+443 alone. The proxy receives a copy: it names the place that was decided on, whatever the client wrote, and it alone
+has the login at the proxy. Header fields between us and the proxy reach neither end.
 """
 
 from http import HTTPStatus

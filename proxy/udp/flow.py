@@ -1,8 +1,8 @@
 """One UDP flow: looks its name up, checks its address, records it, and passes datagrams on until it is silent.
 
-Home of invariant 3 for UDP: what leaves, leaves from a socket that is connected to one address that was checked, and
-nothing but what comes from there goes back. Nobody reads what passes. An error that a router sends ends the flow, and
-is handed on: a client that asks nobody hears so at once.
+Home of invariant 3 for UDP: datagrams leave from a socket that is connected to one checked address, and only datagrams
+from that address go back. Nothing reads their content. An ICMP error from a router ends the flow and is passed on, so
+the client learns of it at once.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Approval of a request: the request waits for an answer, and nothing of it leaves before that.
 
-It is woken by the answer, by its client's going away, and by whatever makes the rules be asked again.
+The answer, the end of its client, or a change that makes the rules decide again wakes it.
 """
 
 import asyncio

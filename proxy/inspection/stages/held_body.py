@@ -1,6 +1,6 @@
 """Holds the body of a request whose decision depends on it: nothing of it leaves before that.
 
-Of a push its refs are read first (`HeldPush`), of others all of the body, which is passed on as it came.
+`HeldPush` reads the refs of a push; `HeldBody` keeps the whole body of another request. Both pass it on as it came.
 """
 
 from abc import ABC, abstractmethod

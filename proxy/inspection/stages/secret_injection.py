@@ -1,8 +1,8 @@
 """Replaces placeholders by secrets just before a request is sent, and masks secrets in its response.
 
-The last stage on the way out and the first on the way back, so that nothing else sees a value: every page, event and
-later decision is made of what the task wrote. A value leaves on verified TLS to the place it belongs to, or what tries
-to send it breaks.
+It is the last stage before sending and the first after receiving, so nothing else sees a value: pages, events and later
+decisions are made of what the task wrote. A value leaves only on verified TLS to the place it belongs to; otherwise the
+request ends.
 """
 
 from dataclasses import replace

@@ -1,8 +1,7 @@
 """Scans requests for secrets where rules want it: a head before it is allowed, a body as it passes.
 
-Home of the rule that looking fails closed: where it raises, a request that is to be blocked on a find ends with its
-connection, and one that is only to be flagged goes on, and that is counted. No text of an error gets out of here, as it
-could show what was looked at.
+Home of the rule that scanning fails closed. Where it raises, a request under `block` ends with its connection; one
+under `flag` goes on, and that is counted. No text of an error leaves this module, as it could show what was scanned.
 """
 
 from dataclasses import replace
