@@ -256,7 +256,7 @@ class InspectedConnection:
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._do(self._http.refuse_silent)
-        elif now >= self._head_due or (now >= ends and not self._hooks):
+        elif (now >= self._head_due and not self._is_put_off) or (now >= ends and not self._hooks):
             self.session.ending = Reason.LIMIT_EXCEEDED
             self.abort()
 
@@ -417,7 +417,7 @@ class InspectedConnection:
     def abort(self) -> None:
         """End everything with resets."""
         for link in tuple(self._links):
-            link.reset()
+            self._try(link.reset)
         self._finish()
 
     def crashed(self, error: Exception) -> None:
@@ -453,7 +453,8 @@ class InspectedConnection:
             task.cancel()
         if not self._busy:
             self._try(self._drop_steps)
-        self._try(self._leave_servers, cut=self._is_put_off and not self._busy and self._client.cut)
+        cut = self._client.cut or self._client.link.cut  # which may have come behind an end
+        self._try(self._leave_servers, cut=cut and self._is_put_off and not self._busy)
         self._try(self.session.end)
         up, down = self._up, self._down
         for link in self._links:

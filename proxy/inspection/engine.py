@@ -54,6 +54,7 @@ class Engine:
         self._round: asyncio.TimerHandle | None = None
         self.room = Room(self._connections.values)
         self._later: dict[InspectedConnection, None] = {}  # those that have put something off, in their order
+        self._calls = False  # one of them is about to go on
 
     @property
     def login(self) -> "Login | None":
@@ -106,17 +107,21 @@ class Engine:
 
     def later(self, connection: InspectedConnection) -> None:
         """Have a connection go on with what it has put off after everybody else's turn: one of a tenant's each."""
-        if not self._later:
-            self.loop.call_soon(self._go_on_with_one)
         self._later[connection] = None
+        self._call_one()
+
+    def _call_one(self) -> None:
+        if not self._calls and self._later:
+            self._calls = True
+            self.loop.call_soon(self._go_on_with_one)
 
     def _go_on_with_one(self) -> None:
+        self._calls = False
         connection = next(iter(self._later), None)
         if connection is None:
             return
         del self._later[connection]
-        if self._later:
-            self.loop.call_soon(self._go_on_with_one)
+        self._call_one()
         connection.go_on()  # crashes by itself, and puts off again by itself
 
     def forget(self, connection: InspectedConnection) -> None:

@@ -154,6 +154,8 @@ class HttpRouter:
     def opened(self, server: Far, problem: str | None) -> None:
         """Have those go on that wait for a connection; it speaks what was agreed on."""
         waiting = self._expecting.pop(server)
+        if problem is None and server.over:  # since it opened: this may have waited for another turn
+            problem = "server closed connection"
         if problem is None and server.alpn == HTTP2:
             back = server.codec = BackHttp2(self.client, server, self.stuck_in_front)
             self._commands = back.handle_event(events.Start())

@@ -164,6 +164,7 @@ class Switched:
             request.session.stray(request.request, str(problem))
             request.cut_off(str(problem))
             return
+        self._note_closing()
         if not end and not request.request.may_send(len(data)):
             request.cut_off()
             return
@@ -183,9 +184,13 @@ class Switched:
             self._end(from_client=False)
         elif request.request.may_receive(len(event.data)):
             yield from self.answered.following(event.data)
+            self._note_closing()
             request.to_client(event)
         else:
             request.cut_off()
+
+    def _note_closing(self) -> None:
+        self._request.request.closing = self.said.closing or self.answered.closing
 
     def _end(self, *, from_client: bool) -> None:
         """End the other side as this one ended (invariant 12).
@@ -200,7 +205,7 @@ class Switched:
             self._half_ended = True
             driver.end_sending(other)
             return
-        if ended.cut and not (self.said.closing or self.answered.closing):  # else how it ends says nothing
+        if ended.cut and not context.closing:
             if from_client:
                 session.left(context)
             else:

@@ -5,6 +5,7 @@ from git_forge import forge, repositories  # noqa: F401 - fixtures
 from inspection_harness import Gate
 from inspection_origins import Origins
 from requests_harness import web  # noqa: F401 - a fixture
+from slices_harness import slowly  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A rule's `ca`: certificates that are trusted for what it matches, beside the host's own, and for nothing else."""
 
 import pytest
-from inspection_clients import until
+from inspection_clients import until, wait_for
 from inspection_harness import site
 
 from tests.lab import certificates
@@ -51,6 +51,7 @@ CASES = {
 def test_what_is_trusted(gate, company, rules, status):
     place, origin = company(*rules)
     assert answers(place, "/echo") == [status]
+    wait_for(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert completed.get("reason") == (None if status == 200 else "upstream_untrusted")
     assert len(origin.requests) == (status == 200)

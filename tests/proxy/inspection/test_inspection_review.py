@@ -2,17 +2,16 @@
 
 import threading
 from datetime import UTC, date, datetime
-from types import SimpleNamespace
 
 import pytest
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
+from slices_harness import post
 
 from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
 from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.judging import standing
-from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stream import Stream
 from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
@@ -116,27 +115,6 @@ def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, orig
         gate.loop.run(review, gate, origin.port)
         (closed,) = gate.wait_closed()
     assert closed.reason == "limit_exceeded"
-
-
-@pytest.fixture
-def slowly(monkeypatch):
-    """Have pieces of bodies looked through in slices, until `let` is set."""
-    slow = SimpleNamespace(begun=threading.Event(), let=threading.Event())
-    real = SecretScan.send
-
-    def send(stage, part):
-        slow.begun.set()
-        while not slow.let.is_set():
-            yield
-        return (yield from real(stage, part))
-
-    monkeypatch.setattr(SecretScan, "send", send)
-    yield slow
-    slow.let.set()
-
-
-def post(place, connection):
-    connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
 
 
 @pytest.mark.parametrize("denied", [True, False])
