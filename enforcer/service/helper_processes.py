@@ -192,11 +192,10 @@ class JournalProcess(HelperProcess):
 
 def _keep(keeper: "Keeper", pause: float) -> None:
     """Look after the journal until told to end, with this many seconds between two looks; then sign what there is."""
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
-    while not told:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is waited for, and interrupts no look
+    keeper.turn()
+    while signal.sigtimedwait({signal.SIGTERM}, pause) is None:
         keeper.turn()
-        time.sleep(pause)
     keeper.close()
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from enforcer.policy.reload import LOOK_EVERY
+from enforcer.policy.rule_files import SYSTEM
 from tests import harness
 from tests.enforcer.terminals import Terminal
 
@@ -70,23 +72,26 @@ class Running:
         return self.process.stdout.readline().decode().strip()
 
 
-# The command itself, with another directory in the place of /etc/exeat.
+# The command itself, with another directory in the place of /etc/exeat, and other seconds between two looks at files.
 PROGRAM = """
 import argparse, sys
 from pathlib import Path
 from enforcer.cli import perform
 from enforcer.cli import run
 from enforcer.cli.parsing import declare
+from enforcer.policy import reload
+reload.LOOK_EVERY = float(sys.argv[2])
 parser = argparse.ArgumentParser()
 declare(parser, run.ARGUMENTS)
-sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[2:])))
+sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[3:])))
 """
 LINES = 'echo ready; while read -r line; do eval "$line"; echo done; done'
 
 
 @contextlib.contextmanager
-def running(someone, rules, script=LINES, etc=None):
-    command = [EXEAT, "run"] if etc is None else [sys.executable, "-P", "-c", PROGRAM, etc]
+def running(someone, rules, script=LINES, etc=None, look_every=LOOK_EVERY):
+    plain = etc is None and look_every == LOOK_EVERY
+    command = [EXEAT, "run"] if plain else [sys.executable, "-P", "-c", PROGRAM, etc or SYSTEM, look_every]
     argv = [*command, "--quiet", "--rules", rules, "--", "sh", "-c", script]
     words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
     environment = {**os.environ, "HOME": str(someone.home), "PYTHONPATH": str(harness.PROJECT)}
@@ -326,11 +331,14 @@ def test_a_new_include_that_the_task_could_write_is_not_loaded(someone):
 @pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml", "conf/deep/web.yaml"])
 def test_what_the_host_puts_in_the_place_of_covered_rules_is_covered_again_and_not_believed(someone, place):
     rules = save(someone, someone.work / place, FIRST)
-    with running(someone, rules) as run:
+    look_every = 0.5 if "/" in place else LOOK_EVERY  # only by looking it is seen that a directory above is another
+    with running(someone, rules, look_every=look_every) as run:
         run.quietly(0.5)
-        if "/" in place:  # as `git checkout` may do it
-            (someone.work / "conf").rename(someone.work / "before")
-        save(someone, rules.with_name("new~"), SECOND).rename(rules)
+        save(someone, someone.work / "new" / place, SECOND)
+        at = Path(place).parts[0]  # the directory, as `git checkout` may do it
+        if "/" in place:
+            (someone.work / at).rename(someone.work / "before")
+        (someone.work / "new" / at).rename(someone.work / at)
         (rejected,) = run.until("rules.rejected", 1)
         assert "it is as you saved it can't be told" in rejected["problems"][0]
         run.quietly(0.3)
