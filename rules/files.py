@@ -1,4 +1,4 @@
-"""Reading a whole file that was named: the only one that rules open beside it is the list of public suffixes."""
+"""Reads a named file whole. Besides such files the rules open only the list of public suffixes."""
 
 import os
 import stat

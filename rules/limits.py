@@ -1,4 +1,4 @@
-"""How much a rule lets out, and what it takes to be approved: numbers that the gate counts, and nothing here does."""
+"""Limits and approval terms of a rule: numbers that the gate counts against."""
 
 from enum import StrEnum
 from typing import NamedTuple

@@ -1,15 +1,15 @@
 """Ports and their protocols, as a rule lists them, and which attempts such a list covers.
 
-Rules tell raw TCP from TLS and HTTP, but bytes that nobody reads could be any of the three. Hence the table, which is
-what keeps a raw door from standing open beside a rule that looks into connections:
+Rules distinguish raw TCP from TLS and HTTP, but bytes that are not read could be any of the three. With this table no
+raw connection gets past a rule that inspects connections:
 
     the list says   an attempt on raw tcp      on tls     on http
     /tcp            covered                    covered    covered      any bytes: also those of TLS and HTTP
     /tls            could be covered           covered    not
     /http           could be covered           not        covered
 
-"Could be covered" counts for what holds back or flags, never for what lets out. UDP is by itself: `/udp` covers it and
-nothing else does, but for a rule without ports, which covers everything.
+"Could be covered" counts for rules that deny, ask or flag, never for rules that allow. UDP is separate: only `/udp`
+covers it, and a rule without ports, which covers everything.
 """
 
 from typing import Final, NamedTuple, Self

@@ -1,4 +1,4 @@
-"""Under which names strangers get names: the public suffix list, read as its format says (publicsuffix.org/list).
+"""Public suffix list: the names under which strangers register names (publicsuffix.org/list).
 
 Only the data file of the `publicsuffixlist` package is used: building its index takes longer than starting a task.
 """

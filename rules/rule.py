@@ -1,4 +1,4 @@
-"""One rule as it was meant: normalised, with every default filled in. What it says, not yet how it is looked up.
+"""One rule, normalised and with every default filled in.
 
 `rules.matching.reference` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
 

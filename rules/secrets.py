@@ -1,4 +1,4 @@
-"""A secret as a rule file says it: where its value is read, where it may be sent, and where in a request it stands.
+"""Secret of a rule file: where its value is read, where it may be sent, and where it stands in a request.
 
 Never the value: that is read outside of every sandbox when a task starts, and only the gate has it. What is here may be
 told to anybody, and is part of the policy's revision.

@@ -1,1 +1,1 @@
-"""What a task changed in a workspace that is reviewed: kept apart, shown, and merged only when somebody says so."""
+"""Reviewed workspaces: keep a task's changes apart, show them, and merge them when somebody accepts them."""

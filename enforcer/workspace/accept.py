@@ -1,4 +1,4 @@
-"""Merge a task's changes into its workspace: all of them, or some. Each is decided on and put in place by itself.
+"""Merges a task's changes into its workspace, all or some. Each is decided on and put in place by itself.
 
 What is accepted twice is accepted once: a change that is in already is left as it is. So whoever is stopped half-way
 accepts again.

@@ -1,4 +1,4 @@
-"""Putting things into a workspace, one name at a time: at every moment either the old or the new is there, whole.
+"""Replaces files of a workspace atomically, one name at a time: either the old or the new one is there, whole.
 
 What is new is made beside its place under a name nobody knows, synced, and exchanged with the old in one step
 (renameat2(2)). Only then can be said what the old really was: if it isn't what was decided on, because somebody was

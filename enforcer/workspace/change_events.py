@@ -1,4 +1,4 @@
-"""Tell the journal what becomes of a task's changes: who decides before anything is done, and what came of it after."""
+"""Records what becomes of a task's changes: who decides, before anything is done, and the result after it."""
 
 import os
 import time

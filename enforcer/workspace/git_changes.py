@@ -1,4 +1,4 @@
-"""Which protected files the Git data among a task's changes brings along: in commits, in an index, in a submodule.
+"""Finds protected files that the Git data among a task's changes brings: in commits, an index, a submodule.
 
 A file needs not stand in the workspace to get out of it: a commit has it, and the next push ships it. So what merging a
 reference, a reflog or an index makes reachable is compared, tree by tree, with what is protected:

@@ -1,4 +1,4 @@
-"""A workspace whose repository lies elsewhere: a linked worktree, or a submodule's. What of that a task needs is found.
+"""Workspace whose repository lies elsewhere (linked worktree, submodule): finds what of that a task needs.
 
 Its `.git` is a file that names the repository's directory (gitrepository-layout(5), git-worktree(1)). Whoever writes
 a workspace could write one, so the repository has to say the same: a worktree's `gitdir` file, or `core.worktree` of a

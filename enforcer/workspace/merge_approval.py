@@ -1,4 +1,4 @@
-"""Approval of merges of protected files, where the rules that the task ran under want it: the question and its answer.
+"""Approval of merges of protected files, where the rules of the task want it.
 
 The terms are those that were kept with the task's changes. What is approved is what was looked at: the question has the
 digest of every change, and whoever merges looks again. What can't be asked, or isn't answered, is not merged. The

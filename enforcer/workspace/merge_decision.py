@@ -1,4 +1,4 @@
-"""Decision on one change: whether it can go into the workspace as that is now, and a digest of exactly what that does.
+"""Decides whether one change can be merged into the workspace as it is now, and computes the digest of the merge.
 
     what stands there now is      the task's change is
     what the task started from    taken

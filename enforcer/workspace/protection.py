@@ -1,4 +1,4 @@
-r"""Protected changes: which need their path said before they are accepted, whatever a file system calls that path.
+r"""Protected paths: changes there are accepted only when named, in any spelling that a file system equates.
 
 In a glob `*` stays within a name and `**` stands for any directories. A glob that matches a directory covers all below.
 A workspace may lie on a file system that has aliases, or be copied there. Git refuses such names in what it checks out

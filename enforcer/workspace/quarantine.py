@@ -1,4 +1,4 @@
-"""Quarantine for what a task made at protected paths where nothing stood: out of its workspace until it is accepted.
+"""Quarantine: moves protected files that a task made where none were out of its workspace until they are accepted.
 
 Mounts keep what is there from being changed, and no name from being made (`guard`). So once nothing of the task runs
 any more, what it has made there is moved to where the changes of reviewed tasks are kept, and is accepted as those are.

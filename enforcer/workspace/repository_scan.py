@@ -1,4 +1,4 @@
-"""Scan of a workspace's Git repositories: where they are, and what Git runs or is configured by there.
+"""Scan of a workspace's Git repositories: where they are, and which files Git executes or reads settings from.
 
 - Where: `.git` may be a file or a link that says where the repository is, and a workspace may be a bare repository
   itself (gitrepository-layout(5)). The common directory has the configuration and the hooks, for a worktree as well.

@@ -1,4 +1,4 @@
-"""A task whose workspace is reviewed: where its changes go while it runs, and what is kept of them afterwards."""
+"""Review of a workspace: where its task's changes go while it runs, and what is kept of them afterwards."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Safe paths below an open directory: nothing on the way can lead out of it, whatever is renamed or linked meanwhile.
+"""Safe paths below an open directory: no rename or link on the way can lead out of it.
 
 - `Tree` looks up every path anew from the open directory; the kernel refuses symbolic links, `..`, magic links and
   other mounts on it (openat2(2)).

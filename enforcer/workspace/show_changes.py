@@ -1,4 +1,4 @@
-"""Changes of a task as text: a unified diff as git prints one, with nothing in it that a terminal would obey.
+"""Shows a task's changes as a unified diff in git's form, with control characters escaped.
 
 Git's own objects, which nobody reads one by one, are counted: a commit makes a dozen of them, and what a task wrote
 into the files stands behind them. Nothing is decided by it; who names their directory, or reads JSON, is shown each.

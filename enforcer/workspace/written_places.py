@@ -1,4 +1,4 @@
-"""Places that a task writes: its workspace, directly or through a review, and what `write` names besides.
+"""Places that a task writes: its workspace, directly or through a review, and those of `write`.
 
 What a host runs or obeys is protected wherever it lies: a hook in `.git` of another project, the settings of an agent
 in a home. In a place that is written directly it is covered, and what differs at the end is told. Where all of a place

@@ -5,7 +5,7 @@
     hold       where the decision depends on its body: all of it, or refs     stages.held_body, stages.git
     decide     the rules allow, deny or ask, also about each ref of a push    judging
     approve    people are asked, and it is decided again                      stages.approval
-    resolve    its addresses are found, and the rules check each             dialing.dialer
+    resolve    its addresses are found, and the rules check each              dialing.dialer
     STAGES     may deny it; then its decision is recorded                     Session.admit
     send       what is sent goes through the stages in their order
     receive    what the client gets goes through them as well

@@ -1,8 +1,8 @@
 """UDP gate of one sandbox: assigns datagrams to flows, and decides, records and counts each flow like a connection.
 
 A flow is what one address and port of the sandbox sends to one address and port outside. Home of invariant 2 for UDP
-(whatever goes wrong refuses, and a refusal is told to the sandbox at once) and of 11: flows, what waits for a lookup,
-what is remembered and what is told of a flood are bounded, and one tenant's alone.
+(whatever goes wrong is a refusal, which the sandbox learns of at once) and of 11: flows, datagrams that wait for a
+lookup, remembered refusals and recorded floods are bounded, and one sandbox's alone.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Where something goes in the text of a rule file: after what, and in which style. Nothing else of the text moves."""
+"""Finds where to insert an entry in the text of a rule file, and in which style. Nothing else of the text moves."""
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 

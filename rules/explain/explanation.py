@@ -1,4 +1,4 @@
-"""The verdict on one attempt and why, in sentences and as a value for JSON.
+"""Explains the decision on one attempt, in sentences and as a value for JSON.
 
 Every rule about the target is shown with whether it matches, by the reference evaluator (`rules.matching.reference`)
 and not by the compiled policy: where the two differ, a test fails.

@@ -1,4 +1,4 @@
-"""What each reason means and what an admin can do about it, in a sentence each; docs/rules.md says it at length."""
+"""Describes each reason, and what an admin can do about it, in a sentence each; docs/rules.md has the long form."""
 
 from typing import TYPE_CHECKING, Final
 

@@ -1,4 +1,4 @@
-"""A decision told to a person, a sentence a line, the verdict first. Queries are never shown: they hold secrets."""
+"""Describes a decision in sentences, the verdict first. Queries are never shown, as they may hold secrets."""
 
 from typing import TYPE_CHECKING, Final
 

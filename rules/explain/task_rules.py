@@ -1,4 +1,4 @@
-"""What the rules say to one task: each rule that is about it, as values for programs and in words for whoever reads.
+"""Rules as one task sees them: each rule about it, as values for programs and as text.
 
 It is what a task may know of the policy: what it may do and what it may not, never which secret a rule wants, where
 files lie, or what other tasks may.

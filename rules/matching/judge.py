@@ -1,4 +1,4 @@
-"""From what the rules say to what is to happen: outcome, reason, and how a connection is carried out."""
+"""Makes a decision from the verdict of the rules: outcome, reason, and how a connection is carried out."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Whether something matches, where that can't always be known. What can't be known never lets anything out."""
+"""Result of a match: yes, no or perhaps. A `PERHAPS` never allows anything."""
 
 from collections.abc import Iterable
 from enum import Enum

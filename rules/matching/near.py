@@ -1,4 +1,4 @@
-"""Which rule came nearest to letting an attempt out, and what kept it out: the hint in a refusal.
+"""Finds the rule that came nearest to allowing an attempt, and what kept it from that: the hint in a refusal.
 
 A hint only: nothing decides by it, and it looks at a bounded number of rules. What depends on the rules alone is a
 `Hint` and worked out once; what the attempt had instead is added each time. Queries are never shown: they hold secrets.

@@ -1,4 +1,4 @@
-"""Which rule of those that match wins. The whole of "strictest wins" (invariant 5) stands here; nothing else decides.
+"""Precedence: which of the matching rules wins. All of "strictest wins" (invariant 5) is here.
 
     what matches                                          the verdict
     an explicit deny, for certain or possibly             deny

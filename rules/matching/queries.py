@@ -1,4 +1,4 @@
-"""Query parameters and headers as a server may read them, against what a rule says of them.
+"""Matches query parameters and headers, as servers may read them, against a rule.
 
 Servers differ: in what separates parameters, in how often they decode, in whether case counts. Each way to read them
 is asked; where the ways differ the answer is `PERHAPS`, which holds back and never lets out.

@@ -1,4 +1,4 @@
-"""What it means that a rule matches, read off the rule itself: slow, plain, one rule at a time.
+"""Reference evaluator: matches one rule at a time, slowly and plainly.
 
 Nothing decides by this. `explain` shows it to people, and the tests hold the compiled policy (`rules.matching.plan`)
 against it.

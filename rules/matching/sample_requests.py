@@ -1,6 +1,6 @@
 """Decides whether any request on a connection could be allowed, by trying sample requests.
 
-A connection is decided before its requests are seen; it may be let in only if some request on it could pass, else it
+A connection is decided before its requests are seen. It is allowed only if some request on it could pass; otherwise it
 would be opened for nothing. A pattern covers endlessly many paths, but for the verdict only some differ: put a text
 that no rule can name (NUL) wherever a wildcard stands, and whatever covers that covers every other text there too; let
 `**` be any number of segments up to one more than the longest pattern has, and what covers those covers any number.

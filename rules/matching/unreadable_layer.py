@@ -1,4 +1,4 @@
-"""What root's rule files say now, over rules whose own files can't be read again.
+"""Puts root's current rules over a policy whose own files can't be read again.
 
 Whoever keeps a task's rule files could otherwise keep out what root writes while it runs: a line that is broken, a
 test that fails, a setting that a layer's contradicts, and nothing would be read. So root's files are then read alone,

@@ -1,4 +1,4 @@
-"""A preset as it is shown: what it is for, its rules with what is locked written in, and how its tests went."""
+"""Shows a preset: its purpose, its rules with locked values filled in, and the results of its tests."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
