@@ -89,7 +89,7 @@ def enter(identity: Identity) -> None:
 
 
 def enter_alone(identity: Identity, parent: int) -> None:
-    """Confine the key holder for good: to its memory, to the sockets that it has, and to its `parent`'s life.
+    """Confine the signer for good: to its memory, to the sockets that it has, and to its `parent`'s life.
 
     It opens nothing any more, so it has no view: for files and the network there is no system call left, and where the
     kernel has Landlock, no file either. Raises OSError; then it must end.

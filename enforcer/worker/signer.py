@@ -48,7 +48,7 @@ class CertificateSigner:
         self.renew: Renew | None = None  # gives a worker another pair
         self.pid = 0
         self._control: socket.socket | None = None
-        self._waiting: dict[int, socket.socket] = {}  # the key holder's ends, as long as there is none
+        self._waiting: dict[int, socket.socket] = {}  # the signer's ends, while there is no signer
         self._selector: selectors.BaseSelector | None = None
         self._numbers: set[int] = set()
         self._served: dict[int, int] = {}  # how many sandboxes each worker has
@@ -85,7 +85,7 @@ class CertificateSigner:
                 message.send(self._control, {"serves": number, "sandboxes": sandboxes})
 
     def watch(self, selector: selectors.BaseSelector) -> None:
-        """Have `hear` called when a worker asks, or when the key holder says something."""
+        """Have `hear` called when a worker asks, or when the signer sends something."""
         self._selector = selector
         for sock in (*self._waiting.values(), *([self._control] if self._control is not None else [])):
             selector.register(sock, selectors.EVENT_READ, self.hear)
@@ -140,7 +140,7 @@ class CertificateSigner:
             self._selector.register(self._control, selectors.EVENT_READ, self.hear)
 
     def drop(self, number: int) -> None:
-        """Forget a worker that is gone: the key holder sees that by itself."""
+        """Forget a worker that is gone: the signer notices that by itself."""
         self._numbers.discard(number)
         self._served.pop(number, None)
         self._forget(number)

@@ -32,7 +32,7 @@ LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 
 
 class Authority:
-    """Signs leaves. Only the key holder does (`signer`), which reads nothing but `packets`."""
+    """Signs leaves. Only the certificate signer does (`signer`), which reads nothing but `packets`."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate

@@ -2,7 +2,7 @@
 
 Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours. Key and
 certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who opens
-the file for the key holder neither reads it nor needs cryptography.
+the file for the signer neither reads it nor needs cryptography.
 
 It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
 """

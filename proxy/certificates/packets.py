@@ -60,7 +60,7 @@ def answer(number: int, certificate: bytes = b"") -> bytes:
 
 
 def read_answer(packet: bytes) -> tuple[int, bytes]:
-    """Read the key holder's packet: the number, and the certificate (DER; empty: refused). Raises Malformed."""
+    """Read the signer's packet: the number, and the certificate (DER; empty: refused). Raises Malformed."""
     if not _NUMBER.size <= len(packet) <= LONGEST_ANSWER:
         raise Malformed(f"an answer of {len(packet)} bytes")
     (number,) = _NUMBER.unpack_from(packet)

@@ -1,8 +1,8 @@
 """Resolver of a sandbox: answers its lookups. A query doesn't leave this process, with two exceptions.
 
 A name that some connection could be allowed to gets an address that stands for it here. The name is looked up only
-for a connection that is made, so no query carries data out. With `dns: real` an allowed name is looked up and answered with
-its true addresses. A record of a type that its rules list in `dns_types` is looked up and answered as it is. Every
+for a connection that is made, so no query carries data out. With `dns: real` an allowed name is looked up and answered
+with its true addresses. A record of a type that its rules list in `dns_types` is looked up and answered as it is. Every
 query gives one event, except for `localhost` and `exeat.internal`, which go nowhere.
 """
 
