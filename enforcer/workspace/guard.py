@@ -16,7 +16,6 @@ prevent is detected afterwards: a protected file that the task makes where there
 (`quarantine`), a link or file in the place of a protected directory, and one whose mask went as the host replaced it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from enforcer.workspace.safe_path import (
     opened_up,
     read_beneath,
 )
+from proxy.wire import strict_json
 
 # What was begun, and whoever goes on with it does: a rebase has programs to run (`exec`), others have patches to apply.
 # What changes which objects Git takes others for. What hides files: `git status` omits what `info/exclude` names.
@@ -59,7 +59,7 @@ _GIT_LEFT: Final = (
 # The globs of each list, relative to a project, or to a home directory
 PROJECT, INSTALLED, TOLD, HOME = (
     tuple(dict.fromkeys(glob for category in categories for glob in category["globs"]))
-    for categories in json.loads(Path(__file__).with_name("protected_files.json").read_bytes()).values()
+    for categories in strict_json.loads(Path(__file__).with_name("protected_files.json").read_bytes()).values()
 )
 _MOST: Final = 1000  # paths that globs match, each of which is a mount
 _MOST_NESTED: Final = 500  # repositories below a directory that are guarded

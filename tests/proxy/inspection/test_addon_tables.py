@@ -47,7 +47,7 @@ def tables(tmp_path_factory, origins):
     made.wire.close()
 
 
-QUIET = 2  # seconds without a byte: mitmproxy leaves some connections open
+QUIET = 1  # seconds without a byte: mitmproxy leaves some connections open
 
 
 def ask(dump, port, sent, *, ends=False):
@@ -120,7 +120,7 @@ def test_it_is_refused_or_has_one_reading(tables, case):
     had, ends = len(tables.wire.connections), isinstance(case.outcome, Unfinished)
     answer = ask(tables, tables.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
     wait_for(lambda: not tables.wire.open)
-    arrived = [messages(came) for came in tables.wire.connections[had:]]
+    arrived = [messages(came) for came in tables.wire.connections[had:] if came]  # an empty one was only opened
     assert len(arrived) <= 1
     assert len(re.findall(rb"(?:^|ok)HTTP/1.1 200", answer)) <= len(arrived)
     for found, more in arrived:  # mitmproxy mends some that the gate refuses: of those, too, there is one reading
