@@ -1,7 +1,7 @@
 """Feeds: lists of up to a million names, as hosts files or a name a line. Each covers its subdomains too.
 
-A list is somebody else's file and changes by itself, so it may only hold back, and a line that is no name is counted
-and not fatal; a file without a single name is: a download that failed must not open what the list keeps shut.
+A list is somebody else's file and changes by itself, so only rules that don't allow may use it. A line that is no name
+is counted and not fatal. A file without a single name is: a failed download must not open what the list blocks.
 
 In memory a list is some ten thousand strings, each of a dozen names: as little as the file itself, nothing for the
 garbage collector to look at, and quick to drop. A name's hash says in which of them it stands, if it stands in any, and

@@ -1,8 +1,8 @@
 """Journal keeper: signs segments while tasks run, repairs unfinished ones, and has old ones compressed and removed.
 
-Of all processes with the key one does it, for every writer there is; when it ends another takes over at its next turn.
-It believes no writer: what it signs it has read itself, and found to hang together. Whatever goes wrong is told and
-stops nothing: events are written and chained all the same, and signed later.
+Of all processes with the key one is active, for all writers; when it ends, another takes over at its next turn. It
+trusts no writer: it signs only what it has read itself and whose hashes fit. A fault is recorded and stops nothing:
+events are still written and chained, and signed later.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Replaces files of a workspace atomically, one name at a time: either the old or the new one is there, whole.
 
-What is new is made beside its place under a name nobody knows, synced, and exchanged with the old in one step
-(renameat2(2)). Only then can be said what the old really was: if it isn't what was decided on, because somebody was
-quicker, the two are exchanged again. So nothing is written through a link, and nothing is lost to a race. Whoever is
-stopped half-way leaves a line that says what it was doing, and the next one finishes that.
+The new file is made beside its place under a random name, synced, and exchanged with the old one in one step
+(renameat2(2)). Then the old one is compared with what was decided on; if another process was quicker, the two are
+exchanged again. So nothing is written through a link, and nothing is lost to a race. An interrupted merge leaves a line
+that says what it was doing, and the next one finishes that.
 """
 
 import contextlib

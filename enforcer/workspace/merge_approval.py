@@ -1,8 +1,8 @@
 """Approval of merges of protected files, where the rules of the task want it.
 
-The terms are those that were kept with the task's changes. What is approved is what was looked at: the question has the
-digest of every change, and whoever merges looks again. What can't be asked, or isn't answered, is not merged. The
-registry of approvals is told of the task as of a sandbox, and forgets it after the one question.
+The terms are those that were kept with the task's changes. The request has the digest of every change, and the merge
+computes it again, so only what people looked at is merged. Without an answer nothing is merged. The task is introduced
+to the registry of approvals like a sandbox, and removed after this one request.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Places that a task writes: its workspace, directly or through a review, and those of `write`.
 
-What a host runs or obeys is protected wherever it lies: a hook in `.git` of another project, the settings of an agent
-in a home. In a place that is written directly it is covered, and what differs at the end is told. Where all of a place
-is that, the task was given it by name: nothing of it is covered, and what is changed in it is told.
+Files that a host executes or reads settings from are protected in all of them: a hook in `.git` of another project, the
+settings of an agent in a home. In a place that is written directly they are masked, and differences at the end are
+recorded. Where a place is such a file itself, the task was given it by name: it isn't masked, and changes are recorded.
 """
 
 import contextlib

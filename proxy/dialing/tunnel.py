@@ -1,8 +1,8 @@
 """Tunnel handshakes with a proxy, as bytes in and bytes out: HTTP CONNECT and SOCKS 5. Pure.
 
-The proxy is the administrator's, and what it says is read like a stranger's all the same: each answer has a bound, and
-nothing of its text is passed on. What comes after its answer belongs to whoever wanted the connection: `take` says how
-much of what is there is the proxy's own, and the rest is never touched.
+The proxy is the administrator's, but its answers are parsed like a stranger's: each has a bound, and no text of it is
+passed on. Bytes after its answer belong to the connection: `take` returns how many bytes are the proxy's, and the rest
+is never touched.
 """
 
 from base64 import b64encode

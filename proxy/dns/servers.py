@@ -4,10 +4,10 @@ No search list is applied: the name that was checked is the name that is asked f
 an answer is one (id, question, source) and goes on to TCP where it is truncated. Imported when a name is first asked
 for: dnspython takes 75 ms.
 
-What they answer is bounded before it is read, and one answer is read a turn of the loop. Who has a zone chooses what is
-in it, and whoever may ask for names in one can ask for many at once. Reading an answer takes dnspython up to 8
-microseconds a byte, in which nobody else in this process has a turn (invariant 11): the 64 KB that fit one over TCP
-took half a second, and there were as many in a row as were asked for.
+Answers are bounded before they are parsed, and one answer is parsed in a turn of the loop. The owner of a zone chooses
+its content, and a task that may look up names in it can look up many at once. dnspython parses up to 8 microseconds a
+byte, during which no other sandbox of this process has a turn (invariant 11): the 64 KB that fit one answer over TCP
+took half a second, and as many came in a row as were asked for.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Access requests: what a task asks people for in advance, sent to the registry, and their state.
 
-An access request opens nothing: the rules decide on it first, it is bounded, and people have the last word. Whatever is
-looked up is this task's own: the registry knows the task by the socket and not by anything it says (invariant 4).
+An access request opens nothing: the rules decide on it first, it is bounded, and people have the last word. A task sees
+only its own requests: the registry identifies the task by its socket (invariant 4).
 """
 
 import re

@@ -1,7 +1,7 @@
 """Connection to the info API: reads one request, sends one answer, closes.
 
-A task chooses how its request arrives and how much work it is: a head is read once, however many pieces its body comes
-in, and after a moment of work the others have their turn (invariant 11).
+A task chooses how its request arrives and how much work it is. So a head is parsed once, however many pieces its body
+comes in, and long work yields to other connections (invariant 11).
 """
 
 import asyncio

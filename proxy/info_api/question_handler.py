@@ -1,7 +1,7 @@
 """Answers a task's questions: its rules, its last refusals, and what the rules say of an attempt.
 
-Written to be read by whoever the task is: a person, a program, a language model. It shows nothing that the task could
-not find out by trying, changes nothing, and costs little: so many questions at once, and then so many a second.
+The answers are for people, programs and language models. They show nothing that the task could not find out by trying.
+A question changes nothing and costs little: a limited number at once, and then a limited rate.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Receives the telemetry of a task's programs: OTLP over HTTP, as OpenTelemetry exporters send it.
 
-What they say is kept as what it is, their claim (`agent.said`), beside what the gate saw: so much a request, so many
-requests and records a second. What there is no room for is refused in OTLP's own words, and counted.
+It is recorded as the task's claim (`agent.said`), beside the gate's own events. Size, requests and records a second are
+bounded; what exceeds a bound is refused in OTLP's terms, and counted.
 """
 
 import json

@@ -8,8 +8,8 @@
         labels: {team: data, env: [staging, dev]}
         required: [team]
 
-One entry has to cover a whole claim: the task's name and every label, with none of the `required` ones left out. Whom
-no entry covers may start nothing: a rule that holds back certain tasks would be nothing if saying nothing set one free.
+One entry has to cover a whole claim: the task's name and every label, and all `required` labels are there. A user whom
+no entry covers can't start a task: otherwise a task could evade a rule about certain tasks by leaving its labels out.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Loads a policy from rule files: read, include, check, compile, and run their tests.
 
-Everything that is wrong in any file is told at once. Only what is named is read (`rules.files`), and presets, and the
-locks that say where this machine's registries are.
+All problems of all files are reported at once. It reads only named files (`rules.files`), presets, and `presets.lock`,
+which says where this machine's registries are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Matches a rule's `http`, `git` and `credential` against a request, part by part.
 
-Whatever a rule leaves unsaid is any. Except where it lets out (or exempts from being held back): there `http` covers
-a GET or HEAD only without a body, no WebSocket, under `to: "*"` no URL of more than 2 KB, and a git push only if it has
-paths. Those are ways out that somebody who writes `methods: [GET]` does not think of.
+A part that a rule leaves out matches anything. A rule that allows (or exempts) has exceptions: its `http` covers a GET
+or HEAD only without a body, no WebSocket, under `to: "*"` no URL of more than 2 KB, and a git push only if it has
+paths. Those are ways out that the author of `methods: [GET]` does not think of.
 
 Every part answers with a `Match`. What a request doesn't tell (headers, credentials, whether it is git) is `PERHAPS`.
 """

@@ -1,8 +1,8 @@
 """Verifies a journal: each of its files (`segment_check`), and all of them against each other.
 
-What a ledger knows is there, or was removed and that is signed; what a segment knew of a ledger is in it; each ledger
-follows the one before it; and what is newer than the last signature is said. What nobody has signed may have been
-written by anybody. With a key's public half, all of this can be done on a copy.
+Each segment that a ledger lists is there, or its removal is signed. Each ledger has what segments recorded of it, and
+follows the one before it. Lines newer than the last signature are reported: without a signature anybody may have
+written them. With the public key all of this works on a copy.
 """
 
 import os

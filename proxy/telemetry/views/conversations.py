@@ -1,9 +1,8 @@
 """Joins what an agent reported with what its task did: by conversation and call, by time, and by process.
 
-What an agent says is its claim, and so is when it says it was (its exporter sends late, and by its own clock). So all
-of this is for reading and proves nothing. Of several conversations the one counts whose process an event's own descends
-from, as the kernel has it; where that isn't known it can only be guessed from the time and from what they name, and
-every one that may be it is shown.
+An agent's report is its claim, and so is its time (its exporter sends late, and by its own clock). So the result proves
+nothing. Of several conversations the one counts from whose process the event's process descends, by the kernel's
+records. Where that is unknown, it is guessed from the time and from what they name, and every candidate is shown.
 """
 
 from dataclasses import dataclass, field

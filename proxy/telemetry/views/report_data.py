@@ -1,8 +1,8 @@
 """Data of a report, gathered from the journal in one pass: tasks, destinations, refusals, warnings, times.
 
-Bounded: a task can try any number of names, so only so many are told apart; the rest are counted. What is left out is
-never for the task to choose: places that let out least, and of refusals and warnings those whose like are most.
-Texts stay as the journal has them; whoever shows them escapes them.
+Bounded: a task can try any number of names, so a report lists a limited number and counts the rest. A task can't choose
+what is left out: destinations with the least traffic, and refusals and warnings of the largest groups. Texts stay as
+the journal has them; the page escapes them.
 """
 
 from collections import Counter
