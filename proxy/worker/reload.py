@@ -16,7 +16,7 @@ from proxy.telemetry.events import Where
 from proxy.worker import policy_transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Lookup
@@ -57,10 +57,6 @@ class Reloading:
         if self._taking is None:
             self._taking = asyncio.get_running_loop().create_task(self._take())
 
-    def rejected(self, problems: "Sequence[str]") -> None:
-        """Tell that the rule files are broken now; the policy in force stays."""
-        self._recorder.rules_rejected(problems)
-
     async def _take(self) -> None:
         try:
             while self._newest >= 0:
@@ -72,7 +68,7 @@ class Reloading:
         except Exception as error:  # noqa: BLE001 - whatever it is, the policy in force stays
             said = f"{type(error).__name__}: {error}"
             self._recorder.error(Where.WORKER, f"new rules could not be taken over: {said}")
-            self.rejected([said])
+            self._recorder.rules_rejected([said])
         finally:
             self._taking = None
             if self._newest >= 0:
@@ -89,7 +85,7 @@ class Reloading:
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
             if policy.unread:  # no more of it is new than what root's files say
-                self.rejected(policy.unread)
+                self._recorder.rules_rejected(policy.unread)
             if (policy.box, policy.floor) != (before.box, before.floor):
                 self._recorder.error(
                     Where.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.summary import Summary
     from proxy.worker.reload import Reloading
     from rules.addresses import Address
+    from rules.matching.policy import Policy
 
 _GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended
 _A_MOMENT: Final = 0.25  # seconds: inspection takes as long to import, on a core that a sandbox is being made on
@@ -154,6 +155,15 @@ class SandboxServer:
         """Puts other rules in force."""
         return self.traffic.reloading
 
+    def swap(self, policy: "Policy", login: "Login | None") -> None:
+        """Put other rules in force; where no traffic can be served, for its programs. Raises what is wrong with that."""
+        try:
+            reloading = self.reloading
+        except Exception:
+            self._tenant.policy = policy
+            raise
+        reloading.swap(policy, login)
+
     def start(self) -> None:
         """Begin to serve."""
         prepare_listener(self._sockets["tcp"])  # what is accepted later takes over what is set before it comes
@@ -184,7 +194,7 @@ class SandboxServer:
     def hear(self, said: "Mapping[str, object]") -> None:
         """Take note of what the supervisor says of the sandbox and its task."""
         if isinstance(problems := said.get("rules_rejected"), list):
-            self.reloading.rejected(list(map(str, problems)))
+            self.recorder.rules_rejected(list(map(str, problems)))
         refused = said.get("refused")
         if isinstance(refused, dict):
             counted = {kind: count - self._counted.get(kind, 0) for kind, count in refused.items()}

@@ -170,7 +170,7 @@ class SandboxServers:
         rules = self._sets.setdefault(number, _Rules())
         if isinstance(problems := said.get("rejected"), list):
             for sandbox_server in rules.members.values():
-                sandbox_server.reloading.rejected(list(map(str, problems)))
+                sandbox_server.recorder.rules_rejected(list(map(str, problems)))
         if descriptors:
             if rules.newest >= 0:
                 os.close(rules.newest)
@@ -198,7 +198,7 @@ class SandboxServers:
         rules.policy, rules.login = policy, login
         for sandbox_server in tuple(rules.members.values()):
             try:
-                self._in_turn(sandbox_server.context, sandbox_server.reloading.swap, policy, login)
+                self._in_turn(sandbox_server.context, sandbox_server.swap, policy, login)
             except Exception as error:  # noqa: BLE001 - the others are to get theirs
                 sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
             await asyncio.sleep(0)
@@ -216,7 +216,7 @@ class SandboxServers:
         problem = f"new rules could not be taken over: {why}"
         for sandbox_server in rules.members.values():
             sandbox_server.recorder.error(Where.WORKER, problem)
-            sandbox_server.reloading.rejected([problem])
+            sandbox_server.recorder.rules_rejected([problem])
         waiting, rules.waiting = rules.waiting, []
         for admission in waiting:
             self._fail(admission, why, "unread")
@@ -312,7 +312,7 @@ class SandboxServers:
         """Have a sandbox ask people over another channel."""
         rules = self._sets.get(self._under.get(sandbox, -1), _Rules())
         if (sandbox_server := rules.members.get(sandbox)) is not None:
-            sandbox_server.renew_approvals(channel)
+            self._in_turn(sandbox_server.context, sandbox_server.renew_approvals, channel)
             return
         admission = next((one for one in rules.waiting if one.sandbox == sandbox), None)
         before = channel if admission is None else admission.sockets.get("approvals")

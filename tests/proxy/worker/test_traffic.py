@@ -8,8 +8,9 @@ import pytest
 
 from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
+from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker import sandbox
+from proxy.worker import sandbox, server
 from proxy.worker.sandbox import Common, SandboxServer
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
@@ -134,8 +135,10 @@ def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world,
         sandbox_server = server_of()
         sandbox_server.start()
         for _ in range(2):  # it is tried again, and stays closed
+            new = load([tmp_path / "new.yaml"])
             with pytest.raises((OSError, ValueError)):
-                sandbox_server.reloading.swap(load([tmp_path / "new.yaml"]), None)
+                sandbox_server.swap(new, None)
+            assert sandbox_server.recorder.tenant.policy is new  # for programs
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(place)
         sandbox_server.close()
@@ -143,3 +146,21 @@ def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world,
         return sandbox_server.metrics.gate_errors
 
     assert sum(run(change()).values()) == 1
+
+
+def test_sandboxes_hear_of_rejected_rules_also_where_one_has_no_traffic_that_could_be_served(world, monkeypatch):
+    run, server_of, _ = world
+
+    def broken(*_, **__):
+        raise ValueError("nothing can be made")
+
+    monkeypatch.setattr(sandbox, "Traffic", broken)
+    servers = object.__new__(server.SandboxServers)
+
+    async def reject():
+        first, second = server_of(), server_of()
+        servers._reject(server._Rules(members={"first": first, "second": second}), "they are broken")
+        second.hear({"rules_rejected": ["they are broken still"]})
+        return [each.metrics.events.get(Kind.RULES_REJECTED) for each in (first, second)]
+
+    assert run(reject()) == [1, 2]
