@@ -156,7 +156,7 @@ class SandboxServer:
         return self.traffic.reloading
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
-        """Put other rules in force; where no traffic can be served, for its programs. Raises what is wrong with that."""
+        """Put other rules in force; where no traffic can be served, for programs. Raises what is wrong with that."""
         try:
             reloading = self.reloading
         except Exception:
