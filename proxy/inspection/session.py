@@ -185,10 +185,11 @@ class Session:
         entered = {type(stage) for stage in early}
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
         request.enter((*stages, *early))  # which are the last, as in the list
-        for stage in stages:
+        for number, stage in enumerate(stages, 1):
             ruling = stage.admit(ruling)
             if not ruling.decision.outcome.passes:
                 self._leave_stages(request)
+                request.enter((*stages[:number], *early))  # the others have no part in what never comes to them
                 return ruling, False
         return ruling, True
 

@@ -227,3 +227,21 @@ def test_a_head_that_is_sent_again_counts_again(gate, origins):
     wait_for(lambda: len(gate.events("request.completed")) == 2)
     assert gate.events("request.completed")[1]["reason"] == "limit_exceeded"
     assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "reason"),
+    [
+        ("limits: {bytes_up: 4KB}", f"/echo?{'x' * 5000}", "limit_exceeded"),
+        ("scan: block", "/echo?at=ghp_a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "leak"),
+    ],
+    ids=["limit", "secret"],
+)
+def test_a_request_that_a_stage_denies_has_read_nothing(gate, origins, more, path, reason):
+    """It was never sent, so its task isn't tainted by what an untrusted source would have answered."""
+    place = site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
+    answer = place.curl(path, "-H", "Accept: application/json")
+    assert json.loads(answer[1])["reason"] == reason
+    assert not gate.tenant.tainted
+    assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    assert gate.tenant.tainted
