@@ -27,6 +27,7 @@ BY_THE_RULESET = {"udp", "quic", "icmp"}
 by_the_gate = pytest.mark.parametrize(
     "place", [pytest.param("user", marks=pytest.mark.xdist_group("invariants-user"))], indirect=True
 )
+EXEAT = ("exeat",)
 KEYHOLDER = 8  # descriptors: it has fewer, and a worker has more
 DECISIONS = ("connection.decided", "request.decided", "dns.decided")
 
@@ -54,12 +55,14 @@ class Place:
             os.chown(path, self.user or 0, self.user or 0)
         return work
 
-    def words(self, name: str, rules: Path, *command: object, options: Iterable[object] = ()) -> list[str]:
+    def words(
+        self, name: str, rules: Path, *command: object, options: Iterable[object] = (), program: Iterable[str] = EXEAT
+    ) -> list[str]:
         """The command line of a run whose journal is its own, and where nobody can be asked."""
         self._nobody_to_ask()
         shown = ["--read", sys.base_prefix, "--read", LIBRARIES]
         journal = ["--journal", self.journal(name)]
-        return [*map(str, ["exeat", "run", "--rules", rules, *shown, *journal, *options, "--", *command])]
+        return [*map(str, [*program, "run", "--rules", rules, *shown, *journal, *options, "--", *command])]
 
     def _nobody_to_ask(self) -> None:
         """Have no registry of approvals begin: what rules ask about is denied at once, and no process outlives a test."""
@@ -82,9 +85,17 @@ class Place:
         return Done(done, Journal(self.journal(name)))
 
     @contextlib.contextmanager
-    def running(self, name: str, rules: Path, *command: object, options: Iterable[object] = (), **more):
+    def running(
+        self,
+        name: str,
+        rules: Path,
+        *command: object,
+        options: Iterable[object] = (),
+        program: Iterable[str] = EXEAT,
+        **more,
+    ):
         """Start a task; it is over, or killed, afterwards."""
-        words = self.words(name, rules, *command, options=options)
+        words = self.words(name, rules, *command, options=options, program=program)
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with self.lab.start(words, user=self.user, cwd=self.workspace(name), **{**streams, **more}) as process:
             try:

@@ -16,6 +16,14 @@ HALF = 40
 SILENT = 5000  # connections that send nothing
 FEW = 1088  # descriptors that an ordinary user here may have; a task of theirs may have less (`limits.resource_limits`)
 MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of its descriptors
+# `exeat` with less patience for first words, but enough for what is to be seen before it ends.
+IMPATIENT = """
+import sys
+from proxy.gate import connection
+connection.FIRST_WORDS = 6.0
+from enforcer.__main__ import main
+sys.exit(main())
+"""
 
 
 @dataclass
@@ -56,7 +64,8 @@ def silence(place):
 
     # One gate has all that it ever takes, thousands; the other has as many as its descriptors are enough for.
     fewer = None if place.user is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2)
-    with place.stepping("silence", place.rules(RULES), "silent", preexec_fn=fewer) as steps:
+    exeat = ("python", "-P", "-c", IMPATIENT)
+    with place.stepping("silence", place.rules(RULES), "silent", program=exeat, preexec_fn=fewer) as steps:
         seen.worked.append(steps("keep"))
         worker = worker_of(steps.process)
         seen.cap = _cap(worker)
