@@ -10,14 +10,15 @@ from tests import harness
 from tests.waiting import readable
 
 WAIT = 60  # seconds for what must happen
+EXEAT = (Path(sys.executable).with_name("exeat"),)
 
 
 class Terminal:
     """`exeat run` on a terminal, and this side of it."""
 
-    def __init__(self, someone, rules, script):
+    def __init__(self, someone, rules, script, program=EXEAT):
         """Start a run of a shell script."""
-        argv = [Path(sys.executable).with_name("exeat"), "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
+        argv = [*program, "run", "--quiet", "--rules", rules, "--", "sh", "-c", script]
         words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:

@@ -2,6 +2,7 @@ import json
 import sys
 
 import pytest
+from limits_harness import EXEAT
 
 MEANS = """
 import json
@@ -16,11 +17,11 @@ fence.remove()
 def limited(someone):
     """Run a command under a `sandbox:` section."""
 
-    def run(box, *command, **more):
+    def run(box, *command, program=EXEAT, **more):
         rules = someone.write(
             someone.home / "rules.yaml", f"version: 1\nname: x\nsandbox: {json.dumps(box)}\nrules: []\n"
         )
-        return someone.exeat("run", "--rules", rules, "--", *command, **more)
+        return someone.run([*program, "run", "--rules", rules, "--", *command], **more)
 
     return run
 

@@ -3,7 +3,7 @@
 import re
 import time
 
-from limits_harness import PYTHON, told
+from limits_harness import IMPATIENT, PYTHON, told
 
 from tests import harness
 
@@ -61,7 +61,7 @@ time.sleep(600)
 def test_what_only_its_sandbox_sees_is_told_once(someone, limited, means):
     """A full room, open files, processes that no cgroup counts, and what a reviewed workspace has without a name."""
     limits = {"disk": "4MB", "files": 64, "processes": 40}
-    done = limited({"limits": limits, "workspace": "review"}, PYTHON, "-c", FULL)
+    done = limited({"limits": limits, "workspace": "review"}, PYTHON, "-c", FULL, program=IMPATIENT)
     assert done.stdout.decode().splitlines() == [
         "No space left on device",
         "Too many open files",
@@ -145,6 +145,7 @@ time.sleep(600)
 def test_a_file_without_a_name_takes_no_time_however_many_locks_and_descriptors_it_has(limited):
     """Who looks at what is open also sees to the timeout."""
     began = time.monotonic()
-    done = limited({"limits": {"files": 10000}, "timeout": "7s", "workspace": "review"}, PYTHON, "-c", LOCKS)
+    box = {"limits": {"files": 10000}, "timeout": "4s", "workspace": "review"}
+    done = limited(box, PYTHON, "-c", LOCKS, program=IMPATIENT)
     assert (done.returncode, done.stdout) == (124, b"ready\n"), done
     assert time.monotonic() - began < 25

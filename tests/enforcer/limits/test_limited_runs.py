@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from limits_harness import PYTHON, told
+from limits_harness import IMPATIENT, PYTHON, told
 
 from tests import harness
 from tests.enforcer.terminals import Terminal
@@ -205,7 +205,7 @@ def test_time_is_up_on_a_terminal_that_is_held_and_flooded(someone):
     seconds = f"6{os.getpid()}"  # to know the task's processes by
     box = json.dumps({"timeout": "1s"})
     rules = someone.write(someone.home / "rules.yaml", f"version: 1\nname: x\nsandbox: {box}\nrules: []\n")
-    terminal = Terminal(someone, rules, HOLDS.format(seconds))
+    terminal = Terminal(someone, rules, HOLDS.format(seconds), program=IMPATIENT)
     terminal.until(b"flood")
     terminal.until(b"exeat: the task reached a limit: timeout: it has run for 1 s")
     assert os.waitstatus_to_exitcode(terminal.ended()) == 124
