@@ -63,6 +63,15 @@ def _have_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
+def size_of(wanted: int | None) -> int:
+    """Return how many workers serve: those that are wanted, else one for each core as far as there may be that many."""
+    if wanted is None:
+        return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    if not 0 < wanted <= _MOST_WORKERS:
+        raise UsageError(f"--workers: there may be 1 to {_MOST_WORKERS}")
+    return wanted
+
+
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli import run as run_command
     from enforcer.cli import status_if_unsaid
@@ -74,9 +83,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.system import state
     from enforcer.worker import trust, worker
 
-    size = arguments.workers or len(os.sched_getaffinity(0))
-    if not 0 < size <= _MOST_WORKERS:
-        raise HostError(f"--workers: there may be 1 to {_MOST_WORKERS}")
+    size = size_of(arguments.workers)
     notifier, sockets = Notifier(), passed()
     control = Control(sockets[0][1] if sockets else None)
     try:

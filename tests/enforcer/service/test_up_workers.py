@@ -1,0 +1,22 @@
+"""How many workers `exeat up` begins with."""
+
+import os
+
+import pytest
+
+from enforcer.cli import main
+from enforcer.cli.service import size_of
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "65"])
+def test_a_number_of_workers_that_cannot_be_is_misuse(monkeypatch, capsys, wanted):
+    monkeypatch.setenv("EXEAT_CONTROL", "/dev/null/none")  # it would fail there, and not serve
+    assert main(["up", "--workers", wanted]) == 2
+    assert "--workers: there may be 1 to 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 64), (96, 64)])
+def test_there_is_one_for_each_core_as_far_as_there_may_be_that_many(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    assert size_of(None) == workers
+    assert size_of(3) == 3
