@@ -60,12 +60,15 @@ class Wanted:
 
 
 def target(named: str) -> Target:
-    """Open the namespace that is named by a process or by a path. Raises UsageError."""
+    """Open the namespace that is named by a process or by a path. Raises UsageError, HostError where we may not."""
     pid = int(named) if named.isascii() and named.isdigit() else 0
     path = f"/proc/{pid}/ns/net" if pid else named
     try:
         process = (os.pidfd_open(pid),) if pid else ()
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        what = f"the network namespace of `{named}` can't be entered: {error.strerror}"
+        raise HostError(what, "attach it as its user, or as root") from error
     except OSError as error:
         raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
     if process and not peers.runs(*process):  # then what was opened may be another's, that has its number
