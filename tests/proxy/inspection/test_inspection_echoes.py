@@ -2,11 +2,16 @@
 
 import base64
 import hashlib
+import json
 from urllib.parse import quote
 
 import pytest
 from inspection_clients import until, wait_for
-from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, echo, head, http2, never_told, place
+from inspection_harness import site
+from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, echo, head, http2, never_told, place, secret
+
+from proxy.secrets import SecretInjector, SecretValue
+from rules.secrets import Slot, SlotKind
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
@@ -190,3 +195,31 @@ def test_what_comes_over_a_websocket_is_masked_and_never_held(gate, origins):
         connection.sendall(asked.replace("HOST", made.host).replace("\n", "\r\n").encode())
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
         assert until(connection, REAL[:12]) == b"\x81\x7e\x00\x1f" + FAKE + REAL[:12]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Echo: %s\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n%s{}: a\r\n\r\n",
+    ],
+    ids=["cut", "coding", "name"],
+)
+def test_a_response_that_cannot_be_read_is_not_quoted(gate, origins, response):
+    """Its page and its event say what is wrong, but not with the server's words: the value may be among them."""
+    value, placeholder = b"pa\\ss'wo\"rd-0123456789", "aPlaceholderForThePassword"
+
+    def answer(connection, asked):
+        assert value in asked
+        connection.sendall(response % value)
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    made = site(gate, origin)
+    password = secret("login", "good.example", origin.port, Slot(SlotKind.HEADER, "authorization"))
+    injector = SecretInjector([SecretValue(password, value, placeholder)])
+    gate.loop.run(lambda: gate.tenant.entrust(injector, None))
+    page = made.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
+    assert page.startswith(b"HTTP/1.1 502 ")
+    wait_for(lambda: gate.events("request.completed"))
+    assert not [text for text in (page, json.dumps(gate.events()).encode()) if b"0123456789" in text]
