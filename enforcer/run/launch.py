@@ -25,6 +25,7 @@ from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system import linux
 from enforcer.system.errors import HostError
+from proxy.udp import receiving_socket
 from proxy.wire import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -46,6 +47,7 @@ class SandboxSpec(NamedTuple):
     named: bool = True  # whether rules or options say what its host is called
     terminal: Likeness | None = None  # what the task's own is to be like; None: it has none
     umask: int = 0o022
+    lets_udp_out: bool = False  # whether a rule lets any out, or asks
 
 
 class Sandbox:
@@ -153,9 +155,16 @@ def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
 
 
 def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: SupervisorProcess | None) -> None:
-    """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays."""
+    """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays.
+
+    Datagrams that a rule may let out wait in their socket until the worker serves it, as connections do: it is opened
+    here, before there is a task to send any. The worker shuts it again where its rules are others by then.
+    """
     given = dict(sockets) if supervisor is None else {**sockets, WATCH: supervisor.give()}
     try:
+        if spec.lets_udp_out:
+            with contextlib.suppress(OSError):  # it stays shut until the worker opens it
+                receiving_socket.unlock(given["udp"])
         everything = {**given, **spec.given}
         message.send(spec.gate, {"sockets": list(everything)}, list(everything.values()))
     finally:

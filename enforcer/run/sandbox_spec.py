@@ -85,6 +85,7 @@ def gather(
         named=wanted.box.hostname is not None,
         terminal=io.like,
         umask=_umask(),
+        lets_udp_out=wanted.policy.needs.udp,
     )
 
 

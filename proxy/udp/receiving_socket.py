@@ -57,12 +57,16 @@ def shut(door: socket.socket, own_addresses: "Iterable[Address]") -> None:
         door.connect((f"::ffff:{_LOOPBACK}", port))
 
 
-def unlock(door: socket.socket) -> None:
-    """Let datagrams in, from everybody in the sandbox. Idempotent. Raises OSError: it stays shut."""
+def unlock(door: socket.socket | int) -> None:
+    """Let datagrams in, from everybody in the sandbox. Idempotent. Raises OSError: it stays shut.
+
+    `door` may be a descriptor of it.
+    """
     import ctypes  # `socket` knows no address of another family than its own
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(door.fileno(), _NOBODY, len(_NOBODY)) < 0:
+    descriptor = door if isinstance(door, int) else door.fileno()
+    if libc.connect(descriptor, _NOBODY, len(_NOBODY)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot open the door for datagrams: {os.strerror(number)}")
 

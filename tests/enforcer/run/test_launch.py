@@ -1,13 +1,16 @@
-"""What becomes of a task's terminal before the task is begun."""
+"""What becomes of a task's terminal, and of what its sockets are to take, before the task is begun."""
 
 import errno
 import os
+import socket
 from types import SimpleNamespace
 
 import pytest
 
 from enforcer.run import launch
 from enforcer.sandbox.stdio import OWN
+from proxy.udp import receiving_socket
+from proxy.wire import message
 
 
 @pytest.fixture
@@ -37,3 +40,17 @@ def test_a_task_whose_terminal_nobody_can_carry_is_not_begun(halves):
         launch._own_terminal(RECIPE, None, carry)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(halves[1])
+
+
+@pytest.mark.parametrize("lets_out", [False, True])
+def test_datagrams_wait_for_the_worker_where_a_rule_may_let_them_out_and_are_refused_elsewhere(lets_out):
+    ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, workers, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        receiving_socket.shut(udp, ())
+        launch._hand_over(
+            SimpleNamespace(gate=ours, given={}, lets_udp_out=lets_out), {"udp": os.dup(udp.fileno())}, None
+        )
+        _, (given,) = message.receive(workers, 1)
+        with socket.socket(fileno=given) as door:
+            assert receiving_socket.is_shut(door) is not lets_out
