@@ -157,12 +157,13 @@ def prometheus(tmp_path_factory):
     (place / "work").mkdir()
     gate, port = free_port(), free_port()
     settings = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
-    settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    settings["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
     settings["rule_files"] = [str(PROMETHEUS / name) for name in settings["rule_files"]]
     settings["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{gate}"]}]
     (place / "prometheus.yaml").write_text(yaml.safe_dump(settings))
     watcher = [program, f"--config.file={place}/prometheus.yaml", f"--storage.tsdb.path={place}/data"]
     watcher += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    watcher += ["--scrape.discovery-reload-interval=100ms"]  # 5 seconds, in which it would scrape nothing
     with socket.create_server(("127.0.0.1", 0)) as origin, task(place, gate, origin) as running:
         with origin.accept()[0] as connection:
             connection.recv(100)
