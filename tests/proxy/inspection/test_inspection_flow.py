@@ -89,6 +89,7 @@ def test_server_sent_events_come_as_they_are_sent(gate, origins):
     client.close()
 
 
+@pytest.mark.usefixtures("often")
 def test_an_idle_connection_is_ended_and_told(gate, origins):
     place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
     with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):

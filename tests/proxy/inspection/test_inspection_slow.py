@@ -46,6 +46,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("what", DRIPS)
 def test_what_can_t_be_decided_has_a_while_to_come(hasty, origins, what):
     place = site(hasty, origins.web("good.example"))
@@ -56,6 +57,7 @@ def test_what_can_t_be_decided_has_a_while_to_come(hasty, origins, what):
     assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
 
 
+@pytest.mark.usefixtures("often")
 def test_a_handshake_has_a_while_to_come(hasty, origins):
     place = site(hasty, origins.web("good.example"))
     context = ssl.create_default_context(cadata=hasty.ca.certificate_pem.decode())
@@ -141,6 +143,7 @@ STALLS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("what", STALLS)
 def test_what_stops_ends_when_it_was_silent_for_too_long(gate, origins, what):
     """A reset for both sides: none of them has all of it."""
