@@ -25,7 +25,7 @@ from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from proxy.wire import message, strict_json
 
-VARIABLE: Final = "EXEAT_APPROVALS"  # another place for the host's socket: root's registry and who asks it alike
+VARIABLE: Final = "EXEAT_APPROVALS"  # another path of the host's socket, for root's registry and for its clients
 _HOST: Final = "/run/exeat-approvals/socket"  # `/run/exeat` itself is closed to others
 _BACKLOG: Final = 1024
 SOCKET, LOCK_FILE, LOG, STORE = "socket", "lock", "log", "store"  # in its directory
@@ -118,7 +118,7 @@ def connected(patience: float = PATIENCE) -> socket.socket:
 def there(path: Path, owner: int | None = None) -> socket.socket | None:
     """Return a connection to the registry that listens there; None: there is none. `owner`: whose it is, if not ours.
 
-    Raises HostError for one of somebody else's.
+    Raises HostError where another user owns it.
     """
     try:
         connection = connect(path)
@@ -156,7 +156,7 @@ def start(directory: Path) -> bool:
 
 
 def _leave(directory: Path, lock: int, listener: socket.socket) -> NoReturn:
-    """Be the registry, in a session of its own and nobody's child, with nothing of who started it."""
+    """Be the registry: a daemon in its own session, with no descriptor or directory of its starter."""
     try:
         os.setsid()
         if os.fork() == 0:

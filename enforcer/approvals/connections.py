@@ -2,7 +2,7 @@
 
 What the other side doesn't take is kept, up to a bound; beyond that the connection is closed. The sender of each packet
 is known from the socket (unix(7), SCM_CREDENTIALS). A task has its user's uid, but a user namespace of its own: it is
-refused, as is whoever uses another process's connection. A gate is known by the descriptor that came with its
+refused, as is a process that uses another one's connection. A gate is known by the descriptor that came with its
 introduction (invariant 4).
 """
 
@@ -208,7 +208,7 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
 
 
 def receive(connection: socket.socket, peer: Peer) -> Packet:
-    """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of somebody else's.
+    """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of another sender.
 
     The connection has SO_PASSCRED from its listener (`client.bind`): a packet without a sender is a stranger's.
     """

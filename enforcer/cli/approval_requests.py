@@ -48,7 +48,7 @@ TERMS: Final = (
     ),
 )
 WHY: Final = argument("--why", "TEXT", "why: told in the journal, and to the task", default="")
-TOKEN_FILE: Final = argument("--token-file", "FILE", "be whoever this token is of, from a file closed to others")
+TOKEN_FILE: Final = argument("--token-file", "FILE", "approve as the owner of this token, from a file closed to others")
 
 
 def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]], text: str = "") -> int:

@@ -98,7 +98,7 @@ def _vote(vote: str, arguments: argparse.Namespace, words: list[str]) -> int:
 
 
 def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
-    """Give an answer as whoever a token is of: for programs."""
+    """Give an answer as the owner of a token: for programs."""
     if len(words) != 2 or words[1] not in ("approve", "reject"):
         raise UsageError("write `exeat approvals answer ID approve` or `… reject`, with --token-file")
     if arguments.token_file is None:
@@ -146,7 +146,7 @@ _VERBS: dict[str, tuple[str, _Does]] = {
     "history": ("what was asked and answered", _history),
     "approve": ("let go on", partial(_vote, "approve")),
     "reject": ("refuse", partial(_vote, "reject")),
-    "answer": ("as whoever a token is of", _answer),
+    "answer": ("as the owner of a token", _answer),
     "revoke": ("end a grant", _revoke),
     "token": ("make a token and its hash", _token),
 }

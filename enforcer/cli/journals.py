@@ -79,12 +79,12 @@ def entries(path: Path, task: str | None, since: int, progress: Progress | None 
     return (entry for entry in read_events(path, sieve(task, since), progress) if belongs(entry.event, task))
 
 
-def nothing_of(task: str | None, since: int) -> str:
-    """Say that nothing was found, and what was looked for."""
+def nothing_of(task: str | None, since: int, what: str = "nothing") -> str:
+    """Say that `what` was looked for and not found."""
     of = "" if task is None else f" of a task `{ascii(task)[1:-1]}`"
     when = " in that time" if since else ""
     hint = "" if task is None else "; `exeat log` shows all there are"
-    return f"there is nothing{of} in the journal{when}{hint}"
+    return f"there is {what}{of} in the journal{when}{hint}"
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     drafted, looser = noted(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
     if not learner.attempts and not drafted.left_out:
         journals.report(progress)
-        raise UsageError(f"{journals.nothing_of(arguments.task, arguments.since)} that was let out")
+        raise UsageError(journals.nothing_of(arguments.task, arguments.since, "no allowed attempt"))
     text = (
         _json(drafted, learner, policy)
         if arguments.format == "json"

@@ -71,7 +71,7 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
 def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
     """Return the rule files of a command: those that were named, else `rules.yaml` of the caller's configuration.
 
-    No file of the workspace is a default: whoever wrote the checkout would then write its rules. Raises UsageError.
+    No file of the workspace is a default: the author of a checkout would then write its rules. Raises UsageError.
     """
     if named:
         return tuple(map(str, named))

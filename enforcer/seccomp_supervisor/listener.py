@@ -169,7 +169,7 @@ _PROGRAM: Final = "/nowhere"
 
 
 def try_watching() -> str:
-    """Hold a program and read its words. Raises OSError where the kernel, or whoever confines us, forbids either."""
+    """Hold a program and read its words. Raises OSError where the kernel, or a container's policy, forbids either."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:

@@ -317,7 +317,7 @@ class FrontHttp1(Codec):
         assert event.stream_id == self.stream_id
         kind = type(event)
         if kind is ResponseData:
-            data: bytes = event.data  # type: ignore[attr-defined]
+            data: bytes = event.data  # type: ignore[attr-defined]  # `kind` says which event it is
             return _chunk(data) if self._sends_chunks and data else data
         if kind is ResponseHeaders:
             self.response = response = event.response  # type: ignore[attr-defined]
@@ -394,7 +394,7 @@ class BackHttp1(Codec):
             return self._send_head(event)  # type: ignore[arg-type]
         assert event.stream_id == self.stream_id
         if kind is RequestData:
-            data: bytes = event.data  # type: ignore[attr-defined]
+            data: bytes = event.data  # type: ignore[attr-defined]  # `kind` says which event it is
             return _chunk(data) if self._sends_chunks and data else data
         if kind is RequestTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]

@@ -349,7 +349,7 @@ class BackHttp2(_Http2, Http2Client):
     their_stream_id: dict[int, int]
 
     def __init__(self, client: "Near", server: "Far", stuck: "Callable[[int], bool]") -> None:
-        super().__init__(LayerContext(client, server))  # type: ignore[arg-type]
+        super().__init__(LayerContext(client, server))  # type: ignore[arg-type]  # what layers read of one
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
         self._turned_away: list[int] = []  # streams of clients that no server will hear of

@@ -140,7 +140,7 @@ class HttpRouter:
             codec.receive(data)
             self._pulled = connection
         elif codec is not None:
-            self._commands = codec.handle_event(events.DataReceived(connection, data))  # type: ignore[arg-type]
+            self._commands = codec.handle_event(events.DataReceived(connection, data))  # type: ignore[arg-type]  # ours, not mitmproxy's
 
     def receive_end(self, connection: Near | Far) -> None:
         """Take note that nothing more comes."""
@@ -149,7 +149,7 @@ class HttpRouter:
             codec.receive_end(cut=connection.cut)
             self._pulled = connection
         elif codec is not None:
-            self._commands = codec.handle_event(events.ConnectionClosed(connection))  # type: ignore[arg-type]
+            self._commands = codec.handle_event(events.ConnectionClosed(connection))  # type: ignore[arg-type]  # ours, too
 
     def opened(self, server: Far, problem: str | None) -> None:
         """Have those go on that wait for a connection; it speaks what was agreed on."""
@@ -217,7 +217,7 @@ class HttpRouter:
             case commands.SendData():
                 self._send(command.connection, command.data)  # type: ignore[arg-type]  # it is one of ours
             case commands.CloseConnection():
-                self.driver.close(command.connection)  # type: ignore[arg-type]
+                self.driver.close(command.connection)  # type: ignore[arg-type]  # this one, too
             case commands.Log():
                 pass  # what matters is recorded as an event
             case _:

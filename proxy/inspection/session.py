@@ -186,7 +186,11 @@ class Session:
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
         request.enter((*stages, *early))  # which are the last, as in the list
         for number, stage in enumerate(stages, 1):
-            ruling = stage.admit(ruling)
+            try:
+                ruling = stage.admit(ruling)
+            except BaseException:  # nothing passes, and nothing of a grant stays taken
+                self._leave_stages(request)
+                raise
             if not ruling.decision.outcome.passes:
                 self._leave_stages(request)
                 request.enter((*stages[:number], *early))  # the others have no part in what never comes to them

@@ -52,9 +52,7 @@ class ResponseHeaders(HttpEvent):
 
 def request_of(head: Head) -> http.Request:
     """Return mitmproxy's request with this head."""
-    return _made(
-        http.Request,
-        http.RequestData,
+    return http.Request(
         host="",
         port=0,
         method=head.method,
@@ -63,18 +61,24 @@ def request_of(head: Head) -> http.Request:
         path=head.path,
         http_version=head.version,
         headers=http.Headers(head.fields),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
     )
 
 
 def response_of(head: ResponseHead) -> http.Response:
     """Return mitmproxy's response with this head."""
-    return _made(
-        http.Response,
-        http.ResponseData,
+    return http.Response(
         http_version=head.version,
         status_code=head.status,
         reason=head.reason,
         headers=http.Headers(head.fields),
+        content=None,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
     )
 
 
@@ -83,15 +87,6 @@ def page_response(page: "Page", *, last: bool = False) -> http.Response:
     response = response_of(page_head(page, last=last))
     response.data.content = page.body
     return response
-
-
-def _made[M: http.Message](kind: type[M], data_kind: type[http.MessageData], **values: object) -> M:
-    """Make a message without its constructors: they check types by reflection, 25 times as long as all the rest."""
-    data = data_kind.__new__(data_kind)
-    data.__dict__.update(content=None, trailers=None, timestamp_start=time.time(), timestamp_end=None, **values)
-    message = kind.__new__(kind)
-    message.data = data
-    return message
 
 
 def head_of(request: http.Request) -> Head:

@@ -139,7 +139,7 @@ class _Worker:
         if said.get("keyholder") is True and descriptors:
             self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         for descriptor in descriptors:
-            self.sandbox_server.reloading.arrived(descriptor)
+            self._reload(descriptor)
         self.sandbox_server.hear(said)
         if said.get("report") is True:
             self._reports = True
@@ -148,6 +148,17 @@ class _Worker:
         if not said or "stop" in said:
             asyncio.get_running_loop().remove_reader(self._control)
             self._stopped.set()
+
+    def _reload(self, descriptor: int) -> None:
+        """Have new rules put in force. Where nothing can do that, stop: no program may start under the old rules."""
+        try:
+            reloading = self.sandbox_server.reloading
+        except Exception:  # noqa: BLE001 - the sandbox's server has recorded it
+            os.close(descriptor)
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._stopped.set()
+        else:
+            reloading.arrived(descriptor)
 
 
 def what_was_unexpected(context: dict[str, object]) -> str:

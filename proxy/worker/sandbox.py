@@ -128,8 +128,8 @@ class SandboxServer:
     def traffic(self) -> Traffic:
         """What serves the sandbox's traffic: made when it is first needed, and it serves from then on.
 
-        Where it can't be made, whoever needed it, no traffic is served for good: half of it might go on under rules
-        that are not in force any more.
+        Where it can't be made, its sockets are closed for good: a part of it might go on under rules that are no longer
+        in force.
         """
         try:
             traffic = Traffic(

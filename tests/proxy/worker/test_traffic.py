@@ -1,6 +1,7 @@
 """What serves a sandbox's traffic is made when that begins, and loses nothing that came before."""
 
 import asyncio
+import os
 import socket
 import time
 
@@ -10,7 +11,8 @@ from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker import sandbox, server
+from proxy.wire import message
+from proxy.worker import process, sandbox, server
 from proxy.worker.sandbox import Common, SandboxServer
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
@@ -164,3 +166,30 @@ def test_sandboxes_hear_of_rejected_rules_also_where_one_has_no_traffic_that_cou
         return [each.metrics.events.get(Kind.RULES_REJECTED) for each in (first, second)]
 
     assert run(reject()) == [1, 2]
+
+
+def test_a_worker_stops_where_new_rules_can_t_come_into_force(world, tmp_path, monkeypatch):
+    """Nothing of its traffic passes then, but its programs would be decided on under the old rules."""
+    run, _, sockets = world
+
+    def broken(*_, **__):
+        raise ValueError("nothing can be made")
+
+    monkeypatch.setattr(sandbox, "Traffic", broken)
+    ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keyholder, other = socket.socketpair()
+    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    journal = os.open(tmp_path / "journal", os.O_RDONLY)
+
+    async def reload():
+        setup = process.Setup(tenant, keyholder, time.time(), b"", journal, control, control, None)
+        worker = process._Worker(setup, sockets)
+        message.send(ours, {"rules": True}, [os.open(os.devnull, os.O_RDONLY)])
+        async with asyncio.timeout(10):
+            await worker.run()
+        await worker.close()
+
+    with ours, control, other:
+        run(reload())
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sockets["tcp"].getsockname()

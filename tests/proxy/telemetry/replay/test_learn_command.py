@@ -241,7 +241,7 @@ def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, 
     ("words", "says"),
     [
         (("gone",), "exeat: there is no journal in `gone`; say where it is"),
-        (("journal", "--task", "x"), "exeat: there is nothing of a task `x` in the journal; `exeat log` shows all there are"),
+        (("journal", "--task", "x"), "exeat: there is no allowed attempt of a task `x` in the journal; `exeat log` shows all there are"),
         (("journal", "-o", "no/such/file.yaml"), "exeat: cannot write `no/such/file.yaml`: No such file or directory"),
     ],
 )  # fmt: skip
