@@ -114,7 +114,7 @@ demo: setup  ## the main job, end to end, on a local internet of its own (as roo
 	$(call need,curl git openssl,curl git openssl ca-certificates)
 	@$(BIN)/python -m tests.demo
 
-clients: setup  ## clients that are large or need a toolchain: docs/clients.md
+clients: setup  ## clients that are large or need a toolchain: docs/reference/clients.md
 	$(call need,$(TEST_TOOLS),$(TEST_PACKAGES))
 	$(call need,node npm,nodejs npm)
 	$(call need,cargo,cargo-web)  # Debian 12's newer one: its `cargo` is of 2022 and knows no sparse registries

@@ -42,7 +42,7 @@ class Outcome(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why; a closed list. Each is documented in docs/rules.md with what an admin can do about it."""
+    """Why; a closed list. Each is documented in docs/reference/rules.md with what an admin can do about it."""
 
     GATE_ERROR = "gate_error"
     RULE = "rule"

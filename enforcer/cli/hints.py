@@ -36,7 +36,7 @@ def hints(summary: "Summary", command: str) -> Iterator[str]:
         yield f"{fitted(visible(place), _WIDEST)} was blocked: {MEANING[reason][0]}"
     calls = sorted(_OWN_SANDBOX.intersection(summary.calls))
     if calls:
-        said = _SWITCHES.get(os.path.basename(command), "its own manual says how (docs/sandbox.md has some)")
+        said = _SWITCHES.get(os.path.basename(command), "its own manual says how (docs/reference/sandbox.md has some)")
         what = "the task is in a sandbox already and can't make one of its own inside; switch its own off"
         yield f"`{calls[0]}` was refused: {what}: {said}"
     if "socket" in summary.calls:
@@ -44,4 +44,5 @@ def hints(summary: "Summary", command: str) -> Iterator[str]:
         yield f"`socket` was refused: {what}"
     if summary.dropped:
         records = "record" if summary.dropped == 1 else "records"
-        yield f"{summary.dropped} {records} of its own telemetry dropped: it sent more than is kept (docs/telemetry.md)"
+        limits = "it sent more than is kept (docs/reference/telemetry.md)"
+        yield f"{summary.dropped} {records} of its own telemetry dropped: {limits}"

@@ -80,7 +80,7 @@ SHELL_ARGUMENTS: Final = (
     argument("--env", "NAME[=VALUE]...", "give the task one more variable, of yours or with this value"),
     WRITTEN_JOURNAL,
     metrics(" while the task runs", DEFAULT_METRICS),
-    Group("the box (see `sandbox` in docs/rules.md)", SANDBOX_OPTIONS),
+    Group("the box (see `sandbox` in docs/reference/rules.md)", SANDBOX_OPTIONS),
     argument("--no-service", "", "make it all here, also where `exeat up` runs"),
     argument("--plan", "", "say every step that a start would take, and take none"),
     argument("--format", ("text", "json"), "of the plan: for people, or for programs", default="text"),

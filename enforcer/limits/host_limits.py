@@ -1,7 +1,8 @@
 """Checks which resource limits this machine supports, by trying them, and says how to get more (`exeat doctor`).
 
 Also what the machine has only once, and a task of the default limits could use up here, for people to bound. The rest
-of such resources no task can have much of: see `resource_limits`, `enforcer.sandbox.seccomp` and docs/resources.md.
+of such resources no task can have much of: see `resource_limits`, `enforcer.sandbox.seccomp` and
+docs/explanation/limits.md.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Resource limits of a task from rules and defaults. The reason for each default: docs/resources.md.
+"""Resource limits of a task from rules and defaults. The reason for each default: docs/explanation/limits.md.
 
 The defaults only keep a task that takes all it can get from taking the host down; one that works doesn't notice them.
 `build` finds the best means that this machine has for each limit, before anything of the task exists. One that somebody

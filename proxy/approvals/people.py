@@ -195,7 +195,8 @@ class People(NamedTuple):
     def _no_group(self, wanted: str) -> str:
         if self.file:
             return f"there is no such group in `{self.file}`{did_you_mean(wanted, self.groups)}"
-        return "there is no such group, for there is no approvers.yaml that says who is in one (docs/approvals.md)"
+        page = "docs/reference/approvals.md"
+        return f"there is no such group, for there is no approvers.yaml that says who is in one ({page})"
 
     def actor(self, ballot: Ballot) -> Actor:
         """Return who has voted, as they are known now."""

@@ -45,7 +45,7 @@ STATUS: Final = {
     Reason.GATE_ERROR: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# What happened, and what somebody can do about it; documented at length in docs/rules.md.
+# What happened, and what somebody can do about it; documented at length in docs/reference/rules.md.
 MEANING: Final[dict[Reason, tuple[str, str]]] = {
     Reason.RULE: ("a rule denies this", "an admin can narrow the rule or give it an `except`"),
     Reason.NO_RULE: ("no rule allows this", "an admin can add a rule that allows it"),

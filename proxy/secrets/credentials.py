@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2}) *", re.IGNORECASE)
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9-]{0,31} +")
 _AUTHORIZATION: Final = b"authorization"
-# Names of fields and parameters that hold credentials, by the words in them: docs/rules.md has whose they are
+# Names of fields and parameters that hold credentials, by the words in them: docs/reference/rules.md has whose they are
 _WORDS: Final = rb"auth|authorization|bearer|credentials?|jwt|passw(?:or)?d|secret|session|signature|token"
 _OF: Final = (
     rb"(?:access|api|app|auth|aws|client|id|job|oauth|private|refresh|secret|service|session|subscription|user)?"

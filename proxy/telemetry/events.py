@@ -22,7 +22,7 @@ from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 
 class Kind(StrEnum):
-    """What an event is about. Each is documented in docs/telemetry.md."""
+    """What an event is about. Each is documented in docs/reference/telemetry.md."""
 
     GATE_ERROR = "gate.error"
     CONNECTION_DECIDED = "connection.decided"

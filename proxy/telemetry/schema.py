@@ -1,6 +1,6 @@
 """JSON Schema (draft-07) of events, generated from the types in `events`; and fits records of unknown origin to it.
 
-A field that `events` has is in the schema without anybody writing it twice; docs/telemetry.md says what each means.
+A field of `events` is in the schema without being written twice; docs/reference/telemetry.md says what each means.
 Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type.
 """
 
@@ -44,7 +44,7 @@ _SIMPLE: Final[dict[Any, Schema]] = {
     Seconds: {"type": "number", "minimum": 0},
 }
 
-# What each kind has, whatever happened. A list of a kind's own fields is in docs/telemetry.md.
+# What each kind has, whatever happened. A list of a kind's own fields is in docs/reference/telemetry.md.
 _DECISION: Final = ("verdict", "outcome", "reason", "revision", "mode")
 _MOVED: Final = ("cause", "outcome", "destination", "bytes", "duration")
 ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -82,7 +82,7 @@ def event_schema(*, closed: bool = False) -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,
         "title": "Exeat event",
-        "description": "One line of the journal. Readers pass over fields they don't know: docs/telemetry.md",
+        "description": "One line of the journal. Readers pass over fields they don't know: docs/reference/telemetry.md",
         **_object(parts, ("time", "id", "kind"), closed),
         "allOf": [
             {"if": {"properties": {"kind": {"const": kind.value}}}, "then": {"required": list(always)}}

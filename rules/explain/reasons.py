@@ -1,4 +1,4 @@
-"""Describes each reason, and what an admin can do about it, in a sentence each; docs/rules.md has the long form."""
+"""Describes each reason and its remedy in a sentence each; docs/reference/rules.md has the long form."""
 
 from typing import TYPE_CHECKING, Final
 

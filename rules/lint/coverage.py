@@ -74,7 +74,7 @@ def _opens_as_much(wide: Rule, narrow: Rule, target: Target) -> bool:
 
 
 def _lasts_as_long(wide: Rule, narrow: Rule) -> bool:
-    """Whether `wide` says the same on every day on which `narrow` says something: see `until` in docs/rules.md."""
+    """Whether `wide` says the same on every day on which `narrow` says something: see `until` in the rules page."""
     if wide.action is Verdict.DENY:
         return True
     if narrow.action is Verdict.ASK and narrow.until is not None:

@@ -1,6 +1,6 @@
 """Matches `commands` against a program and its arguments: which programs may start. Pure.
 
-A guard rail and not a boundary: a program that is copied, renamed or interpreted is another one (docs/guard-rails.md).
+A guard rail and not a boundary: a copied, renamed or interpreted program is another (docs/explanation/guard-rails.md).
 Where it can't be known whether a command matches, because there are more words than are looked at, it does.
 """
 

@@ -1,7 +1,7 @@
 """How fast and how small: `python -m tests.bench [--quick] [--only NAME] [--json FILE]`, or `make bench`.
 
 Exeat and its peers do the same job on the same machine in the same minutes; the figures to go by are ratios. See
-docs/benchmarks.md for what is measured and how. Ends by itself and leaves nothing behind.
+docs/explanation/benchmarks.md for what is measured and how. Ends by itself and leaves nothing behind.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from tests import harness
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-PROMETHEUS, RUNBOOKS = ROOT / "containers" / "prometheus", ROOT / "docs" / "runbooks"
+PROMETHEUS, RUNBOOKS = ROOT / "containers" / "prometheus", ROOT / "docs" / "how-to" / "runbooks"
 DASHBOARD = json.loads((ROOT / "containers" / "grafana" / "gate.json").read_text())
 FILES = ("recording.yaml", "alerts.yaml", "alerts_unusual.yaml")
 RULES = {name: yaml.safe_load((PROMETHEUS / name).read_text()) for name in FILES}
@@ -74,7 +74,7 @@ def test_an_alert_links_to_its_runbook_where_the_organisation_keeps_it(tmp_path)
     one["external_labels"] = {"exeat_docs": "https://git.corp.example/exeat/docs"}
     said = [alert for when in one["alert_rule_test"] for alert in when["exp_alerts"]]
     for alert in said:
-        alert["exp_annotations"]["runbook"] = "https://git.corp.example/exeat/docs/runbooks/ExeatDown.md"
+        alert["exp_annotations"]["runbook"] = "https://git.corp.example/exeat/docs/how-to/runbooks/ExeatDown.md"
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({**test, "tests": [one]}))
     done = promtool("test", "rules", tmp_path / "one.yaml")
     assert said
@@ -88,7 +88,9 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f'{{{{ or $externalLabels.exeat_docs "docs" }}}}/runbooks/{alert}.md'
+    assert (
+        rule["annotations"]["runbook"] == f'{{{{ or $externalLabels.exeat_docs "docs" }}}}/how-to/runbooks/{alert}.md'
+    )
     page = RUNBOOKS / f"{alert}.md"
     text = page.read_text()
     assert re.findall("^#+ .*$", text, re.MULTILINE) == [f"# {alert}", "## What it means", "## Look", "## Do"]
@@ -105,7 +107,7 @@ EXPRESSIONS = {**RECORDED, **{name: rule["expr"] for name, rule in ALERTS.items(
 
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_only_metrics_that_there_are_are_asked_for(expression):
-    pages = "".join((ROOT / "docs" / page).read_text() for page in ("telemetry.md", "export.md"))
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("reference/telemetry.md", "how-to/central-logs.md"))
     documented = set(re.findall(r"^\| `(\w+)", pages, re.MULTILINE))
     for name in re.findall(r"\b(?:exeat|process)_\w+", expression):
         assert name in documented or re.sub("_(bucket|sum|count)$", "", name) in documented

@@ -1,4 +1,4 @@
-"""docs/architecture.md lists every folder of the code, and names no file that isn't there."""
+"""docs/explanation/architecture.md lists every folder of the code, and names no file that isn't there."""
 
 import re
 from fnmatch import fnmatch
@@ -19,7 +19,7 @@ NAMED = re.compile(r"`([a-z_*][\w*]*/[\w/.*]*)`")
 
 def _folders_listed() -> set[str]:
     """The folders in the tree of the page."""
-    tree = (ROOT / "docs/architecture.md").read_text().split("```\n")[3]
+    tree = (ROOT / "docs/explanation/architecture.md").read_text().split("```\n")[3]
     above: list[str] = []
     found = set()
     for line in tree.splitlines():
@@ -41,7 +41,9 @@ def test_folder_tree_of_architecture_lists_the_folders_of_the_code():
     assert _folders_listed() == _folders_there() - inner
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/dependencies.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/explanation/architecture.md", "docs/explanation/dependencies.md", "CONTRIBUTING.md"]
+)
 def test_files_that_a_page_names_exist(page: str):
     named = [name.rstrip("/") for name in NAMED.findall((ROOT / page).read_text())]
     assert named

@@ -1,4 +1,4 @@
-"""docs/commands.md and the commands say the same."""
+"""docs/reference/commands.md and the commands say the same."""
 
 import argparse
 import re
@@ -12,7 +12,9 @@ from enforcer.cli.parsing import declare
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SECTIONS = dict(
-    re.findall(r"^## exeat (\w+)\n(.*?)(?=^## |\Z)", (DOCS / "commands.md").read_text(), re.MULTILINE | re.DOTALL)
+    re.findall(
+        r"^## exeat (\w+)\n(.*?)(?=^## |\Z)", (DOCS / "reference/commands.md").read_text(), re.MULTILINE | re.DOTALL
+    )
 )
 
 
@@ -34,13 +36,13 @@ def test_every_command_has_a_section():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+    for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} leads to {target}"
 
 
 def test_links_into_pages_lead_to_something_there():
-    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+    for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
             text = (page.parent / target).read_text() if target else page.read_text()
             titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
@@ -49,6 +51,6 @@ def test_links_into_pages_lead_to_something_there():
 
 
 def test_files_that_pages_name_are_there():
-    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+    for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for named in re.findall(r"`((?:rules|proxy|enforcer|tests|docs|containers)/[\w./]*)`", page.read_text()):
             assert (DOCS.parent / named).exists(), f"{page.name} names {named}"

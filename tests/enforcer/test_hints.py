@@ -47,7 +47,7 @@ def test_a_host_that_a_task_made_up_does_nothing_to_a_terminal():
         ("claude", 'its setting `{"sandbox": {"enabled": false}}`'),
         ("gemini", "`GEMINI_SANDBOX=false gemini`"),  # the variable goes before `--sandbox`
         ("chromium", "`--no-sandbox`"),
-        ("sh", "its own manual says how (docs/sandbox.md has some)"),
+        ("sh", "its own manual says how (docs/reference/sandbox.md has some)"),
     ],
 )
 def test_a_task_that_wants_a_sandbox_of_its_own_is_told_of_the_one_it_is_in(call, command, switch):
@@ -71,7 +71,9 @@ def test_other_calls_that_are_refused_have_no_hint_but_sockets():
 def test_telemetry_that_is_dropped_is_counted():
     tally = Tally()
     tally.dropped += 12
-    assert said(tally) == ["12 records of its own telemetry dropped: it sent more than is kept (docs/telemetry.md)"]
+    assert said(tally) == [
+        "12 records of its own telemetry dropped: it sent more than is kept (docs/reference/telemetry.md)"
+    ]
 
 
 SCRIPT = """

@@ -1,11 +1,11 @@
-"""What docs/telemetry.md says an event is, held against the events that a journal holds."""
+"""What docs/reference/telemetry.md says an event is, held against the events that a journal holds."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "telemetry.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/reference/telemetry.md"
 _COMMON = {"time", "id", "kind", "task.id", "sandbox", "host"}
 _DECISION = {"verdict", "outcome", "reason", "revision", "mode", "destination.port"}
 _ALWAYS = {

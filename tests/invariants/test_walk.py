@@ -1,4 +1,4 @@
-"""The walk of docs/from-audit-to-enforce.md from audit mode to enforce, its very commands, on a real task."""
+"""The walk of docs/how-to/audit-to-enforce.md from audit mode to enforce, its very commands, on a real task."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import Name
 
-PAGE = (Path(__file__).parents[2] / "docs/from-audit-to-enforce.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/how-to/audit-to-enforce.md").read_text()
 AUDIT = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
 COMMANDS = re.findall(r"^\$ (exeat .*)$", PAGE, re.MULTILINE)
 # What `make test` does: two hosts, three pages of one of them by the same pattern, and one in the clear.

@@ -1,4 +1,4 @@
-"""docs/rules.md knows every key and every reason; a new one without a line there fails here."""
+"""docs/reference/rules.md knows every key and every reason; a new one without a line there fails here."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ from rules.verdicts import (
 )
 from tests.rules.writing import loaded
 
-DOCS = (Path(__file__).parents[2] / "docs/rules.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/reference/rules.md").read_text()
 
 
 def section(title):
@@ -114,7 +114,7 @@ def test_the_example_loads_and_its_tests_pass():
 
 
 def test_the_policy_against_injections_does_what_is_said_of_it():
-    text = (Path(__file__).parents[2] / "docs/prompt-injection.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/explanation/prompt-injection.md").read_text()
     (policy,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = loaded(policy)
     assert (len(found.tests), failures(found)) == (3, [])

@@ -2,8 +2,8 @@
 
 A directory of private keys, 0600 in a directory of 0700, that no worker and no sandbox is ever shown (invariant 8).
 Without root it is its user's: whoever can be that user can sign what he likes, and only checkpoints that were passed on
-to another machine speak against him (docs/telemetry.md). A key is called by the first 16 hex digits of the SHA-256 of
-its public half.
+to another machine speak against him (docs/reference/telemetry.md). A key is called by the first 16 hex digits of the
+SHA-256 of its public half.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Writes metrics in the Prometheus text format. Only this module imports prometheus_client.
 
-Every name and its meaning stand in `_FAMILIES` once; docs/telemetry.md repeats them and a test holds the two together.
+Every name and its meaning stand in `_FAMILIES` once; a test holds docs/reference/telemetry.md to them.
 """
 
 import platform

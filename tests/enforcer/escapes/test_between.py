@@ -15,7 +15,7 @@ PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 CHANNELS = ("record_lock", "flock", "watch", "time_stamp", "lease")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "stream")
 SYSTEM = ("/dev/tty", "/dev/ptmx", "/usr/bin/env", "/usr/bin", "/etc/passwd", "/etc", "/proc/version", "/proc/sys", "/")
-# An ordinary user can't make device nodes: docs/threat-model.md says so, and what it lets two sandboxes tell each other.
+# An ordinary user can't make device nodes: docs/explanation/threat-model.md says so, and what it lets two sandboxes tell each other.
 OF_A_USER = {(channel, device) for channel in ("record_lock", "flock", "watch") for device in DEVICES}
 
 

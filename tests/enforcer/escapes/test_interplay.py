@@ -101,7 +101,7 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
 
 
 def test_a_socket_that_is_made_while_a_reviewed_task_runs_leads_nowhere(someone):
-    """Where a workspace is written directly it does: docs/sandbox.md says so."""
+    """Where a workspace is written directly it does: docs/reference/sandbox.md says so."""
     script = (
         "import os, socket\nprint('ready', flush=True); input()\n"
         "for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):\n"

@@ -13,10 +13,10 @@ from tests.enforcer.oci.engine import HOMES, REFUSED_BY_DOCKER, USER, Engine, Ki
 from tests.lab import Lab, Name
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: one, to: allowed.example, ports: [443, 5432/tcp], action: allow}\n"
-DOCS = harness.PROJECT / "docs/containers.md"
+DOCS = harness.PROJECT / "docs/how-to/containers.md"
 RUN = "exeat run --no-service --rules /srv/rules.yaml"
 MOUNTER = ("SYS_ADMIN",)
-# What docker's filter has to allow, as docs/containers.md says.
+# What docker's filter has to allow, as docs/how-to/containers.md says.
 ENOUGH = ("clone", "unshare", "mount", "umount2", "mount_setattr", "open_tree", "move_mount", "pivot_root")
 # Nothing is left in the container but its first process, and nothing is mounted that wasn't.
 ALONE = """

@@ -286,7 +286,7 @@ def test_nothing_is_left_behind(someone, rules, end):
             os.kill(min(pid for pid, _ in had.family if remains.lives_in(pid, had.namespaces)), signal.SIGKILL)
         process.stdin.close()
     assert had.left() == set()
-    if end == "its parent killed" and had.groups:  # docs/resources.md: an empty group stays then, until the next run
+    if end == "its parent killed" and had.groups:  # an empty group stays until the next run: docs/explanation/limits.md
         assert _run(someone, rules, "true").returncode == 0
     assert had.groups_left() == set()
     assert remains.mounts() <= mounts

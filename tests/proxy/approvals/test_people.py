@@ -156,7 +156,7 @@ def test_only_what_stays_on_this_host_goes_without_tls(url, local):
 
 
 def test_every_key_is_documented_and_the_example_is_one():
-    text = (PROJECT / "docs/approvals.md").read_text()
+    text = (PROJECT / "docs/reference/approvals.md").read_text()
     keys = {*file.FILE_KEYS, *(key for keys in file.KEYS.values() for key in keys)}
     section = text.partition("## Who may approve: approvers.yaml")[2].partition("## Where it is kept")[0]
     assert {key for key in keys if key not in section + text.partition("## Where it is kept")[2]} == set()

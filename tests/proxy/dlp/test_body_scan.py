@@ -164,7 +164,7 @@ MISSED = {
 
 @pytest.mark.parametrize("text", MISSED.values(), ids=MISSED)
 def test_what_is_missed_is_what_docs_say_is(text):
-    """Whoever finds one of these takes it out here, and out of docs/rules.md."""
+    """Whoever finds one of these takes it out here, and out of docs/reference/rules.md."""
     assert sent(body(Scan.BLOCK, broker()), [b" " + text + b" "])[2] == ""
 
 

@@ -32,7 +32,7 @@ def test_every_pattern_has_a_hit_and_a_near_miss():
 
 
 def test_every_kind_and_every_bound_is_documented():
-    page = (Path(__file__).parents[3] / "docs/rules.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/reference/rules.md").read_text()
     said = page.split("\n### Leaks\n")[1].split("\n### ")[0]
     kinds = said.split("**Kinds.**")[1].split("\n\n")[0]
     assert re.findall(r"`([\w-]+)`", kinds) == [pattern.name for pattern in PATTERNS]

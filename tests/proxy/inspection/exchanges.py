@@ -2,7 +2,7 @@
 
 In the notation of `smuggling`: the end of a line is CR LF, `␊` a bare LF, `HOST` the origin's name and port (`PORT`), `SCHEME` http or https. Without the gate
 the client receives `answer` and the server `request`, byte for byte. With it they receive the same, or what `gets` and
-`arrives` say, and then `why` names the reason: a line of `docs/clients.md`, "What the gate changes".
+`arrives` say, and then `why` names the reason: a line of `docs/reference/clients.md`, "What the gate changes".
 """
 
 from typing import NamedTuple

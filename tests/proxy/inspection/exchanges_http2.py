@@ -1,6 +1,6 @@
 """HTTP/2 exchanges, as fields and bodies, that are run with the gate between client and server and without it.
 
-What differs through the gate has its line in `docs/clients.md`, "What the gate changes".
+What differs through the gate has its line in `docs/reference/clients.md`, "What the gate changes".
 """
 
 from typing import NamedTuple

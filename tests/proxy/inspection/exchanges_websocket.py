@@ -1,7 +1,7 @@
 """WebSocket exchanges, as raw bytes, that are run with the gate between client and server and without it (RFC 6455).
 
 A row is what the client sends behind the handshake, and the server behind its own; each side ends when it has sent and
-received everything, or first, as the row says. What differs through the gate has its line in `docs/clients.md`.
+received everything, or first, as the row says. What differs through the gate has its line in `docs/reference/clients.md`.
 """
 
 from typing import NamedTuple

@@ -132,7 +132,7 @@ ASKS = [
         ("WebSocket with something behind", "Upgrade: websocketx\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
         ("WebSocket with a body", "Upgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\nContent-Length: 5"),
     ]),
-    *rows("2015 and since; docs/rules.md", Refused(), "POST / HTTP/1.1\nHost: HOST\n%\n\n", [
+    *rows("2015 and since; docs/reference/rules.md", Refused(), "POST / HTTP/1.1\nHost: HOST\n%\n\n", [
         ("another method in a header", "X-HTTP-Method-Override: DELETE"),
         ("another method in a header with underscores", "X_HTTP_Method_Override: DELETE"),
         ("another method in a header with dots", "X.HTTP.Method.Override: DELETE"),

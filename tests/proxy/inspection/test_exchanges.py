@@ -15,7 +15,7 @@ from inspection_origins import stop
 from smuggling import NEXT, raw
 
 NEXT_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "clients.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs/reference/clients.md"
 
 
 class Server:

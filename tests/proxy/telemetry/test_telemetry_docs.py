@@ -1,4 +1,4 @@
-"""docs/telemetry.md names everything there is, and nothing that is not."""
+"""docs/reference/telemetry.md names everything there is, and nothing that is not."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from rules.limits import Limits
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.proxy.telemetry.telemetry_harness import connect, full_event, rig
 
-PAGE = (Path(__file__).parents[3] / "docs" / "telemetry.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/reference/telemetry.md").read_text()
 
 
 def table(heading):

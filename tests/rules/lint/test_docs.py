@@ -1,11 +1,11 @@
-"""docs/lint.md has a section for every code, with its word and severity; no code is used twice or made up."""
+"""docs/reference/lint.md has a section for every code, with its word and severity; no code is used twice or made up."""
 
 import re
 from pathlib import Path
 
 from rules.lint.findings import CHECKS
 
-DOCS = (Path(__file__).parents[3] / "docs/lint.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs/reference/lint.md").read_text()
 
 
 def test_every_code_is_documented_and_no_other():

@@ -88,7 +88,7 @@ def examples():
                 .replace("{parent}", "")
             )
             yield pytest.param(text, id=str(path.relative_to(ROOT)))
-    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
         for number, block in enumerate(block for block in blocks if re.search(r"^version: 1$", block, re.MULTILINE)):
             if ("rules:" in block or "include:" in block) and "people:" not in block:  # that is approvers.yaml

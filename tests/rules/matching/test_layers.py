@@ -342,7 +342,7 @@ def test_of_a_layer_s_own_rules_the_most_discreet_counts(tmp_path):
     ("layer", "outcome"), [("", "allow"), ("layer: mandatory\n", "allow"), ("layer: ceiling\n", "deny")]
 )
 def test_a_file_of_roots_that_calls_itself_a_ceiling_stays_one(tmp_path, layer, outcome):
-    """docs/rules.md, Layers: a mandatory file without a word on it is no vote, a ceiling's silence denies."""
+    """docs/reference/rules.md, Layers: a mandatory file without a word on it is no vote, a ceiling's silence denies."""
     roots, own = tmp_path / "roots.yaml", tmp_path / "own.yaml"
     roots.write_text(f"version: 1\n{layer}rules: [{{id: d, to: other.example, action: deny}}]\n")
     own.write_text(f"version: 1\nrules: [{ALLOW}]\n")
