@@ -31,7 +31,8 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.gate.block_page import Refusal, page
 from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
-from proxy.request.messages import checked_length, head_of, page_response, response_head_of
+from proxy.request.messages import checked_length
+from proxy.request.mitmproxy_messages import head_of, page_response, response_head_of
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host

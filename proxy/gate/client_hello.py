@@ -258,11 +258,11 @@ def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
     if data[0] == _TLS_HANDSHAKE:
         hello = parse_hello(data)
         return OTHER if isinstance(hello, NotTls) else hello
-    return parse_head(data, whole=whole_head)
+    return peek_head(data, whole=whole_head)
 
 
-def parse_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
-    """Read the head of an HTTP/1 request; without `whole`, no further than its request line."""
+def peek_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
+    """Peek at the head of an HTTP/1 request, for its Host; without `whole`, no further than its request line."""
     empty = _EMPTY_LINES.match(data)
     start = empty.end() if empty else 0
     line = _REQUEST_LINE.match(data, start)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.event_loop.poller import IN, OUT, finish, reset
 from proxy.info_api.question_handler import Answer, QuestionHandler, refused
-from proxy.info_api.requests import MOST_HEAD, Head, Port, Refusal, Request, read_head, read_request
+from proxy.info_api.requests import MOST_HEAD, PartialRequest, Port, Refusal, Request, read_head, read_request
 from proxy.info_api.telemetry_handler import TelemetryHandler
 from proxy.telemetry.events import Where
 
@@ -78,7 +78,7 @@ class InfoApi:
 class InfoApiConnection:
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_client", "_gate", "_handler", "_head", "_kept", "_left", "_over", "_record", "_since", "_work")
+    __slots__ = ("_begun", "_client", "_gate", "_handler", "_kept", "_left", "_over", "_record", "_since", "_work")
 
     def __init__(
         self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", handler: RequestHandler
@@ -88,7 +88,7 @@ class InfoApiConnection:
         self._record = record
         self._handler = handler
         self._kept = bytearray()
-        self._head: Head | None = None
+        self._begun: PartialRequest | None = None
         self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
         self._left = b""  # of the answer
         self._since = record.opened
@@ -127,9 +127,9 @@ class InfoApiConnection:
 
     def _read(self) -> None:
         """Begin to work once the request is whole. Raises Refusal."""
-        if self._head is None:
-            self._head = read_head(self._kept, self._handler.port)
-        request = None if self._head is None else read_request(self._head, self._kept)
+        if self._begun is None:
+            self._begun = read_head(self._kept, self._handler.port)
+        request = None if self._begun is None else read_request(self._begun, self._kept)
         if request is not None:
             self._work = self._handler.work(request, self._whose)
             self._kept.clear()
@@ -149,7 +149,7 @@ class InfoApiConnection:
                     answer.then(self._go_on)
                     return
                 if answer is not None:
-                    self._answer(answer, bare=self._head is not None and self._head.method == "HEAD")
+                    self._answer(answer, bare=self._begun is not None and self._begun.asked.method == "HEAD")
                     return
                 if time.monotonic() >= until:
                     asyncio.get_running_loop().call_soon(self._go_on)

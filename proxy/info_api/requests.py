@@ -1,24 +1,22 @@
-"""Parses one request to the info API. Pure, bounded and strict: RFC 9112, with everything odd refused.
+"""Reads one request to the info API. Pure, bounded and as strict as for requests that leave: `http1_heads` parses it.
 
 A page that a task's browser shows must not ask in the task's name, so what comes from another origin is refused too.
 """
 
-import re
 from http import HTTPStatus
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from proxy.request.http1_heads import parse_head
+from proxy.request.request_head import Asked, Head, Unclear, body_size, read, values
 from rules.names import DESK
 
 MOST_HEAD: Final = 8192  # bytes
 MOST_PARAMETERS: Final = 8
 MOST_AROUND: Final = 16384  # bytes around a body's chunks: each chunk costs the gate's one thread some microseconds
 
-_LINE: Final = re.compile(rb"([A-Z]{3,7}) (/[!-~]{0,4095}) HTTP/1\.[01]")
-# Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
-_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}+):([\t -~\x80-\xff]*+)")
-_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
-_SAME: Final = frozenset({b"same-origin", b"none"})  # Fetch Metadata Request Headers, Sec-Fetch-Site
+_NO_LENGTH: Final = "say how long the body is: `Content-Length`"
+_SAME: Final = frozenset({"same-origin", "none", ""})  # Fetch Metadata Request Headers, Sec-Fetch-Site
 
 
 class Refusal(Exception):  # noqa: N818  past tense would be odd: what the request is
@@ -91,112 +89,85 @@ class ChunkedBody:
             raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, "the chunks are too small: send longer ones")
 
 
-class Head(NamedTuple):
-    """A request's head, and where in what was read its body begins, and ends, unless it is `chunked`."""
+class PartialRequest(NamedTuple):
+    """A request whose head is there, and where in what was read its body begins, and ends, unless it is `chunked`."""
 
-    method: str
-    target: str
-    fields: dict[bytes, bytes]
+    head: Head
+    asked: Asked
     at: int
     end: int
     chunked: ChunkedBody | None = None
 
 
-def read_head(data: bytes | bytearray, port: Port = QUESTIONS) -> Head | None:
+def read_head(data: bytes | bytearray, port: Port = QUESTIONS) -> PartialRequest | None:
     """Read the head that `data` begins with; None while it isn't whole. Raises Refusal."""
-    size = data.find(b"\r\n\r\n", 0, MOST_HEAD + 4)
-    if size < 0:
+    at = data.find(b"\r\n\r\n", 0, MOST_HEAD + 4) + 4
+    if at < 4:
         if len(data) > MOST_HEAD:
             raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
         return None
-    line, *lines = bytes(data[:size]).split(b"\r\n")
-    begins = _LINE.fullmatch(line)
-    if begins is None:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "that is no request of HTTP/1.1, as in `GET /policy HTTP/1.1`")
-    fields = _fields(lines)
-    _check(fields, port)
-    method = begins[1].decode()
-    if method not in port.methods:
+    try:
+        head = parse_head(bytes(data[:at]))
+        _check_sender(head, port)
+        if any(coding.lower() != "chunked" for coding in values(head, b"transfer-encoding")):
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
+        asked = read(head, tls=False)
+        size = body_size(head)
+    except Unclear as unclear:
+        example = "`GET /policy HTTP/1.1`"
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no request of HTTP/1.1, as in {example}: {unclear}") from None
+    if asked.method not in port.methods:
         instead = min(port.methods)
-        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not understood here: use {instead}")
-    at, most = size + 4, port.most if method == "POST" else 0
-    chunked = _is_chunked(fields, most)
-    end = at if chunked else at + _size(fields, most)
-    return Head(method, begins[2].decode(), fields, at, end, ChunkedBody(most) if chunked else None)
+        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{asked.method} is not understood here: use {instead}")
+    most = port.most if asked.method == "POST" else 0
+    if size is None:
+        if not most:
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
+        return PartialRequest(head, asked, at, at, ChunkedBody(most))
+    if size > most:
+        why = f"a body may have {most} bytes" if most else "nothing is taken here: send no body"
+        raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, why)
+    return PartialRequest(head, asked, at, at + size)
 
 
-def read_request(head: Head, data: bytearray) -> Request | None:
+def read_request(begun: PartialRequest, data: bytearray) -> Request | None:
     """Return the request that has begun so; None while `data` doesn't reach to its end. Raises Refusal.
 
     Of a body in chunks what is there is taken off `data`.
     """
-    if head.chunked is not None:
-        body = head.chunked.take(bytes(data[head.at :]))
-        del data[head.at :]
+    if begun.chunked is not None:
+        body = begun.chunked.take(bytes(data[begun.at :]))
+        del data[begun.at :]
     else:
-        body = bytes(data[head.at : head.end]) if len(data) >= head.end else None
-    return None if body is None else _asked(head.method, head.target, head.fields, body)
+        body = bytes(data[begun.at : begun.end]) if len(data) >= begun.end else None
+    return None if body is None else _request(begun.head, begun.asked, body)
 
 
-def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
-    fields: dict[bytes, bytes] = {}
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "a header is no header")
-        name = field[1].lower()
-        if name in fields and name in {b"host", b"content-length", b"origin", b"transfer-encoding"}:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"there are two `{name.decode()}`")
-        fields[name] = field[2].strip(b" \t")
-    return fields
-
-
-def _check(fields: dict[bytes, bytes], port: Port) -> None:
-    name = DESK.encode()
-    hosts = {b"%s:%d" % (name, port.number), *((name,) if port is QUESTIONS else ())}
-    if fields.get(b"host", b"").lower() not in hosts:
+def _check_sender(head: Head, port: Port) -> None:
+    """Refuse what is meant for another host, or comes from a page. Raises Refusal."""
+    host = next(iter(values(head, b"host")), "").lower()
+    if host != f"{DESK}:{port.number}" and (host != DESK or port is not QUESTIONS):
         raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{DESK}`, and nothing else is here")
-    own = b"http://" + fields[b"host"].lower()
-    if fields.get(b"origin", own) != own or fields.get(b"sec-fetch-site", b"none") not in _SAME:
+    if _field(head, b"origin") not in {"", f"http://{host}"} or _field(head, b"sec-fetch-site") not in _SAME:
         raise Refusal(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
-def _is_chunked(fields: dict[bytes, bytes], most: int) -> bool:
-    """Whether a body comes in chunks, and may (RFC 9112 section 6.3)."""
-    coding = fields.get(b"transfer-encoding")
-    if coding is None or not most:
-        return False
-    if b"content-length" in fields:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "there is `Content-Length` and `Transfer-Encoding`")
-    return coding.strip().lower() == b"chunked"
-
-
-def _size(fields: dict[bytes, bytes], most: int) -> int:
-    """Return how many bytes of a body follow."""
-    if b"transfer-encoding" in fields:
-        raise Refusal(HTTPStatus.LENGTH_REQUIRED, "say how long the body is: `Content-Length`")
-    length = fields.get(b"content-length", b"0")
-    if not _LENGTH.fullmatch(length):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "`Content-Length` is no length")
-    if int(length) > most:
-        why = f"a body may have {most} bytes" if most else "nothing is taken here: send no body"
-        raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, why)
-    return int(length)
-
-
-def _asked(method: str, target: str, fields: dict[bytes, bytes], body: bytes) -> Request:
-    path, _, query = target.partition("?")
+def _request(head: Head, asked: Asked, body: bytes) -> Request:
+    path, _, query = asked.path.partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
     except ValueError:
         raise Refusal(HTTPStatus.BAD_REQUEST, f"at most {MOST_PARAMETERS} parameters are understood") from None
     parameters = dict(pairs)
-    wanted = parameters.get("format", "json" if b"json" in fields.get(b"accept", b"") else "text")
+    wanted = parameters.get("format", "json" if "json" in _field(head, b"accept") else "text")
     if wanted not in {"text", "json"}:
         raise Refusal(HTTPStatus.BAD_REQUEST, "`format` is `text` or `json`")
-    kind, coding = (fields.get(name, b"").partition(b";")[0] for name in (b"content-type", b"content-encoding"))
-    return Request(method, path, parameters, wanted == "json", _lower(kind), _lower(coding), body)
+    kind, coding = (
+        _field(head, name).partition(";")[0].strip().lower() for name in (b"content-type", b"content-encoding")
+    )
+    return Request(asked.method, path, parameters, wanted == "json", kind, coding, body)
 
 
-def _lower(text: bytes) -> str:
-    return text.strip().lower().decode("latin-1")
+def _field(head: Head, name: bytes) -> str:
+    """Return the value of a field, which is a list if there are several of it (RFC 9110 section 5.3)."""
+    return ", ".join(values(head, name))

@@ -42,15 +42,8 @@ from proxy.request.http1_heads import (
     response_heads,
     split_head,
 )
-from proxy.request.messages import (
-    MOST_INFORMATIONAL,
-    RequestHeaders,
-    ResponseHeaders,
-    Unreadable,
-    body_size,
-    closing,
-    has_no_body,
-)
+from proxy.request.messages import MOST_INFORMATIONAL, Unreadable, body_size, closing, has_no_body
+from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 from proxy.request.request_head import NOTHING, Head, Unclear
 from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason

@@ -36,14 +36,8 @@ from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 from proxy.inspection.ends import LayerContext
 from proxy.inspection.frames import Malformed, Patient
 from proxy.request.http1_heads import one_length
-from proxy.request.messages import (
-    RequestHeaders,
-    ResponseHead,
-    ResponseHeaders,
-    Unreadable,
-    request_of,
-    response_of,
-)
+from proxy.request.messages import ResponseHead, Unreadable
+from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders, request_of, response_of
 from proxy.request.request_head import NOTHING, Head, Unclear
 from rules.verdicts import Reason
 

@@ -27,7 +27,7 @@ from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
 from proxy.inspection.link import FULL
 from proxy.inspection.stream import WAIT, Steps, Stream
 from proxy.inspection.tls import HTTP2
-from proxy.request.messages import RequestHeaders
+from proxy.request.mitmproxy_messages import RequestHeaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

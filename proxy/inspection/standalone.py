@@ -23,7 +23,7 @@ from proxy.inspection.pipeline import Pipeline
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.session import Session
 from proxy.inspection.stages.stage import Stopped
-from proxy.request.messages import head_of, page_response
+from proxy.request.mitmproxy_messages import head_of, page_response
 from proxy.request.request_head import Unclear
 from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import Kind, Tls

@@ -38,9 +38,7 @@ from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_
 from proxy.request.messages import (
     GO_ON,
     MOST_INFORMATIONAL,
-    RequestHeaders,
     ResponseHead,
-    ResponseHeaders,
     Unreadable,
     announced,
     checked_length,
@@ -48,6 +46,7 @@ from proxy.request.messages import (
     has_no_body,
     page_head,
 )
+from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 from proxy.request.request_head import may_trail, size_of, values
 from rules.verdicts import Outcome, Reason
 

@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.ends import ClientEnded, Revoked
-from proxy.request.messages import RequestHeaders, ResponseHeaders
+from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 
 
 class RequestState(Enum):

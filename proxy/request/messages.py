@@ -1,13 +1,9 @@
-"""HTTP messages as inspection passes them on: heads, how they are sent, and what can't be passed on."""
+"""HTTP heads as inspection passes them on: how they are sent, and what can't be passed on. Pure."""
 
 import re
-import time
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from mitmproxy import http
-from mitmproxy.proxy.layers.http._base import HttpEvent
 
 from proxy.request.request_head import TOKEN, Head, forwarded, without_upgrade
 
@@ -27,78 +23,6 @@ class ResponseHead(NamedTuple):
 
 
 GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
-
-
-class RequestHeaders(HttpEvent):
-    """A request's head. `end_stream`: it is known that no body follows."""
-
-    def __init__(self, stream_id: int, request: Head, end_stream: bool) -> None:  # noqa: FBT001  as mitmproxy's
-        self.stream_id = stream_id
-        self.request = request
-        self.end_stream = end_stream
-
-
-class ResponseHeaders(HttpEvent):
-    """A response's head. `end_stream`: it is known that no body follows."""
-
-    def __init__(self, stream_id: int, response: ResponseHead, end_stream: bool = False) -> None:  # noqa: FBT001, FBT002
-        self.stream_id = stream_id
-        self.response = response
-        self.end_stream = end_stream
-
-
-# --- mitmproxy's own messages, for its HTTP/2 and its addons ---
-
-
-def request_of(head: Head) -> http.Request:
-    """Return mitmproxy's request with this head."""
-    return http.Request(
-        host="",
-        port=0,
-        method=head.method,
-        scheme=head.scheme,
-        authority=head.authority,
-        path=head.path,
-        http_version=head.version,
-        headers=http.Headers(head.fields),
-        content=None,
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
-    )
-
-
-def response_of(head: ResponseHead) -> http.Response:
-    """Return mitmproxy's response with this head."""
-    return http.Response(
-        http_version=head.version,
-        status_code=head.status,
-        reason=head.reason,
-        headers=http.Headers(head.fields),
-        content=None,
-        trailers=None,
-        timestamp_start=time.time(),
-        timestamp_end=None,
-    )
-
-
-def page_response(page: "Page", *, last: bool = False) -> http.Response:
-    """Return a refusal as mitmproxy's response. `last`: its connection is closed behind it."""
-    response = response_of(page_head(page, last=last))
-    response.data.content = page.body
-    return response
-
-
-def head_of(request: http.Request) -> Head:
-    """Return the head of mitmproxy's request as it came."""
-    data = request.data
-    return Head(data.http_version, data.method, data.scheme, data.authority, data.path, data.headers.fields)
-
-
-def response_head_of(response: http.Response) -> ResponseHead:
-    """Return the head of mitmproxy's response."""
-    data = response.data
-    return ResponseHead(data.http_version, data.status_code, data.reason, data.headers.fields)
 
 
 # --- requests ---

@@ -18,7 +18,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.inspection.stages.stage import Stage, Stopped
-from proxy.request.messages import ResponseHead, ResponseHeaders
+from proxy.request.messages import ResponseHead
+from proxy.request.mitmproxy_messages import ResponseHeaders
 from proxy.request.override_headers import alike
 from rules.decision import denied
 from rules.verdicts import Reason

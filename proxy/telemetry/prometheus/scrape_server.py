@@ -12,6 +12,8 @@ import asyncio
 import importlib
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.request.http1_heads import parse_head
+from proxy.request.request_head import Unclear
 from proxy.telemetry.events import Where
 from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message
@@ -86,13 +88,13 @@ class ScrapeServer:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             return _response("431 Request Header Fields Too Large", _TEXT, b"the request is too long\n")
-        request_line = head.partition(b"\r\n")[0].split(b" ")
-        if len(request_line) != 3 or not request_line[2].startswith(b"HTTP/1."):
-            return _response("400 Bad Request", _TEXT, b"this is not HTTP/1\n")
-        method, target, _ = request_line
-        if target.partition(b"?")[0] != b"/metrics":
+        try:
+            request = parse_head(head)
+        except Unclear as why:
+            return _response("400 Bad Request", _TEXT, f"this is no request of HTTP/1.1: {why}\n".encode())
+        if request.path.partition(b"?")[0] != b"/metrics":
             return _response("404 Not Found", _TEXT, b"there is only /metrics\n")
-        if method != b"GET":
+        if request.method != b"GET":
             return _response("405 Method Not Allowed", _TEXT, b"only GET\n", b"Allow: GET\r\n")
         try:
             # Off the loop's thread: the first import takes 75 ms, in which no connection would be decided.

@@ -175,6 +175,8 @@ ODD = {
     "a body": (request("GET / HTTP/1.1", "Content-Length: 5"), 413),
     "chunks": (request("GET / HTTP/1.1", "Transfer-Encoding: chunked"), 411),
     "two lengths": (request("GET / HTTP/1.1", "Content-Length: 0", "Content-Length: 5"), 400),
+    "a length in disguise": (request("GET / HTTP/1.1", "Content_Length: 5"), 400),
+    "a control character in the method": (b"G\x1bT / HTTP/1.1\r\nHost: exeat.internal\r\n\r\n", 400),
     "a folded line": (request("GET / HTTP/1.1", "A: b", " c"), 400),
     "a space before the colon": (request("GET / HTTP/1.1", "A : b"), 400),
     "a bare line end": (b"GET / HTTP/1.1\nHost: exeat.internal\r\n\r\n", 400),

@@ -7,8 +7,8 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.info_api.requests import _fields
 from proxy.info_api.telemetry_handler import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, TelemetryHandler
+from proxy.request.http1_heads import parse_head
 from proxy.supervisor_channel.channel import Whose
 from proxy.telemetry.events import Process
 from tests.proxy.gate.gate_harness import World, run
@@ -273,7 +273,9 @@ def test_a_head_is_read_once_however_its_body_comes(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
             read = []
-            monkeypatch.setattr("proxy.info_api.requests._fields", lambda lines: read.append(lines) or _fields(lines))
+            monkeypatch.setattr(
+                "proxy.info_api.requests.parse_head", lambda head: read.append(head) or parse_head(head)
+            )
             body = as_json(record())
             client = await world.connect("exeat.internal", 4318)
             for piece in (request(b"", length=len(body)), *(body[at : at + 9] for at in range(0, len(body), 9))):

@@ -22,7 +22,8 @@ from OpenSSL import SSL
 from proxy.inspection import ends as ours
 from proxy.inspection import http1, http2, judging
 from proxy.request import messages
-from proxy.request.messages import ResponseHead, head_of, request_of, response_head_of, response_of
+from proxy.request.messages import ResponseHead
+from proxy.request.mitmproxy_messages import head_of, request_of, response_head_of, response_of
 from proxy.request.request_head import Head
 from rules.names import HostName
 

@@ -84,6 +84,7 @@ def test_metrics_are_served_with_their_type_and_length():
         (b"get /metrics HTTP/1.1\r\n\r\n", b"405"),
         (b"GET /metrics HTTP/2.0\r\n\r\n", b"400"),
         (b"GET /metrics\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/1.1\r\n folded\r\n\r\n", b"400"),
         (b"GET  /metrics HTTP/1.1\r\n\r\n", b"400"),
         (b"\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
