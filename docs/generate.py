@@ -1,0 +1,140 @@
+"""Generates what the code knows already: option tables of the reference, man pages and shell completion.
+
+`python -m docs.generate` rewrites the tables between `<!-- generated: NAME -->` and `<!-- end -->` in docs/reference.
+`python -m docs.generate --into DIR` writes DIR/man/man1/exeat*.1 and DIR/completion/{exeat.bash,_exeat,exeat.fish}.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from enforcer import cli
+from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
+from enforcer.cli.parsing import declare
+
+REFERENCE = Path(__file__).parent / "reference"
+BLOCK = re.compile(r"(?<=<!-- generated: )(?P<name>[^>]+)(?P<open> -->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.DOTALL)
+SHELLS = {"bash": "exeat.bash", "zsh": "_exeat", "fish": "exeat.fish"}
+SUMMARY = "Run untrusted tasks behind one gate that decides what leaves."
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    made = argparse.ArgumentParser(
+        prog=f"exeat {name}", description=f"{COMMANDS[name]}.".capitalize(), usage=USAGES.get(name), allow_abbrev=False
+    )
+    declare(made, cli.command(name)[0])
+    return made
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return one parser with every command as a subcommand, as completion tools expect it."""
+    made = argparse.ArgumentParser(prog="exeat", description=SUMMARY)
+    made.add_argument("--version", action="store_true", help="print which version this is")
+    commands = made.add_subparsers(metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        declare(commands.add_parser(name, help=summary, description=summary), cli.command(name)[0])
+    return made
+
+
+def rows(actions: Iterable[argparse.Action]) -> Iterator[str]:
+    """Return the rows of a table of options and arguments."""
+    for action in actions:
+        if isinstance(action, argparse._HelpAction):  # noqa: SLF001 - argparse has no public name for it
+            continue
+        value = "" if action.nargs == 0 else f" {_value(action)}"
+        words = ", ".join(f"`{word}{value}`" for word in action.option_strings) or f"`{_value(action)}`"
+        yield f"| {words} | {_cell(action.help or '')} |"
+
+
+def options(name: str) -> str:
+    """Return the table of one command's options and arguments."""
+    table = list(rows(parser_of(name)._actions))  # noqa: SLF001 - argparse has no public name for them
+    return "\n".join(["| option | meaning |", "|---|---|", *table]) if table else "It takes no options."
+
+
+def _value(action: argparse.Action) -> str:
+    if action.metavar:
+        value = str(action.metavar)
+    elif action.choices:
+        value = "|".join(map(str, action.choices))
+    else:
+        value = action.dest.upper()
+    return f"[{value}]" if action.nargs == argparse.OPTIONAL else value
+
+
+def _cell(text: str) -> str:
+    return text.replace("%%", "%").replace("|", "\\|")
+
+
+def blocks() -> dict[str, Callable[[], str]]:
+    """Return what makes the text of each block, by the block's name."""
+    return {f"options of exeat {name}": lambda name=name: options(name) for name in COMMANDS}
+
+
+def fill(page: str) -> str:
+    """Return a page with its generated blocks made anew; KeyError for a block that nothing makes."""
+    known = blocks()
+    return BLOCK.sub(lambda found: f"{found['name']}{found['open']}\n{known[found['name']]()}\n\n{found['end']}", page)
+
+
+def man_pages(directory: Path) -> None:
+    """Write one man page for the program and one for each command."""
+    from argparse_manpage.manpage import Manpage  # of the extra `docs` alone
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, made in {"exeat": whole_parser(), **{f"exeat-{name}": parser_of(name) for name in COMMANDS}}.items():
+        about = {"project_name": "exeat", "version": version("exeat"), "manual_title": "Exeat manual"}
+        command = name.removeprefix("exeat-")
+        page = str(Manpage(made, about | {"prog": name}))
+        # The library takes `exeat run` for page RUN of exeat, and a NAME without a summary is not found by apropos(1).
+        page = re.sub(r"\A\.TH .*? \"\w+\"", f'.TH {name.upper()} "1"', page)
+        page = re.sub(r"(?<=\.SH NAME\n).*", f"{name} \\\\- {COMMANDS.get(command, SUMMARY)}", page, count=1)
+        if command in EXAMPLES:
+            page += f".SH EXAMPLE\n.nf\n{EXAMPLES[command]}\n.fi\n"
+        (directory / f"{name}.1").write_text(page)
+
+
+def completions(directory: Path) -> None:
+    """Write the completion script of each shell."""
+    import shtab  # of the extra `docs` alone
+
+    directory.mkdir(parents=True, exist_ok=True)
+    made = whole_parser()
+    for action in _all_actions(made):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # the name that shtab reads
+    for shell, name in SHELLS.items():
+        (directory / name).write_text(shtab.complete(made, shell))
+
+
+def _all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public name for them
+        yield action
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for inner in action.choices.values():
+                yield from _all_actions(inner)
+
+
+def main() -> int:
+    """Rewrite the reference, or write what packages install."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--into", type=Path, metavar="DIR", help="write man pages and completion there")
+    into = words.parse_args().into
+    if into is None:
+        for page in sorted(REFERENCE.glob("*.md")):
+            before = page.read_text()
+            if (after := fill(before)) != before:
+                page.write_text(after)
+                print(f"{page.name}: made anew")
+        return 0
+    man_pages(into / "man/man1")
+    completions(into / "completion")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
