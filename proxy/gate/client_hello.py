@@ -4,7 +4,6 @@ import hashlib
 import re
 import struct
 from enum import Enum
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 MOST_BYTES: Final = 32768  # of a client's first bytes that are looked at; a real ClientHello has 200 to 2,500
@@ -136,7 +135,6 @@ def _client_hello(message: bytes) -> ClientHello:
     )
 
 
-@lru_cache(maxsize=256)  # a program greets one host after another
 def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn: bytes) -> str:
     """Return the fingerprint of a ClientHello over TCP.
 

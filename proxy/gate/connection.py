@@ -13,28 +13,25 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.address_check import DialFailed
-from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT, NO_ANSWER
+from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
+from proxy.gate.admission import Admission
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
-from proxy.gate.decide import Judgement, Patience, Way, again, failing, holds, refuse
+from proxy.gate.decide import Judgement, Patience, Way, again, holds, refuse
 from proxy.gate.splice import Splice
-from proxy.gate.states import LIFETIME, NEXT_STATE, WHERE, State
-from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
-from proxy.sandbox.sandbox_state import UNNOTED
+from proxy.gate.states import LIFETIME, WHERE, State
 from rules.decision import denied
 from rules.names import HostName
-from rules.verdicts import Outcome, Reason, Trust, Verdict
+from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.dialer import Connecting, Hop
     from proxy.dialing.through import Through
     from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate
-    from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from rules.decision import Decision
 
@@ -43,32 +40,23 @@ BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
 _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
 
 
-class Connection:
+class Connection(Admission["Gate"]):
     """One accepted socket, non-blocking and in no poller, until it is closed or inspection has it."""
 
     __slots__ = (
-        "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_deadline", "_gate", "_had", "_hop",
-        "_judgement", "_lease", "_moved", "_pending", "_policy", "_quiet_since", "_quota", "_said", "_splice",
-        "record", "state",
+        "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_had", "_moved", "_quiet_since", "_said",
+        "_splice",
     )  # fmt: skip
-    _judgement: Judgement  # from DECIDING on
 
     def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> None:
-        self.state = State.ACCEPTED
-        self.record = record
-        self._gate = gate
+        super().__init__(gate, record, State.ACCEPTED)
         self._client = client
-        self._deadline = record.opened + FIRST_WORDS  # time.monotonic(), of the state that it is in
+        self._deadline = record.opened + FIRST_WORDS
         self._brief: asyncio.TimerHandle | None = None
         self._said = b""  # the first words, as they were judged, until they are passed on
         self._had = 0  # bytes that were there at the last look
         self._asleep = False  # it is in the poller, and receives no events
-        self._pending: Pending | None = None  # people's answer
-        self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
-        self._hop: Hop | None = None  # the first of the addresses that are dialed; then the one that it leads to
         self._connecting: Connecting | Through | None = None
-        self._quota: Quota | None = None  # where its rules have limits, or it passes under grants
-        self._lease: Lease | None = None  # where it passes under grants
         self._splice: Splice | None = None
         self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
@@ -116,18 +104,11 @@ class Connection:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
 
     def review(self) -> None:
-        """Decide again: other rules, another day, or the task was tainted. What was allowed may have to end."""
-        gate, state = self._gate, self.state
-        if state is State.PENDING and self._pending is not None:
-            self._pending.review()
-        elif state is State.RESOLVING:
-            self._enter(State.DECIDING)
-            self._judgement = again(gate.tenant, self._judgement, can_inspect=gate.inspection is not None)
-            self._carry_out()
-        elif state is State.DIALING or state is State.SPLICING:
-            self._review_allowed()
-        elif state is State.INSPECTING and self._admitted is not None and self._judgement.decision.outcome.passes:
-            self._tell_inspection(self._admitted, again(gate.tenant, self._judgement, can_inspect=True).decision)
+        """Decide again. Inspection ends what the rules allow no more by itself."""
+        if self.state is not State.INSPECTING:
+            super().review()
+        elif self._admitted is not None and self._judgement.decision.outcome.passes:
+            self._tell_inspection(self._admitted, again(self._gate.tenant, self._judgement, can_inspect=True).decision)
 
     def abort(self) -> None:
         """End it now: the gate closes, and nobody is waited for any more."""
@@ -219,28 +200,18 @@ class Connection:
         if self.state is State.DECIDING:
             self._guarded(self._carry_out)
 
-    def _carry_out(self) -> None:
-        judgement, tenant = self._judgement, self._gate.tenant
-        if judgement.way is Way.SPLICE:
-            self._resolve()
-        elif judgement.decision.asks and tenant.asking is not None:
-            from proxy.gate.pending import Pending  # few connections are held
+    @property
+    def _can_inspect(self) -> bool:
+        return self._gate.inspection is not None
 
-            self._enter(State.PENDING)
-            self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
-            can_inspect = self._gate.inspection is not None
-            self._pending = Pending(self, judgement, tenant, self._gate.dialer, can_inspect=can_inspect)
-            self._pending.begin()
-        else:
-            self._conclude()
+    def _ask(self) -> None:
+        self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
+        super()._ask()
 
     def answered(self, judgement: Judgement) -> None:
-        """Go on with what came of asking people: a judgement that asks nobody."""
-        self._pending = None
+        """Go on with what came of asking people; the client may end its side again."""
         self._gate.poller.forget(self._client.fileno())
-        self._judgement = judgement
-        self._enter(State.DECIDING)
-        self._carry_out()
+        super().answered(judgement)
 
     def _conclude(self) -> None:
         """Record a decision that nothing is dialed for; then reset the connection, or hand it to inspection."""
@@ -262,94 +233,27 @@ class Connection:
             reset(self._client)
             self._inspected(0, 0, Reason.GATE_ERROR)
 
-    # RESOLVING
+    # DIALING, SPLICING
 
-    def _resolve(self) -> None:
-        """Find the addresses."""
-        gate, judgement = self._gate, self._judgement
-        if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
-            raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
-        self._enter(State.RESOLVING)
-        self._policy = policy = gate.tenant.policy
-        try:
-            addresses = gate.dialer.known(policy, judgement.attempt)
-        except DialFailed as failure:
-            self._cannot_dial(failure)
-            return
-        if addresses is not None:
-            self._dial(addresses)
-            return
-        self._deadline = time.monotonic() + LOOKUP_TIMEOUT
-        gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
-
-    def _resolved(self, found: "tuple[Hop, ...] | DialFailed", judgement: Judgement) -> None:
-        """Go on with what a lookup for `judgement` gave; called from the loop."""
-        if self.state is State.RESOLVING and judgement is self._judgement:
-            self._guarded(self._go_on, found)
-
-    def _go_on(self, found: "tuple[Hop, ...] | DialFailed") -> None:
-        if not holds(self._gate.tenant, self._judgement, self._policy):
-            self.review()
-        elif isinstance(found, DialFailed):
-            self._cannot_dial(found)
-        else:
-            self._dial(found)
-
-    def _cannot_dial(self, failure: DialFailed) -> None:
-        """Refuse it after all, or ask people about its address."""
-        gate = self._gate
-        judgement = failing(gate.tenant.policy, self._judgement, failure, can_inspect=gate.inspection is not None)
-        self.record.may_not_lead_to(failure.address)
-        self._enter(State.DECIDING)
-        self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
-        self._carry_out()
-
-    def _dial(self, addresses: "tuple[Hop, ...]") -> None:
+    def _dial(self, hops: "tuple[Hop, ...]") -> None:
         """Record the decision, and dial."""
         record, gate = self.record, self._gate
-        judgement, tenant = self._judgement, gate.tenant
-        if (judgement.grants or judgement.decision.limits) and not self._is_within_limits(judgement):
+        if not self._is_within_limits():
             return
-        record.leads_to(addresses[0])
-        if not record.decided(judgement):
+        record.leads_to(hops[0])
+        if not record.decided(self._judgement):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
-        decision, target, port = judgement.decision, judgement.attempt.target, record.wanted.port
-        if decision.trust is not Trust.TRUSTED and not tenant.reads(decision, target, port, record.event):
-            by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision)
-            self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
+        if not self._may_read():
             return
-        self._hop = addresses[0]
+        self._hop = hops[0]  # then the one that it leads to
         self._enter(State.DIALING)
-        self._deadline = time.monotonic() + CONNECT_TIMEOUT
-        self._connecting = connecting = gate.dialer.connect(addresses, port, self._connected, at_once=True)
+        self._deadline = gate.clock() + CONNECT_TIMEOUT
+        port = record.wanted.port
+        self._connecting = connecting = gate.dialer.connect(hops, port, self._connected, at_once=True)
         there = connecting.take()
         if there is not None:
             self._connected(*there)
-
-    def _is_within_limits(self, judgement: Judgement) -> bool:
-        """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
-        if judgement.grants:
-            self._lease = self._gate.tenant.lease(judgement.grants, self._grant_over)
-            if self._lease is None:
-                self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
-                return False
-        self._quota = Quota(self._gate.tenant.meters)
-        over = self._quota.begin(judgement.decision.limits, budgets(judgement.grants))
-        if over is None:
-            return True
-        if self._lease is not None:
-            self._lease.end()  # inspection may serve the page of this refusal for longer
-        self._judgement = judgement._replace(decision=exceeded(judgement.decision, over))
-        self._cannot_dial(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
-        return False
-
-    def _grant_over(self, grant: "Grant") -> None:
-        """End it: its grant has ended. Called from the loop."""
-        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
-        self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
-
-    # DIALING, SPLICING
 
     def _connected(self, server: "socket.socket | DialFailed", address: "Hop | None") -> None:
         """Begin to pass bytes; called by the poller or the loop."""
@@ -361,9 +265,10 @@ class Connection:
             if address is not None and address is not self._hop:
                 self._hop = address
                 self.record.leads_to(address)
-            gate, quota, self._quiet_since = self._gate, self._quota, time.monotonic()
-            meter = None if quota is None else quota.meter
-            self._splice = Splice(gate.poller, gate.buffers, self._client, server, self._spliced, meter=meter)
+            gate, self._quiet_since = self._gate, time.monotonic()
+            self._splice = Splice(
+                gate.poller, gate.buffers, self._client, server, self._spliced, meter=self._quota.meter
+            )
             self._enter(State.SPLICING)
             if not holds(gate.tenant, self._judgement, self._policy):
                 self.review()  # before a byte leaves
@@ -379,48 +284,26 @@ class Connection:
         if error is not None:
             self.failed(error)
         elif self._splice is not None and self._splice.over_limit:
-            self._cut(None if self._quota is None else self._quota.rule_over())
+            self._cut(self._quota.rule_over())
         elif self._splice is not None and self._splice.server_broke:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
         else:
             self._end(Outcome.PASSED, None)
 
-    def _review_allowed(self) -> None:
-        """Go on under the rules and limits of now, or end it."""
-        gate = self._gate
-        judgement = again(gate.tenant, self._judgement, can_inspect=gate.inspection is not None)
-        problem = None
-        if self.state is State.SPLICING and judgement.way is Way.SPLICE and self._hop is not None:
-            problem = gate.tenant.policy.check_address(judgement.attempt, self._hop)
-        if judgement.way is Way.SPLICE and problem is None:
-            self._judgement = judgement
-            if self._quota is None:
-                self._quota = Quota(gate.tenant.meters)
-            over = self._quota.go_on(judgement.decision.limits)
-            if over is not None:
-                by = exceeded(judgement.decision, over)
-                self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
-            elif self._splice is not None:
-                self._splice.count(self._quota.meter)
-            return
-        # Also what may only go on while it is read: nobody knows what was sent on it before.
-        reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
-        self._end(Outcome.BLOCKED, reason, denied(gate.tenant.policy, reason, judgement.decision))
+    def _go_on(self) -> None:
+        super()._go_on()
+        if self._splice is not None and not self._splice.done:
+            self._splice.count(self._quota.meter)
 
     def _tick_splice(self, now: float) -> None:
         moved = 0 if self._splice is None else sum(self._splice.passed())
         if moved != self._moved:
             self._moved, self._quiet_since = moved, now
         idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
-        if self._quota is not None and (rule := self._quota.rule_over()):
+        if rule := self._quota.rule_over():
             self._cut(rule)
         elif idle or now - self.record.opened >= LIFETIME:
             self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
-
-    def _cut(self, rule: str | None) -> None:
-        """End it because a rule's limit is used up."""
-        by = cut_by(self._judgement.decision, rule)
-        self._end(Outcome.BLOCKED, by.reason, by)
 
     # INSPECTING
 
@@ -442,9 +325,6 @@ class Connection:
         else:
             self.record.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
         self._gate.connections.discard(self)
-
-    def _enter(self, state: State) -> None:
-        self.state = NEXT_STATE[self.state, state]
 
     def _guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
         """Do what is called from a loop or a timer: there is nobody above to catch an exception."""
@@ -477,8 +357,7 @@ class Connection:
                 self._pending.drop()
             if self._connecting is not None:
                 self._connecting.cancel()
-            if self._quota is not None:
-                self._quota.end()
+            self._quota.end()
             if self._lease is not None:
                 self._lease.end()
         finally:

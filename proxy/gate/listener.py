@@ -99,6 +99,7 @@ class Gate:
         self.names = names
         self.inspection = inspection
         self.poller = dialer.poller
+        self.clock = time.monotonic
         self.decisions = DecisionCache(tenant, can_inspect=inspection is not None)
         self.buffers = BufferQuota()
         self.most = min(most, _by_descriptors())

@@ -440,6 +440,7 @@ class InspectedConnection:
         for call_off in self._dials.values():
             self._try(call_off)
         self._dials.clear()
+        self._count_servers()
         for link in tuple(self._links):
             if not link.client:
                 self._try(link.cut_off if cut else link.close)

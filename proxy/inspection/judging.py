@@ -23,7 +23,7 @@ from proxy.request.request_head import Unclear, read_authority, values
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
 from rules.decision import Decision, denied
 from rules.matching.judge import to_be_asked
-from rules.verdicts import Mode, Outcome, Reason, Scan, Verdict
+from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
@@ -377,6 +377,7 @@ class Standing(NamedTuple):
     denial: "Decision | None"  # by which it may not go on
     limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
     scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
+    untrusted: "Decision | None" = None  # that lets it read from an untrusted source, if one does
 
 
 def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
@@ -384,6 +385,7 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
     policy, today = tenant.policy, tenant.calendar.today()
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []
+    untrusted = None
     for attempt in attempts:
         attempt = attempt._replace(at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
@@ -391,8 +393,9 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
             return Standing(decision)
         limits.update(dict.fromkeys(decision.limits))
         scans.append(decision.scan)
+        untrusted = untrusted if decision.trust is Trust.TRUSTED else decision
         problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
             return Standing(denied(tenant.policy, problem))
         yield
-    return Standing(None, tuple(limits), Scan.strictest(scans))
+    return Standing(None, tuple(limits), Scan.strictest(scans), untrusted)

@@ -216,6 +216,9 @@ class Session:
             request.enter((Limits(self, request), *request.stages))
         for stage in request.stages:
             stage.review(now)
+        tenant, place = self.recorder.tenant, self.place
+        if now.untrusted is not None and not tenant.reads(now.untrusted, place.target, place.port, request.cause):
+            request.by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE)
 
     def may_go(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[bool]":
         """Whether a request may be sent to where its connection leads: there may be other rules since it was allowed.

@@ -160,7 +160,7 @@ class Stream:
         if self.settled:
             self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
             yield from self._begin()
-        elif request.held is not None and request.refusal is None:
+        elif request.held is not None and self.request_state is RequestState.HEAD:
             self._held = request.held
             self.request_state = RequestState.HOLD
             self._let_go_on()
@@ -176,6 +176,7 @@ class Stream:
         self.undecided = False
         if self.queue and any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
             self.session.complete(request, None, Outcome.FAILED)
+            self.session.abandon(request)
             self.to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
             self.be_over()
         elif request.refusal is not None:

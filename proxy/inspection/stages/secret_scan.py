@@ -50,9 +50,9 @@ def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
     if too_costly(head) or session.refused is not None:  # it will be refused
         return
     strict = session.recorder.tenant.policy.needs.strict_scan and session.is_unnamed()
-    request.seen = {}
-    for each in {False, strict}:
-        request.seen[each] = yield from _look(session, head, strict=each)
+    seen = request.seen = {} if request.seen is None else request.seen  # it may have been held since
+    for each in {False, strict} - seen.keys():
+        seen[each] = yield from _look(session, head, strict=each)
 
 
 def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":

@@ -175,6 +175,28 @@ def test_only_what_is_untrusted_taints(tmp_path, trust):
     reading(tmp_path, test, THEN_DENY)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_open_connection_whose_source_is_untrusted_after_a_reload_taints_or_ends(tmp_path, monkeypatch, kept):
+    async def test(world, people):
+        task, server = await opened(world, "raw.example")
+        if not kept:
+            monkeypatch.setattr(type(world.tenant.asking), "tainted", lambda *_: False)
+        untrusted = f"{RAW}, trust: untrusted".replace("ORIGIN", str(world.origin.port))
+        world.tenant.policy = policy_of(tmp_path, [untrusted])
+        world.gate.review()
+        assert world.tenant.tainted is kept
+        if kept:
+            await world.until(people.tainted_by)
+            await server.send(b"a stranger's words")
+            assert await task.read_exactly(18) == b"a stranger's words"
+        else:
+            assert await task.ended() == "reset"
+            closing = await world.closing()
+            assert (closing["outcome"], closing["reason"]) == ("blocked", "approval_unavailable")
+
+    reading(tmp_path, test)
+
+
 RECORDS = "id: txt, to: '*.mail.example', dns_types: [TXT], action: allow, trust: TRUST"
 NO_RECORDS = "id: then, to: '*.mail.example', action: deny, when: tainted"
 

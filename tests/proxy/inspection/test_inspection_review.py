@@ -1,7 +1,9 @@
 """Other rules, or another day, while a request is between its decision and the server: it is held against them too."""
 
+import contextlib
 import threading
 from datetime import UTC, date, datetime
+from types import SimpleNamespace
 
 import pytest
 from inspection_clients import cut_off, rest, until, wait_for
@@ -23,7 +25,7 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 def review(gate, port):
     """Have what is open reviewed, as `proxy.worker.reload` does."""
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.tenant.calendar.today())
-    for one in gate.inspection._engine._connections.values():
+    for one in list(gate.inspection._engine._connections.values()):
         one.review(gate.tenant.policy.decide(attempt))
 
 
@@ -280,3 +282,50 @@ def test_a_request_is_decided_on_again_a_ref_in_a_slice(gate):
     gate.rules("[{id: a, to: good.example, action: allow}]")
     attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.tenant.calendar.today())
     assert len(list(standing(gate.tenant, (attempt,) * 1000, None))) == 1000
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_request_whose_source_is_untrusted_after_a_reload_taints_or_ends(gate, origins, kept):
+    begun, let = threading.Event(), threading.Event()
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        begun.set()
+        let.wait(30)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"words")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    with place.connect() as connection:
+        ask(place, connection)
+        until(connection, b"\r\n\r\n")
+        if not kept:
+            gate.tenant.taint = SimpleNamespace(reads=lambda *_: False)
+        rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow"
+        gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
+        gate.loop.run(review, gate, place.port)
+        let.set()
+        assert gate.tenant.tainted is kept
+        if kept:
+            assert until(connection, b"words")
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told.get("reason")) == (("passed", None) if kept else ("blocked", "approval_unavailable"))
+
+
+def test_dials_that_are_called_off_for_a_client_that_leaves_take_no_room(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    quota = gate.dialer.descriptors
+    with place.connect() as connection:
+        wait_for(lambda: gate.inspection._engine and gate.inspection._engine._connections)
+        (one,) = gate.inspection._engine._connections.values()
+
+        def leave():
+            one._dials.update(dict.fromkeys(range(3), list))
+            one._count_servers()
+            before = quota.extra
+            one._leave_servers()
+            return before, quota.extra
+
+        assert gate.loop.run(leave) == (2, 0)
+        connection.close()

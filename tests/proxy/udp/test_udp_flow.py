@@ -4,9 +4,11 @@ import asyncio
 import errno
 import socket
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 import pytest
 
+from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.udp import flow
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.udp.udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
@@ -123,7 +125,7 @@ def test_a_lookup_that_takes_too_long_is_given_up(tmp_path):
     async def test(world, udp, server):
         world.servers.hold = asyncio.Event()
         udp.send("elsewhere.example", 123)
-        udp.now += flow.LOOKUP_TIMEOUT
+        udp.now += LOOKUP_TIMEOUT
         udp.gate.rounds.go()
         assert reasons(world.decisions) == [("failed", "unresolved")]
         world.servers.hold.set()
@@ -235,3 +237,18 @@ def test_at_the_end_of_the_task_what_waits_still_leaves(tmp_path, monkeypatch):
         assert reasons(world.closings) == [("passed", None)] * 2
 
     tried(test, tmp_path, ELSEWHERE)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_flow_whose_source_is_untrusted_after_a_reload_taints_or_ends(tmp_path, kept):
+    async def test(world, udp, server):
+        udp.send(HOST, server.port, b"one")
+        await server.hear()
+        if not kept:
+            world.tenant.taint = SimpleNamespace(reads=lambda *_: False)
+        udp.reload(tmp_path, f"{UDP.replace('PORT', str(server.port))}, trust: untrusted")
+        assert (udp.gate.flows, world.tenant.tainted) == ((1, True) if kept else (0, False))
+        closed = [event for event in world.events if event["kind"] == "connection.closed"]
+        assert reasons(closed) == ([] if kept else [("blocked", "approval_unavailable")])
+
+    tried(test, tmp_path, UDP)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proxy.udp.flow import LOOKUP_TIMEOUT
+from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.gate.held_harness import told

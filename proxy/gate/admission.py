@@ -1,0 +1,218 @@
+"""What a connection and a UDP flow share: decided, resolved, counted against limits and grants, and reviewed.
+
+Subclasses do the I/O: `Connection` for TCP, `proxy.udp.flow.Flow` for UDP. Home of invariant 3: an address that may not
+be dialed is a denial, so nothing is recorded before the lookup.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.dialing.address_check import DialFailed
+from proxy.dialing.dialer import LOOKUP_TIMEOUT
+from proxy.gate.decide import Way, again, failing, holds
+from proxy.gate.states import NEXT_STATE, State
+from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
+from proxy.sandbox.sandbox_state import UNNOTED
+from rules.decision import denied
+from rules.verdicts import Outcome, Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.approvals.leases import Grant, Lease
+    from proxy.dialing.dialer import Dialer, Hop
+    from proxy.gate.decide import Judgement
+    from proxy.gate.pending import Pending
+    from proxy.gate.record import ConnectionRecord
+    from proxy.sandbox.sandbox_state import Tenant
+    from rules.decision import Decision
+
+
+class Owner(Protocol):
+    """The gate that a connection or a flow belongs to."""
+
+    tenant: "Tenant"
+    dialer: "Dialer"
+    clock: "Callable[[], float]"
+
+
+class Admission[G: Owner](ABC):
+    """One connection or flow. `_judgement` is set from DECIDING on."""
+
+    __slots__ = (
+        "_deadline", "_gate", "_hop", "_judgement", "_lease", "_pending", "_policy", "_quota", "record", "state",
+    )  # fmt: skip
+    _judgement: "Judgement"
+
+    def __init__(self, gate: G, record: "ConnectionRecord", state: State) -> None:
+        self.state = state
+        self.record = record
+        self._gate = gate
+        self._deadline = 0.0  # of the state that it is in, by the gate's clock
+        self._pending: Pending | None = None  # people's answer
+        self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
+        self._hop: Hop | None = None  # where it leads
+        self._quota = Quota(gate.tenant.meters)
+        self._lease: Lease | None = None  # where it passes under grants
+
+    def answered(self, judgement: "Judgement") -> None:
+        """Go on with what came of asking people: a judgement that asks nobody."""
+        self._pending = None
+        self._judgement = judgement
+        self._enter(State.DECIDING)
+        self._carry_out()
+
+    def review(self) -> None:
+        """Decide again: other rules, another day, or the task was tainted. What was allowed may have to end."""
+        state = self.state
+        if state is State.PENDING and self._pending is not None:
+            self._pending.review()
+        elif state is State.RESOLVING:
+            self._enter(State.DECIDING)
+            self._judgement = again(self._gate.tenant, self._judgement, can_inspect=self._can_inspect)
+            self._carry_out()
+        elif state is State.DIALING or state is State.SPLICING:
+            self._review_allowed()
+
+    @abstractmethod
+    def failed(self, error: Exception) -> None:
+        """End it after an exception that nobody expected. Never raises."""
+
+    @property
+    def _can_inspect(self) -> bool:
+        """Whether inspection could take it over."""
+        return False
+
+    @abstractmethod
+    def _conclude(self) -> None:
+        """Record a decision that nothing is dialed for, and carry it out."""
+
+    @abstractmethod
+    def _dial(self, hops: "tuple[Hop, ...]") -> None:
+        """Record the decision, and dial."""
+
+    @abstractmethod
+    def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
+        """Close everything and record it, once."""
+
+    def _carry_out(self) -> None:
+        judgement = self._judgement
+        if judgement.way is Way.SPLICE:
+            self._resolve()
+        elif judgement.decision.asks and self._gate.tenant.asking is not None:
+            self._ask()
+        else:
+            self._conclude()
+
+    def _ask(self) -> None:
+        from proxy.gate.pending import Pending  # few connections are held
+
+        gate = self._gate
+        self._enter(State.PENDING)
+        self._pending = Pending(
+            self, self._judgement, gate.tenant, gate.dialer, can_inspect=self._can_inspect, clock=gate.clock
+        )
+        self._pending.begin()
+
+    def _resolve(self) -> None:
+        """Find the addresses."""
+        gate, judgement = self._gate, self._judgement
+        if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
+            raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
+        self._enter(State.RESOLVING)
+        self._policy = policy = gate.tenant.policy
+        try:
+            hops = gate.dialer.known(policy, judgement.attempt)
+        except DialFailed as failure:
+            self._cannot_dial(failure)
+            return
+        if hops is not None:
+            self._dial(hops)
+            return
+        self._deadline = gate.clock() + LOOKUP_TIMEOUT
+        gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
+
+    def _resolved(self, found: "tuple[Hop, ...] | DialFailed", judgement: "Judgement") -> None:
+        """Go on with what a lookup for `judgement` gave; called from the loop."""
+        if self.state is not State.RESOLVING or judgement is not self._judgement:
+            return
+        try:
+            if not holds(self._gate.tenant, judgement, self._policy):
+                self.review()
+            elif isinstance(found, DialFailed):
+                self._cannot_dial(found)
+            else:
+                self._dial(found)
+        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            self.failed(error)
+
+    def _cannot_dial(self, failure: DialFailed) -> None:
+        """Refuse it after all, or ask people about its address."""
+        judgement = failing(self._gate.tenant.policy, self._judgement, failure, can_inspect=self._can_inspect)
+        self.record.may_not_lead_to(failure.address)
+        self._enter(State.DECIDING)
+        self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
+        self._carry_out()
+
+    def _is_within_limits(self) -> bool:
+        """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
+        judgement = self._judgement
+        decision, grants = judgement.decision, judgement.grants
+        if grants:
+            self._lease = self._gate.tenant.lease(grants, self._grant_over)
+            if self._lease is None:
+                self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
+                return False
+        over = self._quota.begin(decision.limits, budgets(grants))
+        if over is None:
+            return True
+        if self._lease is not None:
+            self._lease.end()  # inspection may serve the page of this refusal for longer
+        self._judgement = judgement._replace(decision=exceeded(decision, over))
+        self._cannot_dial(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
+        return False
+
+    def _grant_over(self, grant: "Grant") -> None:
+        """End it: its grant has ended. Called from the loop."""
+        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
+
+    def _may_read(self) -> bool:
+        """Record that it reads from a source, where that is untrusted; False: that can't be kept, so it has ended."""
+        decision, record, tenant = self._judgement.decision, self.record, self._gate.tenant
+        if tenant.reads(decision, self._judgement.attempt.target, record.wanted.port, record.event):
+            return True
+        by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision)
+        self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
+        return False
+
+    def _review_allowed(self) -> None:
+        """Go on under the rules and limits of now, or end it."""
+        tenant = self._gate.tenant
+        judgement = again(tenant, self._judgement, can_inspect=self._can_inspect)
+        problem = None
+        if self.state is State.SPLICING and judgement.way is Way.SPLICE and self._hop is not None:
+            problem = tenant.policy.check_address(judgement.attempt, self._hop)
+        if judgement.way is Way.SPLICE and problem is None:
+            self._judgement = judgement
+            if self._may_read():  # its source may be untrusted by now
+                self._go_on()
+            return
+        # Also what may only go on while it is read: nobody knows what was sent on it before.
+        reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
+        self._end(Outcome.BLOCKED, reason, denied(tenant.policy, reason, judgement.decision))
+
+    def _go_on(self) -> None:
+        """Go on under the limits of the rules that are in force now, unless one of them is used up."""
+        over = self._quota.go_on(self._judgement.decision.limits)
+        if over is not None:
+            by = exceeded(self._judgement.decision, over)
+            self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
+
+    def _cut(self, rule: str | None) -> None:
+        """End it because a rule's limit is used up."""
+        by = cut_by(self._judgement.decision, rule)
+        self._end(Outcome.BLOCKED, by.reason, by)
+
+    def _enter(self, state: State) -> None:
+        self.state = NEXT_STATE[self.state, state]
