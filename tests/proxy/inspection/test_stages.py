@@ -13,7 +13,7 @@ from proxy.inspection.stages.secret_scan import look_ahead
 from proxy.inspection.stages.stage import Stage
 from proxy.inspection.stream import Stream
 from proxy.inspection.stream_states import RequestState, ResponseState
-from proxy.request.messages import RequestHeaders
+from proxy.request.mitmproxy_messages import RequestHeaders
 from proxy.request.request_head import Head
 from rules.names import HostName
 from rules.verdicts import Outcome, Scan, Trust
