@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from datetime import date
 
     from rules.addresses import Network
+    from rules.decision import ApprovalTerms, Limits
     from rules.feeds import Feed
-    from rules.limits import ApprovalTerms, Limits
     from rules.patterns import For, NamePattern, Pattern
 
 

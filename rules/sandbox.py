@@ -6,7 +6,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
-from rules.limits import ApprovalTerms
+from rules.decision import ApprovalTerms
 from rules.patterns import For
 from rules.problems import quoted
 from rules.verdicts import Verdict

@@ -2,7 +2,7 @@
 
 Checked as far as possible before anything is made. Rules may be for certain tasks and labels, so a name is a claim:
 root's `identities.yaml` says which user may claim what. Layers are compared as written by
-`rules.loading.sandbox_layers`, and here with symbolic links followed.
+`rules.loading.layers`, and here with symbolic links followed.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
 from rules.loading.fields import slug, slugged
-from rules.loading.sandbox_layers import NUMBERS, within
+from rules.loading.layers import NUMBERS, within
 from rules.matching.policy import Policy
 from rules.problems import quoted
 from rules.sandbox import NO_BOX, Box, Floor, device

@@ -26,7 +26,7 @@ from proxy.approvals.model import (
 )
 from proxy.approvals.people import told
 from proxy.telemetry.visible import unpadded, visible
-from rules.limits import Covers
+from rules.decision import Covers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 from msgspec.structs import astuple, replace
 
 from rules.attempt import Protocol
-from rules.limits import Covers
+from rules.decision import Covers
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Source(Message, frozen=True):
 
 
 class Terms(Message, frozen=True, rename={"needed": "count", "by_self": "self", "lasts": "for"}):
-    """`rules.limits.ApprovalTerms` as a message: the names are those of rule files, durations are in seconds."""
+    """`rules.decision.ApprovalTerms` as a message: the names are those of rule files, durations are in seconds."""
 
     by: Annotated[str, Meta(min_length=1, max_length=256)] | None
     needed: Annotated[int, Meta(ge=1, le=1 << 62)]

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.approval_request import ApprovalRequest, Message, Real, Text, Texts, Whole, narrower
-from rules.limits import Covers
+from rules.decision import Covers
 from rules.loading.fields import count, day, duration, size
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, WishState
 from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Answer as Told
-from rules.limits import Covers
+from rules.decision import Covers
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:

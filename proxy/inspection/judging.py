@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import Tenant
     from proxy.secrets.injection import Carried, SecretInjector
     from rules.addresses import Address
-    from rules.limits import Limits
+    from rules.decision import Limits
     from rules.matching.policy import Policy
     from rules.names import HostName
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from proxy.approvals.leases import Budget, Grant
-    from rules.decision import Decision
-    from rules.limits import Limits
+    from rules.decision import Decision, Limits
 
 _STEPS: Final = 16  # that a window is counted in
 _FIELDS: Final = ("connections", "requests", "bytes_up", "bytes_down")

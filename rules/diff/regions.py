@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import BLOCKS, block_of, is_within, normal, parse_network
 from rules.attempt import Protocol
-from rules.loading.sandbox_layers import differences
+from rules.loading.layers import differences
 from rules.matching.revision import content
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT, could_cover, covers
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from rules.addresses import Address, Network
+    from rules.decision import ApprovalTerms
     from rules.feeds import Feed
-    from rules.limits import ApprovalTerms
     from rules.matching.policy import Policy
     from rules.rule import Exemption, Rule
     from rules.sandbox import Command

@@ -10,9 +10,8 @@ from rules.attempt import Attempt
 from rules.explain.reasons import meaning
 from rules.explain.sentences import run_sentences, sentences
 from rules.loading.cases import Question, said
-from rules.matching.match import Match
 from rules.matching.plan import PASSES, settles
-from rules.matching.precedence import Finding, weigh
+from rules.matching.precedence import Finding, Match, weigh
 from rules.matching.reference import Considered, consider, covers_target, is_closed, is_granted, is_over
 from rules.names import InvalidName
 from rules.paths import readings
@@ -20,8 +19,7 @@ from rules.problems import printable
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from rules.decision import Decision
-    from rules.limits import ApprovalTerms, Limits
+    from rules.decision import ApprovalTerms, Decision, Limits
     from rules.matching.layers import Layer
     from rules.matching.plan import Leniency
     from rules.matching.policy import Policy

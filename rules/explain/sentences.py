@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.attempt import Protocol
 from rules.explain.reasons import meaning
-from rules.matching.match import Match
+from rules.matching.precedence import Match
 from rules.problems import quoted
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rules.addresses import Address
-    from rules.decision import Decision, Near
+    from rules.decision import ApprovalTerms, Decision, Limits, Near
     from rules.explain.explanation import Explanation
-    from rules.limits import ApprovalTerms, Limits
     from rules.matching.reference import Considered
     from rules.names import HostName
 

@@ -11,8 +11,22 @@ from rules.addresses import parse_host
 from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, day, header_name, label, slug
-from rules.loading.sections import TEXT, WORD, Key, Section, choice, flag, mapping_of, one, text
+from rules.loading.fields import (
+    TEXT,
+    WORD,
+    Key,
+    Reader,
+    Section,
+    choice,
+    day,
+    flag,
+    header_name,
+    label,
+    mapping_of,
+    one,
+    slug,
+    text,
+)
 from rules.matching.commands import Run, decide_run
 from rules.names import HostName, InvalidName
 from rules.ports import WELL_KNOWN

@@ -7,23 +7,30 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from rules.attempt import METHOD_TOKEN, Change
-from rules.limits import ApprovalTerms, Covers, Limits, Per
+from rules.decision import ApprovalTerms, Covers, Limits, Per
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, count, duration, header_name, label, pattern, size, slug
-from rules.loading.sections import (
+from rules.loading.fields import (
     DURATION,
     PATH,
     TEXT,
     WORD,
     Key,
+    Reader,
     Section,
     choice,
+    count,
+    duration,
     flag,
+    header_name,
+    label,
     many,
     mapping_of,
     one,
     one_of,
     one_or_more,
+    pattern,
+    size,
+    slug,
 )
 from rules.paths import PathPattern
 from rules.patterns import For, Pattern

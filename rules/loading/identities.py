@@ -18,8 +18,7 @@ from typing import Final, NamedTuple
 
 from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
-from rules.loading.fields import Reader, label, pattern, whole
-from rules.loading.sections import WORD, Key, Section, many
+from rules.loading.fields import WORD, Key, Reader, Section, label, many, pattern, whole
 from rules.patterns import Pattern
 from rules.problems import quoted
 

@@ -1,4 +1,4 @@
-"""JSON Schema (draft-07) of the rule language for editors, generated from the tables of `sections`.
+"""JSON Schema (draft-07) of the rule language for editors, generated from the tables of `rules.loading.fields`.
 
 An editor's schema is a help and no judge: what it lets pass, `exeat check` may still refuse.
 """
@@ -8,12 +8,11 @@ from typing import Final
 
 from rules.loading.cases import TEST
 from rules.loading.conditions import APPROVAL, FOR, GIT, HTTP, LIMITS
-from rules.loading.includes import INCLUDE
-from rules.loading.rule_file import FILE, SETTINGS
+from rules.loading.fields import Schema, Section
+from rules.loading.rule_file import FILE, INCLUDE, SETTINGS
 from rules.loading.rule_schema import EXCEPT, LIST, RULE
 from rules.loading.sandbox_schema import COMMAND, ENVIRONMENT, MERGE, RESOURCES, SANDBOX
 from rules.loading.secret_schema import FROM, IN, NEEDED, SECRET
-from rules.loading.sections import Schema, Section
 from rules.secrets import SlotKind
 
 ADDRESS: Final = "https://exeat.example/rules.schema.json"

@@ -13,11 +13,10 @@ from rules.feeds import Feed
 from rules.files import contents, why
 from rules.loading.document import Node, Place, parse
 from rules.loading.fields import certificates
-from rules.loading.includes import kept_of
-from rules.loading.rule_file import FileReader, RuleFile
+from rules.loading.layers import Said, agree
+from rules.loading.rule_file import FileReader, RuleFile, kept_of
 from rules.loading.rule_schema import RuleReader
 from rules.loading.secret_schema import gather
-from rules.loading.settings_layers import Said, agree
 from rules.matching.layers import Layer, reached
 from rules.matching.policy import Policy
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
@@ -28,8 +27,8 @@ from rules.verdicts import LayerKind, Mode, TlsMode
 
 if TYPE_CHECKING:
     from rules.loading.cases import Case
-    from rules.loading.includes import Include, Selection
     from rules.loading.preset_locks import Places
+    from rules.loading.rule_file import Include, Selection
     from rules.sandbox import Box, Command, Floor
 
 _MOST_PROBLEMS: Final = 100_000
@@ -271,8 +270,7 @@ class _Loader:
 
     def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
         """Write a preset out with what is locked for it, if it stands for anything that has to be."""
-        from rules.loading.preset_locks import lock_paths, read_locks  # most policies have no preset
-        from rules.loading.preset_templates import fill, places_of
+        from rules.loading.preset_locks import fill, lock_paths, places_of, read_locks  # most policies have no preset
 
         wanted = places_of(root)
         if not wanted:
@@ -344,7 +342,7 @@ class _Loader:
         having = [t for t in files if t.content.sandbox is not None or t.content.commands]
         if not having:
             return NO_BOX, NO_FLOOR, ()
-        from rules.loading.sandbox_layers import BoxFile, gather
+        from rules.loading.layers import BoxFile, gather
 
         said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
         return gather(said, self._places, self._problems)

@@ -8,24 +8,30 @@ from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.limits import Covers
+from rules.decision import Covers
 from rules.loading.conditions import APPROVAL, FOR, read_approval, read_for
 from rules.loading.document import Listing, Mapping, Node
-from rules.loading.fields import Reader, count, duration, shaped, size, slug, variable_name
-from rules.loading.sections import (
+from rules.loading.fields import (
     COUNT,
     SIZE,
     TEXT,
     WORD,
     Key,
+    Reader,
     Schema,
     Section,
     choice,
+    count,
+    duration,
     mapping_of,
     one,
     part,
+    shaped,
+    size,
+    slug,
     text,
     unread,
+    variable_name,
 )
 from rules.problems import quoted
 from rules.sandbox import Box, BoxUser, Command, MergeTerms, WorkspaceMode, device

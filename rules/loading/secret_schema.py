@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
 from rules.loading.document import Listing, Mapping, Node, Scalar
-from rules.loading.fields import Reader, header_name, shaped, slug, variable_name
-from rules.loading.sections import (
+from rules.loading.fields import (
     PATH,
     TEXT,
     WORD,
     Key,
+    Reader,
     Schema,
     Section,
+    header_name,
     many,
     mapping_of,
     one,
     one_or_more,
     part,
     ref,
+    shaped,
+    slug,
+    variable_name,
 )
 from rules.names import HostName, InvalidName
 from rules.problems import Problem, did_you_mean, quoted

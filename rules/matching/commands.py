@@ -7,9 +7,8 @@ Where it can't be known whether a command matches, because there are more words 
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.decision import Asks, Decision
+from rules.decision import USUAL_TERMS, Asks, Decision
 from rules.globs import MANY, Glob, Part, covers
-from rules.limits import USUAL_TERMS
 from rules.matching.revision import digest_of
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Verdict
 

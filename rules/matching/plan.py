@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import Change, Git, GitService, Protocol, Request
 from rules.globs import MANY, Part, Trie, folded
-from rules.matching.match import Match, least, most, without
-from rules.matching.precedence import Finding, weigh
+from rules.matching.precedence import Finding, Match, least, most, weigh, without
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
 from rules.matching.sample_requests import exempted, longest, pushed_refs, witnesses
 from rules.paths import cut_readings

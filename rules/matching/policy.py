@@ -15,9 +15,8 @@ from rules.addresses import Address, normal, why_not_public
 from rules.attempt import NO_LABELS, Attempt, Protocol
 from rules.decision import Asks, Decision
 from rules.matching.index import NOBODY, Candidates, Index, LooksAt, Standing
-from rules.matching.judge import Judge, to_be_asked
+from rules.matching.judge import Judge, about_connection, about_name, about_request, near, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
-from rules.matching.near import about_connection, about_name, about_request, near
 from rules.matching.needs import Needs
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.requests import url_length

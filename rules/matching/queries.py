@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from rules.globs import Glob, fold
-from rules.matching.match import Match, least
+from rules.matching.precedence import Match, least
 from rules.patterns import Pattern
 from rules.rule import Presence, Values
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rules.addresses import opens
 from rules.attempt import Attempt
-from rules.matching.match import Match, least, most
+from rules.matching.precedence import Match, least, most
 from rules.matching.requests import Condition, described, shown, url_length
 from rules.matching.revision import digest_of
 from rules.names import HostName, is_own

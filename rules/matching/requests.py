@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
 from rules.globs import MANY, covers, fold, folded
-from rules.matching.match import Match, agreed, least
+from rules.matching.precedence import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.names import HostName
 from rules.paths import cut_readings

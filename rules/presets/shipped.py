@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 from rules.files import contents
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.loading.load import PRESETS, failures, preset_names, read_preset
-from rules.loading.preset_locks import Places, read_locks
-from rules.loading.preset_templates import fill, places_of
+from rules.loading.preset_locks import Places, fill, places_of, read_locks
 from rules.problems import Problem, RuleFileError, did_you_mean, quoted
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.addresses import parse_address, parse_network
 from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
-from rules.limits import Limits
+from rules.decision import Limits
 from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import PathPattern

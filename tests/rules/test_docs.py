@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from rules.attempt import Change
-from rules.limits import Covers, Per
+from rules.decision import Covers, Per
 from rules.loading.cases import TEST
 from rules.loading.conditions import APPROVAL, FOR, GIT, HTTP, LIMITS
-from rules.loading.includes import INCLUDE
 from rules.loading.load import failures
-from rules.loading.rule_file import FILE, SETTINGS
+from rules.loading.rule_file import FILE, INCLUDE, SETTINGS
 from rules.loading.rule_schema import EXCEPT, RULE
 from rules.loading.sandbox_schema import COMMAND, ENVIRONMENT, RESOURCES, SANDBOX
 from rules.loading.secret_schema import FROM, IN, SECRET

@@ -9,7 +9,7 @@ from rules.diff.compare import compare
 from rules.diff.words import statements
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
-from rules.matching.match import Match
+from rules.matching.precedence import Match
 from rules.matching.revision import digest_of
 from rules.settings import Via
 from rules.verdicts import Outcome, Reason, Trust, Verdict

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rules.decision import ApprovalTerms
 from rules.diff.compare import compare
-from rules.limits import ApprovalTerms
 from rules.loading.load import read
 from rules.problems import RuleFileError
 from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, MergeTerms, WorkspaceMode

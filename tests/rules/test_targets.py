@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.loading.rule_checks import parse_target
+from rules.loading.rule_schema import parse_target
 from tests.rules.writing import problems
 
 MISTAKES = [

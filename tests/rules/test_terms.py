@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.limits import ApprovalTerms, Covers, Limits, Per
+from rules.decision import ApprovalTerms, Covers, Limits, Per
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.problems import RuleFileError

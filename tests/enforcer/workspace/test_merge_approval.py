@@ -21,8 +21,7 @@ from proxy.approvals.protocol import Answer, Introduction, Result
 from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Kind as Event
-from rules.decision import Asks
-from rules.limits import ApprovalTerms
+from rules.decision import ApprovalTerms, Asks
 from tests.harness import whole_lines
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry

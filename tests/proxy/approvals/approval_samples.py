@@ -1,8 +1,7 @@
 """Questions and messages with something in every field."""
 
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Program, Ref, Rule, Source, Terms
-from rules.decision import Asks
-from rules.limits import ApprovalTerms, Covers
+from rules.decision import ApprovalTerms, Asks, Covers
 
 
 def terms_of(*given, **named):

@@ -6,7 +6,7 @@ from proxy.approvals.approval_card import _decoded
 from proxy.approvals.approval_request import File, Ref
 from proxy.approvals.protocol import Tainted
 from proxy.telemetry.baseline.anomalies import Before
-from rules.limits import Covers
+from rules.decision import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     ASKS,

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import astuple
 
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Malformed, Ref, key, keys
-from rules.limits import Covers
+from rules.decision import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     COMMAND,

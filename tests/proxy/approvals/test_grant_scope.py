@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from proxy.approvals.model import ONCE, Extent, Offer, Wider, given_by, sentence, span
-from rules.limits import ApprovalTerms, Covers
+from rules.decision import ApprovalTerms, Covers
 from tests.proxy.approvals.approval_world import START
 
 A, D, R = Covers

@@ -4,7 +4,7 @@ import pytest
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Over, Result, Used
-from rules.limits import Covers
+from rules.decision import Covers
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     ASKS,

@@ -12,7 +12,7 @@ from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
-from rules.limits import Covers
+from rules.decision import Covers
 from tests import event_schema
 from tests.proxy.approvals.approval_samples import ANYONE, EVENT
 from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION

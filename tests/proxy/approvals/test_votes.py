@@ -6,7 +6,7 @@ from proxy.approvals.model import Vote
 from proxy.approvals.people import People
 from proxy.approvals.protocol import Result
 from proxy.approvals.votes import Said
-from rules.limits import Covers
+from rules.decision import Covers
 from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST, terms_of
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, MALLORY, STARTER, USERS
 

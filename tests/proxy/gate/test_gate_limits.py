@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.sandbox.rule_limits import Connections, Exceeded, Meter, Meters
-from rules.limits import Limits
+from rules.decision import Limits
 from tests.proxy.gate.gate_harness import HOSTS, RAW, SPLICED, World, client_hello, policy_of, run
 
 

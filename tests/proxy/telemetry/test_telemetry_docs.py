@@ -14,7 +14,7 @@ from proxy.telemetry.journal.segments import BEGINNING, link_signed
 from proxy.telemetry.prometheus.metrics import PACKET_KINDS
 from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
-from rules.limits import Limits
+from rules.decision import Limits
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.proxy.telemetry.telemetry_harness import connect, full_event, rig
 

@@ -10,8 +10,8 @@ import pytest
 
 from enforcer.cli import main
 from rules.loading.document import Listing, Mapping, parse
+from rules.loading.fields import Section
 from rules.loading.json_schema import rule_file_schema
-from rules.loading.sections import Section
 from tests.rules.writing import problems
 
 ROOT = Path(__file__).parents[3]

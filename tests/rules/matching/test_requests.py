@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.matching.match import Match
+from rules.matching.precedence import Match
 from rules.matching.queries import header, parameter
 from rules.matching.requests import url_length
 from rules.names import HostName

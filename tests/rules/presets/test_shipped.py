@@ -9,9 +9,8 @@ from rules.globs import overlap
 from rules.loading.document import parse
 from rules.loading.fields import Reader
 from rules.loading.load import failures, load, preset_names, read, read_preset
-from rules.loading.preset_locks import Origin, read_lock
-from rules.loading.preset_templates import places_of
-from rules.loading.rule_checks import Suffix, suffix_of_wildcard
+from rules.loading.preset_locks import Origin, places_of, read_lock
+from rules.loading.rule_schema import Suffix, suffix_of_wildcard
 from rules.names import HostName
 from rules.patterns import NamePattern
 from rules.presets import shipped

@@ -12,8 +12,7 @@ from enforcer.approvals import client
 from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
-from rules.decision import Asks
-from rules.limits import ApprovalTerms
+from rules.decision import ApprovalTerms, Asks
 from tests.harness import whole_lines
 
 PATIENCE = 60.0  # seconds

@@ -17,8 +17,7 @@ from proxy.telemetry.events import Answer
 from proxy.telemetry.prometheus.metrics import ANSWERS, STALE, Metrics, Told, Waiting
 from proxy.telemetry.prometheus.totals import add, from_json, to_json, total
 from proxy.wire import message
-from rules.decision import Asks
-from rules.limits import ApprovalTerms
+from rules.decision import ApprovalTerms, Asks
 
 
 def some():
