@@ -1,12 +1,11 @@
 """Attempt: one thing that a task tries, which `Policy.decide` decides."""
 
+from collections.abc import Mapping
 from datetime import date
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rules.addresses import Address
     from rules.names import HostName
 
@@ -23,7 +22,7 @@ REGISTERED_METHODS: Final = frozenset({
     "PURGE", "REFRESH", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE",
 })  # fmt: skip
 NO_CREDENTIAL: Final = "-"  # no secret is called so
-NO_LABELS: Final["Mapping[str, str]"] = {}
+NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Protocol(StrEnum):
@@ -107,7 +106,7 @@ class Attempt(NamedTuple):
     port: int
     request: Request | None = None
     task: str = ""
-    labels: "Mapping[str, str]" = NO_LABELS
+    labels: Mapping[str, str] = NO_LABELS
     at: date | None = None
     tainted: bool = False
     granted: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""Decision on one attempt: verdict, rules, reason, how it is to be carried out, and the limits and approvals it is under.
+"""Decision on one attempt: verdict, rules, reason, how it is carried out, and the limits and approvals it is under.
 
 Tuples, because refusals are made for every attempt anew and a frozen dataclass takes four times as long to make.
 """

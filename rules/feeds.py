@@ -13,14 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from rules.addresses import parse_address
+from rules.addresses import Address, parse_address
 from rules.names import HostName, InvalidName
 from rules.problems import quoted
-
-if TYPE_CHECKING:
-    from rules.addresses import Address
 
 _MOST_LINES: Final = 4_000_000
 _MOST_FOREIGN: Final = 100_000  # lines with characters of other scripts: each takes a thousand times as long
@@ -88,7 +85,7 @@ class Feed:
         first = f"line {self.first_bad.number}, {quoted(self.first_bad.text)}"
         return f"`{self.text}`: {lines} for nothing; the first is {first}"
 
-    def __reduce__(self) -> "tuple[object, ...]":
+    def __reduce__(self) -> tuple[object, ...]:
         more = {"single": self.single, "bad": self.bad, "first_bad": self.first_bad}
         return revived, (hash(_SAMPLE), self.text, self.digest, self.names, more)
 
@@ -186,6 +183,6 @@ def _name(word: str) -> str | None:
         return None
 
 
-def _address(word: str) -> "Address | None":
+def _address(word: str) -> Address | None:
     """Read the address in front of a hosts file's names, with or without a zone: nothing comes of it."""
     return parse_address(word.partition("%")[0])

@@ -5,13 +5,11 @@ included), a `Glob` for one part with `*` in it. What a lookup costs depends on 
 there are. Nothing here knows what parts mean, and nothing is a regular expression: no pattern makes a lookup blow up.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from unicodedata import combining, normalize
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Wild(Enum):
@@ -77,14 +75,14 @@ class Glob(NamedTuple):
 type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
 
 
-def folded(pattern: "Sequence[Part]") -> tuple[Part, ...]:
+def folded(pattern: Sequence[Part]) -> tuple[Part, ...]:
     """Return a pattern as it covers parts in any case, once those are folded."""
     return tuple(
         part if isinstance(part, Wild) else fold(part) if isinstance(part, str) else part.folded() for part in pattern
     )
 
 
-def covers(pattern: "Sequence[Part]", parts: "Sequence[str]") -> bool:
+def covers(pattern: Sequence[Part], parts: Sequence[str]) -> bool:
     """Whether one pattern covers `parts`: the plain meaning of a pattern, which `Trie` finds faster.
 
     Going back to the last MANY is enough, as with `*` in shell globs; quadratic at worst.
@@ -106,7 +104,7 @@ def covers(pattern: "Sequence[Part]", parts: "Sequence[str]") -> bool:
     return all(part is MANY for part in pattern[at:])
 
 
-def overlap(one: "Sequence[Part]", other: "Sequence[Part]") -> bool:
+def overlap(one: Sequence[Part], other: Sequence[Part]) -> bool:
     """Whether something may be covered by both patterns; parts with `*` inside are taken to meet each other."""
     if not one or not other:
         return all(part is MANY for part in one or other)
@@ -205,7 +203,7 @@ class Trie[T]:
         self._root = _Node()
         self.filed: list[list[T]] = []
 
-    def add(self, pattern: "Sequence[Part]") -> int:
+    def add(self, pattern: Sequence[Part]) -> int:
         """Give the slot of `pattern`, the same one whenever the same pattern is added."""
         node = self._root
         ends_in_many = bool(pattern) and pattern[-1] is MANY
@@ -224,13 +222,13 @@ class Trie[T]:
         self.filed.append([])
         return len(self.filed) - 1
 
-    def file(self, pattern: "Sequence[Part]", what: T) -> int:
+    def file(self, pattern: Sequence[Part], what: T) -> int:
         """File something under a pattern; gives its slot."""
         slot = self.add(pattern)
         self.filed[slot].append(what)
         return slot
 
-    def find(self, parts: "Sequence[str]") -> list[int]:
+    def find(self, parts: Sequence[str]) -> list[int]:
         """Find the slots of all patterns that cover `parts`, those that end early (in MANY) first; each once."""
         found: list[int] = []
         node, at = self._root, 0
@@ -248,7 +246,7 @@ class Trie[T]:
         found += [slot for slot in (node.tail, node.slot) if slot != _NONE]
         return found
 
-    def nearest(self, parts: "Sequence[str]", least: int = 2) -> int | None:
+    def nearest(self, parts: Sequence[str], least: int = 2) -> int | None:
         """Find the slot of a pattern that begins as `parts` do, for as many as it can but at least `least`."""
         node, deep = self._root, 0
         for part in parts:
@@ -266,7 +264,7 @@ class Trie[T]:
         return None
 
 
-def _find_all(start: _Node, parts: "Sequence[str]", found: list[int]) -> list[int]:
+def _find_all(start: _Node, parts: Sequence[str], found: list[int]) -> list[int]:
     """Go every way that leads on from `start`, and add the slots that lie there to `found`."""
     nodes: list[_Node] = []
     _enter(start, nodes, found)

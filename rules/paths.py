@@ -20,12 +20,10 @@ counts for what holds back alone: `/channels/%23general/messages` is let out by 
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Self
 
 from rules.globs import MANY, ONE, Glob, Part, Wild, covers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 type Reading = tuple[str, ...]
 
@@ -91,7 +89,7 @@ def _split(path: str) -> Reading:
     return tuple(bare[1:].split("/")) if bare else ()
 
 
-def _all_readings(written: "Iterable[Reading]") -> tuple[Reading, ...]:
+def _all_readings(written: Iterable[Reading]) -> tuple[Reading, ...]:
     """Add to each reading what servers make of it that compare names leniently, leave segments out, or do both."""
     found: dict[Reading, None] = {}
     size = 0

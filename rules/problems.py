@@ -1,9 +1,9 @@
 """Problem in a rule file, with its place: the only error type for what an admin wrote."""
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
@@ -29,13 +29,13 @@ class RuleFileError(Exception):
     `asked`: every path that was looked for, as far as it came.
     """
 
-    def __init__(self, problems: "Sequence[Problem]", asked: "Sequence[Path]" = ()) -> None:
+    def __init__(self, problems: Sequence[Problem], asked: "Sequence[Path]" = ()) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
         self.asked = tuple(asked)
 
 
-def bounded(problems: "Sequence[Problem]") -> "Sequence[Problem]":
+def bounded(problems: Sequence[Problem]) -> Sequence[Problem]:
     """Give the first of many problems, and how many more there are: nobody reads a million."""
     more = len(problems) - _MOST_TOLD
     if more <= 0:
@@ -44,7 +44,7 @@ def bounded(problems: "Sequence[Problem]") -> "Sequence[Problem]":
     return [*problems[:_MOST_TOLD], last]
 
 
-def did_you_mean(word: str, known: "Iterable[str]") -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Give `; did you mean …?` for the nearest of the known words, or nothing."""
     from difflib import get_close_matches  # only when something is wrong anyway
 
@@ -52,7 +52,7 @@ def did_you_mean(word: str, known: "Iterable[str]") -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def listed(texts: "Iterable[str]", most: int) -> str:
+def listed(texts: Iterable[str], most: int) -> str:
     """Write texts with commas between them; of many the first, and how many more there are."""
     texts = list(texts)
     more = len(texts) - most

@@ -7,6 +7,7 @@ without `.git`; rules that deny or ask compare repositories and refs without cas
 """
 
 from collections.abc import Callable
+from datetime import date
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -18,8 +19,6 @@ from rules.ports import Ports
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
-    from datetime import date
-
     from rules.addresses import Network
     from rules.decision import ApprovalTerms, Limits
     from rules.feeds import Feed
@@ -55,7 +54,7 @@ def bare_repository(path: str) -> str:
     return path
 
 
-def repositories(path: str) -> "tuple[Reading, ...]":
+def repositories(path: str) -> tuple[Reading, ...]:
     """List the repositories that a path may mean, its `.git` left out after every way to decode it; none: no path.
 
     In another case it is left out by some servers and not by others.
@@ -140,7 +139,7 @@ class Http(NamedTuple):
     """What a rule says about requests; None is any method, any path, and for the last three what requests.py says."""
 
     methods: frozenset[str] | None = None
-    paths: "tuple[PathPattern, ...] | None" = None
+    paths: tuple[PathPattern, ...] | None = None
     query: tuple[tuple[str, Values], ...] = ()  # in the order of names
     headers: tuple[tuple[str, Values], ...] = ()  # in the order of names, which are lower-case
     body: bool | None = None
@@ -157,7 +156,7 @@ class Exemption(NamedTuple):
     http: Http | None = None
     resolves_to: "tuple[Network, ...] | None" = None
     selector: "For | None" = None
-    git: "GitRule | None" = None
+    git: GitRule | None = None
     credential: str | None = None
     when_tainted: bool = False
 
@@ -187,8 +186,8 @@ class _Said(NamedTuple):
     idle_timeout: float | None = None  # seconds; None: the settings'
     why: str = ""
     selector: "For | None" = None  # the file says `for`
-    until: "date | None" = None  # the last day on which it lets out or asks
-    git: "GitRule | None" = None
+    until: date | None = None  # the last day on which it lets out or asks
+    git: GitRule | None = None
     credential: str | None = None  # the name of a secret
     when_tainted: bool = False
     limits: "Limits | None" = None
@@ -271,11 +270,11 @@ class Rule(ByIdentity, _Said):
         return self.action is Verdict.ASK and not any(name.text == "*" for name in self.names)
 
 
-def is_meant(rule: "Rule", name: HostName) -> bool:
+def is_meant(rule: Rule, name: HostName) -> bool:
     """Whether a rule that covers one of our names counts for it: what lets out has to say exactly the host's."""
     return not rule.lets_out or says(rule, name)
 
 
-def says(rule: "Rule", name: HostName) -> bool:
+def says(rule: Rule, name: HostName) -> bool:
     """Whether a rule is about one of our names by that very name, and it is one that leads anywhere: the host's."""
     return name == HOST and any(pattern.text == HOST for pattern in rule.names)

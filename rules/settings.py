@@ -2,19 +2,15 @@
 
 from enum import StrEnum
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rules.addresses import Address, Network, bracketed, parse_host, why_not_public
-from rules.attempt import Protocol
+from rules.attempt import Attempt, Protocol
 from rules.names import HostName, is_own
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT
 from rules.problems import quoted
 from rules.verdicts import DnsMode, Mode, OnBlock, OnJournalFailure, TlsMode
-
-if TYPE_CHECKING:
-    from rules.attempt import Attempt
-
 
 _SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1080`"
 
@@ -63,7 +59,7 @@ class Via(NamedTuple):
     target: HostName | Address
     relayed: bool = False
 
-    def is_for(self, attempt: "Attempt", upstream: Upstream) -> bool:
+    def is_for(self, attempt: Attempt, upstream: Upstream) -> bool:
         """Whether this is the one way for an attempt that has to go through `upstream`."""
         in_clear = attempt.protocol is Protocol.HTTP and upstream.scheme is Scheme.HTTP
         return (self.upstream, self.target) == (upstream, attempt.target) and (in_clear or not self.relayed)

@@ -5,9 +5,11 @@ are compared by themselves: what no rule decides follows from `mode`, and is not
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from rules.addresses import Address, Network
 from rules.attempt import INSPECTABLE, Attempt, Protocol, Request
+from rules.decision import Decision
 from rules.diff.regions import (
     EVERYWHERE,
     Atoms,
@@ -25,17 +27,13 @@ from rules.diff.regions import (
     terms_of,
 )
 from rules.diff.sample_attempts import OF_REQUESTS, Caller, Requests, callers
+from rules.matching.policy import Policy
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
 from rules.patterns import NamePattern
 from rules.ports import could_cover
+from rules.rule import Rule
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
-
-if TYPE_CHECKING:
-    from rules.addresses import Address, Network
-    from rules.decision import Decision
-    from rules.matching.policy import Policy
-    from rules.rule import Rule
 
 MOST_COMPARED: Final = 250_000  # attempts; what is left out is told
 _ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
@@ -78,13 +76,13 @@ class Standing(NamedTuple):
 class Row(NamedTuple):
     """One kind of attempt that is decided otherwise. `where` says by facet which kind it is."""
 
-    target: "frozenset[str] | Network"  # the names' patterns that cover it, or the smallest network
+    target: frozenset[str] | Network  # the names' patterns that cover it, or the smallest network
     where: dict[str, Any]
     was: Standing
     now: Standing
     attempt: Attempt
     among: dict[str, tuple[Any, ...]]  # by facet all kinds that were told apart
-    address: "Address | None" = None  # that its name resolves to, where that makes the difference
+    address: Address | None = None  # that its name resolves to, where that makes the difference
 
 
 class Compared(NamedTuple):
@@ -105,7 +103,7 @@ class Compared(NamedTuple):
         return not self.settings and not self.rows and self.complete
 
 
-def compare(old: "Policy", new: "Policy", most: int = MOST_COMPARED) -> Compared:
+def compare(old: Policy, new: Policy, most: int = MOST_COMPARED) -> Compared:
     """Find what `new` decides otherwise than `old`, with at most so many attempts tried."""
     comparison = _Comparison(old, new, most)
     try:
@@ -117,7 +115,7 @@ def compare(old: "Policy", new: "Policy", most: int = MOST_COMPARED) -> Compared
 
 
 class _Comparison:
-    def __init__(self, old: "Policy", new: "Policy", most: int) -> None:
+    def __init__(self, old: Policy, new: Policy, most: int) -> None:
         self.old, self.new = old, new
         self.rows: list[Row] = []
         self.seen: list[frozenset[str]] = []
@@ -161,10 +159,10 @@ class _Comparison:
         for found in walk.find(_is_name):
             yield [patterns[number] for number in found.signature], HostName(".".join(reversed(found.parts)))
 
-    def _about(self, address: "Address") -> list[Owner]:
+    def _about(self, address: Address) -> list[Owner]:
         return [owner for network, owners in self._atoms.networks.items() if address in network for owner in owners]
 
-    def _at(self, told: "frozenset[str] | Network", target: "HostName | Address", owners: Iterable[Owner]) -> None:
+    def _at(self, told: frozenset[str] | Network, target: HostName | Address, owners: Iterable[Owner]) -> None:
         """Compare all kinds of attempts at one target, which exactly the `owners` are about."""
         ruling = [owner for owner in owners if not owner.exempts]
         changed = list(dict.fromkeys(owner.rule for owner in ruling if owner.changed))
@@ -190,7 +188,7 @@ class _Comparison:
                     if len(self.rows) == before:
                         self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
 
-    def _telling_apart(self, rules: "tuple[Rule, ...]") -> tuple[Requests, list[Caller]]:
+    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[Requests, list[Caller]]:
         """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
         if self._apart[0] != rules:
             self._apart = rules, (Requests(rules), callers(rules))
@@ -198,7 +196,7 @@ class _Comparison:
 
     def _compare(
         self,
-        told: "frozenset[str] | Network",
+        told: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
         near: Iterable[Place],
@@ -224,7 +222,7 @@ class _Comparison:
 
     def _compare_dialled(  # noqa: PLR0917  by position, as its one idea is a row
         self,
-        told: "frozenset[str] | Network",
+        told: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
         near: Iterable[Place],
@@ -249,14 +247,14 @@ class _Comparison:
                 )
         return found
 
-    def _named(self, standing: Standing, side: Side, address: "Address") -> Standing:
+    def _named(self, standing: Standing, side: Side, address: Address) -> Standing:
         """Say which rules about addresses hold back what may not be dialled."""
         if standing.passes or standing.reason not in _BY_ADDRESS:
             return standing
         about = [owner for owner in self._about(address) if owner.side is side and not owner.exempts]
         return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.lets_out)))
 
-    def _resolving(self, rules: "list[Rule]") -> list[Place]:
+    def _resolving(self, rules: list[Rule]) -> list[Place]:
         """Find addresses for what these rules list, and one that nobody does."""
         listed = {network for rule in rules for network in rule.resolves_to or ()}
         every = [*listed, *self._atoms.networks]
@@ -280,9 +278,9 @@ class _Comparison:
         self,
         told: frozenset[str],
         target: HostName,
-        rules: "list[Rule]",
+        rules: list[Rule],
         near: list[Place],
-        holding: "list[Rule]",
+        holding: list[Rule],
     ) -> None:
         everybody = list(dict.fromkeys((*rules, *holding)))
         opening = [rule for rule in rules if rule.lets_out or rule.default]
@@ -300,7 +298,7 @@ class _Comparison:
                         if both and self._compare_dialled(told, where, attempt, near, standings, _among(who)):
                             break
 
-    def _tried(self, asked: Requests, holding: "list[Rule]", attempt: Attempt) -> Iterator[Request | None]:
+    def _tried(self, asked: Requests, holding: list[Rule], attempt: Attempt) -> Iterator[Request | None]:
         yield None
         if asked.asks and attempt.protocol in INSPECTABLE:
             for _, request in asked.within(holding, attempt.protocol, attempt.target, attempt.port):
@@ -311,7 +309,7 @@ class _Comparison:
         if self._left < 0:
             raise TooMany
 
-    def _standing(self, policy: "Policy", attempt: Attempt) -> Standing:
+    def _standing(self, policy: Policy, attempt: Attempt) -> Standing:
         decision = policy.decide(attempt)
         verdict = _said(decision)
         # Whether it is held here or on the way is no other answer
@@ -326,11 +324,11 @@ class _Comparison:
             self._defaults[policy].issuperset(decision.rules) and reason in _UNDECIDED,
         )
 
-    def _dialling(self, policy: "Policy", attempt: Attempt, address: "Address", standing: Standing) -> Standing:
+    def _dialling(self, policy: Policy, attempt: Attempt, address: Address, standing: Standing) -> Standing:
         reason = policy.check_address(attempt, address)
         return standing if reason is None else Standing(Verdict.DENY, reason=reason)
 
-    def _terms(self, decision: "Decision") -> tuple[str, ...]:
+    def _terms(self, decision: Decision) -> tuple[str, ...]:
         """Say what a decision is bound to, beside its verdict."""
         terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.lets_out else []
         for limits in {limits for _, limits in decision.limits}:
@@ -354,12 +352,12 @@ class _Comparison:
 
 
 def _attempt(
-    target: "HostName | Address", stretch: Stretch, protocol: Protocol, who: Caller, request: Request | None = None
+    target: HostName | Address, stretch: Stretch, protocol: Protocol, who: Caller, request: Request | None = None
 ) -> Attempt:
     return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at, who.tainted)
 
 
-def _among(who: "list[Caller]") -> dict[str, tuple[Any, ...]]:
+def _among(who: list[Caller]) -> dict[str, tuple[Any, ...]]:
     """Give by facet of who tries, and when, all that was told apart."""
     found: dict[str, dict[str, None]] = {}
     for one in who:
@@ -368,7 +366,7 @@ def _among(who: "list[Caller]") -> dict[str, tuple[Any, ...]]:
     return {key: tuple(values) for key, values in found.items()}
 
 
-def _said(decision: "Decision") -> str:
+def _said(decision: Decision) -> str:
     if decision.outcome is Outcome.WOULD_BLOCK:
         return AUDITED
     return Verdict.ASK if decision.asks else decision.verdict

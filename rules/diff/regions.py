@@ -1,29 +1,24 @@
 """Regions that a diff compares: ranges of ports, networks, names and paths, sandboxes and settings."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from rules.addresses import BLOCKS, block_of, is_within, normal, parse_network
+from rules.addresses import BLOCKS, Address, Network, block_of, is_within, normal, parse_network
 from rules.attempt import Protocol
+from rules.decision import ApprovalTerms
+from rules.feeds import Feed
 from rules.loading.layers import differences
+from rules.matching.policy import Policy
 from rules.matching.revision import content
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT, could_cover, covers
+from rules.rule import Exemption, Rule
+from rules.sandbox import Command
 from rules.settings import Settings
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
-
-    from rules.addresses import Address, Network
-    from rules.decision import ApprovalTerms
-    from rules.feeds import Feed
-    from rules.matching.policy import Policy
-    from rules.rule import Exemption, Rule
-    from rules.sandbox import Command
 
 
 class Stretch(NamedTuple):
@@ -33,7 +28,7 @@ class Stretch(NamedTuple):
     high: int
 
 
-def stretches(rules: "Iterable[Rule]") -> list[Stretch]:
+def stretches(rules: Iterable[Rule]) -> list[Stretch]:
     """Cut all ports into stretches that no rule tells apart."""
     lists = (ports for rule in rules for ports in (rule.ports, *(exemption.ports for exemption in rule.excepts)))
     edges = {edge for ports in lists for entry in ports or () for edge in (entry.low, entry.high + 1)}
@@ -41,13 +36,13 @@ def stretches(rules: "Iterable[Rule]") -> list[Stretch]:
     return [Stretch(low, high - 1) for low, high in zip(starts, [*starts[1:], LAST_PORT + 1], strict=True)]
 
 
-def spoken(changed: "Iterable[Rule]", stretch: Stretch) -> list[Protocol]:
+def spoken(changed: Iterable[Rule], stretch: Stretch) -> list[Protocol]:
     """List the protocols on which a rule that differs could have a say on these ports."""
     changed = tuple(changed)
     return [p for p in Protocol if any(_speaks(rule, stretch.low, p) for rule in changed)]
 
 
-def _speaks(rule: "Rule", port: int, protocol: Protocol) -> bool:
+def _speaks(rule: Rule, port: int, protocol: Protocol) -> bool:
     """Whether a rule can match: what decides to allow does so for certain or not at all."""
     return (covers if rule.action is Verdict.ALLOW else could_cover)(rule.ports, port, protocol)
 
@@ -58,11 +53,11 @@ EVERYWHERE: Final = (parse_network("0.0.0.0/0"), parse_network("::/0"))
 class Place(NamedTuple):
     """A network, and an address of it that no smaller network at hand has."""
 
-    network: "Network"
-    address: "Address"
+    network: Network
+    address: Address
 
 
-def places(within: "Iterable[Network]", others: "Collection[Network]") -> "Iterator[Place]":
+def places(within: Iterable[Network], others: Collection[Network]) -> Iterator[Place]:
     """Give places for each network of `within`, and for each smaller one of `others` that lies inside."""
     wanted = sorted(set(within), key=_order)
     everything = sorted({*wanted, *others}, key=_order)
@@ -75,7 +70,7 @@ def places(within: "Iterable[Network]", others: "Collection[Network]") -> "Itera
                 yield from _of(smaller, list(_inside(smaller, everything)), list(_inside(smaller, blocks)))
 
 
-def _of(network: "Network", smaller: "list[Network]", blocks: "list[Network]") -> "Iterator[Place]":
+def _of(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[Place]:
     """Give an address beside the smaller networks and the blocks, and one in a block and beside the networks."""
     plain = _gap(network, sorted((*smaller, *blocks), key=_order))
     if plain is not None:
@@ -89,11 +84,11 @@ def _of(network: "Network", smaller: "list[Network]", blocks: "list[Network]") -
             return
 
 
-def _order(network: "Network") -> tuple[int, int, int]:
+def _order(network: Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _inside(network: "Network", ordered: "list[Network]") -> "Iterator[Network]":
+def _inside(network: Network, ordered: list[Network]) -> Iterator[Network]:
     last = network.version, int(network.broadcast_address), 129
     for other in ordered[bisect_right(ordered, _order(network), key=_order) :]:
         if _order(other) > last:
@@ -101,7 +96,7 @@ def _inside(network: "Network", ordered: "list[Network]") -> "Iterator[Network]"
         yield other
 
 
-def _gap(network: "Network", smaller: "list[Network]") -> "Address | None":
+def _gap(network: Network, smaller: list[Network]) -> Address | None:
     """Find the first address of `network` that none of the networks inside it, in order, has."""
     at = int(network.network_address)
     for inside in smaller:
@@ -122,7 +117,7 @@ class Setting(NamedTuple):
     now: str | None
 
 
-def settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
+def settings(old: Policy, new: Policy) -> tuple[Setting, ...]:
     """List what differs of settings, layers, boxes and commands."""
     was, now = (", ".join(layers(policy)) or "none" for policy in (old, new))
     voting = [Setting("layer", was, now)] if was != now else []
@@ -131,7 +126,7 @@ def settings(old: "Policy", new: "Policy") -> tuple[Setting, ...]:
     return (*voting, *found, *_boxes(old, new))
 
 
-def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
+def _boxes(old: Policy, new: Policy) -> list[Setting]:
     """Compare what tasks run in, what layers keep it to, and which programs are held back."""
     found = [Setting(*each) for each in differences(old.box, new.box)]
     found += [Setting(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
@@ -142,13 +137,13 @@ def _boxes(old: "Policy", new: "Policy") -> list[Setting]:
     return found
 
 
-def _command(command: "Command") -> str:
+def _command(command: Command) -> str:
     said = f" for {command.for_}" if command.for_ is not None else ""
     asks = "" if command.approval is None else f" with approval {terms_of(command.approval)}"
     return f"{command.action} {' '.join(command.words)}{said}{asks}"
 
 
-def terms_of(approval: "ApprovalTerms") -> str:
+def terms_of(approval: ApprovalTerms) -> str:
     """Say what an approval takes, for comparison: every term that is set."""
     return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
 
@@ -157,7 +152,7 @@ def _shown(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def layers(policy: "Policy") -> list[str]:
+def layers(policy: Policy) -> list[str]:
     """Name the files that vote alone: what they leave unsaid counts too."""
     return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
 
@@ -177,7 +172,7 @@ class Owner(NamedTuple):
     """A rule of one of the policies that a pattern belongs to, or one of its exemptions."""
 
     side: Side
-    rule: "Rule"
+    rule: Rule
     changed: bool = False  # whether the other policy doesn't have this atom
     exempts: bool = False
 
@@ -187,7 +182,7 @@ class Atoms:
     """All atoms of two policies, by their pattern."""
 
     names: dict[NamePattern, list[Owner]] = field(default_factory=dict)
-    networks: "dict[Network, list[Owner]]" = field(default_factory=dict)
+    networks: dict[Network, list[Owner]] = field(default_factory=dict)
     left_out: bool = False  # more names of lists differ than are looked at
 
     @property
@@ -196,12 +191,12 @@ class Atoms:
         return [name for name, owners in self.names.items() if any(owner.changed for owner in owners)]
 
     @property
-    def changed_networks(self) -> "list[Network]":
+    def changed_networks(self) -> list[Network]:
         """The networks at which something may be decided otherwise."""
         return [network for network, owners in self.networks.items() if any(owner.changed for owner in owners)]
 
 
-def atoms_of(old: "Policy", new: "Policy", *, all_changed: bool = False) -> Atoms:
+def atoms_of(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
     """Take both policies' rules apart. `all_changed`: what decides beside the rules differs, so each may."""
     contents: dict[Side, list[tuple[object, Rule]]] = {
         side: [((content(rule, _NOT_COMPARED), votes(rule)), rule) for rule in policy.rules]
@@ -227,7 +222,7 @@ def atoms_of(old: "Policy", new: "Policy", *, all_changed: bool = False) -> Atom
     return atoms
 
 
-def _votes(policy: "Policy") -> "Callable[[Rule], object]":
+def _votes(policy: Policy) -> Callable[[Rule], object]:
     """Say in which layers a rule votes as well."""
     layers: dict[Rule, list[str]] = {}
     for layer in policy.layers:
@@ -236,7 +231,7 @@ def _votes(policy: "Policy") -> "Callable[[Rule], object]":
     return lambda rule: tuple(sorted(layers.get(rule, ())))
 
 
-def _take_lists(atoms: Atoms, contents: "dict[Side, list[tuple[object, Rule]]]") -> None:
+def _take_lists(atoms: Atoms, contents: dict[Side, list[tuple[object, Rule]]]) -> None:
     """Take the names of lists that one side alone has; of a list that is the same on both sides none."""
     by_content: dict[object, dict[Side, list[Rule]]] = {}
     for side, pairs in contents.items():
@@ -257,12 +252,12 @@ def _take_lists(atoms: Atoms, contents: "dict[Side, list[tuple[object, Rule]]]")
             owners += [Owner(side, rule, changed=True) for rule in sides[side]]
 
 
-def _names_of(feed: "Feed") -> "Iterator[str]":
+def _names_of(feed: Feed) -> Iterator[str]:
     for chunk in feed.names:
         yield from filter(None, chunk.split("\n"))
 
 
-def _take_exemption(atoms: Atoms, side: Side, rule: "Rule", exemption: "Exemption") -> None:
+def _take_exemption(atoms: Atoms, side: Side, rule: Rule, exemption: Exemption) -> None:
     for name in exemption.names:
         atoms.names.setdefault(name, []).append(Owner(side, rule, exempts=True))
     for network in exemption.networks:

@@ -4,23 +4,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from rules.attempt import Change, Git, GitService, Request
+from rules.addresses import Address
+from rules.attempt import Change, Git, GitService, Protocol, Request
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import ANY_TEXT, SEGMENTS, Signatures, characters
+from rules.names import HostName
 from rules.paths import PathPattern, escaped, readings
-from rules.rule import Http, Presence
+from rules.patterns import For, Pattern
+from rules.rule import GitRule, Http, Presence, Rule, Values
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from rules.addresses import Address
-    from rules.attempt import Protocol
-    from rules.names import HostName
-    from rules.patterns import For, Pattern
-    from rules.rule import GitRule, Rule, Values
-
 
 _NOBODY: Final[Mapping[str, str]] = {}
 _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
@@ -36,7 +31,7 @@ class Caller(NamedTuple):
     tainted: bool = False
 
 
-def callers(rules: "Iterable[Rule]") -> list[Caller]:
+def callers(rules: Iterable[Rule]) -> list[Caller]:
     """Give one of each kind; a single nobody where no rule asks."""
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
@@ -62,7 +57,7 @@ def _days(ends: Sequence[date]) -> list[tuple[date | None, tuple[tuple[str, str]
     return [*days, (begins, (("when", f"from {begins}"),))]
 
 
-def _tasks(asked: "Sequence[For]") -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
+def _tasks(asked: Sequence[For]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
     if not asked:
         return [("", _NOBODY, ())]
     names = [pattern for selector in asked for pattern in selector.tasks]
@@ -78,12 +73,12 @@ def _tasks(asked: "Sequence[For]") -> list[tuple[str, Mapping[str, str], tuple[t
     return found
 
 
-def _texts(patterns: "Sequence[Pattern]") -> list[tuple[str | None, str]]:
+def _texts(patterns: Sequence[Pattern]) -> list[tuple[str | None, str]]:
     """Give a text for each combination of patterns, and one that none covers; each with what it is called."""
     return [(text, kind or "any other") for text, kind in texts(tuple(dict.fromkeys(patterns)))]
 
 
-def texts(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
+def texts(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
     """Give a text and the patterns that cover it, for each combination, and at last one that no pattern covers."""
     walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], ANY_TEXT)
     found = [
@@ -97,12 +92,12 @@ def texts(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
     return found if other is None else [*found, (other, "")]
 
 
-def _letters(patterns: "Iterable[Pattern]") -> str:
+def _letters(patterns: Iterable[Pattern]) -> str:
     used = {character for pattern in patterns for character in pattern.text}
     return next(letter for letter in "xyzwvq0123456789abcdefghijklmnop~" if letter not in used or letter == "~")
 
 
-def _others() -> "Iterable[str]":
+def _others() -> Iterable[str]:
     yield "other"
     yield from (f"other{number}x" for number in range(64))
 
@@ -135,7 +130,7 @@ class Kind(NamedTuple):
 class Requests:
     """The requests that stand for all that `rules` tell apart."""
 
-    def __init__(self, rules: "Sequence[Rule]") -> None:
+    def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
         asked = [(rule.http, rule.git) for rule in rules]
         asked += [(exemption.http, exemption.git) for rule in rules for exemption in rule.excepts]
@@ -172,7 +167,7 @@ class Requests:
         return any(rule.looks_at_requests for rule in self._rules)
 
     def within(
-        self, changed: "Sequence[Rule]", protocol: "Protocol", target: "HostName | Address", port: int
+        self, changed: Sequence[Rule], protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
         """Give those requests that one of the rules that differ can match, and which kind each is."""
         for (where, request), kind in product(self._within(changed, protocol, target, port), self._credentials):
@@ -182,7 +177,7 @@ class Requests:
                 yield {**where, "credential": kind.label}, request._replace(credential=kind.value)
 
     def _within(
-        self, changed: "Sequence[Rule]", protocol: "Protocol", target: "HostName | Address", port: int
+        self, changed: Sequence[Rule], protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
         told: set[tuple[str, str]] = set()
         for rule in changed:
@@ -233,7 +228,7 @@ class _Variation(NamedTuple):
             yield where, Request(method, target, headers.value, *shape.value)
 
     def sized(
-        self, request: Request, protocol: "Protocol", target: "HostName | Address", port: int
+        self, request: Request, protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
         """Make the URL as long as rules tell lengths apart."""
         if not self.sizes:
@@ -256,7 +251,7 @@ class _Variation(NamedTuple):
                 yield {"URL": said}, padded
 
 
-def _within(http: "Http | None", method: str, signature: frozenset[str]) -> bool:
+def _within(http: Http | None, method: str, signature: frozenset[str]) -> bool:
     if http is None:
         return True
     if http.methods is not None and method.upper() not in http.methods:
@@ -289,7 +284,7 @@ def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[Kind]:
     ]
 
 
-def _parameters(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]:
+def _parameters(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[Kind]:
     """Give queries for all that rules tell apart of the parameters that they name."""
     choices = [
         [
@@ -305,14 +300,14 @@ def _parameters(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]
     ]
 
 
-def _credentials(rules: "Sequence[Rule]") -> list[Kind]:
+def _credentials(rules: Sequence[Rule]) -> list[Kind]:
     """Tell apart whose credential a request carries; `None` where no rule asks."""
     exempted = (exemption.credential for rule in rules for exemption in rule.excepts)
     named = {name for name in (*(rule.credential for rule in rules), *exempted) if name is not None}
     return [*(Kind(name, name) for name in sorted(named)), Kind("another", "")] if named else [Kind("", None)]
 
 
-def _headers(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]:
+def _headers(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[Kind]:
     choices = [
         [
             Kind(f"no {name}", ()),
@@ -331,7 +326,7 @@ def _headers(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> list[Kind]:
     return [*known, Kind("unknown", ())]
 
 
-def _by_name(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> "dict[str, tuple[Pattern, ...]]":
+def _by_name(asked: Iterable[tuple[tuple[str, Values], ...]]) -> dict[str, tuple[Pattern, ...]]:
     found: dict[str, list[Pattern]] = {}
     for pairs in asked:
         for name, wanted in pairs:
@@ -339,7 +334,7 @@ def _by_name(asked: "Iterable[tuple[tuple[str, Values], ...]]") -> "dict[str, tu
     return {name: tuple(dict.fromkeys(patterns)) for name, patterns in sorted(found.items())}
 
 
-def _values(patterns: "tuple[Pattern, ...]") -> list[tuple[str, str]]:
+def _values(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
     return texts(patterns) or [("other", "")]
 
 
@@ -347,7 +342,7 @@ def _query(text: str) -> str:
     return escaped(text, _PLAIN)
 
 
-def _git_requests(gits: "Sequence[GitRule]", paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
+def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
     """Give requests of git's for each combination of repositories, of refs, and of paths that they are asked by."""
     refs = list(_refs(gits))
     for service, suffix in _ASKED:
@@ -373,7 +368,7 @@ _ASKED: Final = (
 
 
 def _found(
-    gits: "Sequence[GitRule]", suffix: tuple[str, ...], paths: tuple[PathPattern, ...]
+    gits: Sequence[GitRule], suffix: tuple[str, ...], paths: tuple[PathPattern, ...]
 ) -> Iterator[tuple[frozenset[str], tuple[str, ...]]]:
     """Give a repository, and what it is called, for each combination of patterns for it and for its paths."""
     repos = {repo.text: (repo.parts, repo.folded) for git in gits for repo in git.repos}
@@ -388,7 +383,7 @@ def _found(
             yield _in_another_case(kind), shouted
 
 
-def _refs(gits: "Sequence[GitRule]") -> Iterator[tuple[frozenset[str], str]]:
+def _refs(gits: Sequence[GitRule]) -> Iterator[tuple[frozenset[str], str]]:
     refs = {ref.text: (ref.parts, ref.folded) for git in gits for ref in git.push or ()}
     walk = _folding(("refs", MANY), list(refs.values()), [])
     for found in walk.find(lambda parts: len(parts) > 1):
@@ -401,7 +396,7 @@ def _refs(gits: "Sequence[GitRule]") -> Iterator[tuple[frozenset[str], str]]:
 
 
 def _folding(
-    every: tuple[Part, ...], patterns: "list[tuple[tuple[Part, ...], tuple[Part, ...]]]", more: list[tuple[Part, ...]]
+    every: tuple[Part, ...], patterns: list[tuple[tuple[Part, ...], tuple[Part, ...]]], more: list[tuple[Part, ...]]
 ) -> Signatures:
     """Walk over patterns as they are and without case; `every` is what is wanted."""
     return Signatures([every, *(way for ways in patterns for way in ways), *more], SEGMENTS, {0})

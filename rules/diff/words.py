@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from rules.addresses import bracketed
+from rules.addresses import Network, bracketed
 from rules.attempt import Attempt, Change, GitService, Protocol
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
@@ -12,10 +12,6 @@ from rules.diff.sample_attempts import ANOTHER_CASE, OTHER_METHOD
 from rules.ports import LAST_PORT
 from rules.problems import listed
 from rules.verdicts import Reason, Verdict
-
-if TYPE_CHECKING:
-    from rules.addresses import Network
-
 
 type Kind = frozenset[str]
 
@@ -193,7 +189,7 @@ def _undecided(rows: Iterable[Row]) -> dict[tuple[Standing, Standing], dict[str,
     return found
 
 
-def _merged(rows: list[Row]) -> "Iterator[tuple[dict[str, frozenset[Any]], Row]]":
+def _merged(rows: list[Row]) -> Iterator[tuple[dict[str, frozenset[Any]], Row]]:
     """Merge the rows of one target, one facet after the other."""
     merged = [({key: frozenset({value}) for key, value in row.where.items()}, row) for row in rows]
     others = sorted({key for row in rows for key in row.where} - {*_MERGED, "rest"})
@@ -219,7 +215,7 @@ def _without(where: dict[str, frozenset[Any]], facet: str, row: Row) -> dict[str
     return {key: values for key, values in where.items() if key != facet or not every or values != every}
 
 
-def _said(where: dict[str, frozenset[Any]], row: Row) -> "dict[str, Any]":
+def _said(where: dict[str, frozenset[Any]], row: Row) -> dict[str, Any]:
     """Write the facets of a merged row as rules do."""
     said: dict[str, Any] = {}
     for key, values in where.items():
@@ -260,7 +256,7 @@ def _methods(values: frozenset[str], among: Iterable[str]) -> str:
     return f"any method but {', '.join(left_out)}:" if left_out else "any method:"
 
 
-def _ports(values: "frozenset[Stretch]") -> str:
+def _ports(values: frozenset[Stretch]) -> str:
     ranges: list[Stretch] = []
     for stretch in sorted(values):
         if ranges and ranges[-1].high + 1 >= stretch.low:
@@ -272,7 +268,7 @@ def _ports(values: "frozenset[Stretch]") -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
-def _targets(targets: "list[frozenset[str] | Network]", kinds: Kinds) -> tuple[str, ...]:
+def _targets(targets: list[frozenset[str] | Network], kinds: Kinds) -> tuple[str, ...]:
     names = [target for target in targets if isinstance(target, frozenset)]
     networks = sorted(_shortest(str(target)) for target in targets if not isinstance(target, frozenset))
     return (*kinds.told(names), *networks)

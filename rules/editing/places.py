@@ -1,11 +1,9 @@
 """Finds where to insert an entry in the text of a rule file, and in which style. Nothing else of the text moves."""
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _MARK: Final = "\ufeff"
@@ -39,7 +37,7 @@ class Text:
             raise ValueError("it is not YAML") from error
         self._root = root if isinstance(root, yaml.MappingNode) else None
 
-    def with_all(self, insertions: "Sequence[Insertion]") -> str:
+    def with_all(self, insertions: Sequence[Insertion]) -> str:
         """Put everything in at once, each at its index in the text as it was; of two at one place the first first."""
         pieces, done = [self._begin], 0
         for each in sorted(insertions, key=lambda each: each.at):
@@ -74,7 +72,7 @@ class Text:
             raise Unplaceable(f"`{key}` of `{ident}` is written over several lines: write it in one")
         return written
 
-    def after(self, ident: str, pairs: "Sequence[tuple[str, str]]") -> Insertion:
+    def after(self, ident: str, pairs: Sequence[tuple[str, str]]) -> Insertion:
         """Put a rule of these keys behind another, written as that one is."""
         listing, rule = self._value(self._root, "rules"), self._rule(ident)
         if listing is None or not isinstance(listing, yaml.SequenceNode):
@@ -88,7 +86,7 @@ class Text:
         indented = [(" " * column if number else begin) + line for number, line in enumerate(lines)]
         return self._line(rule, indented)
 
-    def exempting(self, ident: str, entry: str) -> "list[Insertion]":
+    def exempting(self, ident: str, entry: str) -> list[Insertion]:
         """Put an entry into a rule's `except`, or a whole `except` where it has none."""
         rule = self._rule(ident)
         listed = self._value(rule, "except")
@@ -106,7 +104,7 @@ class Text:
             raise Unplaceable(f"`except` of `{ident}` is one mapping over several lines: make it a list first")
         return [Insertion(_start(listed), "["), Insertion(_end(listed), f", {entry}]")]
 
-    def _line(self, node: yaml.Node, lines: "Iterable[str]") -> Insertion:
+    def _line(self, node: yaml.Node, lines: Iterable[str]) -> Insertion:
         """Put lines behind the last one of a node that is written as a block."""
         text = self.text
         last = _last(node)
@@ -119,7 +117,7 @@ class Text:
         begin = "" if not at or text[at - 1] == "\n" else self.line_break
         return Insertion(at, begin + "".join(line + self.line_break for line in lines))
 
-    def _rules(self) -> "list[yaml.Node]":
+    def _rules(self) -> list[yaml.Node]:
         return _items(self._value(self._root, "rules"))
 
     def _rule(self, ident: str) -> yaml.MappingNode:
@@ -129,13 +127,13 @@ class Text:
         raise Unplaceable(f"there is no rule `{ident}` in it")
 
     @staticmethod
-    def _value(node: yaml.Node | None, key: str) -> "yaml.Node | None":
+    def _value(node: yaml.Node | None, key: str) -> yaml.Node | None:
         if not isinstance(node, yaml.MappingNode):
             return None
         return next((value for name, value in node.value if name.value == key), None)
 
 
-def _items(node: yaml.Node | None) -> "list[yaml.Node]":
+def _items(node: yaml.Node | None) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 

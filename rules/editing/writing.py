@@ -2,31 +2,25 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rules.addresses import parse_host
 from rules.attempt import NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
-from rules.diff.compare import compare
+from rules.diff.compare import Row, compare
 from rules.diff.words import example
 from rules.editing.places import Insertion, Text, Unplaceable
 from rules.files import contents, why
 from rules.loading.fields import slugged
 from rules.loading.load import Loaded, failures
+from rules.matching.policy import Policy
 from rules.names import InvalidName
 from rules.paths import readings
 from rules.ports import USUAL_PORTS
 from rules.problems import RuleFileError
 from rules.verdicts import Reason, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import date
-
-    from rules.diff.compare import Row
-    from rules.matching.policy import Policy
-
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._-]*", re.ASCII)  # to YAML text, wherever it stands
 _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # and to people something else
@@ -49,11 +43,11 @@ class Wanted(NamedTuple):
     repo: str = ""
     refs: tuple[tuple[str, Change], ...] = ()
     task: str = ""
-    labels: "Mapping[str, str]" = NO_LABELS
-    at: "date | None" = None
+    labels: Mapping[str, str] = NO_LABELS
+    at: date | None = None
     tainted: bool = False
 
-    def attempts(self) -> "tuple[Attempt, ...]":
+    def attempts(self) -> tuple[Attempt, ...]:
         """Make the attempts of it: one, or one a ref. Raises InvalidName."""
         target = parse_host(self.host)
         made = (
@@ -62,7 +56,7 @@ class Wanted(NamedTuple):
         )
         return tuple(made)
 
-    def _requests(self) -> "Iterator[Request | None]":
+    def _requests(self) -> Iterator[Request | None]:
         if not self.method:
             yield None
             return
@@ -98,7 +92,7 @@ class Wanted(NamedTuple):
         changes = dict.fromkeys(change.value for _, change in self.refs)
         return f"push: [{', '.join(refs)}], changes: [{', '.join(changes)}]"
 
-    def _http(self) -> "Iterator[str]":
+    def _http(self) -> Iterator[str]:
         path = self.path.partition("?")[0]
         self._no_wildcard(path, "the path")
         if len(readings(path)) != 1:
@@ -187,7 +181,7 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     return _checked(before, after, changed, Edited(path, b"", cited, tuple(asks)), wanted)
 
 
-def _idents(policy: "Policy", text: Text, asks: Sequence[str]) -> list[str]:
+def _idents(policy: Policy, text: Text, asks: Sequence[str]) -> list[str]:
     """Find the rules that asked in the file; its own ids."""
     if len(asks) > _MOST_ASKS:
         raise CannotWrite(f"more than {_MOST_ASKS} rules ask about it")
@@ -200,7 +194,7 @@ def _idents(policy: "Policy", text: Text, asks: Sequence[str]) -> list[str]:
     return [cited.partition(":")[2] for cited in asks]
 
 
-def _check_asked(policy: "Policy", attempts: "Sequence[Attempt]", *, unruled: bool) -> None:
+def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) -> None:
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
     held = [(attempt, decision) for attempt, decision in decisions if not decision.lets_out]
     if not held:
@@ -213,7 +207,7 @@ def _check_asked(policy: "Policy", attempts: "Sequence[Attempt]", *, unruled: bo
             raise CannotWrite(f"`{example(attempt)}` is not asked about any more: {decision.reason}")
 
 
-def _exempting(policy: "Policy", text: Text, idents: Sequence[str], matching: Mapping[str, str]) -> list[Insertion]:
+def _exempting(policy: Policy, text: Text, idents: Sequence[str], matching: Mapping[str, str]) -> list[Insertion]:
     """Exempt it from the asks that are no defaults: before those any other rule goes."""
     defaults = {rule.id.partition(":")[2] for rule in policy.rules if rule.default}
     entry = f"{{{', '.join(f'{key}: {value}' for key, value in matching.items())}}}"
@@ -224,7 +218,7 @@ def _exempting(policy: "Policy", text: Text, idents: Sequence[str], matching: Ma
     return found
 
 
-def _needs_body(policy: "Policy", wanted: Wanted) -> bool:
+def _needs_body(policy: Policy, wanted: Wanted) -> bool:
     """Whether only what has a body was asked about: a rule that lets bodies out lets those without out, too."""
     if not wanted.body or not wanted.method or wanted.repo:
         return False
@@ -268,7 +262,7 @@ def _checked(before: Loaded, after: Loaded, text: str, edited: Edited, wanted: W
     return edited._replace(data=text.encode())
 
 
-def _is_meant(row: "Row", wanted: Wanted) -> bool:
+def _is_meant(row: Row, wanted: Wanted) -> bool:
     """Whether a row is of what was asked about, and says that it is let out now.
 
     Or of bytes there that nobody can read: they could be the ones that are exempt, so nobody is asked about them.
@@ -278,7 +272,7 @@ def _is_meant(row: "Row", wanted: Wanted) -> bool:
     return row.now.verdict == Verdict.DENY or _is_the_same(row, wanted)
 
 
-def _is_new(row: "Row", wanted: Wanted) -> bool:
+def _is_new(row: Row, wanted: Wanted) -> bool:
     """Whether a row is of what no rule said anything about, and says that it is let out now."""
     if not _is_there(row, wanted) or row.was.verdict != Verdict.DENY or row.was.reason is not Reason.NO_RULE:
         return False
@@ -286,11 +280,11 @@ def _is_new(row: "Row", wanted: Wanted) -> bool:
     return row.now.verdict == Verdict.ALLOW and (whole or _is_the_same(row, wanted))
 
 
-def _is_there(row: "Row", wanted: Wanted) -> bool:
+def _is_there(row: Row, wanted: Wanted) -> bool:
     return (str(row.attempt.target), row.attempt.port) == (wanted.host, wanted.port)
 
 
-def _is_the_same(row: "Row", wanted: Wanted) -> bool:
+def _is_the_same(row: Row, wanted: Wanted) -> bool:
     """Whether what is let out of one destination is no more than what was asked about."""
     attempt, request = row.attempt, row.attempt.request
     if wanted.protocol is Protocol.TCP:

@@ -4,26 +4,22 @@ Every rule about the target is shown with whether it matches, by the reference e
 and not by the compiled policy: where the two differ, a test fails.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rules.attempt import Attempt
+from rules.decision import ApprovalTerms, Decision, Limits
 from rules.explain.reasons import meaning
 from rules.explain.sentences import run_sentences, sentences
 from rules.loading.cases import Question, said
-from rules.matching.plan import PASSES, settles
+from rules.matching.layers import Layer
+from rules.matching.plan import PASSES, Leniency, settles
+from rules.matching.policy import Policy
 from rules.matching.precedence import Finding, Match, weigh
 from rules.matching.reference import Considered, consider, covers_target, is_closed, is_granted, is_over
 from rules.names import InvalidName
-from rules.paths import readings
+from rules.paths import Reading, readings
 from rules.problems import printable
 from rules.verdicts import Reason
-
-if TYPE_CHECKING:
-    from rules.decision import ApprovalTerms, Decision, Limits
-    from rules.matching.layers import Layer
-    from rules.matching.plan import Leniency
-    from rules.matching.policy import Policy
-    from rules.paths import Reading
 
 
 class Explanation(NamedTuple):
@@ -31,11 +27,11 @@ class Explanation(NamedTuple):
 
     question: Question
     attempt: Attempt | None  # None: the host is no name and no address, or it is a program
-    decision: "Decision"
+    decision: Decision
     considered: tuple[Considered, ...] = ()
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
     via: str | None = None  # the proxy that it goes through; None: it is dialled directly
-    objecting: "tuple[Layer, ...]" = ()  # the layers that don't let it out, where that is what decides
+    objecting: tuple[Layer, ...] = ()  # the layers that don't let it out, where that is what decides
     minds_taint: bool = False  # whether it matters to any rule what a task has read
 
     def lines(self) -> list[str]:
@@ -90,7 +86,7 @@ class Explanation(NamedTuple):
         }
 
 
-def explain(policy: "Policy", question: Question) -> Explanation:
+def explain(policy: Policy, question: Question) -> Explanation:
     """Decide an attempt and say why."""
     if question.run is not None:
         return Explanation(question, None, question.decide(policy))
@@ -107,7 +103,7 @@ def explain(policy: "Policy", question: Question) -> Explanation:
     return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.needs.taint)
 
 
-def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
+def considered(policy: Policy, attempt: Attempt) -> list[Considered]:
     """Hold every rule about the target against the attempt; its path by the reading that is judged strictest."""
     rules = [rule for rule in policy.rules if covers_target(rule, attempt)]
     paths: tuple[Reading | None, ...] = (None,)
@@ -118,7 +114,7 @@ def considered(policy: "Policy", attempt: Attempt) -> list[Considered]:
     return min(tried, key=lambda entries: leniency(finding_of(entries, attempt, leniency)), default=[])
 
 
-def finding_of(entries: list[Considered], attempt: Attempt, leniency: "Leniency | None" = None) -> Finding:
+def finding_of(entries: list[Considered], attempt: Attempt, leniency: Leniency | None = None) -> Finding:
     """Weigh rules that were considered one by one. Without `leniency` audit mode has no word in it."""
     rules = [entry.rule for entry in entries]
     expired = {rule for rule in rules if is_over(rule, attempt.at)}
@@ -139,6 +135,6 @@ def _enforced(finding: Finding) -> int:
     return PASSES * finding.lets_out
 
 
-def _plain(terms: "Limits | ApprovalTerms") -> dict[str, Any]:
+def _plain(terms: Limits | ApprovalTerms) -> dict[str, Any]:
     """Give the terms that are set, by their names."""
     return {key: value for key, value in terms._asdict().items() if value is not None}

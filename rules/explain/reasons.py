@@ -1,14 +1,10 @@
 """Describes each reason and its remedy in a sentence each; docs/reference/rules.md has the long form."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from rules.addresses import Opening, block_of, normal
+from rules.addresses import Address, Opening, block_of, normal
 from rules.names import HOST, ZONE, HostName, is_own
 from rules.verdicts import Reason
-
-if TYPE_CHECKING:
-    from rules.addresses import Address
-
 
 MEANING: Final[dict[Reason, str]] = {
     Reason.GATE_ERROR: "something went wrong in the gate, so it stayed closed: see the journal's `gate.error` events",
@@ -61,7 +57,7 @@ MEANING: Final[dict[Reason, str]] = {
 }
 
 
-def meaning(reason: Reason, target: "HostName | Address | None") -> str:
+def meaning(reason: Reason, target: HostName | Address | None) -> str:
     """Say what a reason means of this target, and what can be done; None: the host is no name and no address."""
     otherwise = opened_otherwise(target) if reason is Reason.NON_PUBLIC_ADDRESS and target is not None else ""
     return otherwise or MEANING[reason]
@@ -70,7 +66,7 @@ def meaning(reason: Reason, target: "HostName | Address | None") -> str:
 NEEDED: Final = f"a rule `to: {HOST}` with its `ports`"  # by whoever wants a service of this machine
 
 
-def opened_otherwise(target: "HostName | Address") -> str:
+def opened_otherwise(target: HostName | Address) -> str:
     """Say what lets out to a target that no `resolves_to` and no address in `to` opens; empty: those do."""
     if isinstance(target, HostName):
         if target == HOST:

@@ -1,21 +1,20 @@
 """Describes a decision in sentences, the verdict first. Queries are never shown, as they may hold secrets."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from rules.addresses import Address
 from rules.attempt import Protocol
+from rules.decision import ApprovalTerms, Decision, Limits, Near
 from rules.explain.reasons import meaning
 from rules.matching.precedence import Match
+from rules.matching.reference import Considered
+from rules.names import HostName
 from rules.problems import quoted
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rules.addresses import Address
-    from rules.decision import ApprovalTerms, Decision, Limits, Near
     from rules.explain.explanation import Explanation
-    from rules.matching.reference import Considered
-    from rules.names import HostName
 
 _DONE: Final = {Verdict.ALLOW: "allowed", Verdict.FLAG: "flagged", Verdict.ASK: "held back", Verdict.DENY: "denied"}
 _MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
@@ -30,7 +29,7 @@ _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 
 
-def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
+def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
     decision, attempt = explanation.decision, explanation.attempt
     asked = quoted(explanation.question.text.partition("?")[0])
@@ -61,7 +60,7 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
     yield from _hints(explanation)
 
 
-def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str]":
+def run_sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision on a program."""
     decision = explanation.decision
     yield _verdict(quoted(explanation.question.text), verdict, decision, None)
@@ -73,7 +72,7 @@ def run_sentences(explanation: "Explanation", verdict: Verdict) -> "Iterator[str
     yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
 
 
-def _verdict(asked: str, verdict: Verdict, decision: "Decision", target: "HostName | Address | None") -> str:
+def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
     by = f" by {_names(decision.rules)}" if decision.rules else ""
     if decision.asks:
         return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
@@ -86,12 +85,12 @@ def _names(rules: tuple[str, ...]) -> str:
     return ", ".join(f"`{rule}`" for rule in rules)
 
 
-def _nearest(near: "Near") -> str:
+def _nearest(near: Near) -> str:
     wanted = f"which wants `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
     return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
 
 
-def _terms(decision: "Decision", *, request: bool, minds_taint: bool) -> "Iterator[str]":
+def _terms(decision: Decision, *, request: bool, minds_taint: bool) -> Iterator[str]:
     """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
     if request and decision.passes:
         yield _SCANNED[decision.scan]
@@ -105,7 +104,7 @@ def _terms(decision: "Decision", *, request: bool, minds_taint: bool) -> "Iterat
         yield f"this holds until {decision.expires}, and that day is the last"
 
 
-def limited(limits: "Limits") -> str:
+def limited(limits: Limits) -> str:
     """Say what limits let out: `at most 5 requests in 1h for each task`."""
     parts = [
         f"{count} {what}"
@@ -121,7 +120,7 @@ def limited(limits: "Limits") -> str:
     return f"at most {' and '.join(parts)}{when} for each {limits.per}"
 
 
-def _approved(terms: "ApprovalTerms") -> str:
+def _approved(terms: ApprovalTerms) -> str:
     who = "whoever may approve" if terms.by is None else f"`{terms.by}`"
     count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
     lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
@@ -138,7 +137,7 @@ def _size(size: int) -> str:
     return f"{size // length}{unit}"
 
 
-def _hints(explanation: "Explanation") -> "Iterator[str]":
+def _hints(explanation: "Explanation") -> Iterator[str]:
     """Say what to ask besides, where what wasn't said made the difference."""
     question = explanation.question
     if not question.task and not question.labels and any(entry.field == "for" for entry in explanation.considered):
@@ -152,12 +151,12 @@ def _hints(explanation: "Explanation") -> "Iterator[str]":
         yield "no credential was said: `--credential ID` says that the placeholder of a secret is in its place"
 
 
-def _telling(entry: "Considered") -> tuple[bool, int, str]:
+def _telling(entry: Considered) -> tuple[bool, int, str]:
     """Order rules so that those that decide come first, and defaults, which seldom do, last."""
     return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
 
 
-def _line(entry: "Considered", *, known: bool) -> str:
+def _line(entry: Considered, *, known: bool) -> str:
     """Tell what came of one rule; `known`: a request was asked about, so that nothing of it is still to come."""
     rule = entry.rule
     line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "

@@ -4,21 +4,17 @@ It is what a task may know of the policy: what it may do and what it may not, ne
 files lie, or what other tasks may.
 """
 
+from collections.abc import Iterator, Mapping
+from datetime import date
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rules.explain.sentences import limited
+from rules.matching.policy import Policy
 from rules.ports import describe
+from rules.rule import GitRule, Http, Rule
+from rules.sandbox import Command
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import date
-
-    from rules.matching.policy import Policy
-    from rules.rule import GitRule, Http, Rule
-    from rules.sandbox import Command
-
 
 MOST_RULES: Final = 500  # that are told of; the rest are counted
 _MOST_TARGETS: Final = 20  # of one rule
@@ -40,12 +36,12 @@ _ONCE_TAINTED: Final = "only once the task has read what a stranger may have wri
 class Permitted(NamedTuple):
     """The rules and commands that are about a task, in the order in which they are told; `more` are left out."""
 
-    rules: "tuple[Rule, ...]"
+    rules: tuple[Rule, ...]
     more: int
-    commands: "tuple[Command, ...]" = ()
+    commands: tuple[Command, ...] = ()
 
 
-def permitted(policy: "Policy", task: str, labels: "Mapping[str, str]", today: "date") -> Permitted:
+def permitted(policy: Policy, task: str, labels: Mapping[str, str], today: date) -> Permitted:
     """Find the rules that are about a task today."""
     mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
     mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
@@ -73,7 +69,7 @@ def told_commands(found: Permitted) -> list[dict[str, Any]]:
     ]
 
 
-def in_words(found: Permitted) -> "Iterator[str]":
+def in_words(found: Permitted) -> Iterator[str]:
     """Yield them as lines."""
     for action, rules in groupby(found.rules, lambda rule: rule.action):
         yield _HEADINGS[action]
@@ -88,13 +84,13 @@ def in_words(found: Permitted) -> "Iterator[str]":
             yield f"- {' '.join(command.words)} [{command.cite}]{f': {command.why}' if command.why else ''}"
 
 
-def _is_about(rule: "Rule", task: str, labels: "Mapping[str, str]", today: "date") -> bool:
+def _is_about(rule: Rule, task: str, labels: Mapping[str, str], today: date) -> bool:
     if rule.selector is not None and not rule.selector.matches(task, labels):
         return False
     return not (rule.lets_out and rule.until is not None and today > rule.until)
 
 
-def _values(rule: "Rule") -> dict[str, Any]:
+def _values(rule: Rule) -> dict[str, Any]:
     said: dict[str, Any] = {
         "id": rule.id,
         "action": rule.action.value,
@@ -122,7 +118,7 @@ def _values(rule: "Rule") -> dict[str, Any]:
     return said
 
 
-def _sentence(rule: "Rule") -> str:
+def _sentence(rule: Rule) -> str:
     said = _values(rule)
     parts = [f"{', '.join(said['to'])} ({said['ports']})"]
     for name, value in (*said.get("http", {}).items(), *said.get("git", {}).items()):
@@ -139,13 +135,13 @@ def _sentence(rule: "Rule") -> str:
     return f"{'; '.join(parts)} [{rule.id}]{f': {rule.why}' if rule.why else ''}"
 
 
-def _targets(rule: "Rule") -> list[str]:
+def _targets(rule: Rule) -> list[str]:
     texts = [pattern.text for pattern in rule.names] + [str(network) for network in rule.networks]
     texts += ["the names of a list"] if rule.feeds else []
     return texts if len(texts) <= _MOST_TARGETS else [*texts[:_MOST_TARGETS], f"and {len(texts) - _MOST_TARGETS} more"]
 
 
-def _requests(http: "Http") -> dict[str, Any]:
+def _requests(http: Http) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if http.methods is not None:
         said["methods"] = sorted(http.methods)
@@ -160,7 +156,7 @@ def _requests(http: "Http") -> dict[str, Any]:
     return said
 
 
-def _git(git: "GitRule") -> dict[str, Any]:
+def _git(git: GitRule) -> dict[str, Any]:
     said: dict[str, Any] = {"repositories": [repo.text for repo in git.repos]}
     if git.fetch:
         said["fetch"] = "yes"

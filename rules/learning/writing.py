@@ -1,26 +1,18 @@
 """Writes drafts as a rule file, with what could not be written."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from json import dumps
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rules.addresses import bracketed
 from rules.attempt import Protocol
 from rules.globs import ONE
-from rules.learning.drafts import shown
-from rules.learning.generalize import written
+from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut, shown
+from rules.learning.generalize import GitDraft, Learned, written
 from rules.paths import readings
-from rules.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut
-    from rules.learning.generalize import GitDraft, Learned
-    from rules.rule import Rule
-    from rules.settings import Past
-
+from rules.rule import Rule
+from rules.settings import Past, Settings
 
 _MOST_TASKS: Final = 5
 _MOST_LEFT_OUT: Final = 50
@@ -29,11 +21,11 @@ _SCHEMES: Final = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
 
 
 def rule_file(
-    drafted: "Drafted",
+    drafted: Drafted,
     head: Iterable[str],
     name: str,
     masked: Callable[[str], str],
-    settings: "Mapping[str, str | list[str]] | None" = None,
+    settings: Mapping[str, str | list[str]] | None = None,
 ) -> str:
     """Write the whole file. `head`: sentences for its first lines; `masked` takes credentials out of a text.
 
@@ -53,7 +45,7 @@ def rule_file(
     return "\n".join(lines) + "\n"
 
 
-def enforced(settings: Settings) -> "dict[str, str | list[str]]":
+def enforced(settings: Settings) -> dict[str, str | list[str]]:
     """Give what a file says that has these settings and enforces: all that differ from the defaults but the mode."""
     usual = Settings()
     written: dict[str, str | list[str]] = {}
@@ -69,7 +61,7 @@ def enforced(settings: Settings) -> "dict[str, str | list[str]]":
     return written
 
 
-def _past(past: "Past") -> list[str]:
+def _past(past: Past) -> list[str]:
     return [*(name.text for name in past.names), *map(str, past.networks)]
 
 
@@ -95,7 +87,7 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
+def _rule(draft: Draft, masked: Callable[[str], str]) -> Iterator[str]:
     place = draft.place
     yield f"  {comment(_seen(draft.evidence, masked))}"
     for note in draft.notes:
@@ -120,7 +112,7 @@ def _rule(draft: "Draft", masked: Callable[[str], str]) -> Iterator[str]:
     yield f'    why: "learned: seen {_times(draft.evidence.times)}, last on {_day(draft.evidence.last)}"'
 
 
-def _http(draft: "Draft", methods: Iterable[str], paths: "Sequence[Learned]") -> Iterator[str]:
+def _http(draft: Draft, methods: Iterable[str], paths: Sequence[Learned]) -> Iterator[str]:
     yield "    http:"
     yield f"      methods: {_list(methods)}"
     if paths:
@@ -132,7 +124,7 @@ def _http(draft: "Draft", methods: Iterable[str], paths: "Sequence[Learned]") ->
         yield "      websocket: true"
 
 
-def _git(git: "GitDraft") -> Iterator[str]:
+def _git(git: GitDraft) -> Iterator[str]:
     yield "    git:"
     yield f"      repos: {_list(git.repos)}"
     if git.change is None:
@@ -146,7 +138,7 @@ def _list(values: Iterable[str]) -> str:
     return f"[{', '.join(map(dumps, values))}]"
 
 
-def _seen(evidence: "Evidence", masked: Callable[[str], str]) -> str:
+def _seen(evidence: Evidence, masked: Callable[[str], str]) -> str:
     first, last = _moment(evidence.first), _moment(evidence.last)
     when = first if first == last else f"{first} to {last}"
     names = [f"`{_short(masked(task))}`" for task in list(evidence.tasks)[:_MOST_TASKS] if task]
@@ -155,7 +147,7 @@ def _seen(evidence: "Evidence", masked: Callable[[str], str]) -> str:
     return f"seen {_times(evidence.times)}, {when}{by}"
 
 
-def _left_out(left_out: "tuple[LeftOut, ...]", masked: Callable[[str], str]) -> Iterator[str]:
+def _left_out(left_out: tuple[LeftOut, ...], masked: Callable[[str], str]) -> Iterator[str]:
     yield comment("Not learned:")
     for each in left_out[:_MOST_LEFT_OUT]:
         yield comment(f"  {_times(each.times)}: {_short(masked(each.what))}: {each.why}")
@@ -167,11 +159,11 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
 
 
-def _test(draft: "Draft") -> str:
+def _test(draft: Draft) -> str:
     return f"{{attempt: {_quoted(_attempt(draft))}, expect: {draft.action.value}, rule: {draft.id}}}"
 
 
-def _attempt(draft: "Draft") -> str:
+def _attempt(draft: Draft) -> str:
     """Write an attempt that a rule covers; any value does where it has a `*`."""
     if draft.git is not None:
         return _git_attempt(draft, draft.git)
@@ -186,14 +178,14 @@ def _attempt(draft: "Draft") -> str:
     return f"{draft.methods[0]} {_origin(draft)}{path}"
 
 
-def _git_attempt(draft: "Draft", git: "GitDraft") -> str:
+def _git_attempt(draft: Draft, git: GitDraft) -> str:
     url = f"{_origin(draft)}/{git.repos[0]}"
     if git.change is None:
         return f"git fetch {url}"
     return f"git push {url} {git.example} {git.change.value}"
 
 
-def _origin(draft: "Draft") -> str:
+def _origin(draft: Draft) -> str:
     scheme, usual = _SCHEMES[draft.place.protocol]
     if draft.websocket:
         scheme = {"https": "wss", "http": "ws"}[scheme]
@@ -217,7 +209,7 @@ _MOST_CITED: Final = 5
 NOT_TAKEN_OVER: Final = "NOT TAKEN OVER"
 
 
-def noted(drafted: "Drafted", rules: "Mapping[str, Rule]") -> "tuple[Drafted, int]":
+def noted(drafted: Drafted, rules: Mapping[str, Rule]) -> tuple[Drafted, int]:
     """Note on each learned rule what those that let its requests out said besides; beside it, on how many.
 
     `rules`: that were in force, by their ids.
@@ -227,7 +219,7 @@ def noted(drafted: "Drafted", rules: "Mapping[str, Rule]") -> "tuple[Drafted, in
     return drafted._replace(drafts=tuple(drafts)), looser
 
 
-def _notes(draft: "Draft", rules: "Mapping[str, Rule]") -> "Iterator[str]":
+def _notes(draft: Draft, rules: Mapping[str, Rule]) -> Iterator[str]:
     said = ((cite, unsaid(rules[cite])) for cite in draft.evidence.let_out_by if cite in rules)
     found = [f"`{cite}`: {', '.join(keys)}" for cite, keys in said if keys]
     more = f"; and {len(found) - _MOST_CITED} more rules" if len(found) > _MOST_CITED else ""
@@ -235,7 +227,7 @@ def _notes(draft: "Draft", rules: "Mapping[str, Rule]") -> "Iterator[str]":
         yield f"{NOT_TAKEN_OVER} from {'; '.join(found[:_MOST_CITED])}{more}"
 
 
-def unsaid(rule: "Rule") -> tuple[str, ...]:
+def unsaid(rule: Rule) -> tuple[str, ...]:
     """Return the keys of a rule that narrow it, or what is done with what it lets out, and that nobody can learn."""
     http = rule.http
     said = {

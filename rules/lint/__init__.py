@@ -4,14 +4,14 @@ It reads what was compiled, never text, so that a finding is about what a rule d
 never be a reason for a verdict: `Policy.decide` knows nothing of it. Everything here is near linear in the rules.
 """
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import date
+from rules.lint.findings import Finding
+from rules.loading.load import Loaded
 
-    from rules.lint.findings import Finding
-    from rules.loading.load import Loaded
+if TYPE_CHECKING:
+    from datetime import date
 
 
 class Surroundings(NamedTuple):
@@ -22,10 +22,10 @@ class Surroundings(NamedTuple):
 
     today: "date"
     identities: bool = False
-    is_obeyed: "Callable[[str], bool]" = lambda _path: False
+    is_obeyed: Callable[[str], bool] = lambda _path: False
 
 
-def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
+def examine(loaded: Loaded, surroundings: Surroundings) -> list[Finding]:
     """Say everything that is worth saying about files that could be read, in the order of files and lines.
 
     Of the rules of presets only ways around them are told, and at the include: the rest is nobody's here to change.
@@ -38,7 +38,7 @@ def examine(loaded: "Loaded", surroundings: Surroundings) -> "list[Finding]":
     )
 
 
-def _found(loaded: "Loaded", surroundings: Surroundings) -> "Iterator[Finding]":
+def _found(loaded: Loaded, surroundings: Surroundings) -> Iterator[Finding]:
     from rules.lint.findings import Reporter
     from rules.lint.rule_pairs import idle, splicing, ways_around
     from rules.lint.single_rules import (

@@ -1,27 +1,22 @@
 """What a rule covers for lint: names, networks, ports and paths that another rule covers too."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from datetime import date
+from typing import Final, NamedTuple
 
 from rules.addresses import BLOCKS, Network, is_within, opens
 from rules.attempt import Attempt, Protocol, Request
+from rules.decision import Decision
 from rules.globs import MANY, Part, Trie, covers, overlap
+from rules.matching.policy import Policy
 from rules.matching.requests import UNNAMED, is_wide
 from rules.matching.sample_requests import filled, sample_paths
 from rules.names import HostName, InvalidName
+from rules.paths import PathPattern
+from rules.patterns import For, NamePattern, Pattern
 from rules.ports import Ports
-from rules.rule import Rule
+from rules.rule import Exemption, Http, Rule
 from rules.verdicts import STRICTEST_FIRST, Verdict
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    from rules.decision import Decision
-    from rules.matching.policy import Policy
-    from rules.paths import PathPattern
-    from rules.patterns import For, NamePattern, Pattern
-    from rules.rule import Exemption, Http
-
 
 type Target = NamePattern | Network
 
@@ -152,13 +147,13 @@ def _http_covers(wide: Rule, narrow: Rule) -> bool:
     return short and mine._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
 
 
-def _may_push(pattern: "PathPattern") -> bool:
+def _may_push(pattern: PathPattern) -> bool:
     """Whether a git push could be under a path: what has no paths lets out none."""
     last = pattern.parts[-1] if pattern.parts else ""
     return not isinstance(last, str) or last in {"git-receive-pack", "refs"}
 
 
-def _methods_cover(wide: "Http", narrow: "Http", one: Rule, other: Rule) -> bool:
+def _methods_cover(wide: Http, narrow: Http, one: Rule, other: Rule) -> bool:
     if wide.methods is None:
         return True
     if narrow.methods is None:
@@ -168,7 +163,7 @@ def _methods_cover(wide: "Http", narrow: "Http", one: Rule, other: Rule) -> bool
     return same_reading and narrow.methods <= wide.methods
 
 
-def _paths_cover(wide: "tuple[PathPattern, ...] | None", narrow: "tuple[PathPattern, ...] | None") -> bool:
+def _paths_cover(wide: tuple[PathPattern, ...] | None, narrow: tuple[PathPattern, ...] | None) -> bool:
     if wide is None:
         return True
     if narrow is None:
@@ -184,7 +179,7 @@ def pattern_covers(wide: tuple[Part, ...], narrow: tuple[Part, ...]) -> bool:
     return all(covers(wide, text) for text in sample_paths(narrow, len(wide)))
 
 
-def _is_harmless(exemption: "Exemption", wide: Rule, narrow: Rule, target: Target) -> bool:
+def _is_harmless(exemption: Exemption, wide: Rule, narrow: Rule, target: Target) -> bool:
     """Whether what the wider rule exempts is nothing of the narrower one's, on this target."""
     if exemption in narrow.excepts and (wide.action is not Verdict.ALLOW or narrow.action is Verdict.ALLOW):
         return True  # what is exempt from an allow is read wider than what is exempt from anything else
@@ -271,7 +266,7 @@ class Targets:
                 self._by_network.setdefault(network, _Slot()).add(rule)
                 self._lengths[network.version].add(network.prefixlen)
 
-    def over_name(self, name: "NamePattern", rule: Rule) -> Iterator[tuple[Rule, bool]]:
+    def over_name(self, name: NamePattern, rule: Rule) -> Iterator[tuple[Rule, bool]]:
         """Give rules about every name that `name` covers, each with whether it is by that very pattern."""
         own = self._slots.get(name.parts)
         covering = self._names.find([filled(part) for part in name.parts if part is not MANY])
@@ -287,7 +282,7 @@ class Targets:
             for candidate in self._names.filed[slot][0].rules(rule):
                 yield candidate, slot == own
 
-    def over_network(self, network: "Network", rule: Rule) -> Iterator[tuple[Rule, bool]]:
+    def over_network(self, network: Network, rule: Rule) -> Iterator[tuple[Rule, bool]]:
         """Give rules about every address in `network`, each with whether it is by that very network."""
         for length in sorted(self._lengths[network.version]):
             if length > network.prefixlen:
@@ -315,7 +310,7 @@ class Standing(NamedTuple):
     labels: dict[str, str] = {}  # noqa: RUF012  never changed
 
 
-def name_of(pattern: "NamePattern") -> HostName | None:
+def name_of(pattern: NamePattern) -> HostName | None:
     """Give a name that the pattern covers, or None: it is too long to have one."""
     labels = [WORD if part is MANY else filled(part, WORD) for part in pattern.parts]
     if pattern.text.startswith("**."):
@@ -326,12 +321,12 @@ def name_of(pattern: "NamePattern") -> HostName | None:
         return None
 
 
-def path_of(parts: "tuple[Part, ...]") -> str:
+def path_of(parts: tuple[Part, ...]) -> str:
     """Give a path that the parts of a pattern cover, without a slash in front."""
     return "/".join(WORD if part is MANY else filled(part, WORD) for part in parts)
 
 
-def somebody(rule: "Rule") -> Standing:
+def somebody(rule: Rule) -> Standing:
     """Give a task with labels that the rule is for."""
     selector: For | None = rule.selector
     if selector is None:
@@ -343,19 +338,19 @@ def somebody(rule: "Rule") -> Standing:
 class Asker(NamedTuple):
     """Asks a policy what it decides today about attempts of those that a rule is for."""
 
-    policy: "Policy"
-    today: "date"
+    policy: Policy
+    today: date
 
-    def connection(self, rule: "Rule", name: HostName, port: int, protocol: Protocol) -> "Decision":
+    def connection(self, rule: Rule, name: HostName, port: int, protocol: Protocol) -> Decision:
         """Decide a connection."""
         task, labels = somebody(rule)
         return self.policy.decide(Attempt(protocol, name, port, task=task, labels=labels, at=self.today))
 
-    def request(self, rule: "Rule", name: HostName, request: Request) -> "Decision":
+    def request(self, rule: Rule, name: HostName, request: Request) -> Decision:
         """Decide a request over HTTPS."""
         task, labels = somebody(rule)
         return self.policy.decide(Attempt(Protocol.TLS, name, 443, request, task=task, labels=labels, at=self.today))
 
 
-def _text(pattern: "Pattern") -> str:
+def _text(pattern: Pattern) -> str:
     return pattern.text if pattern.glob is None else filled(pattern.glob, WORD)

@@ -1,17 +1,13 @@
 """Findings of `exeat check`: the codes, and what each says and where."""
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from rules.loading.document import Listing, Mapping, Scalar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rules.loading.document import Node
-    from rules.loading.load import Loaded
-    from rules.problems import Problem
-    from rules.rule import Rule
+from rules.loading.document import Listing, Mapping, Node, Scalar
+from rules.loading.load import Loaded
+from rules.problems import Problem
+from rules.rule import Rule
 
 
 class Severity(StrEnum):
@@ -158,7 +154,7 @@ class Finding(NamedTuple):
         }
 
 
-def from_problem(problem: "Problem", check: Check) -> Finding:
+def from_problem(problem: Problem, check: Check) -> Finding:
     """Make a finding of what reading a file told."""
     return Finding(check, problem.file, problem.line, problem.column, problem.message)
 
@@ -166,14 +162,14 @@ def from_problem(problem: "Problem", check: Check) -> Finding:
 class Reporter:
     """Makes findings about the rules of files that were loaded, each at the most telling place."""
 
-    def __init__(self, loaded: "Loaded") -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self._places = loaded.places
         self._settings = loaded.settings
         self._secrets = loaded.secrets
         self._boxes = loaded.boxes
         self._numbers = {rule: number for number, rule in enumerate(loaded.places)}
 
-    def number(self, rule: "Rule") -> tuple[int, str]:
+    def number(self, rule: Rule) -> tuple[int, str]:
         """Give what sorts rules as they stand in the files."""
         return self._numbers.get(rule.id, 0), rule.id
 
@@ -182,7 +178,7 @@ class Reporter:
         place = self._places.get(ident)
         return place is not None and place.via is not None
 
-    def about(self, check: Check, rule: "Rule", message: str, *others: str, at: str = "id", entry: str = "") -> Finding:
+    def about(self, check: Check, rule: Rule, message: str, *others: str, at: str = "id", entry: str = "") -> Finding:
         """Tell something about a rule, at one of its keys, or at the entry of that key's list that is written so."""
         place = self._places.get(rule.id)
         rules = (rule.id, *others)
@@ -199,7 +195,7 @@ class Reporter:
         node = _node(place.node, "hosts", entry)
         return Finding(check, place.file, node.line, node.column, message)
 
-    def about_boxes(self, check: Check, key: str, message: str, entry: str = "") -> "Iterator[Finding]":
+    def about_boxes(self, check: Check, key: str, message: str, entry: str = "") -> Iterator[Finding]:
         """Tell something about each `sandbox` that has a key, and in its list an entry that is written so."""
         for place in self._boxes:
             if isinstance(place.node, Mapping) and key in place.node.pairs:
@@ -214,7 +210,7 @@ class Reporter:
         return Finding(check, self._settings.file, node.line, node.column, message)
 
 
-def _node(node: "Node", key: str, entry: str) -> "Node":
+def _node(node: Node, key: str, entry: str) -> Node:
     """Find where a key of a mapping stands, or an entry of its list; as near as what is written allows."""
     if not isinstance(node, Mapping) or key not in node.pairs:
         return node

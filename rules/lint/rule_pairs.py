@@ -1,27 +1,21 @@
 """Lint of pairs of rules: one that covers, splices or disables another."""
 
+from collections.abc import Iterator
+from datetime import date
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rules.attempt import Protocol, Request
 from rules.lint import findings
-from rules.lint.coverage import WORD, Asker, Targets, goes_before, name_of, path_of, silences
+from rules.lint.coverage import WORD, Asker, Target, Targets, goes_before, name_of, path_of, silences
+from rules.lint.findings import Finding, Reporter
+from rules.matching.policy import Policy
 from rules.names import HostName, InvalidName
-from rules.ports import UNSEEN, never_leaves
+from rules.patterns import NamePattern
+from rules.ports import UNSEEN, Ports, never_leaves
 from rules.problems import listed
+from rules.rule import Rule
 from rules.verdicts import TlsMode, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import date
-
-    from rules.lint.coverage import Target
-    from rules.lint.findings import Finding, Reporter
-    from rules.matching.policy import Policy
-    from rules.patterns import NamePattern
-    from rules.ports import Ports
-    from rules.rule import Rule
-
 
 _MOST_NAMED: Final = 3
 _MOST_TRIED: Final = 8  # names and repositories of one rule
@@ -51,7 +45,7 @@ class _Way(NamedTuple):
     by: tuple[str, ...]
 
 
-def ways_around(policy: "Policy", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+def ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Finding]:
     """Tell of the ways around rules that ask or deny."""
     ask = Asker(policy, today)
     found = [(findings.AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
@@ -67,7 +61,7 @@ def ways_around(policy: "Policy", reporter: "Reporter", today: "date") -> "Itera
             yield reporter.about(check, rule, message, *others, at=at)
 
 
-def _told(ways: "list[_Way]") -> str:
+def _told(ways: list[_Way]) -> str:
     """Tell the ways, those that the same rules let out together."""
     attempts: dict[tuple[str, ...], dict[str, None]] = {}
     for way in ways:
@@ -82,7 +76,7 @@ def _told(ways: "list[_Way]") -> str:
     )
 
 
-def _raw_ways(policy: "Policy", ask: Asker) -> "dict[Rule, list[_Way]]":
+def _raw_ways(policy: Policy, ask: Asker) -> dict[Rule, list[_Way]]:
     """Pair what looks at requests, or asks, with what lets bytes out unread to the same name on another port.
 
     So does what looks for secrets, to keep them in.
@@ -96,7 +90,7 @@ def _raw_ways(policy: "Policy", ask: Asker) -> "dict[Rule, list[_Way]]":
     return {held: ways for held, ways in found.items() if ways}
 
 
-def _pairs(wide: "list[Rule]", narrow: "list[Rule]") -> "Iterator[tuple[Rule, Rule, NamePattern]]":
+def _pairs(wide: list[Rule], narrow: list[Rule]) -> Iterator[tuple[Rule, Rule, NamePattern]]:
     """Pair rules about a name, or names, of another rule with that rule and those names."""
     over = Targets(wide)
     for rule in narrow:
@@ -105,7 +99,7 @@ def _pairs(wide: "list[Rule]", narrow: "list[Rule]") -> "Iterator[tuple[Rule, Ru
                 yield other, rule, name
 
 
-def _unread(rule: "Rule") -> "list[Ports]":
+def _unread(rule: Rule) -> list[Ports]:
     ports = rule.ports or ()
     return [
         entry
@@ -114,7 +108,7 @@ def _unread(rule: "Rule") -> "list[Ports]":
     ]
 
 
-def _is_about_what_is_seen(rule: "Rule") -> bool:
+def _is_about_what_is_seen(rule: Rule) -> bool:
     if rule.scan is not None and rule.scan.blocks:
         return bool(rule.names)
     if rule.lets_out or rule.default or not rule.names:
@@ -122,7 +116,7 @@ def _is_about_what_is_seen(rule: "Rule") -> bool:
     return rule.looks_at_requests or rule.action is Verdict.ASK
 
 
-def _ways(ask: Asker, rule: "Rule", pattern: "NamePattern") -> "Iterator[_Way]":
+def _ways(ask: Asker, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
     """Try whether a rule really lets out unread where it says so."""
     name = name_of(pattern)
     for entry in _unread(rule) if name is not None else ():
@@ -132,7 +126,7 @@ def _ways(ask: Asker, rule: "Rule", pattern: "NamePattern") -> "Iterator[_Way]":
             yield _Way(f"{entry.protocol} {pattern.text}:{entry.low}", (rule.id,))
 
 
-def _git_ways(ask: Asker, rule: "Rule", requests: tuple[tuple[str, str, str], ...]) -> "Iterator[_Way]":
+def _git_ways(ask: Asker, rule: Rule, requests: tuple[tuple[str, str, str], ...]) -> Iterator[_Way]:
     assert rule.git is not None
     for pattern in rule.names[:_MOST_TRIED]:
         host = name_of(pattern)
@@ -164,7 +158,7 @@ _MOST_NAMES: Final = 16  # names of one rule
 _MOST_ASKED: Final = 256  # rules on one name
 
 
-def splicing(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
     """Tell of rules that pass on unread what they let out."""
     ask, targets = Asker(policy, today), None
     for rule in own:
@@ -185,7 +179,7 @@ def splicing(policy: "Policy", own: "list[Rule]", reporter: "Reporter", today: "
         yield in_vain or reporter.about(findings.SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
 
 
-def _unreadable(rule: "Rule") -> str:
+def _unreadable(rule: Rule) -> str:
     """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
     read = (Protocol.TLS, Protocol.HTTP)
     listed = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
@@ -198,14 +192,14 @@ def _unreadable(rule: "Rule") -> str:
     return f"`{rule.id}` has {ports} read as HTTP, which is all that can be{waits}"
 
 
-def _given_up(rule: "Rule", ports: str) -> str:
+def _given_up(rule: Rule, ports: str) -> str:
     return (
         f"`{rule.id}` passes on unread what goes to {ports}: methods, paths, uploads and credentials are not seen, "
         "and on a shared CDN the request inside can be for another host"
     )
 
 
-def _never_spliced(ask: Asker, targets: Targets, rule: "Rule", port: int, reporter: "Reporter") -> "Finding | None":
+def _never_spliced(ask: Asker, targets: Targets, rule: Rule, port: int, reporter: Reporter) -> Finding | None:
     for pattern in rule.names[:_MOST_NAMES]:
         name = name_of(pattern)
         if name is None:
@@ -223,7 +217,7 @@ def _never_spliced(ask: Asker, targets: Targets, rule: "Rule", port: int, report
     return None
 
 
-def _has_it_read(rule: "Rule", port: int) -> bool:
+def _has_it_read(rule: Rule, port: int) -> bool:
     if rule.ports is not None and not any(entry.covers(port, Protocol.TLS) for entry in rule.ports):
         return False
     return rule.looks_at_requests or (rule.lets_out and not rule.splices(port))
@@ -235,7 +229,7 @@ _NOWHERE: Final = frozenset[int]()
 _MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
 
 
-def idle(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+def idle(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of rules, and of single targets of rules, that do nothing."""
     targets, voting = Targets(policy.rules), _voting(policy)
     for rule in own:
@@ -251,7 +245,7 @@ def idle(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator
             yield from _parts(rule, covered, reporter)
 
 
-def _whole(rule: "Rule", covering: "list[Rule]", reporter: "Reporter") -> "Finding":
+def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     others = list(dict.fromkeys(covering))
     idents = [other.id for other in others[:_MOST_NAMED]]
     named = listed([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
@@ -261,7 +255,7 @@ def _whole(rule: "Rule", covering: "list[Rule]", reporter: "Reporter") -> "Findi
     return reporter.about(findings.REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
 
 
-def _parts(rule: "Rule", covered: "list[tuple[Target, Rule]]", reporter: "Reporter") -> "Iterator[Finding]":
+def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -> Iterator[Finding]:
     for target, by in covered[:_MOST_ENTRIES]:
         text = target.text if isinstance(target, tuple) else str(target)
         if by is rule:
@@ -279,7 +273,7 @@ def _parts(rule: "Rule", covered: "list[tuple[Target, Rule]]", reporter: "Report
         yield reporter.about(findings.PART_IDLE, rule, message, at="to")
 
 
-def _covered(targets: Targets, rule: "Rule", reporter: "Reporter", voting: "_Voting") -> "list[tuple[Target, Rule]]":
+def _covered(targets: Targets, rule: Rule, reporter: Reporter, voting: _Voting) -> list[tuple[Target, Rule]]:
     """Pair each target of a rule that does nothing with the rule that sees to that."""
     found: list[tuple[Target, Rule]] = []
     seen: set[Target] = set()
@@ -295,7 +289,7 @@ def _covered(targets: Targets, rule: "Rule", reporter: "Reporter", voting: "_Vot
     return found
 
 
-def _sees_to(wide: "Rule", rule: "Rule", target: "Target", reporter: "Reporter", *, same_target: bool) -> bool:
+def _sees_to(wide: Rule, rule: Rule, target: Target, reporter: Reporter, *, same_target: bool) -> bool:
     if wide is rule:
         return not same_target
     if not silences(wide, rule, target):
@@ -309,7 +303,7 @@ def _sees_to(wide: "Rule", rule: "Rule", target: "Target", reporter: "Reporter",
     )
 
 
-def _voting(policy: "Policy") -> "_Voting":
+def _voting(policy: Policy) -> _Voting:
     """Say in which layers each rule has a vote of its own: only what votes there too can stand in for it."""
     found: dict[str, frozenset[int]] = {}
     for number, layer in enumerate(policy.layers):
@@ -318,5 +312,5 @@ def _voting(policy: "Policy") -> "_Voting":
     return found
 
 
-def _kind(rule: "Rule") -> str:
+def _kind(rule: Rule) -> str:
     return f"{rule.action}, default" if rule.default else rule.action.value

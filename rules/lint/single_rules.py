@@ -1,39 +1,32 @@
 """Lint of each rule by itself: addresses, exemptions, answers and requests that can never match."""
 
 from collections import defaultdict
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from rules.addresses import BLOCKS, block_of, is_within
+from rules.addresses import BLOCKS, Network, block_of, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
 from rules.globs import overlap
-from rules.lint import findings
+from rules.lint import Surroundings, findings
+from rules.lint.findings import Finding, Reporter
+from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
 from rules.names import HostName, is_own
+from rules.patterns import NamePattern
 from rules.ports import covers
 from rules.problems import listed
+from rules.rule import Rule
 from rules.sandbox import WorkspaceMode
 from rules.verdicts import Mode, Trust, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import date
-
-    from rules.addresses import Network
-    from rules.lint import Surroundings
-    from rules.lint.findings import Finding, Reporter
-    from rules.matching.policy import Policy
-    from rules.patterns import NamePattern
-    from rules.rule import Rule
-
 
 _WIDEST: Final = {4: 12, 6: 24}  # shortest prefix that is taken for one owner's
 _MOST_PORTS: Final = 1024
 
 
-def wide_networks(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+def wide_networks(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of rules that let out far."""
     for rule in own:
         if not rule.lets_out:
@@ -51,7 +44,7 @@ def wide_networks(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]
                 yield reporter.about(findings.WIDE_PORTS, rule, message, at="ports", entry=str(entry))
 
 
-def _is_wide(network: "Network") -> bool:
+def _is_wide(network: Network) -> bool:
     if network.prefixlen >= _WIDEST[network.version]:
         return False
     return not any(is_within(network, block.network) for block in BLOCKS)
@@ -60,7 +53,7 @@ def _is_wide(network: "Network") -> bool:
 _MOST_COMPARED: Final = 100_000  # pairs in one rule; of longer ones nothing is said
 
 
-def useless_exceptions(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+def useless_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of names and networks under `except` that the rule covers none of.
 
     Only of names where the rule is about names alone, and of networks where it is about networks alone: a name that
@@ -83,7 +76,7 @@ def useless_exceptions(own: "list[Rule]", reporter: "Reporter") -> "Iterator[Fin
                 yield reporter.about(findings.IDLE_EXCEPT, rule, message, at="except", entry=text)
 
 
-def _covers_some_of(rule: "Rule", name: "NamePattern") -> bool:
+def _covers_some_of(rule: Rule, name: NamePattern) -> bool:
     if any(overlap(name.parts, own.parts) for own in rule.names):
         return True
     # Which of a list's names lie under a wildcard isn't looked for
@@ -94,7 +87,7 @@ def _covers_some_of(rule: "Rule", name: "NamePattern") -> bool:
 _INSIDE: Final = ("internal", "intranet", "private", "corp", "home", "lan", "local", "home.arpa")
 
 
-def odd_answers(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Report rules for tainted tasks where none can become one, and asks that are asked in vain."""
     if not _taints(policy):
         for rule in own:
@@ -118,7 +111,7 @@ def odd_answers(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "I
                 break
 
 
-def _inside(rule: "Rule", opening: "Mapping[str, list[Rule]]") -> "Iterator[str]":
+def _inside(rule: Rule, opening: Mapping[str, list[Rule]]) -> Iterator[str]:
     """List names of an ask that other rules, or the names themselves, say are inside, and that no rule opens there."""
     for pattern in rule.names:
         if is_own(pattern.text):
@@ -129,12 +122,12 @@ def _inside(rule: "Rule", opening: "Mapping[str, list[Rule]]") -> "Iterator[str]
             yield pattern.text
 
 
-def _is_inside(rule: "Rule") -> bool:
+def _is_inside(rule: Rule) -> bool:
     """Whether the addresses that a rule's names may have include some that are not public."""
     return any(block_of(network.network_address) is not None for network in rule.resolves_to or ())
 
 
-def _taints(policy: "Policy") -> bool:
+def _taints(policy: Policy) -> bool:
     if policy.settings.mode is Mode.AUDIT or any(rule.mode is Mode.AUDIT for rule in policy.rules):
         return True  # nobody vouches for what no rule lets out
     return any(trust_of(rule) is Trust.UNTRUSTED for rule in policy.rules if rule.action is not Verdict.DENY)
@@ -143,7 +136,7 @@ def _taints(policy: "Policy") -> bool:
 _HTTPS: Final = 443
 
 
-def unsent_secrets(policy: "Policy", reporter: "Reporter") -> "Iterator[Finding]":
+def unsent_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
     """Tell each place of a secret that it is never sent to; not of files without rules, which others have."""
     if not policy.rules:
         return
@@ -164,19 +157,19 @@ def unsent_secrets(policy: "Policy", reporter: "Reporter") -> "Iterator[Finding]
             yield reporter.about_secret(findings.IN_THE_CLEAR, secret.id, message, place)
 
 
-def written(host: "HostName", port: int) -> str:
+def written(host: HostName, port: int) -> str:
     """Write a place as a secret's `hosts` do."""
     return str(host) if port == _HTTPS else f"{host}:{port}"
 
 
-def _asks(rule: "Rule", host: "HostName", port: int) -> bool:
+def _asks(rule: Rule, host: HostName, port: int) -> bool:
     return covers(rule.ports, port, Protocol.TLS) and covers_target(rule, Attempt(Protocol.TLS, host, port))
 
 
 _MOST_NAMED: Final = 3
 
 
-def unmet_credentials(policy: "Policy", own: "list[Rule]", reporter: "Reporter") -> "Iterator[Finding]":
+def unmet_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell what no request has."""
     for rule in own:
         asked = (rule.http, *(exemption.http for exemption in rule.excepts))
@@ -195,14 +188,14 @@ def unmet_credentials(policy: "Policy", own: "list[Rule]", reporter: "Reporter")
             yield reporter.about(findings.IDLE_CREDENTIAL, rule, message, at="credential")
 
 
-def _is_about(rule: "Rule", host: "HostName", port: int) -> bool:
+def _is_about(rule: Rule, host: HostName, port: int) -> bool:
     return covers(rule.ports, port, Protocol.TLS) and any(name.matches(host) for name in rule.names)
 
 
 SOON: Final = timedelta(days=30)
 
 
-def upkeep(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "Surroundings") -> "Iterator[Finding]":
+def upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Surroundings) -> Iterator[Finding]:
     """Tell what should be said, and what should not stay."""
     yield from _lifetimes(own, reporter, around.today)
     if policy.settings.mode is Mode.AUDIT:
@@ -233,7 +226,7 @@ def upkeep(policy: "Policy", own: "list[Rule]", reporter: "Reporter", around: "S
         yield reporter.about(findings.NO_WHY, rules[0], f"{named} {verb} no `why`")
 
 
-def _lifetimes(own: "list[Rule]", reporter: "Reporter", today: "date") -> "Iterator[Finding]":
+def _lifetimes(own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
     """Tell of rules that have ended, or will; `until` is the last day (UTC) on which they count."""
     for rule in own:
         if rule.until is None:

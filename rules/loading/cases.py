@@ -4,10 +4,12 @@ An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`
 `udp HOST:PORT`, or `HOST:PORT`: what the rules say is spoken there; or `run PROGRAM ARGUMENT…`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Mapping as Mappings
+from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import parse_host
+from rules.addresses import Address, parse_host
 from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.loading.document import Mapping, Node
@@ -34,11 +36,6 @@ from rules.problems import did_you_mean, quoted
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Mapping as Mappings
-    from datetime import date
-
-    from rules.addresses import Address
     from rules.matching.policy import Policy
 
 _SCHEMES: Final = {
@@ -69,8 +66,8 @@ class Question(NamedTuple):
     request: Request | None = None
     record: str | None = None
     task: str = ""
-    labels: "Mappings[str, str]" = NO_LABELS
-    at: "date | None" = None
+    labels: Mappings[str, str] = NO_LABELS
+    at: date | None = None
     run: Run | None = None
     tainted: bool = False
 
@@ -176,7 +173,7 @@ def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
     return f"{asked} should be decided by `{case.rule}` and is {got}"
 
 
-def _spoken(policy: "Policy", target: "HostName | Address", port: int) -> Protocol:
+def _spoken(policy: "Policy", target: HostName | Address, port: int) -> Protocol:
     known = policy.protocols(target, port)
     usual = WELL_KNOWN.get(port, Protocol.TCP)
     order = (usual, Protocol.TLS, Protocol.HTTP, Protocol.TCP, Protocol.UDP)
@@ -264,7 +261,7 @@ def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:
     return host, int(digits)
 
 
-def _pairs(says: str, parse: "Callable[[str], str]") -> Key:
+def _pairs(says: str, parse: Callable[[str], str]) -> Key:
     """Make a key of names with their values."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[tuple[str, str], ...]:

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rules.attempt import METHOD_TOKEN, Change
 from rules.decision import ApprovalTerms, Covers, Limits, Per
-from rules.loading.document import Mapping, Node
+from rules.loading.document import Mapping, Node, Scalar
 from rules.loading.fields import (
     DURATION,
     PATH,
@@ -36,10 +36,6 @@ from rules.paths import PathPattern
 from rules.patterns import For, Pattern
 from rules.problems import did_you_mean, quoted
 from rules.rule import GitRule, Http, Presence, RefPattern, RepoPattern, Values
-
-if TYPE_CHECKING:
-    from rules.loading.document import Scalar
-
 
 _PRESENCES: Final = {presence.value: presence for presence in Presence}
 _NAMED_VALUES: Final = mapping_of({"anyOf": [{"enum": [*_PRESENCES]}, one_or_more(WORD)]}, least=1)
@@ -152,7 +148,7 @@ def _named(says: str, parse: Callable[[str], str]) -> Key:
     return Key(says, read, _NAMED_VALUES)
 
 
-def _values(reader: Reader, node: Node, key: "Scalar") -> Values | None:
+def _values(reader: Reader, node: Node, key: Scalar) -> Values | None:
     items = reader.items(node, key.text)
     if len(items) == 1 and items[0] is node:
         text = reader.text(node, key.text)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.loading.document import Node
+from rules.loading.document import Node, Place
 from rules.matching.layers import RANKS, strictness
 from rules.patterns import Pattern
 from rules.problems import Problem, quoted
@@ -11,7 +11,6 @@ from rules.sandbox import NO_FLOOR, Box, BoxUser, Command, Floor, WorkspaceMode,
 from rules.settings import Settings
 
 if TYPE_CHECKING:
-    from rules.loading.document import Place
     from rules.loading.sandbox_schema import BoxRead
 
 
@@ -95,11 +94,11 @@ class BoxFile(NamedTuple):
     shown: str
     layer: bool
     sandbox: "BoxRead | None"
-    commands: "tuple[tuple[Command, Node], ...]"
+    commands: tuple[tuple[Command, Node], ...]
 
 
 def gather(
-    files: Iterable[BoxFile], places: "Mapping[str, Place]", problems: list[Problem]
+    files: Iterable[BoxFile], places: Mapping[str, Place], problems: list[Problem]
 ) -> tuple[Box, Floor, tuple[Command, ...]]:
     """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
     files = list(files)
@@ -141,7 +140,7 @@ def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[Box, F
     return box, floor
 
 
-def _problem(file: str, node: "Node", message: str) -> Problem:
+def _problem(file: str, node: Node, message: str) -> Problem:
     return Problem(file, node.line, node.column, message)
 
 

@@ -14,22 +14,20 @@ from rules.files import contents, why
 from rules.loading.document import Node, Place, parse
 from rules.loading.fields import certificates
 from rules.loading.layers import Said, agree
-from rules.loading.rule_file import FileReader, RuleFile, kept_of
+from rules.loading.rule_file import FileReader, Include, RuleFile, Selection, kept_of
 from rules.loading.rule_schema import RuleReader
 from rules.loading.secret_schema import gather
 from rules.matching.layers import Layer, reached
 from rules.matching.policy import Policy
 from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
 from rules.rule import Rule
-from rules.sandbox import NO_BOX, NO_FLOOR
+from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
 
 if TYPE_CHECKING:
     from rules.loading.cases import Case
     from rules.loading.preset_locks import Places
-    from rules.loading.rule_file import Include, Selection
-    from rules.sandbox import Box, Command, Floor
 
 _MOST_PROBLEMS: Final = 100_000
 _MOST_FILES: Final = 256
@@ -108,7 +106,7 @@ class _Taken(NamedTuple):
     shown: str
     path: Path
     content: RuleFile
-    selections: "tuple[Selection, ...]" = ()  # of the include that named it, and of those that that one is in
+    selections: tuple[Selection, ...] = ()  # of the include that named it, and of those that that one is in
     ids: Mapping[str, str] = {}  # by what id a preset knows a rule that was written more than once
     via: Place | None = None
 
@@ -117,8 +115,8 @@ class _Named(NamedTuple):
     """Which file includes another, and what it keeps of it."""
 
     file: str
-    include: "Include"
-    selections: "tuple[Selection, ...]"
+    include: Include
+    selections: tuple[Selection, ...]
     via: Place | None = None
 
 
@@ -210,9 +208,7 @@ class _Loader:
         self._presets.add(path.resolve())
         self.take(str(path), path, named)
 
-    def _check_same(
-        self, taken: _Taken | None, selections: "tuple[Selection, ...]", place: tuple[str, int, int]
-    ) -> None:
+    def _check_same(self, taken: _Taken | None, selections: tuple[Selection, ...], place: tuple[str, int, int]) -> None:
         if taken is not None and [s.same for s in taken.selections] != [s.same for s in selections]:
             message = (
                 f"`{taken.content.name}` is included already, with another `only`, `except` or `credential`: "
@@ -338,7 +334,7 @@ class _Loader:
                 layers.append(layer)
         return layers
 
-    def _box(self, files: list[_Taken]) -> "tuple[Box, Floor, tuple[Command, ...]]":
+    def _box(self, files: list[_Taken]) -> tuple[Box, Floor, tuple[Command, ...]]:
         having = [t for t in files if t.content.sandbox is not None or t.content.commands]
         if not having:
             return NO_BOX, NO_FLOOR, ()

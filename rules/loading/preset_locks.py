@@ -10,8 +10,9 @@ last segment, `{index}` in a test for the first URL itself, `{index.parent}` for
 a lock has nothing for isn't let out; nothing is put in its place.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rules.addresses import Address, Network, bracketed, parse_host, parse_network
 from rules.files import contents, own_configuration, why
@@ -20,10 +21,6 @@ from rules.loading.fields import TEXT, Key, Reader, Section, many, one, text
 from rules.names import HostName
 from rules.problems import Problem, quoted
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 _SYSTEM_LOCK: Final = Path("/etc/exeat/presets.lock")
 _USUAL: Final = {"https": 443, "http": 80}
@@ -34,7 +31,7 @@ class Origin(NamedTuple):
     """Where a registry answers: a URL without user, query and final slash."""
 
     scheme: str
-    host: "HostName | Address"
+    host: HostName | Address
     port: int
     base: str = ""  # its path
 
@@ -132,7 +129,7 @@ def _origins(reader: Reader, node: Node) -> tuple[Locked, ...]:
     return tuple(Locked(**said) for said in every if said and "origin" in said)
 
 
-def read_locks(paths: "Sequence[Path]", problems: list[Problem]) -> dict[str, tuple[Path, Places]]:
+def read_locks(paths: Sequence[Path], problems: list[Problem]) -> dict[str, tuple[Path, Places]]:
     """Read locks: what each preset is locked to, and by which file. The first file that has a preset is the one."""
     found: dict[str, tuple[Path, Places]] = {}
     for path in paths:

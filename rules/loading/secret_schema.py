@@ -6,7 +6,7 @@ from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
-from rules.loading.document import Listing, Mapping, Node, Scalar
+from rules.loading.document import Listing, Mapping, Node, Place, Scalar
 from rules.loading.fields import (
     PATH,
     TEXT,
@@ -32,7 +32,6 @@ from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 if TYPE_CHECKING:
     from rules.loading.cases import Case
-    from rules.loading.document import Place
     from rules.rule import Rule
 
     type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[Case, ...]]  # of a file, as the user named it
@@ -59,7 +58,7 @@ _parameter: Final = shaped(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_
 _prefix: Final = shaped(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
 
 
-def _together(secret: Secret) -> "Iterator[tuple[str, str]]":
+def _together(secret: Secret) -> Iterator[tuple[str, str]]:
     """Tell what is right by itself and can't be of a secret: the key, and why."""
     if own := next(filter(is_own_variable, secret.variables), None):
         yield "as", taken(own)
@@ -305,8 +304,8 @@ _MOST: Final = 64
 
 
 def gather(
-    files: "Iterable[Said]", rules: "Iterable[Rule]", places: "Maps[str, Place]", problems: list[Problem]
-) -> "list[Secret]":
+    files: "Iterable[Said]", rules: "Iterable[Rule]", places: Maps[str, Place], problems: list[Problem]
+) -> list[Secret]:
     """Return the secrets of all files; adds what is wrong with them, and with who names them, to `problems`."""
     files, rules = list(files), list(rules)
     found: list[Secret] = []
@@ -334,9 +333,7 @@ def gather(
     return found
 
 
-def _carried_by_none(
-    found: "Iterable[Secret]", rules: "Iterable[Rule]", places: "Maps[str, Place]"
-) -> "Iterator[Problem]":
+def _carried_by_none(found: Iterable[Secret], rules: "Iterable[Rule]", places: Maps[str, Place]) -> Iterator[Problem]:
     """Tell of rules about the credential of a request that name what no request carries."""
     shown = {secret.id for secret in found if secret.is_certificate}
     for rule in rules:

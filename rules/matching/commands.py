@@ -4,19 +4,18 @@ A guard rail and not a boundary: a copied, renamed or interpreted program is ano
 Where it can't be known whether a command matches, because there are more words than are looked at, it does.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.decision import USUAL_TERMS, Asks, Decision
 from rules.globs import MANY, Glob, Part, covers
 from rules.matching.revision import digest_of
+from rules.sandbox import Command
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from rules.matching.policy import Policy
-    from rules.sandbox import Command
 
 
 class Run(NamedTuple):
@@ -39,7 +38,7 @@ def decide_run(
     policy: "Policy",
     run: Run,
     task: str = "",
-    labels: "Mapping[str, str] | None" = None,
+    labels: Mapping[str, str] | None = None,
     granted: frozenset[str] = frozenset(),
 ) -> Decision:
     """Decide whether a program may run: the strictest command that matches, and if none does, it may.
@@ -73,11 +72,11 @@ def decide_run(
     )
 
 
-def _is_granted(command: "Command", granted: frozenset[str]) -> bool:
+def _is_granted(command: Command, granted: frozenset[str]) -> bool:
     return bool(granted) and command.action is Verdict.ASK and digest_of(command) in granted
 
 
-def matches(command: "Command", run: Run) -> bool:
+def matches(command: Command, run: Run) -> bool:
     """Whether a command is about this program with these words, whatever follows them."""
     program, *words = command.words
     if not any(_is_called(program, name) for name in run.names):
@@ -106,7 +105,7 @@ def _part(word: str) -> Glob | str:
     return Glob.parse(word) if "*" in word else word
 
 
-def _could_cover(pattern: "Sequence[Part]", words: "Sequence[str]") -> bool:
+def _could_cover(pattern: Sequence[Part], words: Sequence[str]) -> bool:
     """Whether these words and some that aren't known could be covered: up to the first gap nothing contradicts."""
     head = pattern[: pattern.index(MANY)]
     return all(covers((part,), (word,)) for part, word in zip(head, words, strict=False))

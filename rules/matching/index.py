@@ -11,6 +11,7 @@ grow. Only the last few thousand are kept by name: clients ask for the same few.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, Network, block_of, normal, opens
@@ -24,19 +25,17 @@ from rules.rule import Exemption, Rule, is_meant, says
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from datetime import date
-
     from rules.decision import Decision
     from rules.patterns import For
 
 # The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
 type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
 
-_NONE: Final["frozenset[Rule]"] = frozenset()
+_NONE: Final[frozenset[Rule]] = frozenset()
 NOBODY: Final[Standing] = (0, (), False, _NONE)
 _MOST_TASKS: Final = 256
 _MOST_GRANTED: Final = 256  # plans of attempts under grants
-_NO_ENDS: Final["Mapping[date, int]"] = {}
+_NO_ENDS: Final[Mapping[date, int]] = {}
 _MOST_RECENT: Final = 4096  # names
 _MOST_KEPT: Final = 65536  # sets of candidates; only patterns with `*` inside names can combine into more
 
@@ -65,8 +64,8 @@ class Candidates:
         *,
         not_public: bool = False,
         resolved: bool = False,
-        ends: "Mapping[date, int]" = _NO_ENDS,
-        closed: "frozenset[Rule]" = _NONE,
+        ends: Mapping[date, int] = _NO_ENDS,
+        closed: frozenset[Rule] = _NONE,
     ) -> None:
         self.rules = rules
         self.asking = [candidate.rule for candidate in rules if candidate.rule.action is Verdict.ASK]
@@ -97,7 +96,7 @@ class Candidates:
         self.varies = self._dated or bool(selectors) or self._tainting
 
     def standing(
-        self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: "frozenset[Rule]" = _NONE
+        self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: frozenset[Rule] = _NONE
     ) -> Standing:
         """Say what of the asking task, the day and what is granted matters here."""
         standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NOBODY
@@ -174,7 +173,7 @@ class Candidates:
             if meant(candidate.rule)
         )
 
-    def _expired(self, epoch: int) -> "frozenset[Rule]":
+    def _expired(self, epoch: int) -> frozenset[Rule]:
         if not self._dated:
             return frozenset()
         dated = (candidate.rule for candidate in self.rules if candidate.rule.until is not None)
@@ -198,7 +197,7 @@ class Index:
         "_recent", "_wild",
     )  # fmt: skip
 
-    def __init__(self, rules: Iterable[Rule], ends: "Mapping[date, int] | None" = None) -> None:
+    def __init__(self, rules: Iterable[Rule], ends: Mapping[date, int] | None = None) -> None:
         self._ends: Mapping[date, int] = ends or {}  # in which epoch a last day has passed
         self._names: Trie[_Entry] = Trie()  # all of them; looked up for hints alone
         self._exact: dict[str, int] = {}  # slots of names that stand for themselves

@@ -6,26 +6,21 @@ is added each time. Queries are never shown: they hold secrets.
 """
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from rules.attempt import Attempt, Protocol
+from rules.attempt import Attempt, Protocol, Request
 from rules.decision import USUAL_TERMS, Asks, Decision, Near
 from rules.matching.index import Index
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.precedence import Finding, Match
 from rules.matching.requests import Condition, carried, git_asked, trust_of, url_length
 from rules.matching.revision import digest_of
-from rules.names import is_own
+from rules.names import HostName, is_own
+from rules.paths import Reading
 from rules.ports import describe
 from rules.rule import Rule, is_meant
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
-
-if TYPE_CHECKING:
-    from rules.attempt import Request
-    from rules.names import HostName
-    from rules.paths import Reading
-
 
 UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule that says another, that one
 
@@ -213,7 +208,7 @@ def about_connection(plan: Plan) -> Hint | None:
     return Hint(rule.id, field, describe(rule.ports) if field == "ports" else "")
 
 
-def about_request(plan: Plan, request: "Request", reading: "Reading", length: int) -> Hint | None:
+def about_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
     """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
     letting_out = islice((rule for rule in plan.rules if rule.lets_out), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
@@ -223,7 +218,7 @@ def about_request(plan: Plan, request: "Request", reading: "Reading", length: in
     return first.get("credential") or first.get("http.methods") or hints[0]
 
 
-def about_name(index: Index, name: "HostName") -> Hint | None:
+def about_name(index: Index, name: HostName) -> Hint | None:
     """Find a rule about a name close by; or about that very name, for other tasks."""
     found = index.nearest(name)
     if found is None:
@@ -270,7 +265,7 @@ def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table
     return f"{request.method} {path}"
 
 
-def _kept_out(rule: Rule, request: "Request", reading: "Reading", length: int) -> Hint:
+def _kept_out(rule: Rule, request: Request, reading: Reading, length: int) -> Hint:
     for part in Condition.of_rule(rule).parts(request, reading, length):
         if part.match is not Match.YES:
             return Hint(rule.id, part.field, part.wanted)

@@ -4,14 +4,13 @@ A layer's rules are in the pool as well; what its own vote adds is that no rule 
 Nothing here may make a vote less strict, and nobody else's settings may make a layer's laxer.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from rules.verdicts import DnsMode, LayerKind, Mode, OnJournalFailure, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from rules.decision import Decision
     from rules.rule import Rule
 
@@ -37,7 +36,7 @@ class Layer:
     says: frozenset[str] = frozenset()  # the settings that stand in it, by key
 
 
-def strictest(key: str, values: "Iterable[Any]") -> Any:
+def strictest(key: str, values: Iterable[Any]) -> Any:
     """Give the strictest of several values of a setting; of one that is neither strict nor lax, the first."""
     return min(values, key=lambda value: strictness(key, value))
 
@@ -49,7 +48,7 @@ def strictness(key: str, value: Any) -> float:
     return RANKS[key].index(value) if key in RANKS else 0
 
 
-def reached[T](start: T, names: "Mapping[T, Sequence[T]]") -> "Iterable[T]":
+def reached[T](start: T, names: Mapping[T, Sequence[T]]) -> Iterable[T]:
     """List what `start` names, directly or through others, itself first."""
     found: dict[T, None] = {start: None}
     waiting = [start]

@@ -1,6 +1,7 @@
 """What a policy needs to be carried out (inspection, approvals, UDP and others), derived from its rules."""
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,6 @@ from rules.attempt import Protocol
 from rules.verdicts import Mode, Scan, Verdict
 
 if TYPE_CHECKING:
-    from datetime import date
-
     from rules.addresses import Address
     from rules.matching.layers import Layer
     from rules.names import HostName
@@ -65,7 +64,7 @@ class Needs:
         return any(network.prefixlen and target in network for rule in answered for network in rule.networks)
 
     @cached_property
-    def endings(self) -> "tuple[date, ...]":
+    def endings(self) -> tuple[date, ...]:
         """The last day of each rule that has one."""
         return tuple(rule.until for rule in self.rules if rule.until is not None)
 

@@ -15,14 +15,13 @@ from rules.globs import MANY, Part, Trie, folded
 from rules.matching.precedence import Finding, Match, least, most, weigh, without
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
 from rules.matching.sample_requests import exempted, longest, pushed_refs, witnesses
-from rules.paths import cut_readings
+from rules.paths import Reading, cut_readings
 from rules.ports import UNSEEN, could_cover, covers
 from rules.rule import Exemption, Rule
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
     from rules.decision import Decision
-    from rules.paths import Reading
 
 _MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
 _MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in
@@ -213,7 +212,7 @@ class Plan:
         if self.missed is None and rule.lets_out and rule not in self.expired:
             self.missed = rule, field
 
-    def request(self, request: Request, reading: "Reading", length: int, leniency: Leniency) -> Finding:
+    def request(self, request: Request, reading: Reading, length: int, leniency: Leniency) -> Finding:
         """Let the strictest rule win that matches a request, by one reading of its path.
 
         `length` is that of its URL. The beginning of a push, which names no ref yet, goes as far as any push could.
@@ -247,7 +246,7 @@ class Plan:
                 finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
         return finding
 
-    def _find_loosely(self, reading: "Reading") -> tuple[int, ...]:
+    def _find_loosely(self, reading: Reading) -> tuple[int, ...]:
         """Find what holds back a path in another case, or cut short; nothing where that is what is found anyway."""
         segments = fold_all(reading)
         found = tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
@@ -255,7 +254,7 @@ class Plan:
         return tuple(sorted({*found, *chain(*(self._loose.find(fold_all(way)) for way in cut))})) if cut else found
 
     def _much(
-        self, request: Request, reading: "Reading", slots: Iterable[int], loose: Iterable[int]
+        self, request: Request, reading: Reading, slots: Iterable[int], loose: Iterable[int]
     ) -> tuple[tuple[Match, ...], ...]:
         asking = chain(*(self._asking[slot] for slot in slots), *(self._asking_loosely[slot] for slot in loose))
         return tuple([condition.much(request, reading) for condition in asking])
@@ -263,7 +262,7 @@ class Plan:
     def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_Filed]:
         return chain(*(self._paths.filed[slot] for slot in slots), *(self._loose.filed[slot] for slot in loose))
 
-    def _of_git(self, request: Request, reading: "Reading") -> _Gits:
+    def _of_git(self, request: Request, reading: Reading) -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
         git = request.git
         if git is None:
@@ -300,7 +299,7 @@ class Plan:
             found[filed.rule] = most((match, found.get(filed.rule, Match.NO)))
         return {index: without(match, exempt.get(index, Match.NO)) for index, match in own.items()}
 
-    def _blame(self, asked: Iterable[_Filed], request: Request, reading: "Reading", length: int) -> Reason | None:
+    def _blame(self, asked: Iterable[_Filed], request: Request, reading: Reading, length: int) -> Reason | None:
         """Say what alone keeps a rule from letting a request out, if it is something that deserves a name."""
         blames: set[Reason] = set()
         for filed in asked:
@@ -353,7 +352,7 @@ class Plan:
             ways = {reading: None, decoded: None}
             yield min((self._witnessed(rule, request, way, leniency) for way in ways), key=leniency)
 
-    def _witnessed(self, rule: Rule | None, request: Request, reading: "Reading", leniency: Leniency) -> Finding:
+    def _witnessed(self, rule: Rule | None, request: Request, reading: Reading, leniency: Leniency) -> Finding:
         """Decide a request that stands for many: what `rule` asks holds, what others hold against it doesn't."""
 
         def answer(filed: _Filed) -> Match:

@@ -4,7 +4,8 @@ Nothing decides by this. `explain` shows it to people, and the tests hold the co
 against it.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import date
+from typing import NamedTuple
 
 from rules.addresses import opens
 from rules.attempt import Attempt
@@ -12,14 +13,10 @@ from rules.matching.precedence import Match, least, most
 from rules.matching.requests import Condition, described, shown, url_length
 from rules.matching.revision import digest_of
 from rules.names import HostName, is_own
+from rules.paths import Reading
 from rules.ports import UNSEEN, could_cover, covers, describe
 from rules.rule import Exemption, Rule, is_meant, says
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    from rules.paths import Reading
 
 
 class Considered(NamedTuple):
@@ -43,7 +40,7 @@ def covers_target(rule: Rule, attempt: Attempt) -> bool:
     return any(opens(n, target) if rule.lets_out else target in n for n in rule.networks)
 
 
-def is_over(rule: Rule, at: "date | None") -> bool:
+def is_over(rule: Rule, at: date | None) -> bool:
     """Whether the rule's `until` has passed; on an unknown day it has."""
     return rule.until is not None and (at is None or at > rule.until)
 
@@ -63,7 +60,7 @@ def is_closed(rule: Rule, attempt: Attempt) -> bool:
     return not any(opens(network, target) for network in rule.networks)
 
 
-def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
+def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
     """Hold a rule that covers the target against an attempt, its path by one reading."""
     found = _consider(rule, attempt, reading)
     waits = rule.waits_for_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
@@ -74,7 +71,7 @@ def consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Conside
     return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
 
 
-def _consider(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:  # noqa: PLR0911 - a table
+def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:  # noqa: PLR0911 - a table
     spoken = f"{attempt.port}/{attempt.protocol}"
     if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
         return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
@@ -112,7 +109,7 @@ def _reaches(rule: Rule, attempt: Attempt) -> bool:
     return could_cover(rule.ports, attempt.port, attempt.protocol)
 
 
-def _by_requests(rule: Rule, attempt: Attempt, reading: "Reading | None") -> Considered:
+def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
     """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
     own = _asked(Condition.of_rule(rule), attempt, reading)
     exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
@@ -138,7 +135,7 @@ class _Asked(NamedTuple):
     got: str = ""
 
 
-def _asked(condition: Condition, attempt: Attempt, reading: "Reading | None") -> _Asked:
+def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _Asked:
     """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
     request = attempt.request
     if request is None or reading is None:
@@ -156,7 +153,7 @@ def _asked(condition: Condition, attempt: Attempt, reading: "Reading | None") ->
     return _Asked(first.match, first.field, first.wanted, first.got)
 
 
-def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: "Reading | None") -> Match:
+def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Reading | None) -> Match:
     target = attempt.target
     named = exemption.names or exemption.networks
     if isinstance(target, HostName):

@@ -15,15 +15,13 @@ from rules.globs import MANY, covers, fold, folded
 from rules.matching.precedence import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.names import HostName
-from rules.paths import cut_readings
+from rules.paths import PathPattern, Reading, cut_readings
 from rules.ports import USUAL_PORTS
-from rules.rule import Exemption, Http, Presence, Rule, Values, bare_repository, repositories
+from rules.rule import Exemption, GitRule, Http, Presence, Rule, Values, bare_repository, repositories
 from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:
     from rules.addresses import Address
-    from rules.paths import PathPattern, Reading
-    from rules.rule import GitRule
 
 UNNAMED: Final = "\0"  # stands for all that no rule can name (sample_requests.py); a real path with it has no reading
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`
@@ -49,7 +47,7 @@ class Condition(NamedTuple):
     """
 
     http: Http | None
-    git: "GitRule | None"
+    git: GitRule | None
     strict: bool = False
     longest: int | None = None
     implied: bool = False
@@ -82,7 +80,7 @@ class Condition(NamedTuple):
             return True
         return self.http is not None and bool(self.http.query or self.http.headers)
 
-    def match(self, request: Request, reading: "Reading", length: int, oracle: Match | None = None) -> Match:
+    def match(self, request: Request, reading: Reading, length: int, oracle: Match | None = None) -> Match:
         """Say whether a request is covered, its path by one reading; `length` is that of its URL in bytes.
 
         With an `oracle` the request stands for many: what it says of parameters and headers holds, and of git if the
@@ -90,7 +88,7 @@ class Condition(NamedTuple):
         """
         return least(part.match for part in self.parts(request, reading, length, oracle))
 
-    def much(self, request: Request, reading: "Reading") -> tuple[Match, ...]:
+    def much(self, request: Request, reading: Reading) -> tuple[Match, ...]:
         """Say of each thing that `asks_much` names whether it is as wanted: asked of every request, so without words.
 
         One by one, for a refusal tells which of them it was.
@@ -105,7 +103,7 @@ class Condition(NamedTuple):
             asked += [header(request.headers, name, wanted) for name, wanted in http.headers]
         return tuple(asked)
 
-    def parts(self, request: Request, reading: "Reading", length: int, oracle: Match | None = None) -> Iterator[Part]:
+    def parts(self, request: Request, reading: Reading, length: int, oracle: Match | None = None) -> Iterator[Part]:
         """Answer part by part, in the order in which a person would ask."""
         if self.http is not None:
             yield from _http(self, self.http, request, reading, length)
@@ -139,25 +137,25 @@ def url_length(protocol: Protocol, target: "HostName | Address", port: int, path
     return scheme + host + (0 if usual else len(str(port)) + 1) + size
 
 
-def looks_like_git(reading: "Reading") -> bool:
+def looks_like_git(reading: Reading) -> bool:
     """Whether a path is one that git's clients ask for (gitprotocol-http(5))."""
     return reading[-1:] in _GIT_ENDS or reading[-2:] == ("info", "refs")
 
 
-def repository_ways(git: Git) -> "tuple[Reading, ...]":
+def repository_ways(git: Git) -> tuple[Reading, ...]:
     """List every way to read which repository is meant; none: nobody knows."""
     bare = bare_repository(git.repo)
     return (tuple(bare.split("/")),) if UNNAMED in bare else repositories(bare)
 
 
-def is_push(request: Request, reading: "Reading") -> bool:
+def is_push(request: Request, reading: Reading) -> bool:
     """Whether a request is, or looks like, a git push or the beginning of one."""
     if request.git is None:
         return reading[-1:] == ("git-receive-pack",)
     return request.git.service is GitService.PUSH
 
 
-def _http(condition: Condition, http: Http, request: Request, reading: "Reading", length: int) -> Iterator[Part]:
+def _http(condition: Condition, http: Http, request: Request, reading: Reading, length: int) -> Iterator[Part]:
     if http.paths is not None:
         covered = _path(http.paths, reading, folds=condition.folds, spares=condition.spares)
         yield Part("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
@@ -177,7 +175,7 @@ def _http(condition: Condition, http: Http, request: Request, reading: "Reading"
         yield Part("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
 
 
-def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool, spares: bool) -> Match:
+def _path(paths: tuple[PathPattern, ...], reading: Reading, *, folds: bool, spares: bool) -> Match:
     """Hold one reading of a path against patterns.
 
     Many servers find what is asked for in another case, and some cut a path at an escaped `?` or `#`.
@@ -192,12 +190,12 @@ def _path(paths: "tuple[PathPattern, ...]", reading: "Reading", *, folds: bool, 
     return Match.PERHAPS if any(covers(folded(path.parts), way) for path in paths for way in ways) else Match.NO
 
 
-def _names_end(path: "PathPattern") -> bool:
+def _names_end(path: PathPattern) -> bool:
     """Whether a pattern itself has an escaped `?` or `#`: its server takes those for a part of a path."""
     return "%3F" in path.text or "%23" in path.text
 
 
-def fold_all(reading: "Reading") -> "Reading":
+def fold_all(reading: Reading) -> Reading:
     """Return a reading of a path as one is compared whose case says nothing."""
     return tuple(map(fold, reading))
 
@@ -242,14 +240,14 @@ def _credential(wanted: str, request: Request) -> Match:
     return Match.YES if request.credential == wanted else Match.NO
 
 
-def _git(rule: "GitRule", request: Request, reading: "Reading") -> Match:
+def _git(rule: GitRule, request: Request, reading: Reading) -> Match:
     git = request.git
     if git is None:
         return Match.PERHAPS if looks_like_git(reading) else Match.NO  # nobody read it as git, so nobody knows
     return least((_repository(rule, git), _service(rule, git)))
 
 
-def _repository(rule: "GitRule", git: Git) -> Match:
+def _repository(rule: GitRule, git: Git) -> Match:
     ways = repository_ways(git)
     if not ways:
         return Match.PERHAPS
@@ -260,7 +258,7 @@ def _repository(rule: "GitRule", git: Git) -> Match:
     return Match.PERHAPS if any(repo.matches(way, folded=True) for way in folded for repo in rule.repos) else Match.NO
 
 
-def _service(rule: "GitRule", git: Git) -> Match:
+def _service(rule: GitRule, git: Git) -> Match:
     if git.service is GitService.FETCH:
         return Match.YES if rule.fetch else Match.NO
     if rule.push is None:
@@ -271,7 +269,7 @@ def _service(rule: "GitRule", git: Git) -> Match:
     return least((change, _ref(rule, git.ref)))
 
 
-def _ref(rule: "GitRule", ref: str) -> Match:
+def _ref(rule: GitRule, ref: str) -> Match:
     segments = tuple(ref.split("/"))
     whole = all(segments) and not ref.endswith(".lock") and ".." not in ref  # git-check-ref-format(1), in short
     if any(pattern.matches(segments) for pattern in rule.push or ()):
@@ -285,7 +283,7 @@ def described(wanted: Values) -> str:
     return wanted.value if isinstance(wanted, Presence) else ", ".join(pattern.text for pattern in wanted)
 
 
-def shown(git: "GitRule") -> str:
+def shown(git: GitRule) -> str:
     """Write what a rule wants of git."""
     said = ["fetch"] if git.fetch else []
     if git.push is not None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from rules.feeds import Feed
 from rules.rule import Rule
-from rules.sandbox import NO_BOX
+from rules.sandbox import NO_BOX, Box, Command
 from rules.settings import Settings
 
 if TYPE_CHECKING:
     from rules.matching.layers import Layer
-    from rules.sandbox import Box, Command
     from rules.secrets import Secret
 
 
@@ -27,8 +26,8 @@ def revision_of(
     layers: "Iterable[Layer]" = (),
     secrets: "Iterable[Secret]" = (),
     *,
-    boxes: "Iterable[Box]" = (),
-    commands: "Iterable[Command]" = (),
+    boxes: Iterable[Box] = (),
+    commands: Iterable[Command] = (),
 ) -> str:
     """SHA-256 over everything that a decision, or the box of a task, depends on, in hexadecimal."""
     deciding = [*map(_of_rule, rules), *map(_of_layer, layers), *map(_of_secret, secrets)]
@@ -36,7 +35,7 @@ def revision_of(
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
 
 
-def digest_of(rule: "Rule | Command") -> str:
+def digest_of(rule: Rule | Command) -> str:
     """SHA-256 over all that one rule or command decides by, in hexadecimal: a grant is good for this alone."""
     return sha256((_of_rule(rule) if isinstance(rule, Rule) else _of_command(rule)).encode()).hexdigest()
 
@@ -50,14 +49,14 @@ def _of_secret(secret: "Secret") -> str:
     return repr(("secret", tuple(secret)))
 
 
-def _of_boxes(boxes: "Iterable[Box]") -> "Iterator[str]":
+def _of_boxes(boxes: Iterable[Box]) -> Iterator[str]:
     """Write the box and what layers say of it; of those that say nothing, nothing."""
     for number, box in enumerate(boxes):
         if box != NO_BOX:
             yield repr(("box", number, tuple(box)))
 
 
-def _of_command(command: "Command") -> str:
+def _of_command(command: Command) -> str:
     return repr(("command", command.cite, command.words, command.action.value, command.for_, command.approval))
 
 

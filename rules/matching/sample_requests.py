@@ -11,18 +11,14 @@ back is not. Such a connection may be opened for nothing; every request on it is
 
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rules.attempt import Change, Git, GitService, Request
 from rules.globs import MANY, ONE, Glob, Part
 from rules.matching.requests import UNNAMED
 from rules.paths import Reading
-from rules.rule import Http, Rule
+from rules.rule import GitRule, Http, Rule
 from rules.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from rules.rule import GitRule
-
 
 _ANYTHING: Final[tuple[Part, ...]] = (MANY,)
 _FETCHING: Final = (("GET", False, ("info", "refs")), ("POST", True, ("git-upload-pack",)))
@@ -108,7 +104,7 @@ def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
                     yield Request(method, "", body=body, websocket=websocket), path
 
 
-def _of_git(git: "GitRule", depth: int, refs: Iterable[tuple[str, Change]]) -> Iterator[tuple[Request, Reading]]:
+def _of_git(git: GitRule, depth: int, refs: Iterable[tuple[str, Change]]) -> Iterator[tuple[Request, Reading]]:
     for parts in (repo.parts for repo in git.repos):
         for repo in sample_paths(parts, depth):
             name = "/".join(repo)
@@ -132,7 +128,7 @@ def _flags(http: Http | None, rules: Iterable[Rule]) -> Flags:
     return tuple(product(bodies, websockets))
 
 
-def _gits(rules: Iterable[Rule]) -> "Iterator[GitRule]":
+def _gits(rules: Iterable[Rule]) -> Iterator[GitRule]:
     for rule in rules:
         for git in (rule.git, *(exemption.git for exemption in rule.excepts)):
             if git is not None:
