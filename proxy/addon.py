@@ -29,10 +29,10 @@ from mitmproxy.proxy import commands, events, layer, layers, mode_specs
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from proxy.gate.block_page import Refusal, page
+from proxy.gate.block_page import Refusal, page, page_head
 from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
 from proxy.request.messages import checked_length
-from proxy.request.mitmproxy_messages import head_of, page_response, response_head_of
+from proxy.request.mitmproxy_messages import head_of, response_head_of, response_of
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host
@@ -177,7 +177,8 @@ class Exeat:
         except InvalidName:
             decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
-            asked.response = page_response(page(Refusal(decision, attempt, event=visitor.cause, desk=False)))
+            refused = page(Refusal(decision, attempt, event=visitor.cause, desk=False))
+            asked.response = response_of(page_head(refused), refused.body)
 
     @guarded
     def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:

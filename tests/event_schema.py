@@ -39,7 +39,7 @@ def hold(events):
 
 def listen():
     """Look from now on at each event that a recorder of this process tells, if it has any."""
-    recorder = sys.modules.get("proxy.telemetry.journal.recorder")
+    recorder = sys.modules.get("proxy.sandbox.recorder")
     encode = getattr(recorder, "encode", None)
     if encode is None or hasattr(encode, "listened_to"):
         return

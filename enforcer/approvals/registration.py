@@ -17,7 +17,7 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.notices import say
 from enforcer.system.started_by import starter
 from proxy.approvals.protocol import Introduction
-from proxy.sandbox.sandbox_state import Bucket
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.wire import descriptor_passing, message, strict_json
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Registration:
         self._began: float | None = None  # when the last one took it in; None: that one's death has been counted
         self._deaths = 0
         self._due: float | None = None  # when it is to be introduced again; None: it is introduced, or may not be
-        self._room = Bucket(*_TOLD)
+        self._room = RateLimiter(*_TOLD)
         self._more = False  # whether it is said that there are more questions than are told
         self.given: dict[str, int] = {}  # the worker's end, for whoever hands over what it gets
 

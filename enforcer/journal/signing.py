@@ -15,7 +15,7 @@ from proxy.telemetry.events import Where
 if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper
     from enforcer.worker.worker import Worker
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
 
 
 def place(journal: Path) -> Path:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Worker, WorkerPaths
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
-    from proxy.telemetry.journal.recorder import Recorder
 
 
 class Host(Protocol):

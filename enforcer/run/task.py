@@ -20,8 +20,8 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import close_signals, open_signals
 from enforcer.system.started_by import started_by
 from enforcer.worker import trust, worker
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.summary import Summary

@@ -31,7 +31,7 @@ from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
 from enforcer.workspace.guard import Guard, directly
-from proxy.telemetry.journal.recorder import Recorder
+from proxy.sandbox.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import read
@@ -57,7 +57,7 @@ MODULES: Final = (
     "proxy.worker.policy_transfer",
     "proxy.telemetry.encoding",
     "proxy.telemetry.masking",
-    "proxy.telemetry.journal.recorder",
+    "proxy.sandbox.recorder",
     "proxy.telemetry.summary",
     "proxy.telemetry.baseline.anomalies",
     "proxy.telemetry.visible",

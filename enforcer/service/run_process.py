@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.rule_sets import RuleSets
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125

@@ -23,8 +23,8 @@ from enforcer.system import peers
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.notices import say
 from proxy.dns.names import KEPT, PARTS
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.matching.policy import Policy

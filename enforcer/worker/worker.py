@@ -207,7 +207,7 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths:
             from enforcer.worker import credentials  # few rules have any
 
             login = credentials.login(policy)
-            tenant.entrust(credentials.broker(policy, os.environ), login)
+            tenant.entrust(credentials.broker(policy, os.environ), b"" if login is None else login.password)
         confinement.enter(identity)
         linux.die_with_parent(signal.SIGKILL, parent)
         placeholders = tenant.broker.placeholders if tenant.broker is not None else {}

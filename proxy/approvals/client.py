@@ -19,7 +19,7 @@ from proxy.approvals.approval_request import Malformed
 from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
-from proxy.sandbox.sandbox_state import Bucket
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.telemetry.events import Answer as Said
 from proxy.telemetry.events import Where
 from proxy.telemetry.prometheus.metrics import Waiting
@@ -83,7 +83,7 @@ class ApprovalsClient:
         self._channel.setblocking(False)
         self._poller = poller
         self._tell = tell
-        self._room = Bucket(*ASKS)
+        self._room = RateLimiter(*ASKS)
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Ticket] = {}
         self._asked: dict[str, int] = {}  # of each approval: attempts that wait for it, or did and are not told yet

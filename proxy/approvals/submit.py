@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.approvals import lifecycle, transaction
 from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, WishState
-from proxy.sandbox.sandbox_state import Bucket
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.telemetry.events import Answer as Told
 from rules.decision import Covers
 from rules.verdicts import Reason, Verdict
@@ -64,15 +64,15 @@ class RateLimits:
     """Limits how often each task may do something: ten times at once, and then twice a minute."""
 
     def __init__(self) -> None:
-        self._buckets: dict[str, Bucket] = {}
+        self._limiters: dict[str, RateLimiter] = {}
 
     def take(self, task: str) -> bool:
         """Whether there is room for one more."""
-        return self._buckets.setdefault(task, Bucket(_BURST, _A_SECOND)).take() == 1
+        return self._limiters.setdefault(task, RateLimiter(_BURST, _A_SECOND)).take() == 1
 
     def forget(self, task: str) -> None:
         """Forget a task that has ended."""
-        self._buckets.pop(task, None)
+        self._limiters.pop(task, None)
 
 
 class Submitter:

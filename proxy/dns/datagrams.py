@@ -14,7 +14,7 @@ from rules.attempt import Protocol
 if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.event_loop.poller import Poller
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
     from rules.addresses import Address
 
 _AT_ONCE: Final = 64  # questions before the others get their turn

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Found, Lookup
     from proxy.dns.names import NameTable
     from proxy.dns.records import RecordLookup, Records
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
 

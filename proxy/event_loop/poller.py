@@ -29,8 +29,7 @@ from proxy.event_loop.slices import Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-
-    from proxy.sandbox.sandbox_state import Tenant
+    from datetime import date
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -359,17 +358,17 @@ class Rounds:
 
     def __init__(
         self,
-        tenant: "Tenant",
+        today: "Callable[[], date]",
         guests: "Collection[Guest]",
         review: "Callable[[], None]",
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
         """Go through `guests`, which come and go; `review` is called when the day is another."""
-        self._tenant = tenant
+        self._asks_today = today
         self._guests = guests
         self._review = review
         self._clock = clock
-        self._today = tenant.calendar.today()
+        self._today = today()
         self._next: asyncio.TimerHandle | None = None
 
     @property
@@ -390,7 +389,7 @@ class Rounds:
     def go(self) -> None:
         """Go once, now."""
         self._next = None
-        today = self._tenant.calendar.today()
+        today = self._asks_today()
         if today is not self._today:
             self._today = today
             self._review()

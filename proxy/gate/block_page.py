@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from proxy.request.messages import ResponseHead
 from rules.addresses import normal
 from rules.explain.reasons import NEEDED, opened_otherwise
 from rules.names import DESK, HOST, HostName
@@ -201,6 +202,14 @@ class Page:
         head = b"".join(b"%s: %s\r\n" % field for field in self.headers)
         line = f"HTTP/1.1 {self.status} {self.phrase}\r\n".encode()
         return line + head + b"Connection: close\r\n\r\n" + (self.body if body else b"")
+
+
+def page_head(page: "Page", *, last: bool = False) -> ResponseHead:
+    """Return the head of a page. `last`: its connection is closed behind it."""
+    fields = page.headers
+    if last:
+        fields = (*(field for field in fields if field[0].lower() != b"connection"), (b"Connection", b"close"))
+    return ResponseHead(b"HTTP/1.1", page.status, page.phrase.encode("ascii"), fields)
 
 
 def page(refusal: Refusal, user_agent: str = "", *, grpc: bytes = b"") -> Page:

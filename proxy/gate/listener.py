@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.gate.admitted import Inspection
     from proxy.gate.record import Attribute, Endpoint
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
-    from proxy.telemetry.journal.recorder import Recorder
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
@@ -115,7 +115,7 @@ class Gate:
         self.connections: set[Guest] = set()  # in whatever stage
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant, self.connections, self.review)
+        self._rounds = Rounds(tenant.calendar.today, self.connections, self.review)
         self._unreviewed: list[Guest] = []
 
     def start(self) -> None:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from proxy.dialing.dialer import Hop
     from proxy.gate.decide import Judgement, Wanted
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Process, Where
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.names import HostName

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from proxy.dialing.address_check import DialFailed
     from proxy.dialing.dialer import Dialer
     from proxy.info_api.requests import Request
+    from proxy.sandbox.recorder import Recorder
     from proxy.telemetry.events import Process
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.loading.cases import Question as Tried

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.access_requests import Later
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Whose
-    from proxy.telemetry.journal.recorder import Recorder
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer

@@ -9,9 +9,9 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.gate.block_page import MEANING, STATUS, where_to_ask
 from proxy.info_api.requests import QUESTIONS, Refusal
-from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
 from rules.explain.reasons import meaning
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.info_api.access_requests import Later
     from proxy.info_api.requests import Request
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Event
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
     from rules.matching.policy import Policy
 
@@ -85,7 +85,7 @@ class QuestionHandler:
     ) -> None:
         self._recorder = recorder
         self._dialer = dialer
-        self._room = Bucket(BURST, A_SECOND, clock)
+        self._room = RateLimiter(BURST, A_SECOND, clock)
         self._said: _Said | None = None
         self.connections = 0  # connections that are here now
 

@@ -10,10 +10,10 @@ import zlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.info_api import otlp
 from proxy.info_api.question_handler import Answer, refused
 from proxy.info_api.requests import Port, Refusal
-from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from proxy.info_api.otlp import Sent
     from proxy.info_api.requests import Request
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Whose
-    from proxy.telemetry.journal.recorder import Recorder
 
 MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
 MOST_RECORDS: Final = 512  # of a request
@@ -44,9 +44,9 @@ class TelemetryHandler:
 
     def __init__(self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic) -> None:
         self._recorder = recorder
-        self._requests = Bucket(*REQUESTS, clock)
-        self._records = Bucket(*RECORDS, clock)
-        self._bytes = Bucket(*BYTES, clock)
+        self._requests = RateLimiter(*REQUESTS, clock)
+        self._records = RateLimiter(*RECORDS, clock)
+        self._bytes = RateLimiter(*BYTES, clock)
         self.connections = 0
 
     def work(self, request: "Request", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":

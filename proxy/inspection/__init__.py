@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.gate.admitted import Admitted
     from proxy.inspection.engine import Engine
     from proxy.inspection.tls import FarContexts
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
     from rules.decision import Decision
 
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.gate.admitted import Admitted
     from proxy.inspection.engine import Engine
-    from proxy.inspection.judging import Place
     from proxy.inspection.pipeline import Found
     from proxy.inspection.stream import Stream
+    from proxy.request.messages import Place
     from rules.attempt import Attempt
     from rules.decision import Decision
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.inspection.http1 import BackHttp1, FrontHttp1
     from proxy.inspection.http2 import BackHttp2, FrontHttp2
-    from proxy.inspection.judging import Place
     from proxy.inspection.link import Link
     from proxy.inspection.tls import FarContexts, NearContexts, Spoken
+    from proxy.request.messages import Place
     from rules.attempt import Request
     from rules.matching.policy import Policy
     from rules.verdicts import Reason

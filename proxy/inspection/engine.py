@@ -14,11 +14,12 @@ from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.ends import Ends, Room
-from proxy.inspection.judging import Place
 from proxy.inspection.tls import FarContexts, NearContexts, Spoken
-from proxy.sandbox.sandbox_state import Bucket, ExtraSockets
+from proxy.request.messages import Place
+from proxy.sandbox.sandbox_state import ExtraSockets
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
 from rules.verdicts import Reason
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.admitted import Admitted
     from proxy.inspection.pipeline import Found
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.matching.policy import Policy
@@ -47,7 +48,7 @@ class Engine:
         self.poller = dialer.poller
         self.ends = Ends(NearContexts(leaves), trusted, Spoken())
         self._leaves = leaves
-        self._room = Bucket(NEW_NAMES, NEW_NAMES_A_SECOND)
+        self._room = RateLimiter(NEW_NAMES, NEW_NAMES_A_SECOND)
         self._expected: dict[str, Admitted] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
         self._connections: dict[str, InspectedConnection] = {}  # by the event of the connection

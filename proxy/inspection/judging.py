@@ -10,7 +10,7 @@ asked stays so.
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,8 +19,9 @@ from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
+from proxy.request.messages import Place
 from proxy.request.request_head import Unclear, read_authority, values
-from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Protocol, Request
+from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Request
 from rules.decision import Decision, denied
 from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Asked, Head
     from proxy.sandbox.sandbox_state import Tenant
     from proxy.secrets.injection import Carried, SecretInjector
-    from rules.addresses import Address
     from rules.decision import Limits
     from rules.matching.policy import Policy
-    from rules.names import HostName
 
 
 _METHODS: Final = frozenset({"COPY", "MOVE"})
@@ -67,26 +66,6 @@ def second_path(head: "Head", asked: "Asked", place: "Place") -> str | None:
 
 _WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a connection was made to, as the gate decided it: the one host that may be asked on it."""
-
-    target: "HostName | Address"
-    port: int
-    tls: bool
-    protocol: Protocol = field(init=False, compare=False)  # what rules call what is spoken here
-    authority: bytes = field(init=False, compare=False)  # how a forwarded request spells it
-
-    def __post_init__(self) -> None:
-        """Work out what each request on it needs."""
-        object.__setattr__(self, "protocol", Protocol.TLS if self.tls else Protocol.HTTP)
-        object.__setattr__(self, "authority", request_head.authority(self.target, self.port, tls=self.tls))
-
-    def __str__(self) -> str:
-        """Return it as the start of a URL."""
-        return f"{'https' if self.tls else 'http'}://{self.authority.decode()}"
 
 
 @dataclass(frozen=True, slots=True)

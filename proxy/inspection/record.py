@@ -13,11 +13,12 @@ from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.judging import Place, Ruling
+    from proxy.inspection.judging import Ruling
     from proxy.inspection.request_context import RequestContext
+    from proxy.request.messages import Place
     from proxy.request.request_head import Head
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Whose
-    from proxy.telemetry.journal.recorder import Recorder
     from rules.decision import Decision
     from rules.verdicts import Outcome
 

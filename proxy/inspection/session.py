@@ -9,25 +9,14 @@ from typing import TYPE_CHECKING
 
 from proxy.dlp.head_scan import Heads
 from proxy.gate.block_page import Page, Refusal, page
-from proxy.inspection.judging import (
-    Looks,
-    Place,
-    Ruling,
-    attempts_of,
-    judge,
-    misuse,
-    shown,
-    standing,
-    unanswered,
-    unclear,
-)
+from proxy.inspection.judging import Looks, Ruling, attempts_of, judge, misuse, shown, standing, unanswered, unclear
 from proxy.inspection.pipeline import stages_for
 from proxy.inspection.record import RequestRecord
 from proxy.inspection.request_context import NOTHING, RequestContext
 from proxy.inspection.stages.approval import PendingApprovals
 from proxy.inspection.stages.limits import Limits
 from proxy.inspection.stages.stage import Needs, Stopped
-from proxy.request.messages import Unreadable, advice_on_unreadable
+from proxy.request.messages import Place, Unreadable, advice_on_unreadable
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
 from proxy.telemetry.events import GONE
@@ -42,8 +31,8 @@ if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Whose
-    from proxy.telemetry.journal.recorder import Recorder
 
 UNTOLD = ""  # the event of what no event was written for
 

@@ -18,16 +18,17 @@ from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once
-from proxy.inspection.judging import Place
+from proxy.gate.block_page import page_head
 from proxy.inspection.pipeline import Pipeline
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.session import Session
 from proxy.inspection.stages.stage import Stopped
-from proxy.request.mitmproxy_messages import head_of, page_response
+from proxy.request.messages import Place
+from proxy.request.mitmproxy_messages import head_of, response_of
 from proxy.request.request_head import Unclear
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import Kind, Tls
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
@@ -280,7 +281,8 @@ class Visitor:
     def _pin(self, flow: "HTTPFlow", session: Session, request: RequestContext) -> None:
         """Have mitmproxy dial an address that was checked for this request, and no other."""
         if request.refusal is not None:
-            flow.response = page_response(request.refusal, last=request.is_last)
+            page, last = request.refusal, request.is_last
+            flow.response = response_of(page_head(page, last=last), page.body)
         if not request.is_open:
             return
         assert request.addresses  # let out to nowhere: a fault of ours, which ends the flow

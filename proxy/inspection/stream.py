@@ -27,6 +27,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
+from proxy.gate.block_page import page_head
 from proxy.inspection.ends import ClientEnded, Failure, Revoked, next_key
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
@@ -44,7 +45,6 @@ from proxy.request.messages import (
     checked_length,
     ends_with_connection,
     has_no_body,
-    page_head,
 )
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 from proxy.request.request_head import may_trail, size_of, values

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from proxy.certificates.leaves import Leaf, Leaves
     from proxy.inspection.ends import Ends, Far, Near
-    from proxy.inspection.judging import Place
     from proxy.inspection.session import Session
+    from proxy.request.messages import Place
     from proxy.secrets import Identity
     from rules.addresses import Address
 

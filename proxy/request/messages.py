@@ -1,16 +1,18 @@
 """HTTP heads as inspection passes them on: how they are sent, and what can't be passed on. Pure."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.request import request_head
 from proxy.request.request_head import TOKEN, Head, forwarded, without_upgrade
+from rules.attempt import Protocol
 
 if TYPE_CHECKING:
-    from proxy.gate.block_page import Page
-    from proxy.inspection.judging import Place
     from proxy.request.request_head import Asked, Field
+    from rules.addresses import Address
+    from rules.names import HostName
 
 
 class ResponseHead(NamedTuple):
@@ -26,6 +28,26 @@ GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
 
 
 # --- requests ---
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a connection was made to, as the gate decided it: the one host that may be asked on it."""
+
+    target: "HostName | Address"
+    port: int
+    tls: bool
+    protocol: Protocol = field(init=False, compare=False)  # what rules call what is spoken here
+    authority: bytes = field(init=False, compare=False)  # how a forwarded request spells it
+
+    def __post_init__(self) -> None:
+        """Work out what each request on it needs."""
+        object.__setattr__(self, "protocol", Protocol.TLS if self.tls else Protocol.HTTP)
+        object.__setattr__(self, "authority", request_head.authority(self.target, self.port, tls=self.tls))
+
+    def __str__(self) -> str:
+        """Return it as the start of a URL."""
+        return f"{'https' if self.tls else 'http'}://{self.authority.decode()}"
 
 
 def settle(head: Head, asked: "Asked", place: "Place", *, extensions: bool) -> Head:
@@ -94,14 +116,6 @@ def advice_on_unreadable(place: "Place") -> str:
         "whoever runs the server can have it answer as RFC 9110 to 9113 say; "
         f"an admin can let the connection through unread, by a rule with {unread}"
     )
-
-
-def page_head(page: "Page", *, last: bool = False) -> ResponseHead:
-    """Return the head of a page. `last`: its connection is closed behind it."""
-    fields = page.headers
-    if last:
-        fields = (*(field for field in fields if field[0].lower() != b"connection"), (b"Connection", b"close"))
-    return ResponseHead(b"HTTP/1.1", page.status, page.phrase.encode("ascii"), fields)
 
 
 def announced(response: ResponseHead) -> ResponseHead:

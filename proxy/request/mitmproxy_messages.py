@@ -1,16 +1,12 @@
 """mitmproxy's messages with our heads: events of its HTTP layers, and requests and responses of its addons."""
 
 import time
-from typing import TYPE_CHECKING
 
 from mitmproxy import http
 from mitmproxy.proxy.layers.http._base import HttpEvent
 
-from proxy.request.messages import ResponseHead, page_head
+from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
-
-if TYPE_CHECKING:
-    from proxy.gate.block_page import Page
 
 
 class RequestHeaders(HttpEvent):
@@ -49,25 +45,18 @@ def request_of(head: Head) -> http.Request:
     )
 
 
-def response_of(head: ResponseHead) -> http.Response:
-    """Return mitmproxy's response with this head."""
+def response_of(head: ResponseHead, body: bytes | None = None) -> http.Response:
+    """Return mitmproxy's response with this head, and with a body that is there already."""
     return http.Response(
         http_version=head.version,
         status_code=head.status,
         reason=head.reason,
         headers=http.Headers(head.fields),
-        content=None,
+        content=body,
         trailers=None,
         timestamp_start=time.time(),
         timestamp_end=None,
     )
-
-
-def page_response(page: "Page", *, last: bool = False) -> http.Response:
-    """Return a refusal as mitmproxy's response. `last`: its connection is closed behind it."""
-    response = response_of(page_head(page, last=last))
-    response.data.content = page.body
-    return response
 
 
 def head_of(request: http.Request) -> Head:

@@ -1,1 +1,1 @@
-"""One sandbox in its worker: task, policy, limits of its rules, and descriptor quota."""
+"""One sandbox in its worker: task, policy, taint, limits of its rules, descriptor quota, recorder."""

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import Source
     from proxy.approvals.client import ApprovalsClient
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialing.proxy_auth import Login
+    from proxy.sandbox.taint import Taint
     from proxy.secrets import SecretInjector
     from proxy.secrets.detection import OwnSecrets
-    from proxy.worker.taint import Taint
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.matching.policy import Policy
@@ -114,14 +113,14 @@ class Tenant:
         """Pass under grants until the first of them ends, which `cut` is called with. None: one has already."""
         return None if self.asking is None else self.asking.passes.enter(grants, cut)
 
-    def entrust(self, broker: "SecretInjector | None", login: "Login | None") -> None:
-        """Take its secrets, and what the upstream proxy is told about who we are: none of that may it send itself."""
+    def entrust(self, broker: "SecretInjector | None", password: bytes = b"") -> None:
+        """Take its secrets, and our password at the upstream proxy: the task itself may send none of that."""
         self.broker = broker
         self.own = None
-        if broker is not None or login is not None:
+        if broker is not None or password:
             from proxy.secrets.detection import watched  # few tasks have either
 
-            self.own = watched(broker, b"" if login is None else login.password)
+            self.own = watched(broker, password)
 
 
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
@@ -206,22 +205,3 @@ class ExtraSockets:
         count = max(count, 0)
         self._quota.extra += count - self._count
         self._count = count
-
-
-class Bucket:
-    """Room for `burst`, which fills up again by `a_second`."""
-
-    __slots__ = ("_a_second", "_at", "_burst", "_clock", "_room")
-
-    def __init__(self, burst: int, a_second: float, clock: "Callable[[], float]" = time.monotonic) -> None:
-        self._burst, self._a_second, self._clock = float(burst), a_second, clock
-        self._room = self._burst
-        self._at = clock()
-
-    def take(self, wanted: int = 1) -> int:
-        """Take up to `wanted` and return how many there was room for."""
-        now = self._clock()
-        room = min(self._burst, self._room + (now - self._at) * self._a_second)
-        taken = min(wanted, int(room))
-        self._room, self._at = room - taken, now
-        return taken

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.event_loop.poller import IN
-from proxy.sandbox.sandbox_state import Bucket
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
 from proxy.telemetry.events import Process, Where
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.event_loop.poller import Poller
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
 
 
 type Endpoint = tuple[IPv4Address | IPv6Address, int]
@@ -159,7 +159,7 @@ class ProcessAttribution:
     ) -> None:
         self._diag = diag
         self._channel = channel
-        self._room = Bucket(AT_ONCE, A_SECOND, clock)
+        self._room = RateLimiter(AT_ONCE, A_SECOND, clock)
         self._number = 0
         self._open: dict[int, Whose] = {}
         self._process_of = lru_cache(maxsize=64)(process_of)  # a process that opens one connection opens more

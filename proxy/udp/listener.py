@@ -11,9 +11,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from proxy.event_loop.poller import IN, Rounds, visit
+from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.gate.decide import Judgement, Wanted, Way, nowhere
 from proxy.gate.record import ConnectionRecord
-from proxy.sandbox.sandbox_state import Bucket
 from proxy.telemetry.events import Where
 from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
-    from proxy.telemetry.journal.recorder import Recorder
     from proxy.udp.answers import Answers
 
 MOST_FLOWS: Final = 512
@@ -77,8 +77,8 @@ class UdpGate:
         self._may_grow = has_room
         self.open_flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
-        self._may_tell = Bucket(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
-        self.rounds = Rounds(tenant, self.open_flows.values(), self.review, clock)
+        self._may_tell = RateLimiter(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
+        self.rounds = Rounds(tenant.calendar.today, self.open_flows.values(), self.review, clock)
 
     @property
     def flows(self) -> int:

@@ -16,7 +16,7 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.dns.names import NameTable
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.sandbox.recorder import Recorder
     from proxy.wire.refusal_log import RefusedPacket
 
 _AT_ONCE = 64  # datagrams read before anything else gets its turn

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Lookup
     from proxy.gate.listener import Gate
     from proxy.inspection import Inspection
+    from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import SupervisorChannel
-    from proxy.telemetry.journal.recorder import Recorder
     from proxy.udp.listener import UdpGate
     from rules.matching.policy import Policy
 
@@ -81,7 +81,7 @@ class Reloading:
         try:
             if login != self._gate.dialer.login:
                 self._gate.dialer.login = login
-                tenant.entrust(tenant.broker, login)
+                tenant.entrust(tenant.broker, b"" if login is None else login.password)
             tenant.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
             if policy.unread:  # no more of it is new than what root's files say

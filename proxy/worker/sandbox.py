@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 from proxy.certificates.leaves import SignerLink
 from proxy.event_loop.poller import IN, Poller, prepare_listener
 from proxy.inspection import Roots
+from proxy.sandbox.recorder import Recorder
 from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
 from proxy.telemetry.events import Kind, Where
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.worker.traffic import Traffic
 from rules.verdicts import Outcome

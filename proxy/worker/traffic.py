@@ -5,6 +5,7 @@ It is made when the first connection, lookup, datagram or refused packet comes, 
 
 from typing import TYPE_CHECKING, Final
 
+from proxy.approvals.recording import ApprovalRecorder
 from proxy.certificates.leaves import Leaves
 from proxy.dialing.dialer import Dialer
 from proxy.dns import records
@@ -15,11 +16,11 @@ from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
+from proxy.sandbox.taint import Taint
 from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
 from proxy.worker.refused_packets import Undeliverable
 from proxy.worker.reload import Reloading
-from proxy.worker.taint import Taint
 
 if TYPE_CHECKING:
     import socket
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.connection import InfoApi, InfoApiConnection
+    from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
-    from proxy.telemetry.journal.recorder import Recorder
     from proxy.worker.sandbox import Common
 
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
@@ -61,7 +62,8 @@ class Traffic:
         has_room = descriptors.has_room
         self._asking = self._ask_people(sockets.get("approvals"))
         tenant.asking = self._asking
-        tenant.taint = taint = Taint(recorder, unsure=bool(before))
+        approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
+        tenant.taint = taint = Taint(tenant, approvals, recorder.metrics, unsure=bool(before))
         taint.review = self._review
         if self._asking is not None:
             taint.asks(self._asking)

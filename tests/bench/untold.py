@@ -3,7 +3,7 @@
 import sys
 
 from enforcer.cli import main
-from proxy.telemetry.journal.recorder import Recorder
+from proxy.sandbox.recorder import Recorder
 
 _ID = "00000000-0000-7000-8000-000000000000"
 

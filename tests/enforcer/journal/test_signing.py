@@ -8,9 +8,9 @@ import pytest
 
 from enforcer.journal import signing
 from enforcer.worker.worker import Worker, WorkerProcess, lost
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.journal.ledger import is_left, unsealed
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.wire import message

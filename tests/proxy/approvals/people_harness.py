@@ -12,9 +12,9 @@ from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import Said
+from proxy.sandbox.taint import Taint
 from proxy.telemetry.events import Origin
 from proxy.wire import message
-from proxy.worker.taint import Taint
 from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until
 
 TASK = "t1"
@@ -115,7 +115,8 @@ class People:
         """Have a tenant ask over `channel`, as its sandbox_server does."""
         tenant = recorder.tenant
         tenant.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
-        tenant.taint = Taint(recorder, unsure=unsure)
+        approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
+        tenant.taint = Taint(tenant, approvals, recorder.metrics, unsure=unsure)
         tenant.taint.asks(asking)
         tenant.taint.review = review
         asking.start()

@@ -18,8 +18,8 @@ from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
 from proxy.info_api.connection import InfoApi
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import load

@@ -26,9 +26,9 @@ from proxy.event_loop import poller
 from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
 from proxy.inspection import Inspection, Roots
+from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host

@@ -142,7 +142,7 @@ def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
 @pytest.mark.parametrize("more", ["", f"Authorization: Bearer {SHOWN}\r\n"], ids=["a body", "a secret"])
 def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
     key = secret("key", "good.example", desk.origin.port, Slot(SlotKind.HEADER, "authorization"))
-    desk.do(lambda: desk.gate.tenant.entrust(SecretInjector([SecretValue(key, REAL, SHOWN)]), None))
+    desk.do(lambda: desk.gate.tenant.entrust(SecretInjector([SecretValue(key, REAL, SHOWN)])))
     body = "" if more else "x" * 1000
     with desk.place.connect() as first, desk.place.connect() as second:
         first.sendall(desk.request(body=""))

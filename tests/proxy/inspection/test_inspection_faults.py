@@ -15,7 +15,7 @@ from proxy.dialing.address_check import DialFailed
 from proxy.inspection import connection as inspected
 from proxy.inspection import engine, http1, http2, judging, link, pipeline, router, session, stream, tls
 from proxy.inspection.ends import Far
-from proxy.inspection.judging import Place
+from proxy.request.messages import Place
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
 from rules.verdicts import Reason

@@ -19,7 +19,7 @@ from mitmproxy.proxy import events
 from proxy.inspection import frames, http2
 from proxy.inspection.ends import Near
 from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient
-from proxy.inspection.judging import Place
+from proxy.request.messages import Place
 from rules.names import HostName
 
 MANY = 1500

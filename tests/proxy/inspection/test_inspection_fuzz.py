@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from inspection_clients import rest, wait_for
 from inspection_harness import Site, site
 
-from proxy.inspection.judging import Place
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import parse_head, split_head
-from proxy.request.messages import settle
+from proxy.request.messages import Place, settle
 from proxy.request.request_head import Head, Unclear, authority, body_size, read, without_upgrade
 
 TOKENS = st.sampled_from([

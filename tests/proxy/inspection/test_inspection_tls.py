@@ -16,8 +16,8 @@ from inspection_origins import Origin
 from OpenSSL import SSL
 
 from proxy.certificates.leaves import Leaf
-from proxy.inspection.judging import Place
 from proxy.inspection.tls import FarContexts, NearContexts, Spoken, TrustError
+from proxy.request.messages import Place
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port

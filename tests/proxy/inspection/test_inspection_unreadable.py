@@ -15,8 +15,8 @@ from proxy.gate.block_page import MEANING
 from proxy.inspection import connection as inspected
 from proxy.inspection.ends import Near, Room
 from proxy.inspection.http1 import FrontHttp1
-from proxy.inspection.judging import Place
 from proxy.inspection.router import HttpRouter
+from proxy.request.messages import Place
 from rules.names import HostName
 from rules.verdicts import Reason
 

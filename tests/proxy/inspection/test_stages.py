@@ -6,13 +6,13 @@ import pytest
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
 
 from proxy.inspection import session as sessions
-from proxy.inspection.judging import Place
 from proxy.inspection.request_context import RequestContext
 from proxy.inspection.stages.held_body import HeldBody
 from proxy.inspection.stages.secret_scan import look_ahead
 from proxy.inspection.stages.stage import Stage
 from proxy.inspection.stream import Stream
 from proxy.inspection.stream_states import RequestState, ResponseState
+from proxy.request.messages import Place
 from proxy.request.mitmproxy_messages import RequestHeaders
 from proxy.request.request_head import Head
 from rules.names import HostName

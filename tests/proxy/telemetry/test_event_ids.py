@@ -4,8 +4,8 @@ import os
 import time
 import uuid
 
+from proxy.sandbox.recorder import _ids
 from proxy.telemetry.events import IdMaker
-from proxy.telemetry.journal.recorder import _ids
 
 
 def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it():

@@ -70,7 +70,7 @@ def test_every_field_that_events_have_is_in_it():
 
 
 def test_what_a_recorder_tells_wrongly_is_heard():
-    from proxy.telemetry.journal import recorder
+    from proxy.sandbox import recorder
 
     recorder.encode(full_event(Kind.TASK_ENDED)._replace(id="1"))
     assert [said.partition(":")[0] for said in held.heard()] == ["task.ended"]

@@ -231,7 +231,7 @@ def test_two_tasks_in_one_process_are_never_mixed_up(tmp_path):
 def test_recording_imports_nothing_heavy():
     heavy = ("asyncio", "prometheus_client", "mitmproxy", "dns", "pyroute2", "asyncpg", "yaml")
     program = (
-        "import sys, proxy.telemetry.journal.recorder, proxy.telemetry.prometheus.metrics, proxy.telemetry.summary\n"
+        "import sys, proxy.sandbox.recorder, proxy.telemetry.prometheus.metrics, proxy.telemetry.summary\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -260,7 +260,7 @@ def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypa
         raise ZeroDivisionError
 
     if part == "encode":
-        monkeypatch.setattr("proxy.telemetry.journal.recorder.encode", broken)
+        monkeypatch.setattr("proxy.sandbox.recorder.encode", broken)
     else:
         monkeypatch.setattr(Journal, "append", broken)
     with pytest.raises(JournalFailed, match="ZeroDivisionError"):

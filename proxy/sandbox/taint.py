@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import Source
-from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import ApprovalsClient
     from proxy.approvals.protocol import Done
-    from proxy.telemetry.journal.recorder import Recorder
+    from proxy.approvals.recording import ApprovalRecorder
+    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.names import HostName
@@ -28,19 +29,23 @@ MOST: Final = 64  # sources that are named
 class Taint:
     """One task's. For one thread, within a running loop. `Tenant.tainted` says what is decided by."""
 
-    __slots__ = ("_asking", "_known", "_recorder", "_reviewing", "_said", "review", "sources")
+    __slots__ = ("_asking", "_known", "_metrics", "_recorder", "_reviewing", "_said", "_tenant", "review", "sources")
 
-    def __init__(self, recorder: "Recorder", *, unsure: bool = False) -> None:
+    def __init__(
+        self, tenant: "Tenant", recorder: "ApprovalRecorder", metrics: "Metrics", *, unsure: bool = False
+    ) -> None:
         """`unsure`: there was another worker before this one."""
         self.sources: list[Source] = []
         self.review: Callable[[], None] = lambda: None  # decides again on all that is open
+        self._tenant = tenant
         self._recorder = recorder
+        self._metrics = metrics
         self._asking: ApprovalsClient | None = None
         self._known: set[tuple[str, object, int]] = set()
         self._said = False  # whether a source was really read
         self._reviewing = False
         if unsure:
-            recorder.tenant.tainted = True
+            tenant.tainted = True
 
     def asks(self, asking: "ApprovalsClient") -> None:
         """Have the registry know, and hear what it knows, over `asking`, before that has started."""
@@ -65,27 +70,26 @@ class Taint:
         if state.tainted:
             self._set(state.tainted_by)
         elif not self._said:
-            self._recorder.tenant.tainted = False
+            self._tenant.tainted = False
 
     def _tell(self, source: Source) -> bool:
         """Have it written down, by the registry if there is one."""
-        recorder = self._recorder
         if self._asking is not None and self._asking.is_there:
             return self._asking.tainted(source)
-        if not recorder.tenant.policy.needs.approvals:
+        if not self._tenant.policy.needs.approvals:
             return True  # nothing hangs on it, unless other rules come
         try:
-            ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics).tainted(source)
+            self._recorder.tainted(source)
         except JournalFailed:
             return False
         return True
 
     def _set(self, sources: "tuple[Source, ...]") -> None:
         self.sources += [source for source in sources if source not in self.sources][: MOST - len(self.sources)]
-        tenant = self._recorder.tenant
+        tenant = self._tenant
         first, self._said = not tenant.tainted, True
         tenant.tainted = True
-        self._recorder.metrics.tasks_tainted += first
+        self._metrics.tasks_tainted += first
         if first and not self._reviewing and tenant.policy.needs.approvals:
             self._reviewing = True
             asyncio.get_running_loop().call_soon(self._review)
