@@ -12,11 +12,12 @@ asked stays so.
 import re
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import in_vain
 from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
+from proxy.inspection.stages.request_context import Ruling, Standing
 from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
 from proxy.request.messages import Place
@@ -27,7 +28,6 @@ from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
-    from proxy.approvals.leases import Grant
     from proxy.dialing.address_check import DialFailed
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
@@ -66,29 +66,6 @@ def second_path(head: "Head", asked: "Asked", place: "Place") -> str | None:
 
 _WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page
-
-
-@dataclass(frozen=True, slots=True)
-class Ruling:
-    """The decision on one request, with what its event and its refusal need."""
-
-    decision: Decision
-    method: str
-    path: str
-    asked: "Asked | None" = None  # None: the head can't be read, or asks for another host
-    attempt: Attempt | None = None  # what the rules were asked
-    detail: str = ""
-    status: HTTPStatus | None = None
-    refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
-    pushed: "Judged | None" = None  # ... and this is what was decided on them
-    refs_for_events: bool = False  # ... for events alone: where they can't be read, it is decided without them
-    body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
-    misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
-    undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
-    refused_at: str | None = None  # the address that it is refused for
-    advice: str = ""  # what can be done about that, where the reason doesn't say it
-    approval: str = ""  # id of what people were asked about it
-    grants: "tuple[Grant, ...]" = ()  # under which it passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,15 +325,6 @@ def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
     if ruling.pushed is not None:
         return ruling.pushed.attempts
     return () if ruling.attempt is None else (ruling.attempt,)
-
-
-class Standing(NamedTuple):
-    """How a request stands by now."""
-
-    denial: "Decision | None"  # by which it may not go on
-    limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
-    scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
-    untrusted: "Decision | None" = None  # that lets it read from an untrusted source, if one does
 
 
 def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":

@@ -46,9 +46,8 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.ends import Far
-    from proxy.inspection.judging import Ruling
-    from proxy.inspection.request_context import RequestContext
     from proxy.inspection.session import Session
+    from proxy.inspection.stages.request_context import RequestContext, Ruling
     from rules.attempt import Attempt
     from rules.matching.policy import Policy
 

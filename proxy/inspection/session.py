@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from proxy.dlp.head_scan import Heads
 from proxy.gate.block_page import Page, Refusal, page
-from proxy.inspection.judging import Looks, Ruling, attempts_of, judge, misuse, shown, standing, unanswered, unclear
+from proxy.inspection.judging import Looks, attempts_of, judge, misuse, shown, standing, unanswered, unclear
 from proxy.inspection.pipeline import stages_for
-from proxy.inspection.record import RequestRecord
-from proxy.inspection.request_context import NOTHING, RequestContext
 from proxy.inspection.stages.approval import PendingApprovals
 from proxy.inspection.stages.limits import Limits
+from proxy.inspection.stages.record import RequestRecord
+from proxy.inspection.stages.request_context import NOTHING, RequestContext, Ruling
 from proxy.inspection.stages.stage import Needs, Stopped
 from proxy.request.messages import Place, Unreadable, advice_on_unreadable
 from proxy.request.request_head import Unclear, grpc_kind, may_trail, user_agent

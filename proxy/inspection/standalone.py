@@ -20,8 +20,8 @@ from proxy.event_loop.poller import Poller
 from proxy.event_loop.slices import at_once
 from proxy.gate.block_page import page_head
 from proxy.inspection.pipeline import Pipeline
-from proxy.inspection.request_context import RequestContext
 from proxy.inspection.session import Session
+from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.stage import Stopped
 from proxy.request.messages import Place
 from proxy.request.mitmproxy_messages import head_of, response_of

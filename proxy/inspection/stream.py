@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from proxy.gate.block_page import page_head
 from proxy.inspection.ends import ClientEnded, Failure, Revoked, next_key
-from proxy.inspection.request_context import RequestContext
+from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
 from proxy.inspection.stages.stage import Stopped
 from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState

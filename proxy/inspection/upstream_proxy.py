@@ -16,7 +16,7 @@ from rules.settings import Scheme, Via
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
     from proxy.inspection.ends import Far
-    from proxy.inspection.judging import Ruling
+    from proxy.inspection.stages.request_context import Ruling
     from proxy.request.messages import Place, ResponseHead
 
 # What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.client import ApprovalsClient, Ticket
     from proxy.approvals.leases import Grant
-    from proxy.inspection.judging import Ruling
-    from proxy.inspection.request_context import RequestContext
-    from proxy.inspection.session import Session
+    from proxy.inspection.stages.request_context import RequestContext, Ruling
+    from proxy.inspection.stages.stage import Session
     from proxy.request.request_head import Head
     from proxy.sandbox.sandbox_state import Tenant
     from rules.attempt import Attempt

@@ -15,8 +15,7 @@ from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.session import Session
-    from proxy.inspection.stages.stage import RequestPart
+    from proxy.inspection.stages.stage import RequestPart, Session
     from rules.attempt import Attempt
 
 MOST_HELD: Final = 4 << 20  # bytes of one client connection, which may have many requests at a time

@@ -11,10 +11,8 @@ from rules.verdicts import Reason, Trust
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
-    from proxy.inspection.judging import Ruling, Standing
-    from proxy.inspection.request_context import RequestContext
-    from proxy.inspection.session import Session
-    from proxy.inspection.stages.stage import Needs
+    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
+    from proxy.inspection.stages.stage import Needs, Session
 
 
 class Grants(Stage):

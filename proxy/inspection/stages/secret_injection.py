@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.request_context import RequestContext
-    from proxy.inspection.session import Session
-    from proxy.inspection.stages.stage import Needs, RequestPart
+    from proxy.inspection.stages.request_context import RequestContext
+    from proxy.inspection.stages.stage import Needs, RequestPart, Session
     from proxy.request.request_head import Field, Head
 
 # By which an answer may come packed, or in other characters: RFC 9110 sections 12.5.2, 12.5.3 and 10.1.4 (`TE`),

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.judging import Ruling, Standing
-    from proxy.inspection.request_context import RequestContext
-    from proxy.inspection.session import Session
-    from proxy.inspection.stages.stage import Needs, RequestPart
+    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
+    from proxy.inspection.stages.stage import Needs, RequestPart, Session
     from proxy.request.request_head import Head
     from proxy.secrets.detection import SecretSearch
     from rules.decision import Decision

@@ -1,6 +1,6 @@
 """Base class of the stages: each does one thing with an allowed request, and with its response."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mitmproxy.proxy.layers.http._events import (
     RequestData,
@@ -12,15 +12,19 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
+    from proxy.dlp.head_scan import Heads
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.judging import Ruling, Standing
-    from proxy.inspection.request_context import RequestContext
-    from proxy.inspection.session import Session
+    from proxy.inspection.stages.record import RequestRecord
+    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
+    from proxy.request.messages import Place
     from proxy.request.request_head import Head
+    from proxy.sandbox.recorder import Recorder
+    from proxy.sandbox.rule_limits import Connections
+    from proxy.supervisor_channel.channel import Whose
     from rules.decision import Decision
     from rules.verdicts import Scan, Trust
 
@@ -44,6 +48,25 @@ class Needs(NamedTuple):
     limits: bool  # it has some
     grants: bool  # people have approved it
     secrets: bool  # the task has some
+
+
+class Session(Protocol):
+    """What stages use of the requests of one client connection (`proxy.inspection.session`)."""
+
+    recorder: "Recorder"
+    record: "RequestRecord"
+    place: "Place"
+    cause: str  # id of the connection's decision event
+    whose: "Whose | None"
+    refused: "Decision | None"  # what denied the connection
+    held: int  # bytes of bodies that are kept for a decision
+    connections: "Connections"
+    heads: "Heads"
+    cut: "Callable[[frozenset[str]], None]"
+
+    def is_unnamed(self) -> bool:
+        """Whether no rule and no secret names the host."""
+        ...
 
 
 class Stage:

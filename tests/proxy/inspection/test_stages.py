@@ -6,8 +6,8 @@ import pytest
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
 
 from proxy.inspection import session as sessions
-from proxy.inspection.request_context import RequestContext
 from proxy.inspection.stages.held_body import HeldBody
+from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import look_ahead
 from proxy.inspection.stages.stage import Stage
 from proxy.inspection.stream import Stream

@@ -1,27 +1,65 @@
-"""One request and its response on an inspected connection: from its head to the record of its end."""
+"""One request and its response on an inspected connection: what is decided on it, and known of it to its end."""
 
 import time
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.verdicts import Outcome
+from rules.attempt import Attempt
+from rules.decision import Decision
+from rules.verdicts import Outcome, Scan
 
 if TYPE_CHECKING:
+    from http import HTTPStatus
+
+    from proxy.approvals.leases import Grant
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.gate.block_page import Page
     from proxy.inspection.stages.approval import PendingApproval
+    from proxy.inspection.stages.git import Judged
     from proxy.inspection.stages.held_body import Held
     from proxy.inspection.stages.secret_scan import Seen
     from proxy.inspection.stages.stage import RequestPart, Stage
-    from proxy.request.request_head import Head
+    from proxy.request.request_head import Asked, Head
     from proxy.sandbox.rule_limits import Meter
     from proxy.telemetry.events import Http
     from rules.addresses import Address
-    from rules.attempt import Attempt
-    from rules.decision import Decision
+    from rules.decision import Limits
 
 
 NOTHING: Final[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """The decision on one request, with what its event and its refusal need."""
+
+    decision: Decision
+    method: str
+    path: str
+    asked: "Asked | None" = None  # None: the head can't be read, or asks for another host
+    attempt: Attempt | None = None  # what the rules were asked
+    detail: str = ""
+    status: "HTTPStatus | None" = None
+    refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
+    pushed: "Judged | None" = None  # ... and this is what was decided on them
+    refs_for_events: bool = False  # ... for events alone: where they can't be read, it is decided without them
+    body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
+    misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
+    undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
+    refused_at: str | None = None  # the address that it is refused for
+    advice: str = ""  # what can be done about that, where the reason doesn't say it
+    approval: str = ""  # id of what people were asked about it
+    grants: "tuple[Grant, ...]" = ()  # under which it passes
+
+
+class Standing(NamedTuple):
+    """How a request stands by now."""
+
+    denial: "Decision | None"  # by which it may not go on
+    limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
+    scan: Scan = Scan.BLOCK  # what is done about secrets in what is still to come
+    untrusted: "Decision | None" = None  # that lets it read from an untrusted source, if one does
 
 
 class RequestContext:

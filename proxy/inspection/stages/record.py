@@ -13,8 +13,7 @@ from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.judging import Ruling
-    from proxy.inspection.request_context import RequestContext
+    from proxy.inspection.stages.request_context import RequestContext, Ruling
     from proxy.request.messages import Place
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
