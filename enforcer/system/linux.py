@@ -155,13 +155,6 @@ def renameat2(directory: int, old: str, new: str, flags: int) -> None:
     )
 
 
-def file_system_of(descriptor: int) -> int:
-    """Return the magic number of the file system that a file is on (fstatfs(2), `f_type`). Raises OSError."""
-    found = (ctypes.c_ulong * 64)()  # struct statfs is 120 bytes, and begins with it
-    _check(_libc.fstatfs(descriptor, found), "fstatfs")
-    return found[0] & 0xFFFFFFFF
-
-
 def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change something of the calling process, as prctl(2) does."""
     _check(

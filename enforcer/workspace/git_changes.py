@@ -36,7 +36,7 @@ from enforcer.workspace.git_objects import (
     listing,
 )
 from enforcer.workspace.protection import Globs
-from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.repository import is_sha256
 from enforcer.workspace.safe_path import Entry, What, until_nul
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ class _Repository:
 
     def _begin(self) -> None:
         """Lay out the scratch repository, with nothing of the task's in it yet."""
-        said = [*settings(until_nul(self._ours("config") or self._now("config")))]
-        sha256 = any(each.name == "extensions.objectformat" and each.value == "sha256" for each in said)
+        sha256 = is_sha256(until_nul(self._ours("config") or self._now("config")))
         objects = _joined(self._place, "objects")
         whole = f"{self._sides.kept.meta.workspace.rstrip('/')}/{objects}"
         there = whole if _stands(self._sides, (), objects) else ""

@@ -26,15 +26,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import outermost
-from enforcer.system import linux
 from enforcer.system.errors import UsageError
-from enforcer.workspace import repository_scan
-from enforcer.workspace.repository_scan import GIT, of_git
+from enforcer.workspace.repository import OF_REPOSITORY, Hidden, RepositoryReader
+from enforcer.workspace.repository_scan import GIT, Scan, below, of_git
 from enforcer.workspace.safe_path import (
     TOP,
     Entry,
-    Hidden,
-    Sight,
     Tree,
     What,
     acting_as,
@@ -66,15 +63,12 @@ _MOST_NESTED: Final = 500  # repositories below a directory that are guarded
 # However many names a task makes, no more of them are in memory: names below what is protected, and paths that match.
 _MOST_BELOW: Final = 50_000
 _MOST_MATCHED: Final = 10_000
-_FUSE: Final = 0x65735546  # statfs(2): a program of the user's says what a directory holds, and may omit what is there
 _MANY: Final = -1  # the size of a directory that has more names below it than are looked at
 _DEEPEST: Final = 100  # levels of directories that `**` is looked for in
 # What every module or worktree has that is protected: it was there if one of these was.
 _OF_GIT: Final = ("config", "commondir")
 _AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
 _ANY: Final = ("*", "**")
-# A name that differs from such a one by more than capitals is another on every file system (`protection`)
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]")
 
 
 def directly(added: tuple[str, ...]) -> tuple[str, ...]:
@@ -134,7 +128,7 @@ def _parts(place: str) -> list[str]:
     parts = place.strip("/").split("/")
     for end in range(1, len(parts) + 1):
         at = "/" + "/".join(place.strip("/").split("/")[:end])
-        if all(os.path.exists(f"{at}/{name}") for name in ("HEAD", "objects", "refs")):
+        if all(os.path.exists(f"{at}/{name}") for name in OF_REPOSITORY):
             parts[end - 1] = ".git"
     return parts
 
@@ -163,23 +157,21 @@ class Guard:
         status = os.fstat(self._tree.descriptor)
         self._owner = status.st_uid, status.st_gid
         with acting_as(*self._owner):
-            places = repository_scan.other_names(self._tree, workspace)
-            also = repository_scan.protected_globs(self._tree, workspace)
+            self._scan = Scan(self._tree, workspace)
+            self._reader = self._scan.reader
+            places, also = self._scan.other_names, self._scan.protected_globs()
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
-            root, directories = repository_scan.around(self._tree, workspace)
-            self._around = root, directories[0] if directories else ""
-            self._sight = repository_scan.as_of_now(self._tree, workspace)
             self._nested: tuple[str, ...] = ()
             submodules = self._dots()
-            below, self.is_searched = repository_scan.below(self._entries) if root != workspace else ([], True)
-            nested = [dot for dot in below if dot not in submodules]
+            found, self.is_searched = below(self._entries) if self._scan.root != workspace else ([], True)
+            nested = [dot for dot in found if dot not in submodules]
             self._nested = tuple(nested[:_MOST_NESTED])
             self.unguarded = len(nested) - len(self._nested)  # repositories below that nobody looks at
             dots = [*submodules, *self._nested]
             there = {dot: entry for dot in dots if (entry := self._entry(dot)) is not None}
-            led = {dot: repository_scan.led_to(self._tree, workspace, dot, self._sight) for dot in there}
+            led = {dot: self._scan.globs_of(dot) for dot in there}
             known = {
-                dot: (entry, self._sight.directory(f"{workspace}/{dot}"))
+                dot: (entry, self._reader.directory(f"{workspace}/{dot}"))
                 for dot in (".git", *there)
                 if (entry := self._entry(dot)) is not None and entry.what is not What.DIRECTORY
             }
@@ -191,7 +183,6 @@ class Guard:
         for glob in (*globs, *also):
             first, *rest = glob.rstrip("/").split("/")
             self._globs.setdefault(first, []).append(rest)
-        self._plain = frozenset(filter(_PLAIN.fullmatch, self._globs))
         self._starred = frozenset(first for first in self._globs if "*" in first and first not in _ANY)
         self._submodules: dict[str, Entry] | None = None
         self._before: dict[str, Entry] = {}
@@ -200,7 +191,7 @@ class Guard:
         if self.is_cut:
             raise self._too_much()
         self._submodules = there
-        self._sight = Sight(self._tree, workspace, known)
+        self._reader = RepositoryReader(self._tree, workspace, known)
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
@@ -347,43 +338,24 @@ class Guard:
                     yield dot
 
     def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
-        """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for."""
-        names = self._names_at_top()
+        """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for.
+
+        Each plain one is looked up by its name: a file system may not list all that it has, or call it otherwise.
+        """
         for first in self._globs:
             if first in _ANY:
                 yield first, "", None
-            elif first in self._starred or (names is not None and first in self._plain and first.lower() not in names):
-                continue
-            elif (entry := self._entry(first)) is not None:
+            elif first not in self._starred and (entry := self._entry(first)) is not None:
                 yield first, first, entry
         for name, entry in self._entries(TOP) if self._starred else ():
             if _matching(self._starred).fullmatch(name):
                 matched = (first for first in self._starred if _matching(frozenset([first])).fullmatch(name))
                 yield from ((first, name, entry) for first in matched)
 
-    def _names_at_top(self) -> frozenset[str] | None:
-        """Return the names at the top in lower case, so that few of the globs are looked up one by one.
-
-        None: each has to be, as the names are very many, can't be listed, are listed by a program (FUSE), or could be
-        others' by another spelling.
-        """
-        try:
-            directory = self._tree.directory(TOP)
-        except OSError:
-            return None
-        try:
-            if linux.file_system_of(directory) == _FUSE:
-                return None
-            with os.scandir(directory) as entries:
-                names = [entry.name for entry in islice(entries, _MOST + 1)]
-        finally:
-            os.close(directory)
-        return frozenset(map(str.lower, names)) if len(names) <= _MOST and "".join(names).isascii() else None
-
     def _dots(self, *, deep: bool = True) -> list[str]:
         """Return where repositories are that Git goes into by itself, and those below as of the start."""
         try:
-            found = [f"{path}/.git" for path in repository_scan.submodules(self._workspace, *self._around, self._sight)]
+            found = [f"{path}/.git" for path in self._scan.submodules(self._reader)]
         except Hidden:
             every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
             found = [path for path in every if not f"{path}/".startswith(".git/")]

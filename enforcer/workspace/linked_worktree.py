@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import contains, refuse_write
 from enforcer.system.errors import UsageError
-from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.repository import Repository, RepositoryReader, gitdir, settings
 from enforcer.workspace.safe_path import acting_as, read
 
 # What of the common directory is of the main worktree alone, or of all: a task in another has no business there
@@ -62,7 +62,7 @@ def of_others(workspace: str, common: str) -> tuple[str, ...]:
         return ()
     owner = os.stat(workspace)
     with acting_as(owner.st_uid, owner.st_gid):
-        own = os.path.realpath(os.path.join(workspace, read(dot).removeprefix("gitdir:").strip()))
+        own = os.path.realpath(gitdir(dot, read(dot)))
     if os.path.dirname(own) != f"{common}/worktrees":
         return ()
     others = (name for name in sorted(os.listdir(f"{common}/worktrees")) if name != os.path.basename(own))
@@ -71,10 +71,10 @@ def of_others(workspace: str, common: str) -> tuple[str, ...]:
 
 def unseen(workspace: str, shown: Iterable[str]) -> str:
     """Say that the repository of a workspace isn't shown to a task, and what helps; empty: it is, or there is none."""
-    directory = _elsewhere(workspace)
-    if not directory or any(contains(place, directory) for place in shown):
+    found = _elsewhere(workspace)
+    if found is None or any(contains(place, found.directory) for place in shown):
         return ""
-    directory = shlex.quote(_common(workspace, directory))
+    directory = shlex.quote(found.common)
     return (
         "`.git` leads to a repository elsewhere that the task isn't shown: "
         f"`--read {directory}` shows it, and `--write {directory}` lets the task commit"
@@ -83,56 +83,45 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
 
 def read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> str:
     """Say that a reviewed task can't commit, as its repository is outside of the workspace; empty: it can."""
-    directory = _elsewhere(workspace)
-    if not directory or contains(workspace, directory) or any(contains(place, directory) for place in written):
+    found = _elsewhere(workspace)
+    if found is None or any(contains(place, found.directory) for place in (workspace, *written)):
         return ""
-    if not any(contains(place, directory) for place in shown):
+    if not any(contains(place, found.directory) for place in shown):
         return ""  # that is said otherwise (`unseen`)
     return (
-        f"the task can't commit: a review shows the repository of this workspace, `{directory}`, read-only. "
+        f"the task can't commit: a review shows the repository of this workspace, `{found.directory}`, read-only. "
         "Review the main worktree, or let the task commit with `--direct`"
     )
 
 
-def _elsewhere(workspace: str) -> str:
-    """Return the directory of the repository that a workspace's `.git` names, as a file or a link; empty: none.
+def _elsewhere(workspace: str) -> Repository | None:
+    """Return the repository that a workspace's `.git` names, as a file or a link.
 
-    Whoever wrote the workspace says it: a directory that is no repository is not named to its reader.
+    An earlier task may have written it: a directory that is no repository is not named to the reader.
     """
     dot = f"{workspace}/.git"
     try:
-        kind = stat.S_IFMT(os.lstat(dot).st_mode)
-        if kind not in {stat.S_IFREG, stat.S_IFLNK}:
-            return ""
+        if stat.S_ISDIR(os.lstat(dot).st_mode):
+            return None
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
-            said = f"gitdir: {os.path.realpath(dot)}" if kind == stat.S_IFLNK else read(dot)
-            directory = os.path.normpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
-            is_one = said.startswith("gitdir:") and os.path.isfile(f"{directory}/HEAD")
+            led = os.path.realpath(dot) if os.path.islink(dot) else gitdir(dot, read(dot))
+            directory = os.path.normpath(led)
+            if not led or not os.path.isfile(f"{directory}/HEAD"):
+                return None
+            common = RepositoryReader().common(directory)
+            return Repository(directory, common if os.path.isfile(f"{common}/HEAD") else directory)
     except OSError:
-        return ""
-    return directory if is_one else ""
-
-
-def _common(workspace: str, directory: str) -> str:
-    """Return the directory that a repository's worktrees share, without which none of them can be read."""
-    try:
-        owner = os.stat(workspace)
-        with acting_as(owner.st_uid, owner.st_gid):
-            said = read(f"{directory}/commondir").strip()
-            shared = os.path.realpath(os.path.join(directory, said))
-            return shared if said and os.path.isfile(f"{shared}/HEAD") else directory
-    except OSError:
-        return directory
+        return None
 
 
 def _found(workspace: str, dot: str) -> str | None:
     """Return the repository's common directory; None where there is none that names this workspace."""
-    said = read(dot)
-    if not said.startswith("gitdir:"):
+    led = gitdir(dot, read(dot))
+    if not led:
         return None
-    directory = os.path.realpath(os.path.join(workspace, said.removeprefix("gitdir:").strip()))
-    common = os.path.realpath(os.path.join(directory, read(f"{directory}/commondir").strip() or "."))
+    directory = os.path.realpath(led)
+    common = RepositoryReader().common(directory)
     if contains(workspace, directory) or contains(workspace, common) or contains(common, workspace):
         return None
     if common == directory:

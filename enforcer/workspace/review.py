@@ -12,9 +12,10 @@ from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
-from enforcer.workspace import guard, overlay_changes, repository_scan
+from enforcer.workspace import guard, overlay_changes
 from enforcer.workspace.change_store import Kept, Meta
 from enforcer.workspace.overlay_changes import gather
+from enforcer.workspace.repository_scan import Scan
 from enforcer.workspace.safe_path import MODE, Tree, acting_as
 from proxy.telemetry.visible import visible
 from rules.decision import Asks
@@ -57,9 +58,10 @@ class Review:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
         with acting_as(status.st_uid, status.st_gid):
-            places = repository_scan.other_names(self._workspace, wanted.workspace)
-            also = repository_scan.protected_globs(self._workspace, wanted.workspace)
-        self.kept = Kept.create(replace(meta_of(wanted, tenant, journal, status, also), repositories=places))
+            scan = Scan(self._workspace, wanted.workspace)
+            also = scan.protected_globs()
+        meta = meta_of(wanted, tenant, journal, status, also)
+        self.kept = Kept.create(replace(meta, repositories=scan.other_names))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
         try:

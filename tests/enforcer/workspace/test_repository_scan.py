@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from enforcer.workspace.guard import Guard, directly
-from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.repository import settings
 from tests import harness
 
 
@@ -137,7 +137,7 @@ class Closed:
         if os.geteuid():
             raise ModuleNotFoundError(f"{name}: its owner can't read our code")
 
-from enforcer.workspace.repository_scan import settings
+from enforcer.workspace.repository import settings
 from enforcer.workspace.guard import Guard
 from enforcer.workspace.guard import directly
 

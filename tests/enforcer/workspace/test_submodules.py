@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from enforcer.workspace import repository_scan
 from enforcer.workspace.guard import Guard, directly
-from enforcer.workspace.safe_path import Hidden, Sight, Tree
+from enforcer.workspace.repository import Hidden, RepositoryReader
+from enforcer.workspace.repository_scan import Scan
+from enforcer.workspace.safe_path import Tree
 from tests import harness
 
 LONG = "/".join(("d" * 200, "e" * 250, "f" * 250))
@@ -40,7 +41,7 @@ def repository(place, form="sha1"):
 
 def after(work):
     """How the workspace is looked at after a task."""
-    return Sight(Tree.open(str(work)), str(work))
+    return RepositoryReader(Tree.open(str(work)), str(work))
 
 
 def link(above, path):
@@ -61,8 +62,8 @@ def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
     expected = sorted(["sub", "a/b", LONG, "sub/inner"])
     for how in ("--index-version=2", "--index-version=4", "--split-index", "--no-split-index", "--index-version=3"):
         git(work, "update-index", *how.split("=", 1))
-        for seen in (None, after(work)):
-            assert sorted(repository_scan.submodules_of(str(work), str(work / ".git"), seen)) == expected, how
+        for seen in (RepositoryReader(), after(work)):
+            assert sorted(seen.submodules(str(work), str(work / ".git"))) == expected, how
 
 
 @pytest.mark.parametrize("data", [b"", b"DIRC", b"DIRC\0\0\0\5\0\0\0\0", b"DIRC\0\0\0\2\0\0\0\1" + b"\0" * 40])
@@ -70,7 +71,7 @@ def test_an_index_that_makes_no_sense_hides_them(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     with pytest.raises(Hidden):
-        repository_scan.submodules_of(str(work), str(work / ".git"), after(work))
+        after(work).submodules(str(work), str(work / ".git"))
 
 
 def version_4(*names):
@@ -89,7 +90,7 @@ def test_no_index_takes_long_to_read(work, data):
     (work / ".git/index").write_bytes(data)
     began = time.process_time()
     with pytest.raises(Hidden):
-        repository_scan.submodules_of(str(work), str(work / ".git"), after(work))
+        after(work).submodules(str(work), str(work / ".git"))
     assert time.process_time() - began < 1
 
 
@@ -141,10 +142,10 @@ def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
     repository(work / "sub")
     link(work, "sub")
     seen = after(work)
-    assert repository_scan.submodules_of(str(work), str(work / ".git"), seen) == ["sub"]
+    assert seen.submodules(str(work), str(work / ".git")) == ["sub"]
     seen._tree.look = look
     with pytest.raises(Hidden):
-        repository_scan.submodules_of(str(work), str(work / ".git"), seen)
+        seen.submodules(str(work), str(work / ".git"))
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -170,9 +171,8 @@ def test_a_repository_that_a_task_has_git_go_into_is_put_aside(work, hidden, mon
     link(work / "was", "inner")
     repository(work / "apart")
     if hidden:
-        monkeypatch.setattr(
-            repository_scan, "_LARGEST_INDEXES", 10
-        )  # bytes: the index is larger than what is looked at
+        # bytes: the index is larger than what is looked at
+        monkeypatch.setattr("enforcer.workspace.repository._LARGEST_INDEXES", 10)
     made = found.made(found.changed())
     expected = ["sub/.git", "told/.git", "was/inner/.git"]
     assert [path for path in made if path.endswith("/.git")] == (expected if not hidden else ["apart/.git", *expected])
@@ -276,7 +276,7 @@ def test_a_start_opens_regular_files_alone(work, path):
 
 def review_globs(work):
     tree = Tree.open(str(work))
-    repository_scan.protected_globs(tree, str(work))
+    Scan(tree, str(work)).protected_globs()
     tree.close()
 
 

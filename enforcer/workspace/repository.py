@@ -1,0 +1,308 @@
+"""Git repository as it describes itself: where it lies, its configuration, its index, and its submodules.
+
+- `.git` may be a file or a link that says where the repository is. The common directory has the configuration and the
+  hooks, for a linked worktree as well (gitrepository-layout(5)).
+- Git goes into submodules by itself, as for `git status`, and a task can make any directory one by a link in the index
+  (gitformat-index(5), mode 160000), without a `.gitmodules`.
+
+An earlier task may have written what lies in a workspace. `RepositoryReader` follows that no further than into the
+workspace and opens only regular files (`safe_path`): a look at `/net/HOST` has autofs(8) ask for that host, past every
+rule, and one at a FUSE mount may never end.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from enforcer.workspace.safe_path import TOP, Entry, Tree, What, read, read_beneath, regular
+
+OF_REPOSITORY: Final = ("HEAD", "objects", "refs")  # what Git takes a directory for a repository by
+_ESCAPES: Final = {"n": "\n", "t": "\t", "b": "\b"}
+_LARGEST_INDEXES: Final = 256 << 20  # bytes of all indexes that are read
+_DEEPEST: Final = 10  # submodules of submodules
+_MOST_SUBMODULES: Final = 1000
+_HEAD: Final = struct.Struct(">4sII")
+_FIXED: Final = 40  # bytes before the hash
+_LONGEST: Final = 4096  # bytes of a path: there is none that is longer (PATH_MAX), and each is made of the one before
+_KIND, _LINK, _TREE = 0xF000, 0xE000, 0x4000  # of a mode
+_AS_GIT_WRITES: Final = (b"\0\0\xe0\0", b"\0\0\x40\0")
+_EXTENDED, _LENGTH = 0x4000, 0xFFF  # of flags
+_NOTHING: Final = MappingProxyType[str, tuple[Entry, str]]({})
+
+
+class Hidden(Exception):  # noqa: N818  what they may be
+    """What is linked can't be told."""
+
+
+class Setting(NamedTuple):
+    """One variable: section and name in lower case, without a subsection."""
+
+    name: str
+    value: str
+
+
+def settings(text: str) -> Iterator[Setting]:
+    """Yield what a configuration says; what can't be read is passed over."""
+    section = ""
+    lines = iter(text.replace("\r\n", "\n").split("\n"))  # Git knows no other end of a line
+    for each in lines:
+        line = each.strip()
+        if line.startswith("["):
+            end = _end_of_section(line)
+            section, line = line[1:end].split('"')[0].strip().split(".")[0].lower(), line[end + 1 :].strip()
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith(("#", ";")):
+            yield Setting(f"{section}.{name.strip().lower()}", _value(value, lines))
+
+
+def _end_of_section(line: str) -> int:
+    """Return where the `]` is that is in no quotes."""
+    is_quoted = False
+    at = 0
+    while at < len(line):
+        if line[at] == "\\":
+            at += 1
+        elif line[at] == '"':
+            is_quoted = not is_quoted
+        elif line[at] == "]" and not is_quoted:
+            return at
+        at += 1
+    return len(line)
+
+
+def _value(text: str, more: Iterator[str]) -> str:
+    """Read a value, which goes on in the next line behind a backslash."""
+    found: list[str] = []
+    kept = at = 0  # `kept`: how much of it isn't white space at its end
+    is_quoted = False
+    text = text.lstrip()
+    while at < len(text):
+        letter = text[at]
+        at += 1
+        if letter == "\\":
+            if at == len(text):
+                text, at = next(more, ""), 0
+                continue
+            found.append(_ESCAPES.get(text[at], text[at]))
+            at += 1
+        elif letter == '"':
+            is_quoted = not is_quoted
+            continue
+        elif letter in "#;" and not is_quoted:
+            break
+        else:
+            found.append(letter)
+            if letter.isspace() and not is_quoted:
+                continue
+        kept = len(found)
+    return "".join(found[:kept])
+
+
+def is_sha256(configuration: str) -> bool:
+    """Whether a configuration says that the names of objects are SHA-256, not SHA-1."""
+    return any(each.name == "extensions.objectformat" and each.value == "sha256" for each in settings(configuration))
+
+
+def gitdir(dot: str, text: str) -> str:
+    """Return where the text of a `.git` file says that its repository is; empty: nowhere."""
+    said = text.removeprefix("gitdir:").strip() if text.startswith("gitdir:") else ""
+    return os.path.join(os.path.dirname(dot), said) if said else ""
+
+
+class Repository(NamedTuple):
+    """Where a repository lies, as whole paths."""
+
+    directory: str  # that `.git` is, or leads to
+    common: str  # that its worktrees share; empty: it may not be looked at
+
+
+class RepositoryReader:
+    """Reads repositories of the host, or of a workspace before or after a task. Paths are whole ones."""
+
+    def __init__(
+        self,
+        tree: Tree | None = None,
+        workspace: str = "",
+        known: Mapping[str, tuple[Entry, str]] | None = _NOTHING,
+    ) -> None:
+        """`known`: which `.git` in the workspace were links and files before the task, and where they led.
+
+        None: no task runs yet. But an earlier one may have made a repository in it, with all that this says.
+        """
+        self._tree = tree
+        self._workspace = workspace
+        self._known = known
+
+    def repository(self, dot: str) -> Repository | None:
+        """Return the repository that a `.git` is, or leads to; None: there is none, or it is hidden."""
+        try:
+            directory = self.directory(dot)
+        except Hidden:
+            return None
+        return Repository(directory, self.common(directory)) if directory else None
+
+    def directory(self, dot: str) -> str:
+        """Return the directory that a `.git` is, or leads to; empty: to none. Raises Hidden for one that is changed."""
+        inside = self._inside(dot)
+        if inside is None:
+            return dot if os.path.isdir(dot) else gitdir(dot, read(dot))
+        tree, path = inside
+        try:
+            entry, known = tree.look(path), (self._known or _NOTHING).get(path)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return ""  # Git goes over no link
+            raise Hidden from error
+        if entry is None or entry.what is What.DIRECTORY:
+            return "" if entry is None else dot
+        if self._known is None:
+            target = entry.target if entry.what is What.LINK else gitdir(dot, read_beneath(tree, path))
+            led = os.path.normpath(os.path.join(os.path.dirname(dot), target)) if target else ""
+            # Only the workspace's own `.git` may lead elsewhere
+            return led if path == ".git" or self.is_inside(led) else ""
+        if known is None:
+            return ""  # nothing goes there once it is put aside
+        if not known[0].is_same_file(entry):
+            raise Hidden
+        return known[1]
+
+    def common(self, directory: str) -> str:
+        """Return the directory that has the configuration of a repository; empty: it may not be looked at."""
+        said = self._text(f"{directory}/commondir", directory).rstrip("\n")
+        if not said:
+            return directory
+        led = os.path.join(directory, said)
+        if not self.is_inside(directory):
+            return os.path.realpath(led)
+        led = os.path.normpath(led)
+        return led if self.is_inside(led) else ""
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a path is said to lie in the workspace."""
+        return self._inside(path) is not None
+
+    def submodules(self, root: str, repository: str) -> list[str]:
+        """Return the paths of all submodules of a repository, relative to the top of its worktree. Raises Hidden."""
+        found: list[str] = []
+        pending = [("", repository, 0)]
+        seen = set[str]()
+        while pending:
+            above, directory, depth = pending.pop()
+            for path in self._links(directory):
+                inner = os.path.join(above, path)
+                if os.path.isabs(path) or ".." in path.split("/") or inner in seen:
+                    continue  # Git takes none that lead out
+                seen.add(inner)
+                if len(seen) > _MOST_SUBMODULES or depth == _DEEPEST:
+                    raise Hidden
+                found.append(inner)
+                dot = f"{root}/{inner}/.git"
+                if led := self.directory(dot):
+                    pending.append((inner, led, depth + 1))
+        return found
+
+    def _links(self, directory: str) -> Iterator[str]:
+        left = _LARGEST_INDEXES
+        for name in ("index", *self._names(directory, "sharedindex.")):
+            try:
+                with open(self._file(f"{directory}/{name}"), "rb") as file:
+                    data = file.read(left + 1)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise Hidden from error
+            left -= len(data)
+            if left < 0:
+                raise Hidden
+            if self._known is None and not any(mode in data for mode in _AS_GIT_WRITES):
+                continue  # no task writes yet: an index of very many files needs no second look
+            try:
+                yield from _entries(data, self._hash_size(directory))
+            except (struct.error, IndexError, ValueError) as error:
+                raise Hidden from error
+
+    def _hash_size(self, directory: str) -> int:
+        common = self.common(directory)
+        return 32 if common and is_sha256(self._text(f"{common}/config", directory)) else 20
+
+    def _names(self, directory: str, beginning: str) -> list[str]:
+        """Return the names in a directory that begin so; none where it can't be listed, or isn't there."""
+        inside = self._inside(directory)
+        try:
+            place = (
+                os.open(directory, os.O_RDONLY | os.O_DIRECTORY) if inside is None else inside[0].directory(inside[1])
+            )
+        except OSError:
+            return []
+        try:
+            return [name for name in os.listdir(place) if name.startswith(beginning)]
+        except OSError:
+            return []
+        finally:
+            os.close(place)
+
+    def _file(self, path: str) -> int:
+        """Open a regular file to read it. Raises OSError."""
+        inside = self._inside(path)
+        if inside is None:
+            return regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path)
+        return inside[0].file(inside[1])
+
+    def _text(self, path: str, by: str) -> str:
+        """Read a small file that the directory `by` names; empty where it is none, or `by` may not name it."""
+        if not self.is_inside(by):
+            return read(path)
+        inside = self._inside(os.path.normpath(path))
+        return "" if inside is None else read_beneath(*inside)
+
+    def _inside(self, path: str) -> tuple[Tree, str] | None:
+        """Return the workspace and a path relative to it, if that is said to lie in there."""
+        if self._tree is None:
+            return None
+        above = self._workspace.rstrip("/")
+        return (self._tree, path[len(above) + 1 :] or TOP) if path == above or path.startswith(f"{above}/") else None
+
+
+def _entries(data: bytes, size: int) -> Iterator[str]:
+    """Yield the paths of links. Raises Hidden for a directory that isn't written out."""
+    mark, version, count = _HEAD.unpack_from(data)
+    if mark != b"DIRC" or version not in {2, 3, 4}:
+        raise ValueError
+    if version == 4 and b"IEOT" in data:
+        raise Hidden  # names don't all go on from the one before
+    at, name = _HEAD.size, b""
+    for _ in range(count):
+        mode = int.from_bytes(data[at + 24 : at + 28]) & _KIND
+        flags = int.from_bytes(data[at + _FIXED + size : at + _FIXED + size + 2])
+        begin = at + _FIXED + size + (4 if flags & _EXTENDED and version > 2 else 2)
+        if version == 4:
+            cut, begin = _number(data, begin)
+            end = data.index(0, begin)
+            if cut > len(name) or end - begin > _LONGEST or len(name) - cut > _LONGEST:
+                raise ValueError
+            name = name[: len(name) - cut] + data[begin:end]
+            at = end + 1
+        else:
+            end = begin + (flags & _LENGTH) if flags & _LENGTH < _LENGTH else data.index(0, begin)
+            name = data[begin:end]
+            at += (end - at + 8) & ~7
+        if at > len(data):
+            raise ValueError
+        if mode == _TREE:
+            raise Hidden
+        if mode == _LINK:
+            yield os.fsdecode(name).rstrip("/")
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Read a number of variable length, as varint.c has it; return where it ends, too."""
+    value = data[at] & 0x7F
+    while data[at] & 0x80:
+        at += 1
+        value = ((value + 1) << 7) | (data[at] & 0x7F)
+        if value > 2 * _LONGEST:
+            raise ValueError  # before it takes long to count on
+    return value, at + 1
