@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.system.peers import is_alive, namespace
+from enforcer.system.control_socket import is_alive
+from enforcer.system.peers import namespace
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import read_word
 from proxy.wire import strict_json

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from enforcer.cli import journals
 from enforcer.cli.check import findings_of
 from enforcer.cli.client_commands import attempt_of
-from enforcer.cli.journals import allow_many_segments
 from enforcer.cli.output import FailedError, day
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
@@ -22,7 +22,7 @@ from proxy.telemetry.descriptions import what
 from proxy.telemetry.events import Event, Kind
 from proxy.telemetry.replay.learner import Learner, without_secrets
 from proxy.telemetry.replay.past_attempts import Recorded, recorded
-from proxy.telemetry.views.causality import find, is_named, named
+from proxy.telemetry.views.causality import find
 from proxy.telemetry.visible import visible
 from rules.decision import Decision
 from rules.explain.explanation import explain
@@ -209,18 +209,10 @@ def _to_be_allowed(event: Event) -> Recorded:
 
 
 def _event(directory: Path, given: str) -> Event:
-    if not directory.is_dir():
-        raise UsageError(f"there is no journal in `{directory}`; name another with `--journal`")
-    allow_many_segments()
-    if not is_named(given):
-        raise UsageError(
-            f"`{ascii(given)[1:-1]}` is no event's id, nor an end of one of 8 characters or more; "
-            "`exeat log --verdict blocked` shows the ends of their ids"
-        )
-    names = named(directory, given)
-    entry = find(directory, names[0]) if len(names) == 1 else None
+    journals.refuse_none(directory)
+    entry = journals.one_event(find, directory, given, "exeat log --verdict blocked")
     if entry is None:
-        raise UsageError("several events have an id like that: say more of it" if names else "there is no such event")
+        raise UsageError("there is no such event")
     return entry.event
 
 

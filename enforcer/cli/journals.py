@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from glob import escape
@@ -15,9 +15,11 @@ from enforcer.cli import no_room
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
-from proxy.telemetry.encoding import quoted
+from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import Event
 from proxy.telemetry.journal.query import Entry, Progress, Sought, last_task, read_events
+from proxy.telemetry.views.causality import is_named, named
+from rules.problems import quoted
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -62,7 +64,7 @@ def sieve(task: str | None, since: int) -> Sought:
     """Return what the lines of a task hold, as they stand in the journal."""
     if task is None or any(character in task for character in "*?["):
         return Sought(since=since)
-    return Sought(((quoted(task).encode(),),), since)
+    return Sought(((in_json(task).encode(),),), since)
 
 
 def found(journal: Path | None) -> Path:
@@ -72,6 +74,25 @@ def found(journal: Path | None) -> Path:
         allow_many_segments()
         return path
     raise UsageError(f"there is no journal in `{path}`; say where it is")
+
+
+def refuse_none(directory: Path) -> None:
+    """Raise UsageError where there is no journal; else make ready to read all of it at once."""
+    if not directory.is_dir():
+        yet = "nothing has been run yet, and " if directory == journal_directory() else ""
+        raise UsageError(f"{yet}there is no journal in `{directory}`; name another with `--journal`")
+    allow_many_segments()
+
+
+def one_event[T](look: Callable[[Path, str], T | None], directory: Path, given: str, listed: str) -> T | None:
+    """Return what `look` finds of the one event that is meant; `listed`: which command shows ids. Raises UsageError."""
+    if not is_named(given):
+        said = "is no event's id, nor an end of one of 8 characters or more"
+        raise UsageError(f"{quoted(given)} {said}; `{listed}` shows the ends of their ids")
+    names = named(directory, given)
+    if len(names) > 1:
+        raise UsageError(f"{len(names)} events have an id like {quoted(given)}; say more of it")
+    return look(directory, names[0]) if names else None
 
 
 def entries(path: Path, task: str | None, since: int, progress: Progress | None = None) -> Iterator[Entry]:

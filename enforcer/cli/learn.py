@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if output is not None and output.exists() and not arguments.force:
         raise UsageError(f"`{output}` is there already: name another file, or overwrite it with `--force`")
-    policy = _policy(arguments.rules)
+    policy = read(arguments.rules).policy if arguments.rules else None
     path = journals.found(arguments.journal)
     learner, progress = Learner(), Progress()
     with journals.readable(path):
@@ -79,14 +79,6 @@ def _warn(learner: Learner, drafted: Drafted, shown: str, looser: int) -> int:
         some = "1 rule lets" if looser == 1 else f"{looser} rules let"
         print(f"exeat: {some} out more than those in force did: see `{NOT_TAKEN_OVER}` in {shown}", file=sys.stderr)
     return left_out
-
-
-def _policy(files: list[Path]) -> Policy | None:
-    """Read the rules that were in force, if they are named. Raises RuleFileError."""
-    if not files:
-        return None
-
-    return read(files).policy
 
 
 def _yaml(drafted: Drafted, learner: Learner, path: Path, arguments: argparse.Namespace, policy: Policy | None) -> str:

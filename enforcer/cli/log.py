@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import Event, Kind
-from proxy.telemetry.formats.record import one_line, read
+from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.query import Entry, Progress, Sought, follow, read_events
 from proxy.telemetry.views.table import Table
 from rules.problems import did_you_mean, quoted
@@ -40,25 +41,13 @@ _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
 _GLOB = frozenset("*?[")
 
 
-def _one_of(words: Collection[str], text: str, otherwise: str) -> str:
+def _one_of(words: Collection[str], otherwise: str, text: str) -> str:
     """Read one of the words of a closed list."""
     if text in words:
         return text
 
     instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
     raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
-
-
-def _word(text: str) -> str:
-    return _one_of(_WORDS, text, "neither a verdict nor an outcome")
-
-
-def _reason(text: str) -> str:
-    return _one_of(tuple(Reason), text, "no reason")
-
-
-def _kind(text: str) -> str:
-    return _one_of(tuple(Kind), text, "no kind of event")
 
 
 ARGUMENTS: Final = (
@@ -74,19 +63,19 @@ ARGUMENTS: Final = (
         "--verdict",
         "WORD...",
         f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
-        type=_word,
+        type=partial(_one_of, _WORDS, "neither a verdict nor an outcome"),
     ),
     argument(
         "--reason",
         "REASON...",
         "only events with this reason, as in no_rule; may be given again for more",
-        type=_reason,
+        type=partial(_one_of, tuple(Reason), "no reason"),
     ),
     argument(
         "--kind",
         "KIND...",
         "only events of this kind, as in request.decided; may be given again for more",
-        type=_kind,
+        type=partial(_one_of, tuple(Kind), "no kind of event"),
     ),
     argument("--rule", "RULE...", "only what this rule decided: its id, or `file:id`"),
     argument("--name", "NAME...", "only what went to this name or address"),
@@ -114,17 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
             return does(arguments, directory)
     elif arguments.last and arguments.task is not None:
         raise UsageError("`--last` names a task already: leave `--task` out")
-    refuse_none(directory)
-    journals.allow_many_segments()
+    journals.refuse_none(directory)
     with journals.readable(directory):
         return does(arguments, directory)
-
-
-def refuse_none(directory: Path) -> None:
-    """Raise UsageError where there is no journal."""
-    if not directory.is_dir():
-        yet = "nothing has been run yet, and " if directory == journal_directory() else ""
-        raise UsageError(f"{yet}there is no journal in `{directory}`; name another with `--journal`")
 
 
 def _show(arguments: argparse.Namespace, directory: Path) -> int:
@@ -203,13 +184,9 @@ def _as_written(entry: Entry) -> bytes:
 
 
 def _shape(name: str) -> Callable[[Entry], bytes]:
-    encode = getattr(importlib.import_module(f"proxy.telemetry.formats.{name}"), name)
+    from proxy.telemetry.exporters.exporter import FORMATS, Item  # all that SIEMs read, which no other form needs
 
-    def shaped(entry: Entry) -> bytes:
-        made = encode(read(entry.line))
-        return f"{made}\n".encode() if isinstance(made, str) else one_line(made)
-
-    return shaped
+    return lambda entry: f"{FORMATS[name](Item(b'', read(entry.line)))}\n".encode()
 
 
 def backslashed() -> None:

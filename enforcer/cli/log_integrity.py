@@ -12,15 +12,16 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from enforcer.cli.log import backslashed, refuse_none
-from enforcer.cli.output import FailedError
-from enforcer.journal.keeper import tend_now
+from enforcer.cli.journals import refuse_none
+from enforcer.cli.log import backslashed
+from enforcer.cli.output import FailedError, several, warn
+from enforcer.journal.keeper import seal_ended, tend_now
 from enforcer.journal.signing import keys, place
 from enforcer.system import state
 from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.keys import KeyProblem, current, known, make, pem, read_public, rotate, says, signer
-from proxy.telemetry.journal.ledger import Ledger, Remark, sweep
+from proxy.telemetry.journal.ledger import Ledger, Remark
 from proxy.telemetry.journal.retention import Keep
 from proxy.telemetry.journal.segment_check import Keys
 from proxy.telemetry.journal.verify import Report, verify
@@ -88,11 +89,15 @@ def _say(report: Report, shape: str | None) -> int:
     backslashed()
     for each in report.findings:
         print(visible(f"{each.gravity}: {each}"))
-    of = f"{report.lines:,} lines in {report.segments} segments".replace(",", " ")
+    lines = f"{report.lines:,} line{'s' * (report.lines != 1)}".replace(",", " ")
     signed = (
         f"signed up to {report.signed} by the key {report.key}, {report.head[:16]}…" if report.signed else "unsigned"
     )
-    print(visible(f"{'intact' if report.intact else 'NOT intact'}: {of}; {signed}"))
+    print(
+        visible(
+            f"{'intact' if report.intact else 'NOT intact'}: {lines} in {several(report.segments, 'segment')}; {signed}"
+        )
+    )
     return 0 if report.intact else 1
 
 
@@ -138,12 +143,7 @@ def _rotate(directory: Path) -> None:
     """
     lock = place(directory) / "ledger.lock"
     if directory.is_dir():
-        ledger = Ledger(directory, signer(keys()), lock)
-        for found in sweep(directory, ledger):
-            if isinstance(found, Remark):
-                ledger.write([found])
-            else:
-                print(f"exeat: {found}", file=sys.stderr)
+        seal_ended(directory, Ledger(directory, signer(keys()), lock), warn)
     before, after = rotate(keys())
     print(after.id)
     if directory.is_dir():

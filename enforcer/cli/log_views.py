@@ -16,7 +16,7 @@ from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Event
 from proxy.telemetry.formats.record import one_line
 from proxy.telemetry.journal.query import Entry, Progress, read_events
-from proxy.telemetry.views.causality import Caused, Chain, chain, find, is_named, named
+from proxy.telemetry.views.causality import Caused, Chain, chain, find
 from proxy.telemetry.views.conversations import Joined, joined, moment
 from proxy.telemetry.views.timeline import timeline_of
 from proxy.telemetry.visible import unpadded, visible
@@ -53,13 +53,7 @@ def _event[T](look: Callable[[Path, str], T | None], directory: Path, given: str
     """Return what `look` finds of the one event that is meant. Raises UsageError; FailedError where there is none."""
     if not given:
         raise UsageError(f"which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids")
-    if not is_named(given):
-        said = "is no event's id, nor an end of one of 8 characters or more"
-        raise UsageError(f"{quoted(given)} {said}; `exeat log` shows the ends of their ids")
-    names = named(directory, given)
-    if len(names) > 1:
-        raise UsageError(f"{len(names)} events have an id like {quoted(given)}; say more of it")
-    found = look(directory, names[0]) if names else None
+    found = journals.one_event(look, directory, given, "exeat log")
     if found is None:
         raise FailedError(f"there is no event {quoted(given)} in the journal")
     return found

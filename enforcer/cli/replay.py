@@ -13,6 +13,7 @@ from enforcer.policy.rule_files import SYSTEM, load
 from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.journal.query import Progress
 from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
+from proxy.telemetry.summary import KIND_WORDS
 from proxy.telemetry.visible import visible
 
 _WORDS = {
@@ -21,11 +22,6 @@ _WORDS = {
     "audited": "let out by audit mode",
     "flagged": "flagged",
     "allowed": "allowed",
-}
-_KINDS = {
-    "request.decided": ("request", "requests"),
-    "connection.decided": ("connection", "connections"),
-    "dns.decided": ("lookup", "lookups"),
 }
 _HEADINGS = {
     "breaks": "would break:",
@@ -84,7 +80,7 @@ def _value(replay: Replay, groups: list[tuple[Group, Tally]], progress: Progress
                 "task": group.task,
                 "was": _said_value(group.was),
                 "now": _said_value(group.now),
-                "attempts": {_KINDS[kind][1]: count for kind, count in tally.counts.items()},
+                "attempts": {KIND_WORDS[kind][1]: count for kind, count in tally.counts.items()},
                 "examples": list(tally.examples),
             }
             for group, tally in groups
@@ -126,7 +122,7 @@ def _result(replay: Replay) -> str:
 
 
 def _line(group: Group, tally: Tally) -> str:
-    counts = ", ".join(f"{count} {_KINDS[kind][count != 1]}" for kind, count in sorted(tally.counts.items()))
+    counts = ", ".join(f"{count} {KIND_WORDS[kind][count != 1]}" for kind, count in sorted(tally.counts.items()))
     task = f" of `{visible(group.task)}`" if group.task else ""
     examples = f" ({', '.join(visible(example) for example in tally.examples)})" if tally.examples else ""
     return f"{visible(group.place)}{task}, {counts}: was {_said(group.was)}, would be {_said(group.now)}{examples}"

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,7 @@ from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, JOURNAL, argument
 from enforcer.system.errors import UsageError
 from proxy.telemetry.journal.query import Progress, last_task
-from proxy.telemetry.views.report_data import Gathered, gather
+from proxy.telemetry.views.report_data import gather
 
 ARGUMENTS: Final = (
     argument("task", "TASK", "only this task: its id or name, `*` stands for anything", nargs="?"),
@@ -38,8 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(journals.nothing_of(task, arguments.since))
     names = {run.name for run in all_.runs.values()}
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
+    from proxy.telemetry.views.report_page import page  # and jinja2: only where there is something to write
+
     try:
-        _write(arguments.output, about, _page(all_, about), force=arguments.force)
+        _write(arguments.output, about, page(all_, about, version("exeat")), force=arguments.force)
     except BrokenPipeError:
         raise  # whoever reads our output has enough
     except OSError as error:
@@ -48,14 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
         hint = f"; {other}" if isinstance(error, FileExistsError) else ""
         raise UsageError(f"cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}") from error
     return journals.report(progress, "not in the report")
-
-
-def _page(all_: Gathered, about: str) -> str:
-    from importlib.metadata import version
-
-    from proxy.telemetry.views.report_page import page
-
-    return page(all_, about, version("exeat"))
 
 
 def _write(output: str | None, about: str, text: str, *, force: bool) -> None:

@@ -142,9 +142,11 @@ def _diff_value(before: Policy, after: Policy, compared: "Compared", told: "list
 
 
 def _print_diff(compared: "Compared", told: "list[Statement]") -> None:
+    # What a setting changes for attempts that no statement lists
+    means = ": what no rule or but a default rule decides is let out in audit mode, and told"
     for setting in compared.settings:
         was, now = (value if value is not None else "not set" for value in (setting.was, setting.now))
-        print(f"setting `{setting.key}`: was {was}, is {now}{_means(setting.key)}")
+        print(f"setting `{setting.key}`: was {was}, is {now}{means if setting.key == 'mode' else ''}")
     for statement in told:
         print(statement.text)
     if not compared.complete:
@@ -166,13 +168,6 @@ def _counted(compared: "Compared", told: "list[Statement]") -> Iterator[str]:
         counts = {word: sum(each.now.verdict == verdict for each in told) for verdict, word in BECOMES.items()}
         said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         yield f"{things} {'difference' if things == 1 else 'differences'}{f': {said}' if said else ''}"
-
-
-def _means(key: str) -> str:
-    """Say what a setting changes for attempts that no statement lists."""
-    if key == "mode":
-        return ": what no rule or but a default rule decides is let out in audit mode, and told"
-    return ""
 
 
 def run_schema(arguments: argparse.Namespace) -> int:

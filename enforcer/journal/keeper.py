@@ -106,12 +106,7 @@ class Keeper:
         self._have_tended()
 
     def _sweep(self, ledger: Ledger, writers: "Collection[int]") -> None:
-        for found in sweep(self._journal, ledger, (os.getpid(), *writers)):
-            self._grown = True
-            if isinstance(found, Broken):
-                self._say(str(found))
-            else:
-                ledger.write([found])
+        self._grown = seal_ended(self._journal, ledger, self._say, (os.getpid(), *writers)) or self._grown
 
     def _take(self) -> bool:
         """Become the one who does it, if nobody else is."""
@@ -154,6 +149,18 @@ def open_ledger(journal: "Path", state: "Path") -> Ledger:
     return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
 
 
+def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", writers: "Collection[int]" = ()) -> bool:
+    """Seal what has no writer any more, and record or `say` what was wrong with it; whether anything was."""
+    wrong = False
+    for found in sweep(journal, ledger, writers):
+        wrong = True
+        if isinstance(found, Broken):
+            say(str(found))
+        else:
+            ledger.write([found])
+    return wrong
+
+
 def tend_now(journal: "Path", state: "Path") -> None:
     """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and KeyProblem."""
     from proxy.telemetry.journal.retention import Keep, tend
@@ -167,10 +174,7 @@ def find_anomalies_now(journal: "Path", state: "Path") -> None:
     from proxy.telemetry.events import Origin
 
     if find_anomalies(journal, state, Origin(host=os.uname().nodename)):
-        ledger = open_ledger(journal, state)
-        for found in sweep(journal, ledger, (os.getpid(),)):
-            if not isinstance(found, Broken):
-                ledger.write([found])
+        seal_ended(journal, open_ledger(journal, state), lambda _broken: None, (os.getpid(),))
 
 
 def _apart(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:

@@ -1,7 +1,8 @@
-"""Starts and ends the journal's keeper in the process that supervises a task, which has the key (`keeper`)."""
+"""Starts and ends the journal's keeper in the process that supervises a task, and reads the anomalies it counted."""
 
 import contextlib
 import os
+from collections import Counter
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper
     from enforcer.worker.worker import Worker
     from proxy.sandbox.recorder import Recorder
+    from proxy.telemetry.baseline.anomalies import Numbers
 
 
 def place(journal: Path) -> Path:
@@ -70,3 +72,39 @@ def confine() -> None:
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
+class AnomalyCounts:
+    """How often something unusual was told of one task; and of the whole journal, how many flags wait for somebody."""
+
+    def __init__(self, journal: Path, task: str = "") -> None:
+        self._journal = journal
+        self._task = task
+        self._file: Path | None = None
+        self._changed = 0
+        self._told: Counter[str] = Counter()
+        self.flags = (0, 0.0)  # how many, and when the oldest was (s since 1970)
+
+    def news(self) -> dict[str, object]:
+        """Return what a gate is to be told: what was added since this was last asked; nothing where nothing was."""
+        numbers = self._read()
+        if numbers is None:
+            return {}
+        self.flags = numbers.flags, float(numbers.oldest)
+        counted = Counter(numbers.tasks.get(self._task, {}))
+        added, self._told = counted - self._told, counted
+        return {"unusual": dict(added), "flags": list(self.flags)}
+
+    def _read(self) -> "Numbers | None":
+        """Return what has been written since this was last asked; None: nothing, or nothing that can be read."""
+        from proxy.telemetry.baseline.anomalies import TOLD, read_numbers  # more than a short task has time for
+
+        try:
+            self._file = self._file or place(self._journal) / TOLD
+            changed = self._file.stat().st_mtime_ns
+        except (OSError, HostError):
+            return None
+        if changed == self._changed:
+            return None
+        self._changed = changed
+        return read_numbers(self._file)

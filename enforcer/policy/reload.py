@@ -3,7 +3,6 @@
 import contextlib
 import os
 import selectors
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from enforcer.policy import reread, rule_files
 from enforcer.policy.rule_files import fingerprint
 from enforcer.sandbox.system_paths import contains
-from enforcer.system import inotify
+from enforcer.system import inotify, processes
 from enforcer.system.inotify import Inotify
 from enforcer.system.notices import say
 from proxy.wire import strict_json
@@ -97,7 +96,7 @@ class Reloader:
             self._listen()
         if self._reader is not None:
             if time.monotonic() >= self._reader.deadline:
-                self._give_up()
+                self._fail(f"the rule files could not be read within {_PATIENCE:.0f} seconds")
             return
         if self._watch is None:
             self._begin_watching()
@@ -238,9 +237,6 @@ class Reloader:
             os.close(self._good)
             self._good = -1
 
-    def _give_up(self) -> None:
-        self._fail(f"the rule files could not be read within {_PATIENCE:.0f} seconds")
-
     def _fail(self, problem: str) -> None:
         """Read root's files alone where something, whatever it is, keeps others from being read."""
         alone = self._reader is not None and self._reader.alone
@@ -255,10 +251,7 @@ class Reloader:
         if reader is None:
             return
         self._selector.unregister(reader.says)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(reader.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(reader.pid, 0)
+        processes.end(reader.pid)
         os.close(reader.says)
         os.close(reader.policy)
 

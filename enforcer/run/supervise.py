@@ -19,8 +19,8 @@ from enforcer.worker.worker import Worker
 
 if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
-    from enforcer.journal.anomaly_counts import AnomalyCounts
     from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
+    from enforcer.journal.signing import AnomalyCounts
     from enforcer.policy.reload import Reloader
     from enforcer.run.caller import Caller
     from enforcer.sandbox.stdio import Stdio

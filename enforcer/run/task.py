@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.approvals.registration import Registration
-    from enforcer.journal.anomaly_counts import AnomalyCounts
+    from enforcer.journal.signing import AnomalyCounts
     from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.run.host import Host
     from enforcer.run.launch import Sandbox, SandboxSpec
@@ -287,7 +287,7 @@ def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", 
 
 
 def _unusual(journal: Path, tenant: Tenant) -> "AnomalyCounts":
-    from enforcer.journal.anomaly_counts import AnomalyCounts
+    from enforcer.journal.signing import AnomalyCounts
 
     return AnomalyCounts(journal, tenant.task.id)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from enforcer.journal.anomaly_counts import AnomalyCounts
+from enforcer.journal.signing import AnomalyCounts
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
 from enforcer.service.channel import Channel, Overflowed

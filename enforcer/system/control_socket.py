@@ -56,7 +56,7 @@ def is_ours(connection: "_socket.socket") -> bool:
     who = connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED)
     pid, uid = (int.from_bytes(who[at : at + 4], sys.byteorder) for at in (0, 4))
     try:
-        return uid == os.geteuid() and _namespaces(str(pid)) == _namespaces("self") and _is_alive(connection)
+        return uid == os.geteuid() and _namespaces(str(pid)) == _namespaces("self") and is_alive(connection)
     except OSError:
         return False
 
@@ -75,8 +75,11 @@ def _read(path: str) -> bytes:
         os.close(file)
 
 
-def _is_alive(connection: "_socket.socket") -> bool:
-    """Whether who began to listen is there still: else its number may be another's (Linux 6.5; before, it counts)."""
+def is_alive(connection: "_socket.socket") -> bool:
+    """Whether the process at the other end is the one that connected, or began to listen: else it is another's number.
+
+    Linux 6.5 tells; with an older one it counts as there.
+    """
     try:
         pidfd = int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD, 4), sys.byteorder)
     except OSError as error:

@@ -9,6 +9,8 @@ import os
 import struct
 from typing import Final, NamedTuple
 
+from enforcer.system.linux import check
+
 # linux/inotify.h
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE = 0x2, 0x4, 0x8
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
@@ -35,12 +37,12 @@ class Inotify:
 
     def __init__(self) -> None:
         """Watch nothing yet. Raises OSError: a user may have so many, and no more."""
-        self.fd = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+        self.fd = check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
         self._places: dict[int, str] = {}
 
     def add(self, place: str, mask: int) -> None:
         """Watch a file or directory. Raises OSError."""
-        number = _checked(
+        number = check(
             _libc.inotify_add_watch(self.fd, os.fsencode(place), ctypes.c_uint32(mask)), f"inotify_add_watch {place}"
         )
         self._places[number] = place
@@ -70,10 +72,3 @@ class Inotify:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _checked(result: int, attempted: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{attempted}: {os.strerror(number)}")
-    return result

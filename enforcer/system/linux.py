@@ -67,7 +67,8 @@ _before_fork, _after_fork_here, _after_fork_there = (
 )
 
 
-def _check(result: int, attempted: str) -> int:
+def check(result: int, attempted: str) -> int:
+    """Return what a call of the C library returned. Raises OSError where it says that it failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{attempted}: {os.strerror(number)}")
@@ -97,7 +98,7 @@ def leave_no_core() -> None:
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """Mount a file system or change a mount, as mount(2) does."""
-    _check(
+    check(
         _mount(
             source.encode(), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
         ),
@@ -108,18 +109,18 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def open_tree(path: str, *, directory: int = AT_FDCWD) -> int:
     """Clone the mount at `path` (or at `directory` itself, for an empty path), detached, for move_mount(2)."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (0 if path else AT_EMPTY_PATH)
-    return _check(_syscall(_OPEN_TREE, directory, os.fsencode(path), flags), f"open_tree {path}".rstrip())
+    return check(_syscall(_OPEN_TREE, directory, os.fsencode(path), flags), f"open_tree {path}".rstrip())
 
 
 def detached(kind: str, options: Mapping[str, str], attributes: int) -> int:
     """Make a new file system, mounted nowhere: return a descriptor of its root, for `move_mount`. Raises OSError."""
     said = f"mount {kind}"
-    context = _check(_syscall(_FSOPEN, os.fsencode(kind), _CLOEXEC), said)
+    context = check(_syscall(_FSOPEN, os.fsencode(kind), _CLOEXEC), said)
     try:
         for name, value in options.items():
-            _check(_syscall(_FSCONFIG, context, _SET_STRING, os.fsencode(name), os.fsencode(value), 0), said)
-        _check(_syscall(_FSCONFIG, context, _CREATE, None, None, 0), said)
-        return _check(_syscall(_FSMOUNT, context, _CLOEXEC, attributes), said)
+            check(_syscall(_FSCONFIG, context, _SET_STRING, os.fsencode(name), os.fsencode(value), 0), said)
+        check(_syscall(_FSCONFIG, context, _CREATE, None, None, 0), said)
+        return check(_syscall(_FSMOUNT, context, _CLOEXEC, attributes), said)
     finally:
         os.close(context)
 
@@ -132,7 +133,7 @@ def mount_setattr(mount_fd: int, attributes: int, *, userns: int = 0) -> None:
     """Change a mount's attributes, by a descriptor of it (mount_setattr(2))."""
     attr = ctypes.byref(_MountAttr(attributes, 0, 0, userns))
     size = ctypes.sizeof(_MountAttr)
-    _check(_syscall(_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, attr, size), "mount_setattr")
+    check(_syscall(_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, attr, size), "mount_setattr")
 
 
 class _OpenHow(ctypes.Structure):
@@ -142,14 +143,14 @@ class _OpenHow(ctypes.Structure):
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     """Open a path below a directory, looked up under restrictions (openat2(2)); O_CLOEXEC goes without saying."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    return _check(
+    return check(
         _syscall(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), f"openat2 {path}"
     )
 
 
 def renameat2(directory: int, old: str, new: str, flags: int) -> None:
     """Rename within one open directory, exchanging or not replacing (renameat2(2))."""
-    _check(
+    check(
         _syscall(_number(_RENAMEAT2, "renameat2"), directory, os.fsencode(old), directory, os.fsencode(new), flags),
         f"rename {old} to {new}",
     )
@@ -157,7 +158,7 @@ def renameat2(directory: int, old: str, new: str, flags: int) -> None:
 
 def prctl(option: int, argument: int = 0, third: int = 0) -> None:
     """Change something of the calling process, as prctl(2) does."""
-    _check(
+    check(
         _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
         f"prctl {OPTIONS.get(option, option)}",
     )
@@ -177,7 +178,7 @@ def call_yourself(name: str) -> None:
     shown = os.fsencode(name)[: max(end - start - 1, 0)]
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, shown, len(shown))
-    _check(_prctl(PR_SET_NAME, shown[:15], 0, 0, 0), "prctl PR_SET_NAME")  # TASK_COMM_LEN
+    check(_prctl(PR_SET_NAME, shown[:15], 0, 0, 0), "prctl PR_SET_NAME")  # TASK_COMM_LEN
 
 
 def drop_bounding_set() -> None:
@@ -195,15 +196,15 @@ def drop_bounding_set() -> None:
 def drop_capabilities(keep: int = 0) -> None:
     """Empty the capability sets of the calling thread but for a mask of what to `keep` (capset(2), version 3)."""
     data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
-    _check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
+    check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
 
 
 def pass_on_capability(capability: int) -> None:
     """Have a program that the calling thread executes get a capability that it has, one of the first 32."""
     data = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
-    _check(_syscall(_number(_CAPGET, "capget"), _capability_header(), ctypes.byref(data)), "capget")
+    check(_syscall(_number(_CAPGET, "capget"), _capability_header(), ctypes.byref(data)), "capget")
     data[2] |= 1 << capability
-    _check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
+    check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
@@ -256,7 +257,7 @@ def load_seccomp(program: bytes) -> None:
     """Install a seccomp filter given as encoded BPF instructions of 8 bytes (seccomp(2)). Needs no_new_privs."""
     buffer = ctypes.create_string_buffer(program, len(program))
     prog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    _check(
+    check(
         _prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prog), 0, 0),
         "prctl PR_SET_SECCOMP",
     )
@@ -273,12 +274,12 @@ def load_seccomp_with_listener(program: bytes) -> int:
     result = _syscall(number, SECCOMP_SET_MODE_FILTER, flags | FILTER_WAIT_KILLABLE, prog)
     if result < 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.19
         result = _syscall(number, SECCOMP_SET_MODE_FILTER, flags, prog)
-    return _check(result, "seccomp with a listener")
+    return check(result, "seccomp with a listener")
 
 
 def pidfd_getfd(process: int, descriptor: int) -> int:
     """Return a copy of a descriptor of the process that a pidfd is of, as pidfd_getfd(2) does."""
-    return _check(_syscall(_PIDFD_GETFD, process, descriptor, 0), "pidfd_getfd")
+    return check(_syscall(_PIDFD_GETFD, process, descriptor, 0), "pidfd_getfd")
 
 
 def share_descriptors(one: int, other: int) -> bool:
@@ -288,7 +289,7 @@ def share_descriptors(one: int, other: int) -> bool:
 
 def landlock_create_ruleset(attributes: bytes, flags: int = 0) -> int:
     """Make a ruleset, as landlock_create_ruleset(2) does; with flags and no attributes, tell about the kernel's."""
-    return _check(
+    return check(
         _syscall(_LANDLOCK_CREATE_RULESET, attributes or None, ctypes.c_size_t(len(attributes)), flags),
         "landlock_create_ruleset",
     )
@@ -296,9 +297,9 @@ def landlock_create_ruleset(attributes: bytes, flags: int = 0) -> int:
 
 def landlock_add_rule(ruleset: int, kind: int, attributes: bytes) -> None:
     """Add a rule to a ruleset, as landlock_add_rule(2) does."""
-    _check(_syscall(_LANDLOCK_ADD_RULE, ruleset, kind, attributes, 0), "landlock_add_rule")
+    check(_syscall(_LANDLOCK_ADD_RULE, ruleset, kind, attributes, 0), "landlock_add_rule")
 
 
 def landlock_restrict_self(ruleset: int) -> None:
     """Put the calling thread under a ruleset for good, as landlock_restrict_self(2) does."""
-    _check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
+    check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")

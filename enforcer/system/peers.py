@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import struct
-import sys
 from typing import NamedTuple
 
-_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h
+from enforcer.system.control_socket import is_alive
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
 _MOST_GROUPS = 256  # more than Python's getsockopt takes: such a caller does without
 _NAMESPACES = ("user", "mnt", "net", "pid")
 
@@ -64,19 +65,6 @@ def namespace(pid: str, name: str) -> str:
 def _groups(connection: socket.socket) -> set[int]:
     data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
     return set(struct.unpack(f"{len(data) // 4}I", data))
-
-
-def is_alive(connection: socket.socket) -> bool:
-    """Whether the process that connected is still there: by a descriptor of it where the kernel has those (6.5)."""
-    try:
-        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
-    except OSError:
-        return True  # an older kernel: it has connected a moment ago, and waits for an answer
-    descriptor = int.from_bytes(data, sys.byteorder)
-    try:
-        return runs(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def runs(process: int) -> bool:

@@ -124,10 +124,7 @@ def open_signals() -> int:
     mask = (ctypes.c_uint64 * 16)()
     for number in WATCHED:
         mask[0] |= 1 << (number - 1)
-    descriptor = int(_libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), f"signalfd: {os.strerror(ctypes.get_errno())}")
-    return descriptor
+    return linux.check(_libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC), "signalfd")
 
 
 def read_signal(descriptor: int) -> Arrived:

@@ -6,7 +6,7 @@ Nothing here is fit for a terminal yet: whoever prints it makes it so (`visible`
 from typing import TYPE_CHECKING
 
 from proxy.telemetry.encoding import timestamp
-from proxy.telemetry.events import Answer, Approval, Destination, Kind, Transferred
+from proxy.telemetry.events import APPROVALS, Answer, Approval, Destination, Kind, Transferred
 from rules.attempt import Protocol
 from rules.verdicts import Outcome
 
@@ -120,42 +120,9 @@ def _host_of(authority: str) -> str:
     return authority if authority.count(":") > 1 else authority.partition(":")[0]
 
 
-def _connect(event: "Event") -> str:
-    return f"connect {_place(event)}{_detail(event)}"
-
-
-def _closed(event: "Event") -> str:
-    return f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
-
-
 def _request_or_response(event: "Event") -> str:
     status = f"{event.http.status} to " if event.http is not None and event.http.status is not None else ""
     return f"{status}{_request(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
-
-
-def _started(event: "Event") -> str:
-    return f"task started: {' '.join(event.argv)}"
-
-
-def _ended(event: "Event") -> str:
-    return f"task ended{_ending(event)}{_after(event.duration)}"
-
-
-def _limited(event: "Event") -> str:
-    return f"task limited{_detail(event)}"
-
-
-def _loaded(event: "Event") -> str:
-    instead = f" instead of {event.previous[:12]}" if event.previous else ""
-    return f"rules {event.revision[:12]} loaded{instead} from {', '.join(event.sources)}"
-
-
-def _rejected(event: "Event") -> str:
-    return f"rules rejected, {event.revision[:12]} stays: {'; '.join(event.problems)}"
-
-
-def _fault(event: "Event") -> str:
-    return f"error in {event.fault.where}: {event.fault.detail}" if event.fault is not None else "error"
 
 
 def _tamper(event: "Event") -> str:
@@ -170,19 +137,6 @@ def _changes(event: "Event") -> str:
     approval = event.approval
     given = f" (approval {approval.id} by {', '.join(approval.by)})" if approval is not None and approval.by else ""
     return f"{event.kind.value.replace('.', ' ')}{by}{paths}{given}{_detail(event)}"
-
-
-def _leak(event: "Event") -> str:
-    return f"leak in {_request(event)}{_detail(event)}"
-
-
-def _command(event: "Event") -> str:
-    return f"run {' '.join(event.argv)}{_detail(event)}"
-
-
-def _call(event: "Event") -> str:
-    by = f" by {event.process.exe}" if event.process is not None and event.process.exe else ""
-    return f"system call {event.call}{by}{_detail(event)}"
 
 
 def _agent(event: "Event") -> str:
@@ -238,14 +192,6 @@ def _answered(event: "Event", approval: Approval) -> str:
     return f"{word} for {_asked(event)}{_terms(approval)}{more}"
 
 
-def _used(event: "Event", approval: Approval) -> str:
-    return f"used for {_asked(event)}{_terms(approval, ' left')}"
-
-
-def _refused(event: "Event", approval: Approval) -> str:
-    return f"refused for {_asked(event)}" + (f" ({approval.answer})" if approval.answer is not None else "")
-
-
 def _terms(approval: Approval, left: str = "") -> str:
     """Return what a grant is good for."""
     terms = [f"this {approval.width}"] if approval.width else []
@@ -263,14 +209,12 @@ _STEPS: "Mapping[Kind, Callable[[Event, Approval], str]]" = {
     Kind.APPROVAL_SEEN: lambda _event, _approval: "seen",
     Kind.APPROVAL_ANSWERED: _answered,
     Kind.APPROVAL_EXPIRED: lambda event, _approval: f"expired for {_asked(event)}",
-    Kind.APPROVAL_USED: _used,
-    Kind.APPROVAL_REFUSED: _refused,
+    Kind.APPROVAL_USED: lambda event, approval: f"used for {_asked(event)}{_terms(approval, ' left')}",
+    Kind.APPROVAL_REFUSED: lambda event, approval: (
+        f"refused for {_asked(event)}{f' ({approval.answer})' if approval.answer is not None else ''}"
+    ),
     Kind.APPROVAL_STALE: lambda event, _approval: f"is stale: nothing waits any more for {_asked(event)}",
 }
-
-
-def _tainted(event: "Event") -> str:
-    return f"task tainted by what it read from {_place(event)}{_detail(event)}"
 
 
 def _unusual(event: "Event") -> str:
@@ -284,40 +228,34 @@ def _unusual(event: "Event") -> str:
 
 
 _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
-    Kind.GATE_ERROR: _fault,
-    Kind.CONNECTION_DECIDED: _connect,
-    Kind.CONNECTION_CLOSED: _closed,
+    Kind.GATE_ERROR: lambda event: f"error in {event.fault.where}: {event.fault.detail}" if event.fault else "error",
+    Kind.CONNECTION_DECIDED: lambda event: f"connect {_place(event)}{_detail(event)}",
+    Kind.CONNECTION_CLOSED: lambda event: (
+        f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
+    ),
     Kind.REQUEST_DECIDED: _request_or_response,
     Kind.REQUEST_COMPLETED: _request_or_response,
     Kind.DNS_DECIDED: _lookup,
-    Kind.TASK_STARTED: _started,
-    Kind.TASK_ENDED: _ended,
-    Kind.TASK_LIMITED: _limited,
-    Kind.RULES_LOADED: _loaded,
-    Kind.RULES_REJECTED: _rejected,
+    Kind.TASK_STARTED: lambda event: f"task started: {' '.join(event.argv)}",
+    Kind.TASK_ENDED: lambda event: f"task ended{_ending(event)}{_after(event.duration)}",
+    Kind.TASK_LIMITED: lambda event: f"task limited{_detail(event)}",
+    Kind.RULES_LOADED: lambda event: (
+        f"rules {event.revision[:12]} loaded{f' instead of {event.previous[:12]}' if event.previous else ''} "
+        f"from {', '.join(event.sources)}"
+    ),
+    Kind.RULES_REJECTED: lambda event: f"rules rejected, {event.revision[:12]} stays: {'; '.join(event.problems)}",
     Kind.TAMPER: _tamper,
-    Kind.CHANGES_KEPT: _changes,
-    Kind.CHANGES_ACCEPTED: _changes,
-    Kind.CHANGES_MERGED: _changes,
-    Kind.CHANGES_DISCARDED: _changes,
-    Kind.LEAK_FOUND: _leak,
-    Kind.COMMAND_DECIDED: _command,
-    Kind.CALL_REFUSED: _call,
+    Kind.LEAK_FOUND: lambda event: f"leak in {_request(event)}{_detail(event)}",
+    Kind.COMMAND_DECIDED: lambda event: f"run {' '.join(event.argv)}{_detail(event)}",
+    Kind.CALL_REFUSED: lambda event: (
+        f"system call {event.call}{f' by {event.process.exe}' if event.process and event.process.exe else ''}"
+        f"{_detail(event)}"
+    ),
     Kind.AGENT_SAID: _agent,
-    Kind.JOURNAL_OPENED: _book,
-    Kind.JOURNAL_CHECKPOINT: _book,
-    Kind.JOURNAL_SEALED: _book,
-    Kind.JOURNAL_REPAIRED: _book,
-    Kind.JOURNAL_REMOVED: _book,
-    Kind.JOURNAL_KEY: _book,
-    Kind.APPROVAL_ASKED: _approval,
-    Kind.APPROVAL_SEEN: _approval,
-    Kind.APPROVAL_ANSWERED: _approval,
-    Kind.APPROVAL_EXPIRED: _approval,
-    Kind.APPROVAL_USED: _approval,
-    Kind.APPROVAL_REFUSED: _approval,
-    Kind.APPROVAL_STALE: _approval,
     Kind.FLAG_SEEN: lambda event: f"{event.by or 'somebody'} has looked at the flagged event {event.cause}",
-    Kind.TASK_TAINTED: _tainted,
+    Kind.TASK_TAINTED: lambda event: f"task tainted by what it read from {_place(event)}{_detail(event)}",
     Kind.TASK_UNUSUAL: _unusual,
+    **dict.fromkeys((kind for kind in Kind if kind.startswith("changes.")), _changes),
+    **dict.fromkeys((kind for kind in Kind if kind.startswith("journal.")), _book),
+    **dict.fromkeys(APPROVALS, _approval),
 }

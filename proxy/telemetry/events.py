@@ -64,6 +64,8 @@ class Kind(StrEnum):
 
 GONE = "the client went away while people were asked"  # the detail of such an attempt
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
+ATTEMPTS = DECISIONS | {Kind.COMMAND_DECIDED}
+STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 APPROVALS = frozenset({
     Kind.APPROVAL_ASKED, Kind.APPROVAL_SEEN, Kind.APPROVAL_ANSWERED, Kind.APPROVAL_EXPIRED, Kind.APPROVAL_USED,
     Kind.APPROVAL_REFUSED, Kind.APPROVAL_STALE,

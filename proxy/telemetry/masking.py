@@ -26,6 +26,11 @@ def cut(text: str) -> str:
     return f"{text[:kept]}[{len(text) - kept} more]"
 
 
+def last_of(text: str, longest: int) -> str:
+    """Return the end of a long name: that says whose it is."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
 def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
     """Return `texts` with at most `LONGEST_LIST` members and `LONGEST_LIST_TEXT` characters, and a note of the rest."""
     if len(texts) <= LONGEST_LIST and sum(map(len, texts)) <= LONGEST_LIST_TEXT:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import msgspec
 
 from proxy.telemetry.events import Count, Kind
-from proxy.telemetry.masking import without_surrogates
+from proxy.telemetry.masking import last_of, without_surrogates
 from rules.verdicts import Outcome, Reason
 
 # What a kind of decision is called in a sentence: one, several.
-_NAMES = {
+KIND_WORDS = {
     Kind.REQUEST_DECIDED: ("request", "requests"),
     Kind.CONNECTION_DECIDED: ("connection", "connections"),
     Kind.DNS_DECIDED: ("lookup", "lookups"),
@@ -43,7 +43,7 @@ class Places(NamedTuple):
     @classmethod
     def of(cls, places: Collection[str]) -> "Places":
         """Make it of at most MOST_PLACES hosts, each once."""
-        first = tuple(without_surrogates(_ended(place)) for place in islice(places, MOST_SHOWN))
+        first = tuple(without_surrogates(last_of(place, _LONGEST_PLACE)) for place in islice(places, MOST_SHOWN))
         return cls(first, len(places) - len(first))
 
     def describe(self) -> str:
@@ -90,7 +90,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for outcome, word in OUTCOME_WORDS.items():
             things = [
                 f"{count} {names[count != 1]}"
-                for kind, names in _NAMES.items()
+                for kind, names in KIND_WORDS.items()
                 if (count := self._count(kind, outcome))
             ]
             if things:
@@ -130,11 +130,6 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
         return sum(count for one, became, count in self.counts if one is kind and became is outcome)
-
-
-def _ended(place: str) -> str:
-    """Return the end of a long name: that says whose it is."""
-    return place if len(place) <= _LONGEST_PLACE else f"…{place[1 - _LONGEST_PLACE :]}"
 
 
 def _counted(count: int, name: str) -> str:

@@ -18,9 +18,8 @@ from msgspec import MsgspecError, Struct
 from proxy.telemetry.baseline.baselines import Baselines, no_baselines, place_of
 from proxy.telemetry.encoding import MalformedEvent, decode, encode, timestamp
 from proxy.telemetry.events import Count, Event, Fault, IdMaker, Instant, Kind, Origin, Where
-from proxy.telemetry.journal.bookmark import Bookmark, Reader, Saved
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, Saved, replace
 from proxy.telemetry.journal.segments import days
-from proxy.telemetry.journal.whole_file import replace
 from proxy.telemetry.journal.writer import Journal
 from rules.verdicts import Outcome, Verdict
 

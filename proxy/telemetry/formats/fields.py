@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from proxy.telemetry.formats.kinds import Severity, words
+from proxy.telemetry.masking import last_of
 
 type Record = Mapping[str, Any]
 type Shape = Mapping[str, str | Callable[[Record], Any] | Shape]
@@ -79,7 +80,9 @@ def sentence(record: Record) -> str:
     if method:
         words.append(_short(method))
     if where:
-        words.append(_ended(where) + (f":{number}" if number is not None and "dns" not in record else ""))
+        words.append(
+            last_of(where, _SHOWN_DESTINATION) + (f":{number}" if number is not None and "dns" not in record else "")
+        )
     for said in (" ".join(record.get("argv") or ()), record.get("call"), at(record, "approval.answer")):
         words += [_short(said)] if said else []
     outcome, reason = record.get("outcome"), record.get("reason")
@@ -159,11 +162,6 @@ def filled(shape: Shape, record: Record) -> dict[str, Any]:
 def present(members: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members that say something: neither None nor empty."""
     return {key: value for key, value in members.items() if value is not None and value not in ("", [], {})}
-
-
-def _ended(name: str) -> str:
-    """Return the end of a long name: that says whose it is."""
-    return name if len(name) <= _SHOWN_DESTINATION else f"…{name[1 - _SHOWN_DESTINATION :]}"
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ its name, and an offset is always that of its lines as they were written. A book
 what was read to its end only the numbers are kept.
 """
 
+import os
 import time
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
@@ -13,7 +14,6 @@ import msgspec
 from msgspec import Meta
 
 from proxy.telemetry.journal.segments import COMPRESSED, LEDGER, Segment, blocks, days, find, hash_of, of_day, opened
-from proxy.telemetry.journal.whole_file import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -234,3 +234,14 @@ def _stems(spans: "list[str]") -> "Iterator[str]":
             if not 0 <= begin <= end < _MOST_SEGMENTS:
                 raise ValueError("segments in it are none")
             yield from (f"{number:04d}" for number in range(begin, end + 1))
+
+
+def replace(path: "Path", data: bytes) -> None:
+    """Replace a file that only its owner can read: after a crash the old or the new one is there. Raises OSError."""
+    part = path.with_name(f".{path.name}.part")
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(file, "wb") as whole:
+        whole.write(data)
+        whole.flush()
+        os.fsync(file)
+    part.replace(path)

@@ -9,6 +9,7 @@ and parts of them that are older are not read at all. The journal's own bookkeep
 import heapq
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from proxy.telemetry.events import BOOKKEEPING, Kind
 from proxy.telemetry.journal.segments import Segment, blocks, days, of_day, open_regular, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from proxy.telemetry.events import Event
@@ -227,3 +228,19 @@ def _near(segment: Segment, since: int) -> int:
             return low + len(file.readline(LONGEST_LINE)) if low else 0
     except FileNotFoundError:
         return 0  # it has been compressed, or removed
+
+
+def fair_share[T](entries: "Iterable[T]", most: int, group: "Callable[[T], object]") -> list[T]:
+    """Return at most `most` entries in their order, equally many of each group.
+
+    What a task does again and again, lookups that lead nowhere, leaves room for what it did once.
+    """
+    seen: Counter[object] = Counter()
+    found: list[tuple[int, int, T]] = []
+    for number, entry in enumerate(entries):
+        name = group(entry)
+        if seen[name] < most:
+            found.append((seen[name], number, entry))
+        seen[name] += 1
+    found.sort(key=lambda each: each[:2])
+    return [entry for _, _, entry in sorted(found[:most], key=lambda each: each[1])]

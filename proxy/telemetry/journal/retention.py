@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.bookmark import Bookmark, lags
+from proxy.telemetry.journal.bookmark import Bookmark, lags, replace
 from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.ledger import Ledger, Remark, last_hash
 from proxy.telemetry.journal.segments import (
@@ -28,7 +28,6 @@ from proxy.telemetry.journal.segments import (
     segment_number,
     segments,
 )
-from proxy.telemetry.journal.whole_file import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

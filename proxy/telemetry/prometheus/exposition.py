@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -38,21 +38,15 @@ _UNTOLD = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for k
 
 def render(metrics: "Metrics") -> bytes:
     """Return all metrics as text."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once([_family(each, metrics) for each in _FAMILIES]))
-    registry.register(_Once(_process_families(metrics.processes)))
-    return generate_latest(registry)
+    families = [*(_family(each, metrics) for each in _FAMILIES), *_process_families(metrics.processes)]
+    return generate_latest(_Families(families))
 
 
-class _Once(Collector):
+class _Families(Collector):
     """Families that were made before, under prometheus_client's interface."""
 
     def __init__(self, families: "Iterable[Metric]") -> None:
         self._families = families
-
-    def describe(self) -> "Iterable[Metric]":
-        """Return nothing: registering must not collect."""
-        return ()
 
     def collect(self) -> "Iterable[Metric]":
         """Return the families."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import Answer, Count, Kind, Real, Where
+from proxy.telemetry.events import STOPPED, Answer, Count, Kind, Real, Where
 from proxy.telemetry.summary import MOST_PLACES, MOST_SHOWN, Places, Summary
 from rules.verdicts import Outcome, Reason
 
@@ -309,7 +309,6 @@ class Metrics:
 
 _MOST_CALL_NAMES = 64  # names of system calls
 _LONGEST_KEPT = 255  # characters, as long as a name can be
-_STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 
 
 class Tally:
@@ -352,7 +351,7 @@ class Tally:
         reason: Reason | None = None,
     ) -> None:
         """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
-        if outcome in _STOPPED:
+        if outcome in STOPPED:
             self._counts[kind, decided] -= 1
             self.decided(kind, outcome, name, address, reason=reason)
 

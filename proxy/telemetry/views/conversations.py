@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Agent, Kind
-from proxy.telemetry.journal.query import Entry, Sought, read_events
-from proxy.telemetry.views.fair_share import fair_share
+from proxy.telemetry.journal.query import Entry, Sought, fair_share, read_events
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

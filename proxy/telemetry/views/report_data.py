@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
-from proxy.telemetry.views.fair_share import fair_share
+from proxy.telemetry.events import APPROVALS, ATTEMPTS, STOPPED, Kind
+from proxy.telemetry.journal.query import fair_share
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _WARNINGS: Final = frozenset({
     Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED, Kind.TASK_TAINTED, Kind.TASK_UNUSUAL, Kind.APPROVAL_ANSWERED,
     Kind.APPROVAL_EXPIRED, Kind.APPROVAL_REFUSED,
 })  # fmt: skip
-_STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
-_ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
 
 
 @dataclass(slots=True)
@@ -122,13 +120,13 @@ def gather(events: "Iterable[Event]") -> Gathered:
             all_.warnings.append(event)
         if event.revision:
             _policy(all_, event)
-        if event.kind in _ATTEMPTS and event.outcome is not None:
+        if event.kind in ATTEMPTS and event.outcome is not None:
             all_.moments.add(event.time, event.outcome)
             place = _place(all_, event)
             place.attempts[event.outcome] += 1
             place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
         # What people said is told beside the attempt that they were asked about
-        if event.outcome in _STOPPED and event.reason is not None and event.kind not in APPROVALS:
+        if event.outcome in STOPPED and event.reason is not None and event.kind not in APPROVALS:
             _refusal(all_, event)
         if event.kind is Kind.CONNECTION_CLOSED:
             place = _place(all_, event)
@@ -164,7 +162,7 @@ def _run(all_: Gathered, event: "Event") -> None:
         run.argv = event.argv
     elif event.kind is Kind.TASK_ENDED:
         run.ending = _ending(event)
-    elif event.kind in _ATTEMPTS and event.outcome is not None:
+    elif event.kind in ATTEMPTS and event.outcome is not None:
         run.attempts[event.outcome] += 1
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.events import APPROVALS, DECISIONS, Kind
+from proxy.telemetry.events import APPROVALS, ATTEMPTS, STOPPED, Kind
 from proxy.telemetry.summary import OUTCOME_WORDS
 from proxy.telemetry.views.table import Table
 from proxy.telemetry.visible import fitted, padded, visible
@@ -23,8 +23,6 @@ MOST_REFUSALS: Final = 100
 RATE_OVER: Final = 10  # seconds
 _NS: Final = 1_000_000_000
 _KEPT_AFTER_END: Final = 10 * _NS
-_ATTEMPTS: Final = DECISIONS | {Kind.COMMAND_DECIDED}
-_STOPPED: Final = frozenset({Outcome.BLOCKED, Outcome.FAILED})
 _BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
 _WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
 _ODD: Final = frozenset({Kind.TASK_UNUSUAL, Kind.TASK_TAINTED})
@@ -88,7 +86,7 @@ class State:
     def take(self, event: "Event") -> None:
         """Take note of an event."""
         running = self._task(event) if event.task.id and event.kind not in _BEFORE else None
-        if event.kind in _ATTEMPTS and event.outcome is not None:
+        if event.kind in ATTEMPTS and event.outcome is not None:
             self.attempts[event.outcome] += 1
             self.rate.add(event.time)
             if running is not None:
@@ -107,7 +105,7 @@ class State:
         self.odd += event.kind in _ODD
         if event.kind in APPROVALS:
             self._approval(event)
-        elif event.kind in _WARNINGS or event.outcome in _STOPPED:
+        elif event.kind in _WARNINGS or event.outcome in STOPPED:
             self.refusals.append(event)
 
     def _approval(self, event: "Event") -> None:
