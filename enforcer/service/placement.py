@@ -79,7 +79,7 @@ class RegisteredWorker(WorkerProcess):
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _REPORT_EVERY
             self._pieces = _MOST_PIECES
-            self.tell({"report": True})
+            self.tell({"ask": True, "metrics": True})
 
     def stop(self, last: Mapping[str, object] = MappingProxyType({})) -> None:
         """Also have the report passed on that the worker makes when it stops."""

@@ -1,6 +1,6 @@
 """Worker process as its supervisor sees it: forks, confines and stops it, and notices its death.
 
-What the worker does is `proxy.worker.process`'s; here it only loses everything it doesn't need for that.
+What the worker does is `proxy.worker.server`'s; here it only loses everything it doesn't need for that.
 """
 
 import contextlib
@@ -212,12 +212,14 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths:
         linux.die_with_parent(signal.SIGKILL, parent)
         placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
         message.send(control, {"confined": True, "placeholders": placeholders})
-        from proxy.worker.process import Setup, serve  # from the view that it is confined to
+        from proxy.worker import server  # from the view that it is confined to
 
         gc.freeze()
         gc.enable()
         ends = worker_paths.authority_ends
-        serve(Setup(tenant, its_keyholder, ends, roots, journal, control, its_gate, metrics, login))
+        only = server.OnlySandbox(tenant, its_gate, metrics, login)
+        listens = () if metrics is None else (metrics.getsockname()[:2],)
+        server.serve(server.Setup(its_keyholder, ends, roots, journal, control, forbidden=listens, only=only))
 
     pid, control = fork(be)
     for end in (its_gate, its_keyholder):

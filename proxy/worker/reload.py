@@ -7,7 +7,6 @@ must never keep the gate waiting: all that takes long happens in a thread, in sm
 import asyncio
 import contextlib
 import gc
-import os
 import threading
 from typing import TYPE_CHECKING, cast
 
@@ -46,36 +45,9 @@ class Reloading:
         self._lookup = lookup
         self._inspection = inspection
         self._hearing = hearing
-        self._newest = -1  # the descriptor of a policy that waits for its turn
-        self._taking: asyncio.Task[None] | None = None
 
-    def arrived(self, descriptor: int) -> None:
-        """Take over the policy that a file holds; of several that wait the newest counts."""
-        if self._newest >= 0:
-            os.close(self._newest)
-        self._newest = descriptor
-        if self._taking is None:
-            self._taking = asyncio.get_running_loop().create_task(self._take())
-
-    async def _take(self) -> None:
-        try:
-            while self._newest >= 0:
-                descriptor, self._newest = self._newest, -1
-                policy, login = await take_in(descriptor)
-                dropped = [self.swap(policy, login)]
-                del policy
-                await let_go(dropped)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the policy in force stays
-            said = f"{type(error).__name__}: {error}"
-            self._recorder.error(Where.WORKER, f"new rules could not be taken over: {said}")
-            self._recorder.rules_rejected([said])
-        finally:
-            self._taking = None
-            if self._newest >= 0:
-                self._taking = asyncio.get_running_loop().create_task(self._take())
-
-    def swap(self, policy: "Policy", login: "Login | None") -> "Policy":
-        """Put `policy` in force and return the one before it."""
+    def swap(self, policy: "Policy", login: "Login | None") -> None:
+        """Put `policy` in force."""
         tenant = self._recorder.tenant
         before, tenant.policy = tenant.policy, policy
         try:
@@ -100,7 +72,6 @@ class Reloading:
                 self._hearing.review()
         if policy.needs.inspection:
             self._inspection.warm()
-        return before
 
 
 async def take_in(descriptor: int) -> "tuple[Policy, Login | None]":

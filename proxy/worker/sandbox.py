@@ -25,13 +25,12 @@ from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from proxy.dialing.proxy_auth import Login
     from proxy.sandbox.sandbox_state import DescriptorQuotas, Tenant
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
-    from proxy.worker.reload import Reloading
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
@@ -100,17 +99,19 @@ class SandboxServer:
         *,
         before: int | None = None,
         wait: float = 0.0,
+        gave_up: "Callable[[str], object]",
     ) -> None:
         """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets.
 
         `before`: how many workers have died while they served it; None: it dies with its worker.
-        `wait`: seconds until the addresses of its table are free.
+        `wait`: seconds until the addresses of its table are free. `gave_up` hears why its traffic can't be served.
         """
         self._tenant = tenant
         self._sockets = dict(sockets)
         self._common = common
         self._login = login
         self._before, self._wait = before, wait
+        self._gave_up = gave_up
         self.context = copy_context()  # for work that begins outside of it (`turn`)
         self.metrics = _metrics(tenant, common)
         self.recorder = Recorder(tenant, common.journal, self.metrics)
@@ -150,19 +151,14 @@ class SandboxServer:
             raise
         return traffic
 
-    @property
-    def reloading(self) -> "Reloading":
-        """Puts other rules in force."""
-        return self.traffic.reloading
-
     def swap(self, policy: "Policy", login: "Login | None") -> None:
         """Put other rules in force; where no traffic can be served, for programs. Raises what is wrong with that."""
         try:
-            reloading = self.reloading
+            traffic = self.traffic
         except Exception:
             self._tenant.policy = policy
             raise
-        reloading.swap(policy, login)
+        traffic.reloading.swap(policy, login)
 
     def start(self) -> None:
         """Begin to serve."""
@@ -189,7 +185,9 @@ class SandboxServer:
             self._poller.forget(sock.fileno())
             sock.close()
         if arrivals:
-            self.recorder.error(Where.WORKER, f"the sandbox's traffic can't be served: {type(error).__name__}: {error}")
+            why = f"the sandbox's traffic can't be served: {type(error).__name__}: {error}"
+            self.recorder.error(Where.WORKER, why)
+            self._gave_up(why)
 
     def hear(self, said: "Mapping[str, object]") -> None:
         """Take note of what the supervisor says of the sandbox and its task."""

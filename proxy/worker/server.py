@@ -1,8 +1,11 @@
-"""Worker of the service: one unprivileged process with a `SandboxServer` for each of many sandboxes.
+"""Worker: one unprivileged process with a `SandboxServer` for each sandbox.
 
-What it serves comes from the service, over its one channel: sets of rules (a compiled policy each, shared by all
-sandboxes with the same files), sandboxes with their sockets, what to record of them, and questions. It ends when the
-service does. It holds nothing that only it has: when it dies another is given the same, and goes on accepting.
+A worker of the service has many. They come over its one channel: sets of rules (a compiled policy each, shared by all
+sandboxes with the same files), sandboxes with their sockets, what to record of them, and questions. It holds nothing
+that only it has: when it dies another is given the same, and goes on accepting.
+
+A worker of one run has `OnlySandbox`, which is given before it starts, under the one set of rules there is. What its
+channel says is about that sandbox. Each worker ends with the process that started it: nobody else would record its end.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import os
 import resource
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -22,36 +25,47 @@ from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, Task, Tenant
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
-from proxy.telemetry.prometheus.processes import read_process
-from proxy.telemetry.prometheus.totals import add, pieces, total
 from proxy.wire import message
-from proxy.worker.process import what_was_unexpected
 from proxy.worker.reload import let_go, take_in
 from proxy.worker.sandbox import Common, SandboxServer
 from rules.addresses import normal
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
+    from proxy.telemetry.prometheus.metrics import Metrics
+    from proxy.telemetry.prometheus.scrape_server import ScrapeServer
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no sandbox_server
+_ONLY_SET: Final = 0  # the rules of the only sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class OnlySandbox:
+    """The sandbox of a worker that serves one run alone."""
+
+    tenant: Tenant
+    gate: socket.socket  # its sockets come over this: `{"sockets": NAMES}`, and their descriptors
+    metrics: socket.socket | None = None  # listening: where the worker is scraped
+    login: "Login | None" = None  # for the upstream proxy
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker of the service is given."""
+    """What a worker is given."""
 
     keyholder: socket.socket  # to the process that signs certificates
     authority_ends: float  # seconds since 1970
     roots: bytes  # the host's trusted certificates
     journal: int  # a descriptor of the journal's directory
-    control: socket.socket  # to the service
-    own_addresses: "frozenset[Address]"  # a sandbox's, on lo
-    gate_port: int
-    forbidden: tuple[tuple[str, int], ...]  # where the service listens outside
-    page: mmap  # shared with the service: whose turn it is
+    control: socket.socket  # to the service, or to the run's supervisor
+    own_addresses: "frozenset[Address]" = frozenset()  # a sandbox's, on lo
+    gate_port: int = 0
+    forbidden: tuple[tuple[str, int], ...] = ()  # where Exeat itself listens outside: dialled for no task
+    page: mmap | None = None  # shared with the service: whose turn it is
+    only: OnlySandbox | None = None  # None: sandboxes come from the service
 
 
 @dataclass(slots=True)
@@ -71,20 +85,36 @@ class _Admission:
     """A sandbox that is to be served once its policy is there, and what was said of it meanwhile."""
 
     sandbox: str
-    task: Task
+    tenant_under: "Callable[[Policy], Tenant]"
     sockets: dict[str, socket.socket]
-    before: int  # workers that have died while they served it
+    before: int | None  # workers that have died while they served it; None: it ends with its first
     context: Context  # in which all of its work is done
-    foreign: bool
-    wait: float  # seconds until the addresses of its names are free
+    wait: float = 0.0  # seconds until the addresses of its names are free
     said: list[Mapping[str, object]] = field(default_factory=list)
 
 
 def serve(setup: Setup) -> None:
-    """Serve whatever the service gives, until it says stop or is gone. The process is to end then."""
-    loop = Loop(turn.Marker(setup.page))
+    """Serve until told to stop, or until who started the worker is gone. Raises OSError when it can't begin.
+
+    The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
+    """
+    sockets = {} if setup.only is None else _received(setup.only.gate)
+    if setup.only is not None and not sockets:
+        return
+    loop = Loop(None if setup.page is None else turn.Marker(setup.page))
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(SandboxServers(setup).run())
+    loop.run_until_complete(SandboxServers(setup).run(sockets))
+
+
+def _received(gate: socket.socket) -> dict[str, socket.socket]:
+    """Wait for the only sandbox's sockets, by their names in enforcer.network.gate_sockets; none: there are none."""
+    said, descriptors = message.receive(gate, _MOST_DESCRIPTORS)
+    names = said.get("sockets")
+    return _named(map(str, names), descriptors) if isinstance(names, list) else {}
+
+
+def _named(names: Iterable[str], descriptors: Iterable[int]) -> dict[str, socket.socket]:
+    return {name: socket.socket(fileno=each) for name, each in zip(names, descriptors, strict=True)}
 
 
 class SandboxServers:
@@ -101,29 +131,49 @@ class SandboxServers:
             setup.keyholder,
             setup.roots,
             authority_ends=setup.authority_ends,
-            descriptors=DescriptorQuotas(limit, MOST),
+            descriptors=DescriptorQuotas(limit, MOST if setup.only is None else 1),
             forbidden=_endpoints(setup.forbidden),
-            in_turn=True,
+            in_turn=setup.only is None,
         )
         self._sets: dict[int, _Rules] = {}
         self._under: dict[str, int] = {}  # which set a sandbox is under
-        self._ended = total()  # what was counted of those that are gone
+        self._ended: Metrics | None = None  # what was counted of those that are gone
+        self._counts_wanted = False  # somebody has asked what is counted
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._unsent: deque[Mapping[str, object]] = deque()
+        self._scrapes: ScrapeServer | None = None
 
-    async def run(self) -> None:
-        """Serve until told to stop."""
+    async def run(self, sockets: dict[str, socket.socket]) -> None:
+        """Serve until told to stop. `sockets` are the only sandbox's, where there is one."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         self._control.setblocking(False)
         loop.add_reader(self._control, self._hear)
+        if self._setup.only is not None:
+            await self._serve_only(self._setup.only, sockets)
         await self._stopped.wait()
-        for sandbox_server in self._sandbox_servers():
-            sandbox_server.close()
+        loop.remove_reader(self._control)
+        summaries = [sandbox_server.close() for sandbox_server in self._sandbox_servers()]
         self._common.close()
-        self._journal.close()
+        if self._scrapes is not None:
+            await self._scrapes.close()
+        self._journal.close()  # who hears the next may sign what is in it
+        if self._setup.only is not None:
+            self._say_last(*({"summary": summary.encode().decode()} for summary in summaries))
+
+    async def _serve_only(self, only: OnlySandbox, sockets: dict[str, socket.socket]) -> None:
+        """Begin with the sandbox of a worker that has no other."""
+        tenant = only.tenant
+        rules = self._sets[_ONLY_SET] = _Rules(tenant.policy, only.login)
+        self._under[tenant.sandbox] = _ONLY_SET
+        self._begin(rules, _Admission(tenant.sandbox, lambda _: tenant, sockets, None, turn.context_of(turn.NOBODY)))
+        if only.metrics is not None and (served := rules.members.get(tenant.sandbox)) is not None:
+            from proxy.telemetry.prometheus.scrape_server import ScrapeServer  # few runs have `--metrics`
+
+            self._scrapes = ScrapeServer(only.metrics, served.metrics)
+            await self._scrapes.start()
 
     def _hear(self) -> None:
         """Do what the service says; without one, stop."""
@@ -143,19 +193,15 @@ class SandboxServers:
                 os.close(descriptor)
 
     def _obey(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
-        if not said or said.keys() == {"stop"}:
-            asyncio.get_running_loop().remove_reader(self._control)
+        only = self._setup.only
+        if not said or (only is None and said.keys() == {"stop"}):
             self._stopped.set()
-        elif "set" in said:
-            self._take(int(said["set"]), said, descriptors)
+        elif "set" in said or (only is not None and "rules" in said):
+            self._take(int(said.get("set", _ONLY_SET)), said, descriptors)
         elif "forget" in said:
             self._forget(int(said["forget"]))
         elif "admit" in said:
             self._admit(said, descriptors)
-        elif "to" in said:
-            if said.get("approvals") is True and descriptors:
-                self._renew(str(said["to"]), socket.socket(fileno=descriptors.pop(0)))
-            self._tell(str(said["to"]), said)
         elif said.get("keyholder") is True and descriptors:
             self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         elif said.get("roots") is True and descriptors:
@@ -163,6 +209,11 @@ class SandboxServers:
             self._common.renew_roots(pem)
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
+        elif "to" in said or only is not None:
+            sandbox = str(said["to"]) if only is None else only.tenant.sandbox
+            if said.get("approvals") is True and descriptors:
+                self._renew(sandbox, socket.socket(fileno=descriptors.pop(0)))
+            self._tell(sandbox, said)
 
     # --- rules ---
 
@@ -240,12 +291,17 @@ class SandboxServers:
         if self._common.descriptors.is_full:
             raise ValueError("this worker has no descriptors left for another sandbox")
         task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
-        sockets = {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
+        foreign, setup = said["foreign"] is True, self._setup
+        context, before, wait = turn.context_of(int(said["turn"])), int(said["before"]), float(said["wait"])
+        sockets = _named(names, descriptors)
         descriptors.clear()
-        context = turn.context_of(int(said["turn"]))
-        admission = _Admission(
-            sandbox, task, sockets, int(said["before"]), context, said["foreign"] is True, float(said["wait"])
-        )
+
+        def tenant_under(policy: "Policy") -> Tenant:
+            tenant = Tenant(sandbox, task, policy, setup.own_addresses, setup.gate_port)
+            tenant.foreign = foreign
+            return tenant
+
+        admission = _Admission(sandbox, tenant_under, sockets, before, context, wait)
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is not None:
@@ -257,13 +313,17 @@ class SandboxServers:
 
     def _begin(self, rules: _Rules, admission: _Admission) -> None:
         assert rules.policy is not None
-        setup = self._setup
-        tenant = Tenant(admission.sandbox, admission.task, rules.policy, setup.own_addresses, setup.gate_port)
-        tenant.foreign = admission.foreign
+        loop, tenant = asyncio.get_running_loop(), admission.tenant_under(rules.policy)
 
         def begin() -> None:
             sandbox_server = SandboxServer(
-                tenant, admission.sockets, self._common, rules.login, before=admission.before, wait=admission.wait
+                tenant,
+                admission.sockets,
+                self._common,
+                rules.login,
+                before=admission.before,
+                wait=admission.wait,
+                gave_up=lambda why: loop.call_soon(self._give_up, admission, why),  # once what it is doing is over
             )
             rules.members[admission.sandbox] = sandbox_server
             sandbox_server.start()
@@ -273,12 +333,23 @@ class SandboxServers:
         except Exception as error:  # noqa: BLE001 - whatever it is, this one is not served, and the others are
             self._fail(admission, f"{type(error).__name__}: {error}")
             return
-        self._say({"of": admission.sandbox, "serving": True})
         for said in admission.said:
             self._tell(admission.sandbox, said)
 
+    def _give_up(self, admission: _Admission, why: str) -> None:
+        """Serve a sandbox no more whose traffic can't be served, if it is served still."""
+        if admission.sandbox in self._under:
+            self._fail(admission, why)
+
     def _fail(self, admission: _Admission, why: str, word: str = "failed") -> None:
-        """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise."""
+        """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise.
+
+        Who hears it closes its copies of the sandbox's sockets. A worker that has no other sandbox ends.
+        """
+        if self._setup.only is not None:
+            self._say({word: why})
+            self._stopped.set()
+            return
         rules = self._sets[self._under.pop(admission.sandbox)]
         sandbox_server = rules.members.pop(admission.sandbox, None)
         if sandbox_server is not None:
@@ -325,11 +396,17 @@ class SandboxServers:
         """See a sandbox out: its task is over."""
         if drain:
             await sandbox_server.drain()
+        if self._setup.only is not None:
+            self._stopped.set()
+            return
         if rules.members.pop(sandbox, None) is None:
             return
         del self._under[sandbox]
+        from proxy.telemetry.prometheus.totals import add, total  # as below
+
         summary = sandbox_server.close()
         sandbox_server.let_go()
+        self._ended = self._ended or total()
         add(self._ended, sandbox_server.metrics, ended=True)
         self._say({"of": sandbox, "summary": summary.encode().decode()})
 
@@ -346,15 +423,24 @@ class SandboxServers:
         if not whole:
             self._say({"answer": number})
             return
-        counted = total()
-        add(counted, self._ended)
-        for sandbox_server in self._sandbox_servers():
-            add(counted, sandbox_server.metrics)
-        counted.processes = {}
-        if (use := read_process(os.getpid())) is not None:
-            counted.processes["worker"] = use
-        for piece in pieces(counted):
+        from proxy.telemetry.prometheus.totals import pieces  # a run without a service counts for nobody else
+
+        self._counts_wanted = True
+        for piece in pieces(self._counted()):
             self._say({"answer": number, **piece})
+
+    def _counted(self) -> "Metrics":
+        """Return what was counted of all sandboxes, also of those that are gone."""
+        from proxy.telemetry.prometheus.processes import read_process
+        from proxy.telemetry.prometheus.totals import add, total
+
+        counted = total()
+        for metrics in (self._ended, *(sandbox_server.metrics for sandbox_server in self._sandbox_servers())):
+            if metrics is not None:
+                add(counted, metrics)
+        use = read_process(os.getpid())
+        counted.processes = {} if use is None else {"worker": use}
+        return counted
 
     def _say(self, what: Mapping[str, object]) -> None:
         """Tell the service, in the order in which it was said."""
@@ -376,13 +462,28 @@ class SandboxServers:
         self._unsent.clear()
         loop.remove_writer(self._control)
 
+    def _say_last(self, *last: Mapping[str, object]) -> None:
+        """Send all that there is left to say, and wait until it is taken: nothing else is to be done."""
+        if self._counts_wanted:
+            self._answer(0, whole=True)
+        self._control.setblocking(True)
+        with contextlib.suppress(OSError):
+            for what in (*self._unsent, *last):
+                message.send(self._control, what)
+
     def _sandbox_servers(self) -> list[SandboxServer]:
         return [sandbox_server for rules in self._sets.values() for sandbox_server in rules.members.values()]
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""
         for sandbox_server in self._sandbox_servers()[:1]:
-            sandbox_server.recorder.error(Where.WORKER, what_was_unexpected(context))
+            sandbox_server.recorder.error(Where.WORKER, _in_words(context))
+
+
+def _in_words(context: dict[str, object]) -> str:
+    """Return what a loop's exception handler is told."""
+    error = context.get("exception")
+    return str(context.get("message", "")) if error is None else f"{type(error).__name__}: {error}"
 
 
 def _endpoints(places: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":

@@ -110,7 +110,7 @@ def test_a_run_is_recorded_in_all_its_processes(someone):
         "enforcer/cli/run.py",
         "enforcer/run/task.py",
         "enforcer/run/supervise.py",
-        "proxy/worker/process.py",
+        "proxy/worker/server.py",
         "rules/loading/load.py",
     } < files
     assert len({call.thread for call in calls}) > 1

@@ -48,7 +48,7 @@ def test_a_worker_that_reports_without_end_is_passed_on_once(pairs):
     assert heard(service) == [{"alone": "why"}]
     for _ in range(3):
         gate.turn()  # it is not time again
-    assert heard(worker) == [{"report": True}]
+    assert heard(worker) == [{"ask": True, "metrics": True}]
     for _ in range(3):
         report(piece)
     report({"metrics": "}", "left": 0})

@@ -2,16 +2,20 @@
 
 import asyncio
 import os
+import socket
 import threading
+from contextvars import copy_context
 from types import SimpleNamespace
 
 import pytest
 
 from proxy.dialing import proxy_auth
+from proxy.event_loop.poller import Loop
 from proxy.event_loop.slices import at_once
 from proxy.sandbox.sandbox_state import Task, Tenant
 from proxy.worker import policy_transfer
-from proxy.worker.reload import Reloading
+from proxy.worker.reload import Reloading, take_in
+from proxy.worker.server import SandboxServers, Setup, _Rules
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import raised
 from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of
@@ -37,14 +41,23 @@ def file_of(policy, login=None):
     return descriptor
 
 
-async def taken(before, *descriptors):
-    """Have policies taken over; returns the tenant and what was told."""
+def taken(journal, before, *descriptors):
+    """Have a worker take policies over; returns the tenant and what was told."""
     everybody = Everybody(SimpleNamespace(policy=before, meters=SimpleNamespace(keep=lambda _: None)))
-    reloading = Reloading(everybody, everybody, everybody, everybody, everybody)
-    for descriptor in descriptors:
-        reloading.arrived(descriptor)
-    while reloading._taking is not None:
-        await reloading._taking
+    swap = Reloading(everybody, everybody, everybody, everybody, everybody).swap
+    sandbox = SimpleNamespace(recorder=everybody, swap=swap, context=copy_context())
+
+    async def take():
+        servers._sets[1] = _Rules(before, members={"box": sandbox})
+        for descriptor in descriptors:
+            servers._take(1, {}, [descriptor])
+        while servers._taking is not None:
+            await servers._taking
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, asyncio.Runner(loop_factory=Loop) as runner:
+        servers = SandboxServers(Setup(ours, 0.0, b"", os.open(journal, os.O_RDONLY), theirs))
+        runner.run(take())
     return everybody.tenant, everybody.said
 
 
@@ -59,14 +72,14 @@ def test_the_newest_policy_is_in_force(tmp_path, monkeypatch, threads):
     before, middle, after = (policy_of(tmp_path, some) for some in (rules[:1], rules, rules[1:]))
     if not threads:
         monkeypatch.setattr(threading.Thread, "start", none_left)
-    tenant, said = asyncio.run(taken(before, file_of(middle), file_of(after)))
+    tenant, said = taken(tmp_path, before, file_of(middle), file_of(after))
     assert tenant.policy.revision == after.revision
     assert [words[0] for words in said if words[0] in {"error", "rules_rejected", "rules_loaded"}] == ["rules_loaded"]
 
 
 def test_what_root_s_files_say_over_others_that_can_t_be_read_is_no_whole_policy(tmp_path):
     before = policy_of(tmp_path, [RAW.replace("ORIGIN", "5432")])
-    tenant, said = asyncio.run(taken(before, file_of(raised(before, Policy([]), ["broken"]))))
+    tenant, said = taken(tmp_path, before, file_of(raised(before, Policy([]), ["broken"])))
     assert tenant.policy.unread == ("broken",)
     assert [words for words in said if words[0].startswith("rules_")] == [
         ("rules_loaded", before.revision),
@@ -91,8 +104,7 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
         recorder, gate = Part("recorder"), Part("gate")
         recorder.tenant, gate.dialer = tenant, dialer
         reloading = Reloading(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
-        reloading.arrived(file_of(after, proxy_auth.Login(b"me", b"geheimnis")))
-        await reloading._taking
+        reloading.swap(*await take_in(file_of(after, proxy_auth.Login(b"me", b"geheimnis"))))
         assert dialer.login == proxy_auth.Login(b"me", b"geheimnis")
 
     tenant = Tenant("box", Task("1", "t"), before)
@@ -116,6 +128,6 @@ def test_what_is_no_policy_changes_nothing(tmp_path, monkeypatch, threads):
     os.write(descriptor, b"cos\nsystem\n(S'true'\ntR.")
     if not threads:
         monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("none left")))
-    tenant, said = asyncio.run(taken(before, descriptor))
+    tenant, said = taken(tmp_path, before, descriptor)
     assert tenant.policy is before
     assert [words[0] for words in said] == ["error", "rules_rejected"]

@@ -1,6 +1,7 @@
 """What serves a sandbox's traffic is made when that begins, and loses nothing that came before."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -12,10 +13,11 @@ from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker import process, sandbox, server
+from proxy.worker import sandbox, server
 from proxy.worker.sandbox import Common, SandboxServer
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
+from tests.proxy.gate.test_gate_reloading import file_of
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def world(tmp_path):
         Journal(tmp_path / "journal"), keyholder, b"", authority_ends=time.time(), descriptors=DescriptorQuotas(4096, 1)
     )
     with asyncio.Runner(loop_factory=Loop) as runner, theirs:
-        yield runner.run, lambda: SandboxServer(tenant, sockets, common), sockets
+        yield runner.run, lambda: SandboxServer(tenant, sockets, common, gave_up=lambda _: None), sockets
         common.close()
         for sock in sockets.values():
             sock.close()
@@ -168,9 +170,9 @@ def test_sandboxes_hear_of_rejected_rules_also_where_one_has_no_traffic_that_cou
     assert run(reject()) == [1, 2]
 
 
-def test_a_worker_stops_where_new_rules_can_t_come_into_force(world, tmp_path, monkeypatch):
-    """Nothing of its traffic passes then, but its programs would be decided on under the old rules."""
-    run, _, sockets = world
+@pytest.fixture
+def given(world, tmp_path, monkeypatch):
+    """What a worker is given that can make nothing which serves traffic, and the other end of its channel."""
 
     def broken(*_, **__):
         raise ValueError("nothing can be made")
@@ -178,18 +180,64 @@ def test_a_worker_stops_where_new_rules_can_t_come_into_force(world, tmp_path, m
     monkeypatch.setattr(sandbox, "Traffic", broken)
     ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keyholder, other = socket.socketpair()
+    ours.settimeout(10)
+
+    def setup(**more):
+        journal = os.open(tmp_path / "journal", os.O_RDONLY)
+        return server.Setup(keyholder, time.time(), b"", journal, control, **more)
+
+    with ours, control, other, keyholder:
+        yield setup, ours
+
+
+@pytest.mark.parametrize("begins", ["reload", "connection"])
+def test_a_worker_of_one_run_stops_where_it_can_not_serve_its_traffic(world, given, tmp_path, begins):
+    """Nothing of its traffic passes then, but after a reload its programs would be decided on under the old rules."""
+    run, _, sockets = world
+    setup, ours = given
     tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
-    journal = os.open(tmp_path / "journal", os.O_RDONLY)
+    place = sockets["tcp"].getsockname()
 
-    async def reload():
-        setup = process.Setup(tenant, keyholder, time.time(), b"", journal, control, control, None)
-        worker = process._Worker(setup, sockets)
-        message.send(ours, {"rules": True}, [os.open(os.devnull, os.O_RDONLY)])
+    async def serve():
+        worker = server.SandboxServers(setup(only=server.OnlySandbox(tenant, ours)))
+        if begins == "reload":
+            (tmp_path / "new.yaml").write_text("version: 1\nname: new\nrules: []\n")
+            message.send(ours, {"rules": "new"}, [file_of(load([tmp_path / "new.yaml"]))])
         async with asyncio.timeout(10):
-            await worker.run()
-        await worker.close()
+            with socket.create_connection(place) if begins == "connection" else contextlib.nullcontext():
+                await worker.run(sockets)
 
-    with ours, control, other:
-        run(reload())
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            sockets["tcp"].getsockname()
+    run(serve())
+    failed, last = (message.receive(ours)[0] for _ in range(2))
+    assert failed["failed"] == "the sandbox's traffic can't be served: ValueError: nothing can be made"
+    assert "summary" in last
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(place)
+
+
+def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_serve(world, given, tmp_path):
+    """Its sockets would hang, as the service has copies of them: it is told, and closes these."""
+    run, _, sockets = world
+    setup, ours = given
+    place = sockets["tcp"].getsockname()
+    admission = {"admit": "box", "under": 1, "sockets": list(sockets), "id": "t1", "name": "tests", "labels": {}}
+
+    async def serve():
+        worker = server.SandboxServers(setup())
+        serving = asyncio.ensure_future(worker.run({}))
+        message.send(ours, {"set": 1}, [file_of(load([tmp_path / "rules.yaml"]))])
+        message.send(
+            ours,
+            {**admission, "before": 0, "wait": 0.0, "turn": 1, "foreign": False},
+            [sock.fileno() for sock in sockets.values()],
+        )
+        with socket.create_connection(place):
+            said, _ = await asyncio.to_thread(message.receive, ours)
+        left = worker._under, worker._sets[1].members
+        message.send(ours, {"stop": True})
+        await serving
+        return said, left
+
+    said, left = run(serve())
+    assert said == {"of": "box", "failed": "the sandbox's traffic can't be served: ValueError: nothing can be made"}
+    assert left == ({}, {})
