@@ -6,18 +6,19 @@ comes in, and long work yields to other connections (invariant 11).
 
 import asyncio
 import contextlib
-import socket
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from proxy.event_loop.poller import IN, OUT, finish, reset
+from proxy.event_loop.poller import OUT, finish
+from proxy.gate.served_connection import ServedConnection
 from proxy.info_api.question_handler import Answer, QuestionHandler, refused
 from proxy.info_api.requests import MOST_HEAD, PartialRequest, Port, Refusal, Request, read_head, read_request
 from proxy.info_api.telemetry_handler import TelemetryHandler
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from proxy.dialing.dialer import Dialer
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from proxy.supervisor_channel.channel import Whose
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-PATIENCE: Final = 10.0  # seconds for the request, and for taking the answer
 INTAKE_PORT: Final = 4318  # OTLP over HTTP
 _AT_ONCE: Final = 65536  # bytes
 _A_TURN: Final = 0.001  # seconds of work before the others have theirs
@@ -61,7 +61,7 @@ class InfoApi:
         self._dialer = dialer
         self.handlers: dict[int, RequestHandler] = {}
 
-    def connection(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> "InfoApiConnection":
+    def connection(self, gate: "Gate", client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
         """Return what serves a connection; its caller begins it."""
         port = record.wanted.port
         handler = self.handlers.get(port)
@@ -75,29 +75,28 @@ class InfoApi:
         return InfoApiConnection(gate, client, record, handler)
 
 
-class InfoApiConnection:
+class InfoApiConnection(ServedConnection):
     """A connection, from its first byte to its last."""
 
-    __slots__ = ("_begun", "_client", "_gate", "_handler", "_kept", "_left", "_over", "_record", "_since", "_work")
+    __slots__ = ("_begun", "_gate", "_handler", "_kept", "_left", "_work")
+
+    where = Where.DESK
 
     def __init__(
-        self, gate: "Gate", client: socket.socket, record: "ConnectionRecord", handler: RequestHandler
+        self, gate: "Gate", client: "socket.socket", record: "ConnectionRecord", handler: RequestHandler
     ) -> None:
+        super().__init__(gate.poller, client, record, gate.forget)
         self._gate = gate
-        self._client = client
-        self._record = record
         self._handler = handler
         self._kept = bytearray()
         self._begun: PartialRequest | None = None
         self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
         self._left = b""  # of the answer
-        self._since = record.opened
-        self._over = False
 
     def begin(self) -> None:
         """Wait for the request, if there is room for one more."""
         self._handler.connections += 1
-        self._gate.poller.watch(self._client.fileno(), IN, self)
+        super().begin()
         if self._handler.connections > self._handler.most_connections:
             self._answer(refused(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
 
@@ -133,7 +132,7 @@ class InfoApiConnection:
         if request is not None:
             self._work = self._handler.work(request, self._whose)
             self._kept.clear()
-            self._gate.poller.change(self._client.fileno(), 0)
+            self._poller.change(self._client.fileno(), 0)
             self._go_on()
 
     def _whose(self) -> "Whose | None":
@@ -157,23 +156,6 @@ class InfoApiConnection:
         except Exception as error:  # noqa: BLE001 - there may be nobody above to catch it
             self.failed(error)
 
-    def tick(self, now: float) -> None:
-        """Look at the time (time.monotonic())."""
-        if now - self._since >= PATIENCE:
-            self.abort()
-
-    def review(self) -> None:
-        """Do nothing: what is answered is what holds when it is asked."""
-
-    def abort(self) -> None:
-        """End it now."""
-        self._end(reset)
-
-    def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected."""
-        self._record.error(Where.DESK, error)
-        self.abort()
-
     def _answer(self, answer: Answer, *, bare: bool = False) -> None:
         retry = "Retry-After: 1\r\n" if answer.status in _LATER else ""
         head = (
@@ -182,8 +164,8 @@ class InfoApiConnection:
             "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
         )
         self._left = head.encode() + (b"" if bare else answer.body)
-        self._since = time.monotonic()
-        self._gate.poller.change(self._client.fileno(), OUT)
+        self._heard()
+        self._poller.change(self._client.fileno(), OUT)
         self._send()
 
     def _send(self) -> None:
@@ -203,12 +185,6 @@ class InfoApiConnection:
             self._client.recv(2 * MOST_HEAD)
         self._end(finish)
 
-    def _end(self, close: "Callable[[socket.socket], None]") -> None:
-        if self._over:
-            return
-        self._over = True
+    def _ended(self) -> None:
         self._work = None
         self._handler.connections -= 1
-        self._gate.poller.forget(self._client.fileno())
-        close(self._client)
-        self._gate.forget(self)

@@ -7,7 +7,7 @@ import dns.message
 import pytest
 
 from proxy.dns.datagrams import Datagrams
-from proxy.gate import dns_stream as dnstcp
+from proxy.gate import served_connection
 from tests.proxy.gate.gate_harness import TIMEOUT, World, run
 
 RULES = ("id: good, to: '**.good.example', ports: [443], action: allow",)
@@ -217,7 +217,7 @@ def test_an_allowed_names_port_53_is_the_resolver_too(tmp_path):
 
 
 def test_who_asks_nothing_or_half_is_cut_off_after_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr(dnstcp, "PATIENCE", 0.0)
+    monkeypatch.setattr(served_connection, "PATIENCE", 0.0)
 
     async def test():
         async with World(tmp_path, RULES) as world:
