@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 from enforcer.cli.journals import refuse_none
+from enforcer.cli.output import failed, warn
 from enforcer.cli.parsing import JOURNAL, argument, metrics
 from enforcer.journal.signing import place
 from enforcer.system.errors import ExeatError, HostError, UsageError
@@ -24,7 +25,6 @@ from proxy.telemetry.exporters.credentials import Trust
 from proxy.telemetry.exporters.delivery import Delivery, Numbers
 from proxy.telemetry.exporters.exporter import FORMATS, FileSink, Sink, Unavailable
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
-from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
     import socket
@@ -66,13 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 delivery.follow()
     except Unavailable as error:
-        _say(str(error))
+        warn(str(error))
         return 1
     except ExeatError as error:
-        _say(str(error))
-        return error.status
+        return failed(error)
     except OSError as error:
-        _say(f"cannot read or write `{error.filename or arguments.journal}`: {error.strerror}")
+        warn(f"cannot read or write `{error.filename or arguments.journal}`: {error.strerror}")
         return 125
     return 0
 
@@ -93,7 +92,7 @@ def _delivery(arguments: argparse.Namespace) -> Iterator[Delivery]:
         numbers = Numbers(to.name)
         if arguments.metrics:
             _serve(arguments.metrics, numbers)
-        yield Delivery(Reader(journal, bookmark), to, numbers, _say)
+        yield Delivery(Reader(journal, bookmark), to, numbers, warn)
 
 
 @contextlib.contextmanager
@@ -129,10 +128,6 @@ def _serve(address: str, numbers: Numbers) -> None:
 def _stop(_number: int, _frame: object) -> NoReturn:
     """End at once: the position is only ever replaced whole, and what it doesn't cover is sent again."""
     raise SystemExit(0)
-
-
-def _say(text: str) -> None:
-    print(f"exeat: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def sink(arguments: argparse.Namespace) -> Sink:

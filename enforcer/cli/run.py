@@ -124,11 +124,8 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
 
 def _told(result: "Result", *, quiet: bool) -> int:
     """Say what there is to say of a run that is over, and give its wait status."""
-    for problem in result.problems:
-        print(f"exeat: {problem}", file=sys.stderr)
-    for said in result.limited:
-        print(f"exeat: the task reached a limit: {said}", file=sys.stderr)
-    for said in result.workspace:
+    limits = (f"the task reached a limit: {said}" for said in result.limited)
+    for said in (*result.problems, *limits, *result.workspace):
         print(f"exeat: {said}", file=sys.stderr)
     if not quiet:
         _summary(result)

@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
@@ -165,15 +165,11 @@ def unwritten(paths: Iterable[str]) -> str | None:
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # whoever opens a file meanwhile waits for its lease, and says so
     deadline = time.monotonic() + PATIENCE
     waiting = dict.fromkeys(paths)
-    while waiting := dict.fromkeys(_still(waiting)):
+    while waiting := dict.fromkeys(filter(_is_being_written, waiting)):
         if time.monotonic() >= deadline:
             return next(iter(waiting))
         time.sleep(_BETWEEN)
     return None
-
-
-def _still(paths: Iterable[str]) -> Iterator[str]:
-    yield from (path for path in paths if _is_being_written(path))
 
 
 def _is_being_written(path: str) -> bool:

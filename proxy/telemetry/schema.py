@@ -13,7 +13,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 from msgspec import Struct
 
 from proxy.telemetry.encoding import LONGEST_DURATION
-from proxy.telemetry.events import Event, Instant, Kind, Seconds
+from proxy.telemetry.events import APPROVALS, Event, Instant, Kind, Seconds
 
 type Schema = dict[str, Any]
 
@@ -62,13 +62,7 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.COMMAND_DECIDED: (*_DECISION, "argv", "process"),
     Kind.CALL_REFUSED: ("outcome", "process"),
     Kind.LEAK_FOUND: ("cause", *_DECISION, "destination"),
-    Kind.APPROVAL_ASKED: ("approval",),  # of a wish that no rule knows there are no rules
-    Kind.APPROVAL_SEEN: ("approval",),
-    Kind.APPROVAL_ANSWERED: ("approval",),
-    Kind.APPROVAL_EXPIRED: ("approval",),
-    Kind.APPROVAL_USED: ("approval",),
-    Kind.APPROVAL_REFUSED: ("approval",),
-    Kind.APPROVAL_STALE: ("approval",),
+    **dict.fromkeys((kind for kind in Kind if kind in APPROVALS), ("approval",)),
     Kind.FLAG_SEEN: ("cause",),
     Kind.TASK_TAINTED: ("rules",),
     Kind.TASK_UNUSUAL: ("unusual",),
