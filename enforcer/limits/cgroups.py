@@ -241,9 +241,9 @@ def give(path: str, controllers: frozenset[str]) -> None:
 
 def _ceiling(passed: list[str]) -> Ceiling:
     return Ceiling(
-        _least(whole(f"{path}/memory.max") for path in passed),
-        _least(whole(f"{path}/pids.max") for path in passed),
-        _least(_cores(get(f"{path}/cpu.max")) for path in passed),
+        least(whole(f"{path}/memory.max") for path in passed),
+        least(whole(f"{path}/pids.max") for path in passed),
+        least(_cores(get(f"{path}/cpu.max")) for path in passed),
     )
 
 
@@ -252,7 +252,8 @@ def _cores(text: str) -> float | None:
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
 
-def _least[T: (int, float)](values: Iterable[T | None]) -> T | None:
+def least[T: (int, float)](values: Iterable[T | None]) -> T | None:
+    """Return the lowest of some limits; None: there is none."""
     return min((value for value in values if value is not None), default=None)
 
 

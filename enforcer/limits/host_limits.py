@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from enforcer.limits.cgroups import hierarchies
-from enforcer.limits.resource_limits import PROCESSES, Limits, Means, build, limits_of, remedy
+from enforcer.limits.resource_limits import PROCESSES, Limits, Means, build, limits_of, remedy, setting
 from enforcer.system.errors import HostError
 from rules.sandbox import Box
 
@@ -47,7 +47,7 @@ type Read = Callable[[str], int]  # a setting, by its name below /proc/sys; rais
 
 def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
     """Return what one task can use up here, and what bounds it."""
-    read, found = read or _read, []
+    read, found = read or setting, []
     memory = limits_of(Box()).memory or 0
     if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
         found.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))
@@ -67,8 +67,3 @@ def _is_below(read: Read, name: str, enough: int) -> bool:
         return read(name) < enough
     except (OSError, ValueError):
         return False
-
-
-def _read(name: str) -> int:
-    with open(f"/proc/sys/{name}", "rb", buffering=0) as file:
-        return int(file.read(32))

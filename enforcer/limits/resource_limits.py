@@ -31,6 +31,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Final, NamedTuple
 
+from enforcer.limits import cgroups
 from enforcer.limits.cgroups import (
     CONTROLLERS,
     V2,
@@ -133,7 +134,7 @@ _LEAST_TERMINALS: Final = 16
 def terminals() -> int:
     """Return how many terminals a sandbox may have: a part of those that the kernel doesn't reserve for the host."""
     try:
-        most = _setting("kernel/pty/max") - _setting("kernel/pty/reserve")
+        most = setting("kernel/pty/max") - setting("kernel/pty/reserve")
     except (OSError, ValueError):
         return _LEAST_TERMINALS
     return max(_LEAST_TERMINALS, most // _TERMINALS)
@@ -145,11 +146,12 @@ def of_namespace() -> tuple[tuple[str, int], ...]:
     found = []
     for own, machine in _INOTIFY:
         with contextlib.suppress(OSError, ValueError):
-            found.append((own, max(1, min(_setting(own), _setting(machine)) // _USERS_SHARE)))
+            found.append((own, max(1, min(setting(own), setting(machine)) // _USERS_SHARE)))
     return tuple(found)
 
 
-def _setting(name: str) -> int:
+def setting(name: str) -> int:
+    """Read a setting below /proc/sys. Raises OSError, ValueError."""
     with open(f"/proc/sys/{name}", "rb", buffering=0) as file:
         return int(file.read(32))
 
@@ -292,15 +294,11 @@ def _limited(place: Place) -> list[str]:
     return [names[controller] for controller in place.controllers]
 
 
-def _lower[T: (int, float)](one: T | None, other: T | None) -> T | None:
-    return min((each for each in (one, other) if each is not None), default=None)
-
-
 def _within(limits: Limits, ceiling: Ceiling) -> Limits:
     return limits._replace(
-        memory=_lower(limits.memory, ceiling.memory),
-        cpu=_lower(limits.cpu, ceiling.cpu),
-        processes=min(limits.processes, limits.processes if ceiling.processes is None else ceiling.processes),
+        memory=cgroups.least((limits.memory, ceiling.memory)),
+        cpu=cgroups.least((limits.cpu, ceiling.cpu)),
+        processes=cgroups.least((limits.processes, ceiling.processes)) or limits.processes,
     )
 
 

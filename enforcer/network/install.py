@@ -16,7 +16,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import socket
 import sys
@@ -24,10 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from enforcer.network.constants import GATE_PORT, MakeSocket
 from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gate_sockets
 from enforcer.system import state
-from proxy.wire import strict_json
 from proxy.wire.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 _LARGEST_FILE = 1 << 20
@@ -135,9 +135,8 @@ def _pyroute2_version() -> str:
 
 
 def _pack(encoded: EncodedNetwork) -> bytes:
-    """SHA-256 of the rest, which is JSON with the messages in hexadecimal."""
-    port, *batches = encoded
-    body = json.dumps([port, *((batch.data.hex(), *batch[1:]) for batch in batches)]).encode()
+    """SHA-256 of the rest, which is JSON with the messages in base64."""
+    body = msgspec.json.encode(encoded)
     return hashlib.sha256(body).digest() + body
 
 
@@ -146,16 +145,10 @@ def _unpack(content: bytes) -> EncodedNetwork | None:
     digest, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    port, *batches = strict_json.loads(body)
-    if len(batches) != len(EncodedNetwork._fields) - 1:
-        return None
-    return EncodedNetwork(
-        port,
-        *(
-            Batch(bytes.fromhex(data), first, last, tuple(statements), tuple(logging))
-            for data, first, last, statements, logging in batches
-        ),
-    )
+    try:
+        return msgspec.json.decode(body, type=EncodedNetwork)
+    except msgspec.ValidationError:
+        return None  # another version's
 
 
 def numbered(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple[int, ...] = ()) -> Batch:

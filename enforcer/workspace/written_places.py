@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.sandbox.system_paths import contains, homes
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
+from enforcer.system.notices import say
 from enforcer.workspace.guard import Elsewhere, Guard, directly, elsewhere, is_obeyed
-from enforcer.workspace.linked_worktree import of_others
+from enforcer.workspace.linked_worktree import of_others, read_only, unseen
 from enforcer.workspace.repository_scan import obeyed_of_user
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
@@ -219,22 +220,13 @@ class Workspace:
             if wanted.box.workspace is WorkspaceMode.REVIEW:
                 from enforcer.workspace import review
 
-                self._say_what_fails(wanted)
+                if line := read_only(wanted.workspace, wanted.shown, wanted.write):
+                    say(line)
                 self._review = review.Review(wanted, tenant, journal, who)
                 self.review = self._review.layers.path
                 if self._review.layers.tree is not None:
                     self.trees = {self.review: self._review.layers.tree}
             failed.pop_all()
-
-    @staticmethod
-    def _say_what_fails(wanted: "Wanted") -> None:
-        if not _may_lead_elsewhere(f"{wanted.workspace}/.git"):
-            return
-        from enforcer.system.notices import say
-        from enforcer.workspace.linked_worktree import read_only
-
-        if line := read_only(wanted.workspace, wanted.shown, wanted.write):
-            say(line)
 
     def _guard(self, wanted: "Wanted") -> None:
         if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:
@@ -259,10 +251,7 @@ class Workspace:
         """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
         said = self._guarded(kept, protected) if self._places else []
         wanted = self._whose[0]
-        if _may_lead_elsewhere(f"{wanted.workspace}/.git"):
-            from enforcer.workspace.linked_worktree import unseen
-
-            said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
+        said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
         return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
 
     def close(self) -> None:
@@ -273,8 +262,6 @@ class Workspace:
         if not self._seen:
             self._seen = True
             if called := {path: name for place in self._places for path, name in place.hide().items()}:
-                from enforcer.system.notices import say
-
                 names = some([f"{path} is {name}" for path, name in called.items()])
                 say(f"protected files that weren't there have other names now: {names}")
         if self.layer is not None:
@@ -320,7 +307,3 @@ class Workspace:
         tell([change.path for change in changes], said)
         task = review.kept.meta.id
         return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)
-
-
-def _may_lead_elsewhere(dot: str) -> bool:
-    return os.path.isfile(dot) or os.path.islink(dot)

@@ -103,7 +103,7 @@ def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_fr
 
 @pytest.mark.parametrize(("own", "machine", "may"), [(128, 128, 32), (2147483647, 128, 32), (128, 1024, 32), (2, 2, 1)])
 def test_it_is_a_quarter_of_what_is_least(monkeypatch, own, machine, may):
-    monkeypatch.setattr(resource_limits, "_setting", lambda name: own if name.startswith("user/") else machine)
+    monkeypatch.setattr(resource_limits, "setting", lambda name: own if name.startswith("user/") else machine)
     found = resource_limits.of_namespace.__wrapped__()
     assert found == (("user/max_inotify_instances", may), ("user/max_inotify_watches", may))
 

@@ -194,6 +194,18 @@ def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
     found.close()
 
 
+def test_a_common_directory_that_is_the_top_of_the_workspace_is_protected(tmp_path):
+    """Git takes its configuration and hooks from there then."""
+    repository(tmp_path / ".git")
+    repository(tmp_path)
+    (tmp_path / ".git/commondir").write_text("..\n")
+    found = guard(tmp_path, *directly(()))
+    assert f"{tmp_path}/config" in found.paths()
+    (tmp_path / "hooks").mkdir()
+    assert "hooks" in found.made(found.changed())
+    found.close()
+
+
 @pytest.mark.parametrize(("bound", "most"), [("_MOST_DIRECTORIES", 3), ("_MOST_NAMES", 5)])
 def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_known(tmp_path, monkeypatch, bound, most):
     for name in ("a/b/c/.git", "d/.git"):
