@@ -2,6 +2,10 @@
 
 A name or an address that a sandbox chose must lead to no service of this host (its public addresses, the gate's own
 listeners, the upstream proxy) that nobody opened (invariant 9).
+
+`preflight` says before people are asked whether an approval would let the attempt go out at all. A name that a rule
+spells out is looked up for that, and its addresses are checked as if everything were approved. A name under a wildcard
+is not: the task chose it, and a lookup would carry it out before anybody has approved.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -9,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import why_not_public
 from rules.explain.reasons import NEEDED
 from rules.names import HostName
-from rules.verdicts import Reason
+from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
+    from proxy.dialing.dialer import Dialer, Hop
     from proxy.dns.lookup import Found
     from rules.addresses import Address
     from rules.attempt import Attempt
@@ -124,3 +129,46 @@ def is_proxy(
         return False
     here = any(address in proxy.own or address.is_loopback for address in proxy.addresses)
     return here and (target in own or target.is_loopback)
+
+
+_FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
+
+
+def approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
+    """Return the attempt as if all that is asked were granted; None: nothing may be looked up for it yet."""
+    if not policy.spells_out(attempt.target, decision.approval):
+        return None
+    return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
+
+
+def in_vain(found: "tuple[Hop, ...] | DialFailed") -> DialFailed | None:
+    """Return why an approval would open nothing; None: it may."""
+    return found if isinstance(found, DialFailed) and found.reason in _FINAL else None
+
+
+def preflight(
+    dialer: "Dialer",
+    policy: "Policy",
+    attempt: "Attempt",
+    decision: "Decision",
+    done: "Callable[[DialFailed | None], None]",
+) -> None:
+    """Call `done` once, perhaps from within: with why an approval would open nothing, or None."""
+    would = approved(policy, attempt, decision)
+    if would is None:
+        done(None)
+        return
+    try:
+        known = dialer.known(policy, would)
+    except DialFailed as failure:
+        done(in_vain(failure))
+        return
+    if known is not None:
+        done(None)
+    else:
+        dialer.find(policy, would, lambda found: done(in_vain(found)))
+
+
+def refused(decision: "Decision", failure: DialFailed) -> "Decision":
+    """Deny what nobody needs to be asked about."""
+    return decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=failure.reason, approval=())

@@ -16,9 +16,9 @@ from proxy.dialing.address_check import DialFailed
 from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.admission import Admission
-from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
 from proxy.gate.decide import Judgement, Patience, Way, again, holds, refuse
+from proxy.gate.record import Admitted
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State
 from rules.decision import denied
@@ -225,7 +225,7 @@ class Connection(Admission["Gate"]):
             self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
             return
         self._enter(State.INSPECTING)
-        self._admitted = Admitted.of(record, judgement, gate.tenant, self._client, self._inspected)
+        self._admitted = Admitted(gate.tenant, self._client, record, judgement, self._inspected)
         try:
             inspection.adopt(self._admitted)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
@@ -361,7 +361,7 @@ class Connection(Admission["Gate"]):
             if self._lease is not None:
                 self._lease.end()
         finally:
-            if not record.is_decided:
+            if record.judgement is None:
                 record.decided(refuse(self._gate.tenant, record.wanted, reason or Reason.GATE_ERROR))
             record.ended(up, down, outcome, reason, by, detail)
             self._gate.connections.discard(self)

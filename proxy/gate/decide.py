@@ -7,7 +7,7 @@ sandbox's resolver gave an address for, or the one that the connection says itse
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.dialing.preflight import refused
+from proxy.dialing.address_check import refused
 from proxy.gate.client_hello import ClientHello, HttpHead
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, alpn_is_readable

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
-    from proxy.gate.admitted import Inspection
-    from proxy.gate.record import Attribute, Endpoint
+    from proxy.gate.record import Attribute, Endpoint, Inspection
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.approval_request import about_connection
 from proxy.approvals.protocol import ROUNDS, Result, reason_of
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialFailed, preflight
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
-from proxy.dialing.preflight import check
 from proxy.gate.decide import Way, after_asking, in_vain, unanswered
 from proxy.telemetry.events import GONE
 from rules.verdicts import Reason
@@ -73,7 +72,7 @@ class Pending:
         """Ask, unless an approval would open nothing."""
         self._checking = judgement = self._judgement
         self._deadline = self._clock() + LOOKUP_TIMEOUT
-        check(
+        preflight(
             self._dialer,
             self._tenant.policy,
             judgement.attempt,

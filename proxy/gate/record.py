@@ -1,23 +1,29 @@
-"""Record of one connection: one decision event, and one close event if it was allowed (invariant 6)."""
+"""Record of one connection: one decision event, and one close event if it was allowed (invariant 6).
+
+`Admitted` is what inspection takes over: a connection that is recorded, with no byte consumed.
+"""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from proxy.dialing.dialer import written
+from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalFailed
+from rules.names import HostName, InvalidName
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from proxy.dialing.dialer import Hop
     from proxy.gate.decide import Judgement, Wanted
     from proxy.sandbox.recorder import Recorder
+    from proxy.sandbox.sandbox_state import Tenant
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Process, Where
     from rules.addresses import Address
     from rules.decision import Decision
-    from rules.names import HostName
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
@@ -27,18 +33,7 @@ type Attribute = "Callable[[Endpoint, Endpoint], Whose | None]"  # finds the pro
 class ConnectionRecord:
     """One connection's events. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = (
-        "_judgement",
-        "_name",
-        "_recorder",
-        "address",
-        "event",
-        "opened",
-        "peer",
-        "via",
-        "wanted",
-        "whose",
-    )
+    __slots__ = ("_recorder", "address", "event", "judgement", "opened", "peer", "via", "wanted", "whose")
 
     def __init__(
         self,
@@ -49,8 +44,7 @@ class ConnectionRecord:
         opened: float,
     ) -> None:
         self._recorder = recorder
-        self._judgement: Judgement | None = None
-        self._name: HostName | None = None  # of the host, once it is decided
+        self.judgement: Judgement | None = None  # once the one decision has been recorded, or could not be
         self.peer = peer
         self.wanted = wanted
         self.address = address
@@ -70,21 +64,20 @@ class ConnectionRecord:
 
     def decided(self, judgement: "Judgement") -> bool:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
-        assert self._judgement is None, "decided twice"
-        self._judgement = judgement
-        wanted, hello, whose = self.wanted, judgement.hello, self.whose
-        self._name = judgement.name
+        assert self.judgement is None, "decided twice"
+        self.judgement = judgement
+        wanted, hello = self.wanted, judgement.hello
         try:
             self.event = self._recorder.decided(
                 Kind.CONNECTION_DECIDED,
                 judgement.decision,
-                name=self._name,
+                name=judgement.name,
                 address=self.address,
                 port=wanted.port,
                 via=self.via,
                 protocol=judgement.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
-                process=None if whose is None else whose.process,
+                process=self.process,
                 detail=judgement.detail,
                 approval=judgement.approval,
             )
@@ -96,16 +89,6 @@ class ConnectionRecord:
     def process(self) -> "Process | None":
         """Who opened it, as far as that is known by now."""
         return None if self.whose is None else self.whose.process
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether the one decision has been recorded, or could not be."""
-        return self._judgement is not None
-
-    @property
-    def judgement(self) -> "Judgement | None":
-        """The judgement that was recorded, if one was."""
-        return self._judgement
 
     def ended(  # noqa: PLR0917 - what there is to record, in the order of the others
         self,
@@ -120,12 +103,12 @@ class ConnectionRecord:
 
         Harmless where nothing was allowed, and twice.
         """
-        judgement, whose = self._judgement, self.whose
+        judgement = self.judgement
         if judgement is None or not self.event:
             return
         self._recorder.closed(
             self.event,
-            name=self._name,
+            name=judgement.name,
             address=self.address,
             port=self.wanted.port,
             via=self.via,
@@ -136,10 +119,63 @@ class ConnectionRecord:
             outcome=outcome,
             reason=reason,
             by=by,
-            process=None if whose is None else whose.process,
+            process=self.process,
             detail=detail,
         )
 
     def error(self, where: "Where", error: Exception) -> None:
         """Tell of an exception that nobody expected."""
         self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)
+
+
+class Admitted(NamedTuple):
+    """What inspection takes over. Its decision may be a refusal: then a page that explains it is all there is to serve.
+
+    The target of the attempt is the one host that may be asked on this connection (invariant 3).
+    """
+
+    tenant: "Tenant"
+    client: "socket.socket"  # non-blocking, SO_RCVLOWAT 1, in no event loop
+    record: ConnectionRecord
+    judgement: "Judgement"
+    closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
+
+    @property
+    def event(self) -> str:
+        """The id of its decision event."""
+        return self.record.event
+
+    @property
+    def decision(self) -> "Decision":
+        """Its decision."""
+        return self.judgement.decision
+
+    @property
+    def sni(self) -> str | None:
+        """The server name in the ClientHello, as the client wrote it; None: there is none."""
+        return self.judgement.hello.sni if self.judgement.hello else None
+
+    @property
+    def shown_host(self) -> str:
+        """The host that the client is shown a certificate for: the target, or what a refused client wants."""
+        if self.sni and not self.decision.outcome.passes:
+            try:
+                return HostName.parse(self.sni)
+            except InvalidName:
+                pass  # no client takes a certificate for that
+        return str(self.judgement.attempt.target)
+
+    def give_up(self, reason: "Reason | None") -> None:
+        """Reset the connection, and record its end: inspection doesn't begin with it."""
+        reset(self.client)
+        self.closed(0, 0, reason)
+
+
+class Inspection(Protocol):
+    """Reads connections, and serves the page of those that are refused: `proxy.inspection`."""
+
+    def adopt(self, admitted: Admitted) -> None:
+        """Take a connection over, its socket with it."""
+
+    def review(self, admitted: Admitted, decision: "Decision") -> None:
+        """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""

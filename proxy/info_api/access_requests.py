@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.approvals.approval_request import about_connection, about_request, in_vain
 from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
-from proxy.dialing.preflight import check
+from proxy.dialing.address_check import preflight
 from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
@@ -96,7 +96,7 @@ def request_access(
         return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
     if decision.asks and dialer is not None:
         checked: Later[DialFailed] = Later()
-        check(dialer, recorder.tenant.policy, attempt, decision, checked.settle)
+        preflight(dialer, recorder.tenant.policy, attempt, decision, checked.settle)
         yield checked
         failure = checked.state
         if (

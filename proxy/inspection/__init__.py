@@ -15,7 +15,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from proxy.certificates.leaves import Leaves
     from proxy.dialing.dialer import Dialer
-    from proxy.gate.admitted import Admitted
+    from proxy.gate.record import Admitted
     from proxy.inspection.engine import Engine
     from proxy.inspection.tls import FarContexts
     from proxy.sandbox.recorder import Recorder

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.gate.admitted import Admitted
+    from proxy.gate.record import Admitted
     from proxy.inspection.engine import Engine
     from proxy.inspection.pipeline import Found
     from proxy.inspection.stream import Stream
@@ -47,12 +47,13 @@ class InspectedConnection:
     """A client connection and the connections to the internet that its requests use."""
 
     def __init__(self, engine: "Engine", admitted: "Admitted", place: "Place") -> None:
-        refused = None if admitted.decision.outcome.passes else admitted.decision
+        judgement = admitted.judgement
+        refused = None if judgement.decision.outcome.passes else judgement.decision
         self._engine = engine
         self._admitted = admitted
         self.session = Session(
-            engine.recorder, place, admitted.event, refused, admitted.detail, admitted.advice, admitted.whose,
-            admitted.approval,
+            engine.recorder, place, admitted.event, refused, judgement.detail, judgement.advice,
+            admitted.record.whose, judgement.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
@@ -71,7 +72,7 @@ class InspectedConnection:
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
-        self._idle_timeout = admitted.decision.idle_timeout
+        self._idle_timeout = judgement.decision.idle_timeout
         self._head: int | None = 0  # that has begun and isn't whole; in TLS that is the handshake first
         self._head_due = self._last + HEAD_TIMEOUT  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
@@ -251,7 +252,7 @@ class InspectedConnection:
 
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
-        ends = min(self._last + self._idle_timeout, self._admitted.opened + LIFETIME)
+        ends = min(self._last + self._idle_timeout, self._admitted.record.opened + LIFETIME)
         if not self._is_put_off and (self._engine.room.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
@@ -363,7 +364,7 @@ class InspectedConnection:
         server.can_read = server.can_write = True
         server.dialled = address
         if address is not None:
-            self._admitted.leads_to(address)
+            self._admitted.record.leads_to(address)
         server.relayed = isinstance(address, Via) and address.relayed
         server.login = self._engine.login if server.relayed else None
         if tls is None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.certificates.leaves import Leaves
     from proxy.dialing.dialer import Dialer, Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.gate.admitted import Admitted
+    from proxy.gate.record import Admitted
     from proxy.inspection.pipeline import Found
     from proxy.sandbox.recorder import Recorder
     from rules.attempt import Attempt
@@ -205,6 +205,7 @@ class Engine:
 
 def place_of(admitted: "Admitted") -> Place:
     """Return where a connection leads. Raises ValueError for what is not inspected."""
-    if admitted.protocol not in (Protocol.TLS, Protocol.HTTP):
-        raise ValueError(f"{admitted.protocol} is not inspected")
-    return Place(admitted.target, admitted.port, tls=admitted.protocol is Protocol.TLS)
+    attempt = admitted.judgement.attempt
+    if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):
+        raise ValueError(f"{attempt.protocol} is not inspected")
+    return Place(attempt.target, attempt.port, tls=attempt.protocol is Protocol.TLS)

@@ -20,9 +20,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result, reason_of
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialFailed, approved, in_vain, refused
 from proxy.dialing.dialer import written
-from proxy.dialing.preflight import approved, in_vain, refused
 from proxy.event_loop.slices import at_once, in_turns
 from proxy.gate.block_page import is_for_git
 from proxy.inspection.judging import unanswered, unclear, undialled

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
 
 from proxy.request.request_head import values
+from proxy.request.websocket_frames import CLOSE, FIN, MOST_CONTROL, ClientFrames, Frames, NotFrames
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -26,16 +27,10 @@ REVOKED: Final = "the rules don't let it out any more"
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice
 POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)
 
-_CLOSE: Final = b"\x88"  # a whole message of opcode 8 (section 5.2)
-_MOST_REASON: Final = 123  # bytes: a control frame has at most 125, the code among them
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _KEY_SIZE: Final = 16  # bytes
 _SWITCHING: Final = 101
 _EXTENSIONS: Final = b"sec-websocket-extensions"
-_CLOSE_FRAME: Final = 8
-_OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})  # what there is without extensions (section 5.2)
-_RESERVED, _OPCODE, _CONTROL, _MASKED = 0x70, 0x0F, 0x08, 0x80
-_MOST_CONTROL: Final = 125  # bytes (section 5.5)
 
 
 def is_handshake(head: "Head", *, body: bool) -> bool:
@@ -70,75 +65,10 @@ def is_extended(head: "HasFields") -> bool:
     return bool(values(head, _EXTENSIONS))
 
 
-class NotFrames(Exception):  # noqa: N818  (it is no error: it is why the WebSocket ends)
-    """What a client sends is no WebSocket's; the text says why."""
-
-
 def close_frame(code: int, reason: str) -> bytes:
     """Return a server's frame that ends a WebSocket and says why (RFC 6455 section 5.5.1)."""
-    payload = code.to_bytes(2) + reason.encode("ascii", "replace")[:_MOST_REASON]
-    return _CLOSE + bytes([len(payload)]) + payload
-
-
-class Frames:
-    """Follows where frames begin in what a server sends (RFC 6455 section 5.2). Nothing hangs on what is in them."""
-
-    __slots__ = ("_head", "_left", "closing")
-
-    def __init__(self) -> None:
-        self.closing = False  # a Close frame has begun (section 5.5.1)
-        self._head = b""  # of the frame that begins
-        self._left = 0  # bytes of payload that are still to come
-
-    @property
-    def between(self) -> bool:
-        """Whether all that was sent are whole frames, so that one of ours may be next."""
-        return not self._head and not self._left
-
-    def following(self, data: bytes) -> "Sliced[None]":
-        """Do as `follow`, in slices: a frame may have two bytes."""
-        for at in range(0, len(data), _AT_ONCE):
-            self.follow(data[at : at + _AT_ONCE])
-            yield
-
-    def follow(self, data: bytes) -> None:
-        """Take note of what is sent."""
-        at = 0
-        while at < len(data):
-            if self._left:
-                step = min(self._left, len(data) - at)
-                self._left -= step
-            else:
-                step = _head_size(self._head) - len(self._head)
-                self._head += data[at : at + step]
-                self._look(self._head)
-                if len(self._head) >= 2 and len(self._head) == _head_size(self._head):
-                    self.closing = self.closing or self._head[0] & _OPCODE == _CLOSE_FRAME
-                    self._left, self._head = _payload_size(self._head), b""
-            at += step
-
-    def _look(self, head: bytes) -> None:
-        """Look at a frame's head, or the beginning of one."""
-
-
-class ClientFrames(Frames):
-    """... and in what a client sends, of whom nothing else is taken: who is in the middle may read requests in it."""
-
-    __slots__ = ("_extended",)
-
-    def __init__(self, *, extended: bool) -> None:
-        """Begin. `extended`: both sides have agreed to extensions, whose bits and opcodes are theirs (section 9)."""
-        super().__init__()
-        self._extended = extended
-
-    def _look(self, head: bytes) -> None:
-        """Raise NotFrames for what no client may send."""
-        if not self._extended and (head[0] & _RESERVED or head[0] & _OPCODE not in _OPCODES):
-            raise NotFrames("what its client sends has no opcode that there is")
-        if len(head) > 1 and not head[1] & _MASKED:
-            raise NotFrames("what its client sends isn't masked")
-        if len(head) > 1 and head[0] & _CONTROL and head[1] & ~_MASKED > _MOST_CONTROL:
-            raise NotFrames("its client sends a control frame that is too long")
+    payload = code.to_bytes(2) + reason.encode("ascii", "replace")[: MOST_CONTROL - 2]
+    return bytes([FIN | CLOSE, len(payload)]) + payload
 
 
 class Switched:
@@ -159,7 +89,7 @@ class Switched:
         end = isinstance(event, RequestEndOfMessage)
         data = b"" if isinstance(event, RequestEndOfMessage) else event.data
         try:
-            yield from self.said.following(data)
+            yield from _following(self.said, data)
         except NotFrames as problem:
             request.session.stray(request.request, str(problem))
             request.cut_off(str(problem))
@@ -183,7 +113,7 @@ class Switched:
         if isinstance(event, ResponseEndOfMessage):
             self._end(from_client=False)
         elif request.request.may_receive(len(event.data)):
-            yield from self.answered.following(event.data)
+            yield from _following(self.answered, event.data)
             self._note_closing()
             request.to_client(event)
         else:
@@ -220,17 +150,11 @@ class Switched:
         driver.close(ended)
 
 
-def _head_size(head: bytes) -> int:
-    """Return how long a frame's head is, as far as its first two bytes say."""
-    if len(head) < 2:
-        return 2
-    masked, size = head[1] & 0x80, head[1] & 0x7F
-    return 2 + {126: 2, 127: 8}.get(size, 0) + (4 if masked else 0)
-
-
-def _payload_size(head: bytes) -> int:
-    size = head[1] & 0x7F
-    return int.from_bytes(head[2:4]) if size == 126 else int.from_bytes(head[2:10]) if size == 127 else size
+def _following(frames: Frames, data: bytes) -> "Sliced[None]":
+    """Follow frames in slices: one may have two bytes."""
+    for at in range(0, len(data), _AT_ONCE):
+        frames.follow(data[at : at + _AT_ONCE])
+        yield
 
 
 def _accept(keys: tuple[str, ...]) -> str | None:

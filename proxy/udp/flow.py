@@ -200,7 +200,7 @@ class Flow(Admission["UdpGate"]):
         """Close it and record that, once; and where something was wrong, tell the client too."""
         if self.state is State.CLOSED:
             return
-        told = self.record.is_decided
+        told = self.record.judgement is not None
         try:
             self._close()
         finally:

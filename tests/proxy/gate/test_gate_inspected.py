@@ -42,15 +42,19 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
         decision = await world.decision()
         await world.until(lambda: world.adopted)
         (admitted,) = world.adopted
-        assert (str(admitted.target), admitted.protocol.value, admitted.decision.reason.value) == (
+        assert (
+            str(admitted.judgement.attempt.target),
+            admitted.judgement.attempt.protocol.value,
+            admitted.decision.reason.value,
+        ) == (
             target,
             protocol,
             reason,
         )
         assert admitted.event == decision["id"]
-        assert (admitted.tenant, admitted.port) == (world.tenant, world.origin.port)
-        assert admitted.peer == (LOOPBACK, task.sock.getsockname()[1])
-        assert (admitted.hello is not None) == (protocol == "tls")
+        assert (admitted.tenant, admitted.judgement.attempt.port) == (world.tenant, world.origin.port)
+        assert admitted.record.peer == (LOOPBACK, task.sock.getsockname()[1])
+        assert (admitted.judgement.hello is not None) == (protocol == "tls")
         assert admitted.client.gettimeout() == 0
         assert admitted.client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         assert admitted.client.recv(65536) == data  # not a byte was consumed
@@ -58,7 +62,7 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
         assert world.origin.accepted == 0
         assert len(world.gate.connections) == 1
         admitted.client.close()
-        admitted.leads_to(ip_address("192.0.2.7"))
+        admitted.record.leads_to(ip_address("192.0.2.7"))
         admitted.closed(3, 4, None)
         admitted.closed(5, 6, Reason.GATE_ERROR)
         assert len(world.gate.connections) == 0

@@ -23,17 +23,18 @@ from proxy.certificates.signer import Signer
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
 from proxy.event_loop import poller
-from proxy.gate.admitted import Admitted
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
+from proxy.gate.decide import Judgement, Wanted, Way
+from proxy.gate.record import Admitted, ConnectionRecord
 from proxy.inspection import Inspection, Roots
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import Task, Tenant
-from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load
+from rules.verdicts import Outcome
 from tests.harness import whole_lines
 
 
@@ -128,39 +129,21 @@ class Gate:
                 hello = hello._replace(sni=sni)
             host = parse_host(target)
             protocol = Protocol.TLS if tls else Protocol.HTTP
-            decided = decision or self.tenant.policy.decide(Attempt(protocol, host, port))
+            attempt = Attempt(protocol, host, port)
+            decided = decision or self.tenant.policy.decide(attempt)
             if idle is not None:
                 decided = decided._replace(idle_timeout=idle)
-            event = self.recorder.decided(
-                Kind.CONNECTION_DECIDED, decided, name=str(host), address=None, port=port, protocol=protocol
-            )
-            started = time.monotonic()
-
-            led = []
+            hello = hello if isinstance(hello, ClientHello) else None
+            judgement = Judgement(attempt, decided, Way.INSPECT, hello)
+            peer = ip_address(peer[0]), peer[1]
+            record = ConnectionRecord(self.recorder, peer, Wanted(peer[0], port), None, time.monotonic())
+            record.decided(judgement)
 
             def closed(up, down, reason):
-                self.recorder.closed(
-                    event, name=str(host), address=led[-1] if led else None, port=port, protocol=protocol,
-                    up=up, down=down, seconds=time.monotonic() - started, reason=reason,
-                )  # fmt: skip
+                record.ended(up, down, Outcome.PASSED, reason)
                 self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
 
-            self.inspection.adopt(
-                Admitted(
-                    tenant=self.tenant,
-                    client=client,
-                    peer=(ip_address(peer[0]), peer[1]),
-                    target=host,
-                    port=port,
-                    protocol=protocol,
-                    hello=hello if isinstance(hello, ClientHello) else None,
-                    decision=decided,
-                    event=event,
-                    opened=started,
-                    closed=closed,
-                    leads_to=led.append,
-                )
-            )
+            self.inspection.adopt(Admitted(self.tenant, client, record, judgement, closed))
 
         def accept():
             with contextlib.suppress(BlockingIOError):
