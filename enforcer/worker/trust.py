@@ -139,9 +139,9 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 def _make_store(bundle: bytes, cache: Path, name: str) -> None:
-    from proxy.certificates import truststore
+    from proxy.certificates.authority import java_truststore
 
-    store = truststore.java(bundle)
+    store = java_truststore(bundle)
     for old in cache.glob(f"{_PREFIX}*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             old.unlink()

@@ -5,6 +5,7 @@ people down by asking again. A pre-request is what an agent asks for before it t
 bounded in number, rate and size, because only the agent decides how many there are.
 """
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals import lifecycle, transaction
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.approvals.recording import Recorders
     from proxy.approvals.transaction import Transaction
 
-_BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task
+_BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task: so many at once, and then twice a minute
 _OPEN: Final = 86400.0  # seconds that a pre-request stays open that no rule says anything about
 _LOOK: Final = 50  # requests of a task between looks at how many of its are kept
 _STANDING: Final = {
@@ -60,21 +61,6 @@ class Floods:
         self._under_way.discard(whose)
 
 
-class RateLimits:
-    """Limits how often each task may do something: ten times at once, and then twice a minute."""
-
-    def __init__(self) -> None:
-        self._limiters: dict[str, RateLimiter] = {}
-
-    def take(self, task: str) -> bool:
-        """Whether there is room for one more."""
-        return self._limiters.setdefault(task, RateLimiter(_BURST, _A_SECOND)).take() == 1
-
-    def forget(self, task: str) -> None:
-        """Forget a task that has ended."""
-        self._limiters.pop(task, None)
-
-
 class Submitter:
     """Submits approval requests. `waits` says whether something waits for one."""
 
@@ -82,7 +68,8 @@ class Submitter:
         self._record = record
         self._waits = waits
         self._floods, self._rejected = Floods(), Floods()
-        self._wishes, self._strays = RateLimits(), RateLimits()
+        self._wishes: defaultdict[str, RateLimiter] = defaultdict(_limiter)  # by task
+        self._strays: defaultdict[str, RateLimiter] = defaultdict(_limiter)
         self._put: dict[str, int] = {}  # how many since it was looked how many are kept, by task
         self.alerts: list[str] = []  # sentences that nobody was told yet
         self.superseded: list[Approval] = []  # as above
@@ -112,9 +99,10 @@ class Submitter:
 
     def forget(self, task: str) -> None:
         """Forget a task that has ended."""
-        for each in (self._floods, self._rejected, self._wishes, self._strays):
-            each.forget(task)
-        self._put.pop(task, None)
+        self._floods.forget(task)
+        self._rejected.forget(task)
+        for each in (self._wishes, self._strays, self._put):
+            each.pop(task, None)
 
     async def _ask(  # noqa: PLR0917
         self, t: "Transaction", task: "Task", question: "ApprovalRequest", wish: WishKind, said: str, leaving: int
@@ -180,7 +168,7 @@ class Submitter:
             named = f" ({', '.join(said.attempt.rules)})" if said.attempt.rules else ""
             why = f"the rules deny this: {reason}{named}; nobody can approve this"
             return WishState(Standing.REFUSED, attempt=line, why=why)
-        if not self._wishes.take(task.id):
+        if not self._wishes[task.id].take():
             return WishState(Standing.REFUSED, attempt=line, why="too many requests: wait a minute")
         return None
 
@@ -207,7 +195,7 @@ class Submitter:
         found = await t.approval(id_) if id_ else None
         if found is not None and found.task == task.id:
             return await _state(t, found)
-        if id_ and self._strays.take(task.id):
+        if id_ and self._strays[task.id].take():
             self._record(task).refused(id_, None, "a task asks about a question that is none of its own")
         return WishState(Standing.UNKNOWN, why="this task has asked nothing of that id")
 
@@ -220,6 +208,10 @@ async def _state(t: "Transaction", approval: Approval) -> WishState:
         ends = [grant.ends for grant in await t.grants_of(approval.id) if grant.over is None]
         until = min((end for end in ends if end is not None), default=0.0)
     return WishState(standing, approval.id, approval.question.line(), approval.by, approval.why, until)
+
+
+def _limiter() -> RateLimiter:
+    return RateLimiter(_BURST, _A_SECOND)
 
 
 def is_told(times: int) -> bool:

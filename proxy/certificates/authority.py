@@ -4,6 +4,8 @@ Leaves have a key pair of their own (`leaves`): what the TLS library handles a t
 signs, and is in another process. Where the CA is kept is `authority_file`'s business.
 """
 
+import re
+import warnings
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    pkcs12,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -28,6 +31,7 @@ LIFE = timedelta(days=730)
 RENEWED_BEFORE = timedelta(days=30)  # of a CA's end: a task that starts now must not outlive its trust
 LEAF_LIFE = timedelta(days=3)  # nobody revokes them; they just end
 BACKDATED = timedelta(days=1)  # a task may run under a clock of its own (faketime, a restored VM)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 
 
@@ -204,6 +208,24 @@ def _certificate(
         .not_valid_before(now - BACKDATED)
         .not_valid_after(now + life)
     )
+
+
+def java_truststore(bundle: bytes) -> bytes:
+    """Return the certificates of a PEM bundle that can be read as a trust store (PKCS #12); empty: there are none.
+
+    Java reads no PEM bundle. It trusts what carries keytool's attribute; nothing in it is secret, or encrypted.
+    """
+    found: dict[bytes, x509.Certificate] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # roots that are older than the rules for them
+        for block in _CERTIFICATE.findall(bundle):
+            try:
+                certificate = x509.load_pem_x509_certificate(block)
+            except ValueError:
+                continue
+            found[certificate.fingerprint(SHA256())] = certificate
+    entries = [pkcs12.PKCS12Certificate(each, name.hex().encode()) for name, each in found.items()]
+    return pkcs12.serialize_java_truststore(entries, NoEncryption()) if entries else b""
 
 
 def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:

@@ -353,40 +353,6 @@ class Dialer:
         direct = [address for address in addresses if not isinstance(address, Via)]
         return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors)
 
-    async def dial(self, policy: "Policy", attempt: "Attempt") -> "tuple[socket.socket, Hop]":
-        """Do it all and return a connected, non-blocking socket and its address. Raises DialFailed."""
-        addresses = self.known(policy, attempt)
-        if addresses is None:
-            addresses = await self._find(policy, attempt)
-        result: asyncio.Future[tuple[socket.socket, Hop]] = asyncio.get_running_loop().create_future()
-
-        def connected(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
-            if isinstance(got, DialFailed):
-                result.set_exception(got)
-            elif address is not None:
-                result.set_result((got, address))
-
-        connecting = self.connect(addresses, attempt.port, connected)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                return await result
-        except TimeoutError as error:
-            raise DialFailed(Reason.UPSTREAM_FAILED, NO_ANSWER) from error
-        except asyncio.CancelledError:
-            if result.done() and not result.cancelled() and result.exception() is None:
-                result.result()[0].close()  # it was connected in the same moment
-            raise
-        finally:
-            connecting.cancel()
-
-    async def _find(self, policy: "Policy", attempt: "Attempt") -> "tuple[Hop, ...]":
-        answer: asyncio.Future[tuple[Hop, ...] | DialFailed] = asyncio.get_running_loop().create_future()
-        self.find(policy, attempt, lambda found: None if answer.done() else answer.set_result(found))
-        found = await answer
-        if isinstance(found, DialFailed):
-            raise found
-        return found
-
     def _hops(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Hop, ...]":
         """Return what may be dialled, now that everything is looked up. Raises DialFailed."""
         upstream = policy.settings.upstream

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 
-class Owner(Protocol):
-    """The gate that a connection or a flow belongs to."""
+class AnyGate(Protocol):
+    """What a connection or a flow needs of its gate, `Gate` or `UdpGate`."""
 
     tenant: "Tenant"
     dialer: "Dialer"
     clock: "Callable[[], float]"
 
 
-class Admission[G: Owner](ABC):
+class Admission[G: AnyGate](ABC):
     """One connection or flow. `_judgement` is set from DECIDING on."""
 
     __slots__ = (

@@ -112,7 +112,7 @@ def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect:
         return _judge_tls(tenant, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
         return _judge_http(tenant, wanted, seen, can_inspect=can_inspect)
-    attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
+    attempt = attempt_at(tenant, Protocol.TCP, wanted.target, wanted.port)
     decision = _decide(tenant.policy, attempt)
     return Judgement(attempt, decision, Way.SPLICE if decision.outcome.passes else Way.RESET)
 
@@ -170,7 +170,7 @@ def holds(tenant: "Tenant", judgement: Judgement, policy: "Policy") -> bool:
 
 def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
     """Deny before anything is read."""
-    attempt = _attempt(tenant, Protocol.TCP, wanted.target, wanted.port)
+    attempt = attempt_at(tenant, Protocol.TCP, wanted.target, wanted.port)
     return Judgement(attempt, denied(tenant.policy, reason), Way.RESET)
 
 
@@ -189,7 +189,7 @@ def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, ca
 def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:
     policy = tenant.policy
     target, problem = _tls_target(wanted, hello)
-    attempt = _attempt(tenant, Protocol.TLS, target, wanted.port)
+    attempt = attempt_at(tenant, Protocol.TLS, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
     if decision.outcome.passes:
         objection = _objection(decision, hello, can_inspect=can_inspect)
@@ -223,7 +223,7 @@ def _is_readable(hello: ClientHello) -> bool:
 def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
     policy = tenant.policy
     target, problem = _http_target(wanted, head)
-    attempt = _attempt(tenant, Protocol.HTTP, target, wanted.port)
+    attempt = attempt_at(tenant, Protocol.HTTP, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
     if decision.outcome.passes and not can_inspect:
         decision = denied(policy, Reason.GATE_ERROR, decision)
@@ -264,7 +264,8 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
     return asked, None
 
 
-def _attempt(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
+def attempt_at(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
+    """Return an attempt of the task's, as of now."""
     task = tenant.task
     return Attempt(protocol, target, port, None, task.name, task.labels, tenant.calendar.today(), tenant.tainted)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.event_loop.poller import IN, Rounds, visit
 from proxy.event_loop.rate_limiter import RateLimiter
-from proxy.gate.decide import Judgement, Wanted, Way, nowhere
+from proxy.gate.decide import Judgement, Wanted, Way, attempt_at, nowhere
 from proxy.gate.record import ConnectionRecord
 from proxy.telemetry.events import Where
 from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
 from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
-from rules.attempt import Attempt, Protocol
+from rules.attempt import Protocol
 from rules.decision import denied
 from rules.verdicts import Reason
 
@@ -195,8 +195,7 @@ class UdpGate:
     def _judge(self, wanted: Wanted) -> Judgement:
         """Decide on a flow that nothing has been read of, and nothing will be."""
         tenant = self.tenant
-        task, today = tenant.task, tenant.calendar.today()
-        attempt = Attempt(Protocol.UDP, wanted.target, wanted.port, None, task.name, task.labels, today, tenant.tainted)
+        attempt = attempt_at(tenant, Protocol.UDP, wanted.target, wanted.port)
         if nowhere(tenant, wanted):
             decision = denied(tenant.policy, Reason.NON_PUBLIC_ADDRESS)
         elif not wanted.names and self._names.covers(wanted.address):

@@ -260,7 +260,7 @@ def test_java_s_store_is_made_once_and_again_for_another_ca(tmp_path):
 
 def test_starts_with_other_roots_at_the_same_time_have_each_their_own(tmp_path, monkeypatch):
     """The other is in the middle of it when one has made its own: that is not an old one to be taken away."""
-    monkeypatch.setattr("proxy.certificates.truststore.java", lambda bundle: b"store of " + bundle)
+    monkeypatch.setattr("proxy.certificates.authority.java_truststore", lambda bundle: b"store of " + bundle)
     cache = tmp_path / "cache"
     cache.mkdir(0o700)
     run_in_child, others, parent = trust.run_in_child, [], os.getpid()
@@ -304,10 +304,10 @@ def test_a_store_that_others_could_have_written_is_made_anew(tmp_path):
 def test_java_s_store_leaves_out_what_nobody_can_read():
     from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
-    from proxy.certificates.truststore import java
+    from proxy.certificates.authority import java_truststore
 
     good = authority.create().certificate_pem
     broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-    found = pkcs12.load_pkcs12(java(b"# roots\n" + broken + good + good), None)
+    found = pkcs12.load_pkcs12(java_truststore(b"# roots\n" + broken + good + good), None)
     assert [each.certificate.public_bytes(Encoding.PEM) for each in found.additional_certs] == [good]
-    assert java(b"") == java(broken) == b""
+    assert java_truststore(b"") == java_truststore(broken) == b""

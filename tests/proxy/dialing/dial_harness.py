@@ -25,6 +25,23 @@ def attempt(target, port=443):
     return Attempt(Protocol.TLS, HostName(target) if isinstance(target, str) else target, port)
 
 
+async def dial(dialer, policy, wanted):
+    """Look up, check and connect, as a connection does; return the socket and its address. Raises DialFailed."""
+    loop = asyncio.get_running_loop()
+    hops, answer = dialer.known(policy, wanted), loop.create_future()
+    if hops is None:
+        dialer.find(policy, wanted, answer.set_result)
+        hops = await asyncio.wait_for(answer, 10)
+        if isinstance(hops, DialFailed):
+            raise hops
+    connected = loop.create_future()
+    dialer.connect(hops, wanted.port, lambda *got: connected.set_result(got))
+    sock, address = await asyncio.wait_for(connected, 10)
+    if isinstance(sock, DialFailed):
+        raise sock
+    return sock, address
+
+
 class Setting:
     def __init__(self, tmp_path, hosts="", forbidden=()):
         self.policy = policy_of(tmp_path, RULES)

@@ -14,6 +14,7 @@ from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port
+from tests.proxy.dialing.dial_harness import dial
 from tests.proxy.gate.gate_harness import Origin, World, client_hello, policy_of, run
 
 TLS = "id: a, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"
@@ -238,7 +239,7 @@ def test_no_rule_opens_the_proxy_itself(host, to, tmp_path):
         async with Through(tmp_path, OPEN, host=host, hosts="127.0.0.1 here.example\n") as world:
             for _ in range(2):  # with nothing known yet, and with everything
                 with pytest.raises(DialFailed, match="is the proxy itself") as refused:
-                    await world.dialer.dial(world.policy, attempt(to, world.proxy.port))
+                    await dial(world.dialer, world.policy, attempt(to, world.proxy.port))
                 assert refused.value.reason is Reason.NON_PUBLIC_ADDRESS
             if isinstance(to, str):
                 client = await world.connect(to, world.proxy.port)
@@ -285,7 +286,7 @@ def test_while_nobody_knows_where_the_proxy_is_its_port_is_closed(tmp_path):
             assert await client.ended() == "reset"
             assert (await world.decision())["reason"] == "upstream_failed"
             with pytest.raises(DialFailed, match="whether this is the proxy") as refused:
-                await world.dialer.dial(world.policy, attempt(ip_address("127.0.0.1"), origin.port))
+                await dial(world.dialer, world.policy, attempt(ip_address("127.0.0.1"), origin.port))
             assert refused.value.reason is Reason.UPSTREAM_FAILED
             assert origin.accepted == 0
 
@@ -308,7 +309,7 @@ def test_what_only_this_machine_can_check_is_dialled_directly(tmp_path):
             there = world.decisions[0]["destination"]
             assert there["address"] == "127.0.0.1"
             assert "via" not in there
-            sock, address = await world.dialer.dial(world.policy, attempt(ip_address("127.0.0.1"), world.origin.port))
+            sock, address = await dial(world.dialer, world.policy, attempt(ip_address("127.0.0.1"), world.origin.port))
             assert str(address) == "127.0.0.1"
             sock.close()
             assert world.proxy.accepted == 0

@@ -80,8 +80,8 @@ def test_a_denied_address_of_a_spliced_name_is_explained(tmp_path):
         await world.until(lambda: world.adopted)
         assert world.adopted[0].decision.reason is Reason.NON_PUBLIC_ADDRESS
         assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
-        assert world.decisions[0]["detail"] == world.adopted[0].detail == "`good.example` is 127.0.0.1"
-        assert not world.adopted[0].advice
+        assert world.decisions[0]["detail"] == world.adopted[0].judgement.detail == "`good.example` is 127.0.0.1"
+        assert not world.adopted[0].judgement.advice
         world.adopted[0].client.close()
         world.adopted[0].closed(0, 0, None)
 
@@ -98,8 +98,8 @@ def test_a_name_of_this_host_s_own_public_address_is_explained_as_that(tmp_path,
         await world.until(lambda: world.adopted)
         assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
         said = f"`good.example` is {own}, which is this host's own"
-        assert world.decisions[0]["detail"] == world.adopted[0].detail == said
-        assert world.adopted[0].advice.startswith("no `resolves_to` opens this host's own public address")
+        assert world.decisions[0]["detail"] == world.adopted[0].judgement.detail == said
+        assert world.adopted[0].judgement.advice.startswith("no `resolves_to` opens this host's own public address")
         world.adopted[0].client.close()
         world.adopted[0].closed(0, 0, None)
 

@@ -36,7 +36,11 @@ def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, mon
     place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
     adopt = gate.inspection.adopt
     said = {"detail": "it is this host's own", "advice": "ask for another"}
-    monkeypatch.setattr(gate.inspection, "adopt", lambda admitted: adopt(admitted._replace(**said)))
+    monkeypatch.setattr(
+        gate.inspection,
+        "adopt",
+        lambda admitted: adopt(admitted._replace(judgement=admitted.judgement._replace(**said))),
+    )
     problem = json.loads(place.curl("/x")[1])
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
 

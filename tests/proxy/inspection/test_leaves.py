@@ -17,7 +17,6 @@ from proxy.certificates import authority, leaves
 from proxy.certificates.leaves import Leaves, NoLeafError, SignerLink
 from proxy.certificates.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
 from proxy.certificates.signer import Signer
-from rules.attempt import Attempt, Protocol
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 ASKED = request(Request(7, POINT, "good.example"))
@@ -411,7 +410,7 @@ def test_one_that_waits_ends_when_rules_deny_it_or_its_tenant_goes(gate, origins
         wait_for(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
     first = next(iter(gate.inspection._engine._expected.values()))
     gate.rules("[{id: a, to: good.example, action: deny}]")
-    denied = gate.tenant.policy.decide(Attempt(Protocol.TLS, first.target, first.port))
+    denied = gate.tenant.policy.decide(first.judgement.attempt)
     gate.loop.run(lambda: gate.inspection.review(first, denied))
     assert [end.reason for end in gate.wait_closed(1)] == ["rule"]
     gate.loop.run(gate.inspection.close)
