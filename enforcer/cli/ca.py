@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from enforcer.cli.output import FailedError
 from enforcer.cli.parsing import FORMAT, argument
-from enforcer.system.errors import HostError, UsageError
+from enforcer.system.errors import UsageError
 from enforcer.system.state import authority_directory, make_private, state_directory
 from proxy.certificates.authority import Authority, existing, rotate
 from proxy.certificates.authority_file import AuthorityError
@@ -26,7 +25,7 @@ ARGUMENTS: Final = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it; 0 when it was done, 1 when there is no CA or it can't be used, 2 for misuse."""
+    """Do it; 0 when it was done, 2 for misuse, or when there is no CA or it can't be used."""
     if arguments.action != "export" and (arguments.file is not None or arguments.der):
         raise UsageError(f"`exeat ca {arguments.action}` takes neither a file nor --der")
     directory = authority_directory()
@@ -37,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             found = existing(directory)
             if found is None:
-                raise FailedError(f"there is no CA in `{directory}` yet; the first `exeat run` makes one")
+                raise UsageError(f"there is no CA in `{directory}` yet; the first `exeat run` makes one")
             authority = found
-    except (AuthorityError, HostError) as error:
-        raise FailedError(str(error)) from error
+    except AuthorityError as error:
+        raise UsageError(str(error)) from error
     if arguments.action == "export":
         return _export(authority, arguments.file, der=arguments.der)
     if arguments.format == "json":
@@ -79,5 +78,5 @@ def _export(authority: Authority, file: Path | None, *, der: bool) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise FailedError(f"`{file or 'standard output'}` can't be written: {error.strerror}") from error
+        raise UsageError(f"`{file or 'standard output'}` can't be written: {error.strerror}") from error
     return 0

@@ -139,7 +139,7 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         text = suggested(event)
         findings, decision = _tried(text, event, arguments, system)
     except NoRule as none:
-        raise FailedError(f"no rule would have let this out: {none}") from none
+        raise FailedError(f"no rule would have let this out: {none}", 1) from none
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
     enough = decision is None or decision.lets_out

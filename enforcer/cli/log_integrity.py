@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from enforcer.cli.journals import refuse_none
 from enforcer.cli.log import backslashed
-from enforcer.cli.output import FailedError, several, warn
+from enforcer.cli.output import several, warn
 from enforcer.journal.keeper import seal_ended, tend_now
 from enforcer.journal.signing import keys, place
 from enforcer.system import state
-from enforcer.system.errors import HostError, UsageError
+from enforcer.system.errors import UsageError
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.keys import KeyProblem, current, known, make, pem, read_public, rotate, says, signer
 from proxy.telemetry.journal.ledger import Ledger, Remark
@@ -102,7 +102,7 @@ def _say(report: Report, shape: str | None) -> int:
 
 
 def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
-    """Do it; 0 when it was done, 1 when it couldn't be, 2 for misuse."""
+    """Do it; 0 when it was done, 2 when it couldn't be."""
     action = arguments.what or "list"
     if action not in _ACTIONS:
         instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
@@ -110,8 +110,8 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
     try:
         state.make_private(state.state_directory())
         _do(action, directory)
-    except (KeyProblem, HostError, OSError) as error:
-        raise FailedError(str(error)) from error
+    except (KeyProblem, OSError) as error:
+        raise UsageError(str(error)) from error
     return 0
 
 
@@ -120,12 +120,12 @@ def _do(action: str, directory: Path) -> None:
         try:
             print(make(keys()).id)
         except FileExistsError as error:
-            raise FailedError("there is a key already; `exeat log keys rotate` makes another") from error
+            raise UsageError("there is a key already; `exeat log keys rotate` makes another") from error
         return
     try:
         now = current(keys())
     except FileNotFoundError as error:
-        raise FailedError("there is no key yet; the first `exeat run` makes one") from error
+        raise UsageError("there is no key yet; the first `exeat run` makes one") from error
     if action == "rotate":
         _rotate(directory)
         return
@@ -152,7 +152,7 @@ def _rotate(directory: Path) -> None:
 
 
 def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
-    """Say or change it; 0 when that was done, 1 when it couldn't be, 2 for misuse."""
+    """Say or change it; 0 when that was done, 2 when it couldn't be."""
     try:
         state.make_private(state.state_directory())
         kept = place(directory) / "keep.json"
@@ -166,8 +166,8 @@ def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
         default = "" if kept.exists() else ", by default"
         if arguments.now and directory.is_dir():
             tend_now(directory, place(directory))
-    except (HostError, OSError, ValueError, KeyProblem) as error:
-        raise FailedError(str(error)) from error
+    except (OSError, ValueError, KeyProblem) as error:
+        raise UsageError(str(error)) from error
     age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"
     size = "however much it is" if keep.size is None else f"up to {keep.size / (1 << 30):g} GiB"
     print(f"the journal is kept {age}, {size}{default}")

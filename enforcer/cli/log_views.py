@@ -9,7 +9,6 @@ from typing import Any
 
 from enforcer.cli import journals, log
 from enforcer.cli.log import backslashed
-from enforcer.cli.output import FailedError
 from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import timestamp
@@ -29,7 +28,7 @@ _HEADINGS = ("destinations", "rules", "reasons", "tasks")
 
 
 def run_show(arguments: argparse.Namespace, directory: Path) -> int:
-    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    """Print it; 0 when there is such an event, 2 when there isn't, or for misuse."""
     entry = _event(find, directory, arguments.what or "", "show")
     record = strict_json.loads(entry.line)
     if arguments.format in ("json", "jsonl"):
@@ -50,12 +49,12 @@ def _write(value: dict[str, Any]) -> None:
 
 
 def _event[T](look: Callable[[Path, str], T | None], directory: Path, given: str, part: str) -> T:
-    """Return what `look` finds of the one event that is meant. Raises UsageError; FailedError where there is none."""
+    """Return what `look` finds of the one event that is meant. Raises UsageError, also where there is none."""
     if not given:
         raise UsageError(f"which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids")
     found = journals.one_event(look, directory, given, "exeat log")
     if found is None:
-        raise FailedError(f"there is no event {quoted(given)} in the journal")
+        raise UsageError(f"there is no event {quoted(given)} in the journal")
     return found
 
 
@@ -68,7 +67,7 @@ def _fields(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]
 
 
 def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
-    """Print it; 0 when there is such an event, 1 when there isn't, 2 for misuse."""
+    """Print it; 0 when there is such an event, 2 when there isn't, or for misuse."""
     found = _event(chain, directory, arguments.what or "", "chain")
     beside = joined(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
@@ -225,7 +224,7 @@ def _print_top(tried: dict[str, Counter[str]], stopped: dict[str, Counter[str]])
 
 
 def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
-    """Tell it; 0 when all could be read, 1 when some lines could not or there is no such task, 2 for misuse."""
+    """Tell it; 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is no such task."""
     task = arguments.what or arguments.task
     if task is None and not arguments.last:
         raise UsageError("which task? `exeat log replay TASK`, or `--last` for the last one")
@@ -234,7 +233,7 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     entries = read_events(directory, journals.sieve(task, arguments.since), progress)
     found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
     if not found:
-        raise FailedError(f"there is no task {quoted(task or '')} in the journal")
+        raise UsageError(f"there is no task {quoted(task or '')} in the journal")
     backslashed()
     for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:

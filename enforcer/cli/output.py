@@ -67,9 +67,9 @@ def several(number: int, what: str) -> str:
 
 
 class FailedError(ExeatError):
-    """What could not be done, and the status that comes of it."""
+    """What came of a command, and its status: 1 for a finding, or that of the error behind it."""
 
-    def __init__(self, text: str, status: int = 1) -> None:
+    def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
 

@@ -33,7 +33,7 @@ def kept(someone):
 def test_there_is_none_before_the_first_run(someone):
     for words in (["show"], ["export"]):
         done = someone.exeat("ca", *words)
-        assert (done.returncode, done.stdout) == (1, b"")
+        assert (done.returncode, done.stdout) == (2, b"")
         assert b"there is no CA in" in done.stderr
     assert not kept(someone).exists()
 
@@ -81,7 +81,7 @@ def test_one_that_others_could_have_read_is_shown_to_nobody_and_can_be_replaced(
     kept(someone).chmod(0o644)
     for words in (["show"], ["export"]):
         done = someone.exeat("ca", *words)
-        assert (done.returncode, done.stdout) == (1, b"")
+        assert (done.returncode, done.stdout) == (2, b"")
         assert b"is open to others" in done.stderr
     checks = json.loads(someone.exeat("doctor", "--format", "json").stdout)
     [finding] = [finding for finding in checks["findings"] if finding["name"] == "certificate authority"]
@@ -102,7 +102,7 @@ def test_misuse(someone, words):
 def test_a_file_that_can_t_be_written_is_said(someone):
     someone.exeat("ca", "rotate")
     done = someone.exeat("ca", "export", someone.work / "no" / "where")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert b"can't be written: No such file" in done.stderr
 
 

@@ -111,7 +111,7 @@ def test_an_event_is_named_by_an_end_of_its_id_as_flagged_lists_it(capfdbinary, 
     begun = ids["connection"][:8]  # which all that happened in the same minute have
     assert (begun, run(capfdbinary, part, begun)[::2]) == (begun, (2, said_of_several(told, begun)))
     assert run(capfdbinary, part, "0123456789ab")[::2] == (
-        1,
+        2,
         "exeat: there is no event `0123456789ab` in the journal\n",
     )
 
@@ -145,11 +145,11 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
         (["chain"], 2, "which event?"),
         (["show", "x"], 2, "`x` is no event's id"),
         (["chain", "\x1b[2J"], 2, "`\\x1b[2J` is no event's id"),
-        (["show", "01a1fbac-5503-7e75-bce9-8bc86d516a2a"], 1, "there is no event"),
+        (["show", "01a1fbac-5503-7e75-bce9-8bc86d516a2a"], 2, "there is no event"),
         (["replay"], 2, "which task?"),
-        (["replay", "nobody"], 1, "there is no task `nobody`"),
+        (["replay", "nobody"], 2, "there is no task `nobody`"),
         (["keys", "lst"], 2, "invalid value `lst` for `exeat log keys`; did you mean `list`?"),
-        (["keys"], 1, "there is no key yet"),
+        (["keys"], 2, "there is no key yet"),
         (["keep", "--age", "90"], 2, "invalid value `90` for `--age`: use"),
         (["keep", "--size", "0G"], 2, "`--size`: `0G` is no size"),
         (["verify", "/nowhere"], 2, "there is no journal in `/nowhere`"),
@@ -235,7 +235,7 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert "nothing in this journal is signed" in out
     status, made, _ = run(capfdbinary, "keys", "make")
     assert status == 0
-    assert run(capfdbinary, "keys", "make")[0] == 1
+    assert run(capfdbinary, "keys", "make")[0] == 2
     assert run(capfdbinary, "keys")[1] == f"{made.strip()}  signs now\n"
     from enforcer.journal.keeper import Keeper
     from enforcer.journal.signing import place
