@@ -79,7 +79,7 @@ def traffic(tmp_path):
         )
 
         async def made():
-            return SandboxServer(tenant, sockets, common).traffic
+            return SandboxServer(tenant, sockets, common, gave_up=lambda _: None).traffic
 
         yield runner.run(made())
         for sock in sockets.values():
