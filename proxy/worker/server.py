@@ -15,7 +15,7 @@ import resource
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
@@ -168,7 +168,7 @@ class SandboxServers:
         tenant = only.tenant
         rules = self._sets[_ONLY_SET] = _Rules(tenant.policy, only.login)
         self._under[tenant.sandbox] = _ONLY_SET
-        self._begin(rules, _Admission(tenant.sandbox, lambda _: tenant, sockets, None, turn.context_of(turn.NOBODY)))
+        self._begin(rules, _Admission(tenant.sandbox, lambda _: tenant, sockets, None, copy_context()))
         if only.metrics is not None and (served := rules.members.get(tenant.sandbox)) is not None:
             from proxy.telemetry.prometheus.scrape_server import ScrapeServer  # few runs have `--metrics`
 
