@@ -92,13 +92,28 @@ class Request(NamedTuple):
     credential: str | None = None
 
 
+class Caller(NamedTuple):
+    """The caller of an attempt: a task, its labels, the day (UTC), and whether it has read what nobody vouches for.
+
+    `at` None: nobody knows, and whatever has an end has ended. `Attempt(protocol, target, port, request, *caller)` is
+    one of its attempts.
+    """
+
+    task: str = ""
+    labels: Mapping[str, str] = NO_LABELS
+    at: date | None = None
+    tainted: bool = False
+
+
+NOBODY: Final = Caller()
+
+
 class Attempt(NamedTuple):
     """A connection (`request` is None) or one request in it.
 
-    `target` is a name or, for address literals, an address; never both: a name rule never allows an address. `at` is
-    the day in UTC; None: nobody knows, and whatever has an end has ended. `tainted`: the task has read what nobody
-    vouches for. `granted` are the digests (`revision.digest_of`) of rules whose question has been answered for this
-    attempt with yes.
+    `target` is a name or, for address literals, an address; never both: a name rule never allows an address. What
+    follows `request` is its `Caller`. `granted` are the digests (`revision.digest_of`) of rules whose question has been
+    answered for this attempt with yes.
     """
 
     protocol: Protocol

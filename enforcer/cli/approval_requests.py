@@ -20,7 +20,7 @@ from enforcer.cli.output import FailedError, failed, show, warn
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.approvals.approval_request import Kind
-from rules.attempt import Change, Protocol
+from rules.attempt import Caller, Change, Protocol
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
@@ -298,10 +298,7 @@ def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bo
             question["websocket"],
             question["repo"],
             tuple((ref["ref"], Change(ref["change"])) for ref in question["refs"]),
-            task["name"],
-            task["labels"],
-            datetime.now(UTC).date(),
-            tainted,
+            Caller(task["name"], task["labels"], datetime.now(UTC).date(), tainted),
         )
     except ValueError as error:
         raise UsageError(f"--as-rule: this can't be written as a rule: {error}") from error

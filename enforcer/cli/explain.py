@@ -24,6 +24,7 @@ from proxy.telemetry.replay.learner import Learner, without_secrets
 from proxy.telemetry.replay.past_attempts import Recorded, recorded
 from proxy.telemetry.views.causality import find
 from proxy.telemetry.visible import visible
+from rules.attempt import Caller
 from rules.decision import Decision
 from rules.explain.explanation import explain
 from rules.explain.reasons import MEANING
@@ -105,10 +106,12 @@ def _question(arguments: argparse.Namespace) -> Question:
         request = request._replace(headers=(*request.headers, *headers), body=body, credential=credential)
     return asked._replace(
         request=request,
-        task=arguments.task,
-        labels=task_labels(arguments.label),
-        at=arguments.at or datetime.now(UTC).date(),
-        tainted=arguments.tainted,
+        caller=Caller(
+            arguments.task,
+            task_labels(arguments.label),
+            arguments.at or datetime.now(UTC).date(),
+            arguments.tainted,
+        ),
     )
 
 
@@ -236,9 +239,8 @@ def _decided(policy: Policy, event: Event) -> Decision | None:
     if attempt is None:
         return None
     if attempt.attempt is None:
-        return (
-            None if attempt.lookup is None else policy.decide_name(attempt.lookup, event.task.name, event.task.labels)
-        )
+        caller = Caller(event.task.name, event.task.labels)
+        return None if attempt.lookup is None else policy.decide_name(attempt.lookup, caller)
     decision = policy.decide(attempt.attempt)
     if decision.lets_out and attempt.address is not None:
         reason = policy.check_address(attempt.attempt, attempt.address)

@@ -70,12 +70,12 @@ def run_test(arguments: argparse.Namespace) -> int:
 
 def _test_value(result: Result) -> dict[str, Any]:
     case = result.case
-    asked = case.question
+    caller = case.question.caller
     return {
-        "attempt": asked.text,
-        "task": asked.task,
-        "labels": dict(asked.labels),
-        "at": None if asked.at is None else asked.at.isoformat(),
+        "attempt": case.question.text,
+        "task": caller.task,
+        "labels": dict(caller.labels),
+        "at": None if caller.at is None else caller.at.isoformat(),
         "file": case.file,
         "line": case.line,
         "expect": case.expect.value,
@@ -98,9 +98,9 @@ def _print_test(result: Result) -> None:
 
 def _circumstances(asked: Question) -> str:
     """Say who asks, when and with what: tests may differ in nothing else."""
-    labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.labels.items()))
-    parts = [f"task {asked.task}"] * bool(asked.task) + [f"labels {labels}"] * bool(labels)
-    parts += [] if asked.at is None else [f"at {asked.at}"]
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.caller.labels.items()))
+    parts = [f"task {asked.caller.task}"] * bool(asked.caller.task) + [f"labels {labels}"] * bool(labels)
+    parts += [] if asked.caller.at is None else [f"at {asked.caller.at}"]
     request = asked.request
     if request is not None:
         parts += [f"header {name}: {value}" for name, value in request.headers if name != "host"]

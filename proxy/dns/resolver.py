@@ -120,14 +120,13 @@ class Resolver:
         return build_answer(query, Rcode.NOERROR, [address.packed] if address is not None else [], ttl=TTL)
 
     def _decide(self, query: Query, name: HostName | None) -> _Answer:
-        policy, task = self._tenant.policy, self._tenant.task
+        policy = self._tenant.policy
         if name is None:
             return _Answer(denied(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
         if query.dns_class != IN or name.endswith(_REVERSE):
             rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
             return _Answer(denied(policy, Reason.DNS_TYPE), rcode)
-        today, tainted = self._tenant.calendar.today(), self._tenant.tainted
-        decision = policy.decide_name(name, task.name, task.labels, today, tainted=tainted)
+        decision = policy.decide_name(name, self._tenant.caller)
         if not decision.passes:
             if decision.reason is Reason.NO_RULE:
                 decision = denied(policy, Reason.DNS_DENIED, decision)
@@ -136,10 +135,8 @@ class Resolver:
 
     def _passing(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
         """Answer about a name that some connection could be let out to."""
-        policy, task = self._tenant.policy, self._tenant.task
-        if query.type not in _FAMILY and query.type_text in policy.dns_types(
-            name, task.name, task.labels, self._tenant.calendar.today(), tainted=self._tenant.tainted
-        ):
+        policy = self._tenant.policy
+        if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._tenant.caller):
             return self._read(name, decision, _Answer(decision, asked_for=True))
         if query.type not in _USUAL:
             return _Answer(denied(policy, Reason.DNS_TYPE, decision))

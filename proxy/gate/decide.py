@@ -266,8 +266,7 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
 
 def attempt_at(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     """Return an attempt of the task's, as of now."""
-    task = tenant.task
-    return Attempt(protocol, target, port, None, task.name, task.labels, tenant.calendar.today(), tenant.tainted)
+    return Attempt(protocol, target, port, None, *tenant.caller)
 
 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:

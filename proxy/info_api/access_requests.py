@@ -169,8 +169,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     if said.record is not None:
         raise Refusal(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
     _known_method(tenant.policy, said)
-    task = tenant.task
-    said = said._replace(task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted)
+    said = said._replace(caller=tenant.caller)
     decision = said.decide(tenant.policy)
     try:
         attempt = said.attempt(tenant.policy)

@@ -165,14 +165,11 @@ class QuestionHandler:
         if len(attempt) > _LONGEST:
             raise Refusal(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
         tenant = self._recorder.tenant
-        task = tenant.task
         try:
             question = parse_attempt(attempt)
         except ValueError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
-        question = question._replace(
-            task=task.name, labels=task.labels, at=tenant.calendar.today(), tainted=tenant.tainted
-        )
+        question = question._replace(caller=tenant.caller)
         decision = question.decide(tenant.policy)
         return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
 

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.sandbox.rule_limits import Meters
-from rules.attempt import NO_LABELS
+from rules.attempt import NO_LABELS, Caller
 from rules.verdicts import Trust
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ class Tenant:
             self.tainted = True
             return True
         return self.taint.reads(decision, target, port, event)
+
+    @property
+    def caller(self) -> Caller:
+        """Who tries what it tries, now."""
+        return Caller(self.task.name, self.task.labels, self.calendar.today(), self.tainted)
 
     @property
     def sources(self) -> "tuple[Source, ...]":

@@ -26,7 +26,7 @@ from rules.diff.regions import (
     stretches,
     terms_of,
 )
-from rules.diff.sample_attempts import OF_REQUESTS, Caller, Requests, callers
+from rules.diff.sample_attempts import OF_REQUESTS, CallerKind, Requests, callers
 from rules.matching.policy import Policy
 from rules.matching.signatures import LABELS, Signatures, TooMany
 from rules.names import HostName, InvalidName
@@ -121,7 +121,7 @@ class _Comparison:
         self.seen: list[frozenset[str]] = []
         self.whole: frozenset[str] = frozenset()
         self._left = most
-        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[Caller]]] = ((), (Requests(()), callers(())))
+        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[CallerKind]]] = ((), (Requests(()), callers(())))
         self._minds_taint = old.needs.taint or new.needs.taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
@@ -188,7 +188,7 @@ class _Comparison:
                     if len(self.rows) == before:
                         self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
 
-    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[Requests, list[Caller]]:
+    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[Requests, list[CallerKind]]:
         """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
         if self._apart[0] != rules:
             self._apart = rules, (Requests(rules), callers(rules))
@@ -352,12 +352,12 @@ class _Comparison:
 
 
 def _attempt(
-    target: HostName | Address, stretch: Stretch, protocol: Protocol, who: Caller, request: Request | None = None
+    target: HostName | Address, stretch: Stretch, protocol: Protocol, who: CallerKind, request: Request | None = None
 ) -> Attempt:
-    return Attempt(protocol, target, stretch.low, request, who.task, who.labels, who.at, who.tainted)
+    return Attempt(protocol, target, stretch.low, request, *who.caller)
 
 
-def _among(who: list[Caller]) -> dict[str, tuple[Any, ...]]:
+def _among(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
     """Give by facet of who tries, and when, all that was told apart."""
     found: dict[str, dict[str, None]] = {}
     for one in who:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 from rules.addresses import Address
-from rules.attempt import Change, Git, GitService, Protocol, Request
+from rules.attempt import NO_LABELS, Caller, Change, Git, GitService, Protocol, Request
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import ANY_TEXT, SEGMENTS, Signatures, characters
@@ -17,28 +17,24 @@ from rules.patterns import For, Pattern
 from rules.rule import GitRule, Http, Presence, Rule, Values
 from rules.verdicts import Verdict
 
-_NOBODY: Final[Mapping[str, str]] = {}
 _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}
 
 
-class Caller(NamedTuple):
-    """A task, its labels, a day and what it has read; `where` says which kind that is, by what rules ask about."""
+class CallerKind(NamedTuple):
+    """A caller; `where` says which kind that is, by what rules ask about."""
 
-    task: str = ""
-    labels: Mapping[str, str] = _NOBODY
-    at: date | None = None
+    caller: Caller
     where: tuple[tuple[str, str], ...] = ()
-    tainted: bool = False
 
 
-def callers(rules: Iterable[Rule]) -> list[Caller]:
+def callers(rules: Iterable[Rule]) -> list[CallerKind]:
     """Give one of each kind; a single nobody where no rule asks."""
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
     minds = any(rule.minds_taint for rule in rules)
     return [
-        Caller(task, labels, day, (*who, *when, *(_READ[tainted] if minds else ())), tainted)
+        CallerKind(Caller(task, labels, day, tainted), (*who, *when, *(_READ[tainted] if minds else ())))
         for (task, labels, who), (day, when), tainted in product(
             _tasks(asked), _days(ends), _READ if minds else (False,)
         )
@@ -59,7 +55,7 @@ def _days(ends: Sequence[date]) -> list[tuple[date | None, tuple[tuple[str, str]
 
 def _tasks(asked: Sequence[For]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
     if not asked:
-        return [("", _NOBODY, ())]
+        return [("", NO_LABELS, ())]
     names = [pattern for selector in asked for pattern in selector.tasks]
     keys = sorted({key for selector in asked for key, _ in selector.labels})
     values = {key: [p for s in asked for named, patterns in s.labels if named == key for p in patterns] for key in keys}

@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from rules.addresses import parse_host
-from rules.attempt import NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import NOBODY, Attempt, Caller, Change, Git, GitService, Protocol, Request
 from rules.diff.compare import Row, compare
 from rules.diff.words import example
 from rules.editing.places import Insertion, Text, Unplaceable
@@ -30,7 +29,7 @@ class Wanted(NamedTuple):
     """An attempt that was asked about. `method` empty: a connection as a whole.
 
     `path` is as it was sent, with its query. `repo` is as in `Git`, with `refs` of a push, each with what is done to
-    it; without any it is a fetch. `tainted`: by a task that has read what nobody vouches for.
+    it; without any it is a fetch.
     """
 
     protocol: Protocol
@@ -42,19 +41,12 @@ class Wanted(NamedTuple):
     websocket: bool = False
     repo: str = ""
     refs: tuple[tuple[str, Change], ...] = ()
-    task: str = ""
-    labels: Mapping[str, str] = NO_LABELS
-    at: date | None = None
-    tainted: bool = False
+    caller: Caller = NOBODY
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Make the attempts of it: one, or one a ref. Raises InvalidName."""
         target = parse_host(self.host)
-        made = (
-            Attempt(self.protocol, target, self.port, request, self.task, self.labels, self.at, self.tainted)
-            for request in self._requests()
-        )
-        return tuple(made)
+        return tuple(Attempt(self.protocol, target, self.port, each, *self.caller) for each in self._requests())
 
     def _requests(self) -> Iterator[Request | None]:
         if not self.method:

@@ -41,17 +41,16 @@ class Explanation(NamedTuple):
 
     def value(self) -> dict[str, Any]:
         """Tell it to a program."""
-        decision, attempt = self.decision, self.attempt
-        near = decision.near
+        decision, attempt, caller = self.decision, self.attempt, self.question.caller
         return {
             "attempt": self.question.text,
             "target": None if attempt is None else str(attempt.target),
             "port": self.question.port or None,
             "record": self.question.record,
-            "task": self.question.task,
-            "labels": dict(self.question.labels),
-            "tainted": self.question.tainted,
-            "at": None if self.question.at is None else self.question.at.isoformat(),
+            "task": caller.task,
+            "labels": dict(caller.labels),
+            "tainted": caller.tainted,
+            "at": None if caller.at is None else caller.at.isoformat(),
             "protocol": None if attempt is None else attempt.protocol.value,
             "verdict": said(decision).value,
             "outcome": decision.outcome.value,
@@ -70,7 +69,7 @@ class Explanation(NamedTuple):
                 {"rule": asks.rule, "digest": asks.digest, **_plain(asks.terms)} for asks in decision.approval
             ],
             "revision": decision.revision,
-            "near": near and {"rule": near.rule, "field": near.field, "wanted": near.wanted, "got": near.got},
+            "near": decision.near and decision.near._asdict(),
             "considered": [
                 {
                     "rule": entry.rule.id,

@@ -139,10 +139,10 @@ def _size(size: int) -> str:
 
 def _hints(explanation: "Explanation") -> Iterator[str]:
     """Say what to ask besides, where what wasn't said made the difference."""
-    question = explanation.question
-    if not question.task and not question.labels and any(entry.field == "for" for entry in explanation.considered):
+    question, caller = explanation.question, explanation.question.caller
+    if not caller.task and not caller.labels and any(entry.field == "for" for entry in explanation.considered):
         yield "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"
-    if not question.tainted and any(entry.field == "when" for entry in explanation.considered):
+    if not caller.tainted and any(entry.field == "when" for entry in explanation.considered):
         yield "rules with `when: tainted` are for tasks that read what nobody vouches for: `--tainted` says that it did"
     if question.meant:
         yield f"methods are in upper case, and what only looks like one is refused: did you mean `{question.meant}`?"

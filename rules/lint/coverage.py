@@ -303,13 +303,6 @@ def _narrowness(rule: Rule) -> tuple[int, int, str]:
 WORD: Final = "lint-stand-in"
 
 
-class Standing(NamedTuple):
-    """Somebody a rule is for."""
-
-    task: str = ""
-    labels: dict[str, str] = {}  # noqa: RUF012  never changed
-
-
 def name_of(pattern: NamePattern) -> HostName | None:
     """Give a name that the pattern covers, or None: it is too long to have one."""
     labels = [WORD if part is MANY else filled(part, WORD) for part in pattern.parts]
@@ -326,30 +319,20 @@ def path_of(parts: tuple[Part, ...]) -> str:
     return "/".join(WORD if part is MANY else filled(part, WORD) for part in parts)
 
 
-def somebody(rule: Rule) -> Standing:
-    """Give a task with labels that the rule is for."""
-    selector: For | None = rule.selector
-    if selector is None:
-        return Standing()
-    task = _text(selector.tasks[0]) if selector.tasks else ""
-    return Standing(task, {name: _text(values[0]) for name, values in selector.labels})
-
-
 class Asker(NamedTuple):
     """Asks a policy what it decides today about attempts of those that a rule is for."""
 
     policy: Policy
     today: date
 
-    def connection(self, rule: Rule, name: HostName, port: int, protocol: Protocol) -> Decision:
-        """Decide a connection."""
-        task, labels = somebody(rule)
-        return self.policy.decide(Attempt(protocol, name, port, task=task, labels=labels, at=self.today))
-
-    def request(self, rule: Rule, name: HostName, request: Request) -> Decision:
-        """Decide a request over HTTPS."""
-        task, labels = somebody(rule)
-        return self.policy.decide(Attempt(Protocol.TLS, name, 443, request, task=task, labels=labels, at=self.today))
+    def decide(
+        self, rule: Rule, name: HostName, port: int, protocol: Protocol, request: Request | None = None
+    ) -> Decision:
+        """Decide a connection or a request of a task, with labels, that the rule is for."""
+        selector = rule.selector or For()
+        task = _text(selector.tasks[0]) if selector.tasks else ""
+        labels = {name: _text(values[0]) for name, values in selector.labels}
+        return self.policy.decide(Attempt(protocol, name, port, request, task, labels, self.today))
 
 
 def _text(pattern: Pattern) -> str:

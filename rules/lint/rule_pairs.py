@@ -121,7 +121,7 @@ def _ways(ask: Asker, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
     name = name_of(pattern)
     for entry in _unread(rule) if name is not None else ():
         assert name is not None
-        decision = ask.connection(rule, name, entry.low, entry.protocol)
+        decision = ask.decide(rule, name, entry.low, entry.protocol)
         if decision.passes and not decision.inspect and rule.id in decision.rules:
             yield _Way(f"{entry.protocol} {pattern.text}:{entry.low}", (rule.id,))
 
@@ -138,7 +138,7 @@ def _git_ways(ask: Asker, rule: Rule, requests: tuple[tuple[str, str, str], ...]
                 except InvalidName:
                     continue
                 request = Request(method, path.format(**filling), body=True)
-                decision = ask.request(rule, name, request)
+                decision = ask.decide(rule, name, 443, Protocol.TLS, request)
                 if decision.passes:
                     shown = f"{method} https://{name}{request.path}".replace(WORD, "*")
                     yield _Way(shown, decision.rules)
@@ -204,7 +204,7 @@ def _never_spliced(ask: Asker, targets: Targets, rule: Rule, port: int, reporter
         name = name_of(pattern)
         if name is None:
             continue
-        decision = ask.connection(rule, name, port, Protocol.TLS)
+        decision = ask.decide(rule, name, port, Protocol.TLS)
         if not decision.passes or not decision.inspect:
             continue
         others = (other for other, _ in islice(targets.over_name(pattern, rule), _MOST_ASKED))

@@ -5,12 +5,10 @@ An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`
 """
 
 from collections.abc import Callable, Iterable
-from collections.abc import Mapping as Mappings
-from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, parse_host
-from rules.attempt import METHODS, NO_LABELS, Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import METHODS, NOBODY, Attempt, Caller, Change, Git, GitService, Protocol, Request
 from rules.decision import Decision
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import (
@@ -55,8 +53,7 @@ _WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
 class Question(NamedTuple):
     """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there.
 
-    `record`: not a connection but a lookup of that type; `run`: neither, but a program. Without `at`, whatever has an
-    end has ended.
+    `record`: not a connection but a lookup of that type; `run`: neither, but a program.
     """
 
     text: str
@@ -65,26 +62,22 @@ class Question(NamedTuple):
     protocol: Protocol | None
     request: Request | None = None
     record: str | None = None
-    task: str = ""
-    labels: Mappings[str, str] = NO_LABELS
-    at: date | None = None
     run: Run | None = None
-    tainted: bool = False
+    caller: Caller = NOBODY
 
     def attempt(self, policy: "Policy") -> Attempt:
         """Make it an attempt under a policy. Raises InvalidName."""
         target = parse_host(self.host)
         protocol = self.protocol or _spoken(policy, target, self.port)
-        return Attempt(protocol, target, self.port, self.request, self.task, self.labels, self.at, self.tainted)
+        return Attempt(protocol, target, self.port, self.request, *self.caller)
 
     def decide(self, policy: "Policy") -> Decision:
         """Decide it as the gate would: a name that is none, or a method, is refused before any rule is asked."""
         if self.run is not None:
-            return decide_run(policy, self.run, self.task, self.labels)
+            return decide_run(policy, self.run, self.caller.task, self.caller.labels)
         try:
             if self.record is not None:
-                name = HostName.parse(self.host)
-                return policy.decide_record(name, self.record, self.task, self.labels, self.at, tainted=self.tainted)
+                return policy.decide_record(HostName.parse(self.host), self.record, self.caller)
             attempt = self.attempt(policy)
         except InvalidName:
             return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
@@ -308,5 +301,5 @@ def read_case(reader: Reader, node: Node) -> Case | None:
     else:
         of_request["headers"] = (*request.headers, *of_request.get("headers", ()))
         request = request._replace(**of_request)
-    asked = asked._replace(request=request, **{**said, "labels": dict(said.get("labels", ()))})
-    return Case(asked, expect, rule, reader.file, node.line, node.column)
+    caller = Caller(**{**said, "labels": dict(said.get("labels", ()))})
+    return Case(asked._replace(request=request, caller=caller), expect, rule, reader.file, node.line, node.column)

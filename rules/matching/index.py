@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
 
 _NONE: Final[frozenset[Rule]] = frozenset()
-NOBODY: Final[Standing] = (0, (), False, _NONE)
+ANYBODY: Final[Standing] = (0, (), False, _NONE)
 _MOST_TASKS: Final = 256
 _MOST_GRANTED: Final = 256  # plans of attempts under grants
 _NO_ENDS: Final[Mapping[date, int]] = {}
@@ -99,7 +99,7 @@ class Candidates:
         self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: frozenset[Rule] = _NONE
     ) -> Standing:
         """Say what of the asking task, the day and what is granted matters here."""
-        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NOBODY
+        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else ANYBODY
         if granted:
             here = granted.intersection(candidate.rule for candidate in self.rules)
             return (*standing[:3], here)
@@ -116,7 +116,7 @@ class Candidates:
             self._standings[key] = standing
         return standing
 
-    def plan(self, port: int, protocol: Protocol, standing: Standing = NOBODY) -> Plan:
+    def plan(self, port: int, protocol: Protocol, standing: Standing = ANYBODY) -> Plan:
         """Give the plan for one port and protocol."""
         key = bisect_right(self.starts, port), protocol, standing
         plans = self._granted if standing[3] else self._plans

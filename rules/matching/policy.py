@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from rules.addresses import Address, normal, why_not_public
-from rules.attempt import NO_LABELS, Attempt, Protocol
+from rules.attempt import NOBODY, Attempt, Caller, Protocol
 from rules.decision import Asks, Decision
-from rules.matching.index import NOBODY, Candidates, Index, LooksAt, Standing
+from rules.matching.index import ANYBODY, Candidates, Index, LooksAt, Standing
 from rules.matching.judge import Judge, about_connection, about_name, about_request, near, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
 from rules.matching.needs import Needs
@@ -188,7 +188,7 @@ class Policy:
     def _standing(self, candidates: Candidates, attempt: Attempt) -> Standing:
         granted = self._granted(attempt.granted) if attempt.granted else frozenset[Rule]()
         if not candidates.varies and not granted:
-            return NOBODY
+            return ANYBODY
         return candidates.standing(
             self.epoch(attempt.at), attempt.task, attempt.labels, tainted=attempt.tainted, granted=granted
         )
@@ -278,22 +278,14 @@ class Policy:
         votes = [vote.decide(attempt) for vote in self._votes]
         return any(vote.in_full for vote in votes) and all(vote.pattern is None for vote in votes)
 
-    def decide_name(
-        self,
-        name: HostName,
-        task: str = "",
-        labels: Mapping[str, str] = NO_LABELS,
-        at: date | None = None,
-        *,
-        tainted: bool = False,
-    ) -> Decision:
+    def decide_name(self, name: HostName, caller: Caller = NOBODY) -> Decision:
         """Decide a lookup: allow if any connection to `name` could pass, on whatever port and protocol.
 
         In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes. If somebody
         would have to be asked about every connection it is `ask`, and passes: the name gets an address that leads to
         the gate, and nobody else learns that it was looked up.
         """
-        usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at, tainted)
+        usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
         candidates = self._index.candidates(name)
         standing = self._standing(candidates, usual)
         known = candidates.lookups.get(standing)
@@ -303,47 +295,30 @@ class Policy:
             known = candidates.lookups[standing] = to_be_asked(known) if known.asks else known
         return known if known is not None and known.passes else self.decide(usual)
 
-    def dns_types(
-        self,
-        name: HostName,
-        task: str = "",
-        labels: Mapping[str, str] = NO_LABELS,
-        at: date | None = None,
-        *,
-        tainted: bool = False,
-    ) -> frozenset[str]:
+    def dns_types(self, name: HostName, caller: Caller = NOBODY) -> frozenset[str]:
         """List the types of records beside addresses that are looked up for `name`: none unless rules let it out."""
-        named = self.decide_name(name, task, labels, at, tainted=tainted)
+        named = self.decide_name(name, caller)
         if named.outcome is not Outcome.PASSED or not named.lets_out:
             return frozenset()
         candidates = self._index.candidates(name)
-        attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, task, labels, at, tainted)
+        attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
         found = candidates.dns_types(self._standing(candidates, attempt))
         ceilings = [vote for vote in self._votes if vote.is_ceiling]
-        return found.intersection(*(vote.dns_types(name, task, labels, at, tainted=tainted) for vote in ceilings))
+        return found.intersection(*(vote.dns_types(name, caller) for vote in ceilings))
 
     @property
     def is_ceiling(self) -> bool:
         """Whether this is the vote of a layer whose silence denies."""
         return self._judge.layer is LayerKind.CEILING
 
-    def decide_record(
-        self,
-        name: HostName,
-        record: str,
-        task: str = "",
-        labels: Mapping[str, str] = NO_LABELS,
-        at: date | None = None,
-        *,
-        tainted: bool = False,
-    ) -> Decision:
+    def decide_record(self, name: HostName, record: str, caller: Caller = NOBODY) -> Decision:
         """Decide a lookup of records of a type (`A`, `TXT` ...): only those that a rule lists leave the gate."""
         if name.endswith(_REVERSE):
             return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
-        decision = self.decide_name(name, task, labels, at, tainted=tainted)
+        decision = self.decide_name(name, caller)
         if not decision.passes:
             return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
-        if record in _ANSWERED or record in self.dns_types(name, task, labels, at, tainted=tainted):
+        if record in _ANSWERED or record in self.dns_types(name, caller):
             return decision
         if not decision.lets_out:  # it would leave the gate, and lookups are nothing that anybody is asked about
             return decision._replace(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rules.attempt import Caller
 from rules.loading.identities import parse_identities
 from rules.names import HostName
 from rules.problems import RuleFileError
@@ -82,13 +83,13 @@ def test_what_one_task_was_told_is_not_what_another_is():
     assert asked.for_matters
     assert not policy(GOOD).for_matters
     for task in ("web", "db", "web", ""):
-        assert asked.decide_name(x, task).passes is (task == "web")
+        assert asked.decide_name(x, Caller(task)).passes is (task == "web")
 
 
 def test_a_crowd_of_tasks_makes_nothing_grow():
     asked = policy(only("{tasks: 'web-*'}") + "- {id: b, to: x.example, for: {labels: {n: '1*'}}, action: deny}")
     for n in range(2000):
-        asked.decide_name(HostName("x.example"), f"web-{n}", {"n": str(n)})
+        asked.decide_name(HostName("x.example"), Caller(f"web-{n}", {"n": str(n)}))
     candidates = asked._index.candidates(HostName("x.example"))
     assert len(candidates._standings) <= 256
     assert len(candidates.lookups) <= 4

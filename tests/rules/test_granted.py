@@ -5,6 +5,7 @@ from datetime import date
 import pytest
 
 from rules.addresses import parse_address
+from rules.attempt import Caller
 from rules.diff.compare import compare
 from rules.diff.words import statements
 from rules.explain.explanation import explain
@@ -105,10 +106,10 @@ def test_an_ask_that_has_ended_is_a_deny_granted_or_not():
 
 def test_having_read_something_is_no_reason_to_be_let_out():
     asked = policy("- {id: q, to: x.example, when: tainted, action: ask}\n" + WEB)
-    attempt = granting(asked, parse_attempt(X)._replace(tainted=True), "q")
+    attempt = granting(asked, parse_attempt(X)._replace(caller=Caller(tainted=True)), "q")
     assert told(asked.decide(attempt)) == "deny no_rule"
     assert not asked.decide(attempt._replace(granted=frozenset())).asks
-    post = granting(asked, parse_attempt("POST https://x.example/")._replace(tainted=True), "q")
+    post = granting(asked, parse_attempt("POST https://x.example/")._replace(caller=Caller(tainted=True)), "q")
     assert told(asked.decide(post)) == "allow approval_granted t:g,t:q"
 
 
@@ -124,7 +125,7 @@ CHANGES = [
 @pytest.mark.parametrize(("was", "now"), CHANGES)
 def test_a_rule_that_is_changed_is_granted_no_more(was, now):
     before, after = policy(Q), policy(Q.replace(was, now))
-    attempt = granting(before, parse_attempt(X)._replace(at=LAST), "q")
+    attempt = granting(before, parse_attempt(X)._replace(caller=Caller(at=LAST)), "q")
     assert told(before.decide(attempt)) == "allow approval_granted t:q"
     assert after.decide(attempt).asks
 
@@ -226,7 +227,7 @@ tests:
 def test_it_is_explained_for_a_task_that_has_read_something_and_one_that_has_not():
     asked = policy(TAINTING)
     question = parse_attempt("POST https://x.example/")
-    clean, tainted = explain(asked, question), explain(asked, question._replace(tainted=True))
+    clean, tainted = explain(asked, question), explain(asked, question._replace(caller=Caller(tainted=True)))
     assert "--tainted" in clean.lines()[-1]
     assert (clean.value()["verdict"], tainted.value()["verdict"], tainted.value()["tainted"]) == ("allow", "ask", True)
     [after] = [entry for entry in clean.considered if entry.rule.id == "t:after"]

@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.attempt import Attempt, Change, GitService, Protocol, Request
+from rules.attempt import Attempt, Caller, Change, GitService, Protocol, Request
 from rules.explain.explanation import considered, finding_of
 from rules.matching.layers import Layer, rank
 from rules.matching.policy import Policy
@@ -191,8 +191,8 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
         return
     policy = Policy(pool, given_settings)
     if policy.decide(attempt).passes:
-        assert policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at).passes
-    named = policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at)
+        assert policy.decide_name(attempt.target, Caller(attempt.task, attempt.labels, attempt.at)).passes
+    named = policy.decide_name(attempt.target, Caller(attempt.task, attempt.labels, attempt.at))
     if named.outcome is Outcome.PASSED:
         assert any(rule.action is not Verdict.DENY for rule in pool)
 
@@ -225,7 +225,10 @@ def test_time_never_opens_anything(pool, given_settings, attempt, address, days)
         if policy.check_address(later, address) is None and then.outcome is now.outcome:
             assert policy.check_address(earlier, address) is None
     if isinstance(attempt.target, HostName):
-        named = [policy.decide_name(attempt.target, attempt.task, attempt.labels, each.at) for each in (earlier, later)]
+        named = [
+            policy.decide_name(attempt.target, Caller(attempt.task, attempt.labels, each.at))
+            for each in (earlier, later)
+        ]
         assert lets(named[1]) <= lets(named[0])
 
 
@@ -349,4 +352,4 @@ def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - w
     assert other.revision == policy.revision
     assert other.decide(attempt)[:3] == decision[:3]
     if isinstance(attempt.target, HostName) and decision.passes:
-        assert policy.decide_name(attempt.target, attempt.task, attempt.labels, attempt.at).passes
+        assert policy.decide_name(attempt.target, Caller(attempt.task, attempt.labels, attempt.at)).passes

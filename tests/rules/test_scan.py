@@ -4,6 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from rules.attempt import Caller
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Scan
@@ -36,7 +37,7 @@ STRICTEST = [
 @pytest.mark.parametrize(("rules", "expected"), STRICTEST)
 def test_the_strictest_counts(rules, expected):
     asked = policy(rules)
-    assert asked.decide(parse_attempt(X)._replace(tainted=True).attempt(asked)).scan is expected
+    assert asked.decide(parse_attempt(X)._replace(caller=Caller(tainted=True)).attempt(asked)).scan is expected
 
 
 def test_what_is_only_audited_is_scanned():
@@ -61,7 +62,7 @@ READ = [
 @pytest.mark.parametrize(("rules", "inspected"), READ)
 def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspected):
     asked = policy(rules, "settings: {tls: splice}")
-    decision = asked.decide(parse_attempt("tls x.example:443")._replace(tainted=True).attempt(asked))
+    decision = asked.decide(parse_attempt("tls x.example:443")._replace(caller=Caller(tainted=True)).attempt(asked))
     assert (decision.passes, decision.inspect) == (True, inspected)
     assert asked.needs.inspection is inspected
 

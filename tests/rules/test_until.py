@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from rules.attempt import Attempt, Protocol
+from rules.attempt import Attempt, Caller, Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome
 from tests.rules.writing import decide, policy, told
@@ -69,7 +69,7 @@ def test_what_an_ended_rule_held_tight_stays_tight():
 def test_a_lookup_goes_as_far_as_any_connection_whatever_the_day():
     """The first that passed decided: one that is flagged gave way, once it was over, to one that is allowed."""
     asked = policy(FLAG + "- {id: w, to: x.example, ports: 80, action: allow}")
-    names = [asked.decide_name(HostName("x.example"), at=day) for day in (LAST, AFTER)]
+    names = [asked.decide_name(HostName("x.example"), Caller(at=day)) for day in (LAST, AFTER)]
     assert [told(decision) for decision in names] == ["allow rule t:w", "allow rule t:w"]
 
 
@@ -90,9 +90,9 @@ def test_the_epoch_changes_when_a_day_ends_and_only_then():
 def test_a_lookup_ends_with_its_rule():
     asked = policy(ALLOW)
     x = HostName("x.example")
-    assert asked.decide_name(x, at=LAST).passes
-    assert told(asked.decide_name(x, at=AFTER)) == "deny expired t:a"
-    assert told(asked.decide_name(x, at=LAST)) == "allow rule t:a", (
+    assert asked.decide_name(x, Caller(at=LAST)).passes
+    assert told(asked.decide_name(x, Caller(at=AFTER))) == "deny expired t:a"
+    assert told(asked.decide_name(x, Caller(at=LAST))) == "allow rule t:a", (
         "and what was remembered of another day is of that day"
     )
 

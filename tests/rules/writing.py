@@ -4,6 +4,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from rules.attempt import Caller
 from rules.loading.cases import parse_attempt, said
 from rules.loading.load import Loaded, read
 from rules.problems import RuleFileError
@@ -50,7 +51,7 @@ def decide(rules: str, attempt: str, head: str = "", **who):
     carried = {key: who.pop(key) for key in ("headers", "body", "credential") if key in who}
     if carried:
         question = question._replace(request=question.request._replace(**carried))
-    return question._replace(**who).decide(asked)
+    return question._replace(caller=Caller(**who)).decide(asked)
 
 
 def told(decision) -> str:

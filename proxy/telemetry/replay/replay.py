@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
-from rules.attempt import Protocol, alpn_is_readable
+from rules.attempt import Caller, Protocol, alpn_is_readable
 from rules.matching.layers import rank
 from rules.matching.reference import covers_target
 from rules.matching.requests import is_wide
@@ -162,11 +162,11 @@ class Replay:
         return min(decided, key=lambda each: rank(each[1]))
 
     def _looked_up(self, name: HostName, event: "Event") -> Said:
-        policy, task = self.policy, event.task
-        decision = policy.decide_name(name, task.name, task.labels, self._at)
+        policy, caller = self.policy, Caller(event.task.name, event.task.labels, self._at)
+        decision = policy.decide_name(name, caller)
         kind = "" if event.dns is None else event.dns.type
         known = decision.passes and kind not in ANSWERED
-        if known and kind not in policy.dns_types(name, task.name, task.labels, self._at):
+        if known and kind not in policy.dns_types(name, caller):
             return Said(Fate.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
         return Said(fate_of(decision.outcome, decision.verdict, decision.reason), reason, decision.rules)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rules.attempt import Change, Protocol
+from rules.attempt import Caller, Change, Protocol
 from rules.editing import CannotWrite, Wanted, written
 from rules.loading.load import read
 
@@ -102,7 +102,7 @@ def _read(paths, instead):
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
 def test_it_is_written_as_the_file_is_and_moves_nothing(tmp_path, kind, line_break):
     before, after = ((HEAD + text).replace("\n", line_break) for text in WRITTEN[kind])
-    wanted = POST._replace(task="m-1", at=date(2027, 1, 1)) if "for some" in kind else POST
+    wanted = POST._replace(caller=Caller("m-1", at=date(2027, 1, 1))) if "for some" in kind else POST
     edited = write(tmp_path / "t.yaml", before.encode(), wanted)
     ends = (
         after if after.endswith(line_break) or before.endswith(line_break) or line_break == "\n" else after + line_break
@@ -160,7 +160,7 @@ def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
 
 def test_of_a_tainted_task_only_the_exemption_is_written_where_others_let_it_out(tmp_path):
     text = "rules:\n  - {id: q, to: '*', when: tainted, action: ask}\n  - {id: g, to: x.example, action: allow}\n"
-    edited = write(tmp_path / "t.yaml", text, POST._replace(tainted=True))
+    edited = write(tmp_path / "t.yaml", text, POST._replace(caller=Caller(tainted=True)))
     assert (edited.rule, edited.data.decode().count("approved-")) == ("", 0)
     assert f"action: ask, except: [{ENTRY}]}}" in edited.data.decode()
 

@@ -5,6 +5,7 @@ from datetime import date
 
 import pytest
 
+from rules.attempt import Caller
 from rules.explain.explanation import explain
 from rules.explain.reasons import MEANING
 from rules.loading.cases import parse_attempt
@@ -152,9 +153,11 @@ TOLD = [
 @pytest.mark.parametrize(("attempt", "around", "line"), TOLD, ids=[f"{row[0]} {row[1]}" for row in TOLD])
 def test_terms_are_told(attempt, around, line):
     asked = parse_attempt(attempt)._replace(
-        task=around.get("task", ""),
-        labels=around.get("labels", {}),
-        at=date.fromisoformat(around["at"]) if "at" in around else None,
+        caller=Caller(
+            around.get("task", ""),
+            around.get("labels", {}),
+            date.fromisoformat(around["at"]) if "at" in around else None,
+        )
     )
     explanation = explain(policy(TERMS), asked)
     assert line in explanation.lines()

@@ -3,6 +3,7 @@
 import pytest
 
 from rules.addresses import parse_address
+from rules.attempt import Caller
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
@@ -191,7 +192,9 @@ def test_a_vote_carries_what_it_asks_for(tmp_path):
     )
     from datetime import date
 
-    decision = parse_attempt("tls x.example:443")._replace(at=date(2027, 1, 1)).decide(read(paths).policy)
+    decision = (
+        parse_attempt("tls x.example:443")._replace(caller=Caller(at=date(2027, 1, 1))).decide(read(paths).policy)
+    )
     assert told(decision) == "allow rule u:a"
     assert (decision.inspect, decision.idle_timeout) == (True, 5.0)
     assert [ident for ident, _ in decision.limits] == ["l:s"]
