@@ -115,7 +115,7 @@ class Dump:
 
     def events(self, kind):
         lines = [line for file in (self.directory / "journal").rglob("*.jsonl") for line in whole_lines(file)]
-        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+        return [event for line in lines if kind.encode() in line and (event := json.loads(line))["kind"] == kind]
 
     def curl(self, *words, index=0):
         ca = self.directory / "conf" / "mitmproxy-ca-cert.pem"
