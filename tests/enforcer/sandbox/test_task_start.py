@@ -57,6 +57,7 @@ def test_a_program_whose_name_is_longer_than_any_is_said_to_be_none(someone, way
 WORDS = [(0, 0), (8_000, 0), (14_000, 1), (16_500, 20), (20_000, 0), (100_000, 40), (12_000, 40)]
 
 
+@harness.as_a_user
 @pytest.mark.parametrize("way", ["compiled", "interpreted"])
 def test_words_and_variables_arrive_as_they_are_however_long_they_are(someone, way):
     """Some go along with what is executed, others lie in memory before: nothing of it can be told."""
