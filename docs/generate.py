@@ -8,12 +8,14 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from enforcer import cli
 from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
 from enforcer.cli.parsing import declare
+from rules.explain.reasons import REASONS
 
 REFERENCE = Path(__file__).parent / "reference"
 BLOCK = re.compile(r"(?<=<!-- generated: )(?P<name>[^>]+)(?P<open> -->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.DOTALL)
@@ -70,9 +72,18 @@ def _cell(text: str) -> str:
     return text.replace("%%", "%").replace("|", "\\|")
 
 
+def reasons() -> str:
+    """Return the table of reasons."""
+    table = ["| reason | meaning | what to do |", "|---|---|---|"]
+    for reason, text in sorted(REASONS.items()):
+        detail = f". {text.detail}" if text.detail else ""
+        table.append(f"| `{reason}` | {_cell(text.meaning)}{_cell(detail)} | {_cell(text.remedy)} |")
+    return "\n".join(table)
+
+
 def blocks() -> dict[str, Callable[[], str]]:
     """Return what makes the text of each block, by the block's name."""
-    return {f"options of exeat {name}": lambda name=name: options(name) for name in COMMANDS}
+    return {f"options of exeat {name}": partial(options, name) for name in COMMANDS} | {"reasons": reasons}
 
 
 def fill(page: str) -> str:

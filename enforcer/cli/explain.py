@@ -17,7 +17,6 @@ from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
 from enforcer.policy.run_request import task_labels
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.state import journal_directory
-from proxy.gate.block_page import MEANING as ADVICE
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.events import Event, Kind
 from proxy.telemetry.replay.learner import Learner, without_secrets
@@ -27,7 +26,7 @@ from proxy.telemetry.visible import visible
 from rules.attempt import Caller
 from rules.decision import Decision
 from rules.explain.explanation import explain
-from rules.explain.reasons import MEANING
+from rules.explain.reasons import meaning
 from rules.learning.writing import rule_file
 from rules.loading.cases import Question, parse_attempt
 from rules.loading.fields import header_name
@@ -189,8 +188,7 @@ def _said(event: Event) -> str:
 def _to_be_allowed(event: Event) -> Recorded:
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
-        why, helps = ADVICE[event.reason]
-        raise NoRule(f"{why}; {helps} (`{event.reason}`)")
+        raise NoRule(f"{meaning(event.reason, None)} (`{event.reason}`)")
     attempt = recorded(event, None)
     if attempt is None:
         raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
@@ -198,10 +196,10 @@ def _to_be_allowed(event: Event) -> Recorded:
         raise NoRule("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
         said = _said(event) if event.reason is Reason.AMBIGUOUS_REQUEST else ""
-        raise NoRule(said or MEANING[event.reason])
+        raise NoRule(said or meaning(event.reason, None))
     if attempt.problem:
         no_request = event.reason is Reason.PROTOCOL_MISMATCH
-        helps = "; ".join(filter(None, (_said(event), MEANING[Reason.PROTOCOL_MISMATCH])))
+        helps = "; ".join(filter(None, (_said(event), meaning(Reason.PROTOCOL_MISMATCH, None))))
         raise NoRule(helps if no_request else attempt.problem)
     if event.reason is Reason.RULE:
         raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from proxy.gate.block_page import MEANING
 from proxy.telemetry.visible import fitted, visible
+from rules.explain.reasons import REASONS
 
 if TYPE_CHECKING:
     from proxy.telemetry.summary import Summary
@@ -33,7 +33,7 @@ _SWITCHES: Final = {
 def hints(summary: "Summary", command: str) -> Iterator[str]:
     """Give each hint as a sentence. `command` is what the task ran."""
     for place, reason in zip(summary.blocked_places.first, summary.blocked_for, strict=False):
-        yield f"{fitted(visible(place), _WIDEST)} was blocked: {MEANING[reason][0]}"
+        yield f"{fitted(visible(place), _WIDEST)} was blocked: {REASONS[reason].meaning}"
     calls = sorted(_OWN_SANDBOX.intersection(summary.calls))
     if calls:
         said = _SWITCHES.get(os.path.basename(command), "its own manual says how (docs/reference/sandbox.md has some)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.request.messages import ResponseHead
 from rules.addresses import normal
-from rules.explain.reasons import NEEDED, opened_otherwise
+from rules.explain.reasons import NEEDED, REASONS, opened_otherwise
 from rules.names import DESK, HOST, HostName
 from rules.verdicts import Outcome, Reason
 
@@ -46,93 +46,6 @@ STATUS: Final = {
     Reason.GATE_ERROR: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# What happened, and what somebody can do about it; documented at length in docs/reference/rules.md.
-MEANING: Final[dict[Reason, tuple[str, str]]] = {
-    Reason.RULE: ("a rule denies this", "an admin can narrow the rule or give it an `except`"),
-    Reason.NO_RULE: ("no rule allows this", "an admin can add a rule that allows it"),
-    Reason.DEFAULT_RULE: ("only a default rule covers this, and it denies", "an admin can add a rule that allows it"),
-    Reason.LAYER: ("a layer of the rules doesn't allow this", "the owner of that layer can allow it"),
-    Reason.EXPIRED: ("the rule that allowed this has expired", "an admin can extend its `until`"),
-    Reason.TAINTED: ("the task has read what it shouldn't send on", "start a new task"),
-    Reason.INVALID_NAME: ("the host is not a valid name", "correct the name"),
-    Reason.NAME_MISMATCH: (
-        "the connection was made to one name and the request asks for another",
-        "ask each host on a connection of its own",
-    ),
-    Reason.SNI_MISSING: ("the TLS client doesn't say which host it wants", "use a client that sends SNI"),
-    Reason.ECH: ("the TLS client hides which host it wants", "turn Encrypted Client Hello off"),
-    Reason.PROTOCOL_MISMATCH: (
-        "what is spoken is not what the rules allow here",
-        "an admin can allow this port with another protocol",
-    ),
-    Reason.NON_PUBLIC_ADDRESS: (
-        "the name stands for an address that is not public",
-        f"an admin can name the address in the rule's `resolves_to`; a service of this machine needs {NEEDED}",
-    ),
-    Reason.ADDRESS_NOT_LISTED: (
-        "the name stands for an address that its rule doesn't list",
-        "an admin can name the address in the rule's `resolves_to`",
-    ),
-    Reason.UNRESOLVED: ("the name can't be resolved", "check the name; an admin can check the host's resolver"),
-    Reason.AMBIGUOUS_PATH: ("the path can be read in more than one way", "ask for the path in its plain spelling"),
-    Reason.AMBIGUOUS_REQUEST: (
-        "the request can be read in more than one way",
-        "send it as RFC 9112 has it: one host, one length, one spelling",
-    ),
-    Reason.URL_TOO_LONG: ("the URL is longer than the rule allows", "an admin can raise the rule's `max_url`"),
-    Reason.BODY_NOT_ALLOWED: ("the rule doesn't allow a body here", "an admin can set the rule's `body`"),
-    Reason.TLS_CLIENT_DISTRUST: (
-        "the client doesn't trust the gate's certificate",
-        "give the client the sandbox's trust store; an admin can set `tls: splice` for a client that pins",
-    ),
-    Reason.UPSTREAM_UNTRUSTED: (
-        "the server's certificate can't be trusted",
-        "an admin can check the server, and what this host trusts",
-    ),
-    Reason.UPSTREAM_FAILED: ("the server can't be reached or broke off", "try again later"),
-    Reason.CLIENT_CERTIFICATE: (
-        "the server wants a client certificate, and the gate has none for it",
-        "an admin can give the gate one, a secret with `in: client_certificate`, or set `tls: splice` for the host",
-    ),
-    Reason.LIMIT_EXCEEDED: ("a limit has been reached", "wait, or ask an admin to raise it"),
-    Reason.SECRET_MISUSE: ("a secret may not go there", "use it only where its rule says"),
-    Reason.SECRET_NOT_SENT: (
-        "the secret isn't sent to this host",
-        "send the request without it; an admin can list the host in the secret's `hosts`",
-    ),
-    Reason.CREDENTIAL_MISMATCH: (
-        "the request doesn't bring the credential that the rule wants, or not alone",
-        "send the placeholder you were given, and no other credential",
-    ),
-    Reason.LEAK: ("the request would carry a secret out", "leave the secret out"),
-    Reason.UDP: ("UDP is not passed on", "use TCP"),
-    Reason.ICMP: ("ICMP is not passed on", "use TCP"),
-    Reason.QUIC: ("QUIC is not passed on", "use HTTP/2 or HTTP/1.1 over TCP"),
-    Reason.DNS_TYPE: ("this type of DNS record is not answered", "an admin can list it in a rule's `dns_types`"),
-    Reason.DNS_DENIED: ("the rules allow nothing at this name", "an admin can add a rule that allows it"),
-    Reason.APPROVAL_GRANTED: ("it was approved", "nothing is left to do"),
-    Reason.APPROVAL_DENIED: ("somebody was asked and said no", "talk to whoever decides there"),
-    Reason.APPROVAL_TIMEOUT: ("somebody was asked and didn't answer in time", "try again when somebody is there"),
-    Reason.APPROVAL_UNAVAILABLE: (
-        "a person would have to approve this, and nobody can",
-        "an admin can allow or flag it instead",
-    ),
-    Reason.APPROVAL_FLOOD: ("too many approvals are waiting", "wait for those"),
-    Reason.JOURNAL_FAILED: ("the journal can't be written", "an admin can check the journal's disk"),
-    Reason.MEMORY_LIMIT: ("the task has no memory left", "use less, or ask an admin for more"),
-    Reason.PROCESS_LIMIT: ("the task may start no more processes", "start fewer, or ask an admin for more"),
-    Reason.CPU_LIMIT: ("the task has to wait for a processor", "wait, or ask an admin for more"),
-    Reason.DISK_LIMIT: ("the task may write no more", "remove what isn't needed, or ask an admin for more"),
-    Reason.FILE_LIMIT: ("a process may open no more files", "close some, or ask an admin for more"),
-    Reason.TIME_LIMIT: ("the task's time is up", "ask an admin for a longer `timeout`"),
-    Reason.PROTECTED_PATH: ("the file is protected", "leave it as it is, or ask an admin"),
-    Reason.NO_COMMAND: ("no command is about it, so it may run", "nothing is left to do"),
-    Reason.GATE_ERROR: (
-        "the gate had an error of its own and let nothing through",
-        "tell an admin; the journal has more",
-    ),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -162,7 +75,7 @@ class Refusal:
         """What happened."""
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and not isinstance(self.target, HostName | None):
             return "the address is not public"
-        return MEANING[self.decision.reason][0]
+        return REASONS[self.decision.reason].meaning
 
     @property
     def remedy(self) -> str:
@@ -174,7 +87,8 @@ class Refusal:
             return self.advice
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target is not None:
             return _opened_by(self.target)
-        return MEANING[self.decision.reason][1]
+        remedy = REASONS[self.decision.reason].remedy
+        return remedy.replace("EVENT", visible(self.event)) if self.event else remedy
 
 
 def _opened_by(target: "HostName | Address") -> str:
@@ -184,8 +98,8 @@ def _opened_by(target: "HostName | Address") -> str:
     if otherwise := opened_otherwise(target):
         return otherwise
     if isinstance(target, HostName) or (target.version == 6 and target.scope_id is not None):
-        return MEANING[Reason.NON_PUBLIC_ADDRESS][1]
-    return f"an admin can add a rule `to: {normal(target)}`, if that is meant"
+        return REASONS[Reason.NON_PUBLIC_ADDRESS].remedy
+    return f"add a rule `to: {normal(target)}`, if it is meant"
 
 
 @dataclass(frozen=True, slots=True)

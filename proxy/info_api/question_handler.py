@@ -10,11 +10,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.event_loop.rate_limiter import RateLimiter
-from proxy.gate.block_page import MEANING, STATUS, where_to_ask
+from proxy.gate.block_page import STATUS, where_to_ask
 from proxy.info_api.requests import QUESTIONS, Refusal
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
-from rules.explain.reasons import meaning
+from rules.explain.reasons import REASONS, meaning
 from rules.explain.task_rules import in_words, permitted, told, told_commands
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
@@ -216,8 +216,8 @@ def _values(event: "Event") -> dict[str, Any]:
         "id": event.id,
         "attempt": visible(what(event._replace(detail="") if said else event)),
         "reason": reason.value,
-        "meaning": MEANING[reason][0],
-        "remedy": MEANING[reason][1],
+        "meaning": REASONS[reason].meaning,
+        "remedy": REASONS[reason].remedy.replace("EVENT", event.id),
         "rules": list(event.rules),
         "status": STATUS.get(reason, HTTPStatus.FORBIDDEN).value,
     }
@@ -245,7 +245,7 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
         "asks": decision.asks or decision.verdict is Verdict.ASK,
         "reason": decision.reason.value,
         "meaning": meaning(decision.reason, None),
-        "remedy": "" if decision.passes else MEANING[decision.reason][1],
+        "remedy": "" if decision.passes else REASONS[decision.reason].remedy,
         "rules": list(decision.rules),
         "why": decision.why,
     }

@@ -78,7 +78,8 @@ def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName 
         return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
     if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
         return f"{asked} is denied{by}: a rule asks, and no approval would let it out (`{decision.reason}`)"
-    return f"{asked} is {_DONE[verdict]}{by}: {meaning(decision.reason, target)} (`{decision.reason}`)"
+    said = "" if decision.reason is Reason.RULE else f": {meaning(decision.reason, target)}"
+    return f"{asked} is {_DONE[verdict]}{by}{said} (`{decision.reason}`)"
 
 
 def _names(rules: tuple[str, ...]) -> str:

@@ -79,7 +79,7 @@ def test_grpc(world):
     *denied, passed, limited, elsewhere, down = refused
     assert down[0] == "UNAVAILABLE"
     assert down[1].startswith(
-        "exeat: the server can't be reached or broke off: POST https://rpc.example:8446/lab.Echo/Unary"
+        "exeat: the server could not be reached, or ended the connection early: POST https://rpc.example:8446/lab.Echo/Unary"
     )
     for code, words, told in (*denied, elsewhere):
         assert code == "PERMISSION_DENIED"

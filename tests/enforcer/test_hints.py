@@ -88,7 +88,7 @@ def test_a_run_says_them_behind_its_counts(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     words = ("run", "--rules", rules, "--", "sh", "-c", SCRIPT)
     lines = someone.exeat(*words).stderr.decode().splitlines()
-    assert "exeat: index.example was blocked: the rules allow nothing at this name" in lines
+    assert "exeat: index.example was blocked: no rule allows a connection to this name" in lines
     assert any("`unshare` was refused: the task is in a sandbox already" in line for line in lines), lines
     assert any("`socket` was refused: only TCP and UDP leave" in line for line in lines), lines
     assert lines[-1].startswith("exeat: see what was tried and why with `exeat log")

@@ -24,7 +24,7 @@ tests:
   - {{attempt: "git push https://{FORGE}/acme/web refs/heads/main", expect: ask, rule: main}}
 """
 URL = f"https://{FORGE}"
-ASKED = "(exeat: a person would have to approve this, and nobody can (git:main))"
+ASKED = "(exeat: a rule asks for an approval, and nobody can be asked (git:main))"
 # What is done in a fresh clone in which there is one commit more; whether it works; what git shows; what there is then
 PUSHES = {
     "branch": (["HEAD:refs/heads/feature/x"], "passed rule git:features", "-> feature/x", "+refs/heads/feature/x"),

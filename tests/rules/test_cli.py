@@ -132,7 +132,7 @@ def test_explain(exeat):
     code, out, err = exeat("explain", "--rules", "good.yaml", "GET https://x.example/")
     assert (code, out[0], err) == (
         0,
-        "`GET https://x.example/` is allowed by `web:read`: a rule says so (`rule`)",
+        "`GET https://x.example/` is allowed by `web:read` (`rule`)",
         [],
     )
     code, out, _ = exeat("explain", "--rules", "good.yaml", "--format", "json", "tcp x.example:22")
@@ -267,7 +267,10 @@ def test_explain_says_that_no_credential_was_said(exeat, tmp_path):
     (tmp_path / "who.yaml").write_text(SOMEBODY)
     code, out, err = exeat("explain", "--rules", "who.yaml", "https://z.example/")
     assert (code, err) == (0, [])
-    assert "the request doesn't carry the rule's credential, or not alone (`credential_mismatch`)" in out[0]
+    assert (
+        "the request does not carry the credential that the rule requires, or not only that one; send the placeholder of the rule's `credential` and no other credential (`credential_mismatch`)"
+        in out[0]
+    )
     assert "the nearest rule is `who:key`, which wants `key` and not `none that is known` as `credential`" in out
     assert out[-1].startswith("no credential was said: `--credential ID` says ")
     code, out, err = exeat("explain", "--rules", "who.yaml", "--credential", "other", "https://z.example/")

@@ -15,10 +15,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
-from proxy.gate.block_page import MEANING, Page, visible
+from proxy.gate.block_page import Page, visible
 from proxy.request.git_push import DecidedRefs
 from proxy.request.request_head import Unclear
 from rules.attempt import Attempt, Git, GitService
+from rules.explain.reasons import REASONS
 from rules.paths import cut_readings, readings
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Scan, Trust
 
@@ -289,7 +290,7 @@ def _refusals(judged: Judged, page: Page) -> "Iterator[tuple[str, str]]":
             yield ref, "exeat: another ref of this push is refused"
         else:
             by = f" ({visible(decision.rules[0])})" if decision.rules else ""
-            yield ref, f"exeat: {MEANING[decision.reason][0]}{by}"
+            yield ref, f"exeat: {REASONS[decision.reason].meaning}{by}"
 
 
 def _line(data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.visible import unpadded, visible
-from rules.explain.reasons import MEANING
+from rules.explain.reasons import REASONS
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _considered(event: "Event") -> "Iterator[str]":
     """Yield what was looked at and what it came to, of what was decided."""
     if event.kind not in DECISIONS:
         if event.reason is not None:
-            yield f"why: {event.reason}, {MEANING[event.reason]}"
+            yield f"why: {event.reason}, {REASONS[event.reason].meaning}"
         return
     if event.tls is not None:
         offered = f", offering {visible(' '.join(event.tls.alpn))}" if event.tls.alpn else ""
@@ -80,7 +80,7 @@ def _considered(event: "Event") -> "Iterator[str]":
     if event.rules:
         yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"
     if event.reason is not None and event.reason is not Reason.RULE:
-        yield f"why: {event.reason}, {MEANING[event.reason]}"
+        yield f"why: {event.reason}, {REASONS[event.reason].meaning}"
     if event.mode is Mode.AUDIT:
         yield "mode: audit, which lets out what no rule decides"
 

@@ -79,7 +79,7 @@ def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_anothe
     assert said.returncode == 1
     assert "remote: exeat: wait for the release" in said.stderr
     assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in said.stderr
-    assert "! [remote rejected] HEAD -> main (exeat: somebody was asked and said no (t:main))" in said.stderr
+    assert "! [remote rejected] HEAD -> main (exeat: a person rejected it (t:main))" in said.stderr
     assert forge.pushes() == [
         ("passed", "approval_granted", ["t:main", "t:out"]),
         ("blocked", "approval_denied", ["t:main"]),

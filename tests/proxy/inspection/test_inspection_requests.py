@@ -141,7 +141,7 @@ def test_git_over_https(gate, origins, tmp_path, monkeypatch):
     gate.rules("[]")
     refused = git(*resolve, "ls-remote", f"https://{place.host}/a.git")
     assert "remote: exeat: no rule allows this: GET https://good.example" in refused.stderr
-    assert "remote: exeat: an admin can add a rule that allows it" in refused.stderr
+    assert "remote: exeat: `exeat explain --suggest " in refused.stderr
 
 
 @WEB

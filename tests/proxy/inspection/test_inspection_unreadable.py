@@ -11,12 +11,12 @@ import pytest
 from inspection_clients import rest, wait_for
 from inspection_harness import site
 
-from proxy.gate.block_page import MEANING
 from proxy.inspection import connection as inspected
 from proxy.inspection.ends import Near, Room
 from proxy.inspection.http1 import FrontHttp1
 from proxy.inspection.router import HttpRouter
 from proxy.request.messages import Place
+from rules.explain.reasons import REASONS
 from rules.names import HostName
 from rules.verdicts import Reason
 
@@ -118,7 +118,7 @@ def test_request_that_goes_on_in_a_protocol_nobody_reads_is_refused(gate, origin
     head = f"POST /api/v1/exec HTTP/1.1\nHost: HOST\nConnection: Upgrade\nUpgrade: {offered}\nContent-Length: 0\n\n"
     answer = site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert (page["reason"], page["remedy"]) != ("protocol_mismatch", MEANING[Reason.PROTOCOL_MISMATCH][1])
+    assert (page["reason"], page["remedy"]) != ("protocol_mismatch", REASONS[Reason.PROTOCOL_MISMATCH].remedy)
     assert (page["reason"], helps in page["remedy"]) == ("protocol_mismatch", True)
     assert offered.partition(",")[0] in page["detail"]
     assert told(gate) == ("blocked", "protocol_mismatch")

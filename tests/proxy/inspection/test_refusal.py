@@ -6,8 +6,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.gate.block_page import FOR_GRPC, LONGEST, MEANING, Refusal, page
+from proxy.gate.block_page import FOR_GRPC, LONGEST, Refusal, page
 from rules.decision import Decision, Near
+from rules.explain.reasons import REASONS
 from rules.names import HOST, HostName
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -37,7 +38,7 @@ def test_what_a_program_reads():
         "verdict": "deny",
         "reason": "rule",
         "rules": ["web:paste-sites", "web:other"],
-        "remedy": "an admin can narrow the rule or give it an `except`",
+        "remedy": "narrow the rule that is named, or give it an `except`",
         "why": "no pasting",
         "event": "0190-1",
         "more": "http://exeat.internal/why",
@@ -53,7 +54,7 @@ def test_what_git_shows_its_user():
         "exeat: no rule allows this: POST https://git.example/x\n"
         "exeat: verdict deny, reason no_rule\n"
         "exeat: nearest rule web:read: its methods wants GET, HEAD, this was POST\n"
-        "exeat: an admin can add a rule that allows it\n"
+        "exeat: `exeat explain --suggest EVENT` on the host prints the rule that would allow it\n"
         "exeat: more about it: GET http://exeat.internal/why\n"
     )
 
@@ -90,7 +91,8 @@ def test_what_grpc_makes_a_status_of(reason, status):
     headers = dict(made.headers)
     assert (made.status, made.body, headers[b"Grpc-Status"]) == (200, b"", b"%d" % status)
     assert headers[b"X-Exeat-Decision"] == f'deny;reason={reason};event="0190-1"'.encode()
-    what, remedy = MEANING[reason]
+    what, remedy, _ = REASONS[reason]
+    remedy = remedy.replace("EVENT", "0190-1")
     assert headers[b"Grpc-Message"].decode() == (
         f"exeat: {what}: POST https://rpc.example/a.B/C; verdict deny, reason {reason}; {remedy}"
     )
@@ -120,8 +122,8 @@ def test_a_task_s_text_comes_back_escaped(user_agent):
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_says_what_happened_and_what_to_do(reason):
-    for sentence in MEANING[reason]:
-        assert sentence[0].islower() or sentence.split()[0].isupper()
+    for sentence in filter(None, REASONS[reason][:2]):
+        assert sentence[0].islower() or sentence.split()[0].isupper() or sentence.startswith("`")
         assert not sentence.endswith(".")
     assert page(Refusal(Decision(reason=reason), "x")).status in (400, 403, 414, 429, 502, 503)
 
@@ -136,16 +138,16 @@ def test_to_a_service_of_the_host_there_is_one_way(user_agent):
     other = page(Refusal(refused, "GET http://x.example/", target=HostName.parse("x.example")), user_agent)
     assert "`resolves_to`; a service of this machine needs a rule `to: host.exeat.internal`" in other.body.decode()
     denied = Refusal(Decision(reason=Reason.RULE, rules=("t:d",)), "GET http://host.exeat.internal:8080/", target=HOST)
-    assert MEANING[Reason.RULE][1] in page(denied, user_agent).body.decode()
+    assert REASONS[Reason.RULE].remedy in page(denied, user_agent).body.decode()
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
 @pytest.mark.parametrize(
     ("address", "remedy"),
     [
-        ("10.0.0.1", "an admin can add a rule `to: 10.0.0.1`, if that is meant"),
-        ("::ffff:10.0.0.1", "an admin can add a rule `to: 10.0.0.1`, if that is meant"),
-        ("fd00::1", "an admin can add a rule `to: fd00::1`, if that is meant"),
+        ("10.0.0.1", "add a rule `to: 10.0.0.1`, if it is meant"),
+        ("::ffff:10.0.0.1", "add a rule `to: 10.0.0.1`, if it is meant"),
+        ("fd00::1", "add a rule `to: fd00::1`, if it is meant"),
         (
             "127.0.0.1",
             "that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal`",

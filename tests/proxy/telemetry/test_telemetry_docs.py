@@ -15,7 +15,7 @@ from proxy.telemetry.prometheus.metrics import PACKET_KINDS
 from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.decision import Limits
-from rules.verdicts import Mode, Outcome, Reason, Verdict
+from rules.verdicts import Mode, Outcome, Verdict
 from tests.proxy.telemetry.telemetry_harness import connect, full_event, rig
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/telemetry.md").read_text()
@@ -38,7 +38,7 @@ def leaves(value, prefix=""):
 
 @pytest.mark.parametrize(
     ("heading", "of"),
-    [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Reasons", Reason), ("Faults", Where)],
+    [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Faults", Where)],
 )
 def test_every_word_of_a_vocabulary_is_documented_once_and_no_other(heading, of):
     assert sorted(table(heading)) == sorted(member.value for member in of)

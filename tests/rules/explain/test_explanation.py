@@ -7,7 +7,7 @@ import pytest
 
 from rules.attempt import Caller
 from rules.explain.explanation import explain
-from rules.explain.reasons import MEANING
+from rules.explain.reasons import REASONS
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.rules.writing import policy
@@ -23,7 +23,7 @@ TRANSCRIPTS = [
     (
         "GET https://x.example/a/b",
         """
-        `GET https://x.example/a/b` is allowed by `t:read`: a rule says so (`rule`)
+        `GET https://x.example/a/b` is allowed by `t:read` (`rule`)
         the rule says: read only
         scanned: what looks like a secret in it goes out, and is told (`scan: flag`)
         rules about this target:
@@ -36,7 +36,7 @@ TRANSCRIPTS = [
     (
         "PUT https://x.example/a/b?token=secret",
         """
-        `PUT https://x.example/a/b` is denied by `t:rest`: no other rule matches, and a rule with `default: true` says so (`default_rule`)
+        `PUT https://x.example/a/b` is denied by `t:rest`: only a rule with `default: true` matches; add a rule for this host; a rule that is no default overrides it (`default_rule`)
         rules about this target:
           `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
           `t:raw` (allow) doesn't match: `ports` wants 22/tcp, and this is 443/tls
@@ -47,7 +47,7 @@ TRANSCRIPTS = [
     (
         "x.example:443",
         """
-        `x.example:443` is allowed by `t:read`: a rule says so (`rule`)
+        `x.example:443` is allowed by `t:read` (`rule`)
         the rule says: read only
         the connection is inspected: each request on it is decided by itself
         rules about this target:
@@ -60,7 +60,7 @@ TRANSCRIPTS = [
     (
         "GET https://evil%00.example/",
         """
-        `GET https://evil%00.example/` is denied: that is no host name, and what can't be read can't be allowed (`invalid_name`)
+        `GET https://evil%00.example/` is denied: the host is not a valid name or address; correct the name in the client (`invalid_name`)
         """,
     ),
 ]
@@ -88,9 +88,9 @@ UNSURE = [
     ("- {id: a, to: x.example, action: allow}", "https://127.0.0.1:8080/", "`GET https://127.0.0.1:8080/` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: a, to: x.example, action: allow}", "tcp [::1]:22", "`tcp [::1]:22` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: a, to: x.example, action: allow}", "tcp 224.0.0.1:22", "`tcp 224.0.0.1:22` is denied: that is multicast, and no rule can let anything out to it (`non_public_address`)"),
-    ("- {id: a, to: x.example, action: allow}", "tcp 10.0.0.1:22", "`tcp 10.0.0.1:22` is denied: the address is not public: list it in `resolves_to`, or in `to`, if it is meant (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "tcp 10.0.0.1:22", "`tcp 10.0.0.1:22` is denied: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "the rule says: nobody builds there"),
-    ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "`tcp host.exeat.internal:22` is denied by `t:d`: a rule says so (`rule`)"),
+    ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "`tcp host.exeat.internal:22` is denied by `t:d` (`rule`)"),
     ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` wants tasks b, and this is nobody in particular"),
 ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_what_nobody_can_be_sure_of_is_told_with_what_comes_of_it(rules, attempt
 def test_audit_is_told():
     asked = policy("version: 1\nsettings: {mode: audit}")
     lines = explain(asked, parse_attempt("x.example:443")).lines()
-    assert lines[0].startswith("`x.example:443` is denied: no rule lets it out")
+    assert lines[0].startswith("`x.example:443` is denied: no rule allows this; add one that does")
     assert "it goes out all the same, because of `mode: audit`, and is told as `would_block`" in lines
 
 
@@ -142,11 +142,11 @@ TOLD = [
     ("c.test:443", {"task": "m-1", "labels": {"team": "data"}}, "it goes out, and is put up for review"),
     ("c.test:443", {"task": "m-1"}, "  `t:c` (flag) doesn't match: `for` wants tasks m-* and team=data, and this is task m-1"),
     ("d.test:443", {}, "the connection is passed on unread: what is asked for on it is not seen"),
-    ("dns TXT e.test", {}, "`dns TXT e.test` is allowed by `t:e`: a rule says so (`rule`)"),
-    ("dns A g.test", {}, "`dns A g.test` is denied: no connection to the name could pass, so its lookup fails (`dns_denied`)"),
-    ("get https://a.test/", {}, "`get https://a.test/` is denied: servers read this request differently: two hosts, two lengths, a method override (`ambiguous_request`)"),
+    ("dns TXT e.test", {}, "`dns TXT e.test` is allowed by `t:e` (`rule`)"),
+    ("dns A g.test", {}, "`dns A g.test` is denied: no rule allows a connection to this name; add one that does (`dns_denied`)"),
+    ("get https://a.test/", {}, "`get https://a.test/` is denied: servers read this request in different ways; send it as RFC 9112 defines it: one host, one length, one spelling (`ambiguous_request`)"),
     ("Patch https://a.test/", {}, "methods are in upper case, and what only looks like one is refused: did you mean `PATCH`?"),
-    ("dns MX e.test", {}, "`dns MX e.test` is denied: records of this type are not answered (`dns_type`)"),
+    ("dns MX e.test", {}, "`dns MX e.test` is denied: no rule allows this type of DNS record; connect by name, or list the type in a rule's `dns_types` (`dns_type`)"),
 ]  # fmt: skip
 
 
@@ -170,6 +170,7 @@ def test_a_lookup_is_no_connection():
 
 
 def test_every_reason_has_a_meaning():
-    assert set(MEANING) == set(Reason)
-    for meaning in MEANING.values():
-        assert not meaning.endswith(".")
+    assert set(REASONS) == set(Reason)
+    for text in REASONS.values():
+        assert not text.meaning.endswith(".")
+        assert not text.detail or text.detail.endswith(".")

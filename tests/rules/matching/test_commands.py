@@ -101,7 +101,7 @@ def test_a_rule_file_s_tests_try_commands():
 def test_explain_says_which_and_why():
     told = explain(policy(RULES, HEAD), parse_attempt("run terraform apply -auto-approve"))
     assert told.lines() == [
-        "`run terraform apply -auto-approve` is denied by `t:no-apply`: a rule says so (`rule`)",
+        "`run terraform apply -auto-approve` is denied by `t:no-apply` (`rule`)",
         "the rule says: the pipeline does that",
         "commands are a guard rail: a program that is copied, renamed or interpreted is another one",
     ]

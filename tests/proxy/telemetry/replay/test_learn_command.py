@@ -118,9 +118,9 @@ def test_what_audit_mode_refused_for_its_address_is_said_with_what_lets_it_out(e
     said = "exeat: what audit mode refused for its address is not learned; the beginning of `web.yaml` says what lets it out"
     assert (code, out, err) == (0, "", [said])
     assert text.split("# Refused in audit mode, too, and so not learned:\n")[1].startswith(
-        "#   pypi.corp.example: the address is not public: list it in `resolves_to`, or in `to`, if it is meant\n"
+        "#   pypi.corp.example: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports`\n"
         "#   host.exeat.internal: `host.exeat.internal` is this machine: it needs a rule `to: host.exeat.internal` with its "
-        "`ports`\n#   10.0.0.1: the address is not public: list it in `resolves_to`, or in `to`, if it is meant\nversion: 1\n"
+        "`ports`\n#   10.0.0.1: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports`\nversion: 1\n"
     )
     assert exeat("test", "web.yaml")[0] == 0
     many = [connection(not_public, f"x{n}.example", **audit) for n in range(25)]

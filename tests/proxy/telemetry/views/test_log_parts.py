@@ -183,7 +183,7 @@ def test_a_task_is_told_as_a_story(capfdbinary, told):
     assert [line for line in text if "rules: web:pages say allow" in line]
     refused = next(number for number, line in enumerate(text) if "evil.example" in line)
     assert text[refused].endswith("it was not let out")
-    assert text[refused + 1].strip() == "why: no_rule, no rule lets it out: add one if it should be"
+    assert text[refused + 1].strip() == "why: no_rule, no rule allows this"
     assert text[-1] == "In all 3 attempts, 1 of them not let out."
     assert "other.example" not in out
 
