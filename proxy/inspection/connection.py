@@ -17,8 +17,8 @@ from proxy.gate.states import LIFETIME
 from proxy.inspection.ends import Failure, Far, Near
 from proxy.inspection.http1 import Codec
 from proxy.inspection.link import Link
-from proxy.inspection.pipeline import Pipeline, is_good
-from proxy.inspection.router import HttpRouter
+from proxy.inspection.pipeline import Pipeline
+from proxy.inspection.router import Begun, HttpRouter
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, FarTls, NearTls
 from proxy.telemetry.events import Where
@@ -59,10 +59,10 @@ class InspectedConnection:
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
         self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = Near(place)
-        self._http: HttpRouter = HttpRouter(client, self.session, engine.room, self)
+        self._http: HttpRouter = HttpRouter(client, self.session, engine.room, self, self.decide)
         tls = NearTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
-        client.link = Link(engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls)
-        self._links = [client.link]
+        client.link = Link[Near | Far](engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls)
+        self.links: list[Link[Near | Far]] = [client.link]  # their sockets are open
         self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
         self._counted = 0  # servers beside the one that is the client's own
         self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
@@ -90,12 +90,12 @@ class InspectedConnection:
 
     # --- what links report ---
 
-    def received(self, link: Link, data: bytes) -> None:
+    def received(self, link: Link[Near | Far], data: bytes) -> None:
         """Have what has come read as HTTP."""
         self._last = time.monotonic()
         self._do(self._http.receive, link.connection, data)
 
-    def opened(self, link: Link, problem: str | None) -> None:
+    def opened(self, link: Link[Near | Far], problem: str | None) -> None:
         """Let what is above TLS begin, or report why it can't."""
         connection = link.connection
         if problem is not None:
@@ -105,17 +105,17 @@ class InspectedConnection:
             self._do(self._http.opened, connection, problem)
         elif problem is None:
             self._do(self._http.start)
-        elif not self._over:
+        else:
             self._turn()
 
-    def finished(self, link: Link, *, broken: bool) -> None:
+    def finished(self, link: Link[Near | Far], *, broken: bool) -> None:
         """Note that a peer has ended its side of TLS, or broken it: then what came may not be all."""
         connection = link.connection
         connection.cut = connection.cut or broken
         connection.can_read = False
         self._do(self._broken if broken else self._http.receive_end, connection)
 
-    def _broken(self, connection: Near | Far) -> None:
+    def _broken(self, connection: Near | Far) -> Begun:
         """Cut a connection whose TLS broke, before its requests hear of its end."""
         connection.can_write = False
         if type(connection) is Far:
@@ -124,9 +124,9 @@ class InspectedConnection:
             self._leaving = True
         if connection.link is not None:
             connection.link.cut_off()
-        self._http.receive_end(connection)
+        return self._http.receive_end(connection)
 
-    def ended(self, link: Link) -> None:
+    def ended(self, link: Link[Near | Far]) -> None:
         """Note that nothing more comes."""
         connection, tls = link.connection, link.tls
         connection.cut = link.cut
@@ -145,19 +145,19 @@ class InspectedConnection:
         if link.cut and not link.over:
             link.reset()
 
-    def relieved(self, _link: Link) -> None:
+    def relieved(self, _link: Link[Near | Far]) -> None:
         """Go on with what waited for room."""
         self._do(self._http.settle)
 
-    def leaving(self, link: Link) -> None:
+    def leaving(self, link: Link[Near | Far]) -> None:
         """Note that a client has ended its side while people are asked: it waits no more."""
         if link.connection is self._client:
             self.session.approvals.leave()
 
-    def gone(self, link: Link) -> None:
+    def gone(self, link: Link[Near | Far]) -> None:
         """Forget a socket that is closed; without the client's there is nothing left to do."""
         connection = link.connection
-        self._links.remove(link)
+        self.links.remove(link)
         connection.can_read = connection.can_write = False
         if type(connection) is Far:
             self._up += link.up
@@ -169,20 +169,23 @@ class InspectedConnection:
 
     # --- turns ---
 
-    def _do[*A](self, function: "Callable[[*A], None]", *arguments: *A) -> None:
+    def _do[*A](self, function: "Callable[[*A], Begun]", *arguments: *A) -> None:
         """Do something now, or behind what there is to do already."""
         self._http.todo.append((function, arguments))
-        if not (self._busy or self._over or self._is_put_off):
-            self._turn()
+        self._turn()
 
     def go_on(self) -> None:
         """Go on with what was put off (Engine.later)."""
-        if self._is_put_off and not self._over:
+        if self._is_put_off:
+            self._is_put_off = False
             self._last = time.monotonic()  # nothing was read meanwhile
             self._turn()
 
     def _turn(self) -> None:
         """Do what there is to do, for as long as a turn takes; the rest waits, and nothing is read meanwhile."""
+        idle = not (self._busy or self._over or self._is_put_off)
+        if not idle:
+            return
         self._busy = True
         until = thread_time() + SLICE
         try:
@@ -190,14 +193,13 @@ class InspectedConnection:
             while self._review is not None and self._reviewed(self._review, until):
                 done = self._http.work(until)
             self._is_put_off = not (done or self._over)
-            for link in tuple(self._links):
-                if link.new:
-                    link.flush()
+            for link in [link for link in self.links if link.new]:
+                link.flush()
             if self._is_put_off:
-                for link in self._links:
+                for link in self.links:
                     link.pause(paused=True)
                 self._engine.later(self)
-                self._engine.room.note(self, self.weigh(exactly=False))
+                self._engine.room.note(self, self._http.weigh(exactly=False))
             elif self._leaving:
                 self._leave_servers()
             elif not self._over:
@@ -207,7 +209,7 @@ class InspectedConnection:
         finally:
             self._busy = False
             if self._over:
-                self._drop_steps()
+                self._http.drop_all()
 
     def _reviewed(self, review: "Sliced[frozenset[str]]", until: float) -> bool:
         """Go on with a review; returns whether it is through, and not just the turn over."""
@@ -224,11 +226,6 @@ class InspectedConnection:
                 return False
         return False
 
-    def _drop_steps(self) -> None:
-        """Do nothing more of what was put off: the connection is over."""
-        self._review = None
-        self._http.drop_all()
-
     def review(self, decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to the connection; what they deny ends with a reset."""
         if self._over or self.session.refused is not None:
@@ -242,8 +239,7 @@ class InspectedConnection:
             self.session.approvals.look_again()
             self._review = self.session.reviewing(self._http.under_way())
             self._http.stopped = True  # nothing more is begun before
-            if not (self._busy or self._is_put_off):
-                self._turn()
+            self._turn()
         except Exception as error:  # noqa: BLE001  what can't be decided again doesn't go on
             self.crashed(error)
 
@@ -263,19 +259,15 @@ class InspectedConnection:
 
     def _balance(self) -> None:
         """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
-        if (head := self._http.begun_head()) != self._head:  # it has only so long to come
+        if (kept := self._http.weigh(exactly=False)) != self.kept:
+            self._engine.room.note(self, kept)
+        if (head := self._http.balance()) != self._head:  # it has only so long to come
             self._head = head
             self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
-        if (kept := self.weigh(exactly=False)) != self.kept:
-            self._engine.room.note(self, kept)
-        self._http.pause()
 
-    def weigh(self, *, exactly: bool = True) -> int:
+    def weigh(self) -> int:
         """Return how many bytes are kept here (Room)."""
-        kept = self._http.kept(weigh=exactly) + self.session.held
-        for link in self._links:
-            kept += link.kept
-        return kept
+        return self._http.weigh(exactly=True)
 
     # --- what requests want ---
 
@@ -314,7 +306,7 @@ class InspectedConnection:
         policy = self._engine.recorder.tenant.policy
         for server in self._http.servers:
             address = server.dialled
-            if address and self._http.usable(server) and is_good(server, policy, attempt, address):
+            if address and self._http.usable(server) and server.is_good(policy, attempt, address):
                 return (address,)
         return self._engine.addresses(policy, attempt)
 
@@ -343,8 +335,8 @@ class InspectedConnection:
 
     def _count_servers(self) -> int:
         """Count connections to servers, one of which is counted with the client's; return how many there are."""
-        servers = len(self._dials) + sum([not link.client for link in self._links])
-        if (beside := servers - (not self._over)) != self._counted:
+        servers = len(self._dials) + sum([not link.client for link in self.links])
+        if (beside := max(servers - (not self._over), 0)) != self._counted:
             self._counted = beside
             self._extra_sockets.be(beside)
         return servers
@@ -356,10 +348,10 @@ class InspectedConnection:
             self._do(self._http.opened, server, Failure(got.reason, got.detail))
             return
         tls = FarTls(self.session, self._engine.ends, self._client, server) if server.place.tls else None
-        link = Link(self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls)
+        link = Link[Near | Far](self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls)
         link.watch()
         server.link = link
-        self._links.append(link)
+        self.links.append(link)
         self._count_servers()
         server.can_read = server.can_write = True
         server.dialled = address
@@ -417,7 +409,7 @@ class InspectedConnection:
 
     def abort(self) -> None:
         """End everything with resets."""
-        for link in tuple(self._links):
+        for link in tuple(self.links):
             self._try(link.reset)
         self._finish()
 
@@ -442,7 +434,7 @@ class InspectedConnection:
             self._try(call_off)
         self._dials.clear()
         self._count_servers()
-        for link in tuple(self._links):
+        for link in tuple(self.links):
             if not link.client:
                 self._try(link.cut_off if cut else link.close)
 
@@ -453,13 +445,14 @@ class InspectedConnection:
         self._over = self._http.stopped = True
         for task in self._hooks:
             task.cancel()
+        self._review = None
         if not self._busy:
-            self._try(self._drop_steps)
+            self._try(self._http.drop_all)
         cut = self._client.cut or self._client.link.cut  # which may have come behind an end
         self._try(self._leave_servers, cut=cut and self._is_put_off and not self._busy)
         self._try(self.session.end)
         up, down = self._up, self._down
-        for link in self._links:
+        for link in self.links:
             up, down = up + link.up, down + link.down
         self._count_servers()
         self._engine.forget(self)

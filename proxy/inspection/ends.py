@@ -1,4 +1,4 @@
-"""Client and server ends of an inspected connection, their TLS contexts, and the quota of buffered bytes.
+"""Client and server ends of an inspected connection, and the quota of buffered bytes.
 
 Each connection's buffers and windows are bounded, but a sandbox may have thousands of connections. Each may ask for
 something large and read none of it; the machine would run out of memory, and the kernel could kill other tasks first
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from mitmproxy.proxy import events
-from mitmproxy.proxy.layers.http._base import HttpEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from proxy.inspection.http1 import BackHttp1, FrontHttp1
     from proxy.inspection.http2 import BackHttp2, FrontHttp2
     from proxy.inspection.link import Link
-    from proxy.inspection.tls import FarContexts, NearContexts, Spoken
     from proxy.request.messages import Place
-    from rules.attempt import Request
+    from rules.attempt import Attempt, Request
     from rules.matching.policy import Policy
     from rules.verdicts import Reason
 
@@ -35,7 +33,7 @@ class End:
     """One connection of an inspected client, to it or to a server, as the HTTP on it sees it."""
 
     __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
-    link: "Link | None"
+    link: "Link[Near | Far] | None"
 
     def __init__(self, place: "Place") -> None:
         self.place = place
@@ -54,7 +52,7 @@ class Near(End):
     """The connection of a sandbox's client."""
 
     __slots__ = ("codec",)
-    link: "Link"
+    link: "Link[Near | Far]"
 
     def __init__(self, place: "Place") -> None:
         super().__init__(place)
@@ -66,7 +64,7 @@ class Far(End):
     """A connection to the one place there is on the internet (invariant 3); a client may use many."""
 
     __slots__ = (
-        "addresses", "authorities", "codec", "dialled", "good_for", "login", "over", "proven", "relayed",
+        "_good_for", "addresses", "authorities", "codec", "dialled", "login", "over", "proven", "relayed",
         "unidentified", "used",
     )  # fmt: skip
 
@@ -84,16 +82,32 @@ class Far(End):
         self.proven = False  # its server has proved, over TLS, to be the checked name
         self.login: Login | None = None  # what a proxy is told that requests are relayed by
         self.dialled: Hop | None = None  # the address that it leads to
-        self.good_for: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = None  # as was checked
+        self._good_for: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = None  # as was checked
+
+    def is_good(self, policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
+        """Whether `policy` lets a request go to the `address` that it leads to."""
+        key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
+        if self._good_for != key:
+            self._good_for = None if policy.check_address(attempt, address) else key
+        return self._good_for is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """What TLS is ended with on both sides."""
+class Driver(Protocol):
+    """Opens and closes the connections that a client's requests use (`proxy.inspection.connection`)."""
 
-    near: "NearContexts"
-    far: "FarContexts"
-    spoken: "Spoken"
+    links: "list[Link[Near | Far]]"  # their sockets are open
+
+    def open(self, server: Far) -> None:
+        """Dial a server, at an address that was checked for the request at hand."""
+
+    def end_sending(self, connection: Near | Far) -> None:
+        """End our half alone."""
+
+    def close(self, connection: Near | Far) -> None:
+        """Send what waits, then close. Idempotent."""
+
+    def reset(self, connection: Near | Far, *, at_once: bool = ...) -> None:
+        """Cut a connection; what was sent before is delivered first, unless it is `at_once`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +144,6 @@ _numbers = itertools.count(1)
 def next_key() -> str:
     """Return what names a new request in this process."""
     return f"request {next(_numbers)}"
-
-
-class ClientEnded(HttpEvent):
-    """A client has ended its side behind a whole request, and may still wait for the answer."""
 
 
 class Revoked(events.Event):

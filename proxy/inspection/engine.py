@@ -16,8 +16,8 @@ from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.inspection.connection import InspectedConnection
-from proxy.inspection.ends import Ends, Room
-from proxy.inspection.tls import FarContexts, NearContexts, Spoken
+from proxy.inspection.ends import Room
+from proxy.inspection.tls import Ends, FarContexts, NearContexts, Spoken
 from proxy.request.messages import Place
 from proxy.sandbox.sandbox_state import ExtraSockets
 from proxy.telemetry.events import Where

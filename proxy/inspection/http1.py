@@ -30,8 +30,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.ends import ClientEnded
-from proxy.inspection.upstream_proxy import asked_of_proxy
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import (
     UNREAD,
@@ -49,7 +47,6 @@ from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.ends import Far
     from proxy.request.messages import ResponseHead
     from proxy.request.request_head import Field
 
@@ -87,6 +84,10 @@ class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
         self.head = head
         self.problem = problem
         self.http2 = http2
+
+
+class ClientEnded(HttpEvent):
+    """A client has ended its side behind a whole request, and may still wait for the answer."""
 
 
 class Codec:
@@ -340,9 +341,8 @@ class BackHttp1(Codec):
     stream_id: int | None = None
     _data, _trailers, _end, _error = ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError
 
-    def __init__(self, server: "Far") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._server = server
         self._informed = 0  # informational responses before the one that is waited for
 
     def receive_end(self, *, cut: bool) -> None:
@@ -404,8 +404,6 @@ class BackHttp1(Codec):
         request = event.request
         assert self.stream_id is None
         self.stream_id = event.stream_id
-        if self._server.relayed:
-            request = asked_of_proxy(request, self._server.place, self._server)
         if not event.end_stream and request.method in BODILESS:
             request = closing(request)
         self.request = request

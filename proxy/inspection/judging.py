@@ -18,10 +18,10 @@ from proxy.approvals.approval_request import in_vain
 from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.stages.request_context import Ruling, Standing
-from proxy.inspection.websocket import is_handshake
 from proxy.request import request_head
 from proxy.request.messages import Place
 from proxy.request.request_head import Unclear, read_authority, values
+from proxy.request.websocket_handshake import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Request
 from rules.decision import Decision, denied
 from rules.matching.judge import to_be_asked

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import asyncio
 
     from proxy.event_loop.poller import Poller
-    from proxy.inspection.ends import Far, Near
-    from proxy.inspection.tls import Tls
 
 _LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
 SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it
@@ -37,35 +35,52 @@ LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it wh
 _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's `socket` doesn't have it
 
 
-class Owner(Protocol):
-    """Receives what happens on a link."""
+class Tls(Protocol):
+    """TLS without I/O (`proxy.inspection.tls`)."""
 
-    def opened(self, link: "Link", problem: str | None) -> None:
+    is_open: bool  # the handshake is over, and went well
+    has_ended: bool  # nothing more can be read
+    is_broken: bool  # ... as the peer broke the protocol
+
+    def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
+        """Take the next bytes of the handshake; returns what went wrong, if it did, and what is to be sent."""
+
+    def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Return what can be decrypted by now, what is to be sent, and whether the end has come."""
+
+    def seal(self, data: bytes, *, last: bool = False) -> bytes:
+        """Return the records of `data`, with a close_notify behind them if they are the `last`."""
+
+
+class Owner[End](Protocol):
+    """Receives what happens on the links of its ends."""
+
+    def opened(self, link: "Link[End]", problem: str | None) -> None:
         """Note that the TLS handshake is over, and what went wrong with it."""
 
-    def received(self, link: "Link", data: bytes) -> None:
+    def received(self, link: "Link[End]", data: bytes) -> None:
         """Take what has come, decrypted."""
 
-    def finished(self, link: "Link", *, broken: bool) -> None:
+    def finished(self, link: "Link[End]", *, broken: bool) -> None:
         """Note that the peer has ended its side of TLS, or broken the protocol."""
 
-    def ended(self, link: "Link") -> None:
+    def ended(self, link: "Link[End]") -> None:
         """Note that nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
 
-    def relieved(self, link: "Link") -> None:
+    def relieved(self, link: "Link[End]") -> None:
         """Note that there is room again."""
 
-    def leaving(self, link: "Link") -> None:
+    def leaving(self, link: "Link[End]") -> None:
         """Note that the peer has ended its side, where that is watched; what it sent is still unread."""
 
-    def gone(self, link: "Link") -> None:
+    def gone(self, link: "Link[End]") -> None:
         """Forget the link: its socket is closed."""
 
     def crashed(self, error: Exception) -> None:
         """Close everything: something of ours raised."""
 
 
-class Link:
+class Link[End]:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
@@ -79,11 +94,11 @@ class Link:
         loop: "asyncio.AbstractEventLoop",
         poller: "Poller",
         sock: socket.socket,
-        owner: Owner,
-        connection: "Near | Far",
+        owner: Owner[End],
+        connection: End,
         *,
         client: bool,
-        tls: "Tls | None" = None,
+        tls: Tls | None = None,
     ) -> None:
         """Make one for the bytes of `connection`. A `client` is closed with consideration."""
         self._loop = loop

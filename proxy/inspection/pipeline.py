@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.ends import Far
     from proxy.inspection.session import Session
     from proxy.inspection.stages.request_context import RequestContext, Ruling
     from rules.attempt import Attempt
@@ -178,24 +177,14 @@ class Pipeline:
     def _resolve(self, request: "RequestContext", ruling: "Ruling") -> "Awaitable[None] | None":
         """Look up where it may go, if it may, and record that."""
         if ruling.attempt is None or not ruling.decision.outcome.passes:
-            self._decided(request, ruling, ())
-            return None
+            return self._decided(request, ruling, ())
         found = self._addresses(ruling.attempt)
         pushed = ruling.pushed
         if not isinstance(found, tuple | DialFailed) or (pushed and len(pushed.attempts) > FEW_REFS):
             return self._later(request, ruling, self._session.recorder.tenant.policy, found)
         if pushed is not None:
             found = at_once(among(self._session.recorder.tenant.policy, pushed.attempts, found))
-        return self._resolved(request, ruling, found)
-
-    def _resolved(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
-        """Go on with what may be dialled; where people are to be asked about the address, with that."""
-        if isinstance(found, DialFailed) and found.held is not None:
-            asking = self._session.recorder.tenant.asking
-            if asking is not None:
-                return self._ask(request, replace(ruling, decision=found.held), asking)
-        self._decided(request, ruling, found)
-        return None
+        return self._decided(request, ruling, found)
 
     async def _later(
         self, request: "RequestContext", ruling: "Ruling", policy: "Policy", found: "Found | Awaitable[Found]"
@@ -206,16 +195,20 @@ class Pipeline:
             addresses = await in_turns(among(policy, ruling.pushed.attempts, addresses))
         same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
         if tenant.policy is policy and same:
-            pending = self._resolved(request, ruling, addresses)
+            pending = self._decided(request, ruling, addresses)
         else:  # by now it is for other rules, or another day, and nothing was told
             await self._judge_ahead(request)
             pending = self.decide(request)
         if pending is not None:
             await pending
 
-    def _decided(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> None:
-        """Record the decision, and carry it out."""
+    def _decided(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
+        """Record the decision, and carry it out; where people are to be asked about an address, that comes first."""
         session, head = self._session, request.head
+        if isinstance(found, DialFailed) and found.held is not None:
+            asking = session.recorder.tenant.asking
+            if asking is not None:
+                return self._ask(request, replace(ruling, decision=found.held), asking)
         if (waiting := request.approval) is not None:
             session.approvals.settle(waiting)
             ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
@@ -234,7 +227,7 @@ class Pipeline:
             request.refusal = told or page
             request.reads_on = told is not None
             request.is_last = ruling.asked is None
-            return
+            return None
         assert ruling.asked is not None
         packed = not (ruling.asked.websocket and ruling.decision.scan.blocks)  # ... messages can't be looked into
         request.head = settle(head, ruling.asked, session.place, extensions=packed)
@@ -244,6 +237,7 @@ class Pipeline:
         files = ruling.decision.ca if every is None else (*ruling.decision.ca, every)
         if files:
             request.authorities = tuple(policy.authorities[path] for path in files)
+        return None
 
 
 def among(policy: "Policy", attempts: "tuple[Attempt, ...]", found: "Found") -> "Sliced[Found]":
@@ -257,11 +251,3 @@ def among(policy: "Policy", attempts: "tuple[Attempt, ...]", found: "Found") -> 
             return DialFailed(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
         yield
     return found
-
-
-def is_good(connection: "Far", policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
-    """Whether `policy` lets a request go to the address that a connection leads to."""
-    key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
-    if connection.good_for != key:
-        connection.good_for = None if policy.check_address(attempt, address) else key
-    return connection.good_for is not None

@@ -3,8 +3,8 @@
 One place is all that is ever dialed (invariant 3); a connection is used again only under the policy it was dialed
 under; those that are over are forgotten; and what can't leave on one side is not taken in on the other.
 
-What there is to do is in `todo`, a call each, in order. `work` does it for as long as a turn takes: it finishes what a
-call has begun, the innermost first, before it takes the next.
+What there is to do is in `todo`, a call each, in order; a call returns the steps that it begins. `work` does them for
+as long as a turn takes, what a request does before all others, before it takes the next call.
 """
 
 from collections import deque
@@ -15,18 +15,15 @@ from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame, SettingsFrame
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._events import (
-    ErrorCode,
-    RequestProtocolError,
-    ResponseProtocolError,
-)
+from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError, ResponseProtocolError
 
-from proxy.inspection.ends import FIELD, REQUEST, ClientEnded, Far, Near, Revoked
+from proxy.inspection.ends import FIELD, REQUEST, Far, Near, Revoked
 from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
 from proxy.inspection.link import FULL
-from proxy.inspection.stream import WAIT, Steps, Stream
+from proxy.inspection.stream import WAIT, Stream
 from proxy.inspection.tls import HTTP2
+from proxy.inspection.websocket import Steps
 from proxy.request.mitmproxy_messages import RequestHeaders
 
 if TYPE_CHECKING:
@@ -35,18 +32,23 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialing.dialer import Hop
-    from proxy.inspection.connection import InspectedConnection
-    from proxy.inspection.ends import Room
+    from proxy.inspection.ends import Driver, Room
     from proxy.inspection.session import Session
 
 HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
-_LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
+_THROUGH: Final = object()  # what steps have no next of
+
+type Begun = Iterator[object] | None  # what a call begins that takes more than one step
 
 
 class HttpRouter:
     """HTTP with one client."""
 
-    def __init__(self, client: Near, session: "Session", room: "Room", driver: "InspectedConnection") -> None:
+    def __init__(
+        self, client: Near, session: "Session", room: "Room", driver: "Driver", decide: "Callable[[Stream], bool]"
+    ) -> None:
+        """`decide` has a request decided; returns whether it is, and else has it go on later."""
+        self.decide = decide
         self.client = client
         self.session = session
         self.driver = driver
@@ -54,18 +56,16 @@ class HttpRouter:
         self.streams: dict[int, Stream] = {}
         self.stinted = False  # whether something is left unread for want of room
         self.stopped = False  # nothing more is begun: the connection is over, or other rules come first
-        self.todo: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.todo: deque[tuple[Callable[..., Begun], tuple[Any, ...]]] = deque()
         self._room = room
         self._requests = 0  # bytes that those under way take by themselves
         self._expecting: dict[Far, list[Stream]] = {}  # requests that wait for a connection
         self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
         self._heads_left = 0  # how many HTTP/1 requests may still begin in this turn
-        # What is begun, the innermost first
+        # What is done before the next call, in this order
         self._running: tuple[Stream, Steps] | None = None  # what a request does
         self._queued: deque[HttpEvent] = deque()  # what came about while something was sent
-        self._resumed: Stream | None = None  # ... while this request waited
-        self._pulled: Near | Far | None = None  # whose HTTP/1 codec may have more
-        self._commands: Iterator[commands.Command] | None = None  # of a layer of HTTP/2
+        self._begun: Begun = None  # what the last call began
         self._settling = False  # what follows behind each call
 
     # --- what there is to do ---
@@ -82,18 +82,16 @@ class HttpRouter:
                 self._run(*self._running)
             elif self._queued:
                 self._route(self._queued.popleft())
-            elif self._resumed is not None:
-                self._go_on(self._resumed)
-            elif self._pulled is not None:
-                self._pull(self._pulled)
-            elif self._commands is not None:
-                self._carry_out(self._commands)
+            elif self._begun is not None:
+                if next(self._begun, _THROUGH) is _THROUGH:
+                    self._begun = None
             elif self._settling:
-                self.settle()
+                self._settling = False
+                self._begun = self.settle()
             elif self.todo:
                 self._settling = True
                 function, arguments = self.todo.popleft()
-                function(*arguments)
+                self._begun = function(*arguments)
             else:
                 return True
             if not self._heads_left or thread_time() >= until:
@@ -107,60 +105,62 @@ class HttpRouter:
         if running is not None:
             running[1].close()
 
-    def settle(self) -> None:
+    def settle(self) -> Begun:
         """Look at what may go on behind a call: the next request, withheld credit."""
-        self._settling = False
+        if [server for server in self.servers if server.over]:
+            self.servers = [server for server in self.servers if not server.over]
         front = self.client.codec
         if type(front) is FrontHttp1:
             state = front.state
             if state is not State.WAIT and (state is not State.HEAD or front.buf or front.ended):
-                self._pulled = self.client  # the next request may have begun behind the last
+                return self._pull(self.client)  # the next request may have begun behind the last
         elif isinstance(front, FrontHttp2):  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
             for codec in (front, *[server.codec for server in self.servers]):
                 if not isinstance(codec, Codec) and codec is not None and codec.withheld:
                     for command in codec.return_credit():
                         self._do(command)
-        if [server for server in self.servers if server.over]:
-            self.servers = [server for server in self.servers if not server.over]
+        return None
 
     # --- what has come ---
 
-    def start(self) -> None:
+    def start(self) -> Begun:
         """Begin to speak what was agreed on with the client."""
         if self.client.alpn == HTTP2:
             front = self.client.codec = FrontHttp2(self.session, self.client, self.stuck_behind)
-            self._commands = front.handle_event(events.Start())
-        else:
-            self.client.codec = FrontHttp1(tls=self.session.place.tls)
+            return self._carry_out(front.handle_event(events.Start()))
+        self.client.codec = FrontHttp1(tls=self.session.place.tls)
+        return None
 
-    def receive(self, connection: Near | Far, data: bytes) -> None:
+    def receive(self, connection: Near | Far, data: bytes) -> Begun:
         """Take what has come."""
         codec = connection.codec
         if isinstance(codec, Codec):
             codec.receive(data)
-            self._pulled = connection
-        elif codec is not None:
-            self._commands = codec.handle_event(events.DataReceived(connection, data))  # type: ignore[arg-type]  # ours, not mitmproxy's
+            return self._pull(connection)
+        if codec is None:
+            return None
+        return self._carry_out(codec.handle_event(events.DataReceived(connection, data)))  # type: ignore[arg-type]  # ours, not mitmproxy's
 
-    def receive_end(self, connection: Near | Far) -> None:
+    def receive_end(self, connection: Near | Far) -> Begun:
         """Take note that nothing more comes."""
         codec = connection.codec
         if isinstance(codec, Codec):
             codec.receive_end(cut=connection.cut)
-            self._pulled = connection
-        elif codec is not None:
-            self._commands = codec.handle_event(events.ConnectionClosed(connection))  # type: ignore[arg-type]  # ours, too
+            return self._pull(connection)
+        if codec is None:
+            return None
+        return self._carry_out(codec.handle_event(events.ConnectionClosed(connection)))  # type: ignore[arg-type]  # ours, too
 
-    def opened(self, server: Far, problem: str | None) -> None:
+    def opened(self, server: Far, problem: str | None) -> Begun:
         """Have those go on that wait for a connection; it speaks what was agreed on."""
-        waiting = self._expecting.pop(server)
+        waiting, begun = self._expecting.pop(server), None
         if problem is None and server.over:  # since it opened: this may have waited for another turn
             problem = "server closed connection"
         if problem is None and server.alpn == HTTP2:
             back = server.codec = BackHttp2(self.client, server, self.stuck_in_front)
-            self._commands = back.handle_event(events.Start())
+            begun = self._carry_out(back.handle_event(events.Start()))
         elif problem is None:
-            server.codec = BackHttp1(server)
+            server.codec = BackHttp1()
             if self.client.alpn == HTTP2:  # HTTP/1 behind it has one request a connection
                 for stream in waiting[1:]:
                     self._open_for(stream)
@@ -168,49 +168,54 @@ class HttpRouter:
         for stream in waiting:
             stream.opened = problem or server
         self.todo.extendleft([(self.resume, (stream,)) for stream in reversed(waiting)])
+        return begun
 
     def revoke(self, flows: frozenset[str]) -> None:
         """End requests (by their keys) that other rules don't let out."""
-        for stream in [one for one in self.streams.values() if one.is_of(flows)]:
-            self._deliver(stream, Revoked(flows))
+        for stream in [one for one in self.streams.values() if one.settled and one.request.key in flows]:
+            stream.handle(Revoked(flows))
 
-    def refuse_silent(self) -> None:
+    def refuse_silent(self) -> Begun:
         """Refuse a client that waits for its server to speak first."""
-        if isinstance(self.client.codec, FrontHttp1) and self.is_unspoken():  # it may have spoken since
-            self._refuse(self.client.codec.give_up())
-            self._pulled = self.client
+        if not isinstance(self.client.codec, FrontHttp1) or not self.is_unspoken():  # it may have spoken since
+            return None
+        self._refuse(self.client.codec.give_up())
+        return self._pull(self.client)
 
-    def _pull(self, connection: Near | Far) -> None:
-        """Give the next event of HTTP/1 to its request; close the connection, if nothing more can come."""
+    def _pull(self, connection: Near | Far) -> "Iterator[None]":
+        """Give each event of HTTP/1 to its request; close the connection, if nothing more can come."""
         codec = connection.codec
         assert isinstance(codec, Codec)
-        try:
-            event = codec.next_event()
-        except Misread as misread:
-            self._refuse(misread)
-            event = None
-        if codec.state is State.DONE and (connection.can_read or connection.can_write):
-            self.driver.close(connection)
-        state = codec.state
-        waits = state is State.WAIT or (state is State.HEAD and not (codec.buf or codec.ended))
-        if event is None or (waits and not codec.found):
-            self._pulled = None  # nothing more comes before something is received, or sent on the other side
-        if type(event) is RequestHeaders:
-            self._heads_left -= 1
-            self._deliver(self._begin_request(event), event)
-        elif event is not None and (stream := self.streams.get(event.stream_id)):
-            self._deliver(stream, event)
+        while True:
+            try:
+                event = codec.next_event()
+            except Misread as misread:
+                self._refuse(misread)
+                event = None
+            if codec.state is State.DONE and (connection.can_read or connection.can_write):
+                self.driver.close(connection)
+            if event is None:
+                return
+            state = codec.state
+            waits = state is State.WAIT or (state is State.HEAD and not (codec.buf or codec.ended))
+            more = not waits or codec.found  # ... before something is received, or sent on the other side
+            if type(event) is RequestHeaders:
+                self._heads_left -= 1
+            self._route(event)
+            if not more:
+                return
+            yield
 
-    def _carry_out(self, steps: "Iterator[commands.Command]") -> None:
-        """Do what a layer of HTTP/2 commands, until a request has something to do."""
+    def _carry_out(self, steps: "Iterator[commands.Command]") -> "Iterator[None]":
+        """Do what a layer of HTTP/2 commands; a step ends where a request has something to do."""
         for command in steps:
             if type(command) is ReceiveHttp:
                 self._route(command.event)
-                return
-            if type(command) is Checkpoint:
-                return
-            self._do(command)
-        self._commands = None
+                yield
+            elif type(command) is Checkpoint:
+                yield
+            else:
+                self._do(command)
 
     def _do(self, command: commands.Command) -> None:
         match command:
@@ -243,16 +248,10 @@ class HttpRouter:
     def _route(self, event: "HttpEvent") -> None:
         """Give an event to its request."""
         if type(event) is RequestHeaders:
-            self._deliver(self._begin_request(event), event)
-        elif stream := self.streams.get(event.stream_id):
-            self._deliver(stream, event)
-
-    def _deliver(self, stream: Stream, event: events.Event) -> None:
-        """Give an event to a request, behind what it waits for."""
-        if stream.waiting is not None:
-            if stream.undecided and type(event) in _LEAVES:
-                self.session.approvals.leave(stream.request.key)  # itself it hears only when it is decided
-            stream.queue.append(event)
+            stream = self._begin_request(event)
+        elif (known := self.streams.get(event.stream_id)) is not None:
+            stream = known
+        else:
             return
         steps = stream.handle(event)
         if steps is not None:
@@ -269,18 +268,18 @@ class HttpRouter:
                 self._running = stream, steps
                 return
 
-    def resume(self, stream: Stream) -> None:
+    def resume(self, stream: Stream) -> "Iterator[None]":
         """Go on with a request that has waited, then with what came for it meanwhile."""
         steps, stream.waiting = stream.waiting, None
-        self._resumed = stream
         if steps is not None:
             self._run(stream, steps)
-
-    def _go_on(self, stream: Stream) -> None:
-        if stream.waiting is None and stream.queue:
-            self._deliver(stream, stream.queue.popleft())
-        else:
-            self._resumed = None
+        while stream.queue:
+            yield
+            if stream.is_waiting:
+                return
+            steps = stream.handle(stream.queue.popleft())
+            if steps is not None:
+                self._run(stream, steps)
 
     def _begin_request(self, event: RequestHeaders) -> Stream:
         stream = self.streams[event.stream_id] = Stream(self, event.stream_id)
@@ -363,16 +362,18 @@ class HttpRouter:
 
     # --- what is kept, and what waits ---
 
-    def kept(self, *, weigh: bool = False) -> int:
+    def weigh(self, *, exactly: bool) -> int:
         """Return how many bytes are kept here for peers that don't take them, and of requests under way.
 
-        With `weigh` exactly; else some may count that were dropped since.
+        If not `exactly`, some may count that were dropped since.
         """
-        front, kept = self.client.codec, self._requests
+        front, kept = self.client.codec, self._requests + self.session.held
+        for link in self.driver.links:
+            kept += link.kept
         if isinstance(front, FrontHttp1):
             kept += len(front.buf)
         elif front is not None:
-            kept += front.h2_conn.weigh() if weigh else front.h2_conn.kept
+            kept += front.h2_conn.weigh() if exactly else front.h2_conn.kept
             kept += front.h2_conn.incoming_buffer.size
             if front.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
                 kept += sum(front.withheld.values())
@@ -388,15 +389,6 @@ class HttpRouter:
             for stream in self.streams.values()
             if stream.settled and stream.server is not None and stream.server.dialled is not None
         }
-
-    def begun_head(self) -> int | None:
-        """Return which head a client has begun with and not ended, or TLS before the first: nobody can decide on it."""
-        front = self.client.codec
-        if front is None:
-            return 0
-        if isinstance(front, FrontHttp1):
-            return front.stream_id if front.state is State.HEAD and front.buf else None
-        return front.h2_conn.highest_inbound_stream_id + 1 if front.h2_conn.incoming_buffer.in_fields() else None
 
     def is_unspoken(self) -> bool:
         """Whether a client without ALPN, which those of HTTP have, has said nothing since its handshake."""
@@ -421,15 +413,15 @@ class HttpRouter:
             return False
         return server.link.full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
 
-    def pause(self) -> None:
-        """Read only from those whose bytes can leave on the other side."""
-        self.stinted = False
+    def balance(self) -> int | None:
+        """Read only from those whose bytes can leave on the other side.
+
+        Returns which head a client has begun with and not ended, or TLS before the first: nobody can decide on it.
+        """
+        self.stinted, head = False, None
         client, front = self.client.link, self.client.codec
         http2, paused = isinstance(front, FrontHttp2), False
-        for server in self.servers:
-            link, back = server.link, server.codec
-            if link is None:
-                continue
+        for link, back in [(server.link, server.codec) for server in self.servers if server.link is not None]:
             paused = paused or link.full
             if isinstance(back, BackHttp1) and back.stream_id is not None:
                 stuck = client.full or (http2 and self.stuck_in_front(back.stream_id))
@@ -437,15 +429,22 @@ class HttpRouter:
                 stuck = link.full or (http2 and self._is_stinted())
             if link.paused is not stuck:
                 link.pause(paused=stuck)
-        if not isinstance(front, FrontHttp1):
+        if front is None:
+            paused, head = client.full, 0
+        elif not isinstance(front, FrontHttp1):
             paused = client.full  # it asks and doesn't listen
+            if front.h2_conn.incoming_buffer.in_fields():
+                head = front.h2_conn.highest_inbound_stream_id + 1
         elif front.state is State.BODY or front.state is State.PIPE:
             stream = self.streams.get(front.stream_id)
             paused = paused or (stream is not None and stream.is_waiting)  # what is read now would only be kept
         else:
             paused = paused or client.full or (front.state is State.WAIT and len(front.buf) > MOST_AHEAD)
+            if front.state is State.HEAD and front.buf:
+                head = front.stream_id
         if client.paused is not paused:
             client.pause(paused=paused)
+        return head
 
     def _is_stinted(self) -> bool:
         """Whether there is less room than a server has credit for, and nothing that it sends could leave."""

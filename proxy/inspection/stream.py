@@ -9,7 +9,6 @@ connection. What comes for a request that waits is queued (`proxy.inspection.rou
 """
 
 from collections import deque
-from collections.abc import Generator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -28,14 +27,15 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.gate.block_page import page_head
-from proxy.inspection.ends import ClientEnded, Failure, Revoked, next_key
+from proxy.inspection.ends import Failure, Revoked, next_key
+from proxy.inspection.http1 import ClientEnded
 from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
 from proxy.inspection.stages.stage import Stopped
 from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState
 from proxy.inspection.tls import HTTP2
-from proxy.inspection.upstream_proxy import answered_by_proxy
-from proxy.inspection.websocket import POLICY, REVOKED, Switched, agrees, close_frame
+from proxy.inspection.upstream_proxy import answered_by_proxy, asked_of_proxy
+from proxy.inspection.websocket import POLICY, REVOKED, Steps, Switched, close_frame
 from proxy.request.messages import (
     GO_ON,
     MOST_INFORMATIONAL,
@@ -48,9 +48,12 @@ from proxy.request.messages import (
 )
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 from proxy.request.request_head import may_trail, size_of, values
+from proxy.request.websocket_handshake import agrees
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
@@ -60,8 +63,6 @@ if TYPE_CHECKING:
     from proxy.inspection.stages.held_body import Held
     from proxy.inspection.stages.stage import RequestPart, ResponsePart
 
-type Steps = Generator[object, None, None]
-
 WAIT: Final = object()  # what a request yields that waits for a decision or a connection
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
@@ -69,6 +70,7 @@ _GAVE_NONE: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
+_LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
 _NO_BODY: Final = "a body came with a response that has none"
 
 
@@ -100,8 +102,13 @@ class Stream:
         self._may_ask_again = False
 
     def handle(self, event: "Event") -> Steps | None:
-        """Do what there is to do about an event, or return what takes long or waits."""
+        """Do what there is to do about an event, behind what it waits for; returns what takes long or waits."""
         kind = type(event)
+        if self.waiting is not None:
+            if self.undecided and kind in _LEAVES:
+                self.session.approvals.leave(self.request.key)  # itself it hears only when it is decided
+            self.queue.append(event)
+            return None
         if kind in OF_RESPONSE:
             name = OF_RESPONSE[kind].get(self.response_state)
         elif kind in OF_REQUEST:
@@ -117,10 +124,6 @@ class Stream:
     def is_waiting(self) -> bool:
         """Whether nothing of the request can leave yet: it waits for its decision, or for a connection."""
         return self.undecided or self.waiting is not None
-
-    def is_of(self, flows: frozenset[str]) -> bool:
-        """Whether this is one of these requests, and was allowed."""
-        return self.settled and self.request.key in flows
 
     # --- sending ---
 
@@ -144,8 +147,12 @@ class Stream:
             return None
         return parts
 
+    def to_server(self, event: "HttpEvent") -> None:
+        """Send a part of the request."""
+        self.http.send_to_server(self.server, event)
+
     def _stop_server(self, why: str) -> None:
-        self.http.send_to_server(self.server, RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL))
+        self.to_server(RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL))
 
     # --- the request ---
 
@@ -158,7 +165,6 @@ class Stream:
         request = self.request = RequestContext(next_key(), head, body=body)
         yield from self._decide()
         if self.settled:
-            self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
             yield from self._begin()
         elif request.held is not None and self.request_state is RequestState.HEAD:
             self._held = request.held
@@ -171,14 +177,14 @@ class Stream:
         self.undecided = True  # and until it is there, no more is read than fits
         if request.head.size > LONG_HEAD:
             yield from look_ahead(self.session, request)
-        if not self.http.driver.decide(self):
+        if not self.http.decide(self):
             yield WAIT
         self.undecided = False
         if self.queue and any(type(event) is RequestProtocolError for event in self.queue):  # its client has left
             self.session.complete(request, None, Outcome.FAILED)
             self.session.abandon(request)
             self.to_client(ResponseProtocolError(self.stream_id, "killed", ErrorCode.KILL))
-            self.be_over()
+            self.leave()
         elif request.refusal is not None:
             if self._is_whole() or not request.reads_on:
                 self._answer(request.refusal)
@@ -186,6 +192,7 @@ class Stream:
                 self.request_state = RequestState.SINK
         elif request.addresses is not None:
             self.settled = True
+            self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
 
     def state_hold(self, event: "RequestPart") -> Steps:
         """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
@@ -198,7 +205,6 @@ class Stream:
             yield from held.judge_ahead(self.session)
             yield from self._decide()
             if self.settled:
-                self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
                 yield from self._begin()  # and while its server is dialled it counts as held still
                 for one in list(held.events):
                     if self.request_state is RequestState.BODY:
@@ -249,6 +255,8 @@ class Stream:
         head = request.head
         for stage in request.senders:
             head = stage.request_head(head)
+        if server.relayed:
+            head = asked_of_proxy(head, server.place, server.login)
         self.http.send_to_server(server, RequestHeaders(self.stream_id, head, self._bodiless))
         if self.request_state is RequestState.DONE:  # which it is of what is sent again
             self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))
@@ -282,7 +290,7 @@ class Stream:
         if request.by is not None:  # since it came: it may have waited for its connection, or for another turn
             self.cut_off(REVOKED)
             return None
-        self.http.send_to_server(self.server, event)
+        self.to_server(event)
         if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
             self.http.drop(self)
         return None
@@ -291,7 +299,7 @@ class Stream:
         parts = yield from self.through_stages(event)
         if parts is not None:
             for part in parts:
-                self.http.send_to_server(self.server, part)
+                self.to_server(part)
             if self.request_state is RequestState.DONE and self.response_state is ResponseState.DONE:
                 self.http.drop(self)
 
@@ -309,7 +317,7 @@ class Stream:
         request, response, server = self.request, event.response, self.server
         assert server is not None
         if server.relayed:
-            answer = answered_by_proxy(response, server)
+            answer = answered_by_proxy(response, server.dialled, server.login)
             if isinstance(answer, str):
                 self.http.driver.reset(server, at_once=True)
                 self._fail(Reason.UPSTREAM_FAILED, answer)
@@ -325,8 +333,7 @@ class Stream:
             length = checked_length(request.head.method, response)
         except ValueError as problem:
             self._stop_server(str(problem))
-            detail = Unreadable(f"the server's response can't be passed on: {problem}")
-            self._fail(Reason.UPSTREAM_FAILED, detail)
+            self._fail(Reason.UPSTREAM_FAILED, Unreadable(f"the server's response can't be passed on: {problem}"))
             return
         if response.status < HTTPStatus.OK:
             self._announce(response)
@@ -347,8 +354,7 @@ class Stream:
             self._stop_server(detail)
             self._fail(Reason.UPSTREAM_FAILED, detail)
             return
-        http10 = self.request.head.version == b"HTTP/1.0"
-        if http10 or (response.status == HTTPStatus.CONTINUE and self._has_leave):
+        if self.request.head.version == b"HTTP/1.0" or (response.status == HTTPStatus.CONTINUE and self._has_leave):
             return
         if self.request.may_receive(size_of(response.fields)):
             self.to_client(ResponseHeaders(self.stream_id, announced(response)))
@@ -401,19 +407,14 @@ class Stream:
     def state_switch(self, event: ResponseEndOfMessage) -> None:
         """Go on with what nobody reads, but for where frames begin, and for the stages of what leaves."""
         assert self.response
-        self.websocket = Switched(self, self.response)
+        self.websocket = Switched(self, self.http.driver, self.response)
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
         self.to_client(event)
 
-    def state_pass_up(self, event: "RequestData | RequestEndOfMessage") -> Steps:
-        """Pass on what comes from the client."""
+    def state_pass(self, event: RequestData | RequestEndOfMessage | ResponseData | ResponseEndOfMessage) -> Steps:
+        """Pass on what comes from either side."""
         assert self.websocket is not None
-        return self.websocket.pass_up(event)
-
-    def state_pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> Steps:
-        """Pass on what comes from the server."""
-        assert self.websocket is not None
-        return self.websocket.pass_down(event)
+        return self.websocket.pass_on(event)
 
     # --- how it ends ---
 
@@ -440,9 +441,8 @@ class Stream:
         else:
             self.session.left(self.request)
             if self.request_state in (RequestState.BODY, RequestState.DONE):
-                self.http.send_to_server(self.server, event)
-        self.be_over()
-        self.http.drop(self)
+                self.to_server(event)
+        self.leave()
         return None
 
     def _stop(self, stopped: Stopped) -> None:
@@ -486,14 +486,14 @@ class Stream:
     def _finish(self) -> None:
         """Leave this request alone from now on; HTTP/1 can't skip the rest of it without its connection."""
         close = self.client.alpn != HTTP2 and not self._is_whole()
-        self.be_over()
-        self.http.drop(self)
+        self.leave()
         if close:
             self.http.driver.close(self.client)
 
-    def be_over(self) -> None:
-        """Take no note of what still comes."""
+    def leave(self) -> None:
+        """Take no note of what still comes: it is over."""
         self.request_state, self.response_state = RequestState.OVER, ResponseState.OVER
+        self.http.drop(self)
 
     def _is_whole(self) -> bool:
         """Whether no more of the request is to come."""

@@ -14,7 +14,8 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.ends import ClientEnded, Revoked
+from proxy.inspection.ends import Revoked
+from proxy.inspection.http1 import ClientEnded
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 
 
@@ -44,7 +45,7 @@ class ResponseState(Enum):
 
 _LATE: Final = {RequestState.SINK: "state_sink", RequestState.OVER: "ignore"}
 _BODY: Final = {RequestState.BODY: "state_request_body", RequestState.HOLD: "state_hold"}
-_PIPE: Final = {RequestState.PIPE: "state_pass_up"}
+_PIPE: Final = {RequestState.PIPE: "state_pass"}
 
 # What `Stream` does about an event; where nothing is said, it can't come
 OF_REQUEST: Final[dict[type, dict[RequestState, str]]] = {
@@ -57,9 +58,9 @@ _OVER: Final = {ResponseState.OVER: "ignore"}
 _ANSWER: Final = {ResponseState.BODY: "state_response_body"} | _OVER
 OF_RESPONSE: Final[dict[type, dict[ResponseState, str]]] = {
     ResponseHeaders: {ResponseState.HEAD: "state_response_head"} | _OVER,
-    ResponseData: {ResponseState.PIPE: "state_pass_down"} | _ANSWER,
+    ResponseData: {ResponseState.PIPE: "state_pass"} | _ANSWER,
     ResponseTrailers: _ANSWER,
-    ResponseEndOfMessage: {ResponseState.PIPE: "state_pass_down", ResponseState.SWITCH: "state_switch"} | _ANSWER,
+    ResponseEndOfMessage: {ResponseState.PIPE: "state_pass", ResponseState.SWITCH: "state_switch"} | _ANSWER,
 }
 OTHERS: Final[dict[type, str]] = {
     RequestProtocolError: "handle_protocol_error",

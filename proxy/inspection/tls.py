@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.certificates.leaves import Leaf, Leaves
-    from proxy.inspection.ends import Ends, Far, Near
+    from proxy.inspection.ends import Far, Near
     from proxy.inspection.session import Session
     from proxy.request.messages import Place
     from proxy.secrets import Identity
@@ -217,6 +217,15 @@ class Spoken:
         return group
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What TLS is ended with on both sides."""
+
+    near: NearContexts
+    far: FarContexts
+    spoken: Spoken
+
+
 def distrust(connection: SSL.Connection) -> str:
     """Return what is wrong with the peer's certificate; empty: nothing, X509_V_OK (SSL_get_verify_result(3))."""
     result = LIB.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
@@ -281,7 +290,7 @@ _bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
 class Tls:
     """One TLS connection inside one TCP connection."""
 
-    def __init__(self, session: "Session", ends: "Ends", connection: "Near | Far", tls: SSL.Connection) -> None:
+    def __init__(self, session: "Session", ends: Ends, connection: "Near | Far", tls: SSL.Connection) -> None:
         self._session = session
         self._spoken = ends.spoken
         self._connection = connection
@@ -309,7 +318,8 @@ class Tls:
                 self._fail(result)
             except SSL.Error as error:
                 problem = self.failed(error)
-        return problem, self._outgoing()
+        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+        return problem, self._outgoing(size) if size > 0 else b""
 
     def failed(self, error: SSL.Error) -> str:
         """Return why TLS failed, and note it where it matters."""
@@ -366,10 +376,9 @@ class Tls:
         size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
         return _contents(_BUFFER, size)[:] if 0 < size < _PIECE else self._outgoing(size)
 
-    def _outgoing(self, size: int = 0) -> bytes:
+    def _outgoing(self, size: int) -> bytes:
         """Return all that is to be sent to the peer; `size` bytes of it are in the buffer already."""
         bio, pieces = self.tls._from_ssl, []  # noqa: SLF001
-        size = size or _bio_read(bio, _BUFFER, _PIECE)
         while size > 0:
             pieces.append(_contents(_BUFFER, size)[:])
             size = _bio_read(bio, _BUFFER, _PIECE) if size == _PIECE else 0
@@ -384,7 +393,7 @@ class Tls:
 class NearTls(Tls):
     """TLS with a task's client, under a leaf for the host that it wants."""
 
-    def __init__(self, session: "Session", ends: "Ends", client: "Near", host: str, sni: str | None) -> None:
+    def __init__(self, session: "Session", ends: Ends, client: "Near", host: str, sni: str | None) -> None:
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
         offer = ends.spoken.offer(session.place)
         super().__init__(session, ends, client, ends.near.connection(host, offer))
@@ -406,7 +415,7 @@ class NearTls(Tls):
 class FarTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
-    def __init__(self, session: "Session", ends: "Ends", client: "Near", server: "Far") -> None:
+    def __init__(self, session: "Session", ends: Ends, client: "Near", server: "Far") -> None:
         place = session.place
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         self._http2 = client.alpn == HTTP2

@@ -15,7 +15,7 @@ from rules.settings import Scheme, Via
 
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
-    from proxy.inspection.ends import Far
+    from proxy.dialing.proxy_auth import Login
     from proxy.inspection.stages.request_context import Ruling
     from proxy.request.messages import Place, ResponseHead
 
@@ -40,23 +40,23 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[
     return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
 
 
-def asked_of_proxy(head: Head, place: "Place", server: "Far") -> Head:
-    """Return a request's head as the proxy is sent it."""
+def asked_of_proxy(head: Head, place: "Place", login: "Login | None") -> Head:
+    """Return a request's head as the proxy is sent it; `login` is ours there."""
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
         for name, value in head.fields
         if name.lower() not in _PROXYS
     )
-    if server.login is not None:
-        fields = (*fields, (b"Proxy-Authorization", credentials(server.login)))
+    if login is not None:
+        fields = (*fields, (b"Proxy-Authorization", credentials(login)))
     path = b"" if head.path == b"*" else head.path  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
     return Head(head.version, head.method, b"http", place.authority, path, fields)
 
 
-def answered_by_proxy(response: "ResponseHead", server: "Far") -> "ResponseHead | str":
+def answered_by_proxy(response: "ResponseHead", proxy: "Hop | None", login: "Login | None") -> "ResponseHead | str":
     """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
     if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return f"the proxy `{server.dialled}`: {unwelcome(server.login)}"
-    if server.login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
-        return f"the proxy `{server.dialled}`: it answered {response.status} itself"
+        return f"the proxy `{proxy}`: {unwelcome(login)}"
+    if login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
+        return f"the proxy `{proxy}`: it answered {response.status} itself"
     return response._replace(fields=tuple(field for field in response.fields if field[0].lower() not in _PROXYS))

@@ -1,68 +1,32 @@
-"""WebSocket over HTTP/1.1 (RFC 6455 section 4): checks the handshake. Requests may switch to nothing else.
+"""WebSocket over HTTP/1.1 (RFC 6455) behind its handshake. Requests may switch to nothing else.
 
-What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. So
-nothing but a handshake that both sides have agreed on as the RFC has it may begin one: a request that only one side
-takes for a handshake is how requests are hidden from a gate. And nothing but a client's frames may follow: a server
-behind the one that was asked can agree to what neither goes on to speak.
+What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. Nothing
+but a client's frames may follow: a server behind the one that was asked can agree to what neither goes on to speak.
 """
 
-import base64
-import binascii
-import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
 
-from proxy.request.request_head import values
 from proxy.request.websocket_frames import CLOSE, FIN, MOST_CONTROL, ClientFrames, Frames, NotFrames
+from proxy.request.websocket_handshake import SWITCHING, is_extended
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from mitmproxy.proxy.layers.http._base import HttpEvent
+
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.stream import Steps, Stream
-    from proxy.request.messages import ResponseHead
-    from proxy.request.request_head import HasFields, Head
+    from proxy.inspection.ends import Driver, Far, Near
+    from proxy.inspection.session import Session
+    from proxy.inspection.stages.request_context import RequestContext
+    from proxy.inspection.stages.stage import RequestPart
+    from proxy.request.request_head import HasFields
 
 REVOKED: Final = "the rules don't let it out any more"
 _AT_ONCE: Final = 4096  # bytes that are followed in one slice
 POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 section 7.4.1)
-
-_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
-_KEY_SIZE: Final = 16  # bytes
-_SWITCHING: Final = 101
-_EXTENSIONS: Final = b"sec-websocket-extensions"
-
-
-def is_handshake(head: "Head", *, body: bool) -> bool:
-    """Whether a request is a client's opening handshake (RFC 6455 section 4.1)."""
-    return (
-        head.version == b"HTTP/1.1"
-        and head.method == b"GET"
-        and not body
-        and [value.lower() for value in values(head, b"upgrade")] == ["websocket"]
-        and "upgrade" in _options(values(head, b"connection"))
-        and values(head, b"sec-websocket-version") == ("13",)
-        and _accept(values(head, b"sec-websocket-key")) is not None
-    )
-
-
-def agrees(head: "Head", answer: "ResponseHead") -> bool:
-    """Whether a response agrees to the handshake in `head` (RFC 6455 section 4.2.2)."""
-    wanted = _accept(values(head, b"sec-websocket-key"))
-    return (
-        answer.status == _SWITCHING
-        and bool(values(head, b"upgrade"))
-        and wanted is not None
-        and [value.lower() for value in values(answer, b"upgrade")] == ["websocket"]
-        and "upgrade" in _options(values(answer, b"connection"))
-        and values(answer, b"sec-websocket-accept") == (wanted,)
-        and (not is_extended(answer) or is_extended(head))
-    )
-
-
-def is_extended(head: "HasFields") -> bool:
-    """Whether a request offers extensions, or a response agrees to some (RFC 6455 section 9)."""
-    return bool(values(head, _EXTENSIONS))
 
 
 def close_frame(code: int, reason: str) -> bytes:
@@ -71,20 +35,53 @@ def close_frame(code: int, reason: str) -> bytes:
     return bytes([FIN | CLOSE, len(payload)]) + payload
 
 
+type Steps = Generator[object, None, None]  # None: a turn may end there
+
+
+class Exchange(Protocol):
+    """The request that has become a WebSocket (`proxy.inspection.stream`)."""
+
+    session: "Session"
+    request: "RequestContext"
+    client: "Near"
+    server: "Far | None"
+
+    def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
+        """Return what is sent in place of a part; None: it has ended."""
+
+    def to_client(self, event: "HttpEvent") -> None:
+        """Send what comes from the server."""
+
+    def to_server(self, event: "HttpEvent") -> None:
+        """Send what comes from the client."""
+
+    def cut_off(self, why: str = ...) -> None:
+        """End it on both sides."""
+
+    def leave(self) -> None:
+        """Forget it: it is over."""
+
+
 class Switched:
     """A request that has become a WebSocket: bytes in both directions, counted, until one side ends."""
 
-    __slots__ = ("_half_ended", "_request", "answered", "said")
+    __slots__ = ("_driver", "_half_ended", "_request", "answered", "said")
 
-    def __init__(self, request: "Stream", answer: "HasFields") -> None:
+    def __init__(self, request: Exchange, driver: "Driver", answer: "HasFields") -> None:
         """`answer`: the head of the response that agreed to it."""
         self._request = request
+        self._driver = driver
         self._half_ended = False  # one side has ended, and the other one hasn't
         self.said = ClientFrames(extended=is_extended(answer))  # by its client
         self.answered = Frames()  # by its server
 
-    def pass_up(self, event: "RequestData | RequestEndOfMessage") -> "Steps":
-        """Pass on what comes from the client."""
+    def pass_on(self, event: "RequestData | RequestEndOfMessage | ResponseData | ResponseEndOfMessage") -> Steps:
+        """Pass on what comes from the client, or from the server."""
+        if isinstance(event, RequestData | RequestEndOfMessage):
+            return self._pass_up(event)
+        return self._pass_down(event)
+
+    def _pass_up(self, event: RequestData | RequestEndOfMessage) -> Steps:
         request = self._request
         end = isinstance(event, RequestEndOfMessage)
         data = b"" if isinstance(event, RequestEndOfMessage) else event.data
@@ -103,12 +100,11 @@ class Switched:
             return
         for part in parts:
             if isinstance(part, RequestData):
-                request.http.send_to_server(request.server, part)
+                request.to_server(part)
         if end:
             self._end(from_client=True)
 
-    def pass_down(self, event: "ResponseData | ResponseEndOfMessage") -> "Steps":
-        """Pass on what comes from the server."""
+    def _pass_down(self, event: ResponseData | ResponseEndOfMessage) -> Steps:
         request = self._request
         if isinstance(event, ResponseEndOfMessage):
             self._end(from_client=False)
@@ -128,7 +124,7 @@ class Switched:
         In the clear a side may end first and still receive: a WebSocket's last frame is often the other side's.
         """
         request, context = self._request, self._request.request
-        server, driver, session = request.server, request.http.driver, request.session
+        server, driver, session = request.server, self._driver, request.session
         assert server is not None
         ended, other = (request.client, server) if from_client else (server, request.client)
         if not self._half_ended and not ended.cut and not session.place.tls:
@@ -140,9 +136,8 @@ class Switched:
                 session.left(context)
             else:
                 session.complete(context, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
-        session.complete(context, _SWITCHING)
-        request.be_over()
-        request.http.drop(request)
+        session.complete(context, SWITCHING)
+        request.leave()
         if ended.cut:
             driver.reset(other)
         else:
@@ -155,20 +150,3 @@ def _following(frames: Frames, data: bytes) -> "Sliced[None]":
     for at in range(0, len(data), _AT_ONCE):
         frames.follow(data[at : at + _AT_ONCE])
         yield
-
-
-def _accept(keys: tuple[str, ...]) -> str | None:
-    """Return what a server says to a client's key; None: there is not one, and of 16 bytes."""
-    if len(keys) != 1:
-        return None
-    try:
-        key = keys[0].encode("ascii")
-        if len(base64.b64decode(key, validate=True)) != _KEY_SIZE:
-            return None
-    except (UnicodeEncodeError, binascii.Error):
-        return None
-    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
-
-
-def _options(fields: tuple[str, ...]) -> list[str]:
-    return [option.strip().lower() for value in fields for option in value.split(",")]

@@ -38,6 +38,7 @@ _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some read a leading zero as octal
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
 _CHUNKED = b"chunked"
+_FRAMING_SIZES: Final = frozenset({len(b"content-length"), len(b"transfer-encoding")})  # few other names have them
 _LONGEST_OFFER: Final = 64
 _ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
 
@@ -125,7 +126,7 @@ def read(head: Head, *, tls: bool) -> Asked:
     if b"#" in head.path:
         raise Unclear("a request target has no fragment")
     found = _collect(head.fields)
-    _body_size(head.version, found)
+    body_size(head)
     hosts = found.get(b"host", [])
     spelled = _one_authority(head.authority, hosts, http1=http1)
     host, port = read_authority(spelled, TLS_PORT if tls else HTTP_PORT)
@@ -160,11 +161,26 @@ def too_costly(head: Head) -> str:
 
 
 def body_size(head: Head) -> int | None:
-    """Return how long the body of an HTTP/1 request is, None if its chunks say so; raises Unclear."""
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in head.fields:
-        found.setdefault(name.lower(), []).append(value)
-    return _body_size(head.version, found)
+    """Return how long a request's body is, None if its chunks say so.
+
+    Raises Unclear for two places to find its end (RFC 9112 section 6.3). HTTP/2 has an end of its own, too.
+    """
+    framing = [(name.lower(), value) for name, value in head.fields if len(name) in _FRAMING_SIZES]
+    lengths = [value for name, value in framing if name == b"content-length"]
+    codings = [value for name, value in framing if name == b"transfer-encoding"]
+    if codings:
+        if lengths:
+            raise Unclear("the request has both a Content-Length and a Transfer-Encoding")
+        if head.version != b"HTTP/1.1":
+            raise Unclear("only HTTP/1.1 has a Transfer-Encoding")
+        if len(codings) > 1 or codings[0].lower() != _CHUNKED:
+            raise Unclear("the Transfer-Encoding is not `chunked`")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise Unclear("the Content-Length is not one number")
+    return int(lengths[0])
 
 
 def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address", int]:
@@ -314,24 +330,6 @@ def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
     match = _AUTHORITY.fullmatch(spelled)
     host = match[1].lower() if match else b""
     return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in suspects)
-
-
-def _body_size(version: bytes, found: dict[bytes, list[bytes]]) -> int | None:
-    """Return a body's length, None if chunks say it; refuses two places to find its end (RFC 9112 section 6.3)."""
-    lengths, codings = found.get(b"content-length", []), found.get(b"transfer-encoding", [])
-    if codings:
-        if lengths:
-            raise Unclear("the request has both a Content-Length and a Transfer-Encoding")
-        if version != b"HTTP/1.1":
-            raise Unclear("only HTTP/1.1 has a Transfer-Encoding")
-        if len(codings) > 1 or codings[0].lower() != _CHUNKED:
-            raise Unclear("the Transfer-Encoding is not `chunked`")
-        return None
-    if not lengths:
-        return 0
-    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
-        raise Unclear("the Content-Length is not one number")
-    return int(lengths[0])
 
 
 def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:

@@ -42,7 +42,7 @@ from test_inspection_websocket import (  # noqa: F401 - run again
 )
 
 from proxy.inspection.router import HttpRouter
-from proxy.inspection.stream import Stream
+from proxy.inspection.websocket import Switched
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +76,14 @@ def test_a_server_that_is_gone_before_its_request_is_sent_has_failed(gate, origi
 def test_a_client_s_reset_behind_its_end_cuts_its_server_off(gate, origins, monkeypatch):
     """What came before that end is put off, and dropped: the server mustn't take what it got for all there was."""
     came, begun = [], []
-    real = Stream.state_pass_up
+    real = Switched._pass_up
 
-    def endless(stream, event):
+    def endless(websocket, event):
         if not getattr(event, "data", b""):
             begun.append(event)
             while True:
                 yield
-        yield from real(stream, event)
+        yield from real(websocket, event)
 
     def answer(connection, _head):
         connection.sendall(written("HTTP/1.1 101 Switching Protocols", AGREED).encode())
@@ -94,7 +94,7 @@ def test_a_client_s_reset_behind_its_end_cuts_its_server_off(gate, origins, monk
         except ConnectionResetError:
             came.append("a reset")
 
-    monkeypatch.setattr(Stream, "state_pass_up", endless)
+    monkeypatch.setattr(Switched, "_pass_up", endless)
     place = site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
     connection = opened(place)
     until(connection, b"\r\n\r\n")

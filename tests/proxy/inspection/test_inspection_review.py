@@ -14,6 +14,7 @@ from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
 from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.judging import standing
+from proxy.inspection.router import HttpRouter
 from proxy.inspection.stream import Stream
 from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
@@ -190,7 +191,7 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
         (one,) = gate.inspection._engine._connections.values()
         one._http.stinted = True  # as where there was too little room for what it had brought
         one.tick(one._last)
-        paused.append([link.paused for link in one._links])
+        paused.append([link.paused for link in one.links])
 
     with place.connect() as connection:
         post(place, connection)
@@ -217,10 +218,12 @@ def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, o
     assert came == ["a reset"]
 
 
-@pytest.mark.parametrize("step", ["_drop_steps", "_leave_servers"])
+@pytest.mark.parametrize(
+    "step", [(HttpRouter, "drop_all"), (InspectedConnection, "_leave_servers")], ids=["steps", "servers"]
+)
 def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch, slowly, step):
     came = []
-    real = getattr(InspectedConnection, step)
+    real = getattr(*step)
 
     def answer(connection, _head):
         try:
@@ -236,7 +239,7 @@ def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch
     connection = place.connect()
     post(place, connection)
     assert slowly.begun.wait(30)
-    monkeypatch.setattr(InspectedConnection, step, broken)
+    monkeypatch.setattr(*step, broken)
     cut_off(connection)
     wait_for(lambda: came and gate.events("request.completed"))
     assert came == ["a reset"]

@@ -65,7 +65,9 @@ def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
     refused = []
     client = Near(Place(HostName("good.example"), 443, tls=True))
     client.codec = FrontHttp1(tls=True)
-    router = HttpRouter(client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), Room(list), None)
+    router = HttpRouter(
+        client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), Room(list), None, None
+    )
     router.todo.extend([(router.receive, (client, b"GET / HT")), (router.refuse_silent, ())])
     assert router.work(math.inf)
     assert refused == []

@@ -11,10 +11,10 @@ import pytest
 from inspection_clients import cut_off, rest, until, wait_for
 from inspection_harness import site
 
-from proxy.inspection.websocket import agrees, is_handshake
 from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
 from proxy.request.websocket_frames import Frames
+from proxy.request.websocket_handshake import agrees, is_handshake
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

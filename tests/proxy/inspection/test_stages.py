@@ -58,8 +58,8 @@ def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twic
 def test_a_held_request_whose_client_left_while_it_was_decided_is_over_and_recorded():
     abandoned = []
     session = SimpleNamespace(complete=lambda *_: None, abandon=abandoned.append)
-    driver = SimpleNamespace()
-    router = SimpleNamespace(session=session, client=None, driver=driver, send_to_client=lambda _event: None)
+    dropped = []
+    router = SimpleNamespace(session=session, client=None, send_to_client=lambda _event: None, drop=dropped.append)
     stream = Stream(router, 1)
 
     def decide(stream):
@@ -67,8 +67,8 @@ def test_a_held_request_whose_client_left_while_it_was_decided_is_over_and_recor
         stream.queue.append(RequestProtocolError(1, "reset", ErrorCode.CANCEL))
         return True
 
-    driver.decide = decide
+    router.decide = decide
     head = Head(b"HTTP/2.0", b"POST", b"", b"", b"/", ())
     assert list(stream.state_request_head(RequestHeaders(1, head, end_stream=False))) == []
     assert (stream.request_state, stream.response_state) == (RequestState.OVER, ResponseState.OVER)
-    assert abandoned == [stream.request]
+    assert (abandoned, dropped) == ([stream.request], [stream])
