@@ -160,4 +160,4 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	  pyproject.toml -o requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis proxy/compiled/relay.so enforcer/sandbox/compiled/player
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis proxy/compiled/relay.so enforcer/sandbox/compiled/exeat-init

@@ -29,8 +29,9 @@ from mitmproxy.proxy import commands, events, layer, layers, mode_specs
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from proxy.certificates.system_bundles import bundle_path
 from proxy.gate.block_page import Refusal, page, page_head
-from proxy.inspection.standalone import Desk, Visitor, bundle_path, kill, streaming, too_long_to_refuse
+from proxy.inspection.standalone import Desk, Visitor, kill, streaming, too_long_to_refuse
 from proxy.request.messages import checked_length
 from proxy.request.mitmproxy_messages import head_of, response_head_of, response_of
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority

@@ -32,7 +32,7 @@ def main() -> int:
     if made := os.environ.get(_SANITIZED):
         return _inside(made, minutes)
     with tempfile.TemporaryDirectory() as directory:
-        if status := _playing(directory):
+        if status := _test_init(directory):
             return status
         made = os.path.join(directory, "relay.so")
         if problem := compile_c([library.SOURCE], made, (*_FLAGS, f'-DEXEAT_SOURCE="{library.digest()}"')):
@@ -40,13 +40,13 @@ def main() -> int:
         return _run(["-m", "tests.sanitize", minutes], made)
 
 
-def _playing(directory: str) -> int:
+def _test_init(directory: str) -> int:
     """Run the tests of how a task begins, each of whose steps fails once, and see what was found in its processes.
 
     They say so in files, for what they write to their standard error is the task's; and they have no variables, so what
     the sanitizer is to do is compiled in.
     """
-    made, options = os.path.join(directory, "player"), os.path.join(directory, "options.c")
+    made, options = os.path.join(directory, "exeat-init"), os.path.join(directory, "options.c")
     found = os.path.join(directory, "found")
     said = ("asan", f"detect_leaks=0:log_path={found}"), ("ubsan", f"log_path={found}")
     Path(options).write_text("".join(_OPTIONS.format(*each) for each in said), encoding="ascii")
@@ -56,7 +56,7 @@ def _playing(directory: str) -> int:
     words = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/enforcer/sandbox/test_task_start_steps.py"]
     status = subprocess.run(words, env={**os.environ, _SANITIZED: made}).returncode
     told = [file.read_text() for file in Path(directory).glob("found*")]
-    print(*told, f"{len(told)} processes that play have said something", sep="\n")
+    print(*told, f"{len(told)} init processes have reported something", sep="\n")
     return status or bool(told)
 
 

@@ -16,7 +16,7 @@ from enforcer.limits import host_limits
 from enforcer.limits.host_limits import try_limit
 from enforcer.policy import rule_files, run_request
 from enforcer.policy.rule_files import SYSTEM
-from enforcer.sandbox import devices, identity, landlock, mount_plan, namespaces, seccomp
+from enforcer.sandbox import devices, identity, landlock, namespaces, seccomp
 from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
 from enforcer.sandbox.init import compiled as compiled_init
 from enforcer.sandbox.mount_steps import UNMASK
@@ -27,6 +27,7 @@ from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, cache_directory, journal_directory, make_private, state_directory
 from proxy.certificates.authority import existing
+from proxy.certificates.system_bundles import BUNDLES
 from proxy.compiled.library import load
 from proxy.wire import strict_json
 
@@ -90,7 +91,7 @@ def _try_machine() -> str:
 
 
 def _try_system_roots() -> str:
-    found = next((path for path in mount_plan.BUNDLES if os.path.isfile(path)), "")
+    found = next((path for path in BUNDLES if os.path.isfile(path)), "")
     return _seen(found or "none of the usual bundles", works=bool(found))
 
 

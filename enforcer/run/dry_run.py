@@ -19,6 +19,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import bounded
 from enforcer.system import linux, state
 from enforcer.worker import confinement, credentials, trust
+from proxy.certificates.system_bundles import BUNDLES
 from rules.problems import printable
 from rules.sandbox import BoxUser, WorkspaceMode
 
@@ -115,7 +116,7 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 
 def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
-    variables = environment.build(os.environ, who, mount_plan.BUNDLES[0], wanted.env, wanted.box)
+    variables = environment.build(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
     yield f"call its host {sandbox_spec.hostname_of(wanted)}"
     yield f"give it the variables {', '.join(sorted(variables))}"
     yield f"work in {wanted.workspace}"

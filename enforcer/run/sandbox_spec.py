@@ -20,6 +20,7 @@ from enforcer.worker import confinement, trust
 from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
 from enforcer.workspace.written_places import Workspace
+from proxy.certificates.system_bundles import BUNDLES
 from rules.sandbox import BoxUser
 
 
@@ -109,7 +110,7 @@ def compose(
     steps = steps_of(who, wanted, own, shown)
     program = task_start.Program(
         wanted.argv,
-        environment.build(os.environ, who, mount_plan.BUNDLES[0], wanted.env, wanted.box),
+        environment.build(os.environ, who, BUNDLES[0], wanted.env, wanted.box),
         wanted.workspace,
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),

@@ -70,9 +70,9 @@ def kept_files() -> set[int]:
     return {file for _, file in _kept.values()}
 
 
-SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "player.c")
-PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "player")
-_SOURCE: Final = re.compile(rb"player\.c ([0-9a-f]{64})")  # what it says that it was compiled of
+SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat_init.c")
+PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat-init")
+_SOURCE: Final = re.compile(rb"exeat_init\.c ([0-9a-f]{64})")  # SHA-256 of the source that it was compiled from
 _NAME: Final = "exeat-init"
 _AHEAD: Final = 32  # programs, no more: what is said of more fits into no channel, and both ends would wait
 

@@ -1,4 +1,4 @@
-"""Executes programs of system calls in Python, where `compiled/player.c` isn't compiled; both do the same.
+"""Executes programs of system calls in Python, where `compiled/exeat_init.c` isn't compiled; both do the same.
 
 In a process that was forked from who made the sandbox: what it has of that one's memory nobody of the task's can read.
 """

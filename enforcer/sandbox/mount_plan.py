@@ -47,6 +47,7 @@ from enforcer.sandbox.system_paths import (
     refuse_write,
 )
 from enforcer.system.errors import HostError, UsageError
+from proxy.certificates.system_bundles import BUNDLES
 
 _OWN_SYSTEM = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
 
@@ -133,15 +134,6 @@ _SYS_HIDDEN: Final = (
     "sunrpc/transports",
 )
 _MOST_GROUPS: Final = 4  # of IPv4 multicast, that one socket is in
-# Every place where a distribution keeps its bundle of roots (golang.org/src/crypto/x509/root_linux.go).
-BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 # Where distributions have their JDKs look (ca-certificates-java, update-ca-trust(8)), and where any other is sent.
 JAVA_STORES = (
     "/etc/ssl/certs/java/cacerts",

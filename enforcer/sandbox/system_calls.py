@@ -1,15 +1,19 @@
-"""System calls as values: programs that the runner writes and init processes execute; and call numbers.
+"""Call lists: system calls as values, which the runner writes and init processes execute; and call numbers.
 
-A program is a list of calls in their order. An argument is a number, or bytes of the program's own (what a pointer
-points to), or what a call before it has returned: its register. A call that fails ends the program and its process,
-except for errors that it lists as harmless: then it goes on further down. Beside system calls there are four others:
-`CHECK` compares what one has written, `STORE` puts a register where one will read it, `POINT` makes addresses of
-offsets, and `FORK` begins another process like this. What executes a program decides nothing (`compiled/player.c`, and
-`init_interpreter`, which does the same).
+A call list is executed in order. An argument is a number, or bytes of the list itself (what a pointer points to), or a
+register: the result of an earlier call. A call that fails ends the list and its process, unless the list names that
+error: then execution continues at a later call. There are four pseudo calls:
+
+- `CHECK` compares four bytes that a call has written.
+- `STORE` writes a register into the list's bytes.
+- `POINT` turns offsets into addresses.
+- `FORK` makes another process that executes call lists.
+
+`compiled/exeat_init.c` and `init_interpreter` execute call lists, with the same results. Neither decides anything.
 
 Numbers: Linux 6.18, arch/x86/entry/syscalls/syscall_64.tbl (the abis `common` and `64`) and scripts/syscall.tbl with
-the abis of arch/arm64/kernel/Makefile.syscalls. From 424 on every machine gives a new call the same number, syscall(2).
-To take in a newer kernel's: add its names at the end of `_COMMON`, and say in `seccomp.ALLOWED` what becomes of each.
+the abis of arch/arm64/kernel/Makefile.syscalls. From 424 on, a call has the same number on every machine: syscall(2).
+To add a newer kernel's calls, append their names to `_COMMON`, and classify each in `seccomp.ALLOWED`.
 """
 
 import errno
@@ -108,7 +112,7 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
 }
 
 
-# What both players know as well; `compiled/player.c` has the same.
+# What both players know as well; `compiled/exeat_init.c` has the same.
 HEAD: Final = struct.Struct("=HBBBxxx64s")  # calls, descriptors that come and that go, silent; their registers
 CALL: Final = struct.Struct("=IHBxHHHxx6Q")  # number, kinds, result, errors that matter nothing, where to then
 REPLY: Final = struct.Struct("=4i64q")  # what it is (EXECUTED, ENDED), and then two numbers; registers

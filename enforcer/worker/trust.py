@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from enforcer.sandbox.mount_plan import BUNDLES
 from enforcer.system import state
 from enforcer.system.errors import HostError
 from enforcer.system.processes import run_in_child
 from proxy.certificates.authority_file import FILE, fingerprint, load
+from proxy.certificates.system_bundles import BUNDLES
 from proxy.wire import strict_json
 
 _NAME = "ca.json"

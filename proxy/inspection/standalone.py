@@ -6,8 +6,6 @@ plain request. Each later request is checked against that place (invariant 3). m
 
 import asyncio
 import logging
-import os
-import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from mitmproxy.net.http.http1 import expected_http_body_size
@@ -296,20 +294,3 @@ class Visitor:
             return
         # What mitmproxy streams it goes on with when the flow is killed: what was cut would end as if it were whole
         flow.request.stream = passing(session, request, self._sever)
-
-
-# Every place where a distribution keeps its bundle (golang.org/src/crypto/x509/root_linux.go)
-BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-
-
-def bundle_path() -> str | None:
-    """Return the path of the host's bundle; None: there is none."""
-    own = ssl.get_default_verify_paths().cafile  # honours SSL_CERT_FILE
-    return next((path for path in (own, *BUNDLES) if path and os.path.isfile(path)), None)

@@ -96,7 +96,7 @@ def test_no_program_runs_but_our_own_and_the_task_s(someone, rules):
     if not someone.user:  # whom the kernel lets follow a task to where it gives everything up
         assert executed.pop() == "true"
     assert executed
-    assert {name.rstrip("0123456789.") for name in executed} <= {"exeat", "python", "player"}
+    assert {name.rstrip("0123456789.") for name in executed} <= {"exeat", "python", "exeat-init"}
 
 
 def test_a_task_that_dies_of_a_signal_takes_its_runner_along(someone, rules):

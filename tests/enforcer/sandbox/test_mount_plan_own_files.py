@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from enforcer.network.constants import OWN_IPV4
-from enforcer.sandbox.mount_plan import BUNDLES, JAVA_STORE, JAVA_STORES
+from enforcer.sandbox.mount_plan import JAVA_STORE, JAVA_STORES
 from enforcer.worker.trust import system_roots
+from proxy.certificates.system_bundles import BUNDLES
 
 RULES = "version: 1\nname: nothing\nsandbox: {hostname: box-7}\nrules: []\n"
 

@@ -22,7 +22,8 @@ from mitmproxy.hooks import all_hooks
 from mitmproxy.test import taddons
 
 from proxy import addon
-from proxy.inspection.standalone import Desk, bundle_path
+from proxy.certificates.system_bundles import bundle_path
+from proxy.inspection.standalone import Desk
 
 HOOKS = [
     "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",

@@ -1,11 +1,13 @@
-/* Plays programs of system calls: `enforcer/sandbox/system_calls.py` says what they are, and who writes them decides all.
+/* Sandbox init: executes lists of system calls that it receives over a channel, and replies with the results.
  *
- * This is what a sandbox's own processes are: its outermost one, its init and, until it is executed, its task. Each has
- * a channel to who made the sandbox, which nothing of the task's ever has; over that come programs, and what came of
- * them goes back. It ends when nobody is at the other end any more, and whatever it has begun ends with it.
+ * `enforcer/sandbox/system_calls.py` defines the format of a call list. This program makes no decision of its own.
  *
- * It is linked with no library: what one does before it calls main() took longer than half of what is done here, most of
- * it for asking a processor of a virtual machine what it is.
+ * A sandbox has three such processes: the outermost one, init and, until its program is executed, the task. Each has a
+ * channel to the runner that made the sandbox; the task's program never has one. The process ends when the runner closes
+ * the channel, and its children end with it.
+ *
+ * It is linked with no library: the start-up code of a C library took longer than half of the work here, most of it for
+ * CPUID, which a hypervisor answers.
  */
 
 #define _GNU_SOURCE
@@ -21,49 +23,49 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-const char exeat_source[] __attribute__((used)) = "player.c " EXEAT_SOURCE; /* what it was compiled of */
+const char exeat_source[] __attribute__((used)) = "exeat_init.c " EXEAT_SOURCE; /* SHA-256 of the source */
 
 enum { CHANNEL = 3, SIGNALS = 4, REGISTERS = 64, PACKET = 1 << 17, ARGUMENTS = 6, CANNOT_MAKE = 125, ANY = 0xFFFF };
-enum { AFTER = 48 }; /* bytes of nothing, at least, after all that an argument can point to */
-enum { CHECK = 0x10000, STORE, POINT, FORK }; /* calls that are none of the kernel's */
+enum { AFTER = 48 }; /* zero bytes at the end of a list: no argument points to its last bytes */
+enum { CHECK = 0x10000, STORE, POINT, FORK }; /* pseudo calls, numbered above every system call */
 enum { NUMBER, DATA, REGISTER };              /* kinds of arguments, two bits each */
-enum { PLAYED, ENDED };                       /* what is told */
+enum { EXECUTED, ENDED };                     /* kinds of replies */
 
 struct head {
 	uint16_t calls;
 	uint8_t taken, given, silent, unused[3];
-	uint8_t registers[REGISTERS]; /* of the descriptors that come, then of those that go */
+	uint8_t registers[REGISTERS]; /* of the descriptors received, then of those to send back */
 };
 
 struct call {
 	uint32_t number;
 	uint16_t kinds;
 	uint8_t result, unused;
-	uint16_t but[2], to; /* errors that matter nothing, and the call to go on with then */
+	uint16_t but[2], to; /* ignored errors, and the call to continue at after one */
 	uint16_t unused_too;
 	uint64_t arguments[ARGUMENTS];
 };
 
 struct reply {
-	int32_t what, at, error, unused; /* or its id, and its wait status */
+	int32_t what, at, error, unused; /* EXECUTED: the failed call and its errno; ENDED: a pid and its wait status */
 	int64_t registers[REGISTERS];
 };
 
 static union {
 	char bytes[PACKET];
 	struct head head;
-	uint64_t aligned; /* calls, and what is in data, lie at multiples of this from here */
+	uint64_t aligned; /* alignment of the calls and of the data after them */
 } packet;
 static int64_t registers[REGISTERS];
-static int signals = SIGNALS, is_new; /* `is_new`: this process was begun by the program that it is in */
-static int32_t begun;                 /* whose end is told */
+static int signals = SIGNALS, is_new; /* `is_new`: FORK has just made this process */
+static int32_t child;                 /* the last process that FORK made: its end is reported */
 
 static union {
 	char room[CMSG_SPACE(REGISTERS * sizeof(int))];
 	struct cmsghdr aligned;
 } rights;
 
-/* Make a system call: syscall(2), "Architecture calling conventions". */
+/* Makes a system call: syscall(2), "Architecture calling conventions". */
 static long kernel(long number, const uint64_t with[static ARGUMENTS])
 {
 	long result;
@@ -100,10 +102,10 @@ static void __attribute__((noreturn)) end(void)
 }
 
 #ifndef EXEAT_HOSTED
-/* Compilers take these for granted. */
+/* Compilers emit calls of these two. */
 void *memcpy(void *restrict to, const void *restrict from, size_t size)
 {
-	volatile char *there = to; /* or else it would be seen for what it is, and call itself */
+	volatile char *there = to; /* else the compiler recognises a memcpy, and makes it call itself */
 
 	for (const char *here = from; size; size--)
 		*there++ = *here++;
@@ -118,8 +120,8 @@ void *memset(void *there, int what, size_t size)
 }
 #endif
 
-/* Say something, and give away the descriptors that some registers have: those that have an error have none. */
-static void tell(const struct reply *reply, const uint8_t *given, int count)
+/* Sends a reply with the descriptors in some registers, and closes them here. A register with an error has none. */
+static void send_reply(const struct reply *reply, const uint8_t *given, int count)
 {
 	struct iovec one = {(void *)reply, sizeof *reply};
 	struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1};
@@ -141,17 +143,17 @@ static void tell(const struct reply *reply, const uint8_t *given, int count)
 		KERNEL(close, giving[--many]);
 }
 
-/* Begin a process that plays what comes over `channel`, which is its alone. A leaf has none of its own to look after. */
-static long begin(int channel, int leaf)
+/* Forks a process that executes lists from `channel`, its own. A leaf has no children to reap. */
+static long fork_child(int channel, int leaf)
 {
 	long pid = KERNEL(clone, SIGCHLD);
 
 	if (pid) {
-		begun = pid;
+		child = pid;
 		return pid;
 	}
 	is_new = 1;
-	begun = 0;
+	child = 0;
 	if (KERNEL(dup3, channel, CHANNEL, O_CLOEXEC) < 0 || KERNEL(close_range, SIGNALS + 1, ~0U))
 		end();
 	if (leaf) {
@@ -163,7 +165,7 @@ static long begin(int channel, int leaf)
 	return 0;
 }
 
-static long make(const struct call *call, char *data, size_t size)
+static long make_call(const struct call *call, char *data, size_t size)
 {
 	uint64_t a[ARGUMENTS];
 	uint32_t found;
@@ -187,23 +189,23 @@ static long make(const struct call *call, char *data, size_t size)
 		found = a[1];
 		__builtin_memcpy((void *)a[0], &found, sizeof found);
 		return 0;
-	case POINT: /* where the offsets are in memory, how many bytes from there, and how many of them */
+	case POINT: /* the base in memory, the distance of the first offset from it in bytes, and the number of offsets */
 		for (uint64_t *each = (uint64_t *)(a[0] + a[1]), *past = each + a[2]; each < past; each++)
 			*each += *each ? a[0] : 0;
 		return 0;
 	case FORK:
-		return begin(a[0], a[1]);
+		return fork_child(a[0], a[1]);
 	default:
 		return kernel(call->number, a);
 	}
 }
 
-/* Play the program that has come, and say what came of it. A failure that matters is the end of this process. */
-static void play(size_t size)
+/* Executes the received list, and replies. An error that the list doesn't ignore ends this process. */
+static void execute(size_t size)
 {
 	struct head *head = &packet.head;
 	struct call *calls = (struct call *)(head + 1);
-	struct reply reply = {.what = PLAYED};
+	struct reply reply = {.what = EXECUTED};
 	char *data = (char *)(calls + head->calls);
 
 	if (size < sizeof *head + AFTER || size - sizeof *head - AFTER < head->calls * sizeof *calls ||
@@ -212,7 +214,7 @@ static void play(size_t size)
 	size -= sizeof *head + head->calls * sizeof *calls;
 	while (reply.at < head->calls) {
 		struct call *call = &calls[reply.at];
-		long result = make(call, data, size);
+		long result = make_call(call, data, size);
 
 		if (is_new) {
 			is_new = 0;
@@ -230,13 +232,13 @@ static void play(size_t size)
 	}
 	__builtin_memcpy(reply.registers, registers, sizeof registers);
 	if (reply.error || !head->silent)
-		tell(&reply, &head->registers[head->taken], reply.error ? 0 : head->given);
+		send_reply(&reply, &head->registers[head->taken], reply.error ? 0 : head->given);
 	if (reply.error)
 		end();
 }
 
-/* Wait for a program, and put the descriptors that come with it where it wants them. */
-static void listen_to_channel(void)
+/* Receives a list, and puts the descriptors that come with it into their registers. */
+static void receive_list(void)
 {
 	struct iovec one = {&packet, sizeof packet};
 	struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof rights};
@@ -245,13 +247,13 @@ static void listen_to_channel(void)
 	size_t count = came ? (came->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
 
 	if (size <= 0 || message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) || count != packet.head.taken)
-		end(); /* nobody is there any more, or not all of it could be had */
+		end(); /* the runner is gone, or the message is truncated */
 	for (size_t number = 0; number < count; number++)
 		registers[packet.head.registers[number] % REGISTERS] = ((int *)CMSG_DATA(came))[number];
-	play(size);
+	execute(size);
 }
 
-/* Collect whatever has ended: all that a task leaves alone comes to its init. */
+/* Reaps children: orphans of the task become children of init. */
 static void reap(void)
 {
 	struct signalfd_siginfo arrived;
@@ -260,31 +262,31 @@ static void reap(void)
 
 	KERNEL(read, SIGNALS, AT(&arrived), sizeof arrived);
 	while ((pid = KERNEL(wait4, -1, AT(&status), WNOHANG)) > 0)
-		if (pid == begun)
-			tell(&(struct reply){.what = ENDED, .at = pid, .error = status}, NULL, 0);
+		if (pid == child)
+			send_reply(&(struct reply){.what = ENDED, .at = pid, .error = status}, NULL, 0);
 }
 
 #ifdef EXEAT_HOSTED
 int main(void)
 #else
-__attribute__((noreturn, used)) void begin_here(void);
-/* Where the kernel begins has nothing of what a function wants but a stack. */
+__attribute__((noreturn, used)) void start(void);
+/* At the entry point there is only a stack, and it isn't aligned for a function. */
 #if defined __x86_64__
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall begin_here\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall start\n");
 #else
-__asm__(".globl _start\n_start:\n\tbl begin_here\n");
+__asm__(".globl _start\n_start:\n\tbl start\n");
 #endif
 
-void begin_here(void)
+void start(void)
 #endif
 {
-	/* A terminal sends these to everyone in the foreground; only the task is to act on them. */
+	/* A terminal sends these to its whole foreground group; only the task is to act on them. */
 	static const uint8_t from_terminal[] = {SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGTSTP, SIGTTOU};
 	const uint64_t ignore[4] = {AT(SIG_IGN)}, dispose[4] = {AT(SIG_DFL)}, children = 1 << (SIGCHLD - 1); /* as the kernel has them: rt_sigaction(2) */
 
 	for (size_t number = 0; number < sizeof from_terminal; number++)
 		KERNEL(rt_sigaction, from_terminal[number], AT(ignore), 0, sizeof children);
-	KERNEL(rt_sigaction, SIGCHLD, AT(dispose), 0, sizeof children); /* ignored, as it may have been, it leaves no status */
+	KERNEL(rt_sigaction, SIGCHLD, AT(dispose), 0, sizeof children); /* an ignored SIGCHLD would leave no status */
 	for (int number = 0; number < REGISTERS; number++)
 		registers[number] = -1;
 	KERNEL(prctl, PR_SET_NAME, AT("exeat-init"));
@@ -302,6 +304,6 @@ void begin_here(void)
 		if (ready[1].revents & POLLIN)
 			reap();
 		if (ready[0].revents)
-			listen_to_channel();
+			receive_list();
 	}
 }
