@@ -23,7 +23,7 @@ from proxy.wire import descriptor_passing, message, strict_json
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.worker.worker import Worker
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 _RESTS: Final = (0.0, 1.0, 5.0, 30.0)  # seconds before one that dies again and again is tried again
 _FORGIVEN: Final = 60.0  # seconds after which one has lived long
@@ -161,13 +161,13 @@ def introduced(
     return connection, theirs
 
 
-def introduction(wanted: "Wanted", tenant: "Tenant") -> Introduction:
+def introduction(wanted: "Wanted", sandbox_state: "SandboxState") -> Introduction:
     """Say of a sandbox what people are to know who are asked on its behalf."""
     return Introduction(
-        sandbox=tenant.sandbox,
-        task=tenant.task.id,
-        name=tenant.task.name,
-        labels=dict(tenant.task.labels),
+        sandbox=sandbox_state.id,
+        task=sandbox_state.task.id,
+        name=sandbox_state.task.name,
+        labels=dict(sandbox_state.task.labels),
         started_by=starter(),
         host=os.uname().nodename,
         rule_files=rule_files(wanted),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.stdio import Stdio
     from enforcer.worker.worker import Worker, WorkerPaths
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 
 class Host(Protocol):
@@ -53,7 +53,9 @@ class Host(Protocol):
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return resource limits and an empty sandbox under these ids; None: `launch` makes one, and says why not."""
 
-    def place(self, who: "Identity", tenant: "Tenant", worker_paths: "WorkerPaths", wanted: "Wanted") -> "Worker":
+    def place(
+        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", wanted: "Wanted"
+    ) -> "Worker":
         """Return a place for the sandbox at a worker. Raises HostError."""
 
     def arrange_stdio(self, owner: int) -> "Stdio":
@@ -118,9 +120,15 @@ class StandaloneHost:
             return resource_limits, empty
         return resource_limits, None
 
-    def place(self, who: "Identity", tenant: "Tenant", worker_paths: "WorkerPaths", wanted: "Wanted") -> "Worker":  # noqa: ARG002
+    def place(
+        self,
+        who: "Identity",
+        sandbox_state: "SandboxState",
+        worker_paths: "WorkerPaths",
+        wanted: "Wanted",  # noqa: ARG002
+    ) -> "Worker":
         """Start a worker for this sandbox alone."""
-        return worker.start(who, tenant, worker_paths, worker.WorkerProcess)
+        return worker.start(who, sandbox_state, worker_paths, worker.WorkerProcess)
 
     def arrange_stdio(self, owner: int) -> "Stdio":
         """Put pipes or a terminal in front of this process's own."""

@@ -21,7 +21,7 @@ from enforcer.system.processes import close_signals, open_signals
 from enforcer.system.started_by import started_by
 from enforcer.worker import trust, worker
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.summary import Summary
@@ -70,7 +70,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         who = host.choose_ids(limits_of(wanted.box), made, last)
         state.make_private(state.state_directory())
         journal = state.make_private(wanted.journal or state.journal_directory())
-        tenant = tenant_of(wanted)
+        sandbox_state = sandbox_state_of(wanted)
         trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
         worker_paths = worker.WorkerPaths(
             state.authority_directory(),
@@ -80,7 +80,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
             journal,
             wanted.metrics,
         )
-        gate = host.place(who, tenant, worker_paths, wanted)
+        gate = host.place(who, sandbox_state, worker_paths, wanted)
         made.callback(_let_go, gate)
         # While the worker starts up on another core: what both need was imported before, and what only a running task
         # needs is after the fork.
@@ -89,12 +89,12 @@ def run(wanted: Wanted, host: "Host") -> Result:
         from enforcer.run.supervise import Watch, supervise
 
         resource_limits, empty = host.make_sandbox(wanted, who, made, last)
-        recorder = _recorder(tenant, journal, gate, host, made)
+        recorder = _recorder(sandbox_state, journal, gate, host, made)
         gate.report_to(partial(recorder.error, "worker"))
         io = host.arrange_stdio(who.kernel_uid)
         made.callback(io.finish)
-        workspace = _workspace(wanted, tenant, journal, who, resource_limits, made)
-        new_post, post = _asking(wanted, tenant, journal, made)
+        workspace = _workspace(wanted, sandbox_state, journal, who, resource_limits, made)
+        new_post, post = _asking(wanted, sandbox_state, journal, made)
         ingredients = sandbox_spec.gather(
             who,
             wanted,
@@ -111,7 +111,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         try:
             sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
             monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.layer)
-            unusual = _unusual(journal, tenant) if host.counts_anomalies(wanted) else None
+            unusual = _unusual(journal, sandbox_state) if host.counts_anomalies(wanted) else None
             keeper = host.keep_journal(journal, recorder)
             watch = Watch(sandbox, gate, monitor, keeper, began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io, wanted, host.caller)
@@ -127,7 +127,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         if not ingredients.held:  # or else the next task may wait for what it holds
             host.leave(sandbox.namespaces)
     result = Result(
-        tenant.task,
+        sandbox_state.task,
         ended.status,
         _summary(gate),
         journal,
@@ -154,15 +154,15 @@ def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatE
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
-def tenant_of(wanted: Wanted) -> Tenant:
+def sandbox_state_of(wanted: Wanted) -> SandboxState:
     """Return the task as its gate is to know it, under a name that no other task has."""
     task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
-    return Tenant(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
+    return SandboxState(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 
 
 def _workspace(  # noqa: PLR0917  all that it depends on
     wanted: Wanted,
-    tenant: Tenant,
+    sandbox_state: SandboxState,
     journal: Path,
     who: identity.Identity,
     resource_limits: "ResourceLimits",
@@ -170,22 +170,22 @@ def _workspace(  # noqa: PLR0917  all that it depends on
 ) -> "Workspace":
     from enforcer.workspace.written_places import Workspace
 
-    workspace = made.enter_context(contextlib.closing(Workspace(wanted, tenant, journal, who)))
+    workspace = made.enter_context(contextlib.closing(Workspace(wanted, sandbox_state, journal, who)))
     workspace.bound(resource_limits.limits)
     return workspace
 
 
-def _post(wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack) -> "Registration":
+def _post(wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack) -> "Registration":
     from enforcer.approvals.registration import Registration, introduction  # only where somebody may have to be asked
 
-    return made.enter_context(contextlib.closing(Registration(introduction(wanted, tenant), journal)))
+    return made.enter_context(contextlib.closing(Registration(introduction(wanted, sandbox_state), journal)))
 
 
 def _asking(
-    wanted: Wanted, tenant: Tenant, journal: Path, made: contextlib.ExitStack
+    wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
 ) -> "tuple[Callable[[], Registration], Registration | None]":
     """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
-    new_post = partial(_post, wanted, tenant, journal, made)
+    new_post = partial(_post, wanted, sandbox_state, journal, made)
     if not wanted.policy.needs.approvals:
         return new_post, None
     post = new_post()
@@ -276,9 +276,11 @@ def _say_where(wanted: Wanted, ended: "Ended") -> None:
             raise UnreachableError(hint, code)
 
 
-def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", made: contextlib.ExitStack) -> Recorder:
+def _recorder(
+    sandbox_state: SandboxState, journal: Path, gate: worker.Worker, host: "Host", made: contextlib.ExitStack
+) -> Recorder:
     try:
-        recorder = Recorder(tenant, Journal(journal), Metrics())
+        recorder = Recorder(sandbox_state, Journal(journal), Metrics())
     except JournalFailed as error:
         raise _unwritable(journal, error) from error
     made.callback(host.close_journal, journal, recorder, gate)
@@ -286,10 +288,10 @@ def _recorder(tenant: Tenant, journal: Path, gate: worker.Worker, host: "Host", 
     return recorder
 
 
-def _unusual(journal: Path, tenant: Tenant) -> "AnomalyCounts":
+def _unusual(journal: Path, sandbox_state: SandboxState) -> "AnomalyCounts":
     from enforcer.journal.signing import AnomalyCounts
 
-    return AnomalyCounts(journal, tenant.task.id)
+    return AnomalyCounts(journal, sandbox_state.task.id)
 
 
 def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limits: "ResourceLimits") -> str:

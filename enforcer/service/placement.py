@@ -19,7 +19,7 @@ from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 _REPORT_EVERY: Final = 2.0  # seconds
 _MOST_PIECES: Final = 100  # of a report: a worker that says more is not believed
@@ -96,16 +96,18 @@ class RegisteredWorker(WorkerProcess):
             message.send(self._service, what)
 
 
-def place(service: socket.socket, tenant: "Tenant", wanted: "Wanted", *, shared: bool, known: int) -> SharedWorker:
+def place(
+    service: socket.socket, sandbox_state: "SandboxState", wanted: "Wanted", *, shared: bool, known: int
+) -> SharedWorker:
     """Ask for a place. `shared`: the rules may be those of other runs too, and are watched by the service.
 
     `known` is the set that they were found in there; 0: they were read here.
     """
     request: dict[str, object] = {
-        "lodge": tenant.sandbox,
-        "id": tenant.task.id,
-        "name": tenant.task.name,
-        "labels": dict(tenant.task.labels),
+        "lodge": sandbox_state.id,
+        "id": sandbox_state.task.id,
+        "name": sandbox_state.task.name,
+        "labels": dict(sandbox_state.task.labels),
         "workspace": wanted.workspace,
     }
     worker = SharedWorker(service, shared=shared)
@@ -121,7 +123,7 @@ def place(service: socket.socket, tenant: "Tenant", wanted: "Wanted", *, shared:
         "system": str(wanted.system),
         "shared": shared,
     }
-    policy = policy_in_memory(tenant.policy)
+    policy = policy_in_memory(sandbox_state.policy)
     try:
         worker.tell(request, [policy])
     finally:

@@ -189,7 +189,7 @@ def _tell(wanted: Wanted) -> None:
     with open(os.memfd_create("journal", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         journal = Journal(file.fileno())
         journal.segment, journal.ends = os.dup(file.fileno()), _NEVER
-        recorder = Recorder(task.tenant_of(wanted), journal, Metrics())
+        recorder = Recorder(task.sandbox_state_of(wanted), journal, Metrics())
         recorder.rules_loaded()
         recorder.task_ended(recorder.task_started(wanted.argv), seconds=0.0, status=0)
         journal.close()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.rule_sets import RuleSets
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125
@@ -238,14 +238,14 @@ class ServiceHost(StandaloneHost):
         return seen
 
     def place(
-        self, who: "Identity", tenant: "Tenant", worker_paths: worker.WorkerPaths, wanted: "Wanted"
+        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: worker.WorkerPaths, wanted: "Wanted"
     ) -> worker.Worker:
         """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
-        if why := _why_alone(tenant.policy, worker_paths, self._worker_paths):
-            task = tenant.task
+        if why := _why_alone(sandbox_state.policy, worker_paths, self._worker_paths):
+            task = sandbox_state.task
             described: dict[str, object] = {
                 "alone": why,
-                "sandbox": tenant.sandbox,
+                "sandbox": sandbox_state.id,
                 "id": task.id,
                 "name": task.name,
                 "labels": dict(task.labels),
@@ -253,10 +253,10 @@ class ServiceHost(StandaloneHost):
                 "rules": list(wanted.asked)[:1],
             }
             say(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
-            gate = worker.start(who, tenant, worker_paths, RegisteredWorker)
+            gate = worker.start(who, sandbox_state, worker_paths, RegisteredWorker)
             gate.register(self._service, described)
             return gate
-        return placement.place(self._service, tenant, wanted, shared=not wanted.covers, known=self._known)
+        return placement.place(self._service, sandbox_state, wanted, shared=not wanted.covers, known=self._known)
 
 
 def _why_alone(policy: "Policy", wanted: worker.WorkerPaths, ours: worker.WorkerPaths) -> str:

@@ -24,7 +24,7 @@ from enforcer.system.errors import HostError, UsageError
 from enforcer.system.notices import say
 from proxy.dns.names import KEPT, PARTS
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.matching.policy import Policy
@@ -424,8 +424,8 @@ def _leads_to(path: str) -> tuple[int, int] | None:
 
 def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
     """Return what writes a task's own events, without a gate. Raises JournalFailed."""
-    tenant = Tenant(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
-    return Recorder(tenant, Journal(journal), Metrics())
+    sandbox_state = SandboxState(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
+    return Recorder(sandbox_state, Journal(journal), Metrics())
 
 
 def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> dict[str, object]:

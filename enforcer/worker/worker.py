@@ -23,7 +23,7 @@ from enforcer.system.processes import detach, fork
 from enforcer.worker import confinement
 from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import system_roots
-from proxy.sandbox.sandbox_state import Tenant
+from proxy.sandbox.sandbox_state import SandboxState
 from proxy.wire import message
 
 _ONLY = 1  # the worker's number
@@ -189,8 +189,10 @@ class WorkerProcess(Worker):
             self.kill()
 
 
-def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths: WorkerPaths, kind: type[Kind]) -> Kind:
-    """Fork a worker for one tenant. Raises HostError when its journal can't be opened for it, or the CA isn't there."""
+def start[Kind: WorkerProcess](
+    identity: Identity, sandbox_state: SandboxState, worker_paths: WorkerPaths, kind: type[Kind]
+) -> Kind:
+    """Fork a worker for one sandbox. Raises HostError when its journal can't be opened, or the CA is missing."""
     keyholder = CertificateSigner(
         worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_is
     )
@@ -202,22 +204,22 @@ def start[Kind: WorkerProcess](identity: Identity, tenant: Tenant, worker_paths:
     def be(parent: int, control: socket.socket) -> None:
         linux.leave_no_core()  # before there are secrets in it
         detach({journal, control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, metrics)
-        roots, login, policy = system_roots(), None, tenant.policy
+        roots, login, policy = system_roots(), None, sandbox_state.policy
         if policy.secrets or policy.settings.upstream_auth is not None:
             from enforcer.worker import credentials  # few rules have any
 
             login = credentials.login(policy)
-            tenant.entrust(credentials.broker(policy, os.environ), b"" if login is None else login.password)
+            sandbox_state.entrust(credentials.broker(policy, os.environ), b"" if login is None else login.password)
         confinement.enter(identity)
         linux.die_with_parent(signal.SIGKILL, parent)
-        placeholders = tenant.broker.placeholders if tenant.broker is not None else {}
+        placeholders = sandbox_state.broker.placeholders if sandbox_state.broker is not None else {}
         message.send(control, {"confined": True, "placeholders": placeholders})
         from proxy.worker import server  # from the view that it is confined to
 
         gc.freeze()
         gc.enable()
         ends = worker_paths.authority_ends
-        only = server.OnlySandbox(tenant, its_gate, metrics, login)
+        only = server.OnlySandbox(sandbox_state, its_gate, metrics, login)
         listens = () if metrics is None else (metrics.getsockname()[:2],)
         server.serve(server.Setup(its_keyholder, ends, roots, journal, control, forbidden=listens, only=only))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.sandbox import MergeTerms
 
 _NICE = 10  # nobody waits for a snapshot
@@ -44,7 +44,7 @@ class Layers:
 class Review:
     """One task's changes, from before its start to after its end. Close it."""
 
-    def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: "Path", who: "Identity") -> None:
+    def __init__(self, wanted: "Wanted", sandbox_state: "SandboxState", journal: "Path", who: "Identity") -> None:
         """Make the place, and begin to note what the workspace is like. Raises HostError, UsageError."""
         place = os.path.realpath(state.state_directory())
         if f"{place}/".startswith(f"{wanted.workspace.rstrip('/')}/"):
@@ -60,7 +60,7 @@ class Review:
         with acting_as(status.st_uid, status.st_gid):
             scan = Scan(self._workspace, wanted.workspace)
             also = scan.protected_globs()
-        meta = meta_of(wanted, tenant, journal, status, also)
+        meta = meta_of(wanted, sandbox_state, journal, status, also)
         self.kept = Kept.create(replace(meta, repositories=scan.other_names))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
@@ -150,7 +150,7 @@ class Review:
 
 
 def meta_of(
-    wanted: "Wanted", tenant: "Tenant", journal: "Path", status: os.stat_result, also: Sequence[str] = ()
+    wanted: "Wanted", sandbox_state: "SandboxState", journal: "Path", status: os.stat_result, also: Sequence[str] = ()
 ) -> Meta:
     """Return whose changes a task's are, and where they belong: `status` is the workspace's.
 
@@ -159,10 +159,10 @@ def meta_of(
     import time
 
     return Meta(
-        id=tenant.task.id,
-        name=tenant.task.name,
-        labels=dict(tenant.task.labels),
-        sandbox=tenant.sandbox,
+        id=sandbox_state.task.id,
+        name=sandbox_state.task.name,
+        labels=dict(sandbox_state.task.labels),
+        sandbox=sandbox_state.id,
         workspace=wanted.workspace,
         device=status.st_dev,
         inode=status.st_ino,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change, Meta
     from enforcer.workspace.review import Review
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 _SHOWN = 5  # paths that are said
 _BY_REVIEW: Final = ", or let the task do it under `--review`"
@@ -204,11 +204,11 @@ def some(paths: Sequence[str]) -> str:
 class Workspace:
     """One task's, from before its start to after its end. Close it."""
 
-    def __init__(self, wanted: "Wanted", tenant: "Tenant", journal: Path, who: "Identity") -> None:
+    def __init__(self, wanted: "Wanted", sandbox_state: "SandboxState", journal: Path, who: "Identity") -> None:
         """Prepare it, as the box in force says. Raises HostError, UsageError."""
         self._review: Review | None = None
         self._places: list[Guarded] = []
-        self._whose = wanted, tenant, journal
+        self._whose = wanted, sandbox_state, journal
         self._seen = False  # whether what was done to protected files was
         self.review = ""  # the directory that changes go to; empty: the workspace itself
         self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
@@ -222,7 +222,7 @@ class Workspace:
 
                 if line := read_only(wanted.workspace, wanted.shown, wanted.write):
                     say(line)
-                self._review = review.Review(wanted, tenant, journal, who)
+                self._review = review.Review(wanted, sandbox_state, journal, who)
                 self.review = self._review.layers.path
                 if self._review.layers.tree is not None:
                     self.trees = {self.review: self._review.layers.tree}
@@ -284,9 +284,10 @@ class Workspace:
         self._seen = True
         for place in self._places:
             place.hide()
-        wanted, tenant, journal = self._whose
+        wanted, sandbox_state, journal = self._whose
         reports = [
-            place.finish(lambda: meta_of(wanted, tenant, journal, os.stat(wanted.workspace))) for place in self._places
+            place.finish(lambda: meta_of(wanted, sandbox_state, journal, os.stat(wanted.workspace)))
+            for place in self._places
         ]
         if paths := [path for report in reports for path in report.differing]:
             protected(paths)

@@ -67,7 +67,7 @@ class Compiled:
     def adopt(self, number: int, near: int, far: int, backlog: int, most_kept: int) -> int:
         """Take two descriptors that are waited on for IN in a set; returns the pair. Raises MemoryError.
 
-        `backlog` is where the count of bytes lies that wait for the tenant's full sockets (int64);
+        `backlog` is where the count of bytes lies that wait for the sandbox's full sockets (int64);
         when there are `most_kept`, they are read in small pieces.
         """
         pair = self._adopt(number, near, far, backlog, most_kept)

@@ -42,7 +42,7 @@ struct end {
 
 struct pair {
 	struct end near, far;
-	int64_t *backlog;  /* bytes that its tenant's full sockets have waiting */
+	int64_t *backlog;  /* bytes that its sandbox's full sockets have waiting */
 	int64_t most_kept; /* of those; beyond, they are read in small pieces */
 	int set;           /* the epoll set that both are in */
 	int is_told;       /* the caller has been told that it is over */
@@ -285,7 +285,7 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 	}
 }
 
-/* Know of nobody in a set that is about to be closed: its number and theirs may be another tenant's in a moment. */
+/* Know of nobody in a set that is about to be closed: its number and theirs may be another sandbox's in a moment. */
 PUBLIC void exeat_leave(int set)
 {
 	for (size_t fd = 0; fd < watching_size; fd++)

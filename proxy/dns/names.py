@@ -21,7 +21,7 @@ _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 
 
 class NameTable:
-    """The names of one tenant. For one thread."""
+    """The names of one sandbox. For one thread."""
 
     __slots__ = ("_allowed", "_clock", "_denied", "_first", "_free", "_last", "_noted", "_real")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.dns.names import NameTable
     from proxy.dns.records import RecordLookup, Records
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.addresses import Address
     from rules.decision import Decision
 
@@ -53,12 +53,12 @@ class _Answer(NamedTuple):
 
 
 class Resolver:
-    """Answers the questions of one tenant. For one thread."""
+    """Answers the questions of one sandbox. For one thread."""
 
-    __slots__ = ("_lookup", "_names", "_recorder", "_records", "_tenant", "record_tasks")
+    __slots__ = ("_lookup", "_names", "_recorder", "_records", "_sandbox", "record_tasks")
 
-    def __init__(self, tenant: "Tenant", recorder: "Recorder", names: "NameTable", lookup: "Lookup") -> None:
-        self._tenant = tenant
+    def __init__(self, sandbox: "SandboxState", recorder: "Recorder", names: "NameTable", lookup: "Lookup") -> None:
+        self._sandbox = sandbox
         self._recorder = recorder
         self._names = names
         self._lookup = lookup
@@ -120,13 +120,13 @@ class Resolver:
         return build_answer(query, Rcode.NOERROR, [address.packed] if address is not None else [], ttl=TTL)
 
     def _decide(self, query: Query, name: HostName | None) -> _Answer:
-        policy = self._tenant.policy
+        policy = self._sandbox.policy
         if name is None:
             return _Answer(denied(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
         if query.dns_class != IN or name.endswith(_REVERSE):
             rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
             return _Answer(denied(policy, Reason.DNS_TYPE), rcode)
-        decision = policy.decide_name(name, self._tenant.caller)
+        decision = policy.decide_name(name, self._sandbox.caller)
         if not decision.passes:
             if decision.reason is Reason.NO_RULE:
                 decision = denied(policy, Reason.DNS_DENIED, decision)
@@ -135,8 +135,8 @@ class Resolver:
 
     def _passing(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
         """Answer about a name that some connection could be let out to."""
-        policy = self._tenant.policy
-        if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._tenant.caller):
+        policy = self._sandbox.policy
+        if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._sandbox.caller):
             return self._read(name, decision, _Answer(decision, asked_for=True))
         if query.type not in _USUAL:
             return _Answer(denied(policy, Reason.DNS_TYPE, decision))
@@ -147,9 +147,9 @@ class Resolver:
 
     def _read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
         """Take note of what a name's owner is about to say to the task: an address too is 128 bits of their choice."""
-        if self._tenant.reads(decision, name, _PORT, ""):
+        if self._sandbox.reads(decision, name, _PORT, ""):
             return answer
-        return _Answer(denied(self._tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
+        return _Answer(denied(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
 
     def _record_lookup(self) -> "RecordLookup":
         if self._records is None:
@@ -163,7 +163,7 @@ class Resolver:
 
         Not where there may be a search list: an address for the first name that is tried would end the search.
         """
-        if self._tenant.foreign or self._tenant.policy.settings.on_block is OnBlock.DNS_REFUSED:
+        if self._sandbox.foreign or self._sandbox.policy.settings.on_block is OnBlock.DNS_REFUSED:
             return _Answer(decision, Rcode.NXDOMAIN)
         if query.type != Type.A:
             return _Answer(decision)
@@ -176,7 +176,7 @@ class Resolver:
             return _Answer(decision)
         address = self._names.address_for(name, denied=False)
         if address is None:
-            return _Answer(denied(self._tenant.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
+            return _Answer(denied(self._sandbox.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
         return _Answer(decision, addresses=(address,))
 
     def _true(self, query: Query, name: HostName, answer: _Answer, found: "Found") -> _Answer:
@@ -184,7 +184,7 @@ class Resolver:
 
         Where there are none, an address that stands for the name leads to a connection that can be told why.
         """
-        outside = [a for a in found.addresses if not (a.is_loopback or a in self._tenant.own_addresses)]
+        outside = [a for a in found.addresses if not (a.is_loopback or a in self._sandbox.own_addresses)]
         if not outside:
             return self._standing_in(query, name, answer.decision)
         wanted = tuple(address for address in outside if address.version == _FAMILY.get(query.type))

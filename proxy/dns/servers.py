@@ -42,7 +42,7 @@ class TooLong(dns.exception.FormError):
 
 
 class Answers:
-    """A backend of dnspython, asking as asyncio does. `turn`: of whose answer is read, of all that a tenant asks."""
+    """A backend of dnspython, asking as asyncio does. `turn`: of whose answer is read, of all that a sandbox asks."""
 
     def __init__(self, turn: asyncio.Lock) -> None:
         self._turn = turn

@@ -42,7 +42,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # struct linger, on with no time: close
 _IN_PEACE: Final = struct.pack("ii", 0, 0)
 _closed = socket.SocketType.close  # the C type's: a socket's own goes through two functions, for makefile(), first
 EVERY: Final = 1.0  # seconds
-_A_TURN: Final = 16  # events of one tenant before the others of its worker get theirs
+_A_TURN: Final = 16  # events of one sandbox before the others of its worker get theirs
 _AT_ONCE: Final = 256  # events before time and asyncio's other business get their turn
 
 
@@ -111,7 +111,7 @@ class Poller:
         """Watch on the running loop.
 
         `in_turn`: whatever happens in this set, it has one turn like anybody else's (invariant 11). For a `Loop` that
-        serves several tenants, each in a set of its own (epoll(7): sets can be watched by sets).
+        serves several sandboxes, each in a set of its own (epoll(7): sets can be watched by sets).
         """
         loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -211,7 +211,7 @@ class _Place:
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the set stays."""
-        self._loop.call_exception_handler({"message": "a tenant's turn", "exception": error})
+        self._loop.call_exception_handler({"message": "a sandbox's turn", "exception": error})
 
     def end(self) -> None:
         """Have no more turns."""

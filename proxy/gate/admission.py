@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from proxy.gate.decide import Judgement
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.decision import Decision
 
 
 class AnyGate(Protocol):
     """What a connection or a flow needs of its gate, `Gate` or `UdpGate`."""
 
-    tenant: "Tenant"
+    sandbox: "SandboxState"
     dialer: "Dialer"
     clock: "Callable[[], float]"
 
@@ -50,9 +50,9 @@ class Admission[G: AnyGate](ABC):
         self._gate = gate
         self._deadline = 0.0  # of the state that it is in, by the gate's clock
         self._pending: Pending | None = None  # people's answer
-        self._policy = gate.tenant.policy  # which allowed it, and checked the addresses
+        self._policy = gate.sandbox.policy  # which allowed it, and checked the addresses
         self._hop: Hop | None = None  # where it leads
-        self._quota = Quota(gate.tenant.meters)
+        self._quota = Quota(gate.sandbox.meters)
         self._lease: Lease | None = None  # where it passes under grants
 
     def answered(self, judgement: "Judgement") -> None:
@@ -69,7 +69,7 @@ class Admission[G: AnyGate](ABC):
             self._pending.review()
         elif state is State.RESOLVING:
             self._enter(State.DECIDING)
-            self._judgement = again(self._gate.tenant, self._judgement, can_inspect=self._can_inspect)
+            self._judgement = again(self._gate.sandbox, self._judgement, can_inspect=self._can_inspect)
             self._carry_out()
         elif state is State.DIALING or state is State.SPLICING:
             self._review_allowed()
@@ -99,7 +99,7 @@ class Admission[G: AnyGate](ABC):
         judgement = self._judgement
         if judgement.way is Way.SPLICE:
             self._resolve()
-        elif judgement.decision.asks and self._gate.tenant.asking is not None:
+        elif judgement.decision.asks and self._gate.sandbox.asking is not None:
             self._ask()
         else:
             self._conclude()
@@ -110,7 +110,7 @@ class Admission[G: AnyGate](ABC):
         gate = self._gate
         self._enter(State.PENDING)
         self._pending = Pending(
-            self, self._judgement, gate.tenant, gate.dialer, can_inspect=self._can_inspect, clock=gate.clock
+            self, self._judgement, gate.sandbox, gate.dialer, can_inspect=self._can_inspect, clock=gate.clock
         )
         self._pending.begin()
 
@@ -120,7 +120,7 @@ class Admission[G: AnyGate](ABC):
         if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
             raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
         self._enter(State.RESOLVING)
-        self._policy = policy = gate.tenant.policy
+        self._policy = policy = gate.sandbox.policy
         try:
             hops = gate.dialer.known(policy, judgement.attempt)
         except DialFailed as failure:
@@ -137,7 +137,7 @@ class Admission[G: AnyGate](ABC):
         if self.state is not State.RESOLVING or judgement is not self._judgement:
             return
         try:
-            if not holds(self._gate.tenant, judgement, self._policy):
+            if not holds(self._gate.sandbox, judgement, self._policy):
                 self.review()
             elif isinstance(found, DialFailed):
                 self._cannot_dial(found)
@@ -148,7 +148,7 @@ class Admission[G: AnyGate](ABC):
 
     def _cannot_dial(self, failure: DialFailed) -> None:
         """Refuse it after all, or ask people about its address."""
-        judgement = failing(self._gate.tenant.policy, self._judgement, failure, can_inspect=self._can_inspect)
+        judgement = failing(self._gate.sandbox.policy, self._judgement, failure, can_inspect=self._can_inspect)
         self.record.may_not_lead_to(failure.address)
         self._enter(State.DECIDING)
         self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
@@ -159,7 +159,7 @@ class Admission[G: AnyGate](ABC):
         judgement = self._judgement
         decision, grants = judgement.decision, judgement.grants
         if grants:
-            self._lease = self._gate.tenant.lease(grants, self._grant_over)
+            self._lease = self._gate.sandbox.lease(grants, self._grant_over)
             if self._lease is None:
                 self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
                 return False
@@ -174,25 +174,25 @@ class Admission[G: AnyGate](ABC):
 
     def _grant_over(self, grant: "Grant") -> None:
         """End it: its grant has ended. Called from the loop."""
-        by = denied(self._gate.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        by = denied(self._gate.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
         self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
 
     def _may_read(self) -> bool:
         """Record that it reads from a source, where that is untrusted; False: that can't be kept, so it has ended."""
-        decision, record, tenant = self._judgement.decision, self.record, self._gate.tenant
-        if tenant.reads(decision, self._judgement.attempt.target, record.wanted.port, record.event):
+        decision, record, sandbox = self._judgement.decision, self.record, self._gate.sandbox
+        if sandbox.reads(decision, self._judgement.attempt.target, record.wanted.port, record.event):
             return True
-        by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE, decision)
+        by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision)
         self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
         return False
 
     def _review_allowed(self) -> None:
         """Go on under the rules and limits of now, or end it."""
-        tenant = self._gate.tenant
-        judgement = again(tenant, self._judgement, can_inspect=self._can_inspect)
+        sandbox = self._gate.sandbox
+        judgement = again(sandbox, self._judgement, can_inspect=self._can_inspect)
         problem = None
         if self.state is State.SPLICING and judgement.way is Way.SPLICE and self._hop is not None:
-            problem = tenant.policy.check_address(judgement.attempt, self._hop)
+            problem = sandbox.policy.check_address(judgement.attempt, self._hop)
         if judgement.way is Way.SPLICE and problem is None:
             self._judgement = judgement
             if self._may_read():  # its source may be untrusted by now
@@ -200,7 +200,7 @@ class Admission[G: AnyGate](ABC):
             return
         # Also what may only go on while it is read: nobody knows what was sent on it before.
         reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
-        self._end(Outcome.BLOCKED, reason, denied(tenant.policy, reason, judgement.decision))
+        self._end(Outcome.BLOCKED, reason, denied(sandbox.policy, reason, judgement.decision))
 
     def _go_on(self) -> None:
         """Go on under the limits of the rules that are in force now, unless one of them is used up."""

@@ -78,7 +78,7 @@ class Connection(Admission["Gate"]):
         """Deny it, before anything was read, for a reason of the gate's own."""
         self._stop_listening()
         self._enter(State.DECIDING)
-        self._decided(refuse(self._gate.tenant, self.record.wanted, reason))
+        self._decided(refuse(self._gate.sandbox, self.record.wanted, reason))
 
     def ready(self, _events: int) -> None:
         """Take note of what the poller says of the client's socket."""
@@ -108,7 +108,7 @@ class Connection(Admission["Gate"]):
         if self.state is not State.INSPECTING:
             super().review()
         elif self._admitted is not None and self._judgement.decision.outcome.passes:
-            self._tell_inspection(self._admitted, again(self._gate.tenant, self._judgement, can_inspect=True).decision)
+            self._tell_inspection(self._admitted, again(self._gate.sandbox, self._judgement, can_inspect=True).decision)
 
     def abort(self) -> None:
         """End it now: the gate closes, and nobody is waited for any more."""
@@ -127,7 +127,7 @@ class Connection(Admission["Gate"]):
         """End it after an exception that nobody expected. Never raises."""
         if self.state is State.INSPECTING and self._admitted is not None:
             self.record.error(WHERE[self.state], error)
-            self._tell_inspection(self._admitted, denied(self._gate.tenant.policy, Reason.GATE_ERROR))
+            self._tell_inspection(self._admitted, denied(self._gate.sandbox.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
 
@@ -225,7 +225,7 @@ class Connection(Admission["Gate"]):
             self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
             return
         self._enter(State.INSPECTING)
-        self._admitted = Admitted(gate.tenant, self._client, record, judgement, self._inspected)
+        self._admitted = Admitted(gate.sandbox, self._client, record, judgement, self._inspected)
         try:
             inspection.adopt(self._admitted)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
@@ -270,7 +270,7 @@ class Connection(Admission["Gate"]):
                 gate.poller, gate.buffers, self._client, server, self._spliced, meter=self._quota.meter
             )
             self._enter(State.SPLICING)
-            if not holds(gate.tenant, self._judgement, self._policy):
+            if not holds(gate.sandbox, self._judgement, self._policy):
                 self.review()  # before a byte leaves
             if not self._splice.done:
                 said, self._said = self._said, b""
@@ -362,7 +362,7 @@ class Connection(Admission["Gate"]):
                 self._lease.end()
         finally:
             if record.judgement is None:
-                record.decided(refuse(self._gate.tenant, record.wanted, reason or Reason.GATE_ERROR))
+                record.decided(refuse(self._gate.sandbox, record.wanted, reason or Reason.GATE_ERROR))
             record.ended(up, down, outcome, reason, by, detail)
             self._gate.connections.discard(self)
 

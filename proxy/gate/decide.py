@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
     from proxy.dialing.address_check import DialFailed
     from proxy.gate.client_hello import Seen
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
@@ -79,7 +79,7 @@ class Judgement(NamedTuple):
         return target if isinstance(target, HostName) else None
 
 
-def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
+def nowhere(sandbox: "SandboxState", wanted: Wanted) -> bool:
     """Whether this is no place outside: the sandbox itself, the gate, nobody or everybody."""
     address = wanted.address
     if wanted.names:
@@ -88,7 +88,7 @@ def nowhere(tenant: "Tenant", wanted: Wanted) -> bool:
     return (
         not wanted.port
         or zone
-        or address in tenant.own_addresses
+        or address in sandbox.own_addresses
         or address.is_loopback
         or address.is_multicast
         or address.is_unspecified
@@ -106,28 +106,28 @@ def patience(policy: "Policy", wanted: Wanted) -> Patience:
     return Patience.FULL
 
 
-def judge(tenant: "Tenant", wanted: Wanted, seen: "Seen | None", *, can_inspect: bool) -> Judgement:
+def judge(sandbox: "SandboxState", wanted: Wanted, seen: "Seen | None", *, can_inspect: bool) -> Judgement:
     """Decide. `seen` None: nothing was sent, or nothing that is known."""
     if isinstance(seen, ClientHello):
-        return _judge_tls(tenant, wanted, seen, can_inspect=can_inspect)
+        return _judge_tls(sandbox, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
-        return _judge_http(tenant, wanted, seen, can_inspect=can_inspect)
-    attempt = attempt_at(tenant, Protocol.TCP, wanted.target, wanted.port)
-    decision = _decide(tenant.policy, attempt)
+        return _judge_http(sandbox, wanted, seen, can_inspect=can_inspect)
+    attempt = attempt_at(sandbox, Protocol.TCP, wanted.target, wanted.port)
+    decision = _decide(sandbox.policy, attempt)
     return Judgement(attempt, decision, Way.SPLICE if decision.outcome.passes else Way.RESET)
 
 
-def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+def again(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -> Judgement:
     """Decide once more on a connection that was allowed: the policy, or the day, is another one now.
 
     What the gate checks before the rules has been checked and stays so.
     """
-    attempt = judgement.attempt._replace(at=tenant.calendar.today(), tainted=tenant.tainted)
-    decision = _decide(tenant.policy, attempt)
+    attempt = judgement.attempt._replace(at=sandbox.calendar.today(), tainted=sandbox.tainted)
+    decision = _decide(sandbox.policy, attempt)
     if decision.outcome.passes and judgement.hello is not None:
         objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
         if objection is not None:
-            decision = denied(tenant.policy, objection, decision)
+            decision = denied(sandbox.policy, objection, decision)
     if not decision.outcome.passes:
         way = Way.RESET
     elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
@@ -137,41 +137,41 @@ def again(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judge
     return judgement._replace(attempt=attempt, decision=decision, way=way, detail="", advice="")
 
 
-def after_asking(tenant: "Tenant", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+def after_asking(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -> Judgement:
     """Decide once more on a pending connection, with the grants in `judgement`."""
     digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
     judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
-    found = again(tenant, judgement, can_inspect=can_inspect)
+    found = again(sandbox, judgement, can_inspect=can_inspect)
     return (
         found
         if found.decision.outcome.passes
-        else found._replace(way=_way_out(tenant.policy, found, can_inspect=can_inspect))
+        else found._replace(way=_way_out(sandbox.policy, found, can_inspect=can_inspect))
     )
 
 
-def unanswered(tenant: "Tenant", judgement: Judgement, reason: Reason, *, can_inspect: bool) -> Judgement:
+def unanswered(sandbox: "SandboxState", judgement: Judgement, reason: Reason, *, can_inspect: bool) -> Judgement:
     """Refuse what was held, for what came of asking."""
-    decision = denied(tenant.policy, reason, judgement.decision)._replace(approval=())
-    return judgement._replace(decision=decision, way=_way_out(tenant.policy, judgement, can_inspect=can_inspect))
+    decision = denied(sandbox.policy, reason, judgement.decision)._replace(approval=())
+    return judgement._replace(decision=decision, way=_way_out(sandbox.policy, judgement, can_inspect=can_inspect))
 
 
-def in_vain(tenant: "Tenant", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
+def in_vain(sandbox: "SandboxState", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
     """Refuse what people need not be asked about: an approval would not allow it."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
-    way = _way_out(tenant.policy, judgement, can_inspect=can_inspect)
+    way = _way_out(sandbox.policy, judgement, can_inspect=can_inspect)
     return judgement._replace(decision=refused(judgement.decision, failure), way=way)
 
 
-def holds(tenant: "Tenant", judgement: Judgement, policy: "Policy") -> bool:
+def holds(sandbox: "SandboxState", judgement: Judgement, policy: "Policy") -> bool:
     """Whether what `policy` decided still holds: no other rules are in force, no other day, nothing was read since."""
     attempt = judgement.attempt
-    return policy is tenant.policy and attempt.at == tenant.calendar.today() and attempt.tainted is tenant.tainted
+    return policy is sandbox.policy and attempt.at == sandbox.calendar.today() and attempt.tainted is sandbox.tainted
 
 
-def refuse(tenant: "Tenant", wanted: Wanted, reason: Reason) -> Judgement:
+def refuse(sandbox: "SandboxState", wanted: Wanted, reason: Reason) -> Judgement:
     """Deny before anything is read."""
-    attempt = attempt_at(tenant, Protocol.TCP, wanted.target, wanted.port)
-    return Judgement(attempt, denied(tenant.policy, reason), Way.RESET)
+    attempt = attempt_at(sandbox, Protocol.TCP, wanted.target, wanted.port)
+    return Judgement(attempt, denied(sandbox.policy, reason), Way.RESET)
 
 
 def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
@@ -186,10 +186,10 @@ def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, ca
     return judgement._replace(decision=decision, way=way)
 
 
-def _judge_tls(tenant: "Tenant", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:
-    policy = tenant.policy
+def _judge_tls(sandbox: "SandboxState", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:
+    policy = sandbox.policy
     target, problem = _tls_target(wanted, hello)
-    attempt = attempt_at(tenant, Protocol.TLS, target, wanted.port)
+    attempt = attempt_at(sandbox, Protocol.TLS, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
     if decision.outcome.passes:
         objection = _objection(decision, hello, can_inspect=can_inspect)
@@ -220,10 +220,10 @@ def _is_readable(hello: ClientHello) -> bool:
     return alpn_is_readable(hello.alpn)
 
 
-def _judge_http(tenant: "Tenant", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
-    policy = tenant.policy
+def _judge_http(sandbox: "SandboxState", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
+    policy = sandbox.policy
     target, problem = _http_target(wanted, head)
-    attempt = attempt_at(tenant, Protocol.HTTP, target, wanted.port)
+    attempt = attempt_at(sandbox, Protocol.HTTP, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
     if decision.outcome.passes and not can_inspect:
         decision = denied(policy, Reason.GATE_ERROR, decision)
@@ -264,9 +264,9 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
     return asked, None
 
 
-def attempt_at(tenant: "Tenant", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
+def attempt_at(sandbox: "SandboxState", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     """Return an attempt of the task's, as of now."""
-    return Attempt(protocol, target, port, None, *tenant.caller)
+    return Attempt(protocol, target, port, None, *sandbox.caller)
 
 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:
@@ -290,34 +290,34 @@ def _refusal(policy: "Policy", *, can_explain: bool) -> Way:
 
 
 class DecisionCache:
-    """`judge` and `patience` with a memory, for one tenant: the same question has the same answer.
+    """`judge` and `patience` with a memory, for one sandbox: the same question has the same answer.
 
     A decision depends on the policy, the day, whether the task is tainted, the destination and what the client says
     first, and on nothing else: each pending connection asks for its own grants. Another policy, another day or a taint
     begins with an empty memory. It is bounded; what it doesn't have is decided anew.
     """
 
-    __slots__ = ("_can_inspect", "_judged", "_patience", "_policy", "_tainted", "_tenant", "_today")
+    __slots__ = ("_can_inspect", "_judged", "_patience", "_policy", "_sandbox", "_tainted", "_today")
 
-    def __init__(self, tenant: "Tenant", *, can_inspect: bool) -> None:
-        self._tenant = tenant
+    def __init__(self, sandbox: "SandboxState", *, can_inspect: bool) -> None:
+        self._sandbox = sandbox
         self._can_inspect = can_inspect
-        self._policy = tenant.policy
-        self._today = tenant.calendar.today()
-        self._tainted = tenant.tainted
+        self._policy = sandbox.policy
+        self._today = sandbox.calendar.today()
+        self._tainted = sandbox.tainted
         self._patience: dict[tuple[tuple[HostName, ...], int], Patience] = {}
         self._judged: dict[tuple[object, ...], Judgement] = {}
 
     def clear(self) -> None:
         """Drop everything that was decided under an earlier policy, or on an earlier day."""
-        tenant = self._tenant
-        self._policy, self._today, self._tainted = tenant.policy, tenant.calendar.today(), tenant.tainted
+        sandbox = self._sandbox
+        self._policy, self._today, self._tainted = sandbox.policy, sandbox.calendar.today(), sandbox.tainted
         self._patience.clear()
         self._judged.clear()
 
     def patience(self, wanted: "Wanted") -> "Patience":
         """Say how long the first words are worth waiting for: `patience`."""
-        policy = self._tenant.policy
+        policy = self._sandbox.policy
         if self._policy is not policy:
             self.clear()
         key = wanted.names, wanted.port
@@ -330,20 +330,20 @@ class DecisionCache:
 
     def judge(self, wanted: "Wanted", seen: "Seen | None") -> "Judgement":
         """Decide: `judge`."""
-        tenant = self._tenant
+        sandbox = self._sandbox
         # What a task writes itself is part of what is kept only where it is short.
         if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
-            return judge(tenant, wanted, seen, can_inspect=self._can_inspect)
+            return judge(sandbox, wanted, seen, can_inspect=self._can_inspect)
         if (
-            self._policy is not tenant.policy
-            or self._tainted is not tenant.tainted
-            or self._today is not tenant.calendar.today()
+            self._policy is not sandbox.policy
+            or self._tainted is not sandbox.tainted
+            or self._today is not sandbox.calendar.today()
         ):
             self.clear()
         key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
         known = self._judged.get(key)
         if known is None:
-            known = judge(tenant, wanted, seen, can_inspect=self._can_inspect)
+            known = judge(sandbox, wanted, seen, can_inspect=self._can_inspect)
             _keep(self._judged, key, known)
         return known if known.hello is seen else known._replace(hello=seen)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.event_loop.poller import Poller
     from proxy.gate.record import ConnectionRecord
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 _AT_ONCE: Final = 1024  # bytes read before the others get their turn
 
@@ -28,14 +28,14 @@ class Stream(ServedConnection):
     Each question is an attempt of its own; a connection without a question is recorded as a connection.
     """
 
-    __slots__ = ("_kept", "_questions", "_resolver", "_tenant")
+    __slots__ = ("_kept", "_questions", "_resolver", "_sandbox")
 
     where = Where.RESOLVER
 
     def __init__(
         self,
         poller: "Poller",
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         client: "socket.socket",
         record: "ConnectionRecord",
         *,
@@ -43,7 +43,7 @@ class Stream(ServedConnection):
         forget: "Callable[[ServedConnection], None]",
     ) -> None:
         super().__init__(poller, client, record, forget)
-        self._tenant = tenant
+        self._sandbox = sandbox
         self._resolver = resolver
         self._kept = b""  # the beginning of a question
         self._questions = 0
@@ -90,4 +90,4 @@ class Stream(ServedConnection):
 
     def _ended(self) -> None:
         if not self._questions:
-            self._record.decided(refuse(self._tenant, self._record.wanted, Reason.PROTOCOL_MISMATCH))
+            self._record.decided(refuse(self._sandbox, self._record.wanted, Reason.PROTOCOL_MISMATCH))

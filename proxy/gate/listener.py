@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.dns.resolver import Resolver
     from proxy.gate.record import Attribute, Endpoint, Inspection
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Whose
 
 MOST_CONNECTIONS: Final = 4096
@@ -67,12 +67,12 @@ class Visitor(Guest, Protocol):
 
 
 class Gate:
-    """The gate of one tenant. Made, started and closed within a running loop; the listener stays the caller's."""
+    """The gate of one sandbox. Made, started and closed within a running loop; the listener stays the caller's."""
 
     def __init__(
         self,
         listener: socket.socket,
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         recorder: "Recorder",
         *,
         dialer: "Dialer",
@@ -90,16 +90,16 @@ class Gate:
         `info_api` makes what serves a connection to the info API; `attribute` says whose socket it is, where somebody
         can; `destination_of` is for tests.
 
-        `has_room` says whether the worker has descriptors for one more of this tenant's (`DescriptorQuota`).
+        `has_room` says whether the worker has descriptors for one more of this sandbox's (`DescriptorQuota`).
         """
-        self.tenant = tenant
+        self.sandbox = sandbox
         self.recorder = recorder
         self.dialer = dialer
         self.names = names
         self.inspection = inspection
         self.poller = dialer.poller
         self.clock = time.monotonic
-        self.decisions = DecisionCache(tenant, can_inspect=inspection is not None)
+        self.decisions = DecisionCache(sandbox, can_inspect=inspection is not None)
         self.buffers = BufferQuota()
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
@@ -114,7 +114,7 @@ class Gate:
         self.connections: set[Guest] = set()  # in whatever stage
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(tenant.calendar.today, self.connections, self.review)
+        self._rounds = Rounds(sandbox.calendar.today, self.connections, self.review)
         self._unreviewed: list[Guest] = []
 
     def start(self) -> None:
@@ -200,10 +200,10 @@ class Gate:
         if len(self.connections) > self.most or not self._has_room():
             connection.refuse(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
-            stream = Stream(self.poller, self.tenant, client, record, resolver=self._resolver, forget=self.forget)
+            stream = Stream(self.poller, self.sandbox, client, record, resolver=self._resolver, forget=self.forget)
             self.replace(connection, stream)
             stream.begin()
-        elif nowhere(self.tenant, wanted):
+        elif nowhere(self.sandbox, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)
         elif DESK in wanted.names and wanted.port in _OFFICES:
             visitor = self._info_api(self, client, record)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.gate.decide import Judgement
     from proxy.gate.record import ConnectionRecord
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
 
 
 class Owner(Protocol):
@@ -43,14 +43,14 @@ class Pending:
 
     __slots__ = (
         "_can_inspect", "_checking", "_clock", "_deadline", "_dialer", "_judgement", "_over", "_owner", "_rounds",
-        "_tenant", "_ticket",
+        "_sandbox", "_ticket",
     )  # fmt: skip
 
     def __init__(
         self,
         owner: Owner,
         judgement: "Judgement",
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         dialer: "Dialer",
         *,
         can_inspect: bool,
@@ -58,7 +58,7 @@ class Pending:
     ) -> None:
         self._owner = owner
         self._judgement = judgement
-        self._tenant = tenant
+        self._sandbox = sandbox
         self._dialer = dialer
         self._can_inspect = can_inspect
         self._clock = clock
@@ -74,7 +74,7 @@ class Pending:
         self._deadline = self._clock() + LOOKUP_TIMEOUT
         preflight(
             self._dialer,
-            self._tenant.policy,
+            self._sandbox.policy,
             judgement.attempt,
             judgement.decision,
             lambda failure: self._checked(judgement, failure),
@@ -89,7 +89,7 @@ class Pending:
     def review(self) -> None:
         """Decide under the rules of now. Where they ask the same as before, the request stands."""
         before = self._judgement
-        self._judgement = after_asking(self._tenant, before, can_inspect=self._can_inspect)
+        self._judgement = after_asking(self._sandbox, before, can_inspect=self._can_inspect)
         decision = self._judgement.decision
         if not decision.asks:
             self._finish()
@@ -104,7 +104,7 @@ class Pending:
         approval = self._judgement.approval
         if self._ticket is not None:
             approval = self._ticket.approval or approval
-        found = unanswered(self._tenant, self._judgement, reason, can_inspect=self._can_inspect)
+        found = unanswered(self._sandbox, self._judgement, reason, can_inspect=self._can_inspect)
         way = Way.RESET if detail is GONE or reason is Reason.GATE_ERROR else found.way
         self._judgement = found._replace(detail=detail, approval=approval, way=way)
         self._finish()
@@ -128,7 +128,7 @@ class Pending:
                 self._put()
             else:
                 self._owner.record.may_not_lead_to(failure.address)
-                self._judgement = in_vain(self._tenant, self._judgement, failure, can_inspect=self._can_inspect)
+                self._judgement = in_vain(self._sandbox, self._judgement, failure, can_inspect=self._can_inspect)
                 self._finish()
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self._owner.failed(error)
@@ -138,12 +138,12 @@ class Pending:
         if self._rounds > ROUNDS:
             self.refuse(Reason.APPROVAL_UNAVAILABLE, "there is no end of what is asked about it")
             return
-        judgement, asking = self._judgement, self._tenant.asking
+        judgement, asking = self._judgement, self._sandbox.asking
         if asking is None:
             self.refuse(Reason.APPROVAL_UNAVAILABLE)
             return
         question = about_connection(
-            self._tenant.sources, judgement.attempt, judgement.decision, self._owner.record.process
+            self._sandbox.sources, judgement.attempt, judgement.decision, self._owner.record.process
         )
         self._ticket = asking.ask(question, self._answered)
 
@@ -155,7 +155,7 @@ class Pending:
         try:
             known = "" if ticket is None else ticket.approval
             self._judgement = self._judgement._replace(approval=answer.approval or known)
-            asking = self._tenant.asking
+            asking = self._sandbox.asking
             if answer.result is Result.GRANTED and asking is not None:
                 grants = asking.passes.grants(answer.approval, answer.grants)
                 self._judgement = self._judgement._replace(grants=(*self._judgement.grants, *grants))

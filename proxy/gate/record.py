@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
     from proxy.gate.decide import Judgement, Wanted
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Process, Where
     from rules.addresses import Address
@@ -134,7 +134,7 @@ class Admitted(NamedTuple):
     The target of the attempt is the one host that may be asked on this connection (invariant 3).
     """
 
-    tenant: "Tenant"
+    sandbox: "SandboxState"
     client: "socket.socket"  # non-blocking, SO_RCVLOWAT 1, in no event loop
     record: ConnectionRecord
     judgement: "Judgement"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.rule_limits import Meter
 
-MOST_KEPT: Final = 32 * 1024 * 1024  # bytes, of one tenant
+MOST_KEPT: Final = 32 * 1024 * 1024  # bytes, of one sandbox
 
 _BUFFER: Final = bytearray(256 * 1024)
 _WHOLE: Final = memoryview(_BUFFER)
@@ -35,7 +35,7 @@ _UNKNOWN: Final = -1  # what a socket waits for that was handed over
 
 
 class BufferQuota:
-    """How many bytes are held for one tenant's full sockets, counted where `relay.c` counts, too.
+    """How many bytes are held for one sandbox's full sockets, counted where `relay.c` counts, too.
 
     Beyond a bound, what is for full sockets is read in small pieces. What of a piece has gone counts until all of it
     has: it is memory, and a reader may leave the last byte of each.

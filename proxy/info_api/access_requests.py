@@ -96,7 +96,7 @@ def request_access(
         return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
     if decision.asks and dialer is not None:
         checked: Later[DialFailed] = Later()
-        preflight(dialer, recorder.tenant.policy, attempt, decision, checked.settle)
+        preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
         yield checked
         failure = checked.state
         if (
@@ -126,7 +126,7 @@ def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[WishState],
 
 
 def _asking(recorder: "Recorder") -> "ApprovalsClient":
-    asking = recorder.tenant.asking
+    asking = recorder.sandbox.asking
     if asking is None or not asking.is_there:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     return asking
@@ -157,7 +157,7 @@ def _read(request: "Request") -> tuple[str, str]:
 
 def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[ApprovalRequest, Decision, Attempt]":
     """Decide on an attempt as the gate would, and make it what people are asked."""
-    tenant = recorder.tenant
+    sandbox = recorder.sandbox
     try:
         said = parse_attempt(text)
     except ValueError as error:
@@ -168,17 +168,17 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
         )
     if said.record is not None:
         raise Refusal(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
-    _known_method(tenant.policy, said)
-    said = said._replace(caller=tenant.caller)
-    decision = said.decide(tenant.policy)
+    _known_method(sandbox.policy, said)
+    said = said._replace(caller=sandbox.caller)
+    decision = said.decide(sandbox.policy)
     try:
-        attempt = said.attempt(tenant.policy)
+        attempt = said.attempt(sandbox.policy)
     except InvalidName as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
-        question = about_connection(tenant.sources, attempt, decision, process)
+        question = about_connection(sandbox.sources, attempt, decision, process)
     else:
-        question = about_request(tenant.sources, attempt, decision, process=process)
+        question = about_request(sandbox.sources, attempt, decision, process=process)
     return question if decision.asks else question._replace(rules=()), decision, attempt
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.info_api.access_requests import Later
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Whose
     from proxy.telemetry.events import Event
     from rules.decision import Decision
@@ -142,14 +142,16 @@ class QuestionHandler:
 
     def _policy(self) -> tuple[Any, str]:
         """Say what the rules are: found once a policy and day, since there may be a hundred thousand."""
-        tenant = self._recorder.tenant
-        today = tenant.calendar.today()
+        sandbox = self._recorder.sandbox
+        today = sandbox.calendar.today()
         said = self._said
-        if said is None or said.policy is not tenant.policy or said.day != today:
-            said = self._said = _said_of(tenant, today)
-        if not tenant.tainted:
+        if said is None or said.policy is not sandbox.policy or said.day != today:
+            said = self._said = _said_of(sandbox, today)
+        if not sandbox.tainted:
             return said.values, said.text
-        read = [] if tenant.taint is None else [visible(source.destination) for source in tenant.taint.sources[:_SHOWN]]
+        read = (
+            [] if sandbox.taint is None else [visible(source.destination) for source in sandbox.taint.sources[:_SHOWN]]
+        )
         return {**said.values, "tainted": True, "tainted_by": read}, said.text + _tainted(read)
 
     def _lately(self) -> tuple[Any, str]:
@@ -164,18 +166,18 @@ class QuestionHandler:
             return _values(known), _text(known)
         if len(attempt) > _LONGEST:
             raise Refusal(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
-        tenant = self._recorder.tenant
+        sandbox = self._recorder.sandbox
         try:
             question = parse_attempt(attempt)
         except ValueError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
-        question = question._replace(caller=tenant.caller)
-        decision = question.decide(tenant.policy)
+        question = question._replace(caller=sandbox.caller)
+        decision = question.decide(sandbox.policy)
         return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
 
 
-def _said_of(tenant: "Tenant", today: "date") -> _Said:
-    policy, task = tenant.policy, tenant.task
+def _said_of(sandbox: "SandboxState", today: "date") -> _Said:
+    policy, task = sandbox.policy, sandbox.task
     found = permitted(policy, task.name, task.labels, today)
     values = {
         "task": task.name,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Roots:
-    """The host's trusted certificates (PEM), which servers are verified against: read once, for every tenant."""
+    """The host's trusted certificates (PEM), which servers are verified against: read once, for every sandbox."""
 
     def __init__(self, pem: bytes) -> None:
         self._pem = pem
@@ -39,7 +39,7 @@ class Roots:
 
 
 class Inspection:
-    """Inspects the connections of one tenant. For one thread, made within its running loop."""
+    """Inspects the connections of one sandbox. For one thread, made within its running loop."""
 
     def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
         self._leaves = leaves

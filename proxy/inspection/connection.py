@@ -303,7 +303,7 @@ class InspectedConnection:
 
     def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
         """Return what may be dialed for a request: preferably where a connection is open to."""
-        policy = self._engine.recorder.tenant.policy
+        policy = self._engine.recorder.sandbox.policy
         for server in self._http.servers:
             address = server.dialled
             if address and self._http.usable(server) and server.is_good(policy, attempt, address):

@@ -186,7 +186,7 @@ class Keeper(Protocol):
 
 
 class Room:
-    """One tenant's room. For one thread."""
+    """One sandbox's room. For one thread."""
 
     __slots__ = ("_keepers", "_most", "kept")
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Inspects the connections of one tenant. For one thread, within its running loop."""
+    """Inspects the connections of one sandbox. For one thread, within its running loop."""
 
     def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", trusted: FarContexts) -> None:
         self.loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Engine:
             admitted.give_up(decision.reason)
 
     def later(self, connection: InspectedConnection) -> None:
-        """Have a connection go on with what it has put off after everybody else's turn: one of a tenant's each."""
+        """Have a connection go on with what it has put off after everybody else's turn: one of a sandbox's each."""
         self._later[connection] = None
         self._call_one()
 

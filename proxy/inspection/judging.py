@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from proxy.inspection.stages.git import Judged
     from proxy.request.git_push import Push
     from proxy.request.request_head import Asked, Head
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.secrets.injection import Carried, SecretInjector
     from rules.decision import Limits
     from rules.matching.policy import Policy
@@ -87,7 +87,7 @@ class Looks:
 
 
 def judge(
-    tenant: "Tenant",
+    sandbox: "SandboxState",
     place: Place,
     head: "Head",
     looks: Looks,
@@ -106,12 +106,12 @@ def judge(
     try:
         asked = request_head.read(head, tls=place.tls)
     except request_head.Unclear as problem:
-        return unclear(tenant, head, problem)
-    carried = None if tenant.broker is None else _carried(tenant.broker, place, head, content if body else b"")
-    refused = _misdirected(tenant, place, head, asked, looks)
+        return unclear(sandbox, head, problem)
+    carried = None if sandbox.broker is None else _carried(sandbox.broker, place, head, content if body else b"")
+    refused = _misdirected(sandbox, place, head, asked, looks)
     if asked.upgrade:
-        refused = refused or _upgrade(tenant, head, asked, body=body)
-    refused = refused or (carried and _misplaced(tenant, head, carried))
+        refused = refused or _upgrade(sandbox, head, asked, body=body)
+    refused = refused or (carried and _misplaced(sandbox, head, carried))
     if refused is not None:
         return refused
     try:
@@ -119,18 +119,18 @@ def judge(
         named = asked.method in _METHODS and (looks.requests or looks.people)
         other = second_path(head, asked, place) if named else None
     except request_head.Unclear as problem:
-        return unclear(tenant, head, problem)
+        return unclear(sandbox, head, problem)
     headers = request_head.as_text(head.fields) if looks.headers else ()
-    task = tenant.task
+    task = sandbox.task
     credential = None if carried is None else NO_CREDENTIAL if carried.bare else carried.credential
     request = Request(asked.method, asked.path, headers, body, asked.websocket, git, credential)
     attempt = Attempt(
-        place.protocol, place.target, place.port, request, task.name, task.labels, tenant.calendar.today(),
-        tenant.tainted, granted,
+        place.protocol, place.target, place.port, request, task.name, task.labels, sandbox.calendar.today(),
+        sandbox.tainted, granted,
     )  # fmt: skip
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
-        judged, advice = _judge_push(tenant, policy, attempt, push, options=looks.git_for_events)
+        judged, advice = _judge_push(sandbox, policy, attempt, push, options=looks.git_for_events)
         return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
     decision = policy.decide(attempt)
     if other is not None:
@@ -147,11 +147,11 @@ def judge(
     return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events)
 
 
-def _upgrade(tenant: "Tenant", head: "Head", asked: "Asked", *, body: bool) -> Ruling | None:
+def _upgrade(sandbox: "SandboxState", head: "Head", asked: "Asked", *, body: bool) -> Ruling | None:
     """Refuse what is no WebSocket's handshake though it says so, and what needs another protocol to go on."""
     if asked.websocket and not is_handshake(head, body=body):
-        return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
-    return _foreign(tenant, head, asked.foreign) if asked.foreign else None
+        return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
+    return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
 
 
 def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
@@ -178,7 +178,7 @@ def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: 
 
 
 def _judge_push(
-    tenant: "Tenant", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
+    sandbox: "SandboxState", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
 ) -> "tuple[Judged, str]":
     """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't.
 
@@ -187,7 +187,7 @@ def _judge_push(
     judged = judge_push(policy, attempt, push)
     if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.asks):
         return judged, ""
-    return all_refused(judged, denied(tenant.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
+    return all_refused(judged, denied(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
@@ -199,13 +199,13 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
     return any(decision.outcome.passes or decision.asks for decision in map(policy.decide, ways))
 
 
-def misuse(tenant: "Tenant", place: Place, head: "Head") -> str:
+def misuse(sandbox: "SandboxState", place: Place, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
-    carried = None if tenant.broker is None else _carried(tenant.broker, place, head)
+    carried = None if sandbox.broker is None else _carried(sandbox.broker, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 
-def _foreign(tenant: "Tenant", head: "Head", protocol: str) -> Ruling:
+def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> Ruling:
     """Refuse a request that goes on in a protocol that nobody here reads: without it, it would come to nothing."""
     said = (
         f"the request asks to go on as `{protocol}` (`Upgrade`), which can't be inspected; of such, only WebSocket can"
@@ -214,16 +214,16 @@ def _foreign(tenant: "Tenant", head: "Head", protocol: str) -> Ruling:
     advice = "an admin can set `tls: splice` for the host"
     if protocol.lower().startswith("spdy/"):
         advice = f"{spdy}, or {advice}"
-    return replace(_denied(tenant, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
+    return replace(_denied(sandbox, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
 
 
-def _misplaced(tenant: "Tenant", head: "Head", carried: "Carried") -> Ruling | None:
+def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> Ruling | None:
     """Refuse what brings a placeholder that can't be replaced: it doesn't belong there, or isn't signed as it says."""
     if carried.misused:
-        return replace(_denied(tenant, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
+        return replace(_denied(sandbox, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
     if carried.withheld:
-        return _denied(tenant, head, Reason.SECRET_NOT_SENT, carried.wrong)
-    return _denied(tenant, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
+        return _denied(sandbox, head, Reason.SECRET_NOT_SENT, carried.wrong)
+    return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
 
 
 def _carried(injector: "SecretInjector", place: Place, head: "Head", content: bytes | None = None) -> "Carried":
@@ -247,7 +247,7 @@ def _mismatch(credential: str | None) -> str:
     return "the request brings a credential that is not ours, or more than one"
 
 
-def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", looks: Looks) -> Ruling | None:
+def _misdirected(sandbox: "SandboxState", place: Place, head: "Head", asked: "Asked", looks: Looks) -> Ruling | None:
     """Refuse what asks for another host or another protocol, or for one thing twice."""
     if asked.host != place.target or asked.port != place.port:
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
@@ -255,10 +255,10 @@ def _misdirected(tenant: "Tenant", place: Place, head: "Head", asked: "Asked", l
         status = HTTPStatus.MISDIRECTED_REQUEST if http2 else None
         asked_for = request_head.authority(asked.host, asked.port, tls=place.tls).decode()
         detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
-        return _denied(tenant, head, Reason.NAME_MISMATCH, detail, status)
+        return _denied(sandbox, head, Reason.NAME_MISMATCH, detail, status)
     if asked.overrides and (looks.requests or looks.people):
         said = "a header or a parameter names another method, path or host than the request"
-        return _denied(tenant, head, Reason.AMBIGUOUS_REQUEST, said)
+        return _denied(sandbox, head, Reason.AMBIGUOUS_REQUEST, said)
     return None
 
 
@@ -280,9 +280,9 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
     return (could, to_be_asked(decision)) if policy.decide(could).lets_out else (attempt, decision)
 
 
-def unclear(tenant: "Tenant", head: "Head", problem: request_head.Unclear) -> Ruling:
+def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.Unclear) -> Ruling:
     """Return the ruling on what can't be read."""
-    return replace(_denied(tenant, head, problem.reason, str(problem)), advice=problem.advice)
+    return replace(_denied(sandbox, head, problem.reason, str(problem)), advice=problem.advice)
 
 
 def shown(head: "Head") -> tuple[str, str]:
@@ -304,10 +304,10 @@ def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
     )
 
 
-def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) -> Ruling:
+def unanswered(sandbox: "SandboxState", ruling: Ruling, reason: Reason, detail: str) -> Ruling:
     """Return the ruling on what people were asked about, for what came of that."""
     decision = ruling.decision._replace(
-        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=tenant.policy.revision
+        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=sandbox.policy.revision
     )
     pushed = ruling.pushed
     if pushed is not None:
@@ -316,8 +316,10 @@ def unanswered(tenant: "Tenant", ruling: Ruling, reason: Reason, detail: str) ->
     return replace(ruling, decision=decision, detail=detail, pushed=pushed)
 
 
-def _denied(tenant: "Tenant", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None) -> Ruling:
-    return Ruling(denied(tenant.policy, reason), *shown(head), detail=detail, status=status)
+def _denied(
+    sandbox: "SandboxState", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None
+) -> Ruling:
+    return Ruling(denied(sandbox.policy, reason), *shown(head), detail=detail, status=status)
 
 
 def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
@@ -327,14 +329,14 @@ def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
     return () if ruling.attempt is None else (ruling.attempt,)
 
 
-def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
+def standing(sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
     """Return what the rules say by now to a request, a ref of a push in a slice. `leads_to`: where it was sent."""
-    policy, today = tenant.policy, tenant.calendar.today()
+    policy, today = sandbox.policy, sandbox.calendar.today()
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []
     untrusted = None
     for attempt in attempts:
-        attempt = attempt._replace(at=today, tainted=tenant.tainted)  # noqa: PLW2901 - the same one, by now
+        attempt = attempt._replace(at=today, tainted=sandbox.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
         if not decision.outcome.passes:
             return Standing(decision)
@@ -343,6 +345,6 @@ def standing(tenant: "Tenant", attempts: "tuple[Attempt, ...]", leads_to: "Hop |
         untrusted = untrusted if decision.trust is Trust.TRUSTED else decision
         problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
-            return Standing(denied(tenant.policy, problem))
+            return Standing(denied(sandbox.policy, problem))
         yield
     return Standing(None, tuple(limits), Scan.strictest(scans), untrusted)

@@ -87,12 +87,12 @@ class Pipeline:
 
         Or neither, and `held`: then this is called again once that is complete.
         """
-        if not request.stages and self._session.recorder.tenant.broker is not None:
+        if not request.stages and self._session.recorder.sandbox.broker is not None:
             request.enter((SecretInjection(self._session, request),))
         ruling = self._ruled(request)
         if ruling is None:
             return None
-        asking = self._session.recorder.tenant.asking
+        asking = self._session.recorder.sandbox.asking
         if asking is not None and ruling.decision.asks and ruling.attempt is not None:
             return self._ask(request, ruling, asking)
         return self._resolve(request, ruling)
@@ -121,7 +121,7 @@ class Pipeline:
                 held.problem = Unclear("it is a push, and its body is wanted for another reason too")
         may_pass = (ruling.decision.outcome.passes or ruling.decision.asks) and not ruling.refs_for_events
         if held.problem is not None and may_pass:
-            return unclear(session.recorder.tenant, request.head, held.problem)
+            return unclear(session.recorder.sandbox, request.head, held.problem)
         return ruling
 
     async def _ask(self, request: "RequestContext", ruling: "Ruling", asking: "ApprovalsClient") -> None:
@@ -140,7 +140,7 @@ class Pipeline:
                 waiting.ask(question(session, request, ruling), ruling.decision)
             answer = await waiting.answer()
             if answer is not None and answer.result is not Result.GRANTED:
-                ruling = unanswered(session.recorder.tenant, ruling, reason_of(answer), answer.why)
+                ruling = unanswered(session.recorder.sandbox, ruling, reason_of(answer), answer.why)
                 break
             await self._judge_ahead(request)
             if request.approval is not waiting:
@@ -159,16 +159,16 @@ class Pipeline:
         held = request.held
         if held is None or held.attempt is None:
             return
-        tenant = self._session.recorder.tenant
+        sandbox = self._session.recorder.sandbox
         held.attempt = held.attempt._replace(
-            at=tenant.calendar.today(), tainted=tenant.tainted, granted=request.granted
+            at=sandbox.calendar.today(), tainted=sandbox.tainted, granted=request.granted
         )
         await in_turns(held.judge_ahead(self._session))
 
     async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
         """Return why an approval would open nothing; None: it may."""
         assert ruling.attempt is not None
-        would = approved(self._session.recorder.tenant.policy, ruling.attempt, ruling.decision)
+        would = approved(self._session.recorder.sandbox.policy, ruling.attempt, ruling.decision)
         if would is None:
             return None
         found = self._addresses(would)
@@ -181,20 +181,20 @@ class Pipeline:
         found = self._addresses(ruling.attempt)
         pushed = ruling.pushed
         if not isinstance(found, tuple | DialFailed) or (pushed and len(pushed.attempts) > FEW_REFS):
-            return self._later(request, ruling, self._session.recorder.tenant.policy, found)
+            return self._later(request, ruling, self._session.recorder.sandbox.policy, found)
         if pushed is not None:
-            found = at_once(among(self._session.recorder.tenant.policy, pushed.attempts, found))
+            found = at_once(among(self._session.recorder.sandbox.policy, pushed.attempts, found))
         return self._decided(request, ruling, found)
 
     async def _later(
         self, request: "RequestContext", ruling: "Ruling", policy: "Policy", found: "Found | Awaitable[Found]"
     ) -> None:
-        tenant, attempt = self._session.recorder.tenant, ruling.attempt
+        sandbox, attempt = self._session.recorder.sandbox, ruling.attempt
         addresses = found if isinstance(found, tuple | DialFailed) else await found
         if ruling.pushed is not None:
             addresses = await in_turns(among(policy, ruling.pushed.attempts, addresses))
-        same = attempt is not None and tenant.calendar.today() == attempt.at and tenant.tainted is attempt.tainted
-        if tenant.policy is policy and same:
+        same = attempt is not None and sandbox.calendar.today() == attempt.at and sandbox.tainted is attempt.tainted
+        if sandbox.policy is policy and same:
             pending = self._decided(request, ruling, addresses)
         else:  # by now it is for other rules, or another day, and nothing was told
             await self._judge_ahead(request)
@@ -206,7 +206,7 @@ class Pipeline:
         """Record the decision, and carry it out; where people are to be asked about an address, that comes first."""
         session, head = self._session, request.head
         if isinstance(found, DialFailed) and found.held is not None:
-            asking = session.recorder.tenant.asking
+            asking = session.recorder.sandbox.asking
             if asking is not None:
                 return self._ask(request, replace(ruling, decision=found.held), asking)
         if (waiting := request.approval) is not None:
@@ -232,7 +232,7 @@ class Pipeline:
         packed = not (ruling.asked.websocket and ruling.decision.scan.blocks)  # ... messages can't be looked into
         request.head = settle(head, ruling.asked, session.place, extensions=packed)
         request.addresses = found
-        policy = session.recorder.tenant.policy
+        policy = session.recorder.sandbox.policy
         every = policy.settings.upstream_ca
         files = ruling.decision.ca if every is None else (*ruling.decision.ca, every)
         if files:

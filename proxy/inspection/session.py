@@ -84,18 +84,18 @@ class Session:
     def rule(self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None) -> Ruling:
         """Decide on a request; nothing is recorded yet. Again, when more is read of it: `push` or `content`."""
         self.asked += push is None and content is None
-        tenant, head = self.recorder.tenant, request.head
+        sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
             ruling = Ruling(self.refused, *shown(head), detail=self._detail, advice=self._advice)
-            if where := misuse(tenant, self.place, head):  # worse than what refused the connection
-                decision = denied(tenant.policy, Reason.SECRET_MISUSE)
+            if where := misuse(sandbox, self.place, head):  # worse than what refused the connection
+                decision = denied(sandbox.policy, Reason.SECRET_MISUSE)
                 ruling = replace(ruling, decision=decision, detail=where, advice="", misused=True)
             return ruling
         looks = self._looks
-        if looks is None or looks.policy is not tenant.policy:
-            looks = self._looks = Looks.of(tenant.policy, self.place)
+        if looks is None or looks.policy is not sandbox.policy:
+            looks = self._looks = Looks.of(sandbox.policy, self.place)
         return judge(
-            tenant,
+            sandbox,
             self.place,
             head,
             looks,
@@ -111,13 +111,13 @@ class Session:
 
     def is_unnamed(self) -> bool:
         """Whether no rule and no secret names the host: nobody uses a credential there as a matter of course."""
-        return not self.recorder.tenant.policy.needs.names_host(self.place.target)
+        return not self.recorder.sandbox.policy.needs.names_host(self.place.target)
 
     def abandon(self, request: RequestContext) -> None:
         """Record a held request that more of never came."""
         if self.holding.pop(request.key, None) is not None:
             problem = Unclear("the request broke off")
-            self.admit(request, unclear(self.recorder.tenant, request.head, problem))
+            self.admit(request, unclear(self.recorder.sandbox, request.head, problem))
 
     def misread(self, head: "Head", problem: "Unclear") -> Page:
         """Refuse, and record, what could not even be parsed; `head` holds what could be made out."""
@@ -125,7 +125,7 @@ class Session:
         if self.refused is not None:
             return self._page(Ruling(self.refused, *shown(head)), head, self.cause)
         request = RequestContext("", head, body=False)
-        page = self.admit(request, unclear(self.recorder.tenant, head, problem))
+        page = self.admit(request, unclear(self.recorder.sandbox, head, problem))
         assert page is not None
         return page
 
@@ -148,7 +148,7 @@ class Session:
         except JournalFailed:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
             if passes:
                 self._leave_stages(request)
-            decision = denied(self.recorder.tenant.policy, Reason.JOURNAL_FAILED)
+            decision = denied(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
             return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
         if ruling.misused:
             record.tampered(cause, ruling.detail)
@@ -169,7 +169,7 @@ class Session:
         if not ruling.decision.outcome.passes or ruling.asked is None:
             return ruling, False
         decision, early = ruling.decision, request.stages
-        secrets = self.recorder.tenant.broker is not None
+        secrets = self.recorder.sandbox.broker is not None
         needs = Needs(decision.scan, decision.trust, bool(decision.limits), bool(ruling.grants), secrets)
         entered = {type(stage) for stage in early}
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
@@ -199,15 +199,15 @@ class Session:
 
     def _reviewing(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[None]":
         request.reviewed = True
-        now = yield from standing(self.recorder.tenant, request.attempts, leads_to)
+        now = yield from standing(self.recorder.sandbox, request.attempts, leads_to)
         request.by = now.denial or request.by
         if now.limits and not any(type(stage) is Limits for stage in request.stages):
             request.enter((Limits(self, request), *request.stages))
         for stage in request.stages:
             stage.review(now)
-        tenant, place = self.recorder.tenant, self.place
-        if now.untrusted is not None and not tenant.reads(now.untrusted, place.target, place.port, request.cause):
-            request.by = denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE)
+        sandbox, place = self.recorder.sandbox, self.place
+        if now.untrusted is not None and not sandbox.reads(now.untrusted, place.target, place.port, request.cause):
+            request.by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
 
     def may_go(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[bool]":
         """Whether a request may be sent to where its connection leads: there may be other rules since it was allowed.
@@ -217,8 +217,8 @@ class Session:
         if not request.is_open:
             return False
         request.address = None if isinstance(leads_to, tuple) else leads_to  # a proxy's is its own to know
-        tenant, by = self.recorder.tenant, None
-        while request.reviewed and by != (now := (tenant.policy, tenant.calendar.today(), tenant.tainted)):
+        sandbox, by = self.recorder.sandbox, None
+        while request.reviewed and by != (now := (sandbox.policy, sandbox.calendar.today(), sandbox.tainted)):
             by = now  # others may come into force between two slices
             yield from self._reviewing(request, leads_to)
         return request.by is None
@@ -239,7 +239,7 @@ class Session:
     def stray(self, request: RequestContext, detail: str) -> None:
         """Record that what goes on under a request is not what was allowed."""
         if request.is_open:
-            request.by = denied(self.recorder.tenant.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
+            request.by = denied(self.recorder.sandbox.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
             self.complete(request, None, detail=detail)
 
     def fail(self, request: RequestContext, reason: Reason, detail: str) -> Page:
@@ -271,7 +271,7 @@ class Session:
             stage.end()
         by = request.by
         if by is None and reason is Reason.LIMIT_EXCEEDED and request.meter is not None:
-            now = Decision(revision=self.recorder.tenant.policy.revision)
+            now = Decision(revision=self.recorder.sandbox.policy.revision)
             by = cut_by(now, request.meter.rule_over())
         if by is not None:
             outcome, reason = Outcome.BLOCKED, by.reason
@@ -291,7 +291,7 @@ class Session:
             self.abandon(request)
         for waiting in self.approvals.settle_all():
             ruling = unanswered(
-                self.recorder.tenant,
+                self.recorder.sandbox,
                 waiting.ruling,
                 self.ending or Reason.APPROVAL_TIMEOUT,
                 GONE if self.ending is None else "",
@@ -308,6 +308,6 @@ class Session:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
         refusal = Refusal(
             ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,
-            ruling.approval or self._approval, self.recorder.tenant.desk,
+            ruling.approval or self._approval, self.recorder.sandbox.desk,
         )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

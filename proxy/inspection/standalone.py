@@ -25,7 +25,7 @@ from proxy.request.messages import Place
 from proxy.request.mitmproxy_messages import head_of, response_of
 from proxy.request.request_head import Unclear
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
@@ -82,14 +82,14 @@ class Desk:
             )
         if policy.commands or policy.box != NO_BOX:
             log.warning("`sandbox` and `commands` of the rule files have no effect here: mitmproxy starts no tasks")
-        self.tenant = Tenant("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
-        self.tenant.desk = False
-        self.recorder = Recorder(self.tenant, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
+        self.sandbox = SandboxState("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
+        self.sandbox.desk = False
+        self.recorder = Recorder(self.sandbox, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
         self._dialer: Dialer | None = None
 
     def decide(self, host: "HostName | Address", port: int, tls: Tls | None) -> "tuple[Decision, str]":
         """Decide on a connection whose protocol may not be known yet, and record that; returns the event's id."""
-        task, policy = self.tenant.task, self.tenant.policy
+        task, policy = self.sandbox.task, self.sandbox.policy
         attempts = [Attempt(protocol, host, port, None, task.name, task.labels) for protocol in _READ]
         protocol, decision = Protocol.TLS, policy.decide(attempts[0])
         if not decision.passes and tls is None:
@@ -102,25 +102,25 @@ class Desk:
         self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
     ) -> "Decision":
         """Record a connection that is refused before any rule."""
-        decision = denied(self.tenant.policy, reason)
+        decision = denied(self.sandbox.policy, reason)
         self._record(decision, host, port, Protocol.TLS, tls)
         return decision
 
     def addresses(self, attempt: Attempt) -> "Found | Awaitable[Found]":
         """Return where an attempt may be dialled to, or why nowhere."""
-        if (upstream := self.tenant.policy.upstream_for(attempt)) is not None:
+        if (upstream := self.sandbox.policy.upstream_for(attempt)) is not None:
             why = f"this has to go through the proxy `{upstream}`, which mitmproxy by itself can't do"
             return DialFailed(Reason.UPSTREAM_FAILED, why)
         if self._dialer is None:
             self._dialer = Dialer(Lookup(), Poller())
         try:
-            known = self._dialer.known(self.tenant.policy, attempt)
+            known = self._dialer.known(self.sandbox.policy, attempt)
         except DialFailed as failure:
             return failure
         if known is not None:
             return known
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self._dialer.find(self.tenant.policy, attempt, answer.set_result)
+        self._dialer.find(self.sandbox.policy, attempt, answer.set_result)
         return answer
 
     def _record(

@@ -233,7 +233,7 @@ def distrust(connection: SSL.Connection) -> str:
 
 
 def _context(method: int) -> SSL.Context:
-    """Return what both sides share: no resumption, so that no tenant's session is another's (invariant 11)."""
+    """Return what both sides share: no resumption, so that no sandbox's session is another's (invariant 11)."""
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(_OPTIONS | SSL.OP_NO_TICKET)
@@ -420,7 +420,7 @@ class FarTls(Tls):
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
-        broker = session.recorder.tenant.broker
+        broker = session.recorder.sandbox.broker
         self._identity = None if broker is None else broker.identity(place.target, place.port)
         tls = ends.far.connection(place.target, offer, server.authorities, ends.spoken.group(place), self._identity)
         super().__init__(session, ends, server, tls)

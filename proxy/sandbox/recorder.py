@@ -39,7 +39,7 @@ from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
@@ -55,17 +55,17 @@ class Recorder:
     """Records what happens to one sandbox. For one thread."""
 
     __slots__ = ("_asked", "_open", "_quota", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
-                 "tenant")  # fmt: skip
+                 "sandbox")  # fmt: skip
 
-    def __init__(self, tenant: "Tenant", journal: Journal, metrics: "Metrics") -> None:
-        self.tenant = tenant
+    def __init__(self, sandbox: "SandboxState", journal: Journal, metrics: "Metrics") -> None:
+        self.sandbox = sandbox
         self.journal = journal
         self.metrics = metrics
         self._quota = DiskQuota(journal)
         self.failed = False  # whether the last event could not be written; the next one tries again
-        task = tenant.task
+        task = sandbox.task
         # Whose events these are, for others that record events of the same task, too
-        self.origin = Origin.of(task.id, task.name, dict(task.labels), tenant.sandbox, os.uname().nodename)
+        self.origin = Origin.of(task.id, task.name, dict(task.labels), sandbox.id, os.uname().nodename)
         self._whose = self.origin._asdict()
         # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
         self._open: dict[str, Outcome] = {}
@@ -259,8 +259,8 @@ class Recorder:
             outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
             reason=Reason.LEAK,
             rules=rules,
-            revision=self.tenant.policy.revision,
-            mode=self.tenant.policy.settings.mode,
+            revision=self.sandbox.policy.revision,
+            mode=self.sandbox.policy.settings.mode,
             destination=_destination(name, address, port),
             protocol=protocol,
             http=http,
@@ -303,8 +303,8 @@ class Recorder:
         self._report(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=Seconds(seconds), ending=ending)
 
     def rules_loaded(self, previous: str = "") -> None:
-        """Tell that the tenant's policy is in force now, after a reload instead of `previous`. Never raises."""
-        policy = self.tenant.policy
+        """Tell that the sandbox's policy is in force now, after a reload instead of `previous`. Never raises."""
+        policy = self.sandbox.policy
         event = self._report(
             Kind.RULES_LOADED,
             revision=policy.revision,
@@ -318,7 +318,7 @@ class Recorder:
     def rules_rejected(self, problems: "Sequence[str]") -> None:
         """Tell that new rule files are broken and the old policy stays. Never raises."""
         self.metrics.rules_rejected()
-        policy = self.tenant.policy
+        policy = self.sandbox.policy
         self._report(
             Kind.RULES_REJECTED,
             revision=policy.revision,
@@ -380,7 +380,7 @@ class Recorder:
 
     def _shown(self, text: str) -> str:
         """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
-        broker = self.tenant.broker
+        broker = self.sandbox.broker
         return text if broker is None else broker.masked(text)
 
     def telemetry_dropped(self, records: int) -> None:
@@ -400,7 +400,7 @@ class Recorder:
             "reason": decision.reason,
             "rules": decision.rules,
             "revision": decision.revision,
-            "mode": self.tenant.policy.settings.mode,
+            "mode": self.sandbox.policy.settings.mode,
         }
 
     def _event(self, kind: Kind, **more: Any) -> Event:
@@ -433,7 +433,7 @@ class Recorder:
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
-        asking = self.tenant.asking
+        asking = self.sandbox.asking
         # Of people who were asked about it, and not only about one like it before
         if event.approval is not None and (asking is None or asking.was_asked(event.approval.id)):
             self._tally.held(decision.reason, given_up=event.detail == GONE)
@@ -458,7 +458,7 @@ class Recorder:
             self.metrics.failed(Where.JOURNAL)
             if not isinstance(error, JournalFailed):
                 raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
-            if self.tenant.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
+            if self.sandbox.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
                 return
             raise
         self.failed = False

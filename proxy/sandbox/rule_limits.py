@@ -1,6 +1,6 @@
 """Counts usage against each rule's `limits:`, and says whether more may pass, before anything does.
 
-One tenant's (invariant 11), so `per: task` and `per: sandbox` are the same here, and `per: rule` is all that goes
+One sandbox's (invariant 11), so `per: task` and `per: sandbox` are the same here, and `per: rule` is all that goes
 through this gate. Counts belong to a rule's id: a reload that keeps the rule keeps them. A window slides, in steps that
 count too much rather than too little, and no piece of a transfer goes beyond a limit: it is cut instead.
 """
@@ -172,7 +172,7 @@ class Connections:
 
 
 class Meters:
-    """What one tenant has used of the limits of its rules."""
+    """What one sandbox has used of the limits of its rules."""
 
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock

@@ -1,6 +1,6 @@
 """State of one sandbox in its worker: task, policy, the day for its rules, and its quotas.
 
-Identity comes from the socket (invariant 4): a listener belongs to one tenant. Nothing of a tenant is shared with
+Identity comes from the socket (invariant 4): a listener belongs to one sandbox. Nothing of a sandbox is shared with
 another (invariant 11): names, limits and counters hang on its object, and its quota of descriptors is fixed. A quota
 that grew while others are idle would show each sandbox what its neighbours do, so nothing is lent.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _DAY: Final = 86_400  # seconds
-UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `Tenant.reads` is False
+UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `SandboxState.reads` is False
 
 
 class Calendar:
@@ -62,21 +62,36 @@ class Task(NamedTuple):
     labels: "Mapping[str, str]" = NO_LABELS
 
 
-class Tenant:
+class SandboxState:
     """A sandbox behind the gate. `policy` is swapped whole on a reload; new attempts see the new one."""
 
-    __slots__ = ("asking", "broker", "calendar", "desk", "foreign", "gate_port", "holds_programs", "meters", "own",
-                 "own_addresses", "policy", "sandbox", "taint", "tainted", "task")  # fmt: skip
+    __slots__ = (
+        "asking",
+        "broker",
+        "calendar",
+        "desk",
+        "foreign",
+        "gate_port",
+        "holds_programs",
+        "id",
+        "meters",
+        "own",
+        "own_addresses",
+        "policy",
+        "taint",
+        "tainted",
+        "task",
+    )  # fmt: skip
 
     def __init__(
         self,
-        sandbox: str,
+        sandbox_id: str,
         task: Task,
         policy: "Policy",
         own_addresses: frozenset["Address"] = frozenset(),
         gate_port: int = 0,
     ) -> None:
-        self.sandbox = sandbox
+        self.id = sandbox_id
         self.task = task
         self.policy = policy
         self.own_addresses = own_addresses  # the sandbox's own, on lo

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import ApprovalsClient
     from proxy.approvals.protocol import Done
     from proxy.approvals.recording import ApprovalRecorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.decision import Decision
@@ -27,17 +27,17 @@ MOST: Final = 64  # sources that are named
 
 
 class Taint:
-    """One task's. For one thread, within a running loop. `Tenant.tainted` says what is decided by."""
+    """One task's. For one thread, within a running loop. `SandboxState.tainted` says what is decided by."""
 
-    __slots__ = ("_asking", "_known", "_metrics", "_recorder", "_reviewing", "_said", "_tenant", "review", "sources")
+    __slots__ = ("_asking", "_known", "_metrics", "_recorder", "_reviewing", "_said", "_sandbox", "review", "sources")
 
     def __init__(
-        self, tenant: "Tenant", recorder: "ApprovalRecorder", metrics: "Metrics", *, unsure: bool = False
+        self, sandbox: "SandboxState", recorder: "ApprovalRecorder", metrics: "Metrics", *, unsure: bool = False
     ) -> None:
         """`unsure`: there was another worker before this one."""
         self.sources: list[Source] = []
         self.review: Callable[[], None] = lambda: None  # decides again on all that is open
-        self._tenant = tenant
+        self._sandbox = sandbox
         self._recorder = recorder
         self._metrics = metrics
         self._asking: ApprovalsClient | None = None
@@ -45,7 +45,7 @@ class Taint:
         self._said = False  # whether a source was really read
         self._reviewing = False
         if unsure:
-            tenant.tainted = True
+            sandbox.tainted = True
 
     def asks(self, asking: "ApprovalsClient") -> None:
         """Have the registry know, and hear what it knows, over `asking`, before that has started."""
@@ -70,13 +70,13 @@ class Taint:
         if state.tainted:
             self._set(state.tainted_by)
         elif not self._said:
-            self._tenant.tainted = False
+            self._sandbox.tainted = False
 
     def _tell(self, source: Source) -> bool:
         """Have it written down, by the registry if there is one."""
         if self._asking is not None and self._asking.is_there:
             return self._asking.tainted(source)
-        if not self._tenant.policy.needs.approvals:
+        if not self._sandbox.policy.needs.approvals:
             return True  # nothing hangs on it, unless other rules come
         try:
             self._recorder.tainted(source)
@@ -86,11 +86,11 @@ class Taint:
 
     def _set(self, sources: "tuple[Source, ...]") -> None:
         self.sources += [source for source in sources if source not in self.sources][: MOST - len(self.sources)]
-        tenant = self._tenant
-        first, self._said = not tenant.tainted, True
-        tenant.tainted = True
+        sandbox = self._sandbox
+        first, self._said = not sandbox.tainted, True
+        sandbox.tainted = True
         self._metrics.tasks_tainted += first
-        if first and not self._reviewing and tenant.policy.needs.approvals:
+        if first and not self._reviewing and sandbox.policy.needs.approvals:
             self._reviewing = True
             asyncio.get_running_loop().call_soon(self._review)
 

@@ -297,14 +297,14 @@ class SupervisorChannel:
                 for call, times in calls:
                     self._recorder.metrics.refused_call(os.fsdecode(call), times)
             case messages.Holds():
-                self._recorder.tenant.holds_programs = True
+                self._recorder.sandbox.holds_programs = True
             case messages.WhoseFound() if self.attributing is not None:
                 self.attributing.answered(told)
             case messages.Broken(why):
                 self._recorder.error(Where.WATCHER, f"the task's watcher refuses everything: {os.fsdecode(why)}")
 
     def _asked(self, asked: messages.RunAsked) -> None:
-        self._recorder.tenant.holds_programs = True  # also where another worker was told so, and is no more
+        self._recorder.sandbox.holds_programs = True  # also where another worker was told so, and is no more
         decision = self._decide(asked)
         program = os.fsdecode(asked.names[0]) if asked.names else ""
         starting = Starting(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
@@ -313,7 +313,7 @@ class SupervisorChannel:
             return
         if decision.asks and not self._finishing:
             if self._approvals is None:
-                self._approvals = ProgramApprovals(self._recorder.tenant, self._decide, self._say, self._conclude)
+                self._approvals = ProgramApprovals(self._recorder.sandbox, self._decide, self._say, self._conclude)
             if self._approvals.ask(starting, decision):
                 return
         self._conclude(starting, decision, "" if asked.readable else _UNREADABLE, "")
@@ -362,12 +362,12 @@ class SupervisorChannel:
         return before.reason in _ANSWERED
 
     def _decide(self, asked: messages.RunAsked, granted: frozenset[str] = frozenset()) -> Decision:
-        tenant = self._recorder.tenant
+        sandbox = self._recorder.sandbox
         if not asked.readable:
-            return Decision(revision=tenant.policy.revision)  # gate_error
+            return Decision(revision=sandbox.policy.revision)  # gate_error
         names, words = tuple(map(os.fsdecode, asked.names)), tuple(map(os.fsdecode, asked.words))
         run = Run(names, words, asked.whole)
-        return decide_run(tenant.policy, run, tenant.task.name, tenant.task.labels, granted)
+        return decide_run(sandbox.policy, run, sandbox.task.name, sandbox.task.labels, granted)
 
 
 def _what(asked: messages.RunAsked) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Ticket
     from proxy.approvals.leases import Grant
     from proxy.approvals.protocol import Answer
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.events import Process
     from rules.decision import Decision
 
@@ -62,7 +62,7 @@ class ProgramApprovals:
 
     def __init__(
         self,
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         decide: "Callable[[messages.RunAsked, frozenset[str]], Decision]",
         say: "Callable[[messages.Said], None]",
         conclude: "Callable[[Starting, Decision, str, str], None]",
@@ -71,7 +71,7 @@ class ProgramApprovals:
 
         `conclude` takes what came of it in the end, with a detail and the id of what people were asked. None may raise.
         """
-        self._tenant = tenant
+        self._sandbox = sandbox
         self._decide = decide
         self._say = say
         self._conclude = conclude
@@ -79,7 +79,7 @@ class ProgramApprovals:
 
     def ask(self, starting: Starting, decision: "Decision") -> bool:
         """Have people asked about it, as the decision says; False: there is nobody to ask."""
-        if self._tenant.asking is None:
+        if self._sandbox.asking is None:
             return False
         waiting = self._waiting[starting.asked.number] = _Waiting(starting, decision)
         self._put(waiting)
@@ -113,14 +113,14 @@ class ProgramApprovals:
         from proxy.approvals.approval_request import about_program
         from proxy.approvals.client import SLACK  # many rules ask nobody
 
-        asking, starting = self._tenant.asking, waiting.starting
+        asking, starting = self._sandbox.asking, waiting.starting
         assert asking is not None
         waiting.asked += 1
         hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
         # An answer is there by then, whatever it is; and without one it is refused
         self._say(messages.Wait(starting.asked.number, hold + 2 * SLACK))
         question = about_program(
-            self._tenant.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
+            self._sandbox.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
         )
         waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
 
@@ -133,7 +133,7 @@ class ProgramApprovals:
         if self._waiting.get(number) is not waiting:
             return
         waiting.approval = answer.approval or (ticket.approval if ticket is not None else "")
-        asking = self._tenant.asking
+        asking = self._sandbox.asking
         if answer.result is not Result.GRANTED or asking is None:
             del self._waiting[number]
             self._refuse(waiting, reason_of(answer), answer.why)
@@ -145,7 +145,7 @@ class ProgramApprovals:
         """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
         from proxy.approvals.protocol import ROUNDS
 
-        waiting, asking = self._waiting.get(number), self._tenant.asking
+        waiting, asking = self._waiting.get(number), self._sandbox.asking
         if waiting is None or waiting.ticket is not None or asking is None:
             return  # who waits there is refused in time
         if changed:

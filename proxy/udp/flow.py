@@ -210,7 +210,7 @@ class Flow(Admission["UdpGate"]):
                     self._say_nobody_is_there()
             else:
                 judgement = self._judgement
-                decision = denied(self._gate.tenant.policy, reason or Reason.GATE_ERROR, judgement.decision)
+                decision = denied(self._gate.sandbox.policy, reason or Reason.GATE_ERROR, judgement.decision)
                 self._gate.refuse(self.record, judgement._replace(decision=decision), self._key, self._first_size)
 
     def _close(self) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.dns.names import NameTable
     from proxy.gate.record import Endpoint
     from proxy.sandbox.recorder import Recorder
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from proxy.udp.answers import Answers
 
 MOST_FLOWS: Final = 512
@@ -49,13 +49,13 @@ type Key = tuple[bytes, tuple[object, ...]]  # where to, as the kernel writes it
 
 
 class UdpGate:
-    """The flows of one tenant. For one thread; the door stays the caller's, and is shut until `start`."""
+    """The flows of one sandbox. For one thread; the door stays the caller's, and is shut until `start`."""
 
     def __init__(
         self,
         sock: socket.socket,
         answers: "Answers",
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         recorder: "Recorder",
         *,
         dialer: "Dialer",
@@ -64,7 +64,7 @@ class UdpGate:
         has_room: "Callable[[], bool]" = lambda: True,
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
-        self.tenant = tenant
+        self.sandbox = sandbox
         self.recorder = recorder
         self.dialer = dialer
         self.answers = answers
@@ -78,7 +78,7 @@ class UdpGate:
         self.open_flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = RateLimiter(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
-        self.rounds = Rounds(tenant.calendar.today, self.open_flows.values(), self.review, clock)
+        self.rounds = Rounds(sandbox.calendar.today, self.open_flows.values(), self.review, clock)
 
     @property
     def flows(self) -> int:
@@ -172,9 +172,9 @@ class UdpGate:
             return
         record = self._record(endpoint_asked(asked), endpoint_of(client))
         judgement = self._judge(record.wanted)
-        goes_on = judgement.decision.passes or (judgement.decision.asks and self.tenant.asking is not None)
+        goes_on = judgement.decision.passes or (judgement.decision.asks and self.sandbox.asking is not None)
         if goes_on and not self._has_room():
-            decision = denied(self.tenant.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
+            decision = denied(self.sandbox.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
             judgement, goes_on = judgement._replace(decision=decision), False
         if not goes_on:
             self.refuse(record, judgement, key, len(data))
@@ -194,14 +194,14 @@ class UdpGate:
 
     def _judge(self, wanted: Wanted) -> Judgement:
         """Decide on a flow that nothing has been read of, and nothing will be."""
-        tenant = self.tenant
-        attempt = attempt_at(tenant, Protocol.UDP, wanted.target, wanted.port)
-        if nowhere(tenant, wanted):
-            decision = denied(tenant.policy, Reason.NON_PUBLIC_ADDRESS)
+        sandbox = self.sandbox
+        attempt = attempt_at(sandbox, Protocol.UDP, wanted.target, wanted.port)
+        if nowhere(sandbox, wanted):
+            decision = denied(sandbox.policy, Reason.NON_PUBLIC_ADDRESS)
         elif not wanted.names and self._names.covers(wanted.address):
-            decision = denied(tenant.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+            decision = denied(sandbox.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
-            decision = tenant.policy.decide(attempt)
+            decision = sandbox.policy.decide(attempt)
         return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
 
     def _has_room(self) -> bool:
@@ -229,10 +229,10 @@ class UdpGate:
         """Open the door, or shut it, as the rules in force want it. What can't be shut is closed for good."""
         sock = self._sock
         try:
-            if self.tenant.policy.needs.udp:
+            if self.sandbox.policy.needs.udp:
                 receiving_socket.unlock(sock)
             else:
-                receiving_socket.shut(sock, self.tenant.own_addresses)
+                receiving_socket.shut(sock, self.sandbox.own_addresses)
         except OSError as error:
             self.failed(error)
             self.poller.forget(sock.fileno())

@@ -67,8 +67,8 @@ class Undeliverable:
                 self._tell(packet)
 
     def _tell(self, packet: "RefusedPacket") -> None:
-        tenant = self._recorder.tenant
-        decision = Decision(reason=_REASONS.get(packet.kind, Reason.GATE_ERROR), revision=tenant.policy.revision)
+        sandbox = self._recorder.sandbox
+        decision = Decision(reason=_REASONS.get(packet.kind, Reason.GATE_ERROR), revision=sandbox.policy.revision)
         name = None
         if packet.address is not None:
             name = self._names.name_of(packet.address)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Reloading:
-    """Swaps the policy of one tenant. For one thread, within a running loop."""
+    """Swaps the policy of one sandbox. For one thread, within a running loop."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -48,13 +48,13 @@ class Reloading:
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
         """Put `policy` in force."""
-        tenant = self._recorder.tenant
-        before, tenant.policy = tenant.policy, policy
+        sandbox = self._recorder.sandbox
+        before, sandbox.policy = sandbox.policy, policy
         try:
             if login != self._gate.dialer.login:
                 self._gate.dialer.login = login
-                tenant.entrust(tenant.broker, b"" if login is None else login.password)
-            tenant.meters.keep(frozenset(policy.rule_ids))
+                sandbox.entrust(sandbox.broker, b"" if login is None else login.password)
+            sandbox.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
             if policy.unread:  # no more of it is new than what root's files say
                 self._recorder.rules_rejected(policy.unread)
@@ -62,7 +62,7 @@ class Reloading:
                 self._recorder.error(
                     Where.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"
                 )
-            if policy.commands and not tenant.holds_programs:
+            if policy.commands and not sandbox.holds_programs:
                 self._recorder.error(Where.WATCHER, "the rules have `commands` now, for tasks that start from here on")
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
             self._lookup.forget_checks()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from proxy.dialing.proxy_auth import Login
-    from proxy.sandbox.sandbox_state import DescriptorQuotas, Tenant
+    from proxy.sandbox.sandbox_state import DescriptorQuotas, SandboxState
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
     from rules.addresses import Address
@@ -92,7 +92,7 @@ class SandboxServer:
 
     def __init__(
         self,
-        tenant: "Tenant",
+        sandbox: "SandboxState",
         sockets: "Mapping[str, socket.socket]",
         common: Common,
         login: "Login | None" = None,
@@ -106,15 +106,15 @@ class SandboxServer:
         `before`: how many workers have died while they served it; None: it dies with its worker.
         `wait`: seconds until the addresses of its table are free. `gave_up` hears why its traffic can't be served.
         """
-        self._tenant = tenant
+        self._sandbox = sandbox
         self._sockets = dict(sockets)
         self._common = common
         self._login = login
         self._before, self._wait = before, wait
         self._gave_up = gave_up
         self.context = copy_context()  # for work that begins outside of it (`turn`)
-        self.metrics = _metrics(tenant, common)
-        self.recorder = Recorder(tenant, common.journal, self.metrics)
+        self.metrics = _metrics(sandbox, common)
+        self.recorder = Recorder(sandbox, common.journal, self.metrics)
         self._poller = Poller(in_turn=common.in_turn)
         self._descriptors = common.descriptors.join()
         watcher = sockets.get("watch")
@@ -156,7 +156,7 @@ class SandboxServer:
         try:
             traffic = self.traffic
         except Exception:
-            self._tenant.policy = policy
+            self._sandbox.policy = policy
             raise
         traffic.reloading.swap(policy, login)
 
@@ -168,7 +168,7 @@ class SandboxServer:
                 self._poller.watch(sock.fileno(), IN, self)
         if self._hearing is not None:
             self._hearing.start()
-        policy = self._tenant.policy
+        policy = self._sandbox.policy
         if self._before or policy.needs.approvals or policy.needs.udp:
             self._serve()
         if policy.needs.inspection:
@@ -277,12 +277,12 @@ def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "I
         yield from ((word, int(counts[word])) for word in map(str, known) if word in counts)
 
 
-def _metrics(tenant: "Tenant", common: Common) -> Metrics:
+def _metrics(sandbox: "SandboxState", common: Common) -> Metrics:
     metrics = Metrics()
-    policy = tenant.policy
+    policy = sandbox.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.needs.endings)
     metrics.rules_valid = not policy.unread
-    metrics.limits = tenant.meters
+    metrics.limits = sandbox.meters
     metrics.ca_expiry = common.authority_ends
     metrics.watch("worker", os.getpid())
     return metrics

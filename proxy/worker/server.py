@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, Task, Tenant
+from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, SandboxState, Task
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
@@ -46,7 +46,7 @@ _ONLY_SET: Final = 0  # the rules of the only sandbox
 class OnlySandbox:
     """The sandbox of a worker that serves one run alone."""
 
-    tenant: Tenant
+    state: SandboxState
     gate: socket.socket  # its sockets come over this: `{"sockets": NAMES}`, and their descriptors
     metrics: socket.socket | None = None  # listening: where the worker is scraped
     login: "Login | None" = None  # for the upstream proxy
@@ -85,7 +85,7 @@ class _Admission:
     """A sandbox that is to be served once its policy is there, and what was said of it meanwhile."""
 
     sandbox: str
-    tenant_under: "Callable[[Policy], Tenant]"
+    state_under: "Callable[[Policy], SandboxState]"
     sockets: dict[str, socket.socket]
     before: int | None  # workers that have died while they served it; None: it ends with its first
     context: Context  # in which all of its work is done
@@ -165,11 +165,11 @@ class SandboxServers:
 
     async def _serve_only(self, only: OnlySandbox, sockets: dict[str, socket.socket]) -> None:
         """Begin with the sandbox of a worker that has no other."""
-        tenant = only.tenant
-        rules = self._sets[_ONLY_SET] = _Rules(tenant.policy, only.login)
-        self._under[tenant.sandbox] = _ONLY_SET
-        self._begin(rules, _Admission(tenant.sandbox, lambda _: tenant, sockets, None, copy_context()))
-        if only.metrics is not None and (served := rules.members.get(tenant.sandbox)) is not None:
+        state = only.state
+        rules = self._sets[_ONLY_SET] = _Rules(state.policy, only.login)
+        self._under[state.id] = _ONLY_SET
+        self._begin(rules, _Admission(state.id, lambda _: state, sockets, None, copy_context()))
+        if only.metrics is not None and (served := rules.members.get(state.id)) is not None:
             from proxy.telemetry.prometheus.scrape_server import ScrapeServer  # few runs have `--metrics`
 
             self._scrapes = ScrapeServer(only.metrics, served.metrics)
@@ -210,7 +210,7 @@ class SandboxServers:
         elif "ask" in said:
             self._answer(int(said["ask"]), whole="metrics" in said)
         elif "to" in said or only is not None:
-            sandbox = str(said["to"]) if only is None else only.tenant.sandbox
+            sandbox = str(said["to"]) if only is None else only.state.id
             if said.get("approvals") is True and descriptors:
                 self._renew(sandbox, socket.socket(fileno=descriptors.pop(0)))
             self._tell(sandbox, said)
@@ -296,12 +296,12 @@ class SandboxServers:
         sockets = _named(names, descriptors)
         descriptors.clear()
 
-        def tenant_under(policy: "Policy") -> Tenant:
-            tenant = Tenant(sandbox, task, policy, setup.own_addresses, setup.gate_port)
-            tenant.foreign = foreign
-            return tenant
+        def state_under(policy: "Policy") -> SandboxState:
+            state = SandboxState(sandbox, task, policy, setup.own_addresses, setup.gate_port)
+            state.foreign = foreign
+            return state
 
-        admission = _Admission(sandbox, tenant_under, sockets, before, context, wait)
+        admission = _Admission(sandbox, state_under, sockets, before, context, wait)
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is not None:
@@ -313,11 +313,11 @@ class SandboxServers:
 
     def _begin(self, rules: _Rules, admission: _Admission) -> None:
         assert rules.policy is not None
-        loop, tenant = asyncio.get_running_loop(), admission.tenant_under(rules.policy)
+        loop, state = asyncio.get_running_loop(), admission.state_under(rules.policy)
 
         def begin() -> None:
             sandbox_server = SandboxServer(
-                tenant,
+                state,
                 admission.sockets,
                 self._common,
                 rules.login,

@@ -54,31 +54,33 @@ class Traffic:
         wait: float,
     ) -> None:
         """Put it together; the arguments are `SandboxServer`'s."""
-        tenant = recorder.tenant
+        sandbox = recorder.sandbox
         self._recorder = recorder
         self._poller = poller
         self._log = sockets.get("refusal_log")
         self._info_api: InfoApi | None = None
         has_room = descriptors.has_room
         self._asking = self._ask_people(sockets.get("approvals"))
-        tenant.asking = self._asking
+        sandbox.asking = self._asking
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
-        tenant.taint = taint = Taint(tenant, approvals, recorder.metrics, unsure=bool(before))
+        sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, unsure=bool(before))
         taint.review = self._review
         if self._asking is not None:
             taint.asks(self._asking)
-        self._names = names = NameTable(tenant.policy.settings.dns_pool, tenant.own_addresses, before=before, wait=wait)
+        self._names = names = NameTable(
+            sandbox.policy.settings.dns_pool, sandbox.own_addresses, before=before, wait=wait
+        )
         self._lookup = Lookup(has_room=has_room)
         self.dialer = dialer = Dialer(
             self._lookup, poller, forbidden=common.forbidden, metrics=recorder.metrics, descriptors=descriptors
         )
         self._leaves = Leaves(common.signer)
         self.inspection = Inspection(self._leaves, dialer, recorder, common.roots)
-        self._resolver = resolver = Resolver(tenant, recorder, names, self._lookup)
+        self._resolver = resolver = Resolver(sandbox, recorder, names, self._lookup)
         self._datagrams = Datagrams(sockets["dns_udp"], resolver, recorder, poller)
         self._gate = Gate(
             sockets["tcp"],
-            tenant,
+            sandbox,
             recorder,
             dialer=dialer,
             names=names,
@@ -88,8 +90,8 @@ class Traffic:
             attribute=attribution.ask if attribution is not None else None,
             has_room=has_room,
         )
-        answers = Answers(sockets["answers"], sockets.get("answers6"), tenant.own_addresses)
-        self._udp = UdpGate(sockets["udp"], answers, tenant, recorder, dialer=dialer, names=names, has_room=has_room)
+        answers = Answers(sockets["answers"], sockets.get("answers6"), sandbox.own_addresses)
+        self._udp = UdpGate(sockets["udp"], answers, sandbox, recorder, dialer=dialer, names=names, has_room=has_room)
         descriptors.count(self._gate.connections, _EACH)
         descriptors.count(self._udp.open_flows, 1)
         descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
@@ -133,10 +135,10 @@ class Traffic:
         if self._asking is not None:
             self._asking.renew(channel)
             return
-        tenant = self._recorder.tenant
-        tenant.asking = self._asking = self._ask_people(channel)
-        if self._asking is not None and tenant.taint is not None:
-            tenant.taint.asks(self._asking)
+        sandbox = self._recorder.sandbox
+        sandbox.asking = self._asking = self._ask_people(channel)
+        if self._asking is not None and sandbox.taint is not None:
+            sandbox.taint.asks(self._asking)
             self._asking.start()
 
     def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":

@@ -34,7 +34,7 @@ from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
 from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
-from tests.proxy.telemetry.prometheus.test_totals import tenant
+from tests.proxy.telemetry.prometheus.test_totals import sandbox
 from tests.proxy.telemetry.telemetry_harness import full_event
 
 
@@ -72,7 +72,7 @@ def a_reply(text, _tmp_path):
 def counted():
     """Numbers of a worker, with something of each kind."""
     found = totals.total()
-    totals.add(found, tenant("one"))
+    totals.add(found, sandbox("one"))
     found.flags = 1, 2.0
     found.processes = {"worker": ProcessUse(1.5, 2, 3, 4.5, 5, 6)}
     return found

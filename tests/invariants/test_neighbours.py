@@ -1,4 +1,4 @@
-"""Invariant 11: tenants don't meet. Two runs at once under one rule file, in turns, each looking for the other."""
+"""Invariant 11: sandboxes don't meet. Two runs at once under one rule file, in turns, each looking for the other."""
 
 import pytest
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.inspection.stages.request_context import RequestContext, Ruling
     from proxy.inspection.stages.stage import Session
     from proxy.request.request_head import Head
-    from proxy.sandbox.sandbox_state import Tenant
+    from proxy.sandbox.sandbox_state import SandboxState
     from rules.attempt import Attempt
     from rules.decision import Asks, Decision
 
@@ -151,22 +151,22 @@ class PendingApprovals:
 
 def question(session: "Session", request: "RequestContext", ruling: "Ruling") -> "ApprovalRequest":
     """Return what people are asked about a request, with what was read of its body."""
-    attempt, tenant, held = ruling.attempt, session.recorder.tenant, request.held
+    attempt, sandbox, held = ruling.attempt, session.recorder.sandbox, request.held
     assert attempt is not None
     process = None if session.whose is None else session.whose.process
     push, content = (held.push, held.content) if held else (None, None)
-    secrets = _secrets(tenant, attempt, request.head, content)
+    secrets = _secrets(sandbox, attempt, request.head, content)
     quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
     return about_request(
-        tenant.sources, attempt, ruling.decision, request.head, push, process, session.cause, secrets, quiet
+        sandbox.sources, attempt, ruling.decision, request.head, push, process, session.cause, secrets, quiet
     )
 
 
-def _secrets(tenant: "Tenant", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
+def _secrets(sandbox: "SandboxState", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
     """Return the ids of the secrets that a request leaves with, as they will be put in."""
-    if tenant.broker is None or attempt.request is None:
+    if sandbox.broker is None or attempt.request is None:
         return ()
     if not attempt.request.body:
         content = b""
     tls = attempt.protocol is Protocol.TLS
-    return tenant.broker.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets
+    return sandbox.broker.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets

@@ -56,7 +56,7 @@ class Held(ABC):
     def judge_ahead(self, session: "Session") -> "Sliced[None]":
         """Decide on many refs in slices, before the push itself is decided."""
         if self.push is not None and self.attempt is not None and self.problem is None:
-            yield from judge_ahead(session.recorder.tenant.policy, self.attempt, self.push)
+            yield from judge_ahead(session.recorder.sandbox.policy, self.attempt, self.push)
 
     def let_go(self, session: "Session") -> None:
         """Keep nothing any more."""

@@ -31,18 +31,18 @@ class Grants(Stage):
 
     def admit(self, ruling: "Ruling") -> "Ruling":
         """Enter the grants."""
-        tenant = self.session.recorder.tenant
-        self._lease = tenant.lease(ruling.grants, self._over)
+        sandbox = self.session.recorder.sandbox
+        self._lease = sandbox.lease(ruling.grants, self._over)
         if self._lease is not None:
             return ruling
         decision = ruling.decision
-        by = denied(tenant.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
+        by = denied(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
         return replace(ruling, decision=by, detail="its approval has ended meanwhile")
 
     def _over(self, grant: "Grant") -> None:
         """End the request. Called from the loop."""
         if self.request.is_open:
-            self.request.by = denied(self.session.recorder.tenant.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+            self.request.by = denied(self.session.recorder.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
             self.session.cut(frozenset({self.request.key}))
 
     def end(self) -> None:
@@ -67,7 +67,7 @@ class Limits(Stage):
         if not ruling.decision.limits and not left:
             return ruling
         size = self.request.head.size
-        found = session.recorder.tenant.meters.admit(ruling.decision.limits, session.connections, size, left)
+        found = session.recorder.sandbox.meters.admit(ruling.decision.limits, session.connections, size, left)
         if isinstance(found, Exceeded):
             return replace(ruling, decision=exceeded(ruling.decision, found), detail=str(found))
         self.request.meter = found
@@ -77,10 +77,10 @@ class Limits(Stage):
         """Go on under the limits of the rules in force now."""
         if self.request.by is not None:
             return
-        tenant = self.session.recorder.tenant
-        found = tenant.meters.go_on(now.limits, self.session.connections, self.request.meter)
+        sandbox = self.session.recorder.sandbox
+        found = sandbox.meters.go_on(now.limits, self.session.connections, self.request.meter)
         if isinstance(found, Exceeded):
-            self.request.by = denied(tenant.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
+            self.request.by = denied(sandbox.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
         else:
             self.request.meter = found
 
@@ -97,6 +97,6 @@ class Taint(Stage):
 
     def recorded(self, ruling: "Ruling") -> None:
         """Note it. Raises Stopped."""
-        tenant, place = self.session.recorder.tenant, self.session.place
-        if not tenant.reads(ruling.decision, place.target, place.port, self.request.cause):
-            raise Stopped(denied(tenant.policy, Reason.APPROVAL_UNAVAILABLE), UNNOTED)
+        sandbox, place = self.session.recorder.sandbox, self.session.place
+        if not sandbox.reads(ruling.decision, place.target, place.port, self.request.cause):
+            raise Stopped(denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), UNNOTED)

@@ -48,7 +48,7 @@ class SecretInjection(Stage):
 
     def __init__(self, session: "Session", request: "RequestContext") -> None:
         super().__init__(session, request)
-        place, broker = session.place, session.recorder.tenant.broker
+        place, broker = session.place, session.recorder.sandbox.broker
         assert broker is not None
         self._broker = broker
         self._body = broker.body()
@@ -108,7 +108,7 @@ class SecretInjection(Stage):
         detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
             self.session.record.tampered(request.cause, detail)
-        raise Stopped(denied(self.session.recorder.tenant.policy, Reason.SECRET_MISUSE), detail)
+        raise Stopped(denied(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
         """Yield a part of the response with every value masked."""

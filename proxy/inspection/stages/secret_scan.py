@@ -47,7 +47,7 @@ def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
     head = request.head
     if too_costly(head) or session.refused is not None:  # it will be refused
         return
-    strict = session.recorder.tenant.policy.needs.strict_scan and session.is_unnamed()
+    strict = session.recorder.sandbox.policy.needs.strict_scan and session.is_unnamed()
     seen = request.seen = {} if request.seen is None else request.seen  # it may have been held since
     for each in {False, strict} - seen.keys():
         seen[each] = yield from _look(session, head, strict=each)
@@ -55,10 +55,10 @@ def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
 
 def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":
     """Look at a head, whatever will be decided about it."""
-    tenant, watch = session.recorder.tenant, None
+    sandbox, watch = session.recorder.sandbox, None
     try:
-        watch = None if tenant.own is None else tenant.own.watch()
-        is_placeholder = _never if tenant.broker is None else tenant.broker.is_placeholder
+        watch = None if sandbox.own is None else sandbox.own.watch()
+        is_placeholder = _never if sandbox.broker is None else sandbox.broker.is_placeholder
         found = yield from session.heads.looking(head, watch, is_placeholder, strict=strict)
     except Exception as error:  # noqa: BLE001  see above
         return Seen(watch, error=error)
@@ -93,7 +93,7 @@ class SecretScan(Stage):
         seen = None if self.request.seen is None else self.request.seen.get(strict)
         try:
             if seen is None:
-                if session.recorder.tenant.own is None and not strict and session.heads.is_clean(head):
+                if session.recorder.sandbox.own is None and not strict and session.heads.is_clean(head):
                     return ruling
                 seen = at_once(_look(session, head, strict=strict))
             return self._looked(ruling, seen)
@@ -143,7 +143,7 @@ class SecretScan(Stage):
 
     def _new_body(self) -> Body:
         """Return what looks at all that follows the head."""
-        tenant, head = self.session.recorder.tenant, self.request.head
+        sandbox, head = self.session.recorder.sandbox, self.request.head
         kind = values(head, b"content-type")
         # Messages of gRPC and Connect are packed each by itself, whatever the body is
         codings = [each for name in _CODINGS for each in values(head, name)]
@@ -151,11 +151,11 @@ class SecretScan(Stage):
         return Body(
             self._action,
             self._watch,
-            _never if tenant.broker is None else tenant.broker.is_placeholder,
+            _never if sandbox.broker is None else sandbox.broker.is_placeholder,
             reader=Messages() if websocket else reader(codings),
             form=bool(kind) and is_form(kind[0]),
             parts=bool(kind) and has_parts(kind[0]),
-            longest=0 if tenant.own is None else tenant.own.longest,
+            longest=0 if sandbox.own is None else sandbox.own.longest,
             unnamed=self.session.is_unnamed(),
         )
 
@@ -202,7 +202,7 @@ class SecretScan(Stage):
         self.session.record.leaked(request.cause, request.http, rules, detail, blocked=blocked)
 
     def _denial(self, rules: tuple[str, ...]) -> "Decision":
-        return denied(self.session.recorder.tenant.policy, Reason.LEAK)._replace(rules=rules)
+        return denied(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)
 
     def _fail(self, error: Exception, cause: str) -> None:
         """Look no more, and record that; what was to be blocked on a find goes nowhere. Raises RuntimeError."""

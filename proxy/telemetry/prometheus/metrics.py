@@ -179,7 +179,7 @@ class Metrics:
         self.peek_seconds = Histogram(_DIAL)
         self.dial_seconds: dict[str, Histogram] = {}
         self.limits: LimitUse | None = None  # of the sandbox; asked when somebody scrapes
-        self.in_force: dict[str, Mode] = {}  # by revision: one policy, or those of all tenants where these are totals
+        self.in_force: dict[str, Mode] = {}  # by revision: one policy, or those of all sandboxes where these are totals
         self.known_rules: frozenset[str] = frozenset()
         self.rule_endings: tuple[date, ...] = ()  # the last days of the rules that have one
         self.rules_valid = False

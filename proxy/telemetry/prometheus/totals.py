@@ -90,7 +90,7 @@ _BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
 
 
 class Used:
-    """How much of rules' limits is used up, of many tenants: of each limit the most that one has used."""
+    """How much of rules' limits is used up, of many sandboxes: of each limit the most that one has used."""
 
     def __init__(self) -> None:
         self._used: dict[tuple[str, str], float] = {}
@@ -100,7 +100,7 @@ class Used:
         return self._used
 
     def note(self, used: "Mapping[tuple[str, str], float]") -> None:
-        """Take in one tenant's."""
+        """Take in one sandbox's."""
         for key, share in used.items():
             if key in self._used or len(self._used) < MOST_RULES:
                 self._used[key] = max(share, self._used.get(key, 0.0))
@@ -115,7 +115,7 @@ def total() -> Metrics:
 
 
 def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
-    """Add a tenant's numbers, or a worker's, to a total; `ended`: without what only holds while it is there."""
+    """Add a sandbox's numbers, or a worker's, to a total; `ended`: without what only holds while it is there."""
     for name in _SUMS:
         if not (ended and name in _NOW):
             setattr(to, name, _sum(getattr(to, name), getattr(metrics, name)))

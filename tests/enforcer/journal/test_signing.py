@@ -9,7 +9,7 @@ import pytest
 from enforcer.journal import signing
 from enforcer.worker.worker import Worker, WorkerProcess, lost
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.ledger import is_left, unsealed
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
@@ -18,7 +18,9 @@ from rules.matching.policy import Policy
 
 
 def _recorder(journal):
-    recorder = Recorder(Tenant("sandbox", Task("1", "a"), Policy([]), frozenset(), 1), Journal(journal), Metrics())
+    recorder = Recorder(
+        SandboxState("sandbox", Task("1", "a"), Policy([]), frozenset(), 1), Journal(journal), Metrics()
+    )
     recorder.rules_loaded()
     return recorder
 

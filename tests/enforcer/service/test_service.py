@@ -117,7 +117,7 @@ def test_a_sandbox_in_whose_turn_a_worker_died_has_one_of_its_own_and_its_neighb
 
 
 @harness.as_a_user
-def test_a_flood_of_one_tenant_s_is_no_trouble_of_its_neighbour_s_in_the_same_worker(seen):
+def test_a_flood_of_one_sandbox_s_is_no_trouble_of_its_neighbour_s_in_the_same_worker(seen):
     found = seen("neighbours")
     assert (found["answers"], found["count"], found["restarts"]) == (["403"], 10, 0)
     assert found["near"] == ["refused"] * 4  # whatever the hog's names stand for, they stand for nothing here

@@ -112,13 +112,13 @@ class People:
         return [event["kind"] for event in self.journal.events]
 
     def behind(self, recorder, poller, channel, *, review=lambda: None, unsure=False):
-        """Have a tenant ask over `channel`, as its sandbox_server does."""
-        tenant = recorder.tenant
-        tenant.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
+        """Have a sandbox ask over `channel`, as its sandbox_server does."""
+        sandbox = recorder.sandbox
+        sandbox.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
-        tenant.taint = Taint(tenant, approvals, recorder.metrics, unsure=unsure)
-        tenant.taint.asks(asking)
-        tenant.taint.review = review
+        sandbox.taint = Taint(sandbox, approvals, recorder.metrics, unsure=unsure)
+        sandbox.taint.asks(asking)
+        sandbox.taint.review = review
         asking.start()
         return asking
 

@@ -335,7 +335,7 @@ def test_a_reload_ends_what_would_go_another_way_now(upstream, fate, tmp_path):
             assert await client.read() == b"hello"
             rules = [TCP.replace("ORIGIN", str(world.origin.port)), "id: b, to: b.example, action: deny"]
             settings = {"upstream": upstream.format(proxy=world.proxy.port)} if upstream else {}
-            world.tenant.policy = policy_of(tmp_path, rules, **settings)
+            world.sandbox.policy = policy_of(tmp_path, rules, **settings)
             world.gate.review()
             if fate == "kept":
                 await client.send(b"more")
@@ -356,7 +356,7 @@ def test_a_reload_ends_what_went_directly(tmp_path):
             await server.send(b"hello")
             assert await client.read() == b"hello"
             rule = f"id: h, to: here.example, ports: [{world.origin.port}/tcp], action: allow"
-            world.tenant.policy = policy_of(tmp_path, [rule], upstream="http://127.0.0.1:1")
+            world.sandbox.policy = policy_of(tmp_path, [rule], upstream="http://127.0.0.1:1")
             world.gate.review()
             assert await client.ended() == "reset"
             assert (await world.closing())["reason"] == "address_not_listed"

@@ -52,7 +52,7 @@ def test_denied_names_have_addresses_of_their_own(clock):
     assert all(made.name_of(address) for address in denied - {None})
 
 
-def test_no_name_of_another_tenant(clock):
+def test_no_name_of_another_sandbox(clock):
     mine, other = table("198.18.0.0/15", clock), table("198.18.0.0/15", clock)
     a = mine.address_for(A, denied=False)
     assert other.name_of(a) is None

@@ -109,7 +109,7 @@ def test_what_is_answered_and_told(tmp_path, name, kind):
         assert dig.short(name, kind) == answer
         assert [" ".join(line[:3]) for line in dig.told] == [told]
         assert not dig.world.servers.asked
-        explained = parse_attempt(f"dns {kind} {name}").decide(dig.world.tenant.policy)
+        explained = parse_attempt(f"dns {kind} {name}").decide(dig.world.sandbox.policy)
         assert f"{explained.verdict} {explained.outcome} {explained.reason}" == told, "`explain` says what the log does"
 
     dig(tmp_path, test)
@@ -167,7 +167,7 @@ def test_dns_refused_names_do_not_exist(tmp_path):
 
 def test_where_there_may_be_a_search_list_refused_names_do_not_exist(tmp_path):
     def test(dig):
-        dig.world.tenant.foreign = True
+        dig.world.sandbox.foreign = True
         for name, reason in (("evil.example", "dns_denied"), ("bad.example", "rule")):
             for kind in ("A", "AAAA", "TXT"):
                 assert dig.short(name, kind) == "NXDOMAIN soa ede=15"

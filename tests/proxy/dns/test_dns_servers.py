@@ -241,7 +241,7 @@ def test_answers_that_are_there_at_once_are_read_one_a_turn_of_the_loop(over_tcp
     assert len(set(read_at)) == many
 
 
-def test_all_lookups_of_a_tenant_take_turns():
+def test_all_lookups_of_a_sandbox_take_turns():
     async def inside():
         lookup = Lookup()
         assert lookup.servers()._answers._turn is lookup.servers()._answers._turn

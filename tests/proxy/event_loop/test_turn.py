@@ -1,4 +1,4 @@
-"""Invariant 11 for the loop: however many sockets of one tenant are ready, the others get their turn in between."""
+"""Invariant 11 for the loop: however many sockets of one sandbox are ready, the others get their turn in between."""
 
 import asyncio
 import itertools
@@ -37,7 +37,7 @@ class Noted:
 
 
 async def noted(hogs, quiet, turns, busy=0.0):
-    """Have so many sockets in one tenant's set and so many in another's, for some turns of the second."""
+    """Have so many sockets in one sandbox's set and so many in another's, for some turns of the second."""
     log, pollers, sockets = [], [], []
     for who, number in (("hog", hogs), ("quiet", quiet)):
         poller = Poller(in_turn=True)
@@ -60,14 +60,14 @@ async def noted(hogs, quiet, turns, busy=0.0):
 
 
 @pytest.mark.parametrize("hogs", [1, 200])
-def test_between_two_turns_of_one_tenant_another_has_few_events(hogs):
+def test_between_two_turns_of_one_sandbox_another_has_few_events(hogs):
     log, later = asyncio.run(noted(hogs, 1, 20), loop_factory=Loop)
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
     assert longest <= 32
     assert later == 0  # a set that is closed has no turns
 
 
-def test_between_two_turns_of_one_tenant_another_has_little_time():
+def test_between_two_turns_of_one_sandbox_another_has_little_time():
     """What each of its sockets costs counts, and none of them is forgotten for that."""
     log, later = asyncio.run(noted(12, 1, 20, busy=SLICE), loop_factory=Loop)
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
@@ -183,7 +183,7 @@ def test_what_a_turn_raises_ends_the_turn():
     assert turn.marked(page) == turn.NOBODY
 
 
-def test_what_one_tenant_raises_ends_nobody_else():
+def test_what_one_sandbox_raises_ends_nobody_else():
     async def both():
         log = []
         broken, whole = Noted("broken", log, raises=True), Noted("whole", log)

@@ -19,7 +19,7 @@ from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
 from proxy.info_api.connection import InfoApi
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import load
@@ -106,7 +106,7 @@ class FakeInspection:
 
 
 class World:
-    """One gate of one tenant. `rules` are one-line rules in which ORIGIN is the origin's port."""
+    """One gate of one sandbox. `rules` are one-line rules in which ORIGIN is the origin's port."""
 
     def __init__(
         self,
@@ -126,26 +126,26 @@ class World:
         self.origin = origin or Origin()
         written = [rule.replace("ORIGIN", str(self.origin.port)) for rule in rules]
         self.policy = policy_of(tmp_path, written, **settings)
-        self.tenant = Tenant("sandbox", Task("t1", "task"), self.policy, frozenset({OWN}), 15001)
-        self.tenant.calendar = calendar or self.tenant.calendar
+        self.sandbox = SandboxState("sandbox", Task("t1", "task"), self.policy, frozenset({OWN}), 15001)
+        self.sandbox.calendar = calendar or self.sandbox.calendar
         self.journal = journal or MemoryJournal()
         self.metrics = Metrics()
-        self.recorder = Recorder(self.tenant, self.journal, self.metrics)
-        self.names = NameTable(self.policy.settings.dns_pool, self.tenant.own_addresses)
+        self.recorder = Recorder(self.sandbox, self.journal, self.metrics)
+        self.names = NameTable(self.policy.settings.dns_pool, self.sandbox.own_addresses)
         self.servers = Names()
         self.hosts = Path(tmp_path) / "hosts"
         self.hosts.write_text(hosts)
         self.lookup = Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
         self.poller = Poller(in_turn=in_turn)
         self.dialer = Dialer(self.lookup, self.poller, metrics=self.metrics)
-        self.resolver = Resolver(self.tenant, self.recorder, self.names, self.lookup)
+        self.resolver = Resolver(self.sandbox, self.recorder, self.names, self.lookup)
         self.inspection = FakeInspection() if inspect else None
         self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
         self.destinations = {}
         self.info_api = InfoApi(self.recorder, self.dialer)
         self.gate = Gate(
             self.listener,
-            self.tenant,
+            self.sandbox,
             self.recorder,
             dialer=self.dialer,
             names=self.names,

@@ -23,7 +23,7 @@ def held(tmp_path, test, *rules, most=64, **settings):
                 await test(world, people)
                 await asyncio.sleep(0.01)
             finally:
-                world.tenant.asking.close()
+                world.sandbox.asking.close()
                 await people.close()
 
     run(inside)
@@ -31,7 +31,7 @@ def held(tmp_path, test, *rules, most=64, **settings):
 
 def reload(world, tmp_path, *rules):
     written = [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules]
-    world.tenant.policy = policy_of(tmp_path, written)
+    world.sandbox.policy = policy_of(tmp_path, written)
     world.lookup.forget_checks()
     world.gate.review()
 

@@ -189,8 +189,8 @@ def test_descriptors_that_were_closed_without_a_word_are_another_s_now():
     relayed(test)
 
 
-def test_whoever_is_left_when_a_tenant_s_set_is_closed_is_nobody_to_the_next_one():
-    """Should a connection ever outlive its tenant, its numbers are a neighbour's by then (invariant 11)."""
+def test_whoever_is_left_when_a_sandbox_s_set_is_closed_is_nobody_to_the_next_one():
+    """Should a connection ever outlive its sandbox, its numbers are a neighbour's by then (invariant 11)."""
 
     async def test(it):
         it.relay._poller = it.poller = Poller(in_turn=True)

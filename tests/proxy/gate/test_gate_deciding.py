@@ -5,7 +5,7 @@ import pytest
 from proxy.dialing.address_check import DialFailed
 from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
 from proxy.gate.decide import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
@@ -24,13 +24,13 @@ LITERAL = ip_address("93.184.216.34")
 STRANGE = ip_address("93.184.216.99")
 
 
-def tenant_of(tmp_path, rules=RULES, **settings):
-    return Tenant("s", Task("t", "task"), policy_of(tmp_path, rules, **settings), frozenset({OWN}), 15001)
+def sandbox_of(tmp_path, rules=RULES, **settings):
+    return SandboxState("s", Task("t", "task"), policy_of(tmp_path, rules, **settings), frozenset({OWN}), 15001)
 
 
 @pytest.fixture
-def tenant(tmp_path):
-    return tenant_of(tmp_path)
+def sandbox(tmp_path):
+    return sandbox_of(tmp_path)
 
 
 def named(name, port=443, address=SYNTHETIC):
@@ -41,8 +41,8 @@ def hello(name, alpn=("h2", "http/1.1")):
     return parse_hello(client_hello(name, alpn))
 
 
-def judged(tenant, wanted, seen, *, can_inspect=True):
-    made = judge(tenant, wanted, seen, can_inspect=can_inspect)
+def judged(sandbox, wanted, seen, *, can_inspect=True):
+    made = judge(sandbox, wanted, seen, can_inspect=can_inspect)
     assert made.attempt.port == wanted.port
     return str(made.attempt.target), made.attempt.protocol.value, made.decision.reason.value, made.way.value
 
@@ -96,33 +96,33 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("wanted", "seen", "says"), TABLE.values(), ids=TABLE.keys())
-def test_what_becomes_of(tenant, wanted, seen, says):
-    assert judged(tenant, wanted, seen) == tuple(says.split())
+def test_what_becomes_of(sandbox, wanted, seen, says):
+    assert judged(sandbox, wanted, seen) == tuple(says.split())
 
 
-def test_alpn_that_cannot_be_inspected_is_named_with_what_helps(tenant):
-    made = judge(tenant, named("seen.example"), hello("seen.example", ("imap", "mqtt")), can_inspect=True)
+def test_alpn_that_cannot_be_inspected_is_named_with_what_helps(sandbox):
+    made = judge(sandbox, named("seen.example"), hello("seen.example", ("imap", "mqtt")), can_inspect=True)
     assert made.detail.startswith("its client offers `imap`, `mqtt` (ALPN)")
     assert "`tls: splice`" in made.detail
 
 
 @pytest.mark.parametrize("name", [n for n, (_, _, says) in TABLE.items() if says.split()[3] in ("explain", "inspect")])
-def test_without_inspection_nothing_is_let_out_that_needs_it(tenant, name):
+def test_without_inspection_nothing_is_let_out_that_needs_it(sandbox, name):
     wanted, seen, says = TABLE[name]
     reason = "gate_error" if says.endswith("inspect") else says.split()[2]
-    assert judged(tenant, wanted, seen, can_inspect=False)[2:] == (reason, "reset")
+    assert judged(sandbox, wanted, seen, can_inspect=False)[2:] == (reason, "reset")
 
 
 @pytest.mark.parametrize("name", [n for n, (_, _, says) in TABLE.items() if says.endswith("explain")])
 def test_reset_means_no_page(tmp_path, name):
     wanted, seen, says = TABLE[name]
-    assert judged(tenant_of(tmp_path, on_block="reset"), wanted, seen)[2:] == (says.split()[2], "reset")
+    assert judged(sandbox_of(tmp_path, on_block="reset"), wanted, seen)[2:] == (says.split()[2], "reset")
 
 
-def test_a_refusal_of_the_gate_keeps_the_rules_it_overrides(tenant):
-    made = judge(tenant, named("good.example"), E, can_inspect=True).decision
+def test_a_refusal_of_the_gate_keeps_the_rules_it_overrides(sandbox):
+    made = judge(sandbox, named("good.example"), E, can_inspect=True).decision
     assert (made.verdict, made.outcome, made.rules) == (Verdict.DENY, Outcome.BLOCKED, ("r:good",))
-    made = judge(tenant, named("good.example"), OTHER, can_inspect=True).decision
+    made = judge(sandbox, named("good.example"), OTHER, can_inspect=True).decision
     assert made.near is not None
 
 
@@ -138,8 +138,8 @@ SHARED = Wanted(LITERAL, 443, (HostName("good.example"), HostName("seen.example"
         (hello(None), "seen.example tls sni_missing explain"),
     ],
 )
-def test_a_true_address_of_several_names_goes_by_what_the_connection_says(tenant, seen, says):
-    assert judged(tenant, SHARED, seen) == tuple(says.split())
+def test_a_true_address_of_several_names_goes_by_what_the_connection_says(sandbox, seen, says):
+    assert judged(sandbox, SHARED, seen) == tuple(says.split())
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_a_true_address_of_several_names_goes_by_what_the_connection_says(tenant
         (None, "seen.example http rule inspect"),
     ],
 )
-def test_so_does_http(tenant, host, says):
-    assert judged(tenant, SHARED._replace(port=80), HttpHead(host)) == tuple(says.split())
+def test_so_does_http(sandbox, host, says):
+    assert judged(sandbox, SHARED._replace(port=80), HttpHead(host)) == tuple(says.split())
 
 
 def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path):
-    tenant = tenant_of(tmp_path, mode="audit")
-    made = judge(tenant, named("evil.example"), hello("evil.example"), can_inspect=True)
+    sandbox = sandbox_of(tmp_path, mode="audit")
+    made = judge(sandbox, named("evil.example"), hello("evil.example"), can_inspect=True)
     assert (made.decision.outcome, made.way) == (Outcome.WOULD_BLOCK, Way.INSPECT)
     for wanted, seen, reason in (
         (named("good.example"), hello("evil.example"), Reason.NAME_MISMATCH),
@@ -164,7 +164,7 @@ def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path)
         (named("good.example"), E, Reason.ECH),
         (named("bad.example"), hello("bad.example"), Reason.RULE),
     ):
-        made = judge(tenant, wanted, seen, can_inspect=True)
+        made = judge(sandbox, wanted, seen, can_inspect=True)
         assert (made.decision.outcome, made.decision.reason) == (Outcome.BLOCKED, reason)
 
 
@@ -184,8 +184,8 @@ def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path)
         (Wanted(STRANGE, 5432), Patience.BRIEF),
     ],
 )
-def test_how_long_first_words_are_waited_for(tenant, wanted, how_long):
-    assert patience(tenant.policy, wanted) is how_long
+def test_how_long_first_words_are_waited_for(sandbox, wanted, how_long):
+    assert patience(sandbox.policy, wanted) is how_long
 
 
 NOWHERE = (
@@ -194,34 +194,34 @@ NOWHERE = (
 
 
 @pytest.mark.parametrize("address", NOWHERE)
-def test_what_is_no_place_outside(tenant, address):
-    assert nowhere(tenant, Wanted(ip_address(address), 443))
+def test_what_is_no_place_outside(sandbox, address):
+    assert nowhere(sandbox, Wanted(ip_address(address), 443))
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "10.0.0.1", "169.254.169.254", "2606:2800::1", "fd00::1"])
-def test_what_is_some_place_and_the_rules_to_decide(tenant, address):
-    assert not nowhere(tenant, Wanted(ip_address(address), 443))
-    assert nowhere(tenant, Wanted(ip_address(address), 0))
+def test_what_is_some_place_and_the_rules_to_decide(sandbox, address):
+    assert not nowhere(sandbox, Wanted(ip_address(address), 443))
+    assert nowhere(sandbox, Wanted(ip_address(address), 0))
 
 
-def test_port_0_is_nowhere_for_a_name_too(tenant):
-    assert nowhere(tenant, named("good.example", 0))
+def test_port_0_is_nowhere_for_a_name_too(sandbox):
+    assert nowhere(sandbox, named("good.example", 0))
 
 
-def test_a_refusal_before_anything_is_read_is_a_denial(tenant):
-    made = refuse(tenant, named("good.example"), Reason.LIMIT_EXCEEDED)
+def test_a_refusal_before_anything_is_read_is_a_denial(sandbox):
+    made = refuse(sandbox, named("good.example"), Reason.LIMIT_EXCEEDED)
     assert (made.decision.verdict, made.decision.outcome, made.decision.reason, made.way) == (
         Verdict.DENY, Outcome.BLOCKED, Reason.LIMIT_EXCEEDED, Way.RESET,
     )  # fmt: skip
     assert made.attempt.protocol is Protocol.TCP
 
 
-def test_an_address_that_may_not_be_dialled_is_a_denial_and_a_name_that_is_not_found_is_nobodys(tenant):
-    passed = judge(tenant, named("good.example"), hello("good.example"), can_inspect=True)
-    made = failing(tenant.policy, passed, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+def test_an_address_that_may_not_be_dialled_is_a_denial_and_a_name_that_is_not_found_is_nobodys(sandbox):
+    passed = judge(sandbox, named("good.example"), hello("good.example"), can_inspect=True)
+    made = failing(sandbox.policy, passed, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
     assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.DENY, Outcome.BLOCKED, Way.EXPLAIN)
-    made = failing(tenant.policy, passed, DialFailed(Reason.UNRESOLVED, ""), can_inspect=True)
+    made = failing(sandbox.policy, passed, DialFailed(Reason.UNRESOLVED, ""), can_inspect=True)
     assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.ALLOW, Outcome.FAILED, Way.RESET)
-    raw = judge(tenant, named("ssh.example", 22), None, can_inspect=True)
-    made = failing(tenant.policy, raw, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    raw = judge(sandbox, named("ssh.example", 22), None, can_inspect=True)
+    made = failing(sandbox.policy, raw, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
     assert made.way is Way.RESET

@@ -5,7 +5,7 @@ import pytest
 from proxy.gate import decide
 from proxy.gate.client_hello import parse_hello
 from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
-from proxy.sandbox.sandbox_state import Calendar, Task, Tenant
+from proxy.sandbox.sandbox_state import Calendar, SandboxState, Task
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.proxy.gate.gate_harness import client_hello, policy_of
@@ -16,16 +16,16 @@ GOOD = Wanted(ip_address("198.18.0.1"), 443, (HostName("good.example"),))
 
 
 @pytest.fixture
-def tenant(tmp_path):
-    return Tenant("s", Task("t", "task"), policy_of(tmp_path, RULES), frozenset(), 15001)
+def sandbox(tmp_path):
+    return SandboxState("s", Task("t", "task"), policy_of(tmp_path, RULES), frozenset(), 15001)
 
 
-def test_the_same_question_has_the_same_answer(tenant):
-    cache = DecisionCache(tenant, can_inspect=True)
+def test_the_same_question_has_the_same_answer(sandbox):
+    cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     for _ in range(3):
-        assert cache.judge(GOOD, hello) == judge(tenant, GOOD, hello, can_inspect=True)
-        assert cache.patience(GOOD) is patience(tenant.policy, GOOD) is Patience.FULL
+        assert cache.judge(GOOD, hello) == judge(sandbox, GOOD, hello, can_inspect=True)
+        assert cache.patience(GOOD) is patience(sandbox.policy, GOOD) is Patience.FULL
     assert cache.judge(GOOD, hello) is cache.judge(GOOD, hello)
 
 
@@ -41,48 +41,48 @@ def test_the_same_question_has_the_same_answer(tenant):
         (GOOD._replace(names=()), {}, "rule"),
     ],
 )
-def test_another_question_is_another_question(tenant, wanted, change, reason):
-    cache = DecisionCache(tenant, can_inspect=True)
+def test_another_question_is_another_question(sandbox, wanted, change, reason):
+    cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     assert cache.judge(GOOD, hello).decision.passes
     other = hello._replace(**change)
     for _ in range(2):
         made = cache.judge(wanted, other)
-        assert made == judge(tenant, wanted, other, can_inspect=True)
+        assert made == judge(sandbox, wanted, other, can_inspect=True)
         assert made.decision.reason is Reason(reason)
         assert made.hello is other
 
 
-def test_another_policy_is_asked_anew(tenant, tmp_path):
-    cache = DecisionCache(tenant, can_inspect=True)
+def test_another_policy_is_asked_anew(sandbox, tmp_path):
+    cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     assert cache.judge(GOOD, hello).decision.passes
-    tenant.policy = policy_of(tmp_path, ("id: other, to: other.example, ports: [22/tcp], action: allow",))
+    sandbox.policy = policy_of(tmp_path, ("id: other, to: other.example, ports: [22/tcp], action: allow",))
     assert not cache.judge(GOOD, hello).decision.passes
     assert cache.patience(Wanted(GOOD.address, 22, GOOD.names)) is Patience.BRIEF
 
 
-def turned(tenant):
-    tenant.calendar = Calendar(lambda: 4e9)
+def turned(sandbox):
+    sandbox.calendar = Calendar(lambda: 4e9)
 
 
-def tainted(tenant):
-    tenant.tainted = True
+def tainted(sandbox):
+    sandbox.tainted = True
 
 
 @pytest.mark.parametrize("change", [turned, tainted], ids=["day", "taint"])
 def test_another_day_and_a_task_that_is_tainted_are_asked_anew(tmp_path, change):
     rules = (f"{RULES[0]}, until: 2096-01-01", "id: no, to: good.example, when: tainted, action: deny")
-    tenant = Tenant("s", Task("t", "task"), policy_of(tmp_path, rules), frozenset(), 15001)
-    cache = DecisionCache(tenant, can_inspect=True)
+    sandbox = SandboxState("s", Task("t", "task"), policy_of(tmp_path, rules), frozenset(), 15001)
+    cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     assert cache.judge(GOOD, hello).decision.passes
-    change(tenant)
+    change(sandbox)
     assert not cache.judge(GOOD, hello).decision.passes
 
 
-def test_each_hello_is_told_as_its_own(tenant):
-    cache = DecisionCache(tenant, can_inspect=True)
+def test_each_hello_is_told_as_its_own(sandbox):
+    cache = DecisionCache(sandbox, can_inspect=True)
     one, two = parse_hello(REAL), parse_hello(REAL)._replace(version="TLSv1.2")
     assert cache.judge(GOOD, one).hello is one
     assert cache.judge(GOOD, two).hello is two
@@ -90,15 +90,15 @@ def test_each_hello_is_told_as_its_own(tenant):
 
 def test_addresses_are_not_mixed_up(tmp_path):
     rule = ("id: raw, to: 93.184.216.34, ports: [22/tcp], action: allow",)
-    tenant = Tenant("s", Task("t", "task"), policy_of(tmp_path, rule), frozenset(), 15001)
-    cache = DecisionCache(tenant, can_inspect=True)
+    sandbox = SandboxState("s", Task("t", "task"), policy_of(tmp_path, rule), frozenset(), 15001)
+    cache = DecisionCache(sandbox, can_inspect=True)
     one, two = Wanted(ip_address("93.184.216.34"), 22), Wanted(ip_address("93.184.216.35"), 22)
     assert [cache.patience(wanted) for wanted in (one, two, one)] == [Patience.NONE, Patience.BRIEF, Patience.NONE]
 
 
-def test_what_is_kept_is_bounded_and_never_what_a_task_wrote_at_length(tenant, monkeypatch):
+def test_what_is_kept_is_bounded_and_never_what_a_task_wrote_at_length(sandbox, monkeypatch):
     monkeypatch.setattr(decide, "MOST_REMEMBERED", 5)
-    cache = DecisionCache(tenant, can_inspect=True)
+    cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     for port in range(1, 100):
         cache.judge(GOOD._replace(port=port), hello)

@@ -1,4 +1,4 @@
-"""The gate against its own tenant: what a task can do to it, and what the machine can (KERNEL.md)."""
+"""The gate against its own sandbox: what a task can do to it, and what the machine can (KERNEL.md)."""
 
 import asyncio
 import contextlib

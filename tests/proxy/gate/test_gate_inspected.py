@@ -52,7 +52,7 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
             reason,
         )
         assert admitted.event == decision["id"]
-        assert (admitted.tenant, admitted.judgement.attempt.port) == (world.tenant, world.origin.port)
+        assert (admitted.sandbox, admitted.judgement.attempt.port) == (world.sandbox, world.origin.port)
         assert admitted.record.peer == (LOOPBACK, task.sock.getsockname()[1])
         assert (admitted.judgement.hello is not None) == (protocol == "tls")
         assert admitted.client.gettimeout() == 0

@@ -211,7 +211,7 @@ def test_a_transfer_is_cut_before_it_goes_beyond_its_limit(tmp_path, way):
         assert (await world.decision(2))["reason"] == "limit_exceeded"
         assert world.origin.accepted == 1
         assert world.metrics.limits_used() == {}  # a test's metrics know no rules
-        assert world.tenant.meters.used() == {("r:good", f"bytes_{way}"): 1.0}
+        assert world.sandbox.meters.used() == {("r:good", f"bytes_{way}"): 1.0}
 
     gate(tmp_path, f"bytes_{way}: 10000B", test, inspect=False)
 
@@ -266,8 +266,8 @@ def test_what_is_open_goes_on_under_the_limits_of_the_rules_that_are_in_force(tm
             rules = [rule, more.replace("PORT", port) + ", tls: splice, resolves_to: 127.0.0.0/8"]
         else:
             rules = [f"{rule}, limits: {{{after.format(way=way)}}}"]
-        world.tenant.policy = policy_of(tmp_path, rules)
-        world.tenant.meters.keep(frozenset(world.tenant.policy.rule_ids))
+        world.sandbox.policy = policy_of(tmp_path, rules)
+        world.sandbox.meters.keep(frozenset(world.sandbox.policy.rule_ids))
         world.gate.review()
         sender, receiver = (task, server) if way == "up" else (server, task)
         counted = len(HELLO) if way == "up" and before else 0  # from when there is a limit
@@ -288,7 +288,7 @@ def test_what_has_passed_more_than_the_new_limit_ends(tmp_path):
         task, server = await passed_on(world)
         await task.send(b"x" * 5000)
         await server.read_exactly(5000)
-        world.tenant.policy = policy_of(
+        world.sandbox.policy = policy_of(
             tmp_path, [SPLICED.replace("ORIGIN", str(world.origin.port)) + ", limits: {bytes_up: 1000B}"]
         )
         world.gate.review()
@@ -303,14 +303,14 @@ def test_what_is_open_counts_as_one_connection_and_no_request_under_other_rules(
         task, server = await passed_on(world)
         limited = SPLICED.replace("ORIGIN", str(world.origin.port)) + ", limits: {connections: 1, requests: 1}"
         for _ in range(2):
-            world.tenant.policy = policy_of(tmp_path, [limited])
+            world.sandbox.policy = policy_of(tmp_path, [limited])
             world.gate.review()
-        assert world.tenant.meters.used() == {("r:good", "connections"): 1.0, ("r:good", "requests"): 0.0}
+        assert world.sandbox.meters.used() == {("r:good", "connections"): 1.0, ("r:good", "requests"): 0.0}
         await task.send(b"x")
         assert await server.read_exactly(1) == b"x"
         task.close()
         server.close()
         await world.closing()
-        assert world.tenant.meters.used() == {("r:good", "connections"): 0.0, ("r:good", "requests"): 0.0}
+        assert world.sandbox.meters.used() == {("r:good", "connections"): 0.0, ("r:good", "requests"): 0.0}
 
     gate(tmp_path, "", test, inspect=False)

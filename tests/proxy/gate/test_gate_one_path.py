@@ -35,15 +35,15 @@ async def pass_one(world, name="good.example"):
 
 
 def other_rules(world, tmp_path):
-    world.tenant.policy = policy_of(tmp_path, [DENIED])
+    world.sandbox.policy = policy_of(tmp_path, [DENIED])
 
 
 def other_day(world, _):
-    world.tenant.calendar.day = date(2026, 1, 2)
+    world.sandbox.calendar.day = date(2026, 1, 2)
 
 
 def tainted(world, _):
-    world.tenant.tainted = True
+    world.sandbox.tainted = True
 
 
 def no_address(world, _):

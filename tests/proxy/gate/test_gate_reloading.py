@@ -12,7 +12,7 @@ import pytest
 from proxy.dialing import proxy_auth
 from proxy.event_loop.poller import Loop
 from proxy.event_loop.slices import at_once
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer
 from proxy.worker.reload import Reloading, take_in
 from proxy.worker.server import SandboxServers, Setup, _Rules
@@ -24,8 +24,8 @@ from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of
 class Everybody:
     """All that hears of another policy."""
 
-    def __init__(self, tenant):
-        self.tenant = tenant
+    def __init__(self, sandbox):
+        self.sandbox = sandbox
         self.said = []
         self.dialer = SimpleNamespace(login=None)
 
@@ -42,7 +42,7 @@ def file_of(policy, login=None):
 
 
 def taken(journal, before, *descriptors):
-    """Have a worker take policies over; returns the tenant and what was told."""
+    """Have a worker take policies over; returns the sandbox and what was told."""
     everybody = Everybody(SimpleNamespace(policy=before, meters=SimpleNamespace(keep=lambda _: None)))
     swap = Reloading(everybody, everybody, everybody, everybody, everybody).swap
     sandbox = SimpleNamespace(recorder=everybody, swap=swap, context=copy_context())
@@ -58,7 +58,7 @@ def taken(journal, before, *descriptors):
     with ours, theirs, asyncio.Runner(loop_factory=Loop) as runner:
         servers = SandboxServers(Setup(ours, 0.0, b"", os.open(journal, os.O_RDONLY), theirs))
         runner.run(take())
-    return everybody.tenant, everybody.said
+    return everybody.sandbox, everybody.said
 
 
 @pytest.mark.parametrize("threads", [True, False], ids=["threads", "no threads"])
@@ -72,15 +72,15 @@ def test_the_newest_policy_is_in_force(tmp_path, monkeypatch, threads):
     before, middle, after = (policy_of(tmp_path, some) for some in (rules[:1], rules, rules[1:]))
     if not threads:
         monkeypatch.setattr(threading.Thread, "start", none_left)
-    tenant, said = taken(tmp_path, before, file_of(middle), file_of(after))
-    assert tenant.policy.revision == after.revision
+    sandbox, said = taken(tmp_path, before, file_of(middle), file_of(after))
+    assert sandbox.policy.revision == after.revision
     assert [words[0] for words in said if words[0] in {"error", "rules_rejected", "rules_loaded"}] == ["rules_loaded"]
 
 
 def test_what_root_s_files_say_over_others_that_can_t_be_read_is_no_whole_policy(tmp_path):
     before = policy_of(tmp_path, [RAW.replace("ORIGIN", "5432")])
-    tenant, said = taken(tmp_path, before, file_of(raised(before, Policy([]), ["broken"])))
-    assert tenant.policy.unread == ("broken",)
+    sandbox, said = taken(tmp_path, before, file_of(raised(before, Policy([]), ["broken"])))
+    assert sandbox.policy.unread == ("broken",)
     assert [words for words in said if words[0].startswith("rules_")] == [
         ("rules_loaded", before.revision),
         ("rules_rejected", ("broken",)),
@@ -97,20 +97,20 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
             self.name = name
 
         def __getattr__(self, word):
-            return lambda *_: heard.append((self.name, word, tenant.policy.revision == after.revision))
+            return lambda *_: heard.append((self.name, word, sandbox.policy.revision == after.revision))
 
     async def test():
         dialer = SimpleNamespace(login=None)
         recorder, gate = Part("recorder"), Part("gate")
-        recorder.tenant, gate.dialer = tenant, dialer
+        recorder.sandbox, gate.dialer = sandbox, dialer
         reloading = Reloading(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
         reloading.swap(*await take_in(file_of(after, proxy_auth.Login(b"me", b"geheimnis"))))
         assert dialer.login == proxy_auth.Login(b"me", b"geheimnis")
 
-    tenant = Tenant("box", Task("1", "t"), before)
-    tenant.meters = Part("meters")
+    sandbox = SandboxState("box", Task("1", "t"), before)
+    sandbox.meters = Part("meters")
     asyncio.run(test())
-    at_once((watch := tenant.own.watch()).taking(b"geheimnis"))
+    at_once((watch := sandbox.own.watch()).taking(b"geheimnis"))
     assert watch.found() == ["the password for the upstream proxy"]
     assert heard[:5] == [
         ("meters", "keep", True),
@@ -128,6 +128,6 @@ def test_what_is_no_policy_changes_nothing(tmp_path, monkeypatch, threads):
     os.write(descriptor, b"cos\nsystem\n(S'true'\ntR.")
     if not threads:
         monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("none left")))
-    tenant, said = taken(tmp_path, before, descriptor)
-    assert tenant.policy is before
+    sandbox, said = taken(tmp_path, before, descriptor)
+    assert sandbox.policy is before
     assert [words[0] for words in said] == ["error", "rules_rejected"]

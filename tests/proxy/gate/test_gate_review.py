@@ -24,7 +24,7 @@ def gate(tmp_path, test, rules=RULES, **more):
 def reload(world, tmp_path, *rules, **settings):
     """Put other rules in force, as `proxy.worker.reload` does."""
     written = [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules]
-    world.tenant.policy = policy_of(tmp_path, written, **settings)
+    world.sandbox.policy = policy_of(tmp_path, written, **settings)
     world.lookup.forget_checks()
     world.gate.review()
 
@@ -62,7 +62,7 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
         assert await task.ended() == "reset"
         assert await server.ended() == "reset"
         assert (closing["outcome"], closing["reason"]) == ("blocked", reason)
-        assert closing["revision"] == world.tenant.policy.revision
+        assert closing["revision"] == world.sandbox.policy.revision
         if cited is not None:
             assert closing.get("rules", []) == cited
         assert closing["bytes"]["down"] == 7
@@ -144,7 +144,7 @@ def test_what_waits_for_its_address_is_decided_by_the_new_rules(tmp_path, then, 
         reload(world, tmp_path, *then)
         world.servers.hold.set()
         decision = await world.decision()
-        assert (decision["outcome"], decision["revision"]) == (outcome, world.tenant.policy.revision)
+        assert (decision["outcome"], decision["revision"]) == (outcome, world.sandbox.policy.revision)
         assert world.decisions == [decision]
 
     async def setting():

@@ -75,7 +75,7 @@ async def live(world, chance):
 
 def put(world, tmp_path, *rules):
     """Put other rules in force, and say nothing of it yet."""
-    world.tenant.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
+    world.sandbox.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
 
 
 async def change(world, tmp_path, chance):
@@ -91,7 +91,7 @@ async def change(world, tmp_path, chance):
             case 1:
                 world.names.remember(HostName("good.example"), [ip_address("127.0.0.1")])
             case 2:
-                world.tenant.tainted = not world.tenant.tainted
+                world.sandbox.tainted = not world.sandbox.tainted
                 world.gate.review()
             case 3:
                 world.journal.full = True

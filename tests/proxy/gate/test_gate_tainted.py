@@ -22,11 +22,11 @@ def reading(tmp_path, test, *rules, registry=True, unsure=False, **settings):
             people.behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
             if not registry:
                 people.kill()
-                await world.until(lambda: not world.tenant.asking.is_there)
+                await world.until(lambda: not world.sandbox.asking.is_there)
             try:
                 await test(world, people)
             finally:
-                world.tenant.asking.close()
+                world.sandbox.asking.close()
                 await people.close()
 
     run(inside)
@@ -71,7 +71,7 @@ def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(tmp_path):
 def test_the_registry_is_told_before_the_server_is_dialled(tmp_path, monkeypatch):
     async def test(world, _people):
         order = []
-        asking, dialer = type(world.tenant.asking), type(world.dialer)
+        asking, dialer = type(world.sandbox.asking), type(world.dialer)
         tell, connect = asking.tainted, dialer.connect
         monkeypatch.setattr(asking, "tainted", lambda *what: order.append("told") or tell(*what))
         monkeypatch.setattr(dialer, "connect", lambda *what, **more: order.append("dialled") or connect(*what, **more))
@@ -83,13 +83,13 @@ def test_the_registry_is_told_before_the_server_is_dialled(tmp_path, monkeypatch
 
 def test_what_can_t_be_kept_is_not_read(tmp_path, monkeypatch):
     async def test(world, people):
-        monkeypatch.setattr(type(world.tenant.asking), "tainted", lambda *_: False)
+        monkeypatch.setattr(type(world.sandbox.asking), "tainted", lambda *_: False)
         task = await world.connect("good.example")
         assert await task.ended() == "reset"
         closing = await world.closing()
         assert (closing["outcome"], closing["reason"]) == ("blocked", "approval_unavailable")
         assert world.origin.accepted == 0
-        assert not world.tenant.tainted
+        assert not world.sandbox.tainted
 
     reading(tmp_path, test, THEN_ASK)
 
@@ -108,7 +108,7 @@ def test_without_a_registry_its_worker_knows_and_tells_it(tmp_path):
 def test_another_worker_counts_it_as_tainted_until_it_knows_better(tmp_path):
     async def test(world, people):
         people.mute = True
-        assert world.tenant.tainted
+        assert world.sandbox.tainted
         task = await world.connect("raw.example")
         assert await task.ended() == "reset"
         assert told(world) == [("raw.example", "blocked", "tainted")]
@@ -118,7 +118,7 @@ def test_another_worker_counts_it_as_tainted_until_it_knows_better(tmp_path):
 
 def test_it_is_free_again_where_nothing_was_read(tmp_path):
     async def test(world, _people):
-        await world.until(lambda: not world.tenant.tainted)
+        await world.until(lambda: not world.sandbox.tainted)
         await opened(world, "raw.example")
 
     reading(tmp_path, test, THEN_DENY, unsure=True)
@@ -129,14 +129,14 @@ def test_it_survives_its_worker(tmp_path):
         await opened(world, "good.example")
         await world.until(lambda: "task.tainted" in people.kinds())
         channel = people._channels[0]
-        world.tenant.asking.close()
-        world.tenant.tainted = False
+        world.sandbox.asking.close()
+        world.sandbox.tainted = False
         people.behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker, with the same socket
         count = len([one for one in people.replies if isinstance(one, State)])
         await world.until(lambda: len([one for one in people.replies if isinstance(one, State)]) > count)
         await asyncio.sleep(0.05)
-        assert world.tenant.tainted
-        assert [source.rule for source in world.tenant.taint.sources] == ["r:forum"]
+        assert world.sandbox.tainted
+        assert [source.rule for source in world.sandbox.taint.sources] == ["r:forum"]
         task = await world.connect("raw.example")
         assert await task.ended() == "reset"
 
@@ -155,8 +155,8 @@ def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
             people.behind(world.recorder, world.poller, channel, unsure=True)
             await world.until(lambda: any(isinstance(word, Hello) for word in people.said))
             await asyncio.sleep(0.05)
-            assert world.tenant.tainted
-            world.tenant.asking.close()
+            assert world.sandbox.tainted
+            world.sandbox.asking.close()
         await people.close()
 
     run(inside)
@@ -166,11 +166,11 @@ def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
 def test_only_what_is_untrusted_taints(tmp_path, trust):
     async def test(world, _people):
         rules = (RAW, THEN_DENY, FORUM.replace("untrusted", trust))
-        world.tenant.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
+        world.sandbox.policy = policy_of(tmp_path, [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules])
         world.lookup.forget_checks()
         world.gate.review()
         await opened(world, "good.example")
-        assert world.tenant.tainted is (trust == "untrusted")
+        assert world.sandbox.tainted is (trust == "untrusted")
 
     reading(tmp_path, test, THEN_DENY)
 
@@ -180,11 +180,11 @@ def test_an_open_connection_whose_source_is_untrusted_after_a_reload_taints_or_e
     async def test(world, people):
         task, server = await opened(world, "raw.example")
         if not kept:
-            monkeypatch.setattr(type(world.tenant.asking), "tainted", lambda *_: False)
+            monkeypatch.setattr(type(world.sandbox.asking), "tainted", lambda *_: False)
         untrusted = f"{RAW}, trust: untrusted".replace("ORIGIN", str(world.origin.port))
-        world.tenant.policy = policy_of(tmp_path, [untrusted])
+        world.sandbox.policy = policy_of(tmp_path, [untrusted])
         world.gate.review()
-        assert world.tenant.tainted is kept
+        assert world.sandbox.tainted is kept
         if kept:
             await world.until(people.tainted_by)
             await server.send(b"a stranger's words")
@@ -218,6 +218,6 @@ def test_records_are_read_too_and_a_tainted_task_s_lookups_are_decided_as_its_ow
 def test_true_addresses_are_read_as_much_as_any_answer(tmp_path, dns, tainted):
     async def test(world, _people):
         await Resolving(world).ask("good.example", "AAAA")  # 128 bits that its owner chooses
-        assert world.tenant.tainted is tainted
+        assert world.sandbox.tainted is tainted
 
     reading(tmp_path, test, THEN_DENY, dns=dns)

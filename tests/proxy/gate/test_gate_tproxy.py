@@ -39,7 +39,7 @@ def sandbox(request, encoded, tmp_path):
         async def around():
             hosts = "127.0.0.1 good.example raw.example\n"
             async with World(tmp_path, rules, hosts=hosts, listener=network.sockets.tcp) as world:
-                world.tenant.own_addresses = frozenset(OWN_ADDRESSES)
+                world.sandbox.own_addresses = frozenset(OWN_ADDRESSES)
                 datagrams = Datagrams(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
                 datagrams.start()
                 await test(world, lambda function: asyncio.to_thread(network.run, function))

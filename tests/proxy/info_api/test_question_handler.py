@@ -73,7 +73,7 @@ def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatc
             assert len(found) == 1  # there may be a hundred thousand rules
             now[0] += 86_400
             assert "till.example" not in (await said(world, "GET /policy HTTP/1.1"))[1]
-            world.tenant.policy = policy_of(tmp_path, RULES)
+            world.sandbox.policy = policy_of(tmp_path, RULES)
             assert "good.example" in (await said(world, "GET /policy HTTP/1.1"))[1]
             assert len(found) == 3
 
@@ -114,7 +114,7 @@ def test_programs_are_told_of_like_what_leaves(tmp_path):
         async with World(tmp_path, RULES) as world:
             path = tmp_path / "commands.yaml"
             path.write_text(COMMANDS)
-            policy = world.tenant.policy = load([path])
+            policy = world.sandbox.policy = load([path])
             denied = decide_run(policy, Run(("rm",), ("x",)))._replace(reason=Reason.APPROVAL_DENIED)
             world.recorder.command_decided(denied, ["rm", "x"], Process(7, "/bin/sh"), "not today", "abc")
             _, text = await said(world, "GET /policy HTTP/1.1")

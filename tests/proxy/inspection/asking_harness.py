@@ -42,11 +42,11 @@ class Desk:
     def review(self):
         """Have what is open reviewed, as `proxy.worker.reload` does."""
         protocol = Protocol.TLS if self.place.tls else Protocol.HTTP
-        attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.tenant.calendar.today())
+        attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.sandbox.calendar.today())
 
         def look():
             for one in list(self.gate.inspection._engine._connections.values()):
-                one.review(self.gate.tenant.policy.decide(attempt))
+                one.review(self.gate.sandbox.policy.decide(attempt))
 
         self.gate.loop.run(look)
 
@@ -76,7 +76,7 @@ def desk(gate, origins, tmp_path, request):
     made.rules(READ, WRITE, ASK)
     yield made
     gate.loop.run(gate.inspection.close)
-    gate.loop.run(gate.tenant.asking.close)
+    gate.loop.run(gate.sandbox.asking.close)
     gate.loop.run(people.close)
 
 

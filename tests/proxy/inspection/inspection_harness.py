@@ -28,7 +28,7 @@ from proxy.gate.decide import Judgement, Wanted, Way
 from proxy.gate.record import Admitted, ConnectionRecord
 from proxy.inspection import Inspection, Roots
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
@@ -72,8 +72,8 @@ class Gate:
 
     def _start(self):
         self.journal = Journal(self._made("journal"))
-        self.tenant = Tenant("box", Task("t1", "tests"), load([self._rules("[]")]))
-        self.recorder = Recorder(self.tenant, self.journal, Metrics())
+        self.sandbox = SandboxState("box", Task("t1", "tests"), load([self._rules("[]")]))
+        self.recorder = Recorder(self.sandbox, self.journal, Metrics())
         self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
         self.dialer = Dialer(self.lookup, poller.Poller(), metrics=self.recorder.metrics)
         ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -107,7 +107,7 @@ class Gate:
     def rules(self, rules, settings=""):
         """Put rules in force."""
         policy = load([self._rules(rules, settings)])
-        self.loop.run(lambda: setattr(self.tenant, "policy", policy))
+        self.loop.run(lambda: setattr(self.sandbox, "policy", policy))
 
     def name(self, **names):
         """Give names addresses, in place of the host's own file."""
@@ -130,7 +130,7 @@ class Gate:
             host = parse_host(target)
             protocol = Protocol.TLS if tls else Protocol.HTTP
             attempt = Attempt(protocol, host, port)
-            decided = decision or self.tenant.policy.decide(attempt)
+            decided = decision or self.sandbox.policy.decide(attempt)
             if idle is not None:
                 decided = decided._replace(idle_timeout=idle)
             hello = hello if isinstance(hello, ClientHello) else None
@@ -143,7 +143,7 @@ class Gate:
                 record.ended(up, down, Outcome.PASSED, reason)
                 self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
 
-            self.inspection.adopt(Admitted(self.tenant, client, record, judgement, closed))
+            self.inspection.adopt(Admitted(self.sandbox, client, record, judgement, closed))
 
         def accept():
             with contextlib.suppress(BlockingIOError):

@@ -140,7 +140,7 @@ def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
 
 
 def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, origins, talk):
-    """Of all that its tenant has: those of others' must not run out because of one client's streams."""
+    """Of all that its sandbox has: those of others' must not run out because of one client's streams."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     place = site(gate, origin)
     quota = gate.dialer.descriptors

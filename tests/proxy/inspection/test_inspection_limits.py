@@ -156,7 +156,7 @@ def test_a_request_goes_on_under_the_limits_of_the_rules_that_are_in_force(gate,
         wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
         rules(after)
         gate.loop.run(
-            lambda: [one.review(gate.tenant.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
         )
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"x" * (30 * KB))
@@ -199,7 +199,7 @@ def test_a_request_that_took_more_than_the_new_limit_ends(gate, origins):
         wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
         rules("bytes_up: 1KB")
         gate.loop.run(
-            lambda: [one.review(gate.tenant.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
         )
         assert rest(connection) == b""
     wait_for(lambda: gate.events("request.completed"))
@@ -242,6 +242,6 @@ def test_a_request_that_a_stage_denies_has_read_nothing(gate, origins, more, pat
     place = site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
     answer = place.curl(path, "-H", "Accept: application/json")
     assert json.loads(answer[1])["reason"] == reason
-    assert not gate.tenant.tainted
+    assert not gate.sandbox.tainted
     assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
-    assert gate.tenant.tainted
+    assert gate.sandbox.tainted

@@ -121,7 +121,7 @@ def test_a_head_that_is_whole_has_all_the_time_that_its_body_takes(gate, origins
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_connections_that_end_meanwhile_give_the_others_of_their_tenant_no_more_turns(gate, origins, slowly):
+def test_connections_that_end_meanwhile_give_the_others_of_their_sandbox_no_more_turns(gate, origins, slowly):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     turns = []
 

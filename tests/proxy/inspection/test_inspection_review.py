@@ -25,9 +25,9 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 def review(gate, port):
     """Have what is open reviewed, as `proxy.worker.reload` does."""
-    attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.tenant.calendar.today())
+    attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.sandbox.calendar.today())
     for one in list(gate.inspection._engine._connections.values()):
-        one.review(gate.tenant.policy.decide(attempt))
+        one.review(gate.sandbox.policy.decide(attempt))
 
 
 class Waiting:
@@ -83,13 +83,13 @@ def test_a_request_that_waits_for_a_lookup_at_midnight_is_decided_for_the_new_da
     now = [TODAY.timestamp()]
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False)
-    gate.tenant.calendar = Calendar(lambda: now[0])
+    gate.sandbox.calendar = Calendar(lambda: now[0])
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
         "action: allow, until: 2026-03-01}]"
     )
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), origin.port, at=date(2026, 3, 1))
-    place.door = gate.door(place.name, place.port, tls=False, decision=gate.tenant.policy.decide(attempt))
+    place.door = gate.door(place.name, place.port, tls=False, decision=gate.sandbox.policy.decide(attempt))
     kept, real = [], Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *_: None)
     monkeypatch.setattr(Dialer, "find", lambda *what: kept.append(what))
@@ -283,8 +283,8 @@ def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, or
 
 def test_a_request_is_decided_on_again_a_ref_in_a_slice(gate):
     gate.rules("[{id: a, to: good.example, action: allow}]")
-    attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.tenant.calendar.today())
-    assert len(list(standing(gate.tenant, (attempt,) * 1000, None))) == 1000
+    attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.sandbox.calendar.today())
+    assert len(list(standing(gate.sandbox, (attempt,) * 1000, None))) == 1000
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -303,12 +303,12 @@ def test_a_request_whose_source_is_untrusted_after_a_reload_taints_or_ends(gate,
         ask(place, connection)
         until(connection, b"\r\n\r\n")
         if not kept:
-            gate.tenant.taint = SimpleNamespace(reads=lambda *_: False)
+            gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
         rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow"
         gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
         gate.loop.run(review, gate, place.port)
         let.set()
-        assert gate.tenant.tainted is kept
+        assert gate.sandbox.tainted is kept
         if kept:
             assert until(connection, b"words")
     wait_for(lambda: gate.events("request.completed"))

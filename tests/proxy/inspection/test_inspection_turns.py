@@ -45,9 +45,9 @@ def deny_two(gate, client, _stream):
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], http: {{paths: [/one, /three]}}, "
         "action: allow}]"
     )
-    attempt = Attempt(Protocol.TLS, HostName("good.example"), port, at=gate.tenant.calendar.today())
+    attempt = Attempt(Protocol.TLS, HostName("good.example"), port, at=gate.sandbox.calendar.today())
     for one in gate.inspection._engine._connections.values():
-        gate.loop.run(one.review, gate.tenant.policy.decide(attempt))
+        gate.loop.run(one.review, gate.sandbox.policy.decide(attempt))
 
 
 def call_off(gate, client, stream):

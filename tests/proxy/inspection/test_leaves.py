@@ -400,7 +400,7 @@ def hello(name):
     return outgoing.read()
 
 
-def test_one_that_waits_ends_when_rules_deny_it_or_its_tenant_goes(gate, origins):
+def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origins):
     place = site(gate, origins.web("good.example"))
     gate.silence()
     clients = []
@@ -410,7 +410,7 @@ def test_one_that_waits_ends_when_rules_deny_it_or_its_tenant_goes(gate, origins
         wait_for(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
     first = next(iter(gate.inspection._engine._expected.values()))
     gate.rules("[{id: a, to: good.example, action: deny}]")
-    denied = gate.tenant.policy.decide(first.judgement.attempt)
+    denied = gate.sandbox.policy.decide(first.judgement.attempt)
     gate.loop.run(lambda: gate.inspection.review(first, denied))
     assert [end.reason for end in gate.wait_closed(1)] == ["rule"]
     gate.loop.run(gate.inspection.close)
@@ -420,7 +420,7 @@ def test_one_that_waits_ends_when_rules_deny_it_or_its_tenant_goes(gate, origins
             client.recv(1)
 
 
-def test_a_tenant_s_names_without_end_are_its_own_trouble(gate, origins, monkeypatch):
+def test_a_sandbox_s_names_without_end_are_its_own_trouble(gate, origins, monkeypatch):
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 2)
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
     origin = origins.web("good.example")

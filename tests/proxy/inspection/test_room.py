@@ -1,4 +1,4 @@
-"""What one tenant's connections keep together is bounded, however many there are and whatever they leave unread."""
+"""What one sandbox's connections keep together is bounded, however many there are and whatever they leave unread."""
 
 import contextlib
 import select
@@ -57,7 +57,7 @@ def test_those_that_keep_most_end_and_what_was_taken_since_counts_for_nothing():
     assert made.kept == 45
 
 
-def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_tenant_has_room_for(gate, origins):
+def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sandbox_has_room_for(gate, origins):
     """Without the account each of these connections keeps 16 MB; a task may have thousands."""
     place = site(gate, origins.web("good.example", tls=True))
     clients = []

@@ -33,8 +33,8 @@ class Broken(Stage):
 
 def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch):
     monkeypatch.setattr(sessions, "stages_for", lambda _needs: (Holding, Broken))
-    tenant = SimpleNamespace(broker=None)
-    session = sessions.Session(SimpleNamespace(tenant=tenant), Place(HostName("good.example"), 443, tls=True), "")
+    sandbox = SimpleNamespace(broker=None)
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), Place(HostName("good.example"), 443, tls=True), "")
     request = RequestContext("1", Head(b"HTTP/1.1", b"GET", b"", b"", b"/", ()), body=False)
     decision = SimpleNamespace(outcome=Outcome.PASSED, scan=Scan.OFF, trust=Trust.TRUSTED, limits=())
     with pytest.raises(ValueError, match="a fault"):
@@ -44,8 +44,8 @@ def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch
 
 def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twice():
     needs = SimpleNamespace(strict_scan=False, names_host=lambda _target: False)
-    tenant = SimpleNamespace(own=None, broker=None, policy=SimpleNamespace(needs=needs))
-    session = sessions.Session(SimpleNamespace(tenant=tenant), Place(HostName("good.example"), 443, tls=True), "")
+    sandbox = SimpleNamespace(own=None, broker=None, policy=SimpleNamespace(needs=needs))
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), Place(HostName("good.example"), 443, tls=True), "")
     request = RequestContext("1", Head(b"HTTP/1.1", b"POST", b"", b"", b"/", ((b"a", b"b" * 8192),)), body=True)
     list(look_ahead(session, request))
     first = request.seen[False]

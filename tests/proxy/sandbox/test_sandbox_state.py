@@ -1,4 +1,4 @@
-"""Invariant 11 for descriptors: whatever one tenant takes, the others have theirs."""
+"""Invariant 11 for descriptors: whatever one sandbox takes, the others have theirs."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 from proxy.dns.records import MOST_AT_ONCE
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.sandbox_state import LEAST, OWN, RESERVED, DescriptorQuotas, Task, Tenant
+from proxy.sandbox.sandbox_state import LEAST, OWN, RESERVED, DescriptorQuotas, SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
 from proxy.worker.sandbox import Common, SandboxServer
 from rules.loading.load import load
@@ -22,11 +22,11 @@ def greedy(quota):
     return quota.extra
 
 
-def test_one_tenant_alone_may_have_all_of_it():
+def test_one_sandbox_alone_may_have_all_of_it():
     assert greedy(DescriptorQuotas(1000, 1).join()) == 1000 - RESERVED - OWN
 
 
-def test_what_a_tenant_may_have_is_the_same_whatever_its_neighbours_hold():
+def test_what_a_sandbox_may_have_is_the_same_whatever_its_neighbours_hold():
     """A quota that shrinks as others take theirs would carry a bit from one sandbox to another (invariant 11)."""
     quotas = DescriptorQuotas(5000, 16)
     joined = [quotas.join() for _ in range(16)]
@@ -54,7 +54,7 @@ def test_what_is_open_counts_at_its_price_up_to_its_most():
     assert not quota.has_room()
 
 
-def test_where_there_are_few_descriptors_there_are_fewer_tenants():
+def test_where_there_are_few_descriptors_there_are_fewer_sandboxes():
     quotas = DescriptorQuotas(1024, 512)
     assert quotas.most * (OWN + LEAST) <= 1024 - RESERVED
     for _ in range(quotas.most):
@@ -67,7 +67,7 @@ def test_where_there_are_few_descriptors_there_are_fewer_tenants():
 def traffic(tmp_path):
     """What serves the traffic of a sandbox whose worker has few descriptors; within a loop."""
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
-    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    sandbox = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     with asyncio.Runner(loop_factory=Loop) as runner:
         sockets = {name: socket.socket() for name in ("tcp", "dns_udp", "udp", "answers", "diag")}
         common = Common(
@@ -79,14 +79,14 @@ def traffic(tmp_path):
         )
 
         async def made():
-            return SandboxServer(tenant, sockets, common, gave_up=lambda _: None).traffic
+            return SandboxServer(sandbox, sockets, common, gave_up=lambda _: None).traffic
 
         yield runner.run(made())
         for sock in sockets.values():
             sock.close()
 
 
-def test_sockets_beside_a_connection_count_as_their_tenants(traffic):
+def test_sockets_beside_a_connection_count_as_their_sandboxes(traffic):
     quota = traffic.dialer.descriptors
     assert traffic.inspection._dialer.descriptors is quota
     for _ in range(10):
@@ -100,7 +100,7 @@ def test_sockets_beside_a_connection_count_as_their_tenants(traffic):
     ("things", "each"),
     [("_gate.connections", 2), ("_udp.open_flows", 1), ("_lookup.waiting", 2), ("_resolver.record_tasks", 1)],
 )
-def test_what_a_tenant_has_open_counts_as_its_own(traffic, things, each):
+def test_what_a_sandbox_has_open_counts_as_its_own(traffic, things, each):
     counted = attrgetter(things)(traffic)
     for number in range(-(-10 // each)):
         assert traffic._gate._has_room()

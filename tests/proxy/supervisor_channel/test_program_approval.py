@@ -44,8 +44,10 @@ class World:
     def __init__(self):
         self.said, self.came, self.then = [], [], None
         self.asking = SimpleNamespace(ask=self._ask, passes=Leases(lambda *_: True))
-        tenant = SimpleNamespace(asking=self.asking, sources=())
-        self.leave = ProgramApprovals(tenant, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what))
+        sandbox = SimpleNamespace(asking=self.asking, sources=())
+        self.leave = ProgramApprovals(
+            sandbox, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what)
+        )
         self.leave.ask(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())
 
     def _ask(self, question, then):

@@ -7,7 +7,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
 from proxy.sandbox.recorder import Recorder
-from proxy.sandbox.sandbox_state import Task, Tenant
+from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.events import (
     Agent,
     Answer,
@@ -106,8 +106,8 @@ class Rig:
 
 def rig(directory: "Path", task: str = "t-1", name: str = "migrate") -> Rig:
     metrics = Metrics()
-    tenant = Tenant("s-1", Task(task, name, {"team": "data"}), cast("Policy", StandInPolicy()))
-    return Rig(directory, metrics, Recorder(tenant, Journal(directory), metrics))
+    sandbox = SandboxState("s-1", Task(task, name, {"team": "data"}), cast("Policy", StandInPolicy()))
+    return Rig(directory, metrics, Recorder(sandbox, Journal(directory), metrics))
 
 
 def connect(recorder: Recorder, decision: Decision = ALLOWED, **more: Any) -> str:

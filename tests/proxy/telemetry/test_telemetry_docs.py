@@ -71,8 +71,8 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     metrics.refused_call("mount", 1)
     metrics.dialled(None, 0.1)
     metrics.ca_expiry = 1.0
-    metrics.limits = here.recorder.tenant.meters
-    metrics.limits.admit([(here.recorder.tenant.policy.rule_ids[0], Limits(requests=5))], Connections())
+    metrics.limits = here.recorder.sandbox.meters
+    metrics.limits.admit([(here.recorder.sandbox.policy.rule_ids[0], Limits(requests=5))], Connections())
     metrics.watch("worker", os.getpid())
     text = metrics.render().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE))

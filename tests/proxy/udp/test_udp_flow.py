@@ -245,9 +245,9 @@ def test_a_flow_whose_source_is_untrusted_after_a_reload_taints_or_ends(tmp_path
         udp.send(HOST, server.port, b"one")
         await server.hear()
         if not kept:
-            world.tenant.taint = SimpleNamespace(reads=lambda *_: False)
+            world.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
         udp.reload(tmp_path, f"{UDP.replace('PORT', str(server.port))}, trust: untrusted")
-        assert (udp.gate.flows, world.tenant.tainted) == ((1, True) if kept else (0, False))
+        assert (udp.gate.flows, world.sandbox.tainted) == ((1, True) if kept else (0, False))
         closed = [event for event in world.events if event["kind"] == "connection.closed"]
         assert reasons(closed) == ([] if kept else [("blocked", "approval_unavailable")])
 

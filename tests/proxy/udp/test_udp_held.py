@@ -26,7 +26,7 @@ def held(tmp_path, test, *rules):
         try:
             await test(world, udp, server, people)
         finally:
-            world.tenant.asking.close()
+            world.sandbox.asking.close()
             await people.close()
 
     tried(around, tmp_path, *rules)

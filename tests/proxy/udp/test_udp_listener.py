@@ -277,11 +277,11 @@ def test_a_rule_that_ends_ends_its_flows(tmp_path):
     last = datetime(2096, 1, 31, tzinfo=UTC).timestamp()
 
     async def test(world, udp, server):
-        world.tenant.calendar._clock = lambda: last
+        world.sandbox.calendar._clock = lambda: last
         udp.gate.review()
         udp.send(HOST, server.port)
         await server.hear()
-        world.tenant.calendar._clock = lambda: last + 86_400
+        world.sandbox.calendar._clock = lambda: last + 86_400
         udp.gate.rounds.go()
         assert reasons(world.closings) == [("blocked", "expired")]
 

@@ -66,7 +66,7 @@ class Udp:
         receiving_socket.shut(self.door, ())
         self.now = 1000.0
         self.gate = UdpGate(
-            self.door, self.answers, world.tenant, world.recorder,
+            self.door, self.answers, world.sandbox, world.recorder,
             dialer=world.dialer, names=world.names, most=most, clock=lambda: self.now,
         )  # fmt: skip
         self.gate.start()
@@ -87,7 +87,7 @@ class Udp:
         self.gate._arrived(data, sockaddr, (f"::ffff:{CLIENT}", client, 0, 0))
 
     def reload(self, tmp_path, *rules, **settings):
-        self.world.tenant.policy = policy_of(tmp_path, rules, **settings)
+        self.world.sandbox.policy = policy_of(tmp_path, rules, **settings)
         self.world.lookup.forget_checks()
         self.gate.review()
 

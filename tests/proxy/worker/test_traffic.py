@@ -9,7 +9,7 @@ import time
 import pytest
 
 from proxy.event_loop.poller import Loop
-from proxy.sandbox.sandbox_state import DescriptorQuotas, Task, Tenant
+from proxy.sandbox.sandbox_state import DescriptorQuotas, SandboxState, Task
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
@@ -24,7 +24,7 @@ from tests.proxy.gate.test_gate_reloading import file_of
 def world(tmp_path):
     """A loop, a sandbox's sockets, and what makes its sandbox_server."""
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
-    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     kinds = {
         "tcp": socket.SOCK_STREAM,
         "dns_udp": socket.SOCK_DGRAM,
@@ -40,7 +40,7 @@ def world(tmp_path):
         Journal(tmp_path / "journal"), keyholder, b"", authority_ends=time.time(), descriptors=DescriptorQuotas(4096, 1)
     )
     with asyncio.Runner(loop_factory=Loop) as runner, theirs:
-        yield runner.run, lambda: SandboxServer(tenant, sockets, common, gave_up=lambda _: None), sockets
+        yield runner.run, lambda: SandboxServer(state, sockets, common, gave_up=lambda _: None), sockets
         common.close()
         for sock in sockets.values():
             sock.close()
@@ -142,7 +142,7 @@ def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world,
             new = load([tmp_path / "new.yaml"])
             with pytest.raises((OSError, ValueError)):
                 sandbox_server.swap(new, None)
-            assert sandbox_server.recorder.tenant.policy is new  # for programs
+            assert sandbox_server.recorder.state.policy is new  # for programs
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(place)
         sandbox_server.close()
@@ -195,11 +195,11 @@ def test_a_worker_of_one_run_stops_where_it_can_not_serve_its_traffic(world, giv
     """Nothing of its traffic passes then, but after a reload its programs would be decided on under the old rules."""
     run, _, sockets = world
     setup, ours = given
-    tenant = Tenant("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+    state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     place = sockets["tcp"].getsockname()
 
     async def serve():
-        worker = server.SandboxServers(setup(only=server.OnlySandbox(tenant, ours)))
+        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours)))
         if begins == "reload":
             (tmp_path / "new.yaml").write_text("version: 1\nname: new\nrules: []\n")
             message.send(ours, {"rules": "new"}, [file_of(load([tmp_path / "new.yaml"]))])

@@ -99,7 +99,7 @@ def test_another_day_is_another_portion(clock):
 def used_up(request, tmp_path, monkeypatch):
     """A task that has had its portion, and a connection of its own that is open; whatever the rules want of failures."""
     here = rig(tmp_path)
-    here.recorder.tenant.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=request.param))
+    here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=request.param))
     monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
     here.recorder._quota.taken = LITTLE
     return here

@@ -264,7 +264,7 @@ def test_what_cannot_be_signed_is_told_once_and_stops_nothing(place):
 @pytest.mark.parametrize("settle", OnJournalFailure)
 def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch, settle):
     here = rig(tmp_path)
-    here.recorder.tenant.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=settle))
+    here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=settle))
     connect(here.recorder)
 
     def full(*_):

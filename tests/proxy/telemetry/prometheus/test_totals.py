@@ -1,4 +1,4 @@
-"""Numbers of many tenants and workers as one: added up, passed on as JSON, and checked where they are taken in."""
+"""Numbers of many sandboxes and workers as one: added up, passed on as JSON, and checked where they are taken in."""
 
 import json
 from datetime import date
@@ -15,7 +15,7 @@ from rules.verdicts import Mode, Outcome, Reason, Verdict
 NOW = 1.7e9
 
 
-def tenant(revision, rules=("r:a",), endings=()):
+def sandbox(revision, rules=("r:a",), endings=()):
     metrics = Metrics()
     metrics.rules_loaded(revision, rules, Mode.ENFORCE, NOW, endings)
     metrics.decided(Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE)
@@ -30,9 +30,9 @@ def tenant(revision, rules=("r:a",), endings=()):
 
 def test_totals_are_sums_and_what_is_gone_leaves_only_its_counts():
     counted = total()
-    add(counted, tenant("one"))
-    add(counted, tenant("two", ("r:b",)))
-    add(counted, tenant("three"), ended=True)
+    add(counted, sandbox("one"))
+    add(counted, sandbox("two", ("r:b",)))
+    add(counted, sandbox("three"), ended=True)
     assert set(counted.decisions.values()) == {3}
     assert (counted.connections_open, counted.sandboxes, counted.bytes_up) == (4, 2, 300)
     assert counted.packets_refused == {"udp": 9}
@@ -43,13 +43,13 @@ def test_totals_are_sums_and_what_is_gone_leaves_only_its_counts():
 def test_a_policy_that_many_are_under_has_its_last_days_once():
     counted = total()
     for _ in range(3):
-        add(counted, tenant("same", endings=[date(2030, 1, 1)]))
+        add(counted, sandbox("same", endings=[date(2030, 1, 1)]))
     assert counted.rule_endings == (date(2030, 1, 1),)
 
 
 def test_it_comes_out_of_json_as_it_went_in():
     counted = total()
-    add(counted, tenant("one"))
+    add(counted, sandbox("one"))
     counted.processes["worker"] = ProcessUse(1.5, 10, 20, NOW, 5, None)
     read = from_json(json.loads(json.dumps(to_json(counted))), "worker-2")
     assert read.processes["worker-2"] == ProcessUse(1.5, 10, 20, NOW, 5, None)
@@ -73,22 +73,22 @@ def test_it_comes_out_of_json_as_it_went_in():
     ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "value",
 )
 def test_what_no_worker_of_ours_says_is_refused(key, value):
-    said = to_json(tenant_total())
+    said = to_json(sandbox_total())
     said[key] = value
     with pytest.raises((ValueError, TypeError, KeyError)):
         from_json(json.loads(json.dumps(said)), "worker")
 
 
-def tenant_total():
+def sandbox_total():
     counted = total()
-    add(counted, tenant("one"))
+    add(counted, sandbox("one"))
     return counted
 
 
 def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not_kept():
     counted = total()
     for number in range(3):
-        worker = tenant_total()
+        worker = sandbox_total()
         worker.bytes_up = worker.decision_seconds.counts[0] = (1 << 63) - 1
         worker.decision_seconds.total = 9e18
         worker.tasks = {f"{number}-{at}": (1 << 63) - 1 for at in range(150)}
@@ -101,7 +101,7 @@ def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not
 
 
 def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
-    reported, metrics = Reported(), tenant("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
+    reported, metrics = Reported(), sandbox("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
     whole = list(pieces(metrics))
     assert len(whole) > 2
     reported.take(whole[0])
@@ -127,7 +127,7 @@ def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
 
 @pytest.mark.parametrize("back", ["bytes_up", "decisions", "dns_queries", "rule_decisions", "decision_seconds"])
 def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now_may(back):
-    steady, metrics = Reported(steady=True), tenant("one")
+    steady, metrics = Reported(steady=True), sandbox("one")
     metrics.decision_seconds.observe(0.1)
     for metrics.connections_open in (2, 1):
         for piece in pieces(metrics):
@@ -141,7 +141,7 @@ def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now
 
 
 def test_rules_that_are_gone_are_no_counters_that_went_back():
-    steady, metrics = Reported(steady=True), tenant("one")
+    steady, metrics = Reported(steady=True), sandbox("one")
     for rules in (["r:a"], ["r:b"]):
         metrics.rules_loaded("two", rules, Mode.ENFORCE, NOW)
         for piece in pieces(metrics):
