@@ -209,10 +209,10 @@ def start[Kind: WorkerProcess](
             from enforcer.worker import credentials  # few rules have any
 
             login = credentials.login(policy)
-            sandbox_state.entrust(credentials.broker(policy, os.environ), b"" if login is None else login.password)
+            sandbox_state.set_secrets(credentials.broker(policy, os.environ), b"" if login is None else login.password)
         confinement.enter(identity)
         linux.die_with_parent(signal.SIGKILL, parent)
-        placeholders = sandbox_state.broker.placeholders if sandbox_state.broker is not None else {}
+        placeholders = sandbox_state.secret_injector.placeholders if sandbox_state.secret_injector is not None else {}
         message.send(control, {"confined": True, "placeholders": placeholders})
         from proxy.worker import server  # from the view that it is confined to
 

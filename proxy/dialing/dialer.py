@@ -117,7 +117,7 @@ class Connecting:
             self._timer.cancel()
         while self._open:
             self._open.pop().close()
-        self._extra.be(len(self._open) - 1)
+        self._extra.set(len(self._open) - 1)
 
     def connected(self, attempt: "_Try") -> None:
         """End the race: this one has won."""
@@ -131,7 +131,7 @@ class Connecting:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
-        self._extra.be(len(self._open) - 1)
+        self._extra.set(len(self._open) - 1)
         self._problem = said(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
@@ -152,7 +152,7 @@ class Connecting:
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
             if len(self._open) > 1:
-                self._extra.be(len(self._open) - 1)
+                self._extra.set(len(self._open) - 1)
             if not attempt.connected:
                 self._wait()
             return

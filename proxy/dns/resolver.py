@@ -147,7 +147,7 @@ class Resolver:
 
     def _read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
         """Take note of what a name's owner is about to say to the task: an address too is 128 bits of their choice."""
-        if self._sandbox.reads(decision, name, _PORT, ""):
+        if self._sandbox.record_read(decision, name, _PORT, ""):
             return answer
         return _Answer(denied(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
 
@@ -163,7 +163,7 @@ class Resolver:
 
         Not where there may be a search list: an address for the first name that is tried would end the search.
         """
-        if self._sandbox.foreign or self._sandbox.policy.settings.on_block is OnBlock.DNS_REFUSED:
+        if self._sandbox.is_foreign or self._sandbox.policy.settings.on_block is OnBlock.DNS_REFUSED:
             return _Answer(decision, Rcode.NXDOMAIN)
         if query.type != Type.A:
             return _Answer(decision)

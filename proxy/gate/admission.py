@@ -12,7 +12,7 @@ from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.gate.decide import Way, again, failing, holds
 from proxy.gate.states import NEXT_STATE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
-from proxy.sandbox.sandbox_state import UNNOTED
+from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
 from rules.decision import denied
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -99,7 +99,7 @@ class Admission[G: AnyGate](ABC):
         judgement = self._judgement
         if judgement.way is Way.SPLICE:
             self._resolve()
-        elif judgement.decision.asks and self._gate.sandbox.asking is not None:
+        elif judgement.decision.asks and self._gate.sandbox.approvals is not None:
             self._ask()
         else:
             self._conclude()
@@ -180,10 +180,10 @@ class Admission[G: AnyGate](ABC):
     def _may_read(self) -> bool:
         """Record that it reads from a source, where that is untrusted; False: that can't be kept, so it has ended."""
         decision, record, sandbox = self._judgement.decision, self.record, self._gate.sandbox
-        if sandbox.reads(decision, self._judgement.attempt.target, record.wanted.port, record.event):
+        if sandbox.record_read(decision, self._judgement.attempt.target, record.wanted.port, record.event):
             return True
         by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision)
-        self._end(Outcome.BLOCKED, by.reason, by, detail=UNNOTED)
+        self._end(Outcome.BLOCKED, by.reason, by, detail=TAINT_NOT_RECORDED)
         return False
 
     def _review_allowed(self) -> None:

@@ -138,7 +138,7 @@ class Pending:
         if self._rounds > ROUNDS:
             self.refuse(Reason.APPROVAL_UNAVAILABLE, "there is no end of what is asked about it")
             return
-        judgement, asking = self._judgement, self._sandbox.asking
+        judgement, asking = self._judgement, self._sandbox.approvals
         if asking is None:
             self.refuse(Reason.APPROVAL_UNAVAILABLE)
             return
@@ -155,7 +155,7 @@ class Pending:
         try:
             known = "" if ticket is None else ticket.approval
             self._judgement = self._judgement._replace(approval=answer.approval or known)
-            asking = self._sandbox.asking
+            asking = self._sandbox.approvals
             if answer.result is Result.GRANTED and asking is not None:
                 grants = asking.passes.grants(answer.approval, answer.grants)
                 self._judgement = self._judgement._replace(grants=(*self._judgement.grants, *grants))

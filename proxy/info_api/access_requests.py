@@ -126,7 +126,7 @@ def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[WishState],
 
 
 def _asking(recorder: "Recorder") -> "ApprovalsClient":
-    asking = recorder.sandbox.asking
+    asking = recorder.sandbox.approvals
     if asking is None or not asking.is_there:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     return asking

@@ -338,7 +338,7 @@ class InspectedConnection:
         servers = len(self._dials) + sum([not link.client for link in self.links])
         if (beside := max(servers - (not self._over), 0)) != self._counted:
             self._counted = beside
-            self._extra_sockets.be(beside)
+            self._extra_sockets.set(beside)
         return servers
 
     def _dialled(self, server: Far, got: "socket.socket | DialFailed", address: "Hop | None") -> None:

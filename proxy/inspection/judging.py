@@ -107,7 +107,11 @@ def judge(
         asked = request_head.read(head, tls=place.tls)
     except request_head.Unclear as problem:
         return unclear(sandbox, head, problem)
-    carried = None if sandbox.broker is None else _carried(sandbox.broker, place, head, content if body else b"")
+    carried = (
+        None
+        if sandbox.secret_injector is None
+        else _carried(sandbox.secret_injector, place, head, content if body else b"")
+    )
     refused = _misdirected(sandbox, place, head, asked, looks)
     if asked.upgrade:
         refused = refused or _upgrade(sandbox, head, asked, body=body)
@@ -201,7 +205,7 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
 
 def misuse(sandbox: "SandboxState", place: Place, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
-    carried = None if sandbox.broker is None else _carried(sandbox.broker, place, head)
+    carried = None if sandbox.secret_injector is None else _carried(sandbox.secret_injector, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 

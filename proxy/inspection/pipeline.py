@@ -87,12 +87,12 @@ class Pipeline:
 
         Or neither, and `held`: then this is called again once that is complete.
         """
-        if not request.stages and self._session.recorder.sandbox.broker is not None:
+        if not request.stages and self._session.recorder.sandbox.secret_injector is not None:
             request.enter((SecretInjection(self._session, request),))
         ruling = self._ruled(request)
         if ruling is None:
             return None
-        asking = self._session.recorder.sandbox.asking
+        asking = self._session.recorder.sandbox.approvals
         if asking is not None and ruling.decision.asks and ruling.attempt is not None:
             return self._ask(request, ruling, asking)
         return self._resolve(request, ruling)
@@ -206,7 +206,7 @@ class Pipeline:
         """Record the decision, and carry it out; where people are to be asked about an address, that comes first."""
         session, head = self._session, request.head
         if isinstance(found, DialFailed) and found.held is not None:
-            asking = session.recorder.sandbox.asking
+            asking = session.recorder.sandbox.approvals
             if asking is not None:
                 return self._ask(request, replace(ruling, decision=found.held), asking)
         if (waiting := request.approval) is not None:

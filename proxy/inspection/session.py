@@ -169,7 +169,7 @@ class Session:
         if not ruling.decision.outcome.passes or ruling.asked is None:
             return ruling, False
         decision, early = ruling.decision, request.stages
-        secrets = self.recorder.sandbox.broker is not None
+        secrets = self.recorder.sandbox.secret_injector is not None
         needs = Needs(decision.scan, decision.trust, bool(decision.limits), bool(ruling.grants), secrets)
         entered = {type(stage) for stage in early}
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
@@ -206,7 +206,9 @@ class Session:
         for stage in request.stages:
             stage.review(now)
         sandbox, place = self.recorder.sandbox, self.place
-        if now.untrusted is not None and not sandbox.reads(now.untrusted, place.target, place.port, request.cause):
+        if now.untrusted is not None and not sandbox.record_read(
+            now.untrusted, place.target, place.port, request.cause
+        ):
             request.by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
 
     def may_go(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[bool]":
@@ -308,6 +310,6 @@ class Session:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
         refusal = Refusal(
             ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,
-            ruling.approval or self._approval, self.recorder.sandbox.desk,
+            ruling.approval or self._approval, self.recorder.sandbox.has_info_api,
         )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

@@ -83,7 +83,7 @@ class Desk:
         if policy.commands or policy.box != NO_BOX:
             log.warning("`sandbox` and `commands` of the rule files have no effect here: mitmproxy starts no tasks")
         self.sandbox = SandboxState("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
-        self.sandbox.desk = False
+        self.sandbox.has_info_api = False
         self.recorder = Recorder(self.sandbox, Journal(journal) if journal else cast("Journal", _Logged()), Metrics())
         self._dialer: Dialer | None = None
 

@@ -420,7 +420,7 @@ class FarTls(Tls):
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
-        broker = session.recorder.sandbox.broker
+        broker = session.recorder.sandbox.secret_injector
         self._identity = None if broker is None else broker.identity(place.target, place.port)
         tls = ends.far.connection(place.target, offer, server.authorities, ends.spoken.group(place), self._identity)
         super().__init__(session, ends, server, tls)

@@ -380,7 +380,7 @@ class Recorder:
 
     def _shown(self, text: str) -> str:
         """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
-        broker = self.sandbox.broker
+        broker = self.sandbox.secret_injector
         return text if broker is None else broker.masked(text)
 
     def telemetry_dropped(self, records: int) -> None:
@@ -433,7 +433,7 @@ class Recorder:
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
             # of a connection that is looked into each request counts by itself
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
-        asking = self.sandbox.asking
+        asking = self.sandbox.approvals
         # Of people who were asked about it, and not only about one like it before
         if event.approval is not None and (asking is None or asking.was_asked(event.approval.id)):
             self._tally.held(decision.reason, given_up=event.detail == GONE)

@@ -1,8 +1,8 @@
 """State of one sandbox in its worker: task, policy, the day for its rules, and its quotas.
 
-Identity comes from the socket (invariant 4): a listener belongs to one sandbox. Nothing of a sandbox is shared with
-another (invariant 11): names, limits and counters hang on its object, and its quota of descriptors is fixed. A quota
-that grew while others are idle would show each sandbox what its neighbours do, so nothing is lent.
+The socket gives the identity (invariant 4): a listener belongs to one sandbox. Sandboxes share nothing (invariant 11):
+each has its own names, limits and counters, and a fixed quota of descriptors. A quota that grew while other sandboxes
+are idle would show a sandbox what its neighbours do.
 """
 
 import time
@@ -29,14 +29,11 @@ if TYPE_CHECKING:
 
 
 _DAY: Final = 86_400  # seconds
-UNNOTED: Final = "that the task reads from an untrusted source could not be kept"  # where `SandboxState.reads` is False
+TAINT_NOT_RECORDED: Final = "the task's read from an untrusted source could not be recorded"  # `record_read` is False
 
 
 class Calendar:
-    """Which day it is, for rules with `until`: UTC, worked out once a day. It never goes back, as a clock may.
-
-    Then what has expired stays so.
-    """
+    """Current date in UTC for rules with `until`, computed once a day. It never goes back, so expired rules stay so."""
 
     __slots__ = ("_clock", "_ends", "_today")
 
@@ -46,7 +43,7 @@ class Calendar:
         self._ends = float("-inf")
 
     def today(self) -> date:
-        """Return the day; the same object all day long."""
+        """Return the current date; the same object all day, so callers may compare by identity."""
         now = self._clock()
         if now >= self._ends:
             self._today = datetime.fromtimestamp(now, UTC).date()
@@ -55,7 +52,7 @@ class Calendar:
 
 
 class Task(NamedTuple):
-    """What a sandbox runs, as events name it."""
+    """Task of a sandbox: id, name and labels, as events name it."""
 
     id: str
     name: str
@@ -63,21 +60,21 @@ class Task(NamedTuple):
 
 
 class SandboxState:
-    """A sandbox behind the gate. `policy` is swapped whole on a reload; new attempts see the new one."""
+    """One sandbox as the gate sees it. A reload replaces `policy` as a whole; later attempts use the new one."""
 
     __slots__ = (
-        "asking",
-        "broker",
+        "approvals",
         "calendar",
-        "desk",
-        "foreign",
         "gate_port",
+        "has_info_api",
         "holds_programs",
         "id",
+        "is_foreign",
         "meters",
-        "own",
         "own_addresses",
+        "own_secrets",
         "policy",
+        "secret_injector",
         "taint",
         "tainted",
         "task",
@@ -96,21 +93,21 @@ class SandboxState:
         self.policy = policy
         self.own_addresses = own_addresses  # the sandbox's own, on lo
         self.gate_port = gate_port  # where tproxy delivers; a connection that names it is refused
-        self.foreign = False  # whether somebody else made it, with a resolver configuration of its own
-        self.desk = True  # whether it can ask about itself at `exeat.internal`
+        self.is_foreign = False  # another program made the sandbox; it has its own resolv.conf
+        self.has_info_api = True  # the task can send requests to `exeat.internal`
         self.calendar = Calendar()
-        self.meters = Meters()  # what it has used of its rules' limits
-        self.holds_programs = False  # whether its programs wait until they are answered for (`commands`)
-        self.broker: SecretInjector | None = None  # its secrets, where it has any; in its worker alone
-        self.own: OwnSecrets | None = None  # looks for what it must not send; in its worker alone
-        self.asking: ApprovalsClient | None = None  # who asks people, where there is a registry of approvals
-        self.tainted = False  # whether it has read what nobody vouches for, as far as is known (`taint`)
+        self.meters = Meters()  # usage of its rules' limits
+        self.holds_programs = False  # its programs wait for a decision before they start (`commands`)
+        self.secret_injector: SecretInjector | None = None  # None: it has no secrets; only its worker has them
+        self.own_secrets: OwnSecrets | None = None  # detects secrets that it must not send; only in its worker
+        self.approvals: ApprovalsClient | None = None  # None: there is no approvals server
+        self.tainted = False  # it has read from an untrusted source (`taint`)
         self.taint: Taint | None = None
 
-    def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
-        """Take note that `decision` lets it read from there; call it before anything of that can reach the task.
+    def record_read(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
+        """Record that the task reads from this target, if `decision` doesn't trust it. Call it before it reads.
 
-        False: that can't be kept, so it must not.
+        Returns False when the taint could not be recorded: the caller must then block the read.
         """
         if decision.trust is Trust.TRUSTED:
             return True
@@ -121,37 +118,37 @@ class SandboxState:
 
     @property
     def caller(self) -> Caller:
-        """Who tries what it tries, now."""
+        """The caller of its attempts: task, labels, date and taint as of now."""
         return Caller(self.task.name, self.task.labels, self.calendar.today(), self.tainted)
 
     @property
     def sources(self) -> "tuple[Source, ...]":
-        """The untrusted sources that it has read from, as far as they are known, for who is asked about it."""
+        """The known untrusted sources that it has read from, shown in approval requests."""
         return () if self.taint is None else tuple(self.taint.sources)
 
     def lease(self, grants: "tuple[Grant, ...]", cut: "Callable[[Grant], None]") -> "Lease | None":
-        """Pass under grants until the first of them ends, which `cut` is called with. None: one has already."""
-        return None if self.asking is None else self.asking.passes.enter(grants, cut)
+        """Return a lease on grants; `cut` is called with the first grant that ends. None: one has ended already."""
+        return None if self.approvals is None else self.approvals.passes.enter(grants, cut)
 
-    def entrust(self, broker: "SecretInjector | None", password: bytes = b"") -> None:
-        """Take its secrets, and our password at the upstream proxy: the task itself may send none of that."""
-        self.broker = broker
-        self.own = None
-        if broker is not None or password:
+    def set_secrets(self, secret_injector: "SecretInjector | None", password: bytes = b"") -> None:
+        """Set its secrets and the password for the upstream proxy. The task itself may send neither."""
+        self.secret_injector = secret_injector
+        self.own_secrets = None
+        if secret_injector is not None or password:
             from proxy.secrets.detection import watched  # few tasks have either
 
-            self.own = watched(broker, password)
+            self.own_secrets = watched(secret_injector, password)
 
 
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many
-RESERVED: Final = 96  # descriptors that are nobody's: the worker's own
-OWN: Final = 12  # that every sandbox has from its start: its sockets, and its place in the poller
-LEAST: Final = 128  # that a sandbox must have beside them: 64 connections
+RESERVED: Final = 96  # descriptors of the worker itself
+OWN: Final = 12  # descriptors that every sandbox has from its start: its sockets, and its epoll set
+LEAST: Final = 128  # descriptors that a sandbox must get beside those: 64 connections
 _UNLIMITED: Final = 1 << 31
 
 
 class DescriptorQuotas:
-    """One worker's descriptors. For one thread."""
+    """Divides a worker's descriptors among its sandboxes. For one thread."""
 
     def __init__(self, limit: int, most: int) -> None:
         """Divide `limit` descriptors (RLIMIT_NOFILE) among `most` sandboxes, or fewer where they would get too few."""
@@ -162,7 +159,7 @@ class DescriptorQuotas:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another sandbox."""
+        """Whether the worker can take no other sandbox."""
         return self._joined >= self.most
 
     def join(self) -> "DescriptorQuota":
@@ -171,16 +168,16 @@ class DescriptorQuotas:
         return DescriptorQuota(self.each, self)
 
     def leave(self) -> None:
-        """Take a quota back."""
+        """Return one quota."""
         self._joined -= 1
 
 
 class DescriptorQuota:
-    """One sandbox's descriptors, in use and at most. For one thread.
+    """Descriptor quota of one sandbox: how many it uses, and how many it may use. For one thread.
 
-    `extra` are sockets to servers beside the one that each connection is counted with: a name with sixteen addresses,
-    none of which answers, has as many dialed at once, and behind one HTTP/2 connection each request has a connection
-    of its own where the server speaks HTTP/1. Whoever opens one asks `has_room` before, and counts it.
+    Each connection counts one socket to a server. `extra` counts further ones: a name with sixteen addresses may have
+    sixteen dialed at once, and each request of an HTTP/2 connection may need its own HTTP/1 connection. The caller
+    checks `has_room` before it opens a socket, and counts the socket.
     """
 
     def __init__(self, most: int = _UNLIMITED, of: DescriptorQuotas | None = None) -> None:
@@ -190,25 +187,25 @@ class DescriptorQuota:
         self._counted: list[tuple[Sized, int, int]] = []
 
     def count(self, things: "Sized", each: int, most: int = _UNLIMITED) -> None:
-        """Count `each` descriptors for each of `things` that is there, at most `most` of which have any."""
+        """Count `each` descriptors for each member of `things`, for at most `most` members."""
         self._counted.append((things, each, most))
 
     def has_room(self) -> bool:
-        """Whether the sandbox may open one thing more."""
+        """Whether the sandbox may open one more descriptor."""
         used = self.extra
         for things, each, most in self._counted:
             used += each * min(len(things), most)
         return used < self._most
 
     def leave(self) -> None:
-        """Give it back. Idempotent."""
+        """Return the quota to the worker. Idempotent."""
         of, self._of = self._of, None
         if of is not None:
             of.leave()
 
 
 class ExtraSockets:
-    """The extra sockets of one connection."""
+    """Extra sockets of one connection, counted in its sandbox's quota."""
 
     __slots__ = ("_count", "_quota")
 
@@ -217,11 +214,11 @@ class ExtraSockets:
         self._count = 0
 
     def has_room(self) -> bool:
-        """Whether there may be one more."""
+        """Whether the connection may open one more socket."""
         return self._quota.has_room()
 
-    def be(self, count: int) -> None:
-        """Take note of how many there are now."""
+    def set(self, count: int) -> None:
+        """Set how many extra sockets the connection has now."""
         count = max(count, 0)
         self._quota.extra += count - self._count
         self._count = count

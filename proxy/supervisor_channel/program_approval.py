@@ -79,7 +79,7 @@ class ProgramApprovals:
 
     def ask(self, starting: Starting, decision: "Decision") -> bool:
         """Have people asked about it, as the decision says; False: there is nobody to ask."""
-        if self._sandbox.asking is None:
+        if self._sandbox.approvals is None:
             return False
         waiting = self._waiting[starting.asked.number] = _Waiting(starting, decision)
         self._put(waiting)
@@ -113,7 +113,7 @@ class ProgramApprovals:
         from proxy.approvals.approval_request import about_program
         from proxy.approvals.client import SLACK  # many rules ask nobody
 
-        asking, starting = self._sandbox.asking, waiting.starting
+        asking, starting = self._sandbox.approvals, waiting.starting
         assert asking is not None
         waiting.asked += 1
         hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
@@ -133,7 +133,7 @@ class ProgramApprovals:
         if self._waiting.get(number) is not waiting:
             return
         waiting.approval = answer.approval or (ticket.approval if ticket is not None else "")
-        asking = self._sandbox.asking
+        asking = self._sandbox.approvals
         if answer.result is not Result.GRANTED or asking is None:
             del self._waiting[number]
             self._refuse(waiting, reason_of(answer), answer.why)
@@ -145,7 +145,7 @@ class ProgramApprovals:
         """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
         from proxy.approvals.protocol import ROUNDS
 
-        waiting, asking = self._waiting.get(number), self._sandbox.asking
+        waiting, asking = self._waiting.get(number), self._sandbox.approvals
         if waiting is None or waiting.ticket is not None or asking is None:
             return  # who waits there is refused in time
         if changed:

@@ -172,7 +172,7 @@ class UdpGate:
             return
         record = self._record(endpoint_asked(asked), endpoint_of(client))
         judgement = self._judge(record.wanted)
-        goes_on = judgement.decision.passes or (judgement.decision.asks and self.sandbox.asking is not None)
+        goes_on = judgement.decision.passes or (judgement.decision.asks and self.sandbox.approvals is not None)
         if goes_on and not self._has_room():
             decision = denied(self.sandbox.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
             judgement, goes_on = judgement._replace(decision=decision), False

@@ -53,7 +53,7 @@ class Reloading:
         try:
             if login != self._gate.dialer.login:
                 self._gate.dialer.login = login
-                sandbox.entrust(sandbox.broker, b"" if login is None else login.password)
+                sandbox.set_secrets(sandbox.secret_injector, b"" if login is None else login.password)
             sandbox.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
             if policy.unread:  # no more of it is new than what root's files say

@@ -298,7 +298,7 @@ class SandboxServers:
 
         def state_under(policy: "Policy") -> SandboxState:
             state = SandboxState(sandbox, task, policy, setup.own_addresses, setup.gate_port)
-            state.foreign = foreign
+            state.is_foreign = foreign
             return state
 
         admission = _Admission(sandbox, state_under, sockets, before, context, wait)

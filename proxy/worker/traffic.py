@@ -61,7 +61,7 @@ class Traffic:
         self._info_api: InfoApi | None = None
         has_room = descriptors.has_room
         self._asking = self._ask_people(sockets.get("approvals"))
-        sandbox.asking = self._asking
+        sandbox.approvals = self._asking
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
         sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, unsure=bool(before))
         taint.review = self._review
@@ -136,7 +136,7 @@ class Traffic:
             self._asking.renew(channel)
             return
         sandbox = self._recorder.sandbox
-        sandbox.asking = self._asking = self._ask_people(channel)
+        sandbox.approvals = self._asking = self._ask_people(channel)
         if self._asking is not None and sandbox.taint is not None:
             sandbox.taint.asks(self._asking)
             self._asking.start()

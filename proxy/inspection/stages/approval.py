@@ -164,9 +164,9 @@ def question(session: "Session", request: "RequestContext", ruling: "Ruling") ->
 
 def _secrets(sandbox: "SandboxState", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
     """Return the ids of the secrets that a request leaves with, as they will be put in."""
-    if sandbox.broker is None or attempt.request is None:
+    if sandbox.secret_injector is None or attempt.request is None:
         return ()
     if not attempt.request.body:
         content = b""
     tls = attempt.protocol is Protocol.TLS
-    return sandbox.broker.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets
+    return sandbox.secret_injector.read(head, attempt.target, attempt.port, tls=tls, content=content).secrets

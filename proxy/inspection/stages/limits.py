@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from proxy.inspection.stages.stage import Stage, Stopped
 from proxy.sandbox.rule_limits import Exceeded, budgets, exceeded
-from proxy.sandbox.sandbox_state import UNNOTED
+from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
 from rules.decision import denied
 from rules.verdicts import Reason, Trust
 
@@ -98,5 +98,5 @@ class Taint(Stage):
     def recorded(self, ruling: "Ruling") -> None:
         """Note it. Raises Stopped."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
-        if not sandbox.reads(ruling.decision, place.target, place.port, self.request.cause):
-            raise Stopped(denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), UNNOTED)
+        if not sandbox.record_read(ruling.decision, place.target, place.port, self.request.cause):
+            raise Stopped(denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

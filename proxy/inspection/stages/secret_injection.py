@@ -48,7 +48,7 @@ class SecretInjection(Stage):
 
     def __init__(self, session: "Session", request: "RequestContext") -> None:
         super().__init__(session, request)
-        place, broker = session.place, session.recorder.sandbox.broker
+        place, broker = session.place, session.recorder.sandbox.secret_injector
         assert broker is not None
         self._broker = broker
         self._body = broker.body()

@@ -57,8 +57,8 @@ def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":
     """Look at a head, whatever will be decided about it."""
     sandbox, watch = session.recorder.sandbox, None
     try:
-        watch = None if sandbox.own is None else sandbox.own.watch()
-        is_placeholder = _never if sandbox.broker is None else sandbox.broker.is_placeholder
+        watch = None if sandbox.own_secrets is None else sandbox.own_secrets.watch()
+        is_placeholder = _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder
         found = yield from session.heads.looking(head, watch, is_placeholder, strict=strict)
     except Exception as error:  # noqa: BLE001  see above
         return Seen(watch, error=error)
@@ -93,7 +93,7 @@ class SecretScan(Stage):
         seen = None if self.request.seen is None else self.request.seen.get(strict)
         try:
             if seen is None:
-                if session.recorder.sandbox.own is None and not strict and session.heads.is_clean(head):
+                if session.recorder.sandbox.own_secrets is None and not strict and session.heads.is_clean(head):
                     return ruling
                 seen = at_once(_look(session, head, strict=strict))
             return self._looked(ruling, seen)
@@ -151,11 +151,11 @@ class SecretScan(Stage):
         return Body(
             self._action,
             self._watch,
-            _never if sandbox.broker is None else sandbox.broker.is_placeholder,
+            _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder,
             reader=Messages() if websocket else reader(codings),
             form=bool(kind) and is_form(kind[0]),
             parts=bool(kind) and has_parts(kind[0]),
-            longest=0 if sandbox.own is None else sandbox.own.longest,
+            longest=0 if sandbox.own_secrets is None else sandbox.own_secrets.longest,
             unnamed=self.session.is_unnamed(),
         )
 

@@ -114,7 +114,7 @@ class People:
     def behind(self, recorder, poller, channel, *, review=lambda: None, unsure=False):
         """Have a sandbox ask over `channel`, as its sandbox_server does."""
         sandbox = recorder.sandbox
-        sandbox.asking = asking = _Hearing(self.heard, channel, poller, recorder.error)
+        sandbox.approvals = asking = _Hearing(self.heard, channel, poller, recorder.error)
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
         sandbox.taint = Taint(sandbox, approvals, recorder.metrics, unsure=unsure)
         sandbox.taint.asks(asking)

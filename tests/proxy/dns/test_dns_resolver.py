@@ -167,7 +167,7 @@ def test_dns_refused_names_do_not_exist(tmp_path):
 
 def test_where_there_may_be_a_search_list_refused_names_do_not_exist(tmp_path):
     def test(dig):
-        dig.world.sandbox.foreign = True
+        dig.world.sandbox.is_foreign = True
         for name, reason in (("evil.example", "dns_denied"), ("bad.example", "rule")):
             for kind in ("A", "AAAA", "TXT"):
                 assert dig.short(name, kind) == "NXDOMAIN soa ede=15"

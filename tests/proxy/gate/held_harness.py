@@ -23,7 +23,7 @@ def held(tmp_path, test, *rules, most=64, **settings):
                 await test(world, people)
                 await asyncio.sleep(0.01)
             finally:
-                world.sandbox.asking.close()
+                world.sandbox.approvals.close()
                 await people.close()
 
     run(inside)

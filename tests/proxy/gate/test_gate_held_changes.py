@@ -31,7 +31,7 @@ def test_a_registry_that_comes_back_is_asked_again_and_nothing_of_before_counts(
     async def test(world, people):
         waiting = await world.connect("raw.example")
         await people.question()
-        before = world.sandbox.asking.renew(await people.pair())
+        before = world.sandbox.approvals.renew(await people.pair())
         assert await waiting.ended() == "reset"
         again = await world.connect("raw.example")
         await again.send(b"hello")

@@ -22,11 +22,11 @@ def reading(tmp_path, test, *rules, registry=True, unsure=False, **settings):
             people.behind(world.recorder, world.poller, channel, review=world.gate.review, unsure=unsure)
             if not registry:
                 people.kill()
-                await world.until(lambda: not world.sandbox.asking.is_there)
+                await world.until(lambda: not world.sandbox.approvals.is_there)
             try:
                 await test(world, people)
             finally:
-                world.sandbox.asking.close()
+                world.sandbox.approvals.close()
                 await people.close()
 
     run(inside)
@@ -71,7 +71,7 @@ def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(tmp_path):
 def test_the_registry_is_told_before_the_server_is_dialled(tmp_path, monkeypatch):
     async def test(world, _people):
         order = []
-        asking, dialer = type(world.sandbox.asking), type(world.dialer)
+        asking, dialer = type(world.sandbox.approvals), type(world.dialer)
         tell, connect = asking.tainted, dialer.connect
         monkeypatch.setattr(asking, "tainted", lambda *what: order.append("told") or tell(*what))
         monkeypatch.setattr(dialer, "connect", lambda *what, **more: order.append("dialled") or connect(*what, **more))
@@ -83,7 +83,7 @@ def test_the_registry_is_told_before_the_server_is_dialled(tmp_path, monkeypatch
 
 def test_what_can_t_be_kept_is_not_read(tmp_path, monkeypatch):
     async def test(world, people):
-        monkeypatch.setattr(type(world.sandbox.asking), "tainted", lambda *_: False)
+        monkeypatch.setattr(type(world.sandbox.approvals), "tainted", lambda *_: False)
         task = await world.connect("good.example")
         assert await task.ended() == "reset"
         closing = await world.closing()
@@ -129,7 +129,7 @@ def test_it_survives_its_worker(tmp_path):
         await opened(world, "good.example")
         await world.until(lambda: "task.tainted" in people.kinds())
         channel = people._channels[0]
-        world.sandbox.asking.close()
+        world.sandbox.approvals.close()
         world.sandbox.tainted = False
         people.behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker, with the same socket
         count = len([one for one in people.replies if isinstance(one, State)])
@@ -156,7 +156,7 @@ def test_what_was_said_to_a_worker_before_is_not_believed(tmp_path):
             await world.until(lambda: any(isinstance(word, Hello) for word in people.said))
             await asyncio.sleep(0.05)
             assert world.sandbox.tainted
-            world.sandbox.asking.close()
+            world.sandbox.approvals.close()
         await people.close()
 
     run(inside)
@@ -180,7 +180,7 @@ def test_an_open_connection_whose_source_is_untrusted_after_a_reload_taints_or_e
     async def test(world, people):
         task, server = await opened(world, "raw.example")
         if not kept:
-            monkeypatch.setattr(type(world.sandbox.asking), "tainted", lambda *_: False)
+            monkeypatch.setattr(type(world.sandbox.approvals), "tainted", lambda *_: False)
         untrusted = f"{RAW}, trust: untrusted".replace("ORIGIN", str(world.origin.port))
         world.sandbox.policy = policy_of(tmp_path, [untrusted])
         world.gate.review()

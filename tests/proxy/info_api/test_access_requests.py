@@ -31,7 +31,7 @@ def told(tmp_path, test, *, registry=True):
                 assert not world.errors
             finally:
                 if registry:
-                    world.sandbox.asking.close()
+                    world.sandbox.approvals.close()
                 await people.close()
 
     run(inside)
@@ -151,7 +151,7 @@ def test_another_task_s_question_is_unknown(tmp_path):
         await people.pair("t2")
         other = next(link for link in people.registry._waiting.links if link is not people._channels[1])
         _, values = await wished(world, "POST https://api.example/")
-        mine = world.sandbox.asking
+        mine = world.sandbox.approvals
         people.behind(world.recorder, world.poller, people._channels[2])
         assert other is people._channels[3]
         status, text = await said(world, f"GET /requests/{values['approval']}")
@@ -259,9 +259,9 @@ def test_who_goes_away_meanwhile_leaves_nothing_behind(tmp_path):
         people.mute = True
         client = await world.connect("exeat.internal", 80)
         await client.send(request("GET /requests/abcdefgh HTTP/1.1"))
-        await world.until(lambda: world.sandbox.asking._open)
+        await world.until(lambda: world.sandbox.approvals._open)
         client.reset()
-        await world.until(lambda: not world.sandbox.asking._open)
+        await world.until(lambda: not world.sandbox.approvals._open)
         await world.until(lambda: len(world.gate.connections) == 0)
 
     told(tmp_path, test)

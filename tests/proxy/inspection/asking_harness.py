@@ -76,7 +76,7 @@ def desk(gate, origins, tmp_path, request):
     made.rules(READ, WRITE, ASK)
     yield made
     gate.loop.run(gate.inspection.close)
-    gate.loop.run(gate.sandbox.asking.close)
+    gate.loop.run(gate.sandbox.approvals.close)
     gate.loop.run(people.close)
 
 

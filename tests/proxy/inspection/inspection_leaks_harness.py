@@ -30,7 +30,7 @@ def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
     if secrets:
         slot = Slot(SlotKind.HEADER, "x-api-key")
         secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-        gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
+        gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
     return made
 
 

@@ -41,7 +41,7 @@ def place(gate, origin, *, tls=True, name="good.example", host="good.example", r
             f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow, {rule}}}]",
             known % origin.port,
         )
-    gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([key, login])))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([key, login])))
     return made
 
 

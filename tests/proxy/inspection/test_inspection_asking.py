@@ -142,7 +142,7 @@ def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
 @pytest.mark.parametrize("more", ["", f"Authorization: Bearer {SHOWN}\r\n"], ids=["a body", "a secret"])
 def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
     key = secret("key", "good.example", desk.origin.port, Slot(SlotKind.HEADER, "authorization"))
-    desk.do(lambda: desk.gate.sandbox.entrust(SecretInjector([SecretValue(key, REAL, SHOWN)])))
+    desk.do(lambda: desk.gate.sandbox.set_secrets(SecretInjector([SecretValue(key, REAL, SHOWN)])))
     body = "" if more else "x" * 1000
     with desk.place.connect() as first, desk.place.connect() as second:
         first.sendall(desk.request(body=""))
@@ -334,7 +334,7 @@ def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(desk):
 
 def test_what_a_task_reads_and_nobody_could_keep_it_doesn_t_read(desk, monkeypatch):
     desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
-    monkeypatch.setattr(type(desk.gate.sandbox.asking), "tainted", lambda *_: False)
+    monkeypatch.setattr(type(desk.gate.sandbox.approvals), "tainted", lambda *_: False)
     _, body, _ = desk.place.curl("/")
     assert json.loads(body)["reason"] == "approval_unavailable"
     assert desk.untouched()

@@ -218,7 +218,7 @@ def test_a_response_that_cannot_be_read_is_not_quoted(gate, origins, response):
     made = site(gate, origin)
     password = secret("login", "good.example", origin.port, Slot(SlotKind.HEADER, "authorization"))
     injector = SecretInjector([SecretValue(password, value, placeholder)])
-    gate.loop.run(lambda: gate.sandbox.entrust(injector))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(injector))
     page = made.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
     assert page.startswith(b"HTTP/1.1 502 ")
     wait_for(lambda: gate.events("request.completed"))

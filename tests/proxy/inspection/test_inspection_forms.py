@@ -26,7 +26,7 @@ def form_place(gate, origin, rule=""):
         secret("client", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, FORM_SECRET.decode()
     )
     key = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.HEADER, "x-api-key")), PASSWORD, SHOWN)
-    gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([client, key])))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([client, key])))
     if rule:
         known = "secrets: [{id: client, from: {env: X}, as: K, hosts: 'good.example:%d', in: {form: client_secret}}]"
         gate.rules(

@@ -55,7 +55,7 @@ def pushing(forge, gate, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         yield Pushing(forge, people, gate.loop, pool)
     gate.loop.run(gate.inspection.close)
-    gate.loop.run(gate.sandbox.asking.close)
+    gate.loop.run(gate.sandbox.approvals.close)
     gate.loop.run(people.close)
 
 

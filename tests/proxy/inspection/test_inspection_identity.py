@@ -41,7 +41,7 @@ def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=
     made = site(gate, origin)
     if host:
         identity = Identity(secret(host, origin.port), origins.authority.leaf("agent.example"))
-        gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([identity])))
+        gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([identity])))
     return made
 
 
@@ -116,7 +116,7 @@ def test_certificate_of_one_task_is_not_shown_for_the_next(gate, origins):
     seen = []
     made = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
     made.ask(ASK)
-    gate.loop.run(lambda: gate.sandbox.entrust(None))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None))
     made.ask(ASK)
     assert seen == ["agent.example", None]
 

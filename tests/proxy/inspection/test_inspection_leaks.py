@@ -71,7 +71,7 @@ FROM_THE_PROXY = {
 def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "block", secrets=False)
-    gate.loop.run(lambda: gate.sandbox.entrust(None, PROXY_PASSWORD))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
     assert made.ask(request_head).startswith(b"HTTP/1.1 403")
     [leak] = gate.events("leak.found")
     assert leak["detail"] == "the password for the upstream proxy in the head"
@@ -82,7 +82,7 @@ def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, re
 def test_a_password_that_is_found_everywhere_is_not_looked_for(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "block", secrets=False)
-    gate.loop.run(lambda: gate.sandbox.entrust(None, b"example"))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None, b"example"))
     assert made.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
 
 

@@ -54,7 +54,7 @@ class Two:
                 held,
             ]
         )
-        gate.loop.run(lambda: gate.sandbox.entrust(broker))
+        gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
         found = broker.placeholders
         self.keys = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"])
         self.sites = [
@@ -253,7 +253,7 @@ def test_what_follows_a_held_body_is_decided_by_itself(gate, origins):
     origin = origins.web("good.example", alpn=["http/1.1"])
     made = site(gate, origin)
     client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
-    gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([client])))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([client])))
     form = b"client_secret=" + FAKE
     one = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
     two = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"

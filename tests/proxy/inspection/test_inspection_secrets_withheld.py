@@ -30,7 +30,7 @@ def place(gate, origin, *, tls=True, slots=SLOTS, **more):
         "model-key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), slots,
         not_sent_to=((HostName("good.example"), origin.port),),
     )  # fmt: skip
-    gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([SecretValue(known, REAL, SHOWN)])))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(known, REAL, SHOWN)])))
     return made
 
 
@@ -97,7 +97,7 @@ def test_signed_request_at_a_host_that_its_keys_are_not_for_is_no_tampering(gate
         not_sent_to=((HostName("good.example"), origin.port),),
     )  # fmt: skip
     broker = SecretInjector([keys(known, (b"AKIAREALREALREAL0001", b"real/Secret+Key0123456789abcdefghijklmno"))])
-    gate.loop.run(lambda: gate.sandbox.entrust(broker))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
     fake = Keys(broker.placeholders["AWS_ACCESS_KEY_ID"], broker.placeholders["AWS_SECRET_ACCESS_KEY"])
     for one, reason in ((fake, "secret_not_sent"), (replace(fake, ident=fake.key), "secret_misuse")):
         fields = signed(one, made.host, "GET", "/")

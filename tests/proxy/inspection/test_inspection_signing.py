@@ -37,7 +37,7 @@ class World:
         broker = SecretInjector(
             [keys(secret, tuple(values)), SecretValue(other, b"sk-other-0123456789", "sk-otherPlaceholder01")]
         )
-        gate.loop.run(lambda: gate.sandbox.entrust(broker))
+        gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
         found = broker.placeholders
         self.fake = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"], found.get("AWS_SESSION_TOKEN", ""))
         self.host = f"{name}:{self.origin.port}"

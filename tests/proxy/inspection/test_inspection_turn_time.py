@@ -100,13 +100,13 @@ def test_no_step_takes_long_for_a_task_with_a_secret(lab, monkeypatch, value):
     gate, place = lab
     slot = Slot(SlotKind.HEADER, "x-api-key")
     secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
-    gate.loop.run(lambda: gate.sandbox.entrust(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
     body = gzip.compress(b"%25" * 100_000)
     head = _head(*[b"x-a: " + value] * 480, b"Content-Encoding: gzip", b"Content-Length: %d" % len(body))
     with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall((head + body).replace(b"HOST", place.host.encode()))
         rest(client)
-    gate.loop.run(lambda: gate.sandbox.entrust(None))
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None))
     dog.check()
 
 

@@ -44,7 +44,7 @@ class World:
     def __init__(self):
         self.said, self.came, self.then = [], [], None
         self.asking = SimpleNamespace(ask=self._ask, passes=Leases(lambda *_: True))
-        sandbox = SimpleNamespace(asking=self.asking, sources=())
+        sandbox = SimpleNamespace(approvals=self.asking, sources=())
         self.leave = ProgramApprovals(
             sandbox, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what)
         )

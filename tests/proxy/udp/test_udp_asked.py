@@ -90,7 +90,7 @@ def test_without_anybody_to_ask_it_is_refused(tmp_path):
         assert reasons(world.decisions) == [("blocked", "approval_unavailable")]
         async with people_behind(tmp_path, world, udp) as people:
             people.kill()
-            await world.until(lambda: not world.sandbox.asking.is_there)
+            await world.until(lambda: not world.sandbox.approvals.is_there)
             udp.send(HOST, server.port, client=40001)
             await world.until(lambda: len(world.decisions) == 2)
             assert reasons(world.decisions)[1:] == [("blocked", "approval_unavailable")]

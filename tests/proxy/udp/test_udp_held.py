@@ -26,7 +26,7 @@ def held(tmp_path, test, *rules):
         try:
             await test(world, udp, server, people)
         finally:
-            world.sandbox.asking.close()
+            world.sandbox.approvals.close()
             await people.close()
 
     tried(around, tmp_path, *rules)

@@ -142,7 +142,7 @@ def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world,
             new = load([tmp_path / "new.yaml"])
             with pytest.raises((OSError, ValueError)):
                 sandbox_server.swap(new, None)
-            assert sandbox_server.recorder.state.policy is new  # for programs
+            assert sandbox_server.recorder.sandbox.policy is new  # for programs
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(place)
         sandbox_server.close()
