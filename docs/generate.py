@@ -45,7 +45,7 @@ def whole_parser() -> argparse.ArgumentParser:
 def rows(actions: Iterable[argparse.Action]) -> Iterator[str]:
     """Return the rows of a table of options and arguments."""
     for action in actions:
-        if isinstance(action, argparse._HelpAction):  # noqa: SLF001 - argparse has no public name for it
+        if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:  # noqa: SLF001
             continue
         value = "" if action.nargs == 0 else f" {_value(action)}"
         words = ", ".join(f"`{word}{value}`" for word in action.option_strings) or f"`{_value(action)}`"

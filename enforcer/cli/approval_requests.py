@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.approvals import client
 from enforcer.cli.output import FailedError, failed, show, warn
-from enforcer.cli.parsing import argument
+from enforcer.cli.parsing import argument, old_spelling
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.approvals.approval_request import Kind
 from rules.attempt import Caller, Change, Protocol
@@ -37,7 +37,13 @@ TERMS: Final = (
         "how far: once, task, 1h, 'until 2027-01-31', 'uses 3', 'bytes 2GB'; may be given again",
         dest="lasts",
     ),
-    argument("--covers", "WIDTH", "how wide: attempt, destination or rule; never wider than the rule", default=""),
+    argument(
+        "--scope",
+        "SCOPE",
+        "what the grant covers: attempt, destination or rule; at most what the rule says",
+        default="",
+    ),
+    old_spelling("--covers", "--scope", "SCOPE"),
     argument(
         "--as-rule",
         "FILE",
@@ -175,7 +181,7 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
         "id": arguments.id,
         "vote": vote,
         "for": getattr(arguments, "lasts", []),
-        "covers": getattr(arguments, "covers", ""),
+        "covers": getattr(arguments, "scope", ""),
         "why": arguments.why,
     }
     try:
@@ -183,7 +189,7 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
             request["for"] or request["covers"] or getattr(arguments, "as_rule", None) is not None
         ):
             raise UsageError(
-                "a rejection has no `--for`, `--covers` or `--as-rule`; `exeat approvals revoke ID` lifts it"
+                "a rejection has no `--for`, `--scope` or `--as-rule`; `exeat approvals revoke ID` lifts it"
             )
         written = _as_rule(arguments)
         (said,) = asked(arguments, request if written is None else {**request, "as_rule": written.named})

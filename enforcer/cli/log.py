@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import journals
-from enforcer.cli.parsing import JOURNAL, argument
+from enforcer.cli.parsing import JOURNAL, argument, warn_renamed
 from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
@@ -32,9 +32,9 @@ PARTS = {
     "replay": "what one task tried, as a story",
     "verify": "whether the journal is as it was written",
     "keys": "the keys that sign it: list, make, export, rotate",
-    "keep": "how much of it is kept, and for how long",
+    "retention": "how much of it is kept, and for how long",
 }
-_MODULES = {part: "log_integrity" if part in {"verify", "keys", "keep"} else "log_views" for part in PARTS}
+_MODULES = {part: "log_integrity" if part in {"verify", "keys", "retention"} else "log_views" for part in PARTS}
 _SHAPES = ("ocsf", "ecs", "cef")
 _LATEST = 10  # events that a table begins with which goes on, as with tail(1)
 _WORDS = tuple(dict.fromkeys(member.value for member in (*Verdict, *Outcome)))
@@ -50,8 +50,15 @@ def _one_of(words: Collection[str], otherwise: str, text: str) -> str:
     raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
 
 
+def _part(text: str) -> str:
+    if text == "keep":
+        warn_renamed("exeat log keep", "exeat log retention")
+        return "retention"
+    return text
+
+
 ARGUMENTS: Final = (
-    argument("part", tuple(PARTS), "; ".join(f"{word}: {says}" for word, says in PARTS.items()), nargs="?"),
+    argument("part", tuple(PARTS), "; ".join(f"{word}: {says}" for word, says in PARTS.items()), nargs="?", type=_part),
     argument("what", "WHAT", "an event's id, a task, a journal's directory, or what to do with keys", nargs="?"),
     JOURNAL,
     argument(
@@ -86,9 +93,9 @@ ARGUMENTS: Final = (
     argument("-f --follow", "", "go on with what is added, until interrupted; a table begins with the last 10"),
     argument("--key", "FILE", "verify: trust the public keys in this file (PEM), and no others"),
     argument("--kept", "FILE", "verify: lines kept elsewhere; what was signed in them has to be here"),
-    argument("--age", "TIME", "keep: remove days older than this, as in 90d; `none`: never"),
-    argument("--size", "SIZE", "keep: remove the oldest when there is more than this, as in 20G; `none`: never"),
-    argument("--now", "", "keep: compress and remove at once, and not within the hour"),
+    argument("--age", "TIME", "retention: remove days older than this, as in 90d; `none`: never"),
+    argument("--size", "SIZE", "retention: remove the oldest when there is more than this, as in 20G; `none`: never"),
+    argument("--now", "", "retention: compress and remove at once, and not within the hour"),
 )
 
 

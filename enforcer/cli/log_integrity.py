@@ -1,4 +1,4 @@
-"""`exeat log verify`, `keys` and `keep`: verifies the journal, manages its keys, and sets its retention.
+"""`exeat log verify`, `keys` and `retention`: verifies the journal, manages its keys, and sets its retention.
 
 Private halves of keys are never shown or written elsewhere.
 """
@@ -151,7 +151,7 @@ def _rotate(directory: Path) -> None:
         ledger.write([Remark(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
 
 
-def run_keep(arguments: argparse.Namespace, directory: Path) -> int:
+def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
     """Say or change it; 0 when that was done, 2 when it couldn't be."""
     try:
         state.make_private(state.state_directory())

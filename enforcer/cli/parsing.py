@@ -1,6 +1,8 @@
 """Command-line parser (argparse): declared arguments, and error messages in the words of Exeat."""
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any, Final, NamedTuple, Self
 from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
 from rules.problems import did_you_mean, quoted
 
-_TERMS: Final = frozenset({"--for", "--covers", "--as-rule"})
+_TERMS: Final = frozenset({"--for", "--scope", "--covers", "--as-rule"})
 _NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
 _MAY_LACK: Final = (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
 _PATHS: Final = frozenset({"FILE", "DIR", "JOURNAL"})  # what stands for a path in the help is read as one
@@ -49,6 +51,32 @@ def argument(words: str, value: str | tuple[str, ...], says: str, **more: Any) -
     elif words.startswith("-"):
         how["action"] = "store_true"
     return Argument(tuple(words.split()), how | more)
+
+
+class _OldSpelling(argparse.Action):
+    """Option under its old name: has the effect of the new one, and prints the new name on standard error."""
+
+    def __init__(self, *, new: str, **how: Any) -> None:
+        super().__init__(help=argparse.SUPPRESS, default=argparse.SUPPRESS, **how)
+        self._new = new
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Set the value; a switch has none, and is on."""
+        warn_renamed(option or "", self._new)
+        setattr(namespace, self.dest, values if self.nargs is None else True)
+
+
+def old_spelling(old: str, new: str, value: str = "") -> Argument:
+    """Declare the old name of an option, which works for one release and is not in the help."""
+    how = {"metavar": value} if value else {"nargs": 0}
+    return Argument((old,), {"action": _OldSpelling, "new": new, "dest": new.lstrip("-").replace("-", "_"), **how})
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Print that a word of the command line has a new spelling."""
+    print(f"exeat: `{old}` is now `{new}`; the next release no longer takes `{old}`", file=sys.stderr)
 
 
 def metrics(of: str, default: str) -> Argument:
@@ -159,10 +187,11 @@ def misspelt(parser: Parser, words: Sequence[str]) -> str:
     Empty: it has all of them.
     """
     known = {word for action in parser.actions for word in action.option_strings}
+    shown = {word for action in parser.actions if action.help != argparse.SUPPRESS for word in action.option_strings}
     options = words[: words.index("--")] if "--" in words else words
     for word in (option.partition("=")[0] for option in options):
         if word.startswith("--") and word not in known:
-            hint = _NO_TERMS if parser.prog == "exeat reject" and word in _TERMS else did_you_mean(word, known)
+            hint = _NO_TERMS if parser.prog == "exeat reject" and word in _TERMS else did_you_mean(word, shown)
             return f"{quoted(word)} is not an option of `{parser.prog}`{hint}"
     return ""
 
@@ -204,7 +233,8 @@ def _missing(parser: Parser, words: Sequence[str]) -> list[argparse.Action]:
     required = [action for action in parser.actions if action.required and action.nargs not in _MAY_LACK]
     for action in parser.actions:
         action.required, action.default = False, argparse.SUPPRESS
-    given, _ = parser.parse_known_args(words)
+    with contextlib.redirect_stderr(io.StringIO()):  # the first attempt to read them has printed what there was
+        given, _ = parser.parse_known_args(words)
     return [action for action in required if not hasattr(given, action.dest)]
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli.parsing import DEFAULT_METRICS, LABEL, RULES, WRITTEN_JOURNAL, Group, argument, metrics
+from enforcer.cli.parsing import DEFAULT_METRICS, LABEL, RULES, WRITTEN_JOURNAL, Group, argument, metrics, old_spelling
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.policy import run_request
 from enforcer.policy.rule_files import SYSTEM, covered, exposed, own_files, refuse_service, rule_files
@@ -82,7 +82,8 @@ SHELL_ARGUMENTS: Final = (
     metrics(" while the task runs", DEFAULT_METRICS),
     Group("the box (see `sandbox` in docs/reference/rules.md)", SANDBOX_OPTIONS),
     argument("--no-service", "", "make it all here, also where `exeat up` runs"),
-    argument("--plan", "", "say every step that a start would take, and take none"),
+    argument("--dry-run", "", "print every step of a start, and take none"),
+    old_spelling("--plan", "--dry-run"),
     argument("--format", ("text", "json"), "of the plan: for people, or for programs", default="text"),
     argument("--quiet", "", "no summary at the end"),
 )
@@ -101,7 +102,7 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     """Run the task on a host; how it ended is a wait status, as waitpid(2) has it."""
     try:
         wanted = wanted_of(arguments, system, host.read_rules)
-        if arguments.plan:
+        if arguments.dry_run:
             from enforcer.run.dry_run import plan
 
             lines = plan(wanted)
@@ -119,7 +120,7 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status << 8
-    return _print_plan(lines, arguments.format) if arguments.plan else _told(result, quiet=arguments.quiet)
+    return _print_plan(lines, arguments.format) if arguments.dry_run else _told(result, quiet=arguments.quiet)
 
 
 def _told(result: "Result", *, quiet: bool) -> int:
@@ -342,7 +343,7 @@ def _cache(text: str) -> tuple[str, str]:
 
 def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Run the shell; the exit status is its own, or as of `exeat run`. `system`: for tests, not for users."""
-    if not (arguments.plan or os.isatty(0)):
+    if not (arguments.dry_run or os.isatty(0)):
         print("exeat: a shell is for a terminal; run a script with `exeat run -- sh SCRIPT`", file=sys.stderr)
         return 2
     shell = shell_for(os.environ.get("SHELL", ""), (*arguments.read, arguments.workspace or os.getcwd()))

@@ -192,7 +192,9 @@ def _apart(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        with contextlib.suppress(Exception):  # it is tried again; what is wrong with it, `exeat log keep --now` says
+        with contextlib.suppress(
+            Exception
+        ):  # it is tried again; what is wrong with it, `exeat log retention --now` says
             confine()
             do()
     finally:

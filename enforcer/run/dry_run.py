@@ -1,4 +1,4 @@
-"""`exeat run --plan`: prints every step of a start, and takes none.
+"""`exeat run --dry-run`: prints every step of a start, and takes none.
 
 It prints the very values that a start executes (`sandbox.mount_plan`, `network.plan`, `sandbox.landlock`, the worker's
 view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,

@@ -215,7 +215,7 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
             (" --for task", Offer(task=True)),
         ]
         if question.covers is not Covers.ATTEMPT and not question.cut:
-            offers.insert(1, (" --covers attempt", Offer(Covers.ATTEMPT)))
+            offers.insert(1, (" --scope attempt", Offer(Covers.ATTEMPT)))
         seen: set[str] = set()
         for words, offer in offers:
             try:

@@ -39,7 +39,7 @@ class Offer(Message, frozen=True, omit_defaults=True):
 
     @classmethod
     def parse(cls, words: "Iterable[str]", width: str = "") -> "Offer":
-        """Read what `--for` says, several times or in one text, and `--covers`. Raises ValueError."""
+        """Read what `--for` says, several times or in one text, and `--scope`. Raises ValueError."""
         found: dict[str, Any] = {}
         left = " ".join(words).replace(",", " ").split()
         while left:
@@ -111,7 +111,7 @@ def span(seconds: float) -> str:
 
 def _extent(terms: "Terms", width: Covers, offer: Offer, now: float) -> Extent:
     if offer.width is not None and narrower(width, offer.width):
-        raise Wider(f"the rule covers {_an(width)} and no more: `--covers {offer.width}` is wider")
+        raise Wider(f"the rule covers {_an(width)} and no more: `--scope {offer.width}` is wider")
     ends = now + offer.seconds if offer.seconds is not None else offer.until
     if ends is not None and ends <= now:
         raise Wider("that time is over already")

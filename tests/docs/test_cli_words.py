@@ -2,13 +2,14 @@
 
 import argparse
 import shlex
+from functools import partial
 
 import pytest
 
 from enforcer import cli
 from enforcer.cli import COMMANDS, main
 from enforcer.cli.commands import EXAMPLES
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import Parser, declare
 
 MISTYPED = [
     (("check", "--fromat", "json", "x.yaml"), "`--fromat` is not an option of `exeat check`; did you mean `--format`?"),
@@ -50,6 +51,40 @@ def test_help_explains_each_word_and_ends_with_an_example_that_parses(command, c
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert capsys.readouterr().out.endswith(f"\nexample:\n  {EXAMPLES[command]}\n")
+
+
+OLD_SPELLINGS = [
+    ("run", ("--plan", "--", "true"), ("--dry-run", "--", "true"), "`--plan` is now `--dry-run`"),
+    ("shell", ("--plan",), ("--dry-run",), "`--plan` is now `--dry-run`"),
+    ("approve", ("7f3k", "--covers", "rule"), ("7f3k", "--scope", "rule"), "`--covers` is now `--scope`"),
+    ("approvals", ("approve", "7f3k", "--covers=rule"), ("approve", "7f3k", "--scope=rule"), "`--covers` is now `--scope`"),
+    ("log", ("keep", "--age", "90d"), ("retention", "--age", "90d"), "`exeat log keep` is now `exeat log retention`"),
+    ("log", ("--now", "keep"), ("--now", "retention"), "`exeat log keep` is now `exeat log retention`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "old", "new", "says"), OLD_SPELLINGS)
+def test_an_old_spelling_has_the_effect_of_the_new_one_and_names_it(command, old, new, says, capsys):
+    parser = partial(Parser.of, command, cli.command(command)[0])
+    assert parser().read(new) == parser().read(old)
+    said = capsys.readouterr()
+    assert said.err == f"exeat: {says}; the next release no longer takes `{says.split('`')[1]}`\n"
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(("command", "word"), [("run", "--plan"), ("approve", "--covers"), ("log", "keep,")])
+def test_an_old_spelling_is_not_in_the_help(command, word, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert word not in capsys.readouterr().out
+
+
+def test_an_old_spelling_is_named_once_beside_an_error(capsys):
+    with pytest.raises(SystemExit):
+        main(["approve", "--covers", "rule"])
+    said = capsys.readouterr().err
+    assert said.count("is now `--scope`") == 1
+    assert said.endswith("`ID` is missing, as in `exeat approve 7f3k --for 1h --why 'reviewed with bo'`\n")
 
 
 def test_every_command_has_an_example():

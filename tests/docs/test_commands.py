@@ -22,7 +22,8 @@ SECTIONS = dict(
 def test_every_option_of_a_command_is_documented_and_no_other(command):
     parser = argparse.ArgumentParser(add_help=False)
     declare(parser, cli.command(command)[0])
-    options = {word for action in parser._actions for word in action.option_strings}
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    options = {word for action in shown for word in action.option_strings}
     documented = {
         word
         for row in re.findall(r"^\| (`.*?) \|", SECTIONS[command], re.MULTILINE)

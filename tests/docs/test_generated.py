@@ -58,3 +58,8 @@ complete_words exeat check --format s
 """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["replay report", "--rules", "sarif"], done.stderr
+
+
+def test_old_spellings_of_options_are_neither_in_man_pages_nor_completed(made):
+    pages = [path.read_text() for path in (*(made / "man1").iterdir(), *(made / "completion").iterdir())]
+    assert not [page for page in pages if re.search(r"\\?-\\?-plan\b|\\?-\\?-covers\b|SUPPRESS", page)]

@@ -232,7 +232,7 @@ def test_commands_that_a_running_task_cannot_be_held_to_are_told(someone, guarde
 
 def test_the_plan_says_that_programs_are_held(someone, guarded):
     rules = someone.home / "rules.yaml"
-    done = someone.exeat("run", "--plan", "--rules", rules, "--", "true")
+    done = someone.exeat("run", "--dry-run", "--rules", rules, "--", "true")
     assert b"hold each program that it starts, and ask 7 commands of the rules about it" in done.stdout
     rules.write_text(OTHERS)
-    assert b"hold each program" not in someone.exeat("run", "--plan", "--rules", rules, "--", "true").stdout
+    assert b"hold each program" not in someone.exeat("run", "--dry-run", "--rules", rules, "--", "true").stdout

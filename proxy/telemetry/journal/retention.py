@@ -1,7 +1,7 @@
 """Retention: compresses closed segments, and removes those that are too old or too many.
 
 By default a day is removed after a year, whatever its size: a bound on size would let a task's flood of events remove
-the evidence of what it did. `exeat log keep` sets other bounds. A removal is recorded first, in a signed
+the evidence of what it did. `exeat log retention` sets other bounds. A removal is recorded first, in a signed
 line of the ledger, so that it can be told from tampering. What an exporter hasn't delivered yet is kept longer, up to a
 stated bound: an exporter that is gone must not fill the disk.
 """

@@ -78,7 +78,7 @@ def test_an_answer_is_passed_on_as_it_was_meant_and_a_token_only_from_a_file_clo
     file.chmod(0o600)
     said = {"id": "abcd2345", "final": True, "text": "abcd2345: approved: once \x1b[2J"}
     status, out, _, asked = called(
-        *("approve", "abcd", "--for", "1h", "--for", "uses 3", "--covers", "attempt", "--why", "fine"),
+        *("approve", "abcd", "--for", "1h", "--for", "uses 3", "--scope", "attempt", "--why", "fine"),
         *("--token-file", str(file)),
         answers=[said],
     )

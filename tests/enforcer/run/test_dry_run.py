@@ -1,4 +1,4 @@
-"""`exeat run --plan`: it says what a start does, of the same values, and does none of it."""
+"""`exeat run --dry-run`: it says what a start does, of the same values, and does none of it."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     words = ["run", "--no-service", "--quiet", "--rules", rules, "--hostname", "box-3", "--env", "A=b"]
     command = ["--", "make", "te\x1bst"]
-    planned = someone.exeat(*words, "--plan", "--format", "json", *command)
+    planned = someone.exeat(*words, "--dry-run", "--format", "json", *command)
     assert planned.returncode == 0, planned.stderr.decode()
     assert b"hunter2" not in planned.stdout
     assert not (someone.home / ".local/state/exeat/caches").exists()
@@ -64,13 +64,15 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
 def test_what_a_start_refuses_the_plan_refuses(someone, options):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\n")
     words = ["run", "--no-service", "--rules", rules, *options]
-    planned, done = (someone.exeat(*words, *more, "--", "true") for more in (["--plan"], []))
+    planned, done = (someone.exeat(*words, *more, "--", "true") for more in (["--dry-run"], []))
     assert planned.returncode == done.returncode == 2
     assert planned.stderr == done.stderr
 
 
 def test_for_people_it_is_a_line_a_step(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\n")
-    lines = someone.exeat("run", "--no-service", "--rules", rules, "--plan", "--", "true").stdout.decode().splitlines()
+    lines = (
+        someone.exeat("run", "--no-service", "--rules", rules, "--dry-run", "--", "true").stdout.decode().splitlines()
+    )
     assert lines[-1] == "task        run true"
     assert len(lines) > 100

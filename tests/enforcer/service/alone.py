@@ -54,7 +54,7 @@ def alone():
     until(lambda: _counted(scrape) == [0.0, 2.0, 3.0], "what was counted of tasks that are over")
     told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "rotated"]
     seen["told"] = [(event["outcome"], event["ending"]) for event in told]
-    without = run("--no-service", "--quiet", "--", "true"), run("--no-service", "--plan", "--", "true")
+    without = run("--no-service", "--quiet", "--", "true"), run("--no-service", "--dry-run", "--", "true")
     seen["without"] = [each["err"] for each in without]
     seen["others"] = [_on_a_terminal("shell"), *([_with_other_groups()] if os.geteuid() == 0 else [])]
     seen["next"] = run("--quiet", "--", "true")["status"]

@@ -127,7 +127,7 @@ def ends():
     seen["killed"] = task.wait(PATIENCE), "its changes are kept (1 added)" in task.stderr.read()
     told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "deaf"]
     seen["told"] = [(event["outcome"], event["ending"]) for event in told]
-    plan = ("run", "--rules", str(FILE), "--plan", "--", "true")
+    plan = ("run", "--rules", str(FILE), "--dry-run", "--", "true")
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([EXEAT, *plan], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)

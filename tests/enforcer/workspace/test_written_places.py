@@ -147,7 +147,7 @@ def test_what_the_user_s_git_includes_and_runs_is_guarded_wherever_it_lies(someo
 def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
     config = someone.write(someone.home / ".codex/config.toml", "")
     rules = someone.write(someone.home / "rules.yaml", RULES)
-    words = ["run", "--rules", rules, "--plan", "--write", config.parent, "--", "true"]
+    words = ["run", "--rules", rules, "--dry-run", "--write", config.parent, "--", "true"]
     assert str(config) in someone.exeat(*words).stdout.decode()
 
 

@@ -111,7 +111,7 @@ def test_what_each_choice_says_is_what_it_does(play):
             assert choices
             for choice in choices:
                 words, covers = choice.words.split()[2:], ""
-                if words[:1] == ["--covers"]:
+                if words[:1] == ["--scope"]:
                     covers, words = words[1], []
                 _, id_ = await world.held(task, question)
                 decided = await world.approve(id_, ADA, *words[1:], covers=covers)

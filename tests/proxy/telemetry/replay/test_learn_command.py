@@ -219,7 +219,7 @@ class Gone(io.StringIO):
         ("learn", "journal"),
         ("report", "build", "--journal", "journal", "-o", "-"),
         ("top", "--once", "--journal", "journal"),
-        ("run", "--rules", "t.yaml", "--plan", "--", "true"),
+        ("run", "--rules", "t.yaml", "--dry-run", "--", "true"),
     ],
     ids=lambda words: words[0],
 )

@@ -150,8 +150,8 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
         (["replay", "nobody"], 2, "there is no task `nobody`"),
         (["keys", "lst"], 2, "invalid value `lst` for `exeat log keys`; did you mean `list`?"),
         (["keys"], 2, "there is no key yet"),
-        (["keep", "--age", "90"], 2, "invalid value `90` for `--age`: use"),
-        (["keep", "--size", "0G"], 2, "`--size`: `0G` is no size"),
+        (["retention", "--age", "90"], 2, "invalid value `90` for `--age`: use"),
+        (["retention", "--size", "0G"], 2, "`--size`: `0G` is no size"),
         (["verify", "/nowhere"], 2, "there is no journal in `/nowhere`"),
         (["verify", "--key", "/nowhere"], 2, "cannot read `/nowhere`"),
     ],
@@ -300,12 +300,12 @@ def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, s
 
 
 def test_how_much_is_kept_is_said_and_changed(capfdbinary, told):
-    assert run(capfdbinary, "keep")[1] == "the journal is kept for 365 days, however much it is, by default\n"
+    assert run(capfdbinary, "retention")[1] == "the journal is kept for 365 days, however much it is, by default\n"
     assert (
-        run(capfdbinary, "keep", "--age", "90d", "--size", "20G")[1]
+        run(capfdbinary, "retention", "--age", "90d", "--size", "20G")[1]
         == "the journal is kept for 90 days, up to 20 GiB\n"
     )
-    assert run(capfdbinary, "keep", "--age", "none")[1] == "the journal is kept for ever, up to 20 GiB\n"
+    assert run(capfdbinary, "retention", "--age", "none")[1] == "the journal is kept for ever, up to 20 GiB\n"
     directory, _ = told
     old = directory / "2020-01-01"
     old.mkdir()
@@ -314,7 +314,7 @@ def test_how_much_is_kept_is_said_and_changed(capfdbinary, told):
     hour = time.time() - 3600
     segment.chmod(0o400)
     os.utime(segment, (hour, hour))
-    assert run(capfdbinary, "keep", "--age", "1w", "--now")[0] == 0
+    assert run(capfdbinary, "retention", "--age", "1w", "--now")[0] == 0
     assert not old.exists()
     _, out, _ = run(capfdbinary, "--kind", "journal.removed", "--format", "jsonl")
     assert json.loads(out)["journal"]["segment"] == "2020-01-01"
