@@ -46,7 +46,7 @@ class Log:
 def main() -> None:
     """Be the registry, until nobody needs it. The process ends here."""
     directory = Path(sys.argv[1])
-    linux.leave_no_core()
+    linux.disable_core_dumps()
     # Of root's rights the one to see which namespaces a peer is in: it reads what workers say, who read hostile bytes
     linux.drop_capabilities(_CAP_SYS_PTRACE if os.geteuid() == 0 else 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody of the same user looks into it

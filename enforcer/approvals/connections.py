@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.system.control_socket import is_alive
+from enforcer.system.control_socket import is_peer_alive
 from enforcer.system.peers import namespace
 from proxy.approvals.approval_request import Malformed
 from proxy.approvals.protocol import read_word
@@ -198,7 +198,7 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
         raise Stranger(f"this registry is uid {os.geteuid()}'s, and serves nobody else here")
     try:
         apart = namespace(str(pid), "user") != namespace("self", "user")
-        alive = is_alive(connection)  # else the number may be another's by now
+        alive = is_peer_alive(connection)  # else the number may be another's by now
     except OSError as error:
         raise Stranger(f"whether you are in a sandbox can't be told: {error.strerror}") from error
     if not alive:

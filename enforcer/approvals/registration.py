@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.approvals import client
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.system.notices import say
-from enforcer.system.started_by import starter
+from enforcer.system.notices import print_notice
+from enforcer.system.started_by import starter_uid
 from proxy.approvals.protocol import Introduction
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.wire import descriptor_passing, message, strict_json
@@ -53,7 +53,7 @@ class Registration:
         try:
             self.given = {"approvals": self._introduce(client.PATIENCE)}
         except ExeatError as error:
-            say(f"nobody can approve anything for now: {error}")
+            print_notice(f"nobody can approve anything for now: {error}")
             self._rest()
 
     def later(self) -> None:
@@ -110,7 +110,7 @@ class Registration:
         self.close()
         why, again = reason(data) if data else ("", True)
         if why:
-            say(f"nobody can approve anything{' for now' if again else ''}: {why}")
+            print_notice(f"nobody can approve anything{' for now' if again else ''}: {why}")
         if again:
             self._rest()
 
@@ -118,10 +118,10 @@ class Registration:
         """Say at the run's terminal what waits for people: whoever sits there sees a task that does nothing."""
         if self._room.take():
             self._more = False
-            say(what)
+            print_notice(what)
         elif not self._more:  # a task may have as many questions as it likes
             self._more = True
-            say("there are more questions: `exeat approvals`")
+            print_notice("there are more questions: `exeat approvals`")
 
     def close(self) -> None:
         """Have no place any more. Idempotent."""
@@ -168,7 +168,7 @@ def introduction(wanted: "Wanted", sandbox_state: "SandboxState") -> Introductio
         task=sandbox_state.task.id,
         name=sandbox_state.task.name,
         labels=dict(sandbox_state.task.labels),
-        started_by=starter(),
+        started_by=starter_uid(),
         host=os.uname().nodename,
         rule_files=rule_files(wanted),
         workspace=wanted.workspace,

@@ -123,9 +123,9 @@ def _in_service(words: list[str]) -> int | None:
     """Run a task in the service, where there is one and it is wanted; None: without it."""
     if _WITHOUT_SERVICE.intersection(words[: words.index("--")] if "--" in words else words):
         return None
-    from enforcer.system.control_socket import control
+    from enforcer.system.control_socket import control_path
 
-    if not os.path.exists(control()):
+    if not os.path.exists(control_path()):
         return None
     from enforcer.service import client  # only where there may be a service
 

@@ -23,7 +23,7 @@ from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
 from enforcer.sandbox.system_paths import contains, homes, refuse_workspace
 from enforcer.system import linux
-from enforcer.system.control_socket import control
+from enforcer.system.control_socket import control_path
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
 from rules.matching.policy import Policy
@@ -167,7 +167,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     obeyed = (*asked, *map(str, own_files()))  # by later runs, too
     if problems := exposed(obeyed, writable):
         raise UsageError(problems[0])
-    refuse_service(control(), writable)
+    refuse_service(control_path(), writable)
     return Wanted(
         argv=tuple(command),
         name=name,
@@ -251,7 +251,7 @@ def end_like(status: int) -> int:
     if code >= 0:
         return code
     number = -code
-    linux.leave_no_core()  # of ours for a crash of the task's
+    linux.disable_core_dumps()  # of ours for a crash of the task's
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

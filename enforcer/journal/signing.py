@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from proxy.telemetry.events import Where
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     from proxy.telemetry.journal.ledger import is_left
 
     recorder.journal.close()
-    keeper = Keeper(journal, place(journal), say, confine)
+    keeper = Keeper(journal, place(journal), print_notice, confine)
     keeper.close(gate.writers)
     if any(is_left(journal, pid) for pid in gate.writers):  # it has said that it had closed what it wrote
         gate.kill()
@@ -62,7 +62,7 @@ def sign(journal: Path) -> None:
     from enforcer.journal.keeper import Keeper
 
     with contextlib.suppress(HostError):  # whoever writes there next signs it
-        Keeper(journal, place(journal), say, confine).close((os.getpid(),))
+        Keeper(journal, place(journal), print_notice, confine).close((os.getpid(),))
 
 
 def confine() -> None:

@@ -12,7 +12,7 @@ from enforcer.policy.rule_files import fingerprint
 from enforcer.sandbox.system_paths import contains
 from enforcer.system import inotify, processes
 from enforcer.system.inotify import Inotify
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Reloader:
             self._reject(said["problems"], tell=not told)
         elif self._rejected:
             self._rejected = False
-            say("the rules are right again, and were loaded")
+            print_notice("the rules are right again, and were loaded")
         if fingerprint(self._asked, self._wanted.system) != self._seen and self._watch is not None:
             self._watch.stir()  # saved again meanwhile
 
@@ -229,7 +229,7 @@ class Reloader:
             self._good = os.dup(self._reader.policy)
             before, self._outboxed = self._outboxed, bool(said["outboxed"])
             if self._outboxed and not before:
-                say("the rules' `sandbox` is another now: this is for tasks that start from here on")
+                print_notice("the rules' `sandbox` is another now: this is for tasks that start from here on")
         return True
 
     def _forget(self) -> None:
@@ -251,7 +251,7 @@ class Reloader:
         if reader is None:
             return
         self._selector.unregister(reader.says)
-        processes.end(reader.pid)
+        processes.kill_and_wait(reader.pid)
         os.close(reader.says)
         os.close(reader.policy)
 
@@ -261,7 +261,7 @@ class Reloader:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
         stays = "those in force stay" if tell else "but what root's files say now is in force besides"
-        say(f"the rules were not loaded again, {stays}: {told[0]}{more}")
+        print_notice(f"the rules were not loaded again, {stays}: {told[0]}{more}")
         if tell:
             self._gate.tell({"rules_rejected": told})
 
@@ -320,7 +320,7 @@ class Watch:
         for event in events:
             if event.mask & inotify.IN_IGNORED:
                 continue
-            names = self._names.get(event.place)
+            names = self._names.get(event.path)
             if not event.name or not names or event.name in names:
                 self.stir()
         if more:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 
-from enforcer.system.processes import WATCHED, Arrived
+from enforcer.system.processes import WATCHED, ReceivedSignal
 from proxy.wire import descriptor_passing
 
 _LONGEST = 256  # bytes of a call
@@ -25,13 +25,13 @@ class Caller:
         """Return what to wait on."""
         return self.connection.fileno()
 
-    def read(self) -> Arrived:
+    def read(self) -> ReceivedSignal:
         """Read what has happened there: a signal. One that is gone, or says what is no signal, is a SIGKILL."""
         try:
             arrived = arrived_in(self.connection.recv(_LONGEST))
         except OSError:
             arrived = None
-        return arrived or Arrived(signal.SIGKILL, from_terminal=False)
+        return arrived or ReceivedSignal(signal.SIGKILL, from_terminal=False)
 
     @property
     def pid(self) -> int:
@@ -47,10 +47,10 @@ class Caller:
         self.connection.send(b"status %d" % status)
 
 
-def arrived_in(packet: bytes) -> Arrived | None:
+def arrived_in(packet: bytes) -> ReceivedSignal | None:
     """Return the signal of a packet `signal NUMBER FROM_TERMINAL`, if it is one that is passed on."""
     word, _, rest = packet.partition(b" ")
     number, _, terminal = rest.partition(b" ")
     if word != b"signal" or not number.isdigit() or terminal not in (b"0", b"1") or int(number) not in WATCHED:
         return None
-    return Arrived(int(number), from_terminal=terminal == b"1")
+    return ReceivedSignal(int(number), from_terminal=terminal == b"1")

@@ -84,11 +84,13 @@ class StandaloneHost:
 
     def announce(self) -> None:
         """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
-        from enforcer.system.control_socket import is_there
-        from enforcer.system.notices import say
+        from enforcer.system.control_socket import is_service_running
+        from enforcer.system.notices import print_notice
 
-        if is_there():
-            say("this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it")
+        if is_service_running():
+            print_notice(
+                "this task runs without the service, so `exeat ps`, `exeat stop` and the service's metrics omit it"
+            )
 
     def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
         """Read them."""

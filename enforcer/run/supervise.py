@@ -13,7 +13,7 @@ from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
 from enforcer.policy.run_request import Wanted
 from enforcer.run.launch import Sandbox
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from enforcer.system.processes import read_signal
 from enforcer.worker.worker import Worker
 
@@ -110,7 +110,7 @@ class Watch:
             return False  # `turn` ends the task
         self.lost_gate = True
         why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
-        say(f"the gate stopped{why}; the task has no network from here on")
+        print_notice(f"the gate stopped{why}; the task has no network from here on")
         return False
 
     def hear_sandbox(self) -> Ended | None:
@@ -223,7 +223,7 @@ class Rules:
         except Exception as error:  # noqa: BLE001 - the rules in force stay
             said = f"rule files can't be reloaded any more: {type(error).__name__}: {error}"[:_LONGEST]
             self._watch.gate.tell({"rules_rejected": [said]})
-            say(said)
+            print_notice(said)
             with contextlib.suppress(Exception):
                 self.close()
 

@@ -261,7 +261,7 @@ def _check_secrets(wanted: Wanted) -> None:
     from enforcer.system import linux  # before a command of theirs is run
     from enforcer.worker import credentials
 
-    linux.leave_no_core()  # our own environment may have a value; a task may raise what it inherits
+    linux.disable_core_dumps()  # our own environment may have a value; a task may raise what it inherits
     credentials.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
     credentials.hidden(wanted.policy, os.environ, wanted.shown)
 

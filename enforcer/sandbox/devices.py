@@ -71,7 +71,7 @@ class Devices(NamedTuple):
 
 def make(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
     """Return a detached tmpfs with all of /dev in it. Raises OSError for who may not make device nodes."""
-    tree = linux.detached("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
+    tree = linux.make_detached_mount("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
     try:
         for name, number in NODES.items():
             os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(*number), dir_fd=tree)

@@ -347,7 +347,7 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             process.close()
-            processes.end(pid)
+            processes.kill_and_wait(pid)
     except OSError as error:
         raise HostError(
             f"no user namespace can be made and mapped here ({error.strerror})", namespace_remedy(error.errno)

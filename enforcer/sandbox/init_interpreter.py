@@ -113,7 +113,7 @@ class Interpreter:
 def run(channel: socket.socket) -> NoReturn:
     """Be a process that executes what comes over `channel`, in one that was just forked."""
     try:
-        linux.call_yourself("exeat-init")  # the arguments of `exeat run` are none of the task's business
+        linux.set_process_name("exeat-init")  # the arguments of `exeat run` are none of the task's business
         os.dup2(channel.detach(), CHANNEL, inheritable=False)
         null = os.open(os.devnull, os.O_RDWR)  # not before: it could be what becomes the channel
         for number in range(3):

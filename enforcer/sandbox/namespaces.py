@@ -62,7 +62,7 @@ def enter(steps: Iterable[Step]) -> None:
     """
     os.chdir("/")
     before = os.stat("/")
-    linux.pass_on_capability(linux.CAP_SYS_ADMIN)
+    linux.raise_ambient_capability(linux.CAP_SYS_ADMIN)
     pid, executor = init.start()
     try:
         begin(executor)
@@ -73,7 +73,7 @@ def enter(steps: Iterable[Step]) -> None:
         raise step_error(error) from error
     finally:
         executor.close()
-        processes.end(pid)
+        processes.kill_and_wait(pid)
     if os.path.samestat(os.stat("/"), before):
         raise HostError("the view of a worker was made, and its own root is still the host's")
 

@@ -429,7 +429,7 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
 
 def ignored_signals() -> frozenset[int]:
     """Tell which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
-    return processes.ignored() - {signal.SIGPIPE, signal.SIGXFSZ}
+    return processes.ignored_signals() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def _carry(source: int, sink: int) -> None:

@@ -204,7 +204,7 @@ def count_locks(proc: int, first: int) -> int:
     try:
         for pid in (first, *descendants(proc, first, looks)):
             for thread in map(int, listed(proc, f"{pid}/task", looks)):
-                if thread == pid or not linux.share_descriptors(pid, thread):
+                if thread == pid or not linux.shares_descriptor_table(pid, thread):
                     table = f"{pid}/task/{thread}/fdinfo"
                     found += sum(read(proc, f"{table}/{name}").count(b"\nlock:") for name in listed(proc, table, looks))
     except ValueError:

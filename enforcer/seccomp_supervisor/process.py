@@ -97,7 +97,7 @@ class SupervisorProcess:
         if self._over is not None:
             self._over.close()
         pid, self._pid = self._pid, 0
-        processes.end(pid)
+        processes.kill_and_wait(pid)
 
     def _worker_asks_nothing(self) -> bool:
         """Take a worker's greeting, or its end, after which only the filter is heard; False: someone asks something."""
@@ -153,13 +153,13 @@ class SupervisorProcess:
             self._resource_limits.admit_more(self._pid)
         except BaseException:
             pid, self._pid = self._pid, 0
-            processes.end(pid)  # what it costs would be nobody's
+            processes.kill_and_wait(pid)  # what it costs would be nobody's
             raise
         self._let_go()
 
     def _be_watcher(self, parent: int, over: socket.socket, namespaces: Sequence[int]) -> NoReturn:
         try:
-            linux.call_yourself("exeat-watcher")
+            linux.set_process_name("exeat-watcher")
             init = os.pidfd_open(self._namespaces.first)
             linux.keep_only({self._listener, self._channel.fileno(), over.fileno(), init, *namespaces})
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

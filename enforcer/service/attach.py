@@ -71,7 +71,7 @@ def target(named: str) -> Target:
         raise HostError(what, "attach it as its user, or as root") from error
     except OSError as error:
         raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
-    if process and not peers.runs(*process):  # then what was opened may be another's, that has its number
+    if process and not peers.is_running(*process):  # then what was opened may be another's, that has its number
         os.close(namespace)
         raise UsageError(f"process {named} has ended")
     if not _is_network(namespace):

@@ -33,13 +33,13 @@ def run(words: list[str]) -> int | None:
 
     What is wrong with the words is said by the service, to this process's standard error.
     """
-    path = control_socket.control()
+    path = control_socket.control_path()
     if not path:
         return None
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         connection.connect(path)
-        if not control_socket.is_ours(connection):
+        if not control_socket.is_own_service(connection):
             connection.close()
             return None
     except OSError:

@@ -16,7 +16,7 @@ _LARGEST: Final = 1 << 18  # bytes of a packet
 
 def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
-    if not (path := control_socket.control()):
+    if not (path := control_socket.control_path()):
         wanted = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
         raise HostError("there is no place where a service could listen", wanted)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
@@ -25,7 +25,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             connection.connect(path)
         except OSError as error:
             raise HostError(f"no service listens on `{path}`", "start one with `exeat up`") from error
-        if not control_socket.is_ours(connection):
+        if not control_socket.is_own_service(connection):
             raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
         answers = []
         try:

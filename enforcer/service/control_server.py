@@ -39,7 +39,7 @@ class Control:
 
     def __init__(self, given: socket.socket | None = None) -> None:
         """Listen, or take over a socket that systemd has `given`. Raises HostError, which says who is there already."""
-        path = control_socket.control()
+        path = control_socket.control_path()
         if not path:
             raise HostError(
                 "there is no place for the service's socket",
@@ -162,7 +162,7 @@ class ControlServer:
             return
         try:
             peers.check(connection)
-        except peers.Refused as refused:
+        except peers.PeerRefusedError as refused:
             word = b"declined" if refused.declined else b"refused"
             with contextlib.suppress(OSError):
                 connection.send(word + b" " + str(refused).encode())

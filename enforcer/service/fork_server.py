@@ -68,7 +68,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End it. Idempotent."""
-        processes.end(self.pid)
+        processes.kill_and_wait(self.pid)
         self.pid = 0
         if self._channel is not None:
             self._channel.close()
@@ -86,7 +86,7 @@ class ForkServer:
                 pass
             except BaseException:
                 self.close()
-                processes.end(self._forked.value)
+                processes.kill_and_wait(self._forked.value)
                 raise
             if not said:  # what it would still say is of this fork, and would be taken for the next one's
                 self.close()

@@ -55,7 +55,7 @@ def fork_confined(
     """
 
     def be(parent: int, theirs: socket.socket) -> None:
-        linux.leave_no_core()
+        linux.disable_core_dumps()
         processes.detach({theirs.fileno(), *keep}, listener)
         confinement.enter(who)
         linux.die_with_parent(signal.SIGKILL, parent)
@@ -69,7 +69,7 @@ def fork_confined(
     except TimeoutError:
         said = {}
     if "confined" not in said:
-        processes.end(pid)
+        processes.kill_and_wait(pid)
         ours.close()
         raise HostError(str(said.get("failed", "its process ended")))
     return pid, ours
@@ -134,7 +134,7 @@ class MetricsServer(HelperProcess):
 
     def _end(self) -> None:
         self._channel.close()
-        processes.end(self.pid)
+        processes.kill_and_wait(self.pid)
         self.pid = 0
 
 

@@ -97,7 +97,7 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
 
 def warm(system: Path, command: RunCommand) -> bool:
     """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
-    linux.where_arguments_lie()
+    linux.argument_area()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
         seen, who = Seen(read([file]).policy, (str(file),), ""), identity.choose()
         if who.slot >= 0:

@@ -24,8 +24,8 @@ from enforcer.service.placement import RegisteredWorker
 from enforcer.service.preload import rehearse
 from enforcer.service.run_setup import EmptySandbox, RunCommand, prepare, take_on
 from enforcer.system import linux
-from enforcer.system.notices import say
-from enforcer.system.started_by import act_for
+from enforcer.system.notices import print_notice
+from enforcer.system.started_by import use_login_of
 from enforcer.worker import worker
 from proxy.telemetry.journal.writer import look_ahead
 from proxy.wire import message
@@ -82,7 +82,7 @@ def _be_run(
                 message.send(service, {"ready": True})
         client, given = _await(service, spare)
         caller, service, request = _settle_in(client, given, service, spare)
-        act_for(caller.pid)
+        use_login_of(caller.pid)
         host = ServiceHost(caller, service, *known, spare)
         with host.left:
             try:
@@ -252,7 +252,7 @@ class ServiceHost(StandaloneHost):
                 "workspace": wanted.workspace,
                 "rules": list(wanted.asked)[:1],
             }
-            say(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
+            print_notice(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
             gate = worker.start(who, sandbox_state, worker_paths, RegisteredWorker)
             gate.register(self._service, described)
             return gate

@@ -18,7 +18,7 @@ from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.system import linux
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.system.processes import dispose
+from enforcer.system.processes import reset_signals
 from rules.sandbox import NO_BOX
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def take_on(request: "protocol.Run") -> None:
             resource.setrlimit(number, (soft, hard))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, request.nice)
-    dispose({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
+    reset_signals({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
 
 
 def _take_environment(wanted: "Mapping[str, str]") -> None:
@@ -90,7 +90,7 @@ def prepare(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]
     for number in range(3):
         os.dup2(null, number)
     linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
-    dispose(())
+    reset_signals(())
     try:
         spare = make(fenced=True)
     except (ExeatError, OSError):

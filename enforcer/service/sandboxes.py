@@ -21,7 +21,7 @@ from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.service.rule_sets import unreadable
 from enforcer.system import peers
 from enforcer.system.errors import HostError, UsageError
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from proxy.dns.names import KEPT, PARTS
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
@@ -331,7 +331,7 @@ class AttachedNamespaces:
             raise UsageError(f"`{named}` is attached already")
         if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
             raise UsageError("these are no sockets")
-        if pid and not peers.runs(descriptors[-1]):
+        if pid and not peers.is_running(descriptors[-1]):
             raise UsageError(f"process {pid} has ended")
         rules = self._sets.take({**asked, "shared": True}, file)
         task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
@@ -401,7 +401,7 @@ class AttachedNamespaces:
             try:
                 last = record_end(sandbox, self._journal, Outcome.FAILED)
             except OSError as error:
-                say(f"the end of `{sandbox.attached}` could not be recorded: {error.strerror}")
+                print_notice(f"the end of `{sandbox.attached}` could not be recorded: {error.strerror}")
             self._sandboxes.stop(sandbox, last)
             self._sandboxes.forget(sandbox)
 

@@ -1,7 +1,7 @@
-"""Path of the service's control socket. Every `exeat run` imports it, so it imports nothing slow.
+"""Path of the service's control socket, and whether the process at its other end is the user's own service.
 
-A user's service serves that user, and root's serves root: who asks is known from the socket (`peers`), and who answers
-is checked too, because a request has the caller's environment in it and a descriptor of the directory it is in.
+A user's service serves that user, and root's serves root. The client checks the service too: a request contains the
+caller's environment and a descriptor of its directory. Every `exeat run` imports this, so it imports nothing slow.
 """
 
 import _signal
@@ -12,15 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
 
-VARIABLE = "EXEAT_CONTROL"  # another place for the socket; for who starts the service and who asks it alike
+VARIABLE = "EXEAT_CONTROL"  # overrides the path of the socket, for the service and its clients
 _NAME = "control"
 _SOL_SOCKET, _SO_PEERCRED, _UCRED, _SO_PEERPIDFD = 1, 17, 12, 77  # asm-generic/socket.h
 _ENOPROTOOPT, _LARGEST = 92, 1 << 14
 _PATIENCE = 30.0  # seconds
 
 
-def control() -> str:
-    """Return the path of the control socket; empty where there is no place for one."""
+def control_path() -> str:
+    """Return the path of the control socket; empty where no directory is known for it."""
     if named := os.environ.get(VARIABLE):
         return named if named.startswith("/") else ""
     if os.geteuid() == 0:
@@ -30,39 +30,39 @@ def control() -> str:
     return f"{base}/exeat/{_NAME}" if base.startswith("/") else ""
 
 
-def is_there() -> bool:
-    """Whether a service of the caller's listens. Nothing is asked."""
-    import _socket  # not for `control`, which every run asks for
+def is_service_running() -> bool:
+    """Whether the caller's own service listens. Connects, and sends no request."""
+    import _socket  # every run imports this module, for `control_path` alone
 
-    if not (path := control()):
+    if not (path := control_path()):
         return False
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         connection.settimeout(_PATIENCE)
         connection.connect(path)
-        return is_ours(connection)
+        return is_own_service(connection)
     except OSError:
         return False
     finally:
         connection.close()
 
 
-def is_ours(connection: "_socket.socket") -> bool:
-    """Whether who listens is who we are, and in no sandbox: a task of an ordinary user's has that user's uid.
+def is_own_service(connection: "_socket.socket") -> bool:
+    """Whether the listening process has our uid and is in no sandbox. A user's task has that user's uid, too.
 
-    What tells it apart is a user namespace or a pid namespace of its own. Both are looked up where anybody may read
-    them: a service manager that has a capability more than we have keeps its links in /proc to itself (ptrace(2)).
+    A task has a user or pid namespace of its own. Both are read from /proc/PID/uid_map and /proc/PID/status, which
+    every process may read: the links in /proc/PID/ns may be closed to us (ptrace(2)).
     """
     who = connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED)
     pid, uid = (int.from_bytes(who[at : at + 4], sys.byteorder) for at in (0, 4))
     try:
-        return uid == os.geteuid() and _namespaces(str(pid)) == _namespaces("self") and is_alive(connection)
+        return uid == os.geteuid() and _namespaces(str(pid)) == _namespaces("self") and is_peer_alive(connection)
     except OSError:
         return False
 
 
 def _namespaces(process: str) -> tuple[bytes, int]:
-    """Return the map of its user namespace, and how far below ours its pid namespace is (proc_pid_status(5), NSpid)."""
+    """Return a process's uid map, and how many pid namespaces it is below ours (proc_pid_status(5), NSpid)."""
     _, _, ids = _read(f"/proc/{process}/status").partition(b"\nNSpid:")
     return _read(f"/proc/{process}/uid_map"), ids.partition(b"\n")[0].count(b"\t")
 
@@ -75,10 +75,10 @@ def _read(path: str) -> bytes:
         os.close(file)
 
 
-def is_alive(connection: "_socket.socket") -> bool:
-    """Whether the process at the other end is the one that connected, or began to listen: else it is another's number.
+def is_peer_alive(connection: "_socket.socket") -> bool:
+    """Whether the peer process still runs, so that its pid isn't another process's by now.
 
-    Linux 6.5 tells; with an older one it counts as there.
+    Uses SO_PEERPIDFD (Linux 6.5); True on an older kernel.
     """
     try:
         pidfd = int.from_bytes(connection.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD, 4), sys.byteorder)

@@ -1,22 +1,22 @@
-"""Errors before a task runs, sorted by whose fault they are. A command prints each as one sentence."""
+"""Errors that keep a task from starting, by whose fault they are. A command prints each as one sentence."""
 
 
 class ExeatError(Exception):
-    """One clear sentence for a person: what, where, what to do. `status` is the exit status it ends in."""
+    """One sentence for a person: what failed, where, what to do next. `status` is the exit status of the command."""
 
     status = 125
 
 
 class HostError(ExeatError):
-    """This machine lacks something or refuses it: a kernel feature, a permission, a free port, room on a disk."""
+    """This machine lacks or denies something: a kernel feature, a permission, a free port, disk space."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        """Take what is wrong and, where it is known, what to do; as a sentence they are one."""
+        """Take what is wrong and, if known, what to do; the message joins both."""
         super().__init__(f"{what}; {remedy}" if remedy else what)
         self.what, self.remedy = what, remedy
 
 
 class UsageError(ExeatError):
-    """What was asked for makes no sense, or its rule file is broken."""
+    """Invalid command line, or a broken rule file."""
 
     status = 2

@@ -1,7 +1,7 @@
-"""inotify(7): watches files for changes, under the kernel's own names.
+"""inotify(7): watches files for changes.
 
-By hand, because a library for it brings asyncio along: every process that a service forks would carry that, and a tenth
-of a second would go into importing it.
+Without a library: the ones that exist import asyncio, which takes 0.1 s, and every process that a service forks would
+carry it.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
 IN_DELETE_SELF, IN_MOVE_SELF, IN_IGNORED = 0x400, 0x800, 0x8000
 IN_ONLYDIR, IN_DONT_FOLLOW = 0x01000000, 0x02000000
 IN_MOVE = IN_MOVED_FROM | IN_MOVED_TO
-MOST: Final = 1 << 16  # bytes of events that are read at a time
+MOST: Final = 1 << 16  # bytes of events per read
 _HEAD: Final = struct.Struct("=iIII")  # struct inotify_event: watch, mask, cookie, bytes of the name
 _LARGEST: Final = _HEAD.size + 256  # NAME_MAX and its NUL
 
@@ -25,36 +25,36 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Event(NamedTuple):
-    """What happened where: `place` as it was watched, empty where that isn't known; `name` is of what is in it."""
+    """One event: `path` as it was watched, empty if unknown; `name` of the entry in that directory, or empty."""
 
-    place: str
+    path: str
     mask: int
     name: str
 
 
 class Inotify:
-    """One queue of events. Close it."""
+    """One queue of events. The caller closes it."""
 
     def __init__(self) -> None:
-        """Watch nothing yet. Raises OSError: a user may have so many, and no more."""
+        """Open a queue. Raises OSError, EMFILE when the user has as many as `fs.inotify.max_user_instances`."""
         self.fd = check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
-        self._places: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
 
-    def add(self, place: str, mask: int) -> None:
+    def add(self, path: str, mask: int) -> None:
         """Watch a file or directory. Raises OSError."""
         number = check(
-            _libc.inotify_add_watch(self.fd, os.fsencode(place), ctypes.c_uint32(mask)), f"inotify_add_watch {place}"
+            _libc.inotify_add_watch(self.fd, os.fsencode(path), ctypes.c_uint32(mask)), f"inotify_add_watch {path}"
         )
-        self._places[number] = place
+        self._paths[number] = path
 
     def clear(self) -> None:
-        """Watch nothing any more. What happened before may still be told."""
-        for number in self._places:
-            _libc.inotify_rm_watch(self.fd, number)  # or it is gone, and its watch with it
-        self._places.clear()
+        """Remove every watch. Earlier events may still be read."""
+        for number in self._paths:
+            _libc.inotify_rm_watch(self.fd, number)  # fails where the file, and with it the watch, is gone
+        self._paths.clear()
 
     def read(self) -> tuple[list[Event], bool]:
-        """Return what has happened, as far as one read tells, and whether there may be more."""
+        """Return the events of one read(2), and whether there may be more."""
         try:
             data = os.read(self.fd, MOST)
         except BlockingIOError:
@@ -64,11 +64,11 @@ class Inotify:
             number, mask, _, length = _HEAD.unpack_from(data, at)
             at += _HEAD.size + length
             name = os.fsdecode(data[at - length : at].rstrip(b"\0"))
-            events.append(Event(self._places.get(number, ""), mask, name))
+            events.append(Event(self._paths.get(number, ""), mask, name))
         return events, len(data) > MOST - _LARGEST
 
     def close(self) -> None:
-        """Watch nothing any more, and tell of nothing. Idempotent."""
+        """Close the queue. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,6 +1,6 @@
 """Linux system calls that Python doesn't wrap, under the kernel's own names.
 
-Each failed call becomes an `OSError` that says what was attempted (STYLE 11). Nothing is decided here.
+A failed call raises an OSError that says what was attempted.
 """
 
 import ctypes
@@ -29,17 +29,17 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 SECCOMP_SET_MODE_FILTER, FILTER_NEW_LISTENER = 1, 1 << 3  # seccomp(2)
-# A call that is already being looked at is only given up when its process is killed, Linux 5.19: a signal that the
-# process handles would otherwise have it made, and asked about, again.
+# Linux 5.19: once the supervisor has received a call, only SIGKILL interrupts it. Otherwise a signal handler would have
+# the call made, and reported, again.
 FILTER_WAIT_KILLABLE = 1 << 5
 PR_SET_NAME, PR_SET_SECUREBITS = 15, 28
 OPTIONS = {
     number: name for name, number in tuple(globals().items()) if name.startswith("PR_") and "AMBIENT_" not in name
 }
-# NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the locks on all there are (capabilities(7))
+# NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, and the lock bits of all securebits (capabilities(7))
 SECURE = 0b11101111
 CAP_SYS_ADMIN = 21
-CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every kernel with what we need has at least these, capabilities(7)
+CAP_LEAST_LAST = 37  # CAP_AUDIT_READ: every supported kernel has at least the capabilities up to this one
 
 _NO_DESCRIPTOR = (1 << 31) - 1
 _CLONE_PARENT, _CLONE_PARENT_SETTID = 0x8000, 0x100000  # linux/sched.h
@@ -56,10 +56,10 @@ _KCMP, _KCMP_FILES = {"x86_64": 312, "aarch64": 272}, 2  # kcmp(2)
 _PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# Looked up here: each process that is forked later would do it for itself, in memory that it shares until then.
+# Resolved once: a process that is forked later would resolve them itself, and copy shared memory for it.
 _syscall, _mount, _prctl = (getattr(_libc, name) for name in ("syscall", "mount", "prctl"))
 _syscall.restype = ctypes.c_long
-# With the interpreter's lock held: a process that is forked goes on as the thread that has it.
+# PyDLL keeps the GIL: a forked process continues as the thread that holds it.
 _syscall_locked = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall_locked.restype = ctypes.c_long
 _before_fork, _after_fork_here, _after_fork_there = (
@@ -68,7 +68,7 @@ _before_fork, _after_fork_here, _after_fork_there = (
 
 
 def check(result: int, attempted: str) -> int:
-    """Return what a call of the C library returned. Raises OSError where it says that it failed."""
+    """Return the result of a C library call. Raises OSError from errno if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{attempted}: {os.strerror(number)}")
@@ -87,10 +87,10 @@ def platform_machine() -> str:
     return os.uname().machine
 
 
-def leave_no_core() -> None:
-    """See that no crash of this process, or of one that it forks, writes its memory anywhere.
+def disable_core_dumps() -> None:
+    """Disable core dumps of this process and its children, by RLIMIT_CORE.
 
-    1 byte is less than any core has; with 0 a program in core_pattern would be given one all the same (fs/coredump.c).
+    The limit is 1 byte, smaller than any core: with 0 the kernel still pipes one to core_pattern's program (core(5)).
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (1 if hard == resource.RLIM_INFINITY else min(1, hard), hard))
@@ -112,8 +112,8 @@ def open_tree(path: str, *, directory: int = AT_FDCWD) -> int:
     return check(_syscall(_OPEN_TREE, directory, os.fsencode(path), flags), f"open_tree {path}".rstrip())
 
 
-def detached(kind: str, options: Mapping[str, str], attributes: int) -> int:
-    """Make a new file system, mounted nowhere: return a descriptor of its root, for `move_mount`. Raises OSError."""
+def make_detached_mount(kind: str, options: Mapping[str, str], attributes: int) -> int:
+    """Make a detached file system; returns a descriptor of its root, for move_mount(2). Raises OSError."""
     said = f"mount {kind}"
     context = check(_syscall(_FSOPEN, os.fsencode(kind), _CLOEXEC), said)
     try:
@@ -141,7 +141,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
-    """Open a path below a directory, looked up under restrictions (openat2(2)); O_CLOEXEC goes without saying."""
+    """Open a path below a directory with RESOLVE_ flags, as openat2(2) does; adds O_CLOEXEC."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     return check(
         _syscall(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), f"openat2 {path}"
@@ -157,7 +157,7 @@ def renameat2(directory: int, old: str, new: str, flags: int) -> None:
 
 
 def prctl(option: int, argument: int = 0, third: int = 0) -> None:
-    """Change something of the calling process, as prctl(2) does."""
+    """Call prctl(2) with up to two arguments."""
     check(
         _prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)),
         f"prctl {OPTIONS.get(option, option)}",
@@ -165,16 +165,16 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> None:
 
 
 @functools.cache
-def where_arguments_lie() -> tuple[int, int]:
-    """Return from where to where in memory: proc_pid_stat(5), fields 48 and 49. A fork has them in the same place."""
+def argument_area() -> tuple[int, int]:
+    """Return the start and end address of the command line: arg_start and arg_end of proc_pid_stat(5)."""
     with open("/proc/self/stat", "rb", buffering=0) as file:
         fields = file.readall().rpartition(b")")[2].split()
     return int(fields[48 - 3]), int(fields[49 - 3])
 
 
-def call_yourself(name: str) -> None:
-    """Show `name` instead of the arguments that this process was started with, to whoever may read its cmdline."""
-    start, end = where_arguments_lie()
+def set_process_name(name: str) -> None:
+    """Replace the command line and the name of this process, as ps(1) shows them, with `name`."""
+    start, end = argument_area()
     shown = os.fsencode(name)[: max(end - start - 1, 0)]
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, shown, len(shown))
@@ -182,7 +182,7 @@ def call_yourself(name: str) -> None:
 
 
 def drop_bounding_set() -> None:
-    """Empty the capability bounding and ambient sets: nothing executed from here on gains any (capabilities(7))."""
+    """Empty the capability bounding and ambient sets, so that no executed program gains any (capabilities(7))."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
         try:
@@ -190,17 +190,17 @@ def drop_bounding_set() -> None:
         except OSError as error:
             if error.errno != errno.EINVAL or capability <= CAP_LEAST_LAST:
                 raise
-            return  # past the last one that this kernel has
+            return  # past the last capability of this kernel
 
 
 def drop_capabilities(keep: int = 0) -> None:
-    """Empty the capability sets of the calling thread but for a mask of what to `keep` (capset(2), version 3)."""
+    """Drop every capability of the calling thread except the mask `keep` (capset(2), version 3)."""
     data = (ctypes.c_uint32 * 6)(keep, keep)  # effective and permitted, those up to 31
     check(_syscall(_number(_CAPSET, "capset"), _capability_header(), ctypes.byref(data)), "capset")
 
 
-def pass_on_capability(capability: int) -> None:
-    """Have a program that the calling thread executes get a capability that it has, one of the first 32."""
+def raise_ambient_capability(capability: int) -> None:
+    """Put a capability, one of the first 32, into the ambient set: executed programs keep it (capabilities(7))."""
     data = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
     check(_syscall(_number(_CAPGET, "capget"), _capability_header(), ctypes.byref(data)), "capget")
     data[2] |= 1 << capability
@@ -212,14 +212,14 @@ def _capability_header() -> "ctypes.Array[ctypes.c_uint32]":
     return (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 
-def fork_sibling(told: int) -> int:
-    """Fork as `os.fork` does, but a child of our parent's (clone(2), CLONE_PARENT). Raises OSError.
+def fork_sibling(pid_address: int) -> int:
+    """Fork a sibling: like `os.fork`, but a child of our parent (clone(2), CLONE_PARENT). Raises OSError.
 
-    `told` is the address of an int, to which the kernel writes the pid before that process runs. For a process of one
-    thread: nothing is told but the interpreter, by what its C API has for this.
+    The kernel writes the pid to the int at `pid_address` before the new process runs. Only for a process with one
+    thread: the interpreter's fork hooks run, those of the C library (pthread_atfork(3)) don't.
     """
     flags = _CLONE_PARENT | _CLONE_PARENT_SETTID
-    arguments = [ctypes.c_ulong(value) for value in (_number(_CLONE, "clone"), flags, 0, told, 0, 0)]
+    arguments = [ctypes.c_ulong(value) for value in (_number(_CLONE, "clone"), flags, 0, pid_address, 0, 0)]
     _before_fork()
     pid = _syscall_locked(*arguments)
     if pid == 0:
@@ -233,17 +233,17 @@ def fork_sibling(told: int) -> int:
 
 
 def keep_only(descriptors: set[int]) -> None:
-    """Close every descriptor but these: what a process doesn't hold, nobody can take from it."""
+    """Close every descriptor except these."""
     at = 0
     for descriptor in sorted(d for d in descriptors if d >= 0):
         if at < descriptor:  # os.closerange(0, 0) closes everything: its end is exclusive, the kernel's is not
             os.closerange(at, descriptor)
         at = descriptor + 1
-    os.closerange(at, _NO_DESCRIPTOR)  # not up to the limit: a limit can be lowered below what is open
+    os.closerange(at, _NO_DESCRIPTOR)  # not RLIMIT_NOFILE: it can be lowered below descriptors that are open
 
 
 def die_with_parent(signal: int, parent: int) -> None:
-    """Ask for `signal` when the parent ends; end now if it has. A change of uid clears this: call it after."""
+    """Receive `signal` when the parent ends; exit now if it has ended. A change of uid clears this (prctl(2))."""
     prctl(PR_SET_PDEATHSIG, signal)
     if os.getppid() != parent:
         os._exit(125)
@@ -264,9 +264,9 @@ def load_seccomp(program: bytes) -> None:
 
 
 def load_seccomp_with_listener(program: bytes) -> int:
-    """Install a filter for this thread and return the descriptor that its notifications come from, close-on-exec.
+    """Install a seccomp filter with a listener; returns the listener, close-on-exec (seccomp_unotify(2)).
 
-    Raises OSError: EBUSY where a filter above this one is listened to already, EINVAL from a kernel before 5.0.
+    Raises OSError: EBUSY if the thread has a filter with a listener already, EINVAL on a kernel before 5.0.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
     prog = ctypes.byref(_SockFprog(len(program) // 8, ctypes.addressof(buffer)))
@@ -278,17 +278,17 @@ def load_seccomp_with_listener(program: bytes) -> int:
 
 
 def pidfd_getfd(process: int, descriptor: int) -> int:
-    """Return a copy of a descriptor of the process that a pidfd is of, as pidfd_getfd(2) does."""
+    """Return a copy of another process's descriptor; `process` is a pidfd (pidfd_getfd(2))."""
     return check(_syscall(_PIDFD_GETFD, process, descriptor, 0), "pidfd_getfd")
 
 
-def share_descriptors(one: int, other: int) -> bool:
-    """Whether two threads have one table of descriptors (kcmp(2), KCMP_FILES); False where that can't be told."""
+def shares_descriptor_table(one: int, other: int) -> bool:
+    """Whether two threads share one descriptor table (kcmp(2), KCMP_FILES); False if the call fails."""
     return int(_syscall(_number(_KCMP, "kcmp"), one, other, _KCMP_FILES, 0, 0)) == 0
 
 
 def landlock_create_ruleset(attributes: bytes, flags: int = 0) -> int:
-    """Make a ruleset, as landlock_create_ruleset(2) does; with flags and no attributes, tell about the kernel's."""
+    """Create a ruleset, or with flags and no attributes query the ABI version (landlock_create_ruleset(2))."""
     return check(
         _syscall(_LANDLOCK_CREATE_RULESET, attributes or None, ctypes.c_size_t(len(attributes)), flags),
         "landlock_create_ruleset",
@@ -301,5 +301,5 @@ def landlock_add_rule(ruleset: int, kind: int, attributes: bytes) -> None:
 
 
 def landlock_restrict_self(ruleset: int) -> None:
-    """Put the calling thread under a ruleset for good, as landlock_restrict_self(2) does."""
+    """Restrict the calling thread by a ruleset, irrevocably, as landlock_restrict_self(2) does."""
     check(_syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")

@@ -1,4 +1,4 @@
-"""Prints a notice of a run on its own standard error, on a line of its own, while the task runs."""
+"""Prints a notice about a run on its own standard error, on a separate line, while the task runs."""
 
 import contextlib
 import os
@@ -6,15 +6,15 @@ import select
 from typing import Final
 
 _PATIENCE: Final = 1.0  # seconds
-_AT_MOST: Final = 4000  # bytes: less than PIPE_BUF, which there is room for if for anything (pipe(7))
+_AT_MOST: Final = 4000  # bytes: below PIPE_BUF, so that the write is atomic (pipe(7))
 
 
-def say(sentence: str) -> None:
-    """Say it, spelled out where it would do more to a terminal than to be read.
+def print_notice(sentence: str) -> None:
+    """Print a sentence with control characters escaped.
 
-    Best effort: where nobody reads, as a task has filled what is read late, the run and its limits don't wait for that.
+    Best effort: gives up after 1 s if standard error takes no data, so that a full pipe can't stop the run.
     """
-    from proxy.telemetry.visible import visible  # little is ever said
+    from proxy.telemetry.visible import visible  # notices are rare
 
     before, after = (b"\r\n", b"\r\n") if _is_raw() else (b"", b"\n")
     line = f"exeat: {visible(sentence)}".encode("utf-8", "backslashreplace")[:_AT_MOST]
@@ -26,7 +26,7 @@ def say(sentence: str) -> None:
 
 
 def _is_raw() -> bool:
-    """Whether it is a terminal that moves down at the end of a line, and not to its beginning: termios(3), OPOST."""
+    """Whether standard error is a terminal without output processing, which needs CR LF (termios(3), OPOST)."""
     if not os.isatty(2):
         return False
     import termios

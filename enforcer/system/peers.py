@@ -1,7 +1,7 @@
-"""Identifies the process at the other end of a unix socket (unix(7), SO_PEERCRED).
+"""Identifies the process at the other end of a unix socket (unix(7), SO_PEERCRED), and checks it against the service's.
 
-Only who could do it without the service may: the same user, in the same namespaces, with the same groups. A task run by
-a user has that user's uid, but a user namespace of its own: it is refused whatever door it came through.
+The service serves only processes that could do the same without it: same user, same namespaces, same groups. A user's
+task has that user's uid, but another user namespace, and is refused.
 """
 
 import os
@@ -10,23 +10,23 @@ import socket
 import struct
 from typing import NamedTuple
 
-from enforcer.system.control_socket import is_alive
+from enforcer.system.control_socket import is_peer_alive
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
-_MOST_GROUPS = 256  # more than Python's getsockopt takes: such a caller does without
+_MOST_GROUPS = 256  # the most that Python's getsockopt takes: a caller with more is declined
 _NAMESPACES = ("user", "mnt", "net", "pid")
 
 
-class Refused(Exception):  # noqa: N818  what happened
-    """This peer is not served. `declined`: it may do without."""
+class PeerRefusedError(Exception):
+    """The service refuses this peer. `declined`: the client may run its task without the service."""
 
-    def __init__(self, why: str, *, declined: bool = False) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, *, declined: bool = False) -> None:
+        super().__init__(reason)
         self.declined = declined
 
 
 class Peer(NamedTuple):
-    """A process at the other end of a connection, as it was when it connected."""
+    """The process at the other end of a connection, at the time it connected."""
 
     pid: int
     uid: int
@@ -34,31 +34,31 @@ class Peer(NamedTuple):
 
 
 def check(connection: socket.socket) -> Peer:
-    """Return who it is. Raises Refused."""
+    """Return the peer of a connection. Raises PeerRefusedError for one that the service doesn't serve."""
     peer = Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
     if peer.uid != os.geteuid():
-        raise Refused(f"this service is uid {os.geteuid()}'s, and serves nobody else")
+        raise PeerRefusedError(f"the service runs as uid {os.geteuid()} and serves only that user, not uid {peer.uid}")
     try:
         apart = [name for name in _NAMESPACES if namespace(str(peer.pid), name) != namespace("self", name)]
     except OSError as error:
-        raise Refused(f"whether you are in a sandbox can't be told: {error.strerror}") from error
-    if not is_alive(connection):  # else the number may be another's by now
-        raise Refused("who asked is gone")
+        raise PeerRefusedError(f"the service can't read the caller's namespaces in /proc: {error.strerror}") from error
+    if not is_peer_alive(connection):  # the pid may be another process's by now
+        raise PeerRefusedError("the calling process has ended")
     if "user" in apart:
-        raise Refused("you are in another user namespace")
+        raise PeerRefusedError("the caller is in another user namespace than the service")
     if apart:
-        raise Refused(f"you are in another {apart[0]} namespace than the service", declined=True)
+        raise PeerRefusedError(f"the caller is in another {apart[0]} namespace than the service", declined=True)
     try:
         groups = _groups(connection)
     except OSError:
         groups = set()
     if peer.gid != os.getegid() or groups != set(os.getgroups()):
-        raise Refused("you have other groups than the service", declined=True)
+        raise PeerRefusedError("the caller has other groups than the service", declined=True)
     return peer
 
 
 def namespace(pid: str, name: str) -> str:
-    """Return which namespace of a kind a process is in. Raises OSError where that may not be known."""
+    """Return the namespace of one kind that a process is in, as `KIND:[INODE]`. Raises OSError if it isn't readable."""
     return os.readlink(f"/proc/{pid}/ns/{name}")
 
 
@@ -67,12 +67,12 @@ def _groups(connection: socket.socket) -> set[int]:
     return set(struct.unpack(f"{len(data) // 4}I", data))
 
 
-def runs(process: int) -> bool:
-    """Whether a process is there still, by a descriptor of it (pidfd_open(2))."""
+def is_running(process: int) -> bool:
+    """Whether the process of a pidfd (pidfd_open(2)) still runs."""
     try:
         signal.pidfd_send_signal(process, 0)
     except PermissionError:
-        return True  # it is there, and another user's
+        return True  # it runs, as another user
     except OSError:
         return False
     return True

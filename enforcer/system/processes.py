@@ -1,7 +1,7 @@
-"""Child processes (fork with a channel, run a function, end one) and signals as readable events.
+"""Child processes (fork with a channel, run a function, kill and wait) and signals as readable events.
 
-`_signal` is what the signal module wraps, whose enumerations are made anew for each call and number: three times a
-start something is done about all signals.
+Uses `_signal`, which the signal module wraps: the wrapper builds enumerations for each call, and a start handles all
+signals three times.
 """
 
 import _signal
@@ -19,7 +19,7 @@ from enforcer.system import linux
 from enforcer.system.errors import HostError
 from proxy.wire import message
 
-_DONE = b"\0"  # no error's text; nothing at all means that the child was killed, as where memory has run out
+_DONE = b"\0"  # reports success; no bytes at all mean that the child was killed, as the OOM killer does
 _LONGEST = 4096  # bytes of an error's text
 FORWARDED = frozenset({
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
@@ -27,15 +27,15 @@ FORWARDED = frozenset({
 })  # fmt: skip
 WATCHED = FORWARDED | {signal.SIGWINCH}
 _INFO = 128  # sizeof(struct signalfd_siginfo)
-_SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
+_SI_KERNEL = 0x80  # siginfo(7): sent by the kernel; these signals it sends for the terminal
 _SFD_CLOEXEC = os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fork(be: Callable[[int, socket.socket], object]) -> tuple[int, socket.socket]:
-    """Fork a process that is `be`, called with its parent's pid and its end of a pair; returns its pid and our end.
+def fork(main: Callable[[int, socket.socket], object]) -> tuple[int, socket.socket]:
+    """Fork a process that calls `main` with the parent's pid and its end of a socket pair; returns its pid and our end.
 
-    It ends when that returns. When that raises it sends `{"failed": text}` first. Raises OSError.
+    The process ends when `main` returns. If `main` raises, it sends `{"failed": text}` first. Raises OSError.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
@@ -47,8 +47,8 @@ def fork(be: Callable[[int, socket.socket], object]) -> tuple[int, socket.socket
             raise
         if pid == 0:
             try:
-                be(parent, theirs)
-            except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the parent goes on
+                main(parent, theirs)
+            except BaseException as error:  # noqa: BLE001 - the child must never run the parent's code
                 text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 with contextlib.suppress(OSError):
                     message.send(theirs, {"failed": text or type(error).__name__})
@@ -58,8 +58,8 @@ def fork(be: Callable[[int, socket.socket], object]) -> tuple[int, socket.socket
     return pid, ours
 
 
-def end(pid: int) -> None:
-    """Kill a child of ours and wait for it; one that is gone is none. 0: there is none."""
+def kill_and_wait(pid: int) -> None:
+    """Kill a child and wait for it; ignores one that has ended. 0: there is no child."""
     if pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -68,8 +68,8 @@ def end(pid: int) -> None:
 
 
 def detach(keep: set[int], metrics: socket.socket | None) -> None:
-    """Leave the terminal and every descriptor that isn't needed behind."""
-    os.setsid()  # ^C is the task's
+    """Leave the terminal, and close every descriptor except `keep` and the metrics listener."""
+    os.setsid()  # ^C is for the task
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -79,47 +79,47 @@ def detach(keep: set[int], metrics: socket.socket | None) -> None:
     linux.keep_only({0, 1, 2, *keep, *([metrics.fileno()] if metrics else [])})
 
 
-def run_in_child(what: Callable[[], None]) -> None:
-    """Run a function in a child and wait: what it reads and imports is never in a process that a task descends from.
+def run_in_child(function: Callable[[], None]) -> None:
+    """Run a function in a child and wait: no process above a task holds what it reads and imports.
 
-    Raises HostError with the text of its error, also when the child was killed.
+    Raises HostError with the text of its error, or if the child was killed.
     """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _be_child(what, writer)
+        _run_and_report(function, writer)
     os.close(writer)
     try:
         with open(reader, "rb") as answer:
-            said = answer.read()
+            result = answer.read()
     finally:
-        end(pid)
-    if said != _DONE:
-        raise HostError(said.decode("utf-8", "replace") or "a process that was to read or make a file ended in it")
+        kill_and_wait(pid)
+    if result != _DONE:
+        raise HostError(result.decode("utf-8", "replace") or "a helper process of the start ended early")
 
 
-def _be_child(what: Callable[[], None], writer: int) -> NoReturn:
-    """Run it and report how it went. Whatever goes wrong, nothing gets from here to where the parent goes on."""
+def _run_and_report(function: Callable[[], None], writer: int) -> NoReturn:
+    """Run the function, and write `_DONE` or the text of its error to the pipe; never returns to the parent's code."""
     try:
-        said = _DONE
+        result = _DONE
         try:
-            what()
+            function()
         except BaseException as error:  # noqa: BLE001 - the parent raises it
-            said = (str(error) or type(error).__name__).encode("utf-8", "replace")[:_LONGEST]
-        os.write(writer, said)
+            result = (str(error) or type(error).__name__).encode("utf-8", "replace")[:_LONGEST]
+        os.write(writer, result)
     finally:
         os._exit(0)
 
 
-class Arrived(NamedTuple):
-    """One signal, and whether the terminal sent it, which means it for the whole foreground group."""
+class ReceivedSignal(NamedTuple):
+    """One signal; `from_terminal`: the terminal sent it, to its whole foreground group."""
 
     number: int
     from_terminal: bool
 
 
 def open_signals() -> int:
-    """Block the watched signals and return a descriptor that they are read from."""
+    """Block the `WATCHED` signals, and return a descriptor to read them from (signalfd(2))."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     mask = (ctypes.c_uint64 * 16)()
     for number in WATCHED:
@@ -127,14 +127,14 @@ def open_signals() -> int:
     return linux.check(_libc.signalfd(-1, ctypes.byref(mask), _SFD_CLOEXEC), "signalfd")
 
 
-def read_signal(descriptor: int) -> Arrived:
-    """Read one signal; blocks until there is one."""
+def read_signal(descriptor: int) -> ReceivedSignal:
+    """Read one signal; blocks until one arrives."""
     number, _, code = struct.unpack_from("=Iii", os.read(descriptor, _INFO))
-    return Arrived(number, code == _SI_KERNEL)
+    return ReceivedSignal(number, code == _SI_KERNEL)
 
 
 def close_signals(descriptor: int) -> None:
-    """Let signals end us again, but for those that came while they were still being read."""
+    """Unblock the signals again, after dropping those that arrived and weren't read."""
     os.set_blocking(descriptor, False)
     with contextlib.suppress(BlockingIOError):
         while os.read(descriptor, _INFO):
@@ -143,17 +143,17 @@ def close_signals(descriptor: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
 
-def ignored() -> frozenset[int]:
-    """Return which signals are ignored."""
+def ignored_signals() -> frozenset[int]:
+    """Return the signals that this process ignores."""
     return frozenset(number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN)
 
 
-def dispose(ignoring: Container[int]) -> None:
-    """Ignore these signals, and have every other do what it does where nobody has said anything (signal(7))."""
+def reset_signals(ignoring: Container[int]) -> None:
+    """Ignore these signals, and set every other to its default action (signal(7))."""
     for number in _signal.valid_signals():
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
             try:
                 _signal.signal(number, _signal.SIG_IGN if number in ignoring else _signal.SIG_DFL)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # glibc keeps some real-time signals to itself
+                if error.errno != errno.EINVAL:  # glibc reserves some real-time signals
                     raise

@@ -1,4 +1,4 @@
-"""State directories (CA, journal, caches) and private files in them. Never readable in a sandbox (invariant 8)."""
+"""State directories (CA, journal, caches) and private files in them, which no sandbox may read (invariant 8)."""
 
 import errno
 import os
@@ -17,45 +17,49 @@ def state_directory() -> Path:
     try:
         return Path.home() / ".local" / "state" / "exeat"
     except RuntimeError as error:
-        raise HostError("there is no home to keep state in", "set HOME, or XDG_STATE_HOME to a directory") from error
+        raise HostError(
+            "no home directory is known to keep state in", "set HOME, or set XDG_STATE_HOME to a directory"
+        ) from error
 
 
 def journal_directory() -> Path:
-    """Where the journal goes unless `--journal` says otherwise."""
+    """Return the journal's directory without `--journal`."""
     return state_directory() / "journal"
 
 
 def authority_directory() -> Path:
-    """Where the installation's CA key and certificate lie."""
+    """Return the directory of the CA's key and certificate."""
     return state_directory() / "ca"
 
 
 def cache_directory() -> Path:
-    """Where what can be made again lies."""
+    """Return the cache directory: its files can be made again."""
     return state_directory() / "cache"
 
 
 def make_private(directory: Path) -> Path:
-    """Make `directory` (and what is missing above it) 0700 and ours, or refuse: others could swap what is in it."""
+    """Make `directory` and its missing parents, mode 0700 and ours. Raises HostError if others could change it."""
     try:
         directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         status = directory.lstat()
     except OSError as error:
         raise HostError(f"cannot make the directory `{directory}`: {error.strerror}", remedy(error)) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise HostError(f"`{directory}` is not a directory", "move it away")
+        raise HostError(f"`{directory}` is not a directory", "move or remove it")
     if status.st_uid != os.geteuid():
-        raise HostError(f"`{directory}` belongs to uid {status.st_uid}, not to you", "use another with XDG_STATE_HOME")
+        raise HostError(
+            f"`{directory}` belongs to uid {status.st_uid}, not to you", "set XDG_STATE_HOME to a directory of your own"
+        )
     if status.st_mode & 0o022:
-        raise HostError(f"`{directory}` can be written by others", f"run `chmod go-w {directory}`")
+        raise HostError(f"other users can write to `{directory}`", f"run `chmod go-w {directory}`")
     return directory
 
 
 def read_private(path: Path, largest: int) -> bytes | None:
-    """Return what a file of the cache has; None: it isn't there, is not ours alone, or is over `largest` bytes.
+    """Return the content of a cache file; None: it is missing, not private, or over `largest` bytes.
 
-    It decides what a sandbox is made of, so it counts only when owner, permissions and kind are as `write_private` left
-    them. Anything else is made again, not repaired.
+    Cache files decide what a sandbox is made of. So one counts only with the owner, mode and type that `write_private`
+    gives it; otherwise the caller makes it again.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -68,7 +72,7 @@ def read_private(path: Path, largest: int) -> bytes | None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also when two starts write at once or one is killed. Raises OSError."""
+    """Write a private file atomically, mode 0600. Raises OSError."""
     fresh = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -81,7 +85,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def remedy(error: OSError) -> str:
-    """Say what to do where something can't be kept."""
+    """Return what to do when a state file can't be written."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return "free some room"
-    return "choose another place with XDG_STATE_HOME, for a journal with --journal"
+        return "free space on that file system"
+    return "set XDG_STATE_HOME to another directory; for a journal, name one with --journal"

@@ -1,4 +1,4 @@
-"""Tells a SIGHUP of a terminal that has gone away from one that means "read the configuration again".
+"""Tells a SIGHUP of a closed terminal from one that means "read the rules again".
 
 A client of the service imports this before anything else, so it imports nothing but `os`.
 """
@@ -7,14 +7,14 @@ import os
 
 
 class Terminals:
-    """The terminals of this process: the one that controls its session (tty(4)), and its standard streams."""
+    """The terminals of this process: its controlling terminal (tty(4)), and those among its standard streams."""
 
     def __init__(self) -> None:
         self._controls = _has_controlling()
         self._streams = [number for number in range(3) if os.isatty(number)]
 
     def have_gone(self) -> bool:
-        """Whether one has gone away: the shell or the kernel says SIGHUP for that."""
+        """Whether one of the terminals was closed, for which the shell or the kernel sends SIGHUP."""
         return not all(map(os.isatty, self._streams)) or (self._controls and not _has_controlling())
 
 

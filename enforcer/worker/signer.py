@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.system import processes
 from enforcer.system.errors import HostError
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from proxy.certificates import authority_file
 from proxy.wire import message
 
@@ -44,7 +44,7 @@ class CertificateSigner:
         """
         self._directory, self._certificate, self._who = directory, certificate, who
         self._key: int | None = None
-        self.said: Callable[[str], None] = say
+        self.said: Callable[[str], None] = print_notice
         self.renew: Renew | None = None  # gives a worker another pair
         self.pid = 0
         self._control: socket.socket | None = None
@@ -196,7 +196,7 @@ class CertificateSigner:
             self._unwatch(self._control)
             self._control.close()
             self._control = None
-        processes.end(self.pid)
+        processes.kill_and_wait(self.pid)
         self.pid = 0
 
     def _forget(self, number: int) -> None:

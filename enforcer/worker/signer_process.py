@@ -50,7 +50,7 @@ def _be_it(  # noqa: PLR0917  what it is and has
     served: dict[int, int],
 ) -> None:
     signal.set_wakeup_fd(-1)
-    linux.leave_no_core()  # before there is a key in it
+    linux.disable_core_dumps()  # before there is a key in it
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     detach({known[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -202,7 +202,7 @@ def start[Kind: WorkerProcess](
     journal, metrics = open_journal(identity, worker_paths.journal), worker_paths.metrics
 
     def be(parent: int, control: socket.socket) -> None:
-        linux.leave_no_core()  # before there are secrets in it
+        linux.disable_core_dumps()  # before there are secrets in it
         detach({journal, control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, metrics)
         roots, login, policy = system_roots(), None, sandbox_state.policy
         if policy.secrets or policy.settings.upstream_auth is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enforcer.system.errors import HostError
-from enforcer.system.started_by import logged_in
+from enforcer.system.started_by import login_uid
 from enforcer.workspace.change_store import Meta
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, IdMaker, Instant, Kind, Origin
@@ -82,7 +82,7 @@ class Teller:
 
 def somebody() -> str:
     """Say who this is: the user, and who logged in where that is another, which no sudo changes."""
-    user, login = os.getuid(), logged_in()
+    user, login = os.getuid(), login_uid()
     return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
 
 

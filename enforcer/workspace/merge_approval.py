@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.approvals import client, registration
 from enforcer.system.errors import ExeatError
-from enforcer.system.started_by import starter
+from enforcer.system.started_by import starter_uid
 from enforcer.workspace import merge_decision
 from enforcer.workspace.change_store import Change
 from enforcer.workspace.merge_decision import Print, Sides
@@ -163,7 +163,7 @@ def ask(meta: "Meta", question: ApprovalRequest, say: Say) -> Answer:
 
 def _who(meta: "Meta") -> Introduction:
     # Root has the word of the run for who started it; an ordinary user is who the kernel says
-    who = meta.started_by if os.getuid() == 0 and meta.started_by >= 0 else starter()
+    who = meta.started_by if os.getuid() == 0 and meta.started_by >= 0 else starter_uid()
     return Introduction(
         meta.sandbox,
         meta.id + MERGING,

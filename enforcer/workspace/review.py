@@ -179,13 +179,13 @@ def meta_of(
 def _terms(wanted: "Wanted") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import registration
-    from enforcer.system.started_by import starter
+    from enforcer.system.started_by import starter_uid
     from proxy.approvals.approval_request import Rule
 
     return {
         "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),
         "revision": wanted.policy.revision,
-        "started_by": starter(),
+        "started_by": starter_uid(),
         "rule_files": registration.rule_files(wanted),
     }
 

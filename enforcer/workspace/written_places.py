@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.sandbox.system_paths import contains, homes
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 from enforcer.workspace.guard import Elsewhere, Guard, directly, elsewhere, is_obeyed
 from enforcer.workspace.linked_worktree import of_others, read_only, unseen
 from enforcer.workspace.repository_scan import obeyed_of_user
@@ -221,7 +221,7 @@ class Workspace:
                 from enforcer.workspace import review
 
                 if line := read_only(wanted.workspace, wanted.shown, wanted.write):
-                    say(line)
+                    print_notice(line)
                 self._review = review.Review(wanted, sandbox_state, journal, who)
                 self.review = self._review.layers.path
                 if self._review.layers.tree is not None:
@@ -263,7 +263,7 @@ class Workspace:
             self._seen = True
             if called := {path: name for place in self._places for path, name in place.hide().items()}:
                 names = some([f"{path} is {name}" for path, name in called.items()])
-                say(f"protected files that weren't there have other names now: {names}")
+                print_notice(f"protected files that weren't there have other names now: {names}")
         if self.layer is not None:
             self.layer.close()
         if self._review is not None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from enforcer.sandbox.identity import FIRST_ID
-from enforcer.system.started_by import starter
+from enforcer.system.started_by import starter_uid
 from tests import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -51,7 +51,7 @@ def test_refused_calls_are_named_once_and_counted_all(someone):
         uid, inside = event["process"]["uid"], event["process"]["sandbox_uid"]
         assert (uid == harness.UID, inside) == (True, 0) if someone.user else (uid > FIRST_ID, inside) == (True, 1000)
     [started] = [event for event in someone.events() if event["kind"] == "task.started"]
-    assert started["started_by"]["uid"] == (harness.UID if someone.user else starter())
+    assert started["started_by"]["uid"] == (harness.UID if someone.user else starter_uid())
     assert started["workspace"] == str(someone.work)
 
 

@@ -217,7 +217,7 @@ STRANGERS = {
 @pytest.mark.parametrize("who", STRANGERS)
 def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
     harness.needs_root()
-    monkeypatch.setattr(control_socket, "control", lambda: str(service.path))
+    monkeypatch.setattr(control_socket, "control_path", lambda: str(service.path))
     become = STRANGERS[who]
     with clients.elsewhere(become or (lambda: None), service.socket.listen, stays=become is not None):
         assert service.ended(service.start("run", "--rules", "none.yaml", "--", "true"))[0] == 2  # by itself

@@ -11,9 +11,7 @@ from tests import confined, harness
 from tests.enforcer.escapes import table
 
 USERS = "\t".join([str(harness.UID)] * 4)
-UNKNOWN = (
-    "exeat: this task runs without the service: `exeat ps`, `exeat stop` and the service's metrics don't know it\n"
-)
+UNKNOWN = "exeat: this task runs without the service, so `exeat ps`, `exeat stop` and the service's metrics omit it\n"
 pytestmark = pytest.mark.timeout(180)
 
 

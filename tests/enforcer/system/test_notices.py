@@ -12,7 +12,7 @@ import tty
 import pytest
 
 from enforcer.system import notices
-from enforcer.system.notices import say
+from enforcer.system.notices import print_notice
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_line_begins_and_ends_at_the_margin(raw, found):
         try:
             if raw:
                 tty.setraw(2, termios.TCSANOW)
-            say("it's \x1b[2J")
+            print_notice("it's \x1b[2J")
             termios.tcdrain(2)
         finally:
             sys.stderr.flush()
@@ -55,10 +55,10 @@ def test_nobody_who_doesn_t_read_keeps_a_run_waiting(monkeypatch):
     signal.alarm(10)
     try:
         began = time.monotonic()
-        say("x" * 100_000)
+        print_notice("x" * 100_000)
         waited = time.monotonic() - began
         os.read(reader, 8192)
-        say("y" * 100_000)
+        print_notice("y" * 100_000)
     finally:
         os.dup2(kept, 2)
         signal.alarm(0)

@@ -43,9 +43,9 @@ def test_what_is_done_is_done_elsewhere(tmp_path):
     [
         (_refuse, "the file is gone"),
         (_say_nothing, "ValueError"),
-        (_die, "ended in it"),
-        (lambda: os._exit(0), "ended in it"),
-        (lambda: os.closerange(3, 4096), "ended in it"),  # it can't even tell
+        (_die, "a helper process of the start ended early"),
+        (lambda: os._exit(0), "a helper process of the start ended early"),
+        (lambda: os.closerange(3, 4096), "a helper process of the start ended early"),  # it can't even tell
     ],
     ids=["refuses", "fails without a word", "is killed", "ends", "can't tell"],
 )

@@ -25,13 +25,13 @@ def client():
 def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch):
     monkeypatch.delenv("SUDO_UID", raising=False)
     monkeypatch.setattr(started_by, "_process", "self")
-    assert started_by.starter() != 4242
-    started_by.act_for(client)
-    assert started_by.starter() == 4242
+    assert started_by.starter_uid() != 4242
+    started_by.use_login_of(client)
+    assert started_by.starter_uid() == 4242
 
 
 def test_what_is_done_to_changes_is_told_with_the_login_of_whoever_asked_for_it(client, monkeypatch):
     monkeypatch.setattr(started_by, "_process", "self")
     assert "4242" not in somebody()
-    started_by.act_for(client)
+    started_by.use_login_of(client)
     assert somebody() == "root (uid 0), logged in as uid 4242"
