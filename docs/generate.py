@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from enforcer import cli
 from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
 from enforcer.cli.parsing import declare
 from rules.explain.reasons import REASONS
+from rules.loading.json_schema import rule_file_schema
 
 REFERENCE = Path(__file__).parent / "reference"
 BLOCK = re.compile(r"(?<=<!-- generated: )(?P<name>[^>]+)(?P<open> -->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.DOTALL)
@@ -81,9 +83,59 @@ def reasons() -> str:
     return "\n".join(table)
 
 
+def rule_keys() -> str:
+    """Return a table of the keys of each mapping of a rule file, from its JSON Schema."""
+    schema = rule_file_schema()
+    parts = {"The file": schema} | {f"`{name}`": one for name, one in schema["definitions"].items()}
+    return "\n\n".join(f"## {title}\n\n{_keys(one)}" for title, one in parts.items() if "properties" in one)
+
+
+def _keys(schema: dict[str, Any]) -> str:
+    required = schema.get("required", ())
+    rows = [
+        f"| `{key}` | {_kind(one)} | {_cell(one.get('description', ''))}{' Required.' * (key in required)} |"
+        for key, one in schema["properties"].items()
+    ]
+    return "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Name the values that a key takes, in a few words."""
+    if reference := schema.get("$ref"):
+        return f"[{(name := reference.rpartition('/')[2])}](#{name})"
+    if "enum" in schema:
+        return ", ".join(f"`{_spelled(value)}`" for value in dict.fromkeys(map(_spelled, schema["enum"])))
+    for several in ("allOf", "anyOf", "oneOf"):
+        if several in schema:
+            return _either([_kind(one) for one in schema[several]])
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if schema.get("type") == "object" and isinstance(more := schema.get("additionalProperties"), dict):
+        return f"mapping to {_kind(more)}"
+    kinds = schema.get("type", "any value")
+    return _either([kinds] if isinstance(kinds, str) else kinds)
+
+
+def _either(kinds: list[str]) -> str:
+    """Join kinds of values; YAML's numbers and booleans are read as the strings that they were written as."""
+    named = [{"object": "mapping"}.get(kind, kind) for kind in dict.fromkeys(kinds)]
+    if "string" in named:
+        named = [kind for kind in named if kind not in {"number", "integer", "boolean"}]
+    if len(named) == 2 and named[1] == f"list of {named[0]}":
+        return f"{named[0]}, or a list"
+    return " or ".join(named)
+
+
+def _spelled(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
 def blocks() -> dict[str, Callable[[], str]]:
     """Return what makes the text of each block, by the block's name."""
-    return {f"options of exeat {name}": partial(options, name) for name in COMMANDS} | {"reasons": reasons}
+    return {f"options of exeat {name}": partial(options, name) for name in COMMANDS} | {
+        "reasons": reasons,
+        "rule keys": rule_keys,
+    }
 
 
 def fill(page: str) -> str:
