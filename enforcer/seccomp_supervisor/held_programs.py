@@ -107,7 +107,7 @@ class _HeldProgram:
 class HeldPrograms:
     """All programs that wait. `tell` sends to the worker, and returns whether it took it; `proc` is /proc outside."""
 
-    def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.Told], bool]") -> None:
+    def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.FromSupervisor], bool]") -> None:
         self._listener = listener
         self._proc = proc
         self._tell = tell
@@ -115,7 +115,7 @@ class HeldPrograms:
         self._lost = False
         self.open: dict[int, _HeldProgram] = {}
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
-        self._decided: dict[_Key, tuple[messages.Answer, float]] = {}
+        self._decided: dict[_Key, tuple[messages.StartDecision, float]] = {}
         self._looked = 0.0
 
     @property
@@ -162,31 +162,33 @@ class HeldPrograms:
             return 0  # it will ask again, or never
         self._asked += 1
         held.number = self._asked
-        asked = messages.RunAsked(self._asked, who, names, words.words[1:], words.whole, bool(names))
+        asked = messages.StartRequest(self._asked, who, names, words.words[1:], words.whole, bool(names))
         if self._lost or not self._tell(asked):
-            return self._answer(held, messages.Answer(self._asked, go=False, says=_NOBODY))
+            return self._answer(held, messages.StartDecision(self._asked, go=False, says=_NOBODY))
         self.open[self._asked] = held
         return 0
 
-    def heard(self, told: "messages.Answer | messages.Wait | messages.Check | messages.Anew") -> int:
+    def heard(
+        self, told: "messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker"
+    ) -> int:
         """Take what the worker says; what that has cost."""
-        if isinstance(told, messages.Anew):
+        if isinstance(told, messages.NewWorker):
             return self._refuse_all([number for number, held in self.open.items() if held.waiting])
         held = self.open.get(told.number)
         if held is None:
             return 0
-        if isinstance(told, messages.Check):
+        if isinstance(told, messages.CheckStart):
             self._check(held)
             return 0
-        if isinstance(told, messages.Answer):
+        if isinstance(told, messages.StartDecision):
             del self.open[told.number]
             if told.go and held.waiting and (changed := self._changed(held)):
-                told = messages.Answer(told.number, go=False, says=changed)
+                told = messages.StartDecision(told.number, go=False, says=changed)
             return self._answer(held, told)
         if not held.waiting and sum(other.waiting for other in self.open.values()) >= _MOST_WAITING:
-            self._tell(messages.Gone(told.number))
+            self._tell(messages.StartGone(told.number))
             del self.open[told.number]
-            return self._answer(held, messages.Answer(told.number, go=False, says=_TOO_MANY))
+            return self._answer(held, messages.StartDecision(told.number, go=False, says=_TOO_MANY))
         held.waiting = True
         held.deadline = time.monotonic() + min(told.seconds, _LONGEST_WAIT)
         return 0
@@ -207,7 +209,7 @@ class HeldPrograms:
                 held.gone = now
             elif now - held.gone >= _GONE_FOR:
                 del self.open[number]
-                self._tell(messages.Gone(number))
+                self._tell(messages.StartGone(number))
         return cost
 
     def lost(self) -> None:
@@ -218,11 +220,11 @@ class HeldPrograms:
     def _refuse_all(self, numbers: list[int]) -> int:
         cost = 0
         for number in numbers:
-            self._tell(messages.Gone(number))
-            cost += self._answer(self.open.pop(number), messages.Answer(number, go=False, says=_NOBODY))
+            self._tell(messages.StartGone(number))
+            cost += self._answer(self.open.pop(number), messages.StartDecision(number, go=False, says=_NOBODY))
         return cost
 
-    def _answer(self, held: _HeldProgram, answer: messages.Answer) -> int:
+    def _answer(self, held: _HeldProgram, answer: messages.StartDecision) -> int:
         """Let it go on, or refuse it and say why where its caller reads that."""
         if answer.go:
             there = self._listener.let_go_on(held.call)
@@ -241,7 +243,7 @@ class HeldPrograms:
         changed = self._changed(held)
         held.checked = not self._listener.waits(held.call)  # else what was read may be another process's
         if not held.checked:
-            self._tell(messages.Still(held.number, changed))
+            self._tell(messages.CheckResult(held.number, changed))
 
     def _changed(self, held: _HeldProgram) -> bytes:
         """Return nothing if it still is what people have approved: its words lie in the task's memory all the while."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone
 _KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
 _LAST_WORDS: Final = 1.0  # seconds
-GREETING: Final = b"\x91\xa4anew"  # `messages.Anew`; the start doesn't import msgspec for it, which takes 14 ms
+GREETING: Final = b"\x91\xa4anew"  # `messages.NewWorker`; the start doesn't import msgspec for it, which takes 14 ms
 _LONGEST: Final = 500  # bytes of an error that is told
 # The user namespace first: it gives the rights to enter the others.
 _NAMESPACES: Final = ("user", "net", "ipc", "uts", "cgroup", "mnt")
@@ -133,7 +133,9 @@ class SupervisorProcess:
         from proxy.supervisor_channel import messages  # saves a start msgspec: 14 ms
 
         with contextlib.suppress(OSError):
-            self._channel.send(messages.pack(messages.Broken(f"{type(error).__name__}: {error}".encode()[:_LONGEST])))
+            self._channel.send(
+                messages.pack(messages.SupervisorFailed(f"{type(error).__name__}: {error}".encode()[:_LONGEST]))
+            )
 
     def _let_go(self) -> None:
         if self._listener >= 0:

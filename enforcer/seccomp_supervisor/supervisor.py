@@ -91,13 +91,13 @@ class SeccompSupervisor:
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
         self._programs = HeldPrograms(self._listener, proc, self._tell)
-        self._whose: list[messages.WhoseAsked] = []
+        self._whose: list[messages.ProcessLookup] = []
         self._looking = SocketOwnerLookup()
         self._locks = Locks(proc, first)
         self._free, self._freed = float(_FREE), time.monotonic()
         self._spent = 0  # on what was refused, since
         if any(isinstance(line, Hold) for line in filters.lines):
-            self._tell(messages.Holds())
+            self._tell(messages.HoldsPrograms())
 
     def serve(self, init: int, over: Callable[[], None]) -> None:
         """Answer until the process that the pidfd `init` is of has ended.
@@ -154,9 +154,9 @@ class SeccompSupervisor:
             told = messages.unpack(packet) if packet else None
         except ValueError:
             return False
-        if isinstance(told, messages.Answer | messages.Wait | messages.Check | messages.Anew):
+        if isinstance(told, messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker):
             self._spent += self._programs.heard(told)
-        elif isinstance(told, messages.WhoseAsked) and len(self._whose) < _MOST_QUESTIONS:
+        elif isinstance(told, messages.ProcessLookup) and len(self._whose) < _MOST_QUESTIONS:
             self._whose.append(told)
         return bool(packet)
 
@@ -167,7 +167,7 @@ class SeccompSupervisor:
         asked, self._whose = self._whose, []
         for each in asked:
             found = self._looking.holder(self._proc, self._first, each.inode)
-            self._tell(messages.WhoseFound(each.number, *(found or (None,))))
+            self._tell(messages.ProcessFound(each.number, *(found or (None,))))
 
     def _turn(self, init: int) -> bool:
         """Answer what waits, up to a bound; False when the sandbox is over."""
@@ -254,9 +254,9 @@ class SeccompSupervisor:
         finally:
             self._listener.refuse(call, error)
         if more is not None and who is not None:
-            self._tell(messages.CallRefused(name.encode(), who, more))
+            self._tell(messages.SyscallDenied(name.encode(), who, more))
 
-    def _tell(self, told: messages.Told) -> bool:
+    def _tell(self, told: messages.FromSupervisor) -> bool:
         """Say something to the worker; one that has no room for it now misses it, and the counts have it still."""
         try:
             self._channel.send(messages.pack(told), socket.MSG_DONTWAIT)
@@ -268,7 +268,7 @@ class SeccompSupervisor:
         self._counted = time.monotonic()
         if not self._counts:
             return
-        counted = messages.Counted(tuple((name.encode(), times) for name, times in self._counts.items()))
+        counted = messages.SyscallCounts(tuple((name.encode(), times) for name, times in self._counts.items()))
         try:
             self._channel.send(messages.pack(counted), socket.MSG_DONTWAIT)
         except OSError:

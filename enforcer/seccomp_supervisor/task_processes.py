@@ -22,7 +22,7 @@ from functools import cache
 from itertools import islice
 from typing import Final, NamedTuple
 
-from proxy.supervisor_channel.messages import Ancestor, Who
+from proxy.supervisor_channel.messages import Ancestor, ProcessInfo
 
 _MOST_ARGUMENTS: Final = 4096  # bytes of its command line that are told
 _MOST_LINKS: Final = 40  # path_resolution(7)
@@ -90,13 +90,13 @@ class Caller:
         """Return the path of what it runs, or nothing."""
         return os.fsencode(self._link("exe") or "")
 
-    def who(self) -> Who:
+    def who(self) -> ProcessInfo:
         """Say who it is, as far as it can be found out."""
         uid = int((self._said(b"Uid").split() or [b"-1"])[0])  # as this process sees it, whose users the sandbox has
         line = self._read("cmdline", _MOST_ARGUMENTS)
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
         exe = os.fsencode(self._link("exe") or "")
-        return Who(self.pid, _on_the_host(uid, _uid_map(self._proc)), exe, argv, uid)
+        return ProcessInfo(self.pid, _on_the_host(uid, _uid_map(self._proc)), exe, argv, uid)
 
     def owns(self) -> tuple[int, frozenset[int]]:
         """Return the ids that the kernel checks it by when it touches a file, as this process sees them.
@@ -213,7 +213,7 @@ A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nob
 class Holder(NamedTuple):
     """A process, and what it descends from, parent first, up to the sandbox's own first process."""
 
-    who: Who
+    who: ProcessInfo
     ancestors: tuple[Ancestor, ...]
 
 

@@ -187,11 +187,11 @@ class Connection(Admission["Gate"]):
         self._decided(judgement)
 
     def _decided(self, judgement: Judgement) -> None:
-        """Carry it out; a refusal may wait a moment for the process that opened the connection (`record.whose`)."""
+        """Carry it out; a refusal may wait a moment for the process of the connection (`record.attribution`)."""
         self._judgement = judgement
-        whose = self.record.whose
-        if whose is not None and whose.waiting and not judgement.decision.outcome.passes:
-            whose.then(self._refuse_now)
+        attribution = self.record.attribution
+        if attribution is not None and attribution.waiting and not judgement.decision.outcome.passes:
+            attribution.then(self._refuse_now)
         else:
             self._carry_out()
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
     from proxy.dns.resolver import Resolver
-    from proxy.gate.record import Attribute, Endpoint, Inspection
+    from proxy.gate.record import Endpoint, FindProcess, Inspection
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
@@ -80,7 +80,7 @@ class Gate:
         resolver: "Resolver",
         info_api: "Callable[[Gate, socket.socket, ConnectionRecord], Visitor]",
         inspection: "Inspection | None" = None,
-        attribute: "Attribute | None" = None,
+        attribute: "FindProcess | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
         most: int = MOST_CONNECTIONS,
         has_room: "Callable[[], bool]" = lambda: True,
@@ -215,12 +215,12 @@ class Gate:
             self.attribute(record)
             connection.begin()
 
-    def attribute(self, record: ConnectionRecord) -> "Whose | None":
+    def attribute(self, record: ConnectionRecord) -> "Attribution | None":
         """Start to find the process that opened a connection, where that is possible."""
         if self._attribute is not None:
             wanted = record.wanted
-            record.whose = self._attribute(record.peer, (wanted.address, wanted.port))
-        return record.whose
+            record.attribution = self._attribute(record.peer, (wanted.address, wanted.port))
+        return record.attribution
 
     def _wanted(self, client: socket.socket) -> Wanted:
         address, port = self._destination_of(client)

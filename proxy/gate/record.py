@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from proxy.gate.decide import Judgement, Wanted
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
     from proxy.telemetry.events import Process, Where
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]
-type Attribute = "Callable[[Endpoint, Endpoint], Whose | None]"  # finds the process that opened a connection
+type FindProcess = "Callable[[Endpoint, Endpoint], Attribution | None]"  # finds the process that opened a connection
 
 
 class ConnectionRecord:
     """One connection's events. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
 
-    __slots__ = ("_recorder", "address", "event", "judgement", "opened", "peer", "via", "wanted", "whose")
+    __slots__ = ("_recorder", "address", "attribution", "event", "judgement", "opened", "peer", "via", "wanted")
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ConnectionRecord:
         self.wanted = wanted
         self.address = address
         self.via: str | None = None
-        self.whose: Whose | None = None  # the process that opened it, where that is looked for
+        self.attribution: Attribution | None = None  # the process that opened it, where that is looked for
         self.opened = opened  # time.monotonic()
         self.event = ""
 
@@ -88,7 +88,7 @@ class ConnectionRecord:
     @property
     def process(self) -> "Process | None":
         """Who opened it, as far as that is known by now."""
-        return None if self.whose is None else self.whose.process
+        return None if self.attribution is None else self.attribution.process
 
     def ended(  # noqa: PLR0917 - what there is to record, in the order of the others
         self,

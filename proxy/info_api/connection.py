@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.gate.record import ConnectionRecord
     from proxy.info_api.access_requests import Later
     from proxy.sandbox.recorder import Recorder
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
 
 _LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 INTAKE_PORT: Final = 4318  # OTLP over HTTP
@@ -42,11 +42,11 @@ class RequestHandler(Protocol):
     connections: int
 
     def work(
-        self, request: Request, whose: "Callable[[], Whose | None]"
-    ) -> "Iterator[Answer | Later[Any] | Whose | None]":
+        self, request: Request, attribution: "Callable[[], Attribution | None]"
+    ) -> "Iterator[Answer | Later[Any] | Attribution | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
-        `whose` asks who it is that asks. Must not raise for what a task has written.
+        `attribution` asks who it is that asks. Must not raise for what a task has written.
         """
         ...
 
@@ -90,7 +90,7 @@ class InfoApiConnection(ServedConnection):
         self._handler = handler
         self._kept = bytearray()
         self._begun: PartialRequest | None = None
-        self._work: Iterator[Answer | Later[Any] | Whose | None] | None = None
+        self._work: Iterator[Answer | Later[Any] | Attribution | None] | None = None
         self._left = b""  # of the answer
 
     def begin(self) -> None:
@@ -130,12 +130,12 @@ class InfoApiConnection(ServedConnection):
             self._begun = read_head(self._kept, self._handler.port)
         request = None if self._begun is None else read_request(self._begun, self._kept)
         if request is not None:
-            self._work = self._handler.work(request, self._whose)
+            self._work = self._handler.work(request, self._attribution)
             self._kept.clear()
             self._poller.change(self._client.fileno(), 0)
             self._go_on()
 
-    def _whose(self) -> "Whose | None":
+    def _attribution(self) -> "Attribution | None":
         return self._gate.attribute(self._record)
 
     def _go_on(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
     from proxy.telemetry.events import Event
     from rules.decision import Decision
     from rules.matching.policy import Policy
@@ -89,12 +89,14 @@ class QuestionHandler:
         self._said: _Said | None = None
         self.connections = 0  # connections that are here now
 
-    def work(self, request: "Request", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Later[Any] | Whose]":
+    def work(
+        self, request: "Request", attribution: "Callable[[], Attribution | None]"
+    ) -> "Iterator[Answer | Later[Any] | Attribution]":
         """Answer a request, and first yield what has to be waited for. Never raises for what a task has written."""
         try:
             self._admit()
             if request.path == "/requests" or request.path.startswith("/requests/"):
-                status, values, text = yield from self._about_requests(request, whose)
+                status, values, text = yield from self._about_requests(request, attribution)
             else:
                 status, (values, text) = HTTPStatus.OK, self._found(request)
         except Refusal as bad:
@@ -104,8 +106,8 @@ class QuestionHandler:
             yield Answer(status, _JSON if request.json else _TEXT, body.encode())
 
     def _about_requests(
-        self, request: "Request", whose: "Callable[[], Whose | None]"
-    ) -> "Generator[Later[Any] | Whose, None, tuple[HTTPStatus, Any, str]]":
+        self, request: "Request", attribution: "Callable[[], Attribution | None]"
+    ) -> "Generator[Later[Any] | Attribution, None, tuple[HTTPStatus, Any, str]]":
         from proxy.info_api import access_requests  # few tasks ask for access
 
         approval = request.path.removeprefix("/requests").removeprefix("/")
@@ -113,7 +115,7 @@ class QuestionHandler:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
         if approval:
             return (yield from access_requests.look_up(self._recorder, approval))
-        if (who := whose()) is not None and who.waiting:
+        if (who := attribution()) is not None and who.waiting:
             yield who
         return (
             yield from access_requests.request_access(

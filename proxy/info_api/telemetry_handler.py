@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.info_api.otlp import Sent
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
 
 MOST_BYTES: Final = 256 * 1024  # of a request, as it is sent and unpacked
 MOST_RECORDS: Final = 512  # of a request
@@ -49,12 +49,14 @@ class TelemetryHandler:
         self._bytes = RateLimiter(*BYTES, clock)
         self.connections = 0
 
-    def work(self, request: "Request", whose: "Callable[[], Whose | None]") -> "Iterator[Answer | Whose | None]":
+    def work(
+        self, request: "Request", attribution: "Callable[[], Attribution | None]"
+    ) -> "Iterator[Answer | Attribution | None]":
         """Take a request's records a few at a time, and answer in the end. Never raises for what a task has written."""
         lost = 0
         try:
             self._admit()
-            if (sender := whose()) is not None and sender.waiting:
+            if (sender := attribution()) is not None and sender.waiting:
                 yield sender
             process = None if sender is None else sender.process
             for number, sent in enumerate(self._read(request)):

@@ -53,7 +53,7 @@ class InspectedConnection:
         self._admitted = admitted
         self.session = Session(
             engine.recorder, place, admitted.event, refused, judgement.detail, judgement.advice,
-            admitted.record.whose, judgement.approval,
+            admitted.record.attribution, judgement.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)

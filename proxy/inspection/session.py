@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
 
 UNTOLD = ""  # the event of what no event was written for
 
@@ -41,8 +41,26 @@ class Session:
     """The requests of one client connection."""
 
     __slots__ = (
-        "_advice", "_approval", "_detail", "_looks", "approvals", "asked", "cause", "client_left", "connections", "cut",
-        "ending", "heads", "held", "holding", "open", "place", "record", "recorder", "refused", "whose",
+        "_advice",
+        "_approval",
+        "_detail",
+        "_looks",
+        "approvals",
+        "asked",
+        "attribution",
+        "cause",
+        "client_left",
+        "connections",
+        "cut",
+        "ending",
+        "heads",
+        "held",
+        "holding",
+        "open",
+        "place",
+        "record",
+        "recorder",
+        "refused",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
@@ -53,12 +71,12 @@ class Session:
         refused: Decision | None = None,
         detail: str = "",
         advice: str = "",
-        whose: "Whose | None" = None,
+        attribution: "Attribution | None" = None,
         approval: str = "",
     ) -> None:
         """`detail`, `advice` and `approval` are for the pages of a connection that was `refused`.
 
-        `whose` says who opened it.
+        `attribution` says who opened it.
         """
         self._approval = approval
         self.approvals = PendingApprovals()
@@ -66,7 +84,7 @@ class Session:
         self.recorder = recorder
         self.place = place
         self.cause = cause  # id of the connection's decision event
-        self.whose = whose
+        self.attribution = attribution
         self.refused = refused  # the connection was denied: its requests are told so, and nothing is decided again
         self._detail = detail
         self._advice = advice
@@ -79,7 +97,7 @@ class Session:
         self.connections = Connections()  # whose limits count this one
         self.heads = Heads()  # that were looked at
         self._looks: Looks | None = None
-        self.record = RequestRecord(recorder, place, cause, whose)
+        self.record = RequestRecord(recorder, place, cause, attribution)
 
     def rule(self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None) -> Ruling:
         """Decide on a request; nothing is recorded yet. Again, when more is read of it: `push` or `content`."""

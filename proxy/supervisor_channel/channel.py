@@ -1,4 +1,8 @@
-"""Channel to the seccomp supervisor: attributes sockets to processes, and decides on programs."""
+"""Channel to the seccomp supervisor: attributes connections to processes, and decides on programs.
+
+`SupervisorChannel` handles the messages of `messages`. `ProcessAttribution` finds a connection's socket inode with
+sock_diag(7) and asks the supervisor for the process that has it open.
+"""
 
 import asyncio
 import contextlib
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.event_loop.poller import IN
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.supervisor_channel import messages
-from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
+from proxy.supervisor_channel.program_approval import ProgramApprovals, ProgramStart
 from proxy.telemetry.events import Process, Where
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.visible import visible
@@ -46,14 +50,14 @@ _LO = 1  # the only interface of a sandbox; a socket bound to it is found only u
 
 
 class Owner(NamedTuple):
-    """What the kernel knows of a socket: its inode, and the uid of its maker as the asking namespace sees it."""
+    """Inode of a socket, and the uid that created it, as seen from the namespace of the query."""
 
     inode: int
     uid: int
 
 
-def ask_owner(diag: socket.socket, protocol: int, local: Endpoint, remote: Endpoint) -> Owner | None:
-    """Return whose socket has these two ends; None when that isn't known. Never blocks.
+def look_up_owner(diag: socket.socket, protocol: int, local: Endpoint, remote: Endpoint) -> Owner | None:
+    """Look up the inode and uid of the socket with these two ends (sock_diag(7)); None: unknown. Never blocks.
 
     `local` is the task's end (accept's peer), `remote` where it connected to (getsockname of the accepted socket).
     `protocol` is IPPROTO_TCP or IPPROTO_UDP.
@@ -119,8 +123,8 @@ PATIENCE: Final = 0.05  # seconds that a refusal waits
 _MOST_OPEN: Final = 64  # questions without an answer
 
 
-class Whose:
-    """One connection's question. `process` is None as long as it isn't known, which may be for ever."""
+class Attribution:
+    """Process of one connection, once it is known; `process` stays None if the supervisor can't find it."""
 
     __slots__ = ("_then", "_timer", "process", "waiting")
 
@@ -131,12 +135,12 @@ class Whose:
         self._timer: asyncio.TimerHandle | None = None
 
     def then(self, act: "Callable[[], None]") -> None:
-        """Call `act` once, when it is known or a moment has passed. It must not raise."""
+        """Call `act` once: when the process is known, or after PATIENCE. It must not raise."""
         self._then = act
         self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._go_on)
 
     def answered(self, process: Process | None) -> None:
-        """Take the answer."""
+        """Set the process and call what waits for it."""
         self.process = process
         self.waiting = False
         if self._then is not None:
@@ -152,7 +156,10 @@ class Whose:
 
 
 class ProcessAttribution:
-    """Asks about one sandbox's connections. `diag` is of its network namespace, `channel` leads to its watcher."""
+    """Finds the processes of one sandbox's connections.
+
+    `diag` is a netlink socket of its network namespace; `channel` leads to its seccomp supervisor.
+    """
 
     def __init__(
         self, diag: socket.socket, channel: socket.socket, clock: "Callable[[], float]" = time.monotonic
@@ -161,35 +168,35 @@ class ProcessAttribution:
         self._channel = channel
         self._room = RateLimiter(AT_ONCE, A_SECOND, clock)
         self._number = 0
-        self._open: dict[int, Whose] = {}
+        self._open: dict[int, Attribution] = {}
         self._process_of = lru_cache(maxsize=64)(process_of)  # a process that opens one connection opens more
 
-    def ask(self, local: "Endpoint", remote: "Endpoint") -> Whose | None:
-        """Ask whose connection has these ends. None: this one is not asked about."""
+    def ask(self, local: "Endpoint", remote: "Endpoint") -> Attribution | None:
+        """Start to look up the process of the connection with these ends. None: the rate limit or a lookup failed."""
         if not self._room.take():
             return None
-        owner = ask_owner(self._diag, socket.IPPROTO_TCP, local, remote)
+        owner = look_up_owner(self._diag, socket.IPPROTO_TCP, local, remote)
         if owner is None:
             return None
         self._number += 1
         try:
-            self._channel.send(messages.pack(messages.WhoseAsked(self._number, owner.inode)), socket.MSG_DONTWAIT)
+            self._channel.send(messages.pack(messages.ProcessLookup(self._number, owner.inode)), socket.MSG_DONTWAIT)
         except OSError:
             return None
         while len(self._open) >= _MOST_OPEN:
             self._open.pop(next(iter(self._open)))
-        whose = self._open[self._number] = Whose()
-        return whose
+        attribution = self._open[self._number] = Attribution()
+        return attribution
 
-    def answered(self, found: messages.WhoseFound) -> None:
-        """Take an answer of the watcher's."""
-        whose = self._open.pop(found.number, None)
-        if whose is not None:
-            whose.answered(None if found.who is None else self._process_of(found.who, found.ancestors))
+    def answered(self, found: messages.ProcessFound) -> None:
+        """Handle an answer of the supervisor."""
+        attribution = self._open.pop(found.number, None)
+        if attribution is not None:
+            attribution.answered(None if found.who is None else self._process_of(found.who, found.ancestors))
 
 
-def process_of(who: messages.Who, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
-    """Return what events say of a process that the watcher has named."""
+def process_of(who: messages.ProcessInfo, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
+    """Convert a process of the supervisor's message to the fields of events."""
     uid, sandbox_uid = [each if each >= 0 else None for each in (who.uid, who.sandbox_uid)]
     argv = tuple(map(os.fsdecode, who.argv))
     above = tuple(map(os.fsdecode, [each.exe for each in ancestors]))
@@ -198,7 +205,7 @@ def process_of(who: messages.Who, ancestors: tuple[messages.Ancestor, ...] = ())
 
 
 _A_TURN: Final = 16  # packets before others get their turn
-_UNREADABLE: Final = "its words can't be read, so nobody knows which command it is: see `exeat doctor`"
+_UNREADABLE: Final = "the supervisor can't read its arguments, so no command rule can match: run `exeat doctor`"
 _LONGEST: Final = 400  # characters that a caller is told
 _SEARCH: Final = 1.0  # seconds in which one process that is refused tries the next directory of its PATH
 _MOST_REFUSED: Final = 64  # processes whose last refusal is remembered
@@ -208,7 +215,7 @@ _ANSWERED: Final = frozenset({
 
 
 class _Refused(NamedTuple):
-    """What a process was refused, and when."""
+    """Last denial of a process: the program, the decision, and when."""
 
     what: tuple[object, ...]
     reason: Reason
@@ -217,7 +224,7 @@ class _Refused(NamedTuple):
 
 
 class SupervisorChannel:
-    """Hears one sandbox's watcher. For one thread."""
+    """Handles the messages of one sandbox's seccomp supervisor. For one thread."""
 
     def __init__(
         self,
@@ -226,7 +233,7 @@ class SupervisorChannel:
         poller: "Poller",
         attributing: "ProcessAttribution | None" = None,
     ) -> None:
-        """Hear what arrives on `channel`; what it answers to `attributing` is handed on."""
+        """Take a connected `channel`; answers to process lookups go to `attributing`."""
         self.attributing = attributing
         self._channel = channel
         self._channel.setblocking(False)
@@ -237,12 +244,12 @@ class SupervisorChannel:
         self._approvals: ProgramApprovals | None = None  # once people are asked
 
     def start(self) -> None:
-        """Begin to hear. What people were asked about by another worker gets no answer any more."""
+        """Start to read messages. Approvals pending under a previous worker end without an answer."""
         self._poller.watch(self._channel.fileno(), IN, self)
-        self._say(messages.Anew())
+        self._say(messages.NewWorker())
 
     def ready(self, _events: int) -> None:
-        """Take what has arrived, a turn's worth of it."""
+        """Handle the messages that have arrived, at most 16 before other sockets are served."""
         for _ in range(_A_TURN):
             try:
                 packet = self._channel.recv(messages.LONGEST)
@@ -256,17 +263,19 @@ class SupervisorChannel:
             self._take(packet)
 
     def review(self) -> None:
-        """Decide again on programs that people are asked about: other rules are in force."""
+        """Decide again on programs with a pending approval, under the rules now in force."""
         if self._approvals is not None:
             self._approvals.review()
 
     def failed(self, error: Exception) -> None:
-        """Hear nothing any more: whoever asks gets no answer, and starts no program."""
-        self._recorder.error(Where.WATCHER, f"the task's watcher is heard no more: {type(error).__name__}: {error}")
+        """Stop reading after an unexpected exception: no program starts any more."""
+        self._recorder.error(
+            Where.WATCHER, f"the channel to the seccomp supervisor failed: {type(error).__name__}: {error}"
+        )
         self._stop()
 
     def finish(self) -> None:
-        """Take all that was said until now, and hear no more. Idempotent."""
+        """Handle the messages sent so far, then stop. Idempotent."""
         if self._approvals is not None:
             self._approvals.close()
         self._finishing = True
@@ -285,31 +294,32 @@ class SupervisorChannel:
     def _take(self, packet: bytes) -> None:
         told = messages.unpack(packet)
         match told:
-            case messages.RunAsked():
+            case messages.StartRequest():
                 self._asked(told)
-            case messages.Gone(number) if self._approvals is not None:
+            case messages.StartGone(number) if self._approvals is not None:
                 self._approvals.gone(number)
-            case messages.Still(number, changed) if self._approvals is not None:
+            case messages.CheckResult(number, changed) if self._approvals is not None:
                 self._approvals.still(number, os.fsdecode(changed))
-            case messages.CallRefused(call, who, more):
+            case messages.SyscallDenied(call, who, more):
                 self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
-            case messages.Counted(calls):
+            case messages.SyscallCounts(calls):
                 for call, times in calls:
                     self._recorder.metrics.refused_call(os.fsdecode(call), times)
-            case messages.Holds():
+            case messages.HoldsPrograms():
                 self._recorder.sandbox.holds_programs = True
-            case messages.WhoseFound() if self.attributing is not None:
+            case messages.ProcessFound() if self.attributing is not None:
                 self.attributing.answered(told)
-            case messages.Broken(why):
-                self._recorder.error(Where.WATCHER, f"the task's watcher refuses everything: {os.fsdecode(why)}")
+            case messages.SupervisorFailed(why):
+                said = f"the seccomp supervisor denies everything: {os.fsdecode(why)}"
+                self._recorder.error(Where.WATCHER, said)
 
-    def _asked(self, asked: messages.RunAsked) -> None:
+    def _asked(self, asked: messages.StartRequest) -> None:
         self._recorder.sandbox.holds_programs = True  # also where another worker was told so, and is no more
         decision = self._decide(asked)
         program = os.fsdecode(asked.names[0]) if asked.names else ""
-        starting = Starting(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
+        starting = ProgramStart(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
         if decision.asks and self._looks_on(asked):
-            self._say(messages.Answer(asked.number, go=False))
+            self._say(messages.StartDecision(asked.number, go=False))
             return
         if decision.asks and not self._finishing:
             if self._approvals is None:
@@ -318,8 +328,8 @@ class SupervisorChannel:
                 return
         self._conclude(starting, decision, "" if asked.readable else _UNREADABLE, "")
 
-    def _conclude(self, starting: Starting, decision: Decision, detail: str, approval: str) -> None:
-        """Tell what was decided, and answer."""
+    def _conclude(self, starting: ProgramStart, decision: Decision, detail: str, approval: str) -> None:
+        """Record the decision and send it."""
         asked, argv = starting.asked, starting.argv
         go, says = decision.passes, _refusal(argv, decision, approval, detail)
         if not go and self._searches(asked, decision):
@@ -329,23 +339,23 @@ class SupervisorChannel:
                 self._recorder.command_decided(decision, argv, starting.process, detail, approval)
             except JournalFailed:
                 go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
-        self._say(messages.Answer(asked.number, go, b"" if go else says))
+        self._say(messages.StartDecision(asked.number, go, b"" if go else says))
 
-    def _say(self, said: "messages.Said") -> None:
-        """Say something to the watcher; where that can't be, no program starts."""
+    def _say(self, said: "messages.FromWorker") -> None:
+        """Send a message to the supervisor. If that fails, no program starts."""
         if self._channel.fileno() < 0:
             return
         try:
             self._channel.send(messages.pack(said))
         except OSError as error:
-            if isinstance(said, messages.Anew) and isinstance(error, ConnectionError):
-                return  # the task was over before we began: nobody is left who could ask
-            self._recorder.error(Where.WATCHER, f"the task's watcher takes no answer: {error.strerror}")
+            if isinstance(said, messages.NewWorker) and isinstance(error, ConnectionError):
+                return  # the task ended before the worker started
+            self._recorder.error(Where.WATCHER, f"can't send to the seccomp supervisor: {error.strerror}")
 
-    def _searches(self, asked: messages.RunAsked, decision: Decision) -> bool:
-        """Whether a process looks on for what it was refused: shells and libraries do, one directory after another.
+    def _searches(self, asked: messages.StartRequest, decision: Decision) -> bool:
+        """Whether a process tries a denied program again in the next directory of its PATH, as shells do.
 
-        That is one attempt, told once. Only for what is refused again, by the same rules.
+        That is one attempt with one event, as long as the same rules deny it.
         """
         before, now = self._refused.pop(asked.who.pid, None), time.monotonic()
         while len(self._refused) >= _MOST_REFUSED:
@@ -354,14 +364,14 @@ class SupervisorChannel:
         self._refused[asked.who.pid] = refused
         return before is not None and before[:3] == refused[:3] and now - before.at < _SEARCH
 
-    def _looks_on(self, asked: messages.RunAsked) -> bool:
-        """Whether a process looks on for what people were asked about just now, and it was not let start."""
+    def _looks_on(self, asked: messages.StartRequest) -> bool:
+        """Whether a process tries again, in the next directory, a program that an approver has just denied."""
         before = self._refused.get(asked.who.pid)
         if before is None or before.what != _what(asked) or time.monotonic() - before.at >= _SEARCH:
             return False
         return before.reason in _ANSWERED
 
-    def _decide(self, asked: messages.RunAsked, granted: frozenset[str] = frozenset()) -> Decision:
+    def _decide(self, asked: messages.StartRequest, granted: frozenset[str] = frozenset()) -> Decision:
         sandbox = self._recorder.sandbox
         if not asked.readable:
             return Decision(revision=sandbox.policy.revision)  # gate_error
@@ -370,13 +380,13 @@ class SupervisorChannel:
         return decide_run(sandbox.policy, run, sandbox.task.name, sandbox.task.labels, granted)
 
 
-def _what(asked: messages.RunAsked) -> tuple[object, ...]:
-    """Say what is looked for, whatever directory it is in."""
+def _what(asked: messages.StartRequest) -> tuple[object, ...]:
+    """Return the program's name and arguments without its directory."""
     return asked.names[0].rpartition(b"/")[2] if asked.names else b"", asked.words, asked.whole
 
 
 def _refusal(argv: tuple[str, ...], decision: Decision, approval: str = "", detail: str = "") -> bytes:
-    """Return the line that whoever wanted to start it reads; `detail` is what people said, or what went wrong."""
+    """Return the line that the caller reads on a denial; `detail` is the approver's answer, or what failed."""
     shown = visible(" ".join((argv[0].rpartition("/")[2], *argv[1:])))
     if len(shown) > _LONGEST // 2:
         shown = shown[: _LONGEST // 2] + "…"

@@ -1,7 +1,8 @@
-"""Messages between a sandbox's seccomp supervisor and its worker: msgpack arrays over SOCK_SEQPACKET.
+"""Messages between a sandbox's seccomp supervisor and its worker: msgpack arrays over SOCK_SEQPACKET (unix(7)).
 
-Texts are bytes as the kernel has them: paths and the words of commands. The supervisor is believed; what a message says
-of a task is the task's claim all the same.
+Each message is an array: its tag, then its fields in order. The tag never changes, since a supervisor may outlive its
+worker. Texts are bytes as the kernel has them: paths and argument lists. The worker trusts the supervisor, but what a
+message says of a task is still the task's own claim.
 """
 
 from typing import Annotated, Final
@@ -9,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-LONGEST: Final = 96 << 10  # bytes of a packet; a command is cut well below that
+LONGEST: Final = 96 << 10  # bytes of a packet; the supervisor cuts a command well below that
 
 type Number = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 type Seconds = Annotated[float, Meta(ge=0, lt=1e9)]
@@ -19,14 +20,10 @@ class _Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A value within messages."""
 
 
-class _Message(_Part, frozen=True, tag=str.lower):
-    """Tagged with its class's name."""
+class ProcessInfo(_Part, frozen=True):
+    """A process of the task as /proc describes it: pid and uid on the host, executable and arguments.
 
-
-class Who(_Part, frozen=True):
-    """A process of the task, as /proc said: its id and its user's on the host, executable and arguments.
-
-    `sandbox_uid`: its user as the sandbox sees it. -1: unknown.
+    `sandbox_uid` is its uid as the sandbox sees it. -1 means unknown.
     """
 
     pid: Number
@@ -37,102 +34,118 @@ class Who(_Part, frozen=True):
 
 
 class Ancestor(_Part, frozen=True):
-    """A process that another descends from."""
+    """An ancestor of a process."""
 
     pid: Number
     exe: bytes
 
 
-class RunAsked(_Message, frozen=True):
-    """A program is about to be run, and waits. `names` are what it goes by; no `readable`: its words are unknown."""
+# From the supervisor
 
-    number: Number
-    who: Who
+
+class StartRequest(_Part, frozen=True, tag="runasked"):
+    """A process wants to start a program (execve(2)), and waits for a `StartDecision`.
+
+    `names`: the path that it gave, the file that this leads to, and argv[0]. `words`: the arguments after it.
+    `whole` is False if `words` are cut. `readable` is False if the supervisor could not read them.
+    """
+
+    number: Number  # identifies the start in later messages
+    who: ProcessInfo
     names: tuple[bytes, ...]
     words: tuple[bytes, ...]
     whole: bool
     readable: bool = True
 
 
-class Answer(_Message, frozen=True):
-    """Whether the run of that number may go on, and what its caller is to read if not."""
+class StartGone(_Part, frozen=True, tag="gone"):
+    """The process no longer waits for a decision on this start."""
+
+    number: Number
+
+
+class CheckResult(_Part, frozen=True, tag="still"):
+    """Answers `CheckStart`: the process still waits. `changed` says what has changed since; empty: nothing."""
+
+    number: Number
+    changed: bytes = b""
+
+
+class SyscallDenied(_Part, frozen=True, tag="callrefused"):
+    """The filter denied a system call. `more`: how many like it were denied, and not reported, since the last one."""
+
+    call: bytes
+    who: ProcessInfo
+    more: Number
+
+
+class SyscallCounts(_Part, frozen=True, tag="counted"):
+    """How many calls of each name were denied since the last message of this kind."""
+
+    calls: tuple[tuple[bytes, Number], ...]
+
+
+class HoldsPrograms(_Part, frozen=True, tag="holds"):
+    """From now on the supervisor holds each program until the worker decides on it."""
+
+
+class SupervisorFailed(_Part, frozen=True, tag="broken"):
+    """The supervisor failed, for the reason `why`, and denies everything from now on."""
+
+    why: bytes
+
+
+class ProcessFound(_Part, frozen=True, tag="whosefound"):
+    """Answers `ProcessLookup`: the only process that has the socket open, and its ancestors, parent first.
+
+    None: the supervisor found none, or more than one.
+    """
+
+    number: Number
+    who: ProcessInfo | None
+    ancestors: tuple[Ancestor, ...] = ()
+
+
+# From the worker
+
+
+class StartDecision(_Part, frozen=True, tag="answer"):
+    """Whether the program may start; if not, `says` is the line that the supervisor shows to its caller."""
 
     number: Number
     go: bool
     says: bytes = b""
 
 
-class Wait(_Message, frozen=True):
-    """People are asked about the run of that number: it waits on, for so many seconds at most."""
+class StartPending(_Part, frozen=True, tag="wait"):
+    """The start is pending approval: the supervisor holds it for at most `seconds`."""
 
     number: Number
     seconds: Seconds
 
 
-class Check(_Message, frozen=True):
-    """People have approved the run of that number: whether it still waits, and is what it was, is said next."""
+class CheckStart(_Part, frozen=True, tag="check"):
+    """The start is approved: the supervisor checks that it still waits unchanged, and sends `CheckResult`."""
 
     number: Number
 
 
-class Anew(_Message, frozen=True):
-    """Another worker hears from here on: whatever people were asked about by the one before gets no answer."""
+class NewWorker(_Part, frozen=True, tag="anew"):
+    """A new worker listens: approvals that were pending under the previous one get no answer."""
 
 
-class Gone(_Message, frozen=True):
-    """The run of that number waits no more."""
-
-    number: Number
-
-
-class Still(_Message, frozen=True):
-    """The run of that number still waits; `changed` says how it is not what was asked about, and is empty if it is."""
-
-    number: Number
-    changed: bytes = b""
-
-
-class CallRefused(_Message, frozen=True):
-    """A call that was refused, with how many like it were not told since."""
-
-    call: bytes
-    who: Who
-    more: Number
-
-
-class Counted(_Message, frozen=True):
-    """How often calls were refused, by name, since this was last said."""
-
-    calls: tuple[tuple[bytes, Number], ...]
-
-
-class Holds(_Message, frozen=True):
-    """From here on programs are held until they are answered for."""
-
-
-class Broken(_Message, frozen=True):
-    """The supervisor can't go on, and why: from here on everything that it is asked is refused."""
-
-    why: bytes
-
-
-class WhoseAsked(_Message, frozen=True):
-    """The worker asks who has the socket of that inode open."""
+class ProcessLookup(_Part, frozen=True, tag="whoseasked"):
+    """Find the process that has the socket with this inode open."""
 
     number: Number
     inode: Number
 
 
-class WhoseFound(_Message, frozen=True):
-    """Who alone has it, and what that descends from, parent first; None: that isn't known."""
-
-    number: Number
-    who: Who | None
-    ancestors: tuple[Ancestor, ...] = ()
-
-
-type Told = RunAsked | Gone | Still | CallRefused | Counted | Holds | Broken | WhoseFound  # by the supervisor
-type Said = Answer | Wait | Check | Anew | WhoseAsked  # by the worker
+type FromSupervisor = (
+    StartRequest | StartGone | CheckResult | SyscallDenied | SyscallCounts | HoldsPrograms | SupervisorFailed
+    | ProcessFound
+)  # fmt: skip
+type FromWorker = StartDecision | StartPending | CheckStart | NewWorker | ProcessLookup
 
 pack: Final = msgspec.msgpack.Encoder().encode
-unpack: Final = msgspec.msgpack.Decoder(Told | Said).decode  # raises ValueError
+unpack: Final = msgspec.msgpack.Decoder(FromSupervisor | FromWorker).decode  # raises ValueError

@@ -1,6 +1,6 @@
-"""Approval of programs: each is held where it is about to start, until people have answered.
+"""Approval of programs: the supervisor holds a program at its start until approvers have answered.
 
-Home of invariant 2 for what commands ask: no answer, no leave, whatever keeps it away.
+Home of invariant 2 for command rules that ask: without an answer the program doesn't start.
 """
 
 import os
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _CALLED: Final = "argv0="
 
 
-class Starting(NamedTuple):
-    """A program that is about to start, as it is decided on and told."""
+class ProgramStart(NamedTuple):
+    """Program that is about to start: the supervisor's request, its arguments and its process."""
 
-    asked: "messages.RunAsked"
+    asked: "messages.StartRequest"
     argv: tuple[str, ...]
     process: "Process"
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """What people are asked about: the file that its path leads to, what it is told it is called, and its words.
+        """The file, argv[0] and arguments that approvers see; argv[0] is left out where it is the file's name.
 
-        Where that is the file's own name it is left out. No two programs with their words read alike.
+        No two different programs are shown alike.
         """
         _, found, *called = map(os.fsdecode, self.asked.names)
         name, words = "".join(called), self.argv[1:]
@@ -44,11 +44,11 @@ class Starting(NamedTuple):
 
 
 class _Waiting:
-    """One of them, while people are asked. `asked`: how often they were."""
+    """One program with a pending approval. `asked` counts the approval requests for it."""
 
     __slots__ = ("approval", "asked", "decision", "grants", "starting", "ticket")
 
-    def __init__(self, starting: Starting, decision: "Decision") -> None:
+    def __init__(self, starting: ProgramStart, decision: "Decision") -> None:
         self.starting = starting
         self.decision = decision
         self.asked = 0
@@ -58,18 +58,19 @@ class _Waiting:
 
 
 class ProgramApprovals:
-    """Asks for one sandbox. For one thread."""
+    """Pending program approvals of one sandbox. For one thread."""
 
     def __init__(
         self,
         sandbox: "SandboxState",
-        decide: "Callable[[messages.RunAsked, frozenset[str]], Decision]",
-        say: "Callable[[messages.Said], None]",
-        conclude: "Callable[[Starting, Decision, str, str], None]",
+        decide: "Callable[[messages.StartRequest, frozenset[str]], Decision]",
+        say: "Callable[[messages.FromWorker], None]",
+        conclude: "Callable[[ProgramStart, Decision, str, str], None]",
     ) -> None:
-        """`decide` takes what is granted. `say` is to the watcher.
+        """Take the callbacks; none may raise.
 
-        `conclude` takes what came of it in the end, with a detail and the id of what people were asked. None may raise.
+        `decide` takes the digests of granted rules. `say` sends to the supervisor. `conclude` takes the final decision,
+        a detail and the id of the approval.
         """
         self._sandbox = sandbox
         self._decide = decide
@@ -77,8 +78,8 @@ class ProgramApprovals:
         self._conclude = conclude
         self._waiting: dict[int, _Waiting] = {}
 
-    def ask(self, starting: Starting, decision: "Decision") -> bool:
-        """Have people asked about it, as the decision says; False: there is nobody to ask."""
+    def ask(self, starting: ProgramStart, decision: "Decision") -> bool:
+        """Submit an approval request, as `decision` says; False: there is no approvals server."""
         if self._sandbox.approvals is None:
             return False
         waiting = self._waiting[starting.asked.number] = _Waiting(starting, decision)
@@ -86,7 +87,7 @@ class ProgramApprovals:
         return True
 
     def review(self) -> None:
-        """Decide again on what people are asked about: other rules are in force. What they ask as before stands."""
+        """Decide again on pending programs under other rules. A request that stays the same remains pending."""
         for number, waiting in tuple(self._waiting.items()):
             if waiting.ticket is None:
                 continue  # it is about to be decided
@@ -94,17 +95,17 @@ class ProgramApprovals:
             if self._decide(waiting.starting.asked, granted).approval != waiting.decision.approval:
                 _drop(waiting)
                 waiting.ticket = None
-                self._say(messages.Check(number))  # whatever is decided is for what still is there, and as it was
+                self._say(messages.CheckStart(number))  # decide only if it still waits, and is unchanged
 
     def gone(self, number: int) -> None:
-        """Ask no more: nobody waits there any more."""
+        """End a request: the program no longer waits."""
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             _drop(waiting)
             self._refuse(waiting, Reason.APPROVAL_TIMEOUT, GONE)
 
     def close(self) -> None:
-        """Forget them all: whoever waits gets no answer. Idempotent."""
+        """Drop all requests; programs that wait get no answer. Idempotent."""
         for waiting in self._waiting.values():
             _drop(waiting)
         self._waiting.clear()
@@ -117,15 +118,15 @@ class ProgramApprovals:
         assert asking is not None
         waiting.asked += 1
         hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
-        # An answer is there by then, whatever it is; and without one it is refused
-        self._say(messages.Wait(starting.asked.number, hold + 2 * SLACK))
+        # The answer comes within this time; without one the supervisor denies the start
+        self._say(messages.StartPending(starting.asked.number, hold + 2 * SLACK))
         question = about_program(
             self._sandbox.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
         )
         waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
 
     def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
-        """Go on with what people said; called from the loop."""
+        """Handle the approver's answer; called from the loop."""
         from proxy.approvals.protocol import Result, reason_of
 
         ticket, waiting.ticket = waiting.ticket, None
@@ -139,15 +140,15 @@ class ProgramApprovals:
             self._refuse(waiting, reason_of(answer), answer.why)
             return
         waiting.grants += asking.passes.grants(answer.approval, answer.grants)
-        self._say(messages.Check(number))  # what is granted is for what still is there, and as it was
+        self._say(messages.CheckStart(number))  # the grant is only for a program that still waits, unchanged
 
     def still(self, number: int, changed: str) -> None:
-        """Let it start if nothing else is to be asked; `changed` says how it is not what was approved."""
+        """Start the program if nothing else needs approval; `changed` says how it differs from what was approved."""
         from proxy.approvals.protocol import ROUNDS
 
         waiting, asking = self._waiting.get(number), self._sandbox.approvals
         if waiting is None or waiting.ticket is not None or asking is None:
-            return  # who waits there is refused in time
+            return  # the supervisor denies it when its time is over
         if changed:
             del self._waiting[number]
             self._refuse(waiting, Reason.EXPIRED, changed.removeprefix("exeat: "))

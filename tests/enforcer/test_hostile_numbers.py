@@ -144,18 +144,18 @@ def test_a_number_that_is_none_of_ours_is_refused_as_such_or_read(name, tmp_path
             raise AssertionError(f"{type(error).__name__} by {number[:30]} in {text[:200]}") from error
 
 
-WHO = messages.Who(7, 1000, b"/bin/sh", (b"sh",))
+WHO = messages.ProcessInfo(7, 1000, b"/bin/sh", (b"sh",))
 PACKETS = [
-    messages.RunAsked(1, WHO, (b"sh",), (b"sh",), whole=True),
-    messages.Answer(1, go=True),
-    messages.Wait(1, 2.0),
-    messages.Check(1),
-    messages.Gone(1),
-    messages.Still(1),
-    messages.CallRefused(b"mount", WHO, 3),
-    messages.Counted(((b"mount", 3),)),
-    messages.WhoseAsked(1, 2),
-    messages.WhoseFound(1, WHO, (messages.Ancestor(2, b"x"),)),
+    messages.StartRequest(1, WHO, (b"sh",), (b"sh",), whole=True),
+    messages.StartDecision(1, go=True),
+    messages.StartPending(1, 2.0),
+    messages.CheckStart(1),
+    messages.StartGone(1),
+    messages.CheckResult(1),
+    messages.SyscallDenied(b"mount", WHO, 3),
+    messages.SyscallCounts(((b"mount", 3),)),
+    messages.ProcessLookup(1, 2),
+    messages.ProcessFound(1, WHO, (messages.Ancestor(2, b"x"),)),
 ]
 
 

@@ -153,7 +153,7 @@ def question(session: "Session", request: "RequestContext", ruling: "Ruling") ->
     """Return what people are asked about a request, with what was read of its body."""
     attempt, sandbox, held = ruling.attempt, session.recorder.sandbox, request.held
     assert attempt is not None
-    process = None if session.whose is None else session.whose.process
+    process = None if session.attribution is None else session.attribution.process
     push, content = (held.push, held.content) if held else (None, None)
     secrets = _secrets(sandbox, attempt, request.head, content)
     quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.request.messages import Place
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
     from rules.decision import Decision
     from rules.verdicts import Outcome
 
@@ -29,14 +29,14 @@ _SAID: Final = frozenset({Reason.PROTOCOL_MISMATCH, Reason.AMBIGUOUS_REQUEST, Re
 class RequestRecord:
     """Records one connection's requests: where it leads, and who opened it, is in each event."""
 
-    __slots__ = ("_address", "_cause", "_name", "_place", "_recorder", "_whose")
+    __slots__ = ("_address", "_attribution", "_cause", "_name", "_place", "_recorder")
 
-    def __init__(self, recorder: "Recorder", place: "Place", cause: str, whose: "Whose | None") -> None:
+    def __init__(self, recorder: "Recorder", place: "Place", cause: str, attribution: "Attribution | None") -> None:
         """`cause` is the event of the connection."""
         self._recorder = recorder
         self._place = place
         self._cause = cause
-        self._whose = whose
+        self._attribution = attribution
         target = place.target
         self._name: str | None = target if isinstance(target, HostName) else None
         self._address = None if self._name else str(target)
@@ -70,7 +70,7 @@ class RequestRecord:
             protocol=self._place.protocol,
             http=http,
             git=_git(ruling),
-            process=None if self._whose is None else self._whose.process,
+            process=None if self._attribution is None else self._attribution.process,
             cause=self._cause,
             via=via,
             detail=_detail(ruling),

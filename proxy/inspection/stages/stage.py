@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.rule_limits import Connections
-    from proxy.supervisor_channel.channel import Whose
+    from proxy.supervisor_channel.channel import Attribution
     from rules.decision import Decision
     from rules.verdicts import Scan, Trust
 
@@ -57,7 +57,7 @@ class Session(Protocol):
     record: "RequestRecord"
     place: "Place"
     cause: str  # id of the connection's decision event
-    whose: "Whose | None"
+    attribution: "Attribution | None"
     refused: "Decision | None"  # what denied the connection
     held: int  # bytes of bodies that are kept for a decision
     connections: "Connections"

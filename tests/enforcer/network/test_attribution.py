@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netns_harness import ORDINARY
 
-from proxy.supervisor_channel.channel import Owner, ask_owner, encode_query, parse_owner
+from proxy.supervisor_channel.channel import Owner, encode_query, look_up_owner, parse_owner
 from proxy.wire.netlink import HEADER, message
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -23,7 +23,7 @@ def end(address):
 
 
 def ask_about(network, connection, peer):
-    return ask_owner(network.sockets.diag, TCP, end(peer), end(connection.getsockname()))
+    return look_up_owner(network.sockets.diag, TCP, end(peer), end(connection.getsockname()))
 
 
 class Held:
@@ -108,7 +108,7 @@ def test_a_listener_on_the_clients_port_is_not_taken_for_the_client(network):
             server.bind(("0.0.0.0", 7777))
             server.listen()
             local, remote = (ip_address("192.0.0.2"), 7777), (ip_address("8.8.8.8"), 443)
-            return ask_owner(network.sockets.diag, TCP, local, remote)
+            return look_up_owner(network.sockets.diag, TCP, local, remote)
 
     assert network.run(listen_and_ask) is None
 
@@ -123,7 +123,7 @@ def test_asking_takes_no_capability_and_an_unread_answer_confuses_nobody(network
     with Held(network, "8.8.8.8") as held, Held(network, "9.9.9.9") as other:
         ends = [(end(one.peer), end(one.connection.getsockname())) for one in (held, other)]
         network.sockets.diag.send(encode_query(TCP, *ends[1]))  # its answer is left lying
-        owner = network.run(lambda: ask_owner(network.sockets.diag, TCP, *ends[0]))
+        owner = network.run(lambda: look_up_owner(network.sockets.diag, TCP, *ends[0]))
         assert owner.inode == held.inode
 
 
@@ -139,9 +139,9 @@ def test_the_sender_of_a_query_is_named(network):
             answers = []
             for sock in connected, loose:
                 local = (ip_address("192.0.0.2"), sock.getsockname()[1])
-                owner = ask_owner(network.sockets.diag, UDP, local, (ip_address("8.8.8.8"), 53))
+                owner = look_up_owner(network.sockets.diag, UDP, local, (ip_address("8.8.8.8"), 53))
                 answers.append(owner is not None and owner.inode == os.fstat(sock.fileno()).st_ino)
-            nobody = ask_owner(network.sockets.diag, UDP, (ip_address("192.0.0.2"), 9), (ip_address("8.8.8.8"), 53))
+            nobody = look_up_owner(network.sockets.diag, UDP, (ip_address("192.0.0.2"), 9), (ip_address("8.8.8.8"), 53))
             return answers, nobody
 
     assert network.run(send_and_ask) == ([True, True], None)
@@ -150,7 +150,7 @@ def test_the_sender_of_a_query_is_named(network):
 def test_a_closed_socket_is_unknown_and_not_an_error():
     with socket.socket() as sock:
         pass
-    assert ask_owner(sock, TCP, (ip_address("::1"), 1), (ip_address("::1"), 2)) is None
+    assert look_up_owner(sock, TCP, (ip_address("::1"), 1), (ip_address("::1"), 2)) is None
 
 
 # Parsing

@@ -43,7 +43,7 @@ def _asked(watched, count):
     while len(numbers) < count:
         asked = watched.until_asked()
         numbers[asked.words[0]] = asked.number
-        watched.worker.send(messages.pack(messages.Wait(asked.number, LONG)))
+        watched.worker.send(messages.pack(messages.StartPending(asked.number, LONG)))
     return numbers
 
 
@@ -64,7 +64,7 @@ def test_many_wait_at_once_and_are_answered_in_any_order():
         numbers = _asked(watched, 3)
         os.write(writer, b"x")
         assert (
-            _until(watched, messages.CallRefused).call == b"mount"
+            _until(watched, messages.SyscallDenied).call == b"mount"
         )  # the task's other calls are answered all the while
         for word, go in ((b"2", True), (b"0", False), (b"1", True)):
             watched.answer(numbers[word], go)
@@ -77,9 +77,9 @@ def test_one_that_is_killed_while_it_waits_is_told():
     with Watched(_several(2), commands=True) as watched:
         first, second = watched.until_asked(), watched.until_asked()
         for asked in (first, second):
-            watched.worker.send(messages.pack(messages.Wait(asked.number, LONG)))
+            watched.worker.send(messages.pack(messages.StartPending(asked.number, LONG)))
         os.kill(first.who.pid, signal.SIGKILL)
-        assert _until(watched, messages.Gone) == messages.Gone(first.number)
+        assert _until(watched, messages.StartGone) == messages.StartGone(first.number)
         watched.answer(first.number, go=True)  # too late, and for nobody
         watched.answer(second.number, go=True)
         found, _ = watched.result()
@@ -92,12 +92,12 @@ def test_one_whose_worker_is_gone_does_not_start(how):
     with Watched(lambda: execute("/bin/true"), commands=True) as watched:
         asked = watched.until_asked()
         seconds = 0.2 if how == "never says any more" else LONG
-        watched.worker.send(messages.pack(messages.Wait(asked.number, seconds)))
+        watched.worker.send(messages.pack(messages.StartPending(asked.number, seconds)))
         if how == "gone":
             watched.worker.close()
         elif how == "another":
-            watched.worker.send(messages.pack(messages.Anew()))
-            assert _until(watched, messages.Gone) == messages.Gone(asked.number)
+            watched.worker.send(messages.pack(messages.NewWorker()))
+            assert _until(watched, messages.StartGone) == messages.StartGone(asked.number)
             watched.answer(asked.number, go=True)
         assert watched.result() == errno.EACCES
 
@@ -105,7 +105,7 @@ def test_one_whose_worker_is_gone_does_not_start(how):
 def test_another_worker_answers_for_those_that_nobody_has_asked_about():
     with Watched(lambda: execute("/bin/true"), commands=True) as watched:
         asked = watched.until_asked()
-        watched.worker.send(messages.pack(messages.Anew()))
+        watched.worker.send(messages.pack(messages.NewWorker()))
         watched.answer(asked.number, go=True)
         assert watched.result() == EXECUTED
 
@@ -158,7 +158,7 @@ def test_what_was_approved_is_what_starts(changes):
     with Watched(attempt, commands=True) as watched:
         asked = watched.until_asked()
         assert asked.words == (b"harmless",)
-        watched.worker.send(messages.pack(messages.Wait(asked.number, LONG)))
+        watched.worker.send(messages.pack(messages.StartPending(asked.number, LONG)))
         os.write(go[1], b"x")
         os.read(changed[0], 1)
         watched.answer(asked.number, go=True)
@@ -202,13 +202,13 @@ def test_the_file_that_was_approved_is_what_starts(tmp_path, change):
     with Watched(lambda: execute(str(link)), commands=True, fd2=writer) as watched:
         asked = watched.until_asked()
         assert asked.names[:2] == (os.fsencode(link), os.fsencode(program))
-        watched.worker.send(messages.pack(messages.Wait(asked.number, LONG)))
-        watched.worker.send(messages.pack(messages.Check(asked.number)))
-        assert _until(watched, messages.Still).changed == b""
+        watched.worker.send(messages.pack(messages.StartPending(asked.number, LONG)))
+        watched.worker.send(messages.pack(messages.CheckStart(asked.number)))
+        assert _until(watched, messages.CheckResult).changed == b""
         change(program, link)
-        watched.worker.send(messages.pack(messages.Check(asked.number)))
+        watched.worker.send(messages.pack(messages.CheckStart(asked.number)))
         refused = change is not _nothing
-        assert (b"was changed while" in _until(watched, messages.Still).changed) is refused
+        assert (b"was changed while" in _until(watched, messages.CheckResult).changed) is refused
         watched.answer(asked.number, go=True)
         watched.answer_all(lambda _: (True,))
         assert watched.result() == (errno.EACCES if refused else 7)
@@ -225,7 +225,7 @@ def test_whether_it_still_waits_is_said_of_one_that_was_killed():
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         assert select.select([pidfd], [], [], PATIENCE)[0]
         os.close(pidfd)
-        watched.worker.send(messages.pack(messages.Check(killed)))
-        assert _until(watched, messages.Gone | messages.Still) == messages.Gone(killed)
+        watched.worker.send(messages.pack(messages.CheckStart(killed)))
+        assert _until(watched, messages.StartGone | messages.CheckResult) == messages.StartGone(killed)
         watched.answer(other, go=True)
         assert sorted(watched.result()[0]) == [-signal.SIGKILL, EXECUTED]

@@ -89,19 +89,19 @@ def test_no_more_words_are_read_than_there_is_room_for():
 PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))
 PARTS = st.lists(PART, max_size=4).map(tuple)
 USER = st.integers(-1, 1 << 31)
-WHO = st.builds(messages.Who, st.integers(1, 1 << 22), USER, PART, PARTS, USER)
+WHO = st.builds(messages.ProcessInfo, st.integers(1, 1 << 22), USER, PART, PARTS, USER)
 TOLD = st.one_of(
-    st.builds(messages.RunAsked, st.integers(1, 1 << 40), WHO, PARTS, PARTS, st.booleans(), st.booleans()),
-    st.builds(messages.CallRefused, PART, WHO, st.integers(0, 1 << 40)),
-    st.builds(messages.Counted, st.lists(st.tuples(PART, st.integers(0, 1 << 40)), max_size=4).map(tuple)),
-    st.builds(messages.Answer, st.integers(0, 1 << 40), st.booleans(), PART),
-    st.builds(messages.Broken, PART),
-    st.just(messages.Holds()),
-    st.just(messages.Anew()),
-    st.builds(messages.Gone, st.integers(0, 1 << 40)),
-    st.builds(messages.Check, st.integers(0, 1 << 40)),
-    st.builds(messages.Still, st.integers(0, 1 << 40), PART),
-    st.builds(messages.Wait, st.integers(0, 1 << 40), st.integers(0, 1 << 20).map(float)),
+    st.builds(messages.StartRequest, st.integers(1, 1 << 40), WHO, PARTS, PARTS, st.booleans(), st.booleans()),
+    st.builds(messages.SyscallDenied, PART, WHO, st.integers(0, 1 << 40)),
+    st.builds(messages.SyscallCounts, st.lists(st.tuples(PART, st.integers(0, 1 << 40)), max_size=4).map(tuple)),
+    st.builds(messages.StartDecision, st.integers(0, 1 << 40), st.booleans(), PART),
+    st.builds(messages.SupervisorFailed, PART),
+    st.just(messages.HoldsPrograms()),
+    st.just(messages.NewWorker()),
+    st.builds(messages.StartGone, st.integers(0, 1 << 40)),
+    st.builds(messages.CheckStart, st.integers(0, 1 << 40)),
+    st.builds(messages.CheckResult, st.integers(0, 1 << 40), PART),
+    st.builds(messages.StartPending, st.integers(0, 1 << 40), st.integers(0, 1 << 20).map(float)),
 )
 
 

@@ -52,7 +52,7 @@ def test_nobody_watches_once_nobody_is_left_who_could_ask(seat, worker, listener
     seat.listen(reader)
     with selectors.DefaultSelector() as selector:
         seat.watch(selector)
-        worker.send(messages.pack(messages.Anew()))
+        worker.send(messages.pack(messages.NewWorker()))
         seat.hear()
         assert len(selector.get_map()) == 2, "who only says that it is there asks nothing"
         tasks.close()
@@ -67,7 +67,7 @@ def test_nobody_watches_once_nobody_is_left_who_could_ask(seat, worker, listener
 def test_a_worker_asks_nobody_where_there_is_no_listener(seat, worker):
     with selectors.DefaultSelector() as selector:
         seat.watch(selector)
-        worker.send(messages.pack(messages.WhoseAsked(1, 2)))
+        worker.send(messages.pack(messages.ProcessLookup(1, 2)))
         seat.hear()
         assert not selector.get_map()
 
@@ -81,7 +81,7 @@ def test_who_can_t_be_kept_to_the_task_s_limits_watches_nothing(seat, worker, li
         seat.watch(selector)
         os.write(tasks.fileno(), b"asked")
         seat.hear()
-    assert messages.unpack(worker.recv(messages.LONGEST)) == messages.Broken(b"HostError: no room")
+    assert messages.unpack(worker.recv(messages.LONGEST)) == messages.SupervisorFailed(b"HostError: no room")
     with pytest.raises(ChildProcessError):
         os.waitpid(seat._resource_limits.pid, 0)
 
@@ -100,4 +100,4 @@ class Outer:
 
 
 def test_the_greeting_is_the_workers():
-    assert messages.pack(messages.Anew()) == process.GREETING
+    assert messages.pack(messages.NewWorker()) == process.GREETING

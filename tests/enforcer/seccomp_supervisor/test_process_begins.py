@@ -64,9 +64,9 @@ def test_a_refused_call_begins_it(seat, task):
 
 def test_a_worker_s_question_begins_it_and_its_greeting_does_not(seat):
     _, worker, turn = seat
-    worker.send(messages.pack(messages.Anew()))
+    worker.send(messages.pack(messages.NewWorker()))
     assert turn() == []
-    worker.send(messages.pack(messages.WhoseAsked(1, 2)))
+    worker.send(messages.pack(messages.ProcessLookup(1, 2)))
     assert turn() == [True]
 
 

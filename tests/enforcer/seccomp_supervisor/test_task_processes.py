@@ -1,4 +1,4 @@
-"""Who has a socket open, looked for in a real /proc among the descendants of one process."""
+"""ProcessInfo has a socket open, looked for in a real /proc among the descendants of one process."""
 
 import contextlib
 import os
@@ -163,11 +163,11 @@ def test_the_watcher_answers_while_it_watches():
 
     with Watched(attempt) as watched:
         for number in range(100):
-            watched.worker.send(messages.pack(messages.WhoseAsked(number, 1)))
+            watched.worker.send(messages.pack(messages.ProcessLookup(number, 1)))
         answers = []
         while len(answers) < 100:
             answers.append(watched.hear())
-        assert answers == [messages.WhoseFound(number, None) for number in range(100)]
+        assert answers == [messages.ProcessFound(number, None) for number in range(100)]
         watched.worker.send(b"nonsense")
         os.write(go, b"x")
         while watched.hear() is not None:

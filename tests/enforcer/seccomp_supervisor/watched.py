@@ -119,30 +119,30 @@ class Watched:
         if not packet:
             return None
         told = messages.unpack(packet)
-        if isinstance(told, messages.RunAsked):
+        if isinstance(told, messages.StartRequest):
             self.asked.append(told)
-        elif isinstance(told, messages.Gone):
+        elif isinstance(told, messages.StartGone):
             self.gone.append(told.number)
-        elif isinstance(told, messages.CallRefused):
+        elif isinstance(told, messages.SyscallDenied):
             self.refused.append(told)
-        elif isinstance(told, messages.Counted):
+        elif isinstance(told, messages.SyscallCounts):
             for name, times in told.calls:
                 self.counted[name] = self.counted.get(name, 0) + times
         return told
 
     def until_asked(self):
         """Hear until a program asks for leave."""
-        while not isinstance(told := self.hear(), messages.RunAsked):
+        while not isinstance(told := self.hear(), messages.StartRequest):
             assert told is not None
         return told
 
     def answer(self, number, go, says=b""):
-        self.worker.send(messages.pack(messages.Answer(number, go, says)))
+        self.worker.send(messages.pack(messages.StartDecision(number, go, says)))
 
     def answer_all(self, decide):
         """Answer whatever is asked by `decide(asked)`, until the watcher ends."""
         while (told := self.hear()) is not None:
-            if isinstance(told, messages.RunAsked):
+            if isinstance(told, messages.StartRequest):
                 self.answer(told.number, *decide(told))
 
     def result(self):

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from proxy.gate.client_hello import parse_hello
-from proxy.supervisor_channel.channel import Whose
+from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
 from tests.proxy.gate.flow_harness import HELLO, decided, gate
 from tests.proxy.gate.gate_harness import (
@@ -228,9 +228,9 @@ def test_who_it_is_is_asked_while_the_connection_waits_and_told(tmp_path):
             asked.append((peer, destination))
             assert not world.decisions
             assert world.origin.accepted == 0
-            whose = Whose()
-            whose.answered(Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000))
-            return whose
+            attribution = Attribution()
+            attribution.answered(Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000))
+            return attribution
 
         world.gate._attribute = attribute
         task = await world.connect("raw.example")

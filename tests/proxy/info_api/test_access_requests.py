@@ -5,7 +5,7 @@ import json
 import pytest
 
 from proxy.approvals.protocol import Wish
-from proxy.supervisor_channel.channel import Whose
+from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.gate.gate_harness import HOSTS, RAW, World, run
@@ -163,9 +163,9 @@ def test_another_task_s_question_is_unknown(tmp_path):
 
 def test_the_card_says_which_process_asks(tmp_path):
     async def test(world, people):
-        whose = Whose()
-        whose.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
-        world.gate._attribute = lambda *_, **__: whose
+        attribution = Attribution()
+        attribution.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
+        world.gate._attribute = lambda *_, **__: attribution
         _, values = await wished(world, f"tcp raw.example:{world.origin.port}")
         card = await people.registry.card(values["approval"])
         assert (card.approval.question.process.pid, card.approval.question.process.ancestors) == (

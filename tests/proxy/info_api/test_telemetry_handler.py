@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from proxy.info_api.telemetry_handler import BYTES, MOST_BYTES, MOST_RECORDS, RECORDS, REQUESTS, TelemetryHandler
 from proxy.request.http1_heads import parse_head
-from proxy.supervisor_channel.channel import Whose
+from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
 from tests.proxy.gate.gate_harness import World, run
 from tests.proxy.info_api.parsing import parse
@@ -85,13 +85,13 @@ def test_what_an_agent_says_is_in_the_journal_as_its_claim(tmp_path, kind, make,
 def test_it_says_which_process_sent_it_once_that_is_known(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
-            whose = Whose()
-            world.gate._attribute = lambda *_, **__: whose
+            attribution = Attribution()
+            world.gate._attribute = lambda *_, **__: attribution
             client = await world.connect("exeat.internal", 4318)
             await client.send(request(as_json(record())))
-            await world.until(lambda: whose._then is not None)
+            await world.until(lambda: attribution._then is not None)
             assert world.events == []
-            whose.answered(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
+            attribution.answered(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
             assert (await client.read_all()).startswith(b"HTTP/1.1 200")
             assert world.events[0]["process"] == {
                 "pid": 7, "exe": "/usr/bin/node", "argv": ["node"], "uid": 1000,

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from proxy.supervisor_channel import channel, messages
-from proxy.supervisor_channel.channel import A_SECOND, AT_ONCE, ProcessAttribution, Whose
+from proxy.supervisor_channel.channel import A_SECOND, AT_ONCE, Attribution, ProcessAttribution
 from proxy.telemetry.events import Process
 from tests.proxy.gate.gate_harness import World, client_hello, run
 
@@ -25,11 +25,11 @@ ENDS = ((ip_address("192.0.0.2"), 40000), (ip_address("93.184.216.34"), 443))
 def gate(tmp_path, test):
     async def inside():
         async with World(tmp_path, RULES, hosts=HOSTS) as world:
-            world.whose = []
+            world.attribution = []
 
             def attribute(*_, **__):
-                world.whose.append(Whose())
-                return world.whose[-1]
+                world.attribution.append(Attribution())
+                return world.attribution[-1]
 
             world.gate._attribute = attribute
             await test(world)
@@ -40,7 +40,7 @@ def gate(tmp_path, test):
 async def refused(world):
     task = await world.connect("bad.example", 443)
     await task.send(client_hello("bad.example"))
-    await world.until(lambda: world.whose and world.whose[0]._then is not None)
+    await world.until(lambda: world.attribution and world.attribution[0]._then is not None)
     return task
 
 
@@ -50,7 +50,7 @@ def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
     async def test(world):
         task = await refused(world)
         assert world.decisions == []
-        world.whose[0].answered(CURL)
+        world.attribution[0].answered(CURL)
         assert world.decisions[0]["process"] == {
             "pid": 7, "exe": "/usr/bin/curl", "argv": ["curl", "x"], "uid": 1000, "ancestors": ["/bin/sh"],
         }  # fmt: skip
@@ -65,7 +65,7 @@ def test_it_waits_no_longer_than_a_moment(tmp_path):
         await refused(world)
         decision = await world.decision()
         assert "process" not in decision
-        world.whose[0].answered(CURL)  # too late, and no harm
+        world.attribution[0].answered(CURL)  # too late, and no harm
         assert len(world.decisions) == 1
 
     gate(tmp_path, test)
@@ -75,7 +75,7 @@ def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
     async def test(world):
         await refused(world)
         world.gate.close()
-        world.whose[0].answered(CURL)
+        world.attribution[0].answered(CURL)
         assert [(each["reason"], each["rules"]) for each in world.decisions] == [("rule", ["r:bad"])]
 
     gate(tmp_path, test)
@@ -84,12 +84,12 @@ def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
 def test_a_gate_that_closes_waits_for_no_answer(tmp_path):
     async def test(world):
         task = await world.connect("bad.example", 443)  # which has not said a word
-        await world.until(lambda: world.whose)
+        await world.until(lambda: world.attribution)
         assert len(world.gate.connections) == 1
         world.gate.close()
         assert [each["reason"] for each in world.decisions] == ["gate_error"]
         assert len(world.gate.connections) == 0
-        world.whose[0].answered(CURL)
+        world.attribution[0].answered(CURL)
         assert len(world.decisions) == 1
         assert await task.ended() == "reset"
 
@@ -103,7 +103,7 @@ def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
 
         monkeypatch.setattr("proxy.gate.connection.Connection._conclude", broken)
         task = await refused(world)
-        world.whose[0].answered(None)
+        world.attribution[0].answered(None)
         assert await task.ended() == "reset"
         assert [each["reason"] for each in world.decisions] == ["gate_error"]
         assert len(world.gate.connections) == 0
@@ -116,7 +116,7 @@ def test_what_is_let_out_waits_for_nobody_and_its_end_says_who_it_was(tmp_path):
         task = await world.connect("raw.example")
         origin = await world.origin.take()
         assert "process" not in world.decisions[0]
-        world.whose[0].answered(CURL)
+        world.attribution[0].answered(CURL)
         task.close()
         origin.close()
         closing = await world.closing()
@@ -134,7 +134,7 @@ def asking(monkeypatch):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     inodes = iter(range(1000, 100_000))
-    monkeypatch.setattr(channel, "ask_owner", lambda *_: attributing_owner(next(inodes)))
+    monkeypatch.setattr(channel, "look_up_owner", lambda *_: attributing_owner(next(inodes)))
     clock = [0.0]
     yield ProcessAttribution(None, ours, lambda: clock[0]), clock, theirs
     ours.close()
@@ -152,25 +152,25 @@ def test_some_are_asked_about_at_once_and_then_some_a_second(asking):
     assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == AT_ONCE
     clock[0] += 2
     assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == 2 * A_SECOND
-    assert messages.unpack(theirs.recv(1000)) == messages.WhoseAsked(1, 1000)
+    assert messages.unpack(theirs.recv(1000)) == messages.ProcessLookup(1, 1000)
 
 
 def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
     one, _, _ = asking
     first, second = one.ask(*ENDS), one.ask(*ENDS)
-    who = messages.Who(7, -1, b"/bin/\xff", (b"a",))
+    who = messages.ProcessInfo(7, -1, b"/bin/\xff", (b"a",))
     one.answered(
         messages.unpack(
             messages.pack(
-                messages.WhoseFound(2, who, (messages.Ancestor(6, b"/bin/sh"), messages.Ancestor(5, b"/bin/init")))
+                messages.ProcessFound(2, who, (messages.Ancestor(6, b"/bin/sh"), messages.Ancestor(5, b"/bin/init")))
             )
         )
     )
-    one.answered(messages.WhoseFound(2, None))
-    one.answered(messages.WhoseFound(99, who))
+    one.answered(messages.ProcessFound(2, None))
+    one.answered(messages.ProcessFound(99, who))
     assert first.waiting
     assert second.process == Process(7, os.fsdecode(b"/bin/\xff"), ("a",), None, ("/bin/sh", "/bin/init"), (6, 5))
-    one.answered(messages.unpack(messages.pack(messages.WhoseFound(1, None))))
+    one.answered(messages.unpack(messages.pack(messages.ProcessFound(1, None))))
     assert (first.waiting, first.process) == (False, None)
 
 
@@ -203,10 +203,10 @@ def test_a_watcher_that_is_gone_or_full_is_not_asked(asking):
 
 def test_nobody_waits_in_a_loop_that_is_over():
     async def wait():
-        whose = Whose()
-        whose.then(lambda: None)
-        return whose
+        attribution = Attribution()
+        attribution.then(lambda: None)
+        return attribution
 
-    whose = asyncio.run(wait())
-    whose.answered(None)
-    assert not whose.waiting
+    attribution = asyncio.run(wait())
+    attribution.answered(None)
+    assert not attribution.waiting

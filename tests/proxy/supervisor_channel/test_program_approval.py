@@ -7,7 +7,7 @@ import pytest
 from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.supervisor_channel import messages
-from proxy.supervisor_channel.program_approval import ProgramApprovals, Starting
+from proxy.supervisor_channel.program_approval import ProgramApprovals, ProgramStart
 from proxy.telemetry.events import GONE, Process
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
@@ -16,11 +16,11 @@ PASSED = Decision(Verdict.ALLOW, Outcome.PASSED, Reason.APPROVAL_GRANTED)
 
 
 def starting(given, found, called, *words):
-    who = messages.Who(7, 0, b"/bin/sh")
-    asked = messages.RunAsked(
+    who = messages.ProcessInfo(7, 0, b"/bin/sh")
+    asked = messages.StartRequest(
         1, who, tuple(map(str.encode, (given, found, called))), tuple(map(str.encode, words)), True
     )
-    return Starting(asked, (given, *words), Process(7, "/bin/sh"))
+    return ProgramStart(asked, (given, *words), Process(7, "/bin/sh"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
         world.leave.still(1, "")  # said of nothing: nobody has answered
         world.then(Answer(1, Result.GRANTED, "ap-1"))
         assert not world.came
-        assert world.said[-1] == messages.Check(1)
+        assert world.said[-1] == messages.CheckStart(1)
     there.leave.still(1, "")
     gone.leave.gone(1)
     gone.leave.still(1, "")

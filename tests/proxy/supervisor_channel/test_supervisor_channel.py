@@ -35,8 +35,10 @@ def test_an_answer_that_reaches_nobody_is_told(heard):
     hearing, watcher, told = heard
     hearing.start()
     watcher.send(
-        messages.pack(messages.RunAsked(1, messages.Who(7, 0, b"/bin/sh"), (b"/bin/true",), (b"true",), True, False))
+        messages.pack(
+            messages.StartRequest(1, messages.ProcessInfo(7, 0, b"/bin/sh"), (b"/bin/true",), (b"true",), True, False)
+        )
     )
     watcher.close()
     hearing.ready(0)
-    assert told == ["the task's watcher takes no answer: Broken pipe"]
+    assert told == ["can't send to the seccomp supervisor: Broken pipe"]
