@@ -18,7 +18,7 @@ from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.encoding import quoted as in_json
-from proxy.telemetry.events import Event, Kind
+from proxy.telemetry.events import FORMER_KINDS, Event, Kind
 from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.query import Entry, Progress, Sought, follow, read_events
 from proxy.telemetry.views.table import Table
@@ -57,6 +57,11 @@ def _part(text: str) -> str:
     return text
 
 
+def _kind(text: str) -> str:
+    """Read a kind of event, also under the name that it had in an earlier version."""
+    return text if text in FORMER_KINDS else _one_of(tuple(Kind), "no kind of event", text)
+
+
 ARGUMENTS: Final = (
     argument("part", tuple(PARTS), "; ".join(f"{word}: {says}" for word, says in PARTS.items()), nargs="?", type=_part),
     argument("what", "WHAT", "an event's id, a task, a journal's directory, or what to do with keys", nargs="?"),
@@ -82,7 +87,7 @@ ARGUMENTS: Final = (
         "--kind",
         "KIND...",
         "only events of this kind, as in request.decided; may be given again for more",
-        type=partial(_one_of, tuple(Kind), "no kind of event"),
+        type=_kind,
     ),
     argument("--rule", "RULE...", "only what this rule decided: its id, or `file:id`"),
     argument("--name", "NAME...", "only what went to this name or address"),
@@ -209,7 +214,7 @@ class Part:
         self._task = task
         self._words = frozenset(arguments.verdict or ())
         self._reasons = arguments.reason or ()
-        self._kinds = arguments.kind or ()
+        self._kinds = _current_kinds(arguments.kind or ())
         self._rules = arguments.rule or ()
         self._names = [name.lower() for name in arguments.name or ()]
         self._programs = arguments.process or ()
@@ -220,7 +225,7 @@ class Part:
         groups = [
             self._judged(),
             tuple(f'"reason":"{reason}"'.encode() for reason in self._reasons),
-            tuple(f'"kind":"{kind}"'.encode() for kind in self._kinds),
+            tuple(f'"kind":"{name}"'.encode() for kind in self._kinds for name in kind.names()),
             _texts([] if self._task is None else [self._task]),
             _texts(self._names),
             _texts(self._rules, whole=False),
@@ -247,8 +252,15 @@ class Part:
     def _judged(self) -> tuple[bytes, ...]:
         texts = [f'"{member}":"{word}"' for word in sorted(self._words) for member in _members(word)]
         if Outcome.BLOCKED in self._words:
-            texts.append('"kind":"tamper"')
+            texts += [f'"kind":"{name}"' for name in Kind.TAMPERING_DETECTED.names()]
         return tuple(text.encode() for text in texts)
+
+
+def _current_kinds(words: Iterable[str]) -> tuple[Kind, ...]:
+    """Return the kinds that are asked for, and report each name of an earlier version once on stderr."""
+    for former in dict.fromkeys(word for word in words if word in FORMER_KINDS):
+        warn_renamed(f"--kind {former}", f"--kind {FORMER_KINDS[former]}")
+    return tuple(dict.fromkeys(map(Kind, words)))
 
 
 def _members(word: str) -> Iterable[str]:
@@ -292,4 +304,4 @@ def _any(texts: Iterable[str | None], wanted: Collection[str]) -> bool:
 
 def _said(event: Event) -> tuple[str | None, ...]:
     """Return the words that an event is found by. What a task tampers with is blocked, though its event says not so."""
-    return (Outcome.BLOCKED,) if event.kind is Kind.TAMPER else (event.verdict, event.outcome)
+    return (Outcome.BLOCKED,) if event.kind is Kind.TAMPERING_DETECTED else (event.verdict, event.outcome)

@@ -226,7 +226,7 @@ class Recorder:
         """Tell that a task has sent a secret's placeholder where it doesn't belong. Never raises."""
         self._tally.tampers += 1
         self._report(
-            Kind.TAMPER,
+            Kind.TAMPERING_DETECTED,
             cause=cause,
             reason=Reason.SECRET_MISUSE,
             destination=_destination(name, address, port),
@@ -253,7 +253,7 @@ class Recorder:
         if not blocked:
             self._tally.leaked(name, address)
         self._report(
-            Kind.LEAK_FOUND,
+            Kind.SECRET_DETECTED,
             cause=cause,
             verdict=Verdict.DENY if blocked else Verdict.FLAG,
             outcome=Outcome.BLOCKED if blocked else Outcome.PASSED,
@@ -349,7 +349,7 @@ class Recorder:
         """Tell of a system call that the task's filter refused, and of `more` since the last. Never raises."""
         self._tally.call_refused(call)
         detail = f"and {more} more since it was told last" if more else ""
-        self._report(Kind.CALL_REFUSED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
+        self._report(Kind.SYSCALL_DENIED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
         """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
@@ -376,7 +376,9 @@ class Recorder:
     def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
         """Tell that protected files changed while the task which `cause` started ran. Never raises."""
         said = "protected files are not what they were; it may have been somebody on the host"
-        self._report(Kind.TAMPER, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said)
+        self._report(
+            Kind.TAMPERING_DETECTED, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said
+        )
 
     def _shown(self, text: str) -> str:
         """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""

@@ -244,17 +244,17 @@ _SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
         f"from {', '.join(event.sources)}"
     ),
     Kind.RULES_REJECTED: lambda event: f"rules rejected, {event.revision[:12]} stays: {'; '.join(event.problems)}",
-    Kind.TAMPER: _tamper,
-    Kind.LEAK_FOUND: lambda event: f"leak in {_request(event)}{_detail(event)}",
+    Kind.TAMPERING_DETECTED: _tamper,
+    Kind.SECRET_DETECTED: lambda event: f"leak in {_request(event)}{_detail(event)}",
     Kind.COMMAND_DECIDED: lambda event: f"run {' '.join(event.argv)}{_detail(event)}",
-    Kind.CALL_REFUSED: lambda event: (
+    Kind.SYSCALL_DENIED: lambda event: (
         f"system call {event.call}{f' by {event.process.exe}' if event.process and event.process.exe else ''}"
         f"{_detail(event)}"
     ),
     Kind.AGENT_SAID: _agent,
     Kind.FLAG_SEEN: lambda event: f"{event.by or 'somebody'} has looked at the flagged event {event.cause}",
     Kind.TASK_TAINTED: lambda event: f"task tainted by what it read from {_place(event)}{_detail(event)}",
-    Kind.TASK_UNUSUAL: _unusual,
+    Kind.ANOMALY_DETECTED: _unusual,
     **dict.fromkeys((kind for kind in Kind if kind.startswith("changes.")), _changes),
     **dict.fromkeys((kind for kind in Kind if kind.startswith("journal.")), _book),
     **dict.fromkeys(APPROVALS, _approval),

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr, replace
@@ -35,14 +35,14 @@ class Kind(StrEnum):
     TASK_LIMITED = "task.limited"
     RULES_LOADED = "rules.loaded"
     RULES_REJECTED = "rules.rejected"
-    TAMPER = "tamper"
+    TAMPERING_DETECTED = "tampering.detected"
     CHANGES_KEPT = "changes.kept"
     CHANGES_ACCEPTED = "changes.accepted"
     CHANGES_MERGED = "changes.merged"
     CHANGES_DISCARDED = "changes.discarded"
-    LEAK_FOUND = "leak.found"
+    SECRET_DETECTED = "secret.detected"
     COMMAND_DECIDED = "command.decided"
-    CALL_REFUSED = "call.refused"
+    SYSCALL_DENIED = "syscall.denied"
     AGENT_SAID = "agent.said"
     APPROVAL_ASKED = "approval.asked"
     APPROVAL_SEEN = "approval.seen"
@@ -53,7 +53,7 @@ class Kind(StrEnum):
     APPROVAL_STALE = "approval.stale"
     FLAG_SEEN = "flag.seen"
     TASK_TAINTED = "task.tainted"
-    TASK_UNUSUAL = "task.unusual"
+    ANOMALY_DETECTED = "anomaly.detected"
     JOURNAL_OPENED = "journal.opened"
     JOURNAL_CHECKPOINT = "journal.checkpoint"
     JOURNAL_SEALED = "journal.sealed"
@@ -61,6 +61,23 @@ class Kind(StrEnum):
     JOURNAL_REMOVED = "journal.removed"
     JOURNAL_KEY = "journal.key"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Kind | None":
+        """Read the name that a kind had before version 0.2, as journals of earlier versions have it."""
+        return FORMER_KINDS.get(value) if isinstance(value, str) else None
+
+    def names(self) -> tuple[str, ...]:
+        """Return every name that lines of the journal have the kind under, the current one first."""
+        return (self.value, *(name for name, kind in FORMER_KINDS.items() if kind is self))
+
+
+# Names of kinds before version 0.2. The journal keeps them; every reader takes them for the kind of today.
+FORMER_KINDS: Final = {
+    "tamper": Kind.TAMPERING_DETECTED,
+    "leak.found": Kind.SECRET_DETECTED,
+    "call.refused": Kind.SYSCALL_DENIED,
+    "task.unusual": Kind.ANOMALY_DETECTED,
+}
 
 GONE = "the client went away while people were asked"  # the detail of such an attempt
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})

@@ -1,7 +1,8 @@
 """JSON Schema (draft-07) of events, generated from the types in `events`; and fits records of unknown origin to it.
 
 A field of `events` is in the schema without being written twice; docs/reference/telemetry.md says what each means.
-Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type.
+Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type. Kinds are in
+the schema under the names of earlier versions, too.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 from msgspec import Struct
 
 from proxy.telemetry.encoding import LONGEST_DURATION
-from proxy.telemetry.events import APPROVALS, Event, Instant, Kind, Seconds
+from proxy.telemetry.events import APPROVALS, FORMER_KINDS, Event, Instant, Kind, Seconds
 
 type Schema = dict[str, Any]
 
@@ -58,14 +59,14 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.TASK_ENDED: ("outcome", "duration"),
     Kind.RULES_LOADED: ("revision", "mode"),
     Kind.RULES_REJECTED: ("revision", "mode"),
-    Kind.TAMPER: ("cause", "reason"),
+    Kind.TAMPERING_DETECTED: ("cause", "reason"),
     Kind.COMMAND_DECIDED: (*_DECISION, "argv", "process"),
-    Kind.CALL_REFUSED: ("outcome", "process"),
-    Kind.LEAK_FOUND: ("cause", *_DECISION, "destination"),
+    Kind.SYSCALL_DENIED: ("outcome", "process"),
+    Kind.SECRET_DETECTED: ("cause", *_DECISION, "destination"),
     **dict.fromkeys((kind for kind in Kind if kind in APPROVALS), ("approval",)),
     Kind.FLAG_SEEN: ("cause",),
     Kind.TASK_TAINTED: ("rules",),
-    Kind.TASK_UNUSUAL: ("unusual",),
+    Kind.ANOMALY_DETECTED: ("unusual",),
 }
 
 
@@ -79,7 +80,7 @@ def event_schema(*, closed: bool = False) -> Schema:
         "description": "One line of the journal. Readers pass over fields they don't know: docs/reference/telemetry.md",
         **_object(parts, ("time", "id", "kind"), closed),
         "allOf": [
-            {"if": {"properties": {"kind": {"const": kind.value}}}, "then": {"required": list(always)}}
+            {"if": {"properties": {"kind": {"enum": [*kind.names()]}}}, "then": {"required": list(always)}}
             for kind, always in ALWAYS.items()
         ],
     }
@@ -104,7 +105,7 @@ def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
     if base is Mapping:
         return {"type": "object", "additionalProperties": _type(arguments[1], closed)}
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return {"enum": [member.value for member in hint]}
+        return {"enum": [*(member.value for member in hint), *(FORMER_KINDS if hint is Kind else ())]}
     if isinstance(hint, type) and issubclass(hint, Struct):
         needed = hint.__struct_fields__[: len(hint.__struct_fields__) - len(hint.__struct_defaults__)]
         return _object(_properties(hint, closed), needed, closed)

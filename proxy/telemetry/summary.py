@@ -102,7 +102,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.leaks:
             parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
         if self.tampers:
-            parts.append(_counted(self.tampers, "tamper"))
+            parts.append(_counted(self.tampers, "misused placeholder"))
         return "; ".join(parts) or "it attempted nothing on the network"
 
     def encode(self) -> bytes:

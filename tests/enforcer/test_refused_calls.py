@@ -41,7 +41,7 @@ def test_refused_calls_are_named_once_and_counted_all(someone):
     someone.write(someone.work / "inside.py", INSIDE)
     done = someone.exeat("run", "--quiet", "--rules", rules, "--", "python3", "inside.py", "500")
     assert done.stdout.decode().splitlines() == ["EPERM EPERM EAFNOSUPPORT EAFNOSUPPORT EPERM", "EPERM"], done.stderr
-    told = [event for event in someone.events() if event["kind"] == "call.refused"]
+    told = [event for event in someone.events() if event["kind"] == "syscall.denied"]
     assert [event["call"] for event in told][:2] == ["mount", "bpf"]
     assert sorted(event["call"] for event in told) == ["bpf", "chmod", "mount", "setns", "socket"]
     for event in told:
@@ -66,4 +66,4 @@ def test_a_flood_holds_up_nothing_outside(someone):
     )
     done = someone.run(["bash", "-c", script])
     assert done.stdout == b"ended 143\n", done.stderr
-    assert [event["call"] for event in someone.events() if event["kind"] == "call.refused"].count("setns") == 1
+    assert [event["call"] for event in someone.events() if event["kind"] == "syscall.denied"].count("setns") == 1

@@ -26,7 +26,7 @@ def test_a_task_runs_and_is_refused_what_it_is_refused_everywhere(someone):
     )
     done = _run(someone, "run", "--quiet", "--rules", rules, "--", "python3", "-c", script)
     assert done.stdout == b"-1 1\n", done.stderr
-    assert [event for event in someone.events() if event["kind"] == "call.refused"] == []
+    assert [event for event in someone.events() if event["kind"] == "syscall.denied"] == []
 
 
 def test_no_task_starts_whose_commands_could_not_be_held(someone):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/reference/telemetry.md"
+REASONS = DOCUMENT.with_name("reasons.md")
 _COMMON = {"time", "id", "kind", "task.id", "sandbox", "host"}
 _DECISION = {"verdict", "outcome", "reason", "revision", "mode", "destination.port"}
 _ALWAYS = {
@@ -25,16 +26,16 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-
 _LET_OUT = {"passed", "would_block"}
 
 
-def table(heading: str) -> set[str]:
+def table(heading: str, document: Path = DOCUMENT) -> set[str]:
     """The first column of the first table under a heading."""
-    section = re.split(r"^#+ ", DOCUMENT.read_text(), flags=re.MULTILINE)
+    section = re.split(r"^#+ ", document.read_text(), flags=re.MULTILINE)
     (found,) = [text for text in section if text.startswith(f"{heading}\n")]
     return set(re.findall(r"^\| `([^`]+)` \|", found, flags=re.MULTILINE))
 
 
 FIELDS, KINDS = table("The event"), table("Kinds")
 VALUES = {
-    "kind": KINDS, "verdict": table("Verdicts"), "outcome": table("Outcomes"), "reason": table("Reasons"),
+    "kind": KINDS, "verdict": table("Verdicts"), "outcome": table("Outcomes"), "reason": table("Reasons", REASONS),
     "fault.where": table("Faults"), "mode": {"enforce", "audit"}, "protocol": {"tcp", "tls", "http", "udp"},
 }  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_sockets_of_other_protocols_are_refused(tried, family):
 
 def test_calls_that_are_refused_are_told(tried):
     """The filter has no rule and no reason but itself: it names the call, and who made it."""
-    told = tried.journal.of(kind="call.refused", call="socket")
+    told = tried.journal.of(kind="syscall.denied", call="socket")
     assert [(event["outcome"], "python" in event["process"]["exe"]) for event in told] == [("blocked", True)]
 
 

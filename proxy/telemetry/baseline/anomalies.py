@@ -89,7 +89,7 @@ class Scan:
         elif event.kind is Kind.CONNECTION_CLOSED and event.bytes is not None:
             unusual = self._baselines.sent(task.id, task.name, max(0, event.bytes.up), at)
         if unusual is not None and self._now - event.time < _FRESH:
-            made = self._made(Kind.TASK_UNUSUAL, Origin(task, event.sandbox, event.host))
+            made = self._made(Kind.ANOMALY_DETECTED, Origin(task, event.sandbox, event.host))
             self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
 
     def _made(self, kind: Kind, origin: Origin) -> Event:

@@ -14,9 +14,9 @@ VERSION: Final = "9.4.0"
 _NS_A_SECOND: Final = 1_000_000_000
 _CATEGORIES: Final = {
     "connection": ["network"], "request": ["network", "web"], "dns": ["network"], "task": ["process"],
-    "rules": ["configuration"], "tamper": ["intrusion_detection"], "leak": ["intrusion_detection"],
-    "approval": ["iam"], "flag": ["iam"], "changes": ["file"], "command": ["process"], "call": ["process"],
-    "agent": ["process"], "journal": ["host"], "gate": ["host"],
+    "rules": ["configuration"], "tampering": ["intrusion_detection"], "secret": ["intrusion_detection"],
+    "approval": ["iam"], "flag": ["iam"], "changes": ["file"], "command": ["process"], "syscall": ["process"],
+    "anomaly": ["process"], "agent": ["process"], "journal": ["host"], "gate": ["host"],
 }  # fmt: skip
 _MAPPED: Final = frozenset({"time", "id", "kind", "reason", "host", "bytes", "process", "dns", "http", "started_by"})
 
@@ -31,7 +31,7 @@ def _type(record: Record) -> list[str]:
     kind = words(record["kind"])
     if not kind.decision:
         return [*kind.ecs]
-    denied = record.get("outcome") == "blocked" or record["kind"] == "tamper"
+    denied = record.get("outcome") == "blocked" or record["kind"] == "tampering.detected"
     return [*kind.ecs, "denied" if denied else "allowed"]
 
 

@@ -64,14 +64,16 @@ KINDS: Final = {
     "task.ended": KindWords("Task ended", PROCESS, (2, "Terminate"), ("end",)),
     "task.limited": KindWords("Task at a limit", PROCESS),
     "task.tainted": KindWords("Task read from an untrusted source", DETECTION, _CREATE, severity=_MEDIUM),
-    "task.unusual": KindWords("Task does what is unusual", DETECTION, _CREATE, severity=_MEDIUM),
+    "anomaly.detected": KindWords("Task does what is unusual", DETECTION, _CREATE, severity=_MEDIUM),
     "rules.loaded": KindWords("Rules loaded", ENTITY, None, ("change",)),
     "rules.rejected": KindWords("Rules rejected", ENTITY, _UPDATE, severity=_MEDIUM),
     "gate.error": KindWords("Gate failed", ERROR, (1, "General Error"), severity=_MEDIUM),
-    "tamper": KindWords("Placeholder of a secret misused", DETECTION, _CREATE, severity=_HIGH, decision=True),
-    "leak.found": KindWords("Secret found in what leaves", LEAK, _CREATE, severity=_HIGH, decision=True),
+    "tampering.detected": KindWords(
+        "Placeholder of a secret misused", DETECTION, _CREATE, severity=_HIGH, decision=True
+    ),
+    "secret.detected": KindWords("Secret found in what leaves", LEAK, _CREATE, severity=_HIGH, decision=True),
     "command.decided": KindWords("Command", PROCESS, _LAUNCH, _START, decision=True),
-    "call.refused": KindWords("System call", KERNEL, (4, "Invoke"), ("access",), decision=True),
+    "syscall.denied": KindWords("System call", KERNEL, (4, "Invoke"), ("access",), decision=True),
     "agent.said": KindWords("Task says", BASE),  # a claim: what it speaks of is recorded by the component that saw it
     "changes.kept": KindWords("Changes kept", ENTITY, _CREATE, ("creation",)),
     "changes.accepted": KindWords("Changes accepted", ENTITY, _UPDATE),

@@ -37,10 +37,10 @@ _ACTIONS: Final = {1: "Allowed", 2: "Denied", 3: "Observed"}
 _DISPOSITIONS: Final = {1: "Allowed", 2: "Blocked", 8: "Approved", 17: "Logged", 19: "Alert", 27: "Error"}
 _PROTOCOL_NUMBERS: Final = {"tcp": 6, "udp": 17}  # IANA protocol numbers
 _TITLES: Final = {
-    "tamper": "placeholder of a secret misused",
-    "leak.found": "secret in what a task sends",
+    "tampering.detected": "placeholder of a secret misused",
+    "secret.detected": "secret in what a task sends",
     "task.tainted": "task read from an untrusted source",
-    "task.unusual": "task does what tasks of its name usually don't",
+    "anomaly.detected": "task does what tasks of its name usually don't",
 }
 
 
@@ -107,7 +107,7 @@ def _status(record: Record, kind: KindWords) -> dict[str, Any]:
 def _control(record: Record, kind: KindWords) -> dict[str, Any]:
     """Return what the gate did about it: the profile `security_control`."""
     outcome = record.get("outcome")
-    if record["kind"] == "tamper":
+    if record["kind"] == "tampering.detected":
         outcome = "blocked"  # whatever of it was sent never left
     if outcome not in _ACTION:
         return {}

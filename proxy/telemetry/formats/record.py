@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from proxy.telemetry.events import FORMER_KINDS
 from proxy.telemetry.formats.fields import Record, at, nanoseconds
 from proxy.telemetry.masking import cut
 from proxy.telemetry.schema import fitted
@@ -35,13 +36,19 @@ def read(line: bytes) -> Record:
         found = strict_json.without_misfits(line)
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
-        record = harmless(_with_own_names(fitted(found)))
+        record = harmless(_with_own_names(_with_current_kind(fitted(found))))
     except RecursionError as error:
         raise ValueError("too deep") from error
     if not (record.get("id") and record.get("kind") and "time" in record):
         raise ValueError("it has no time, id and kind")
     nanoseconds(record)
     return record
+
+
+def _with_current_kind(record: dict[str, Any]) -> dict[str, Any]:
+    """Replace the name that a kind had in an earlier version by the current one."""
+    current = FORMER_KINDS.get(str(record.get("kind")))
+    return record if current is None else {**record, "kind": current.value}
 
 
 def _with_own_names(record: dict[str, Any]) -> dict[str, Any]:

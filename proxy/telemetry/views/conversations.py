@@ -29,8 +29,8 @@ _ONE_CALL: Final = 60 * _NS  # that a tool may take whose end was never told
 _SLACK: Final = _NS
 _NOBODY: Final = Agent("")  # of a line that says nothing of one
 _DID: Final = DECISIONS | APPROVALS | {
-    Kind.COMMAND_DECIDED, Kind.CALL_REFUSED, Kind.LEAK_FOUND, Kind.TAMPER, Kind.TASK_TAINTED, Kind.TASK_UNUSUAL,
-    Kind.TASK_LIMITED,
+    Kind.COMMAND_DECIDED, Kind.SYSCALL_DENIED, Kind.SECRET_DETECTED, Kind.TAMPERING_DETECTED, Kind.TASK_TAINTED,
+    Kind.ANOMALY_DETECTED, Kind.TASK_LIMITED,
 }  # fmt: skip
 
 

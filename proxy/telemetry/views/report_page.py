@@ -82,15 +82,15 @@ def _cards(all_: "Gathered") -> "list[tuple[str, int, str]]":
     kinds = Counter(event.kind for event in all_.warnings)
     return [
         *((outcome.value, totals[outcome], word) for outcome, word in reversed(_WORDS.items())),
-        ("blocked", kinds[Kind.TAMPER], "tampering"),
-        ("blocked", kinds[Kind.LEAK_FOUND], "leaks"),
-        ("would_block", kinds[Kind.TASK_UNUSUAL], "unusual"),
+        ("blocked", kinds[Kind.TAMPERING_DETECTED], "tampering"),
+        ("blocked", kinds[Kind.SECRET_DETECTED], "leaks"),
+        ("would_block", kinds[Kind.ANOMALY_DETECTED], "unusual"),
         ("would_block", kinds[Kind.TASK_TAINTED], "tainted"),
     ]
 
 
 def _details(event: "Event") -> str:
-    if event.kind in APPROVALS or event.kind is Kind.TASK_UNUSUAL:
+    if event.kind in APPROVALS or event.kind is Kind.ANOMALY_DETECTED:
         return what(event)
     return event.detail or (event.fault.detail if event.fault else "") or "; ".join(event.problems)
 

@@ -58,7 +58,7 @@ def _beginning(event: "Event") -> str:
 def _sentence(event: "Event") -> str:
     who = f"{event.process.exe} ({event.process.pid}): " if event.process is not None else ""
     became = ""
-    if event.kind in DECISIONS or event.kind is Kind.LEAK_FOUND:
+    if event.kind in DECISIONS or event.kind is Kind.SECRET_DETECTED:
         became = f": {_BECAME[event.outcome]}" if event.outcome is not None else ""
     return f"{unpadded(visible(f'{who}{what(event)}'))}{became}"
 

@@ -24,8 +24,8 @@ RATE_OVER: Final = 10  # seconds
 _NS: Final = 1_000_000_000
 _KEPT_AFTER_END: Final = 10 * _NS
 _BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
-_WARNINGS: Final = frozenset({Kind.TAMPER, Kind.LEAK_FOUND})
-_ODD: Final = frozenset({Kind.TASK_UNUSUAL, Kind.TASK_TAINTED})
+_WARNINGS: Final = frozenset({Kind.TAMPERING_DETECTED, Kind.SECRET_DETECTED})
+_ODD: Final = frozenset({Kind.ANOMALY_DETECTED, Kind.TASK_TAINTED})
 _OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_STALE})  # a vote that is refused ends no question
 MOST_ASKED: Final = 1000
 
@@ -187,9 +187,9 @@ class Screen:
         ]
         said = [self._said(line) for line in said]
         notices = (
-            (state.warnings, "LEAKS OR TAMPERING: exeat log --kind tamper --kind leak.found", _RED),
+            (state.warnings, "LEAKS OR TAMPERING: exeat log --kind tampering.detected --kind secret.detected", _RED),
             (len(state.asked), "WAIT FOR A PERSON: exeat approvals", _YELLOW),
-            (state.odd, "UNUSUAL OR TAINTED: exeat log --kind task.unusual --kind task.tainted", _YELLOW),
+            (state.odd, "UNUSUAL OR TAINTED: exeat log --kind anomaly.detected --kind task.tainted", _YELLOW),
         )
         said += [self._said(f"{count} {text}", colour) for count, text, colour in notices if count]
         if audited := sorted({visible(each.name) for each in tasks if each.audit and each.ended is None}):

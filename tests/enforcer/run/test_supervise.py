@@ -92,7 +92,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
         recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)), metrics=metrics)
 
         def finish():
-            metrics.told(Kind.TAMPER, 100)
+            metrics.told(Kind.TAMPERING_DETECTED, 100)
             metrics.failed(Where.WORKER)
             return ("put aside",)
 
@@ -101,7 +101,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
         gate.see_out()
         told = message.receive(worker)[0], message.receive(worker)[0]
     assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
-    counted = {"told": {"task.started": 1, "tamper": 1}, "errors": {"worker": 1}}
+    counted = {"told": {"task.started": 1, "tampering.detected": 1}, "errors": {"worker": 1}}
     assert told == ({"ended": "passed", "refused": {"udp": 2}, **counted, "stop": True}, {})
     assert left == ("put aside",)
     assert gate.said == {"summary": "of it"}

@@ -55,7 +55,7 @@ def crash():
         lambda: {"exeat_sandboxes 0.0", 'exeat_tasks_total{outcome="passed"} 2.0'} <= set(scraped(scrape).splitlines())
     )
     run("--task", "maker", "--", "sh", "-c", "echo x > .envrc")  # what the runs themselves tell is scraped, too
-    kinds = {"task.started": 3, "task.ended": 3, "tamper": 1, "changes.kept": 1}
+    kinds = {"task.started": 3, "task.ended": 3, "tampering.detected": 1, "changes.kept": 1}
     told = {f'exeat_events_total{{kind="{kind}"}} {times}.0' for kind, times in kinds.items()}
     until(lambda: told <= set(scraped(scrape).splitlines()), "what runs tell")
     return {

@@ -114,7 +114,7 @@ def test_values_reach_their_server_and_nobody_else(lab, who):
         assert MARK not in text
     misused, mismatched = [e for e in told if e["kind"] == "request.decided" and e["outcome"] == "blocked"]
     assert (misused["reason"], mismatched["reason"]) == ("secret_misuse", "credential_mismatch")
-    elsewhere, plain = [e for e in told if e["kind"] == "tamper"]
+    elsewhere, plain = [e for e in told if e["kind"] == "tampering.detected"]
     assert (elsewhere["cause"], elsewhere["destination"]["name"]) == (misused["id"], "other.example")
     assert (plain["destination"]["name"], plain["destination"]["port"]) == ("good.example", 80)
 

@@ -279,7 +279,7 @@ def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_put_aside(so
     assert sorted(path.name for path in someone.work.iterdir()) == [".git", "made", "note"]
     assert sorted(path.name for path in (someone.work / "made").iterdir()) == ["a.conf"]
     assert stat.S_IMODE(someone.work.stat().st_mode) == 0o555
-    told = [event for event in someone.events() if event["kind"] in ("tamper", "changes.kept")]
+    told = [event for event in someone.events() if event["kind"] in ("tampering.detected", "changes.kept")]
     made = [".envrc", ".vscode", ".vscode/tasks.json", "made/new.conf"]
     assert [(event.get("reason"), event["paths"]) for event in told] == [("protected_path", made), (None, made)]
     someone.work.chmod(0o755)

@@ -158,7 +158,7 @@ def test_a_worktree_that_a_task_makes_in_its_workspace_is_nothing_to_tell(someon
     done = run(someone, main, "git worktree add -q inside && git -C inside status")
     assert done.returncode == 0, done.stderr.decode()
     assert b"protected" not in done.stderr
-    assert [event for event in someone.events() if event["kind"] == "tamper"] == []
+    assert [event for event in someone.events() if event["kind"] == "tampering.detected"] == []
     shutil.rmtree(main / "inside")
     done = run(someone, main, "git worktree add -q other && echo ../../../evil > .git/worktrees/other/commondir")
     assert b"protected files are not what they were" in done.stderr

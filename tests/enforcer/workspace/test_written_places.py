@@ -83,7 +83,7 @@ def test_a_repository_elsewhere_is_guarded_as_in_the_workspace(someone, mode):
     assert (main / ".git/description").read_text() == "x\n"
     said = done.stderr.decode()
     assert f"protected files that weren't there are put aside ({main}/.git/hooks" in said
-    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    [event] = [event for event in someone.events() if event["kind"] == "tampering.detected"]
     assert event["reason"] == "protected_path"
     assert f"{main}/.git/hooks" in event["paths"]
     task = event["task"]["id"]
@@ -116,7 +116,7 @@ def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(som
     said = done.stderr.decode()
     assert f"this host runs or obeys what was changed; look at it first: {file}" in said
     assert f"look at it first: {autostart}/x.desktop" in said
-    paths = {path for event in someone.events() if event["kind"] == "tamper" for path in event["paths"]}
+    paths = {path for event in someone.events() if event["kind"] == "tampering.detected" for path in event["paths"]}
     assert paths == {str(file), f"{autostart}/x.desktop"}
 
 
@@ -169,6 +169,6 @@ def test_a_directory_of_projects_keeps_their_hooks_and_configurations(someone, o
     assert (source / "p/.git/config").read_text() == before, said
     assert not (source / "p/.git/hooks").exists()
     assert "p/.git/hooks" in said
-    [event] = [event for event in someone.events() if event["kind"] == "tamper"]
+    [event] = [event for event in someone.events() if event["kind"] == "tampering.detected"]
     assert [path.removeprefix(f"{source}/") for path in event["paths"]] == ["p/.git/hooks", "p/.git/hooks/pre-commit"]
     assert (source / "new/.git/config").exists()

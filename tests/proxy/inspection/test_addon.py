@@ -116,13 +116,13 @@ def test_secrets_are_looked_for_here_too(dump, path, chunked):
     clean_one = dump.events("request.decided")[-1]["id"]
     wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == clean_one])
     assert next(e for e in dump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
-    told = len(dump.events("leak.found"))
+    told = len(dump.events("secret.detected"))
     body.write_bytes(clean + TOKEN.encode() + clean)
     status, out, err = dump.curl(*words, url)
     kept = path == "/upload?kept=1"
     assert (status == 0) is not kept, (out, err)
-    wait_for(lambda: len(dump.events("leak.found")) > told)
-    leak = dump.events("leak.found")[-1]
+    wait_for(lambda: len(dump.events("secret.detected")) > told)
+    leak = dump.events("secret.detected")[-1]
     assert (leak["verdict"], leak["detail"]) == ("deny" if kept else "flag", "github-token in the body")
     wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]])
     (completed,) = [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]]

@@ -56,7 +56,7 @@ def test_a_form_may_have_a_secret_where_a_file_says_so(gate, origins):
     assert post(made, b"a=b").startswith(b"HTTP/1.1 200")
     assert post(made, b"a" * 5_000_000).startswith(b"HTTP/1.1 200")  # more than is ever held
     assert got[2:] == [b"a=b", b"a" * 5_000_000]
-    assert gate.events("tamper") == []
+    assert gate.events("tampering.detected") == []
     never_told(gate)
 
 
@@ -82,7 +82,7 @@ def test_a_form_has_a_secret_nowhere_else(gate, origins, body, fields):
     answer = post(form_place(gate, origin), body, *fields)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tamper"))
+    wait_for(lambda: gate.events("tampering.detected"))
     assert all(FORM_SECRET not in each for each in got)
     never_told(gate, answer)
 

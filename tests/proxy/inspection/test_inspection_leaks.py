@@ -35,7 +35,7 @@ def test_a_head_is_told_of_and_goes_out(gate, origins, request_head, detail):
     answer = place(gate, origin).ask(request_head)  # `flag` where nothing is said
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(origin.requests) == 1
-    (decided,), (leak,) = gate.events("request.decided"), gate.events("leak.found")
+    (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("allow", "passed", "rule")
     assert (leak["verdict"], leak["outcome"], leak["reason"], leak["rules"]) == ("flag", "passed", "leak", ["t:a"])
     assert (leak["cause"], leak["destination"]["name"]) == (decided["id"], "good.example")
@@ -52,7 +52,7 @@ def test_a_head_that_is_blocked_goes_nowhere(gate, origins, request_head, detail
     said = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert said["reason"] == "leak"
     assert (origin.requests, origin.connections) == ([], 0)
-    (decided,), (leak,) = gate.events("request.decided"), gate.events("leak.found")
+    (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "leak")
     assert (leak["verdict"], leak["outcome"], leak["detail"]) == ("deny", "blocked", detail)
     assert leak["cause"] == decided["id"]
@@ -73,7 +73,7 @@ def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, re
     made = place(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
     assert made.ask(request_head).startswith(b"HTTP/1.1 403")
-    [leak] = gate.events("leak.found")
+    [leak] = gate.events("secret.detected")
     assert leak["detail"] == "the password for the upstream proxy in the head"
     assert origin.requests == []
     assert PROXY_PASSWORD.decode() not in json.dumps(gate.events())
@@ -102,7 +102,7 @@ USUAL = {
 def test_a_credential_in_its_usual_place_is_no_leak(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     assert place(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
-    assert gate.events("leak.found") == []
+    assert gate.events("secret.detected") == []
 
 
 def test_off_is_off(gate, origins):
@@ -112,7 +112,7 @@ def test_off_is_off(gate, origins):
     answer = place(gate, origin, "off").ask(head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode())
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [TOKEN.encode()]
-    assert gate.events("leak.found") == []
+    assert gate.events("secret.detected") == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_path_is_told_without_the_secret(gate, origins, path, told):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin).ask(head(f"GET {path}"))
     wait_for(lambda: gate.events("request.completed"))
-    for kind in ("request.decided", "request.completed", "leak.found"):
+    for kind in ("request.decided", "request.completed", "secret.detected"):
         assert [event["http"]["path"] for event in gate.events(kind)] == [told]
 
 
@@ -155,7 +155,7 @@ def test_a_denied_request_is_not_looked_at(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
-    assert gate.events("leak.found") == []
+    assert gate.events("secret.detected") == []
 
 
 @pytest.mark.parametrize("scan", ["flag", "block"])
@@ -165,8 +165,8 @@ def test_http2_is_read_the_same(gate, origins, scan):
     secret = TOKEN.encode()
     with made.connect(["h2"]) as connection:
         status, body = http2(connection, made.host, FILLER[:9000], secret[:7], secret[7:], FILLER[:9000])
-    wait_for(lambda: gate.events("leak.found"))
-    assert gate.events("leak.found")[0]["detail"] == "github-token in the body"
+    wait_for(lambda: gate.events("secret.detected"))
+    assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
     assert status == (b"200" if scan == "flag" else b"403")
     never_told(gate, body)
 
@@ -212,8 +212,8 @@ def test_a_websocket_s_messages_are_looked_at(gate, origins, scan):
             assert answer == b"\x81\x02ok"
             connection.sendall(innocent)
             assert connection.recv(100) == b"\x81\x02ok"
-        wait_for(lambda: gate.events("leak.found"))  # told while it is open
-    assert gate.events("leak.found")[0]["detail"] == "github-token in the body"
+        wait_for(lambda: gate.events("secret.detected"))  # told while it is open
+    assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
     assert (leak in b"".join(got)) is (scan == "flag")
     assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
 
@@ -229,8 +229,8 @@ BY_CURL = {
 def test_what_curl_encodes_is_found_and_blocked(gate, origins, words, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin, "block").curl("/a", *words)
-    assert [leak["detail"] for leak in gate.events("leak.found")] == [detail]
-    assert gate.events("leak.found")[0]["outcome"] == "blocked"
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == [detail]
+    assert gate.events("secret.detected")[0]["outcome"] == "blocked"
 
 
 @pytest.mark.parametrize("more", ["", "x" * 8000])
@@ -247,4 +247,4 @@ def test_strict_blocks_a_token_in_its_place_where_nothing_names_the_host(gate, o
     answer = made.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
     assert answer.split()[1] == status
     found = ["github-token in the header `Authorization`"] if status == b"403" else []
-    assert [leak["detail"] for leak in gate.events("leak.found")] == found
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == found

@@ -48,7 +48,7 @@ def test_of_a_body_that_is_blocked_nothing_of_the_secret_leaves(gate, origins, s
     answer = post(place(gate, origin, "block"), body, pieces=pieces)
     wait_for(lambda: gate.events("request.completed"))
     assert answer.startswith((b"HTTP/1.1 403", b""))
-    (leak,), (completed,) = gate.events("leak.found"), gate.events("request.completed")
+    (leak,), (completed,) = gate.events("secret.detected"), gate.events("request.completed")
     assert (leak["verdict"], leak["outcome"]) == ("deny", "blocked")
     assert leak["detail"].startswith(name)
     assert leak["detail"].endswith("in the body")
@@ -66,8 +66,8 @@ def test_a_body_that_is_told_of_passes_as_it_is(gate, origins, secret, shape):
     answer = post(place(gate, origin), b"".join(pieces), pieces=pieces)
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [b"".join(pieces)]
-    wait_for(lambda: gate.events("leak.found"))
-    details = [leak["detail"] for leak in gate.events("leak.found")]
+    wait_for(lambda: gate.events("secret.detected"))
+    details = [leak["detail"] for leak in gate.events("secret.detected")]
     assert any(detail.startswith(name) for detail in details)
     wait_for(lambda: gate.events("request.completed"))
     assert gate.events("request.completed")[0]["outcome"] == "passed"
@@ -122,9 +122,9 @@ def test_what_is_beyond_is_missed_under_flag_and_not_under_block(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     assert post(place(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
-    assert gate.events("leak.found") == []
+    assert gate.events("secret.detected") == []
     post(place(gate, origin, "block", secrets=False), body)
-    wait_for(lambda: gate.events("leak.found"))
+    wait_for(lambda: gate.events("secret.detected"))
     assert got[0] == body
     assert all(TOKEN.encode()[:8] not in each for each in got[1:])
 
@@ -138,7 +138,7 @@ def test_a_secret_shared_between_two_requests(gate, origins):
     for _ in range(2):
         answer = post(made, VALUE[half:])
         assert b'"leak"' in answer
-    assert {leak["detail"] for leak in gate.events("leak.found")} == {
+    assert {leak["detail"] for leak in gate.events("secret.detected")} == {
         "most of the value of the secret `key`, in one request or in several in the body"
     }
     assert VALUE[half:].decode() not in repr(origin.requests)
@@ -154,7 +154,7 @@ def test_a_large_clean_upload_passes_whole_under_block(gate, origins, version):
     status, out, err = made.curl("/upload", version, "-X", "POST", "-T", body)
     assert (status, err) == (0, "")
     assert json.loads(out)["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
-    assert gate.events("leak.found") == []
+    assert gate.events("secret.detected") == []
 
 
 @pytest.mark.parametrize("scan", ["flag", "block"])
@@ -163,5 +163,5 @@ def test_trailers_are_looked_at(gate, origins, scan):
     made = place(gate, origin, scan)
     with made.connect(["h2"]) as connection:
         status, _ = http2(connection, made.host, b"abc", trailers=[("x-note", TOKEN)])
-    wait_for(lambda: gate.events("leak.found"))
+    wait_for(lambda: gate.events("secret.detected"))
     assert status == (b"200" if scan == "flag" else b"403")

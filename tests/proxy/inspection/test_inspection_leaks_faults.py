@@ -57,7 +57,7 @@ def test_what_breaks_off_is_looked_at_as_far_as_it_has_left(gate, origins):
     wait_for(lambda: origin.requests)
     connection.close()
     wait_for(lambda: gate.events("request.completed"))
-    assert [leak["detail"] for leak in gate.events("leak.found")] == ["github-token in the body"]
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == ["github-token in the body"]
 
 
 def test_other_rules_tighten_what_is_under_way(gate, origins):

@@ -43,7 +43,7 @@ def test_the_value_goes_out_in_place_of_the_placeholder(gate, origins, request_h
     assert FAKE not in origin.requests[0]
     assert NO_PASSWORD not in origin.requests[0]
     wait_for(lambda: gate.events("request.completed"))
-    assert gate.events("tamper") == []
+    assert gate.events("tampering.detected") == []
     never_told(gate, answer)
 
 
@@ -87,7 +87,7 @@ def test_a_placeholder_anywhere_else_goes_nowhere(gate, origins, request_head, w
     assert answer.startswith(b"HTTP/1.1 403")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert (origin.requests, origin.connections) == ([], 0)
-    (tamper,), (decided,) = gate.events("tamper"), gate.events("request.decided")
+    (tamper,), (decided,) = gate.events("tampering.detected"), gate.events("request.decided")
     assert (tamper["cause"], tamper["reason"], tamper["destination"]["name"]) == (
         decided["id"], "secret_misuse", "good.example",
     )  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_placeholder_goes_to_no_other_place(gate, origins, where, sent, belong
     answer = place(gate, origin, **where).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 403")
     assert gate.decided() == [("GET", "/echo", "blocked", "secret_misuse")]
-    (tamper,) = gate.events("tamper")
+    (tamper,) = gate.events("tampering.detected")
     assert tamper["detail"].startswith("the placeholder of `model-key` was sent to ")
     assert sent % origin.port in tamper["detail"]
     assert belongs % origin.port + ", in the header `authorization` or" in tamper["detail"]
@@ -177,16 +177,18 @@ def test_a_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
             connection.sendall(piece)
         answer = rest(connection)
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tamper"))
+    wait_for(lambda: gate.events("tampering.detected"))
     wait_for(lambda: gate.events("request.completed"))
-    (decided,), (completed,), (tamper,) = map(gate.events, ("request.decided", "request.completed", "tamper"))
+    (decided,), (completed,), (tamper,) = map(
+        gate.events, ("request.decided", "request.completed", "tampering.detected")
+    )
     assert (decided["outcome"], completed["outcome"], completed["reason"]) == ("passed", "blocked", "secret_misuse")
     assert tamper["cause"] == decided["id"]
     assert "is in the body" in tamper["detail"]
     assert FAKE not in received(origin).encode()
     said = gate.recorder.summary().describe()
     assert "blocked 1 request (good.example)" in said
-    assert said.endswith("; 1 tamper")
+    assert said.endswith("; 1 misused placeholder")
 
 
 def test_http2_is_read_the_same(gate, origins):
@@ -215,8 +217,8 @@ def test_a_placeholder_in_trailers_ends_the_request(gate, origins):
     made = place(gate, origin)
     with made.connect(["h2"]) as connection:
         http2(connection, made.host, [("te", "trailers")], trailers=[("x-late", SHOWN)])
-    wait_for(lambda: gate.events("tamper"))
-    assert "is in the trailers" in gate.events("tamper")[0]["detail"]
+    wait_for(lambda: gate.events("tampering.detected"))
+    assert "is in the trailers" in gate.events("tampering.detected")[0]["detail"]
     assert SHOWN not in received(origin)
 
 
@@ -245,7 +247,7 @@ def test_a_placeholder_that_comes_after_the_answer_has_begun_ends_both(gate, ori
     wait_for(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("blocked", "secret_misuse")
-    assert len(gate.events("tamper")) == 1
+    assert len(gate.events("tampering.detected")) == 1
 
 
 @pytest.mark.parametrize(
@@ -257,5 +259,7 @@ def test_a_placeholder_to_a_place_that_is_denied_is_told_too(gate, origins, fiel
     gate.rules("[]")
     answer = made.ask(head("GET /echo", field))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
-    assert [e["cause"] for e in gate.events("tamper")] == [gate.events("connection.decided")[0]["id"]] * tampered
+    assert [e["cause"] for e in gate.events("tampering.detected")] == [
+        gate.events("connection.decided")[0]["id"]
+    ] * tampered
     assert origin.connections == 0

@@ -96,7 +96,7 @@ def test_a_redirect_takes_a_placeholder_nowhere(gate, origins):
     assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
     assert REAL in good.requests[0]  # it was in its place, where it belongs
     assert other.connections == 0
-    assert [each["destination"]["name"] for each in gate.events("tamper")] == ["other.example"]
+    assert [each["destination"]["name"] for each in gate.events("tampering.detected")] == ["other.example"]
 
 
 def asks(*lines):

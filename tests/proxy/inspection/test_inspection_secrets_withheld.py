@@ -55,7 +55,7 @@ def test_secret_at_a_host_that_it_is_not_sent_to_is_blocked_and_no_tampering(gat
     assert told["detail"].startswith(f"`model-key` is not sent to `good.example:{origin.port}`")
     assert "belongs to `api.example`" in told["detail"]
     assert [outcome for *_, outcome in gate.decided()] == ["secret_not_sent"]
-    assert (gate.events("tamper"), gate.recorder.summary().tampers) == ([], 0)
+    assert (gate.events("tampering.detected"), gate.recorder.summary().tampers) == ([], 0)
     assert (origin.requests, origin.connections) == ([], 0)
     never_told(gate, answer)
 
@@ -74,14 +74,14 @@ HIDDEN = {
 def test_placeholder_elsewhere_at_such_a_host_is_tampering(gate, origins, asked):
     answer = place(gate, origins.web("good.example")).ask(asked)
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tamper"))
+    wait_for(lambda: gate.events("tampering.detected"))
     never_told(gate, answer)
 
 
 def test_secret_without_tls_at_such_a_host_is_tampering(gate, origins):
     answer = place(gate, origins.web("good.example", tls=False), tls=False).ask(IN_GOOD_FAITH["its header"])
     assert b"secret_misuse" in answer
-    assert len(gate.events("tamper")) == 1
+    assert len(gate.events("tampering.detected")) == 1
 
 
 def test_request_without_the_secret_passes_at_such_a_host(gate, origins):
@@ -103,7 +103,7 @@ def test_signed_request_at_a_host_that_its_keys_are_not_for_is_no_tampering(gate
         fields = signed(one, made.host, "GET", "/")
         answer = made.ask(head("GET /", *(f"{name}: {value}" for name, value in fields.items() if name != "host")))
         assert reason.encode() in answer
-    assert len(gate.events("tamper")) == 1
+    assert len(gate.events("tampering.detected")) == 1
     assert origin.connections == 0
 
 
@@ -125,4 +125,4 @@ def test_misplaced_placeholder_at_a_host_without_a_rule_is_told_as_that(gate, or
     told = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (told["reason"], f"reason={reason};".encode() in answer) == (reason, True)
     assert ("the placeholder of `model-key`" in told["detail"]) == bool(tampers)
-    assert len(gate.events("tamper")) == tampers == gate.recorder.summary().tampers
+    assert len(gate.events("tampering.detected")) == tampers == gate.recorder.summary().tampers

@@ -90,7 +90,7 @@ def test_what_a_task_signs_with_placeholders_is_signed_anew(world, request_said)
     (asked,) = world.origin.requests
     for part in (world.fake.ident, world.fake.key):
         assert part.encode() not in asked
-    assert world.gate.events("tamper") == []
+    assert world.gate.events("tampering.detected") == []
     world.never_told(answer)
 
 
@@ -216,7 +216,7 @@ def test_nothing_else_gets_signed(world, attempt, reason):
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert world.origin.requests == []
-    assert len(world.gate.events("tamper")) == (reason == "secret_misuse")
+    assert len(world.gate.events("tampering.detected")) == (reason == "secret_misuse")
     world.never_told(answer)
 
 

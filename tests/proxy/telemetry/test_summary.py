@@ -104,11 +104,13 @@ def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
             CAUSE, "a key", rules=(), blocked=blocked, name=name, **where, protocol=Protocol.TLS, http=None
         )
     here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
-    assert here.recorder.summary().describe() == "flagged 3 leaks (a.example, b.example); 1 tamper"
+    assert here.recorder.summary().describe() == "flagged 3 leaks (a.example, b.example); 1 misused placeholder"
     ask(here.recorder)
     here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
     summary = here.recorder.summary()
-    said = "allowed 1 request; 1 flagged (`exeat flagged`); flagged 3 leaks (a.example, b.example); 2 tampers"
+    said = (
+        "allowed 1 request; 1 flagged (`exeat flagged`); flagged 3 leaks (a.example, b.example); 2 misused placeholders"
+    )
     assert summary.describe() == said
     assert Summary.decode(summary.encode()) == summary
 

@@ -159,7 +159,7 @@ class World:
             self.run(f"t-{number}", "usual.example")
         assert not find_anomalies(self.journal, self.state, HOST)
 
-    def told(self, kind=Kind.TASK_UNUSUAL):
+    def told(self, kind=Kind.ANOMALY_DETECTED):
         return [entry.event for entry in read_events(self.journal) if entry.event.kind is kind]
 
 

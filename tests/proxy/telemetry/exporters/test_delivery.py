@@ -175,8 +175,8 @@ def test_a_receiver_that_refuses_everything_gets_it_all_once_it_is_mended(rig):
 
 WRONG = {
     "no JSON": b"nonsense", "another JSON": b"[1]", "no kind": b'{"time":"2026-11-21T01:15:37.603903692Z","id":"x"}',
-    "no time": b'{"id":"x","kind":"tamper"}', "a time of another kind": b'{"id":"x","kind":"tamper","time":7}',
-    "an id of another kind": b'{"time":"2026-11-21T01:15:37.603903692Z","id":7,"kind":"tamper"}',
+    "no time": b'{"id":"x","kind":"tampering.detected"}', "a time of another kind": b'{"id":"x","kind":"tampering.detected","time":7}',
+    "an id of another kind": b'{"time":"2026-11-21T01:15:37.603903692Z","id":7,"kind":"tampering.detected"}',
     "too deep": b'{"a":' * 100_000, "not ASCII": b"\xff\xfe",
 }  # fmt: skip
 

@@ -63,11 +63,12 @@ def test_words_that_come_later_stay_and_values_of_another_type_don_t(change, fie
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"time": "now"}, {"time": 7}, {"id": None}, {"id": ""}, {"kind": ["tamper"]}, {"time": "9" * 30}]
+    "wrong",
+    [{"time": "now"}, {"time": 7}, {"id": None}, {"id": ""}, {"kind": ["tampering.detected"]}, {"time": "9" * 30}],
 )
 def test_what_has_no_time_id_and_kind_is_no_event(wrong):
     with pytest.raises(ValueError):
-        read(json.dumps({**FULL[Kind.TAMPER], **wrong}).encode())
+        read(json.dumps({**FULL[Kind.TAMPERING_DETECTED], **wrong}).encode())
 
 
 def test_no_task_names_a_field_of_a_receiver():

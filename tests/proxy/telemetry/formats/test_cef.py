@@ -104,8 +104,8 @@ SEVERITIES = [
     ("connection.decided", {"outcome": "passed", "reason": "rule", "verdict": "flag"}, 5),
     ("request.decided", {"outcome": "blocked", "reason": "secret_misuse", "verdict": "deny"}, 2),
     ("rules.rejected", {}, 4),
-    ("leak.found", {}, 2),
-    ("tamper", {}, 2),
+    ("secret.detected", {}, 2),
+    ("tampering.detected", {}, 2),
 ]
 
 

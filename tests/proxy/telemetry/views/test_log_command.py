@@ -85,14 +85,14 @@ def test_what_is_blocked_is_shown_with_what_was_tampered_with_and_the_leaks(capf
     for blocked in (True, False):
         recorder.leaked(cause, "a key", rules=(), blocked=blocked, **place, protocol=Protocol.TLS, http=Http("GET"))
     for words, kinds in {
-        ("--verdict", "blocked"): ["tamper", "leak.found"],
-        ("--verdict", "blocked", "--reason", "secret_misuse"): ["tamper"],
-        ("--verdict", "blocked", "--kind", "leak.found"): ["leak.found"],
-        ("--verdict", "flag"): ["leak.found"],
-        ("--verdict", "passed"): ["connection.decided", "leak.found"],
+        ("--verdict", "blocked"): ["tampering.detected", "secret.detected"],
+        ("--verdict", "blocked", "--reason", "secret_misuse"): ["tampering.detected"],
+        ("--verdict", "blocked", "--kind", "secret.detected"): ["secret.detected"],
+        ("--verdict", "flag"): ["secret.detected"],
+        ("--verdict", "passed"): ["connection.decided", "secret.detected"],
         ("--verdict", "failed"): [],
-        ("--kind", "tamper"): ["tamper"],
-        ("--reason", "leak"): ["leak.found", "leak.found"],
+        ("--kind", "tampering.detected"): ["tampering.detected"],
+        ("--reason", "leak"): ["secret.detected", "secret.detected"],
     }.items():
         status, events, err = told(capfdbinary, "--journal", tmp_path, *words)
         assert (status, [event["kind"] for event in events], err) == (0, kinds, ""), words

@@ -111,7 +111,7 @@ def test_what_a_sandbox_made_up_is_shown_and_does_nothing(text):
 
 
 def test_what_stands_in_it_can_be_read_back():
-    said = Reader(written(gather([full_event(Kind.TAMPER, "<b>&amp; 'x'")])))
+    said = Reader(written(gather([full_event(Kind.TAMPERING_DETECTED, "<b>&amp; 'x'")])))
     assert any("<b>&amp; 'x'" in cell for row in said.rows for cell in row)
 
 
@@ -135,7 +135,7 @@ def test_no_flood_takes_the_place_of_what_left_or_leaked():
     left = full_event(Kind.CONNECTION_CLOSED)._replace(destination=where)
     looked = full_event(Kind.DNS_DECIDED)._replace(outcome=Outcome.PASSED)
     refused = one._replace(outcome=Outcome.BLOCKED)
-    called = full_event(Kind.CALL_REFUSED)
+    called = full_event(Kind.SYSCALL_DENIED)
     flood = [
         event
         for number in range(3 * MOST)
@@ -145,7 +145,7 @@ def test_no_flood_takes_the_place_of_what_left_or_leaked():
             called,
         )
     ]
-    leak = full_event(Kind.LEAK_FOUND)._replace(outcome=Outcome.BLOCKED, reason=Reason.LEAK, destination=where)
+    leak = full_event(Kind.SECRET_DETECTED)._replace(outcome=Outcome.BLOCKED, reason=Reason.LEAK, destination=where)
     for events in ([*flood, one._replace(destination=where), left, leak], [one, left, leak, *flood]):
         all_ = gather(events)
         assert max(len(all_.places), len(all_.refusals), len(all_.warnings)) == MOST

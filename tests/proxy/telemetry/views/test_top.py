@@ -43,13 +43,13 @@ def test_each_attempt_is_counted_once_for_its_task():
         event(Kind.CONNECTION_CLOSED, bytes=Transferred(5, 7)),
         event(Kind.REQUEST_DECIDED, outcome=Outcome.BLOCKED),
         event(Kind.DNS_DECIDED, task="t-2", outcome=Outcome.FAILED),
-        event(Kind.TAMPER, task="t-2", outcome=None),
+        event(Kind.TAMPERING_DETECTED, task="t-2", outcome=None),
     )
     first, second = state.tasks["t-1"], state.tasks["t-2"]
     assert (first.attempts, second.attempts) == ({Outcome.PASSED: 1, Outcome.BLOCKED: 1}, {Outcome.FAILED: 1})
     assert (first.up, first.down, second.warnings, state.warnings) == (5, 7, 1, 1)
     assert state.attempts == {Outcome.PASSED: 1, Outcome.BLOCKED: 1, Outcome.FAILED: 1}
-    assert [each.kind for each in state.refusals] == [Kind.REQUEST_DECIDED, Kind.DNS_DECIDED, Kind.TAMPER]
+    assert [each.kind for each in state.refusals] == [Kind.REQUEST_DECIDED, Kind.DNS_DECIDED, Kind.TAMPERING_DETECTED]
 
 
 def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
@@ -62,7 +62,7 @@ def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
         step(Kind.APPROVAL_ANSWERED, 1, answer=Answer.REJECTED, final=True),
         step(Kind.APPROVAL_STALE, 2),
         step(Kind.APPROVAL_REFUSED, 3),  # a vote of somebody who has none
-        event(Kind.TASK_UNUSUAL),
+        event(Kind.ANOMALY_DETECTED),
         event(Kind.TASK_TAINTED),
     ):
         state.take(each)
@@ -108,7 +108,7 @@ def test_the_screen_says_it():
         event(Kind.TASK_STARTED),
         event(Kind.CONNECTION_DECIDED, NOW + 60 * NS, mode=Mode.AUDIT),
         event(Kind.CONNECTION_CLOSED, NOW + 60 * NS, bytes=Transferred(1_500_000, 7), mode=None),
-        event(Kind.LEAK_FOUND, NOW + 60 * NS, mode=None),
+        event(Kind.SECRET_DETECTED, NOW + 60 * NS, mode=None),
     )
     lines = Screen(200, 40).show(state, NOW + 61 * NS, "10:00")
     assert lines[0].startswith("exeat top  ")

@@ -1,0 +1,74 @@
+"""Journals of earlier versions: kinds of event that had another name are read as the kind of today."""
+
+import json
+
+import pytest
+
+from enforcer.cli import main
+from proxy.telemetry.encoding import decode, encode
+from proxy.telemetry.events import FORMER_KINDS, Kind
+from proxy.telemetry.formats.ecs import ecs
+from proxy.telemetry.formats.record import read
+from proxy.telemetry.views.report_data import gather
+from tests import event_schema
+from tests.proxy.telemetry.telemetry_harness import full_event
+
+RENAMED = [
+    ("leak.found", "secret.detected"),
+    ("call.refused", "syscall.denied"),
+    ("task.unusual", "anomaly.detected"),
+    ("tamper", "tampering.detected"),
+]
+
+
+def former_line(former):
+    """A line as an earlier version wrote it."""
+    now = FORMER_KINDS[former].value
+    return encode(full_event(FORMER_KINDS[former])).replace(f'"kind":"{now}"'.encode(), f'"kind":"{former}"'.encode())
+
+
+@pytest.fixture
+def journal(tmp_path):
+    day = tmp_path / "2026-11-18"
+    day.mkdir()
+    lines = [line for former, _ in RENAMED for line in (former_line(former), encode(full_event(FORMER_KINDS[former])))]
+    (day / "0001.jsonl").write_bytes(b"".join([*lines, encode(full_event(Kind.TASK_STARTED))]))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("former", "now"), RENAMED)
+def test_line_of_an_earlier_version_is_read_as_the_current_kind(former, now):
+    line = former_line(former)
+    assert json.loads(line)["kind"] == former
+    assert decode(line) == full_event(Kind(now))
+    assert json.loads(encode(decode(line)))["kind"] == now
+    event_schema.hold([json.loads(line)])
+
+
+@pytest.mark.parametrize(("former", "now"), RENAMED)
+def test_line_of_an_earlier_version_is_exported_as_the_current_kind(former, now):
+    record = read(former_line(former))
+    assert record["kind"] == now
+    assert ecs(record) == ecs(read(encode(full_event(Kind(now)))))
+
+
+def test_report_counts_events_of_earlier_versions_among_the_warnings():
+    events = [decode(former_line(former)) for former, _ in RENAMED]
+    assert [event.kind for event in gather(events).warnings] == [now for _, now in RENAMED]
+
+
+@pytest.mark.parametrize(("former", "now"), RENAMED)
+def test_log_kind_finds_both_names_and_warns_once_of_the_former(capfd, journal, former, now):
+    command = ["log", "--journal", str(journal), "--format", "jsonl", "--kind"]
+    assert main([*command, now]) == 0
+    out, err = capfd.readouterr()
+    assert ([json.loads(line)["kind"] for line in out.splitlines()], err) == ([former, now], "")
+    assert main([*command, former, "--kind", former]) == 0
+    said = f"exeat: `--kind {former}` is now `--kind {now}`; the next release no longer takes `--kind {former}`\n"
+    assert capfd.readouterr() == (out, said)
+
+
+def test_verdict_blocked_finds_tampering_of_earlier_versions(capfd, journal):
+    assert main(["log", "--journal", str(journal), "--format", "jsonl", "--verdict", "blocked"]) == 0
+    kinds = {json.loads(line)["kind"] for line in capfd.readouterr().out.splitlines()}
+    assert {"tamper", "tampering.detected"} <= kinds
