@@ -37,7 +37,7 @@ from proxy.request.mitmproxy_messages import head_of, response_head_of, response
 from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason
 
@@ -175,7 +175,7 @@ class Exeat:
         attempt = f"tcp {request.host}:{request.port}"
         try:
             decision = visitor.enter(request.host, request.port)
-        except InvalidName:
+        except InvalidNameError:
             decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
             refused = page(Refusal(decision, attempt, event=visitor.cause, desk=False))

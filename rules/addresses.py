@@ -14,7 +14,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -75,7 +75,7 @@ BLOCKS = (
     _block("224.0.0.0/4", "multicast", Opening.NEVER),  # RFC 5771
     _block("240.0.0.0/4", "reserved", Opening.NEVER),  # RFC 1112
     # IPv6, longest prefix first
-    _block("::ffff:0:0/96", "IPv4-mapped", Opening.NEVER),  # RFC 4291; `normal` has made IPv4 of them long before
+    _block("::ffff:0:0/96", "IPv4-mapped", Opening.NEVER),  # RFC 4291; `normalize` has made IPv4 of them long before
     _block("::ffff:0:0:0/96", "IPv4-translated", Opening.NEVER),  # RFC 2765
     _block("::/96", "IPv4-compatible", Opening.NEVER),  # RFC 4291, deprecated
     _block("64:ff9b::/96", "NAT64", Opening.NEVER),  # RFC 6052
@@ -131,7 +131,7 @@ def parse_address(text: str) -> Address | None:
     if "%" in text:
         return None
     try:
-        return normal(IPv6Address(text))
+        return normalize(IPv6Address(text))
     except ValueError:
         return None
 
@@ -141,13 +141,13 @@ def parse_host(text: str) -> HostName | Address:
     if text.startswith("["):
         address = parse_address(text[1:-1]) if text.endswith("]") and ":" in text else None
         if address is None:
-            raise InvalidName(f"`{ascii(text)[1:-1]}` is not an IPv6 address in brackets")
+            raise InvalidNameError(f"`{ascii(text)[1:-1]}` is not an IPv6 address in brackets")
         return address
     address = parse_address(text.removesuffix(".") if ":" not in text else text)
     return HostName.parse(text) if address is None else address
 
 
-def bracketed(host: object) -> str:
+def bracket_host(host: object) -> str:
     """Write a host as URLs have it: an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
     text = str(host)
     return f"[{text}]" if ":" in text else text
@@ -183,7 +183,7 @@ def parse_network(text: str) -> Network:
     return network
 
 
-def normal(address: Address | str) -> Address:
+def normalize(address: Address | str) -> Address:
     """Give the one value of an address: IPv4-mapped IPv6 becomes IPv4. Raises ValueError for a zone id or bad text."""
     if isinstance(address, str):
         parsed = parse_address(address)
@@ -198,7 +198,7 @@ def normal(address: Address | str) -> Address:
     return IPv4Address(number & 0xFFFFFFFF) if number >> 32 == _MAPPED else address
 
 
-def block_of(address: Address) -> Block | None:
+def find_block(address: Address) -> Block | None:
     """Find the smallest non-public block that a normal `address` lies in; None means it is public."""
     number = int(address)
     for host_bits, blocks in _IPV4_BLOCKS[number >> 24] if address.version == 4 else _IPV6_BLOCKS[number >> 120]:
@@ -210,7 +210,7 @@ def block_of(address: Address) -> Block | None:
 
 def why_not_public(address: Address) -> str | None:
     """Say what kind of non-public address this is (`loopback`, `private use` …), or None if it is public."""
-    block = block_of(normal(address))
+    block = find_block(normalize(address))
     return None if block is None else block.name
 
 
@@ -221,7 +221,7 @@ def is_within(narrow: Network, wide: Network) -> bool:
     return isinstance(wide, IPv6Network) and narrow.subnet_of(wide)
 
 
-def opens(network: Network, address: Address) -> bool:
+def network_opens(network: Network, address: Address) -> bool:
     """Whether a rule that lists `network` lets a normal `address` be dialled.
 
     A wide CIDR such as 0.0.0.0/0 means the public addresses in it: it opens non-public ones only if it lies wholly
@@ -229,7 +229,7 @@ def opens(network: Network, address: Address) -> bool:
     """
     if address not in network:
         return False
-    block = block_of(address)
+    block = find_block(address)
     if block is None:
         return True
     if block.opening is Opening.WITHIN:

@@ -52,7 +52,7 @@ class GitService(StrEnum):
     FETCH = "fetch"  # git-upload-pack
 
 
-class Change(StrEnum):
+class RefChange(StrEnum):
     """What a push does to a ref; the first is what can't be taken back."""
 
     DELETE = "delete"
@@ -60,7 +60,7 @@ class Change(StrEnum):
     CREATE = "create"
 
 
-class Git(NamedTuple):
+class GitRequest(NamedTuple):
     """What a request says in git's protocol (gitprotocol-http(5), gitprotocol-pack(5)).
 
     `repo` is the path of the URL without its leading slash and `.git`. A push without a `ref` is the service
@@ -71,7 +71,7 @@ class Git(NamedTuple):
     service: GitService
     repo: str
     ref: str | None = None
-    change: Change | None = None
+    change: RefChange | None = None
 
 
 class Request(NamedTuple):
@@ -88,7 +88,7 @@ class Request(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     body: bool = False
     websocket: bool = False
-    git: Git | None = None
+    git: GitRequest | None = None
     credential: str | None = None
 
 
@@ -105,7 +105,7 @@ class Caller(NamedTuple):
     tainted: bool = False
 
 
-NOBODY: Final = Caller()
+UNKNOWN_CALLER: Final = Caller()
 
 
 class Attempt(NamedTuple):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import date
 
 
-class Per(StrEnum):
+class LimitScope(StrEnum):
     """Who shares one count; the first is the tightest: everybody does."""
 
     RULE = "rule"
@@ -28,10 +28,10 @@ class Limits(NamedTuple):
     bytes_up: int | None = None
     bytes_down: int | None = None
     window: float | None = None  # seconds; None: for as long as the one that is counted lives
-    per: Per = Per.RULE
+    per: LimitScope = LimitScope.RULE
 
 
-class Covers(StrEnum):
+class GrantScope(StrEnum):
     """What one approval is good for."""
 
     ATTEMPT = "attempt"
@@ -47,14 +47,14 @@ class ApprovalTerms(NamedTuple):
     by_self: bool = False  # whether the one who started the task may; the file says `self`
     hold: float = 120.0  # seconds that the attempt is held while somebody is asked
     open: float = 86400.0  # seconds that the question stays open after that
-    covers: Covers = Covers.ATTEMPT
+    covers: GrantScope = GrantScope.ATTEMPT
     lasts: float | None = None  # seconds, the file says `for`; 0: once; None: it says nothing, which is once at first
 
 
-USUAL_TERMS = ApprovalTerms(by_self=True)  # of an ask that says nothing of its approval
+DEFAULT_APPROVAL_TERMS = ApprovalTerms(by_self=True)  # of an ask that says nothing of its approval
 
 
-class Near(NamedTuple):
+class NearestRule(NamedTuple):
     """The rule that came nearest to allowing an attempt, and what kept it out."""
 
     rule: str
@@ -63,7 +63,7 @@ class Near(NamedTuple):
     got: str
 
 
-class Asks(NamedTuple):
+class RequiredApproval(NamedTuple):
     """One rule that holds an attempt until somebody has approved it."""
 
     rule: str  # `file:id`
@@ -81,7 +81,7 @@ class Decision(NamedTuple):
 
     `ask` is said of what is not held itself: a connection that is inspected, so that its requests are asked about, each
     by itself, and the lookup of its name. Nothing may be dialled for it and nothing spliced. What *is* held is denied,
-    and `asks`.
+    and `needs_approval`.
     """
 
     verdict: Verdict = Verdict.DENY
@@ -93,14 +93,14 @@ class Decision(NamedTuple):
     idle_timeout: float = 600.0  # seconds
     why: str = ""  # the winning rule's own `why:`
     limits: "tuple[tuple[str, Limits], ...]" = ()  # rule id and limits, of every matching rule that has some
-    approval: tuple[Asks, ...] = ()  # of a held attempt: every rule that has to be granted before it is decided again
+    approval: tuple[RequiredApproval, ...] = ()  # of a held attempt: every rule that needs a grant first
     expires: "date | None" = None  # the earliest `until` of the matching rules: the last day that this holds
     ca: tuple[str, ...] = ()  # files of certificates that are trusted for this destination beside the host's
     pattern: str | None = None  # what is told of a request's path, where a rule says `log: pattern`
     scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
     trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
-    in_full: bool = False  # of a layer's vote: one of its rules says `log: full`
-    near: Near | None = None
+    logs_full_path: bool = False  # of a layer's vote: one of its rules says `log: full`
+    nearest: NearestRule | None = None
 
     @property
     def passes(self) -> bool:
@@ -108,17 +108,17 @@ class Decision(NamedTuple):
         return self.outcome.passes
 
     @property
-    def lets_out(self) -> bool:
+    def allows(self) -> bool:
         """Whether bytes may leave for it: it passes, and not only to be asked about later."""
         return self.verdict is not Verdict.ASK and self.outcome.passes
 
     @property
-    def asks(self) -> bool:
+    def needs_approval(self) -> bool:
         """Whether it is held, and passes once everything in `approval` is granted, or asks for more then."""
         return bool(self.approval) and self.outcome is Outcome.BLOCKED
 
 
-class Revised(Protocol):
+class HasRevision(Protocol):
     """What has a revision: a policy, or what stands for it."""
 
     @property
@@ -126,7 +126,7 @@ class Revised(Protocol):
         """Return the digest of all its rules."""
 
 
-def denied(policy: Revised, reason: Reason, like: Decision | None = None) -> Decision:
+def deny(policy: HasRevision, reason: Reason, like: Decision | None = None) -> Decision:
     """Return a denial for a reason of the gate's own; `like` is the decision that it replaces."""
     if like is None:
         return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision=policy.revision)

@@ -16,8 +16,8 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from rules.addresses import Address, parse_address
-from rules.names import HostName, InvalidName
-from rules.problems import quoted
+from rules.names import HostName, InvalidNameError
+from rules.problems import quote
 
 _MOST_LINES: Final = 4_000_000
 _MOST_FOREIGN: Final = 100_000  # lines with characters of other scripts: each takes a thousand times as long
@@ -37,7 +37,7 @@ _SIMPLE: Final = re.compile(
 )
 
 
-class Line(NamedTuple):
+class InvalidLine(NamedTuple):
     """A line that is none of a list, from 1."""
 
     number: int
@@ -54,7 +54,7 @@ class Feed:
     _: KW_ONLY
     single: bool  # whether one of the names is a single label
     bad: int = 0  # lines that are no names and no comments
-    first_bad: Line | None = None
+    first_bad: InvalidLine | None = None
 
     @classmethod
     def read(cls, data: bytes, text: str) -> "Feed":
@@ -75,22 +75,22 @@ class Feed:
 
     def covers(self, name: HostName) -> bool:
         """Whether the name, or one that it is below of, is in the list."""
-        return bool(covering((self,), name))
+        return bool(find_covering((self,), name))
 
     def problem(self) -> str:
         """Say what is wrong with the lines that count for nothing, or nothing."""
         if self.first_bad is None:
             return ""
         lines = "1 line is no name and counts" if self.bad == 1 else f"{self.bad:,} lines are no names and count"
-        first = f"line {self.first_bad.number}, {quoted(self.first_bad.text)}"
+        first = f"line {self.first_bad.number}, {quote(self.first_bad.text)}"
         return f"`{self.text}`: {lines} for nothing; the first is {first}"
 
     def __reduce__(self) -> tuple[object, ...]:
         more = {"single": self.single, "bad": self.bad, "first_bad": self.first_bad}
-        return revived, (hash(_SAMPLE), self.text, self.digest, self.names, more)
+        return unpickle_feed, (hash(_SAMPLE), self.text, self.digest, self.names, more)
 
 
-def covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
+def find_covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
     """Find which of the lists, counted from 0, have the name or one that it is below of; a probe a label and list."""
     found: tuple[int, ...] = ()
     for number, feed in enumerate(feeds):
@@ -105,7 +105,7 @@ def covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
     return found
 
 
-def revived(sample: int, text: str, digest: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Feed:
+def unpickle_feed(sample: int, text: str, digest: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Feed:
     """Make a list of what was pickled; file its names anew if that process's hashes had another key."""
     if sample != hash(_SAMPLE):
         names = _filed(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
@@ -126,7 +126,7 @@ class _Lines:
 
     def __init__(self, data: bytes) -> None:
         self.bad = 0
-        self.first_bad: Line | None = None
+        self.first_bad: InvalidLine | None = None
         self.single = False
         self._foreign = 0
         self._data = data
@@ -160,7 +160,7 @@ class _Lines:
         names = self._words(words) if len(line) <= _LONGEST_LINE else [None]
         if None in names:
             self.bad += 1
-            self.first_bad = self.first_bad or Line(number, line.strip()[:_LONGEST_NAME])
+            self.first_bad = self.first_bad or InvalidLine(number, line.strip()[:_LONGEST_NAME])
         return [name for name in names if name is not None]
 
     def _words(self, words: list[str]) -> list[str | None]:
@@ -179,7 +179,7 @@ class _Lines:
 def _name(word: str) -> str | None:
     try:
         return HostName.parse(word)
-    except InvalidName:
+    except InvalidNameError:
         return None
 
 

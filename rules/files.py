@@ -9,7 +9,7 @@ _LARGEST: Final = 64 << 20  # bytes a file
 _OTHERS_WRITE: Final = 0o022
 
 
-def contents(path: Path, *, trusted: bool = False) -> bytes:
+def read_file(path: Path, *, trusted: bool = False) -> bytes:
     """Read a regular file of bounded size. Raises OSError, and ValueError with what is wrong with it.
 
     Opened first and looked at then, so that what is looked at is what is read; without waiting, because a FIFO or
@@ -31,7 +31,7 @@ def contents(path: Path, *, trusted: bool = False) -> bytes:
     return data
 
 
-def own_configuration() -> Path | None:
+def user_configuration() -> Path | None:
     """Return the caller's configuration directory (XDG Base Directory Specification); None if there is no home."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     if base.startswith("/"):  # the specification: a relative path is ignored
@@ -42,6 +42,6 @@ def own_configuration() -> Path | None:
         return None
 
 
-def why(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Say why a file could not be read."""
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)

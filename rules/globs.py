@@ -75,14 +75,14 @@ class Glob(NamedTuple):
 type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
 
 
-def folded(pattern: Sequence[Part]) -> tuple[Part, ...]:
+def fold_pattern(pattern: Sequence[Part]) -> tuple[Part, ...]:
     """Return a pattern as it covers parts in any case, once those are folded."""
     return tuple(
         part if isinstance(part, Wild) else fold(part) if isinstance(part, str) else part.folded() for part in pattern
     )
 
 
-def covers(pattern: Sequence[Part], parts: Sequence[str]) -> bool:
+def pattern_matches(pattern: Sequence[Part], parts: Sequence[str]) -> bool:
     """Whether one pattern covers `parts`: the plain meaning of a pattern, which `Trie` finds faster.
 
     Going back to the last MANY is enough, as with `*` in shell globs; quadratic at worst.
@@ -104,15 +104,15 @@ def covers(pattern: Sequence[Part], parts: Sequence[str]) -> bool:
     return all(part is MANY for part in pattern[at:])
 
 
-def overlap(one: Sequence[Part], other: Sequence[Part]) -> bool:
+def may_overlap(one: Sequence[Part], other: Sequence[Part]) -> bool:
     """Whether something may be covered by both patterns; parts with `*` inside are taken to meet each other."""
     if not one or not other:
         return all(part is MANY for part in one or other)
     if one[0] is MANY:
-        return overlap(one[1:], other) or overlap(one, other[1:])
+        return may_overlap(one[1:], other) or may_overlap(one, other[1:])
     if other[0] is MANY:
-        return overlap(other, one)
-    return _meet(one[0], other[0]) and overlap(one[1:], other[1:])
+        return may_overlap(other, one)
+    return _meet(one[0], other[0]) and may_overlap(one[1:], other[1:])
 
 
 def _meet(one: Part, other: Part) -> bool:
@@ -195,13 +195,13 @@ class _Globs:
 
 
 class Trie[T]:
-    """Patterns by number: every distinct pattern has a slot, counted from 0. `filed`: by slot what stands under it."""
+    """Patterns by number: every distinct pattern has a slot, counted from 0. `values`: by slot what stands under it."""
 
-    __slots__ = ("_root", "filed")
+    __slots__ = ("_root", "values")
 
     def __init__(self) -> None:
         self._root = _Node()
-        self.filed: list[list[T]] = []
+        self.values: list[list[T]] = []
 
     def add(self, pattern: Sequence[Part]) -> int:
         """Give the slot of `pattern`, the same one whenever the same pattern is added."""
@@ -219,13 +219,13 @@ class Trie[T]:
         return node.slot
 
     def _new_slot(self) -> int:
-        self.filed.append([])
-        return len(self.filed) - 1
+        self.values.append([])
+        return len(self.values) - 1
 
     def file(self, pattern: Sequence[Part], what: T) -> int:
         """File something under a pattern; gives its slot."""
         slot = self.add(pattern)
-        self.filed[slot].append(what)
+        self.values[slot].append(what)
         return slot
 
     def find(self, parts: Sequence[str]) -> list[int]:

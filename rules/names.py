@@ -25,7 +25,7 @@ _DIGITS = frozenset("0123456789")
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
 
-class InvalidName(ValueError):  # noqa: N818  (named as the reason it becomes: `invalid_name`)
+class InvalidNameError(ValueError):
     """The text is no host name. The message quotes nothing but `repr`-safe text: it may come from a sandbox."""
 
 
@@ -47,12 +47,12 @@ class HostName(str):
         """
         labels = labels_of(text)
         if is_number(labels[-1]):
-            raise InvalidName(f"{_quoted(text)} ends in a number: that is an address or nothing")
+            raise InvalidNameError(f"{_quoted(text)} ends in a number: that is an address or nothing")
         if len(labels) > 1 and "_" in labels[-1]:
-            raise InvalidName(f"{_quoted(text)} has an underscore in its top-level domain")
+            raise InvalidNameError(f"{_quoted(text)} has an underscore in its top-level domain")
         name = ".".join(labels)
         if len(name) > _LONGEST_NAME:
-            raise InvalidName(f"{_quoted(text)} is longer than {_LONGEST_NAME} bytes")
+            raise InvalidNameError(f"{_quoted(text)} is longer than {_LONGEST_NAME} bytes")
         return str.__new__(cls, name)
 
     @property
@@ -67,7 +67,7 @@ def labels_of(text: str) -> list[str]:
     What is checked for a whole name only (its length, its last label) is not checked here: patterns need the rest too.
     """
     if len(text) > _LONGEST_INPUT:
-        raise InvalidName(f"{_quoted(text)} is longer than {_LONGEST_NAME} bytes")
+        raise InvalidNameError(f"{_quoted(text)} is longer than {_LONGEST_NAME} bytes")
     lowered = text.lower() if text.isascii() else _mapped(text)
     return [_label(label, text) for label in lowered.removesuffix(".").split(".")]
 
@@ -81,14 +81,14 @@ def _label(label: str, text: str) -> str:
     if not label.isascii():
         label = _a_label(label, text)
     if not label:
-        raise InvalidName(f"{_quoted(text)} has an empty label")
+        raise InvalidNameError(f"{_quoted(text)} has an empty label")
     if len(label) > _LONGEST_LABEL:
-        raise InvalidName(f"{_quoted(text)} has a label of more than {_LONGEST_LABEL} bytes")
+        raise InvalidNameError(f"{_quoted(text)} has a label of more than {_LONGEST_LABEL} bytes")
     if not _LABEL.issuperset(label):
         wrong = next(character for character in label if character not in _LABEL)
-        raise InvalidName(f"{_quoted(text)} has {wrong!a} in it, which no host name has")
+        raise InvalidNameError(f"{_quoted(text)} has {wrong!a} in it, which no host name has")
     if label[0] == "-" or label[-1] == "-":
-        raise InvalidName(f"{_quoted(text)} has a label that begins or ends with a hyphen")
+        raise InvalidNameError(f"{_quoted(text)} has a label that begins or ends with a hyphen")
     if label.startswith("xn--"):
         _check_a_label(label, text)
     return label
@@ -107,7 +107,7 @@ def _check_a_label(label: str, text: str) -> None:
     except (UnicodeError, OverflowError):
         canonical = False
     if not canonical:
-        raise InvalidName(f"{_quoted(text)} has a label that looks like an A-label and is none")
+        raise InvalidNameError(f"{_quoted(text)} has a label that looks like an A-label and is none")
 
 
 def _mapped(text: str) -> str:
@@ -117,7 +117,7 @@ def _mapped(text: str) -> str:
     try:
         return idna.uts46_remap(text, std3_rules=False, transitional=False)
     except (idna.IDNAError, UnicodeError) as error:
-        raise InvalidName(f"{_quoted(text)} is no name under IDNA") from error
+        raise InvalidNameError(f"{_quoted(text)} is no name under IDNA") from error
 
 
 def _a_label(label: str, text: str) -> str:
@@ -126,7 +126,7 @@ def _a_label(label: str, text: str) -> str:
     try:
         return idna.alabel(label).decode("ascii")
     except (idna.IDNAError, UnicodeError) as error:
-        raise InvalidName(f"{_quoted(text)} is no name under IDNA") from error
+        raise InvalidNameError(f"{_quoted(text)} is no name under IDNA") from error
 
 
 def _quoted(text: str) -> str:
@@ -136,16 +136,16 @@ def _quoted(text: str) -> str:
 
 ZONE: Final = "exeat.internal"
 HOST: Final = HostName.parse(f"host.{ZONE}")
-DESK: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
+INFO_API: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
 _LOCAL: Final = "localhost"  # with all below it, whatever a resolver says (RFC 6761 section 6.3)
 LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # in the order of dialling
 
 
-def is_own(name: str) -> bool:
+def is_exeat_name(name: str) -> bool:
     """Whether a normal name is of our zone, and so never looked up anywhere."""
     return name.endswith(ZONE) and (len(name) == len(ZONE) or name[-len(ZONE) - 1] == ".")
 
 
-def is_local(name: str) -> bool:
+def is_localhost(name: str) -> bool:
     """Whether a normal name stands for whoever asks for it: for a sandbox its own loopback."""
     return name == _LOCAL or name.endswith(f".{_LOCAL}")

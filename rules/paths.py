@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Self
 
-from rules.globs import MANY, ONE, Glob, Part, Wild, covers
+from rules.globs import MANY, ONE, Glob, Part, Wild, pattern_matches
 
 type Reading = tuple[str, ...]
 
@@ -238,7 +238,7 @@ def _decoded(text: str, *, strict: bool) -> str | None:
         return None
 
 
-def escaped(text: str, plain: frozenset[str]) -> str:
+def percent_encode(text: str, plain: frozenset[str]) -> str:
     """Write text with escapes for all but `plain` characters (RFC 3986 section 2.1)."""
     if plain.issuperset(text):
         return text
@@ -272,7 +272,7 @@ class PathPattern(NamedTuple):
 
     def matches(self, reading: Reading) -> bool:
         """Whether one reading of a path is covered."""
-        return covers(self.parts, reading)
+        return pattern_matches(self.parts, reading)
 
 
 def _part(segment: str, text: str) -> Part:

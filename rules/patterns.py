@@ -11,8 +11,8 @@ without a name or a label is matched by no `for` that asks for one.
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
-from rules.globs import MANY, ONE, Glob, Part, covers
-from rules.names import HostName, InvalidName, is_number, labels_of
+from rules.globs import MANY, ONE, Glob, Part, pattern_matches
+from rules.names import HostName, InvalidNameError, is_number, labels_of
 
 _LONGEST_LABEL = 63
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")
@@ -27,11 +27,11 @@ class NamePattern(NamedTuple):
 
     def matches(self, name: HostName) -> bool:
         """Whether `name` is covered."""
-        return covers(self.parts, name.labels[::-1])
+        return pattern_matches(self.parts, name.labels[::-1])
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a name or a pattern. Raises InvalidName with what was probably meant."""
+        """Read a name or a pattern. Raises InvalidNameError with what was probably meant."""
         if "*" not in text:
             name = HostName.parse(text)
             return cls(name, name.labels[::-1])
@@ -56,20 +56,24 @@ def _normal_labels(labels: list[str], text: str) -> list[str]:
         if "*" not in label:
             normal += labels_of(label + ".")
         elif "**" in label:
-            raise InvalidName(f"`{text}`: `**` stands only in front, as in `**.example.com`; every name at all is `*`")
+            raise InvalidNameError(
+                f"`{text}`: `**` stands only in front, as in `**.example.com`; every name at all is `*`"
+            )
         else:
             normal.append(_glob_label(label, text))
     if not normal or "*" in normal[-1] or is_number(normal[-1]):
-        raise InvalidName(f"`{text}` needs a whole name behind its wildcard; every name at all is `*`")
+        raise InvalidNameError(f"`{text}` needs a whole name behind its wildcard; every name at all is `*`")
     return normal
 
 
 def _glob_label(label: str, text: str) -> str:
     lowered = label.lower()
     if not _GLOB_CHARACTERS.issuperset(lowered):
-        raise InvalidName(f"`{text}`: a label with `*` in it can have letters, digits, hyphens and underscores besides")
+        raise InvalidNameError(
+            f"`{text}`: a label with `*` in it can have letters, digits, hyphens and underscores besides"
+        )
     if len(lowered.replace("*", "")) > _LONGEST_LABEL:
-        raise InvalidName(f"`{text}` has a label of more than {_LONGEST_LABEL} bytes")
+        raise InvalidNameError(f"`{text}` has a label of more than {_LONGEST_LABEL} bytes")
     return lowered
 
 
@@ -95,7 +99,7 @@ class Pattern(NamedTuple):
         return text == self.text if self.glob is None else self.glob.matches(text)
 
 
-class For(NamedTuple):
+class TaskSelector(NamedTuple):
     """Tasks and labels; both have to match. Empty `tasks`: whatever the task's name is."""
 
     tasks: tuple[Pattern, ...] = ()

@@ -73,12 +73,12 @@ def never_leaves(entry: Ports) -> tuple[int, str] | None:
     return None if port is None else (port, _NEVER_UDP[port])
 
 
-def covers(ports: tuple[Ports, ...] | None, port: int, protocol: Protocol) -> bool:
+def ports_cover(ports: tuple[Ports, ...] | None, port: int, protocol: Protocol) -> bool:
     """Whether a list (None: every port and protocol) covers an attempt for certain."""
     return ports is None or any(entry.covers(port, protocol) for entry in ports)
 
 
-def could_cover(ports: tuple[Ports, ...] | None, port: int, protocol: Protocol) -> bool:
+def ports_could_cover(ports: tuple[Ports, ...] | None, port: int, protocol: Protocol) -> bool:
     """Whether a list (None: every port and protocol) covers an attempt or could."""
     return ports is None or any(entry.could_cover(port, protocol) for entry in ports)
 

@@ -20,7 +20,7 @@ class Problem(NamedTuple):
     code: str = ""  # of rules.lint, where what is told is a warning
 
     def __str__(self) -> str:
-        return printable(f"{self.file}:{self.line}:{self.column}: {self.message}")
+        return escape_unprintable(f"{self.file}:{self.line}:{self.column}: {self.message}")
 
 
 class RuleFileError(Exception):
@@ -35,7 +35,7 @@ class RuleFileError(Exception):
         self.asked = tuple(asked)
 
 
-def bounded(problems: Sequence[Problem]) -> Sequence[Problem]:
+def limit_problems(problems: Sequence[Problem]) -> Sequence[Problem]:
     """Give the first of many problems, and how many more there are: nobody reads a million."""
     more = len(problems) - _MOST_TOLD
     if more <= 0:
@@ -52,20 +52,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def listed(texts: Iterable[str], most: int) -> str:
+def join_first(texts: Iterable[str], most: int) -> str:
     """Write texts with commas between them; of many the first, and how many more there are."""
     texts = list(texts)
     more = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Quote what the user wrote, short and harmless to a terminal."""
     shown = text if len(text) <= 80 else text[:80] + "…"
-    return f"`{printable(shown)}`"
+    return f"`{escape_unprintable(shown)}`"
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Give text that does nothing to a terminal and hides nothing from whoever reads it."""
     if text.isprintable():
         return text

@@ -11,8 +11,8 @@ from datetime import date
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from rules.attempt import Change, Protocol
-from rules.globs import Part, covers, fold, folded
+from rules.attempt import Protocol, RefChange
+from rules.globs import Part, fold, fold_pattern, pattern_matches
 from rules.names import HOST, HostName
 from rules.paths import PathPattern, Reading, readings
 from rules.ports import Ports
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rules.addresses import Network
     from rules.decision import ApprovalTerms, Limits
     from rules.feeds import Feed
-    from rules.patterns import For, NamePattern, Pattern
+    from rules.patterns import NamePattern, Pattern, TaskSelector
 
 
 class ByIdentity:
@@ -47,19 +47,19 @@ class ByIdentity:
 _SUFFIX: Final = ".git"
 
 
-def bare_repository(path: str) -> str:
+def strip_git_suffix(path: str) -> str:
     """Take off what servers leave out themselves: a slash and `.git` at the end, however often."""
     while path.endswith(("/", ".git")):
         path = path.removesuffix("/").removesuffix(".git")
     return path
 
 
-def repositories(path: str) -> tuple[Reading, ...]:
+def repository_readings(path: str) -> tuple[Reading, ...]:
     """List the repositories that a path may mean, its `.git` left out after every way to decode it; none: no path.
 
     In another case it is left out by some servers and not by others.
     """
-    ways = readings("/" + bare_repository(path))
+    ways = readings("/" + strip_git_suffix(path))
     exact = [_without_suffix(way, str) for way in ways]
     return tuple(dict.fromkeys((*exact, *[_without_suffix(way, fold) for way in exact])))
 
@@ -86,11 +86,11 @@ class RefPattern(NamedTuple):
         if not text.startswith("refs/") or text.endswith("/"):
             raise ValueError(f"`{text}` must be a whole ref, as in `refs/heads/{text.strip('/') or 'main'}`")
         exact = PathPattern.parse("/" + text)
-        return cls(exact.text[1:], exact.parts, folded(exact.parts))
+        return cls(exact.text[1:], exact.parts, fold_pattern(exact.parts))
 
     def matches(self, ref: Reading, *, folded: bool = False) -> bool:
         """Whether the segments of a ref are covered."""
-        return covers(self.folded if folded else self.parts, ref)
+        return pattern_matches(self.folded if folded else self.parts, ref)
 
 
 class RepoPattern(NamedTuple):
@@ -103,17 +103,17 @@ class RepoPattern(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a pattern, with or without `.git` at its end. Raises ValueError with what to write instead."""
-        bare = bare_repository(text)
+        bare = strip_git_suffix(text)
         if bare.startswith("/") or "://" in bare:
             raise ValueError(f"`{text}` must be the path of a repository on its host, as in `acme/web`")
         exact = PathPattern.parse("/" + bare)
-        if bare_repository(exact.text[1:]) != exact.text[1:]:
+        if strip_git_suffix(exact.text[1:]) != exact.text[1:]:
             return cls.parse(exact.text[1:])  # `.git` was written with escapes
-        return cls(exact.text[1:], exact.parts, folded(exact.parts))
+        return cls(exact.text[1:], exact.parts, fold_pattern(exact.parts))
 
     def matches(self, repo: Reading, *, folded: bool = False) -> bool:
         """Whether the segments of a repository's path are covered."""
-        return covers(self.folded if folded else self.parts, repo)
+        return pattern_matches(self.folded if folded else self.parts, repo)
 
 
 class GitRule(NamedTuple):
@@ -122,7 +122,7 @@ class GitRule(NamedTuple):
     repos: tuple[RepoPattern, ...]
     fetch: bool = False
     push: tuple[RefPattern, ...] | None = None
-    changes: frozenset[Change] = frozenset()
+    changes: frozenset[RefChange] = frozenset()
 
 
 class Presence(Enum):
@@ -155,7 +155,7 @@ class Exemption(NamedTuple):
     ports: tuple[Ports, ...] | None = None
     http: Http | None = None
     resolves_to: "tuple[Network, ...] | None" = None
-    selector: "For | None" = None
+    selector: "TaskSelector | None" = None
     git: GitRule | None = None
     credential: str | None = None
     when_tainted: bool = False
@@ -171,7 +171,7 @@ class Exemption(NamedTuple):
         return not self.looks_at_requests and not self.when_tainted
 
 
-class _Said(NamedTuple):
+class _RuleFields(NamedTuple):
     id: str
     action: Verdict
     names: "tuple[NamePattern, ...]" = ()
@@ -185,7 +185,7 @@ class _Said(NamedTuple):
     mode: Mode | None = None  # of a default rule; None: the settings'
     idle_timeout: float | None = None  # seconds; None: the settings'
     why: str = ""
-    selector: "For | None" = None  # the file says `for`
+    selector: "TaskSelector | None" = None  # the file says `for`
     until: date | None = None  # the last day on which it lets out or asks
     git: GitRule | None = None
     credential: str | None = None  # the name of a secret
@@ -200,7 +200,7 @@ class _Said(NamedTuple):
     feeds: "tuple[Feed, ...]" = ()  # where `to` has lists
 
 
-class Rule(ByIdentity, _Said):
+class Rule(ByIdentity, _RuleFields):
     """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol.
 
     Sets of rules are made for each decision, and what rules say is long.
@@ -209,12 +209,12 @@ class Rule(ByIdentity, _Said):
     __slots__ = ()
 
     @property
-    def lets_out(self) -> bool:
+    def allows(self) -> bool:
         """Whether bytes may leave under this rule: allow and flag."""
-        return self.action.lets_out
+        return self.action.allows
 
     @property
-    def asks_of_requests(self) -> bool:
+    def has_request_conditions(self) -> bool:
         """Whether the rule itself, exemptions aside, is about certain requests."""
         return self.http is not None or self.git is not None or self.credential is not None
 
@@ -231,7 +231,7 @@ class Rule(ByIdentity, _Said):
     @property
     def looks_at_requests(self) -> bool:
         """Whether a connection alone is not enough to tell if this rule matches."""
-        return self.asks_of_requests or any(exemption.looks_at_requests for exemption in self.excepts)
+        return self.has_request_conditions or any(exemption.looks_at_requests for exemption in self.excepts)
 
     @property
     def looks_at_addresses(self) -> bool:
@@ -252,17 +252,17 @@ class Rule(ByIdentity, _Said):
         return self.git is not None or any(exemption.git is not None for exemption in self.excepts)
 
     @property
-    def minds_taint(self) -> bool:
+    def depends_on_taint(self) -> bool:
         """Whether it takes to know what a task has read to tell if this rule matches."""
         return self.when_tainted or any(exemption.when_tainted for exemption in self.excepts)
 
     @property
-    def waits_for_address(self) -> bool:
+    def needs_address(self) -> bool:
         """Whether the rule holds back only what resolves to certain addresses: asked by `check_address`, not before."""
-        return not self.lets_out and self.looks_at_addresses
+        return not self.allows and self.looks_at_addresses
 
     @property
-    def asks_early(self) -> bool:
+    def asks_before_lookup(self) -> bool:
         """Whether it asks before the address is known where no other rule lets the name out.
 
         Not for `to: "*"`: people would be asked about every name that a task makes up.
@@ -270,11 +270,11 @@ class Rule(ByIdentity, _Said):
         return self.action is Verdict.ASK and not any(name.text == "*" for name in self.names)
 
 
-def is_meant(rule: Rule, name: HostName) -> bool:
+def covers_exeat_name(rule: Rule, name: HostName) -> bool:
     """Whether a rule that covers one of our names counts for it: what lets out has to say exactly the host's."""
-    return not rule.lets_out or says(rule, name)
+    return not rule.allows or names_host(rule, name)
 
 
-def says(rule: Rule, name: HostName) -> bool:
+def names_host(rule: Rule, name: HostName) -> bool:
     """Whether a rule is about one of our names by that very name, and it is one that leads anywhere: the host's."""
     return name == HOST and any(pattern.text == HOST for pattern in rule.names)

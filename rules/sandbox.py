@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from rules.decision import ApprovalTerms
-from rules.patterns import For
-from rules.problems import quoted
+from rules.patterns import TaskSelector
+from rules.problems import quote
 from rules.verdicts import Verdict
 
 GPU: Final = "gpu"  # every node of a graphics or compute card that the host has
@@ -42,14 +42,14 @@ _REFUSED: Final = {
 }
 
 
-def device(text: str) -> str:
+def parse_device(text: str) -> str:
     """Read the name of a device, with or without `/dev/`. Raises ValueError with the reason why a task gets none."""
     name = text.removeprefix("/dev/")
     if name == GPU or name in _OTHERS or _CARDS.fullmatch(name):
         return name
     reasons = (why for why, globs in _REFUSED.items() if any(fnmatchcase(name, glob) for glob in globs.split()))
     why = next(reasons, "it is none of those that are known to be harmless")
-    raise ValueError(f"{quoted('/dev/' + name)} can't be given to a task: {why}; it can have {KNOWN}")
+    raise ValueError(f"{quote('/dev/' + name)} can't be given to a task: {why}; it can have {KNOWN}")
 
 
 def is_card(name: str) -> bool:
@@ -57,7 +57,7 @@ def is_card(name: str) -> bool:
     return _CARDS.fullmatch(name) is not None
 
 
-def covered(name: str, by: tuple[str, ...]) -> bool:
+def includes_device(name: str, by: tuple[str, ...]) -> bool:
     """Whether a list of devices has one in it, by its name or as one of all cards."""
     return name in by or (GPU in by and is_card(name))
 
@@ -69,7 +69,7 @@ class WorkspaceMode(StrEnum):
     DIRECT = "direct"
 
 
-class BoxUser(StrEnum):
+class SandboxUser(StrEnum):
     """Who a task sees itself as, strictest first. Neither has any rights that the other hasn't."""
 
     TASK = "task"
@@ -89,7 +89,7 @@ class MergeTerms(NamedTuple):
         return f"{self.cite} wants {self.terms.needed}{whom}{own}, held {self.terms.hold:g}s, open {self.terms.open:g}s"
 
 
-class Box(NamedTuple):
+class SandboxSettings(NamedTuple):
     """The `sandbox:` of a policy. None, or an empty tuple, where nothing was said."""
 
     read: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Box(NamedTuple):
     devices: tuple[str, ...] = ()  # names below /dev of `rules.sandbox`
     keep: tuple[str, ...] = ()  # globs over names of the caller's variables
     variables: tuple[tuple[str, str], ...] = ()  # the file says `set`; in the order of names
-    user: BoxUser | None = None
+    user: SandboxUser | None = None
     hostname: str | None = None
     timeout: float | None = None  # seconds of wall time
     memory: int | None = None  # bytes
@@ -112,18 +112,18 @@ class Box(NamedTuple):
     disk: int | None = None  # bytes in all that is writable and not the host's
 
 
-NO_BOX = Box()
+NO_SANDBOX_SETTINGS = SandboxSettings()
 
 
-class Floor(NamedTuple):
+class SandboxFloor(NamedTuple):
     """What layers say of the box: nobody else, nor any option of `exeat run`, gets past it."""
 
-    box: Box = NO_BOX
+    box: SandboxSettings = NO_SANDBOX_SETTINGS
     said: frozenset[str] = frozenset()  # fields of it that a layer says something of, were it that there be nothing
     by: tuple[tuple[str, str], ...] = ()  # which file does, by field
 
 
-NO_FLOOR = Floor()
+NO_SANDBOX_FLOOR = SandboxFloor()
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # no two are one, whatever they say
@@ -135,5 +135,5 @@ class Command:
     words: tuple[str, ...]  # globs: the program's name or path, then its arguments
     action: Verdict
     why: str = ""
-    for_: For | None = None
+    for_: TaskSelector | None = None
     approval: ApprovalTerms | None = None  # of an ask

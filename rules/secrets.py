@@ -93,7 +93,7 @@ class Secret(NamedTuple):
     def _each(self, stem: str) -> tuple[str, ...]:
         return tuple(stem + part for part in AWS_PARTS) if self.signs else (stem,)
 
-    def belongs(self, target: "HostName | Address", port: int, *, tls: bool) -> bool:
+    def may_be_sent_to(self, target: "HostName | Address", port: int, *, tls: bool) -> bool:
         """Whether it may be sent there."""
         return tls and (target, port) in self.hosts
 

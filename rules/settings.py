@@ -4,12 +4,12 @@ from enum import StrEnum
 from ipaddress import IPv4Network
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Network, bracketed, parse_host, why_not_public
+from rules.addresses import Address, Network, bracket_host, parse_host, why_not_public
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName, is_own
+from rules.names import HostName, is_exeat_name
 from rules.patterns import NamePattern
 from rules.ports import LAST_PORT
-from rules.problems import quoted
+from rules.problems import quote
 from rules.verdicts import DnsMode, Mode, OnBlock, OnJournalFailure, TlsMode
 
 _SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1080`"
@@ -36,20 +36,20 @@ class Upstream(NamedTuple):
         if "@" in rest:  # it isn't shown: what stands before the @ is a secret
             raise ValueError("`upstream` has a user in it: put `user:password` into a file named by `upstream_auth`")
         if scheme == "https":
-            raise ValueError(f"{quoted(text)}: TLS to the proxy itself is not supported; write {_SPELLINGS}")
+            raise ValueError(f"{quote(text)}: TLS to the proxy itself is not supported; write {_SPELLINGS}")
         host, _, port = rest.removesuffix("/").rpartition(":")
         known = {**{each.value: each for each in Scheme}, "socks5h": Scheme.SOCKS5}
         digits = port.isascii() and port.isdigit() and len(port) <= len(str(LAST_PORT))
         if not colon or scheme not in known or not host or "/" in host or not digits or not 0 < int(port) <= LAST_PORT:
-            raise ValueError(f"{quoted(text)} is no proxy; one is written like {_SPELLINGS}")
+            raise ValueError(f"{quote(text)} is no proxy; one is written like {_SPELLINGS}")
         return cls(known[scheme], parse_host(host), int(port))
 
     def __str__(self) -> str:
         """Return it as a URL."""
-        return f"{self.scheme}://{bracketed(self.host)}:{self.port}"
+        return f"{self.scheme}://{bracket_host(self.host)}:{self.port}"
 
 
-class Via(NamedTuple):
+class ProxyDestination(NamedTuple):
     """In place of an address: `target` as the proxy is asked for it.
 
     `relayed`: not for a connection, but in each request, as HTTP in the clear has it (RFC 9112 section 3.2.2).
@@ -69,16 +69,16 @@ class Via(NamedTuple):
         return str(self.upstream)
 
 
-class Past(NamedTuple):
+class UpstreamExceptions(NamedTuple):
     """What goes past the proxy: `upstream_except`."""
 
     names: tuple[NamePattern, ...] = ()
     networks: tuple[Network, ...] = ()
 
-    def has(self, target: HostName | Address) -> bool:
+    def includes(self, target: HostName | Address) -> bool:
         """Whether `target` is dialled directly. Networks are for addresses that are asked for, not for names."""
         if isinstance(target, HostName):
-            return is_own(target) or any(name.matches(target) for name in self.names)
+            return is_exeat_name(target) or any(name.matches(target) for name in self.names)
         return why_not_public(target) is not None or any(target in network for network in self.networks)
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Past(NamedTuple):
         return ", ".join([*(name.text for name in self.names), *map(str, self.networks)]) or "nothing"
 
 
-_NOTHING_PAST: Final = Past()
+_NOTHING_PAST: Final = UpstreamExceptions()
 DEFAULT_DNS_POOL: Final = IPv4Network("198.18.0.0/15")  # RFC 2544: never routed on the internet
 
 
@@ -102,5 +102,5 @@ class Settings(NamedTuple):
     idle_timeout: float = 600.0  # seconds
     upstream: Upstream | None = None  # the proxy that everything goes through
     upstream_auth: str | None = None  # the path of a file that holds what the proxy is told: `user:password`
-    upstream_except: Past = _NOTHING_PAST  # what goes past it
+    upstream_except: UpstreamExceptions = _NOTHING_PAST  # what goes past it
     upstream_ca: str | None = None  # the path of a file of certificates, trusted beside the host's store

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Verdict(StrEnum):
     """What the rules say, strictest first."""
 
-    lets_out: bool  # whether bytes may leave under it
+    allows: bool  # whether bytes may leave under it
 
     DENY = "deny"
     ASK = "ask"
@@ -21,7 +21,7 @@ class Verdict(StrEnum):
     ALLOW = "allow"
 
     def __init__(self, value: str) -> None:
-        self.lets_out = value in {"flag", "allow"}  # worked out once: it is asked several times a request
+        self.allows = value in {"flag", "allow"}  # worked out once: it is asked several times a request
 
 
 STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)

@@ -20,7 +20,7 @@ from enforcer.cli.output import FailedError, failed, show, warn
 from enforcer.cli.parsing import argument, old_spelling
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.approvals.approval_request import Kind
-from rules.attempt import Caller, Change, Protocol
+from rules.attempt import Caller, Protocol, RefChange
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bo
             question["size"] != 0,
             question["websocket"],
             question["repo"],
-            tuple((ref["ref"], Change(ref["change"])) for ref in question["refs"]),
+            tuple((ref["ref"], RefChange(ref["change"])) for ref in question["refs"]),
             Caller(task["name"], task["labels"], datetime.now(UTC).date(), tainted),
         )
     except ValueError as error:

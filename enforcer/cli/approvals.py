@@ -15,7 +15,7 @@ from enforcer.cli.output import elapsed, moment, print_table, several
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 from proxy.approvals.people import hashed
-from rules.problems import did_you_mean, quoted
+from rules.problems import did_you_mean, quote
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
 _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if verb not in _VERBS:
             hint = did_you_mean(verb, _VERBS) or f": use one of {', '.join(_VERBS)}"
-            raise UsageError(f"invalid value {quoted(verb)} for `exeat approvals`{hint}")
+            raise UsageError(f"invalid value {quote(verb)} for `exeat approvals`{hint}")
         return _VERBS[verb][1](arguments, words)
     except ExeatError as error:
         return output.failed(error)

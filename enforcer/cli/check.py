@@ -18,7 +18,7 @@ from urllib.parse import quote
 from enforcer.cli.output import day, several
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
-from rules.files import contents
+from rules.files import read_file
 from rules.lint import Surroundings, examine
 from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, Check, Finding, Severity, from_problem
 from rules.loading.document import Mapping, parse
@@ -270,7 +270,7 @@ def named_like_one(file: Path) -> bool:
 def other(file: Path) -> Other | None:
     """Read a file as what it is; None: it is a rule file, or can't be told from one."""
     try:
-        data = contents(file)
+        data = read_file(file)
     except (OSError, ValueError):
         return None  # whoever takes it for a rule file says so
     kind = _kind(data, file)

@@ -144,7 +144,7 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         raise FailedError(f"no rule would have let this out: {none}", 1) from none
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
-    enough = decision is None or decision.lets_out
+    enough = decision is None or decision.allows
     if arguments.format == "json":
         print(json.dumps({"event": event.id, "rules": text, "findings": findings, "allowed": enough}, indent=2))
     else:
@@ -240,7 +240,7 @@ def _decided(policy: Policy, event: Event) -> Decision | None:
         caller = Caller(event.task.name, event.task.labels)
         return None if attempt.lookup is None else policy.decide_name(attempt.lookup, caller)
     decision = policy.decide(attempt.attempt)
-    if decision.lets_out and attempt.address is not None:
+    if decision.allows and attempt.address is not None:
         reason = policy.check_address(attempt.attempt, attempt.address)
         return (
             decision

@@ -19,7 +19,7 @@ from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import Event
 from proxy.telemetry.journal.query import Entry, Progress, Sought, last_task, read_events
 from proxy.telemetry.views.causality import is_named, named
-from rules.problems import quoted
+from rules.problems import quote
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -88,10 +88,10 @@ def one_event[T](look: Callable[[Path, str], T | None], directory: Path, given: 
     """Return what `look` finds of the one event that is meant; `listed`: which command shows ids. Raises UsageError."""
     if not is_named(given):
         said = "is no event's id, nor an end of one of 8 characters or more"
-        raise UsageError(f"{quoted(given)} {said}; `{listed}` shows the ends of their ids")
+        raise UsageError(f"{quote(given)} {said}; `{listed}` shows the ends of their ids")
     names = named(directory, given)
     if len(names) > 1:
-        raise UsageError(f"{len(names)} events have an id like {quoted(given)}; say more of it")
+        raise UsageError(f"{len(names)} events have an id like {quote(given)}; say more of it")
     return look(directory, names[0]) if names else None
 
 

@@ -20,7 +20,7 @@ from rules.learning.writing import NOT_TAKEN_OVER, enforced, noted, rule_file
 from rules.loading.fields import slugged
 from rules.loading.load import read
 from rules.matching.policy import Policy
-from rules.sandbox import NO_BOX
+from rules.sandbox import NO_SANDBOX_SETTINGS
 from rules.verdicts import Reason
 
 _MOST_SOURCES = 5
@@ -99,7 +99,11 @@ def _not_here(learner: Learner, policy: Policy | None) -> list[str]:
     if policy is not None:
         which = ", ".join(f"`{secret.id}`" for secret in policy.secrets)
         said = [f"The `secrets` of those rules are not in here, and belong beside these: {which}."] if which else []
-        others = [key for key, value in (("commands", policy.commands), ("sandbox", policy.box != NO_BOX)) if value]
+        others = [
+            key
+            for key, value in (("commands", policy.commands), ("sandbox", policy.box != NO_SANDBOX_SETTINGS))
+            if value
+        ]
         return [*said, *(f"Their `{key}` is not in here, and belongs beside these." for key in others)]
     named = [without_secrets(source) for source in learner.sources][:_MOST_SOURCES]
     more = len(learner.sources) - len(named)

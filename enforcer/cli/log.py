@@ -22,7 +22,7 @@ from proxy.telemetry.events import FORMER_KINDS, Event, Kind
 from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.query import Entry, Progress, Sought, follow, read_events
 from proxy.telemetry.views.table import Table
-from rules.problems import did_you_mean, quoted
+from rules.problems import did_you_mean, quote
 from rules.verdicts import Outcome, Reason, Verdict
 
 PARTS = {
@@ -47,7 +47,7 @@ def _one_of(words: Collection[str], otherwise: str, text: str) -> str:
         return text
 
     instead = did_you_mean(text, words) or f"; there are {', '.join(words)}"
-    raise argparse.ArgumentTypeError(f"{quoted(text)} is {otherwise}{instead}")
+    raise argparse.ArgumentTypeError(f"{quote(text)} is {otherwise}{instead}")
 
 
 def _part(text: str) -> str:

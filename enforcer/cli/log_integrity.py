@@ -27,7 +27,7 @@ from proxy.telemetry.journal.segment_check import Keys
 from proxy.telemetry.journal.verify import Report, verify
 from proxy.telemetry.visible import visible
 from rules.loading import fields
-from rules.problems import did_you_mean, quoted
+from rules.problems import did_you_mean, quote
 
 _ACTIONS = ("list", "make", "export", "rotate")
 _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -106,7 +106,7 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
     action = arguments.what or "list"
     if action not in _ACTIONS:
         instead = did_you_mean(action, _ACTIONS) or f": use one of {', '.join(_ACTIONS)}"
-        raise UsageError(f"invalid value {quoted(action)} for `exeat log keys`{instead}")
+        raise UsageError(f"invalid value {quote(action)} for `exeat log keys`{instead}")
     try:
         state.make_private(state.state_directory())
         _do(action, directory)

@@ -20,7 +20,7 @@ from proxy.telemetry.views.conversations import Joined, joined, moment
 from proxy.telemetry.views.timeline import timeline_of
 from proxy.telemetry.visible import unpadded, visible
 from proxy.wire import strict_json
-from rules.problems import quoted
+from rules.problems import quote
 from rules.verdicts import Outcome
 
 _SHOWN = 10
@@ -54,7 +54,7 @@ def _event[T](look: Callable[[Path, str], T | None], directory: Path, given: str
         raise UsageError(f"which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids")
     found = journals.one_event(look, directory, given, "exeat log")
     if found is None:
-        raise UsageError(f"there is no event {quoted(given)} in the journal")
+        raise UsageError(f"there is no event {quote(given)} in the journal")
     return found
 
 
@@ -233,7 +233,7 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     entries = read_events(directory, journals.sieve(task, arguments.since), progress)
     found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
     if not found:
-        raise UsageError(f"there is no task {quoted(task or '')} in the journal")
+        raise UsageError(f"there is no task {quote(task or '')} in the journal")
     backslashed()
     for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
-from rules.problems import did_you_mean, quoted
+from rules.problems import did_you_mean, quote
 
 _TERMS: Final = frozenset({"--for", "--scope", "--covers", "--as-rule"})
 _NO_TERMS: Final = ": a rejection has no terms; `exeat approvals revoke ID` lifts it"
@@ -192,7 +192,7 @@ def misspelt(parser: Parser, words: Sequence[str]) -> str:
     for word in (option.partition("=")[0] for option in options):
         if word.startswith("--") and word not in known:
             hint = _NO_TERMS if parser.prog == "exeat reject" and word in _TERMS else did_you_mean(word, shown)
-            return f"{quoted(word)} is not an option of `{parser.prog}`{hint}"
+            return f"{quote(word)} is not an option of `{parser.prog}`{hint}"
     return ""
 
 
@@ -216,16 +216,16 @@ def not_a_choice(prog: str, error: InvalidChoiceError) -> str:
     """Say that a word is none of those that there are, and which was probably meant."""
     action, word = error.action, str(error.value)
     choices = [str(choice) for choice in action.choices or ()]
-    instead = did_you_mean(word, choices) or f": use one of {', '.join(map(quoted, choices))}"
+    instead = did_you_mean(word, choices) or f": use one of {', '.join(map(quote, choices))}"
     where = f"`{_name(action)}`" if action.option_strings else f"`{prog}`"
-    return f"invalid value {quoted(word)} for {where}{instead}"
+    return f"invalid value {quote(word)} for {where}{instead}"
 
 
 def left_over(prog: str, words: Sequence[str]) -> str:
     """Say that there are words which the command doesn't take."""
     if words[0].startswith("-"):
-        return f"{quoted(words[0])} is not an option of `{prog}`; `{prog} --help` lists them"
-    return f"`{prog}` takes no more words, and {quoted(' '.join(words))} is left over, unlike in `{_example(prog)}`"
+        return f"{quote(words[0])} is not an option of `{prog}`; `{prog} --help` lists them"
+    return f"`{prog}` takes no more words, and {quote(' '.join(words))} is left over, unlike in `{_example(prog)}`"
 
 
 def _missing(parser: Parser, words: Sequence[str]) -> list[argparse.Action]:

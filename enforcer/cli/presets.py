@@ -13,7 +13,7 @@ from enforcer.system.errors import HostError, UsageError
 from rules.loading.load import preset_names
 from rules.loading.preset_locks import Locked, Places, lock_paths, read_locks
 from rules.presets.shipped import Preset, preset
-from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 if TYPE_CHECKING:
     from enforcer.presets.locking import Found
@@ -58,7 +58,7 @@ def _show(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         if name not in known:
             hint = did_you_mean(name, known) or "; `exeat presets list` lists them"
-            raise UsageError(f"there is no preset {quoted(name)}{hint}")
+            raise UsageError(f"there is no preset {quote(name)}{hint}")
     presets = [preset(name, _locks(arguments)) for name in arguments.names]
     if arguments.format == "json":
         print(json.dumps({"presets": [_value(p) for p in presets]}, indent=2))
@@ -173,14 +173,14 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
         if client is None:
             if name in preset_names():
                 raise UsageError(f"`{name}` says its hosts itself: there is nothing to lock")
-            raise UsageError(f"there is no preset {quoted(name)} to lock{did_you_mean(name, CLIENTS)}")
+            raise UsageError(f"there is no preset {quote(name)} to lock{did_you_mean(name, CLIENTS)}")
         if place and place not in client.places:
             known = ", ".join(f"`{p}`" for p in client.places)
-            raise UsageError(f"`{name}` has no place {quoted(place)}; it has {known}")
+            raise UsageError(f"`{name}` has no place {quote(place)}; it has {known}")
         if given and not url:
-            raise UsageError(f"{quoted(word)} needs a URL behind its `=`")
+            raise UsageError(f"{quote(word)} needs a URL behind its `=`")
         if place and not given:
-            raise UsageError(f"{quoted(word)} needs a URL, as in `{name}.{place}=URL`; `{name}` alone is looked for")
+            raise UsageError(f"{quote(word)} needs a URL, as in `{name}.{place}=URL`; `{name}` alone is looked for")
         places = wanted.setdefault(name, {})
         if given:
             places.setdefault(place or client.places[0], []).append(url)

@@ -13,7 +13,7 @@ from rules.loading import cases
 from rules.loading.cases import Question, Result, said
 from rules.loading.load import read
 from rules.matching.policy import Policy
-from rules.problems import RuleFileError, printable
+from rules.problems import RuleFileError, escape_unprintable
 
 if TYPE_CHECKING:
     from rules.diff.compare import Compared
@@ -105,7 +105,7 @@ def _circumstances(asked: Question) -> str:
     if request is not None:
         parts += [f"header {name}: {value}" for name, value in request.headers if name != "host"]
         parts += [f"credential {request.credential}"] if request.credential else []
-    return f"  ({printable('; '.join(parts))})" if parts else ""
+    return f"  ({escape_unprintable('; '.join(parts))})" if parts else ""
 
 
 def run_diff(arguments: argparse.Namespace) -> int:

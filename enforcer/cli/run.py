@@ -27,8 +27,8 @@ from enforcer.system.control_socket import control_path
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
 from rules.matching.policy import Policy
-from rules.problems import RuleFileError, quoted
-from rules.sandbox import Box, BoxUser, WorkspaceMode
+from rules.problems import RuleFileError, quote
+from rules.sandbox import SandboxSettings, SandboxUser, WorkspaceMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ SANDBOX_OPTIONS: Final = (
             )
         ),
     ),
-    argument("--user", tuple(map(str, BoxUser)), "who the task sees itself as; no rights come with it"),
+    argument("--user", tuple(map(str, SandboxUser)), "who the task sees itself as; no rights come with it"),
     argument("--hostname", "NAME", "what its host is called"),
     argument("--timeout", "DURATION", "end the task after this time: `90s`, `10m`, `2h`"),
     argument("--memory", "SIZE", "how much memory all of it may use: `2GB`"),
@@ -262,10 +262,10 @@ def end_like(status: int) -> int:
     return 128 + number
 
 
-def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
+def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[SandboxSettings, Places]:
     """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
     asked = _asked(arguments)
-    box = settle(policy, Box(**asked), asked)
+    box = settle(policy, SandboxSettings(**asked), asked)
     if box.devices:
         from enforcer.sandbox.devices import found  # few tasks are given any
 
@@ -273,7 +273,7 @@ def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[Box, Places]:
     return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
 
 
-def with_repository(workspace: str, box: Box, policy: Policy, shown: Places) -> Places:
+def with_repository(workspace: str, box: SandboxSettings, policy: Policy, shown: Places) -> Places:
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
@@ -286,12 +286,12 @@ def with_repository(workspace: str, box: Box, policy: Policy, shown: Places) -> 
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the options into fields of a `Box`: those that were given."""
+    """Read the options into fields of a `SandboxSettings`: those that were given."""
     found: dict[str, Any] = {}
     if arguments.mode is not None:
         found["workspace"] = arguments.mode
     if arguments.user is not None:
-        found["user"] = BoxUser(arguments.user)
+        found["user"] = SandboxUser(arguments.user)
     if taken := [entry for entry in arguments.env if "=" not in entry]:
         found["keep"] = tuple(taken)
     if given := [entry.partition("=")[::2] for entry in arguments.env if "=" in entry]:
@@ -309,13 +309,13 @@ def _read(name: str, text: str) -> Any:
     """Read one option's value as rule files have it. Raises UsageError."""
     from rules.loading import sandbox_schema as grammar  # few starts have such an option
     from rules.loading.fields import duration
-    from rules.sandbox import device
+    from rules.sandbox import parse_device
 
     parsers: dict[str, Callable[[str], Any]] = {
         "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
         "protected": grammar.protected,
         "caches": _cache,
-        "devices": device,
+        "devices": parse_device,
         "hostname": grammar.hostname,
         "timeout": duration,
         **grammar.LIMITS,
@@ -337,7 +337,7 @@ def _cache(text: str) -> tuple[str, str]:
     if path.startswith(f"{home}/"):
         path = "~" + path.removeprefix(home)  # a shell has written it out, and the task's own home is meant
     if not name or not path:
-        raise ValueError(f"{quoted(text)} is no name and place; write it like `pip=~/.cache/pip`")
+        raise ValueError(f"{quote(text)} is no name and place; write it like `pip=~/.cache/pip`")
     return slug(name), cache_place(path)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from enforcer.limits.cgroups import hierarchies
 from enforcer.limits.resource_limits import PROCESSES, Limits, Means, build, limits_of, remedy, setting
 from enforcer.system.errors import HostError
-from rules.sandbox import Box
+from rules.sandbox import SandboxSettings
 
 _COUNTS_BY_NAMESPACE = (5, 14)  # the Linux from which on RLIMIT_NPROC is counted in the task's own user namespace
 _WEAK = {
@@ -48,7 +48,7 @@ type Read = Callable[[str], int]  # a setting, by its name below /proc/sys; rais
 def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
     """Return what one task can use up here, and what bounds it."""
     read, found = read or setting, []
-    memory = limits_of(Box()).memory or 0
+    memory = limits_of(SandboxSettings()).memory or 0
     if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
         found.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))
     compiled = not _is_below(read, "net/core/bpf_jit_enable", 1)

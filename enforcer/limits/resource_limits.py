@@ -44,7 +44,7 @@ from enforcer.limits.cgroups import (
     places,
 )
 from enforcer.system.errors import HostError
-from rules.sandbox import Box
+from rules.sandbox import SandboxSettings
 
 type Rlimit = tuple[int, int]  # which resource, and how much
 type Bound = tuple[int, int, int]  # which resource, and at most how much: soft, hard
@@ -87,7 +87,7 @@ class Limits(NamedTuple):
     said: frozenset[str] = frozenset()
 
 
-def limits_of(box: Box, host_memory: int | None = None) -> Limits:
+def limits_of(box: SandboxSettings, host_memory: int | None = None) -> Limits:
     """Return what a task in this box may take. `host_memory` (bytes) is this machine's, unless a test says another."""
     memory = _memory_of_host() if host_memory is None else host_memory
     said = {name: value for name in Limits._fields if (value := getattr(box, name, None)) is not None}

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from enforcer.sandbox.system_paths import contains
 from enforcer.system.control_socket import VARIABLE
 from enforcer.system.errors import HostError, UsageError
-from rules.files import contents, own_configuration, why
+from rules.files import describe_error, read_file, user_configuration
 from rules.loading.load import Loaded, failures, read
 from rules.matching.policy import Policy
 from rules.problems import RuleFileError
@@ -80,15 +80,15 @@ def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
         where = f"; or put the rules of your tasks into `{default}`" if default else ""
         raise UsageError(f"no rules: name a rule file with `--rules FILE`{where}")
     try:
-        contents(default, trusted=True)
+        read_file(default, trusted=True)
     except (OSError, ValueError) as error:
-        raise UsageError(f"`{default}` can't be used: {why(error)}") from error
+        raise UsageError(f"`{default}` can't be used: {describe_error(error)}") from error
     return (str(default),)
 
 
 def own_files() -> tuple[Path, ...]:
     """Return the caller's own files that runs obey without naming them; no task may write them."""
-    own = own_configuration()
+    own = user_configuration()
     return () if own is None else (own / "rules.yaml", own / "presets.lock")
 
 

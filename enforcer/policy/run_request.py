@@ -19,8 +19,8 @@ from enforcer.system.errors import HostError, UsageError
 from rules.loading.fields import slug, slugged
 from rules.loading.layers import NUMBERS, within
 from rules.matching.policy import Policy
-from rules.problems import quoted
-from rules.sandbox import NO_BOX, Box, Floor, device
+from rules.problems import quote
+from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxFloor, SandboxSettings, parse_device
 
 if TYPE_CHECKING:
     from enforcer.policy.rule_files import What
@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
     rules: tuple[str, ...]  # the rule files as they were named
     workspace: str
     read: tuple[str, ...] = ()
-    box: Box = NO_BOX  # in force: what files and options say, within what layers let
+    box: SandboxSettings = NO_SANDBOX_SETTINGS  # in force: what files and options say, within what layers let
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()  # that are hidden wherever they lie: globs, one below the other
@@ -165,7 +165,7 @@ class Places(NamedTuple):
     names: tuple[tuple[str, ...], ...] = ()  # globs of names one below the other, wherever they lie
 
 
-def settle(policy: Policy, asked: Box = NO_BOX, said: Iterable[str] = ()) -> Box:
+def settle(policy: Policy, asked: SandboxSettings = NO_SANDBOX_SETTINGS, said: Iterable[str] = ()) -> SandboxSettings:
     """Give the box in force: the policy's, with what options ask for. Raises UsageError where that is past a layer.
 
     `said`: the fields of `asked` that options name. `read` and `write` are `places`' affair.
@@ -190,7 +190,7 @@ def settle(policy: Policy, asked: Box = NO_BOX, said: Iterable[str] = ()) -> Box
     return policy.box._replace(**found)
 
 
-def places(box: Box, floor: Floor, read: Iterable[str] = (), write: Iterable[str] = ()) -> Places:
+def places(box: SandboxSettings, floor: SandboxFloor, read: Iterable[str] = (), write: Iterable[str] = ()) -> Places:
     """Find what the box names on this host; `read` and `write` are what options name besides.
 
     Raises UsageError for what isn't there, is no file or directory, or lies in nothing that a layer lets be shown.
@@ -215,7 +215,7 @@ def expanded(path: str) -> str:
     return os.path.normpath(home) + path[1:]
 
 
-def lets(floor: Floor, what: str, path: str) -> bool:
+def lets(floor: SandboxFloor, what: str, path: str) -> bool:
     """Whether layers let a real path be shown (`read`), or written (`write`)."""
     if what not in floor.said:
         return True
@@ -235,7 +235,7 @@ def _at_home(path: str) -> str:
     return os.path.normpath(home) + path[1:]
 
 
-def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
+def _real(what: str, paths: Iterable[str], floor: SandboxFloor) -> tuple[str, ...]:
     found: dict[str, None] = {}
     allowed: list[str] | None = None
     if what in floor.said:
@@ -252,19 +252,17 @@ def _real(what: str, paths: Iterable[str], floor: Floor) -> tuple[str, ...]:
             raise UsageError(f"{what}: `{path}` is neither a file nor a directory")
         if allowed is not None and not any(_holds(place, real) for place in allowed):
             layer = dict(floor.by)[what]
-            raise UsageError(
-                f"{what}: {quoted(path)} leads to {quoted(real)}, not in the `{what}` of `{layer}`, a layer"
-            )
+            raise UsageError(f"{what}: {quote(path)} leads to {quote(real)}, not in the `{what}` of `{layer}`, a layer")
         found[real] = None
     return tuple(sorted(found))
 
 
 def _device(path: str) -> str:
     try:
-        name = device(path)
+        name = parse_device(path)
     except ValueError as error:
         return str(error)
-    return f"{quoted(path)} is a device; write `--device {name}`, or `devices: [{name}]` in a rule file"
+    return f"{quote(path)} is a device; write `--device {name}`, or `devices: [{name}]` in a rule file"
 
 
 def _holds(outer: str, inner: str) -> bool:

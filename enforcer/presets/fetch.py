@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import urljoin
 
-from rules.addresses import Address, Opening, block_of, normal
+from rules.addresses import Address, Opening, find_block, normalize
 from rules.loading.preset_locks import Origin
 from rules.names import HostName
 
@@ -68,7 +68,7 @@ class Web:
         """
         try:
             texts = self._look_up(origin.host) if isinstance(origin.host, HostName) else [str(origin.host)]
-            found = tuple(dict.fromkeys(normal(text.partition("%")[0]) for text in texts))
+            found = tuple(dict.fromkeys(normalize(text.partition("%")[0]) for text in texts))
         except (OSError, ValueError) as error:
             raise UnknownHostError(
                 f"{origin.host} can't be looked up: {getattr(error, 'strerror', None) or error}"
@@ -76,7 +76,7 @@ class Web:
         if not found:
             raise FetchError(f"{origin.host} has no address")
         for address in found:
-            block = block_of(address)
+            block = find_block(address)
             if block is None:
                 continue
             if block.opening is not Opening.WITHIN or block.name == "loopback":

@@ -16,7 +16,7 @@ from enforcer.presets.client import Client, Learnt, Setting, inside
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.presets.machine import Machine
 from enforcer.system.errors import HostError
-from rules.addresses import Address, block_of, parse_network
+from rules.addresses import Address, find_block, parse_network
 from rules.loading.load import failures, read_preset
 from rules.loading.preset_locks import Locked, Origin, Places
 from rules.names import HostName
@@ -125,7 +125,7 @@ def _checked(learnt: Learnt, registry: Locked, web: Web) -> Locked:
 
 
 def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> Locked:
-    closed = any(block_of(address) is not None for address in addresses)
+    closed = any(find_block(address) is not None for address in addresses)
     named = isinstance(origin.host, HostName)
     networks = tuple(parse_network(text) for text in sorted(map(str, addresses))) if closed and named else ()
     return Locked(origin, source, networks)

@@ -20,8 +20,8 @@ from enforcer.sandbox.mount_steps import bounded
 from enforcer.system import linux, state
 from enforcer.worker import confinement, credentials, trust
 from proxy.certificates.system_bundles import BUNDLES
-from rules.problems import printable
-from rules.sandbox import BoxUser, WorkspaceMode
+from rules.problems import escape_unprintable
+from rules.sandbox import SandboxUser, WorkspaceMode
 
 _A_TREE = -1  # stands for a mount that only a start makes
 
@@ -53,7 +53,7 @@ def plan(wanted: Wanted) -> list[Line]:
         "files": (step.describe() for step in bounded(steps, limits.disk)),
         "task": _task(wanted, who, landlock.grants(steps, wanted.writable)),
     }
-    return [Line(where, printable(line)) for where, lines in said.items() for line in lines]
+    return [Line(where, escape_unprintable(line)) for where, lines in said.items() for line in lines]
 
 
 def _who(wanted: Wanted) -> Identity:
@@ -61,7 +61,7 @@ def _who(wanted: Wanted) -> Identity:
     who = identity.choose()
     if who.slot >= 0:
         os.close(who.slot)
-    return who.as_root() if wanted.box.user is BoxUser.ROOT else who
+    return who.as_root() if wanted.box.user is SandboxUser.ROOT else who
 
 
 def _trees(who: Identity, wanted: Wanted, kept: Iterable[mount_plan.Kept]) -> Mapping[str, int]:

@@ -25,9 +25,9 @@ from rules.loading.secret_schema import (
     TELEMETRY,
     taken,
 )
-from rules.names import DESK
+from rules.names import INFO_API
 from rules.patterns import Pattern
-from rules.sandbox import NO_BOX, Box
+from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxSettings
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing but ASCII
@@ -55,7 +55,11 @@ _BROWSERS = ("chromium", "opt/chrome", "opt/chrome_for_testing", "opt/edge")
 
 
 def build(
-    caller: Mapping[str, str], identity: Identity, bundle: str, named: Sequence[str], box: Box = NO_BOX
+    caller: Mapping[str, str],
+    identity: Identity,
+    bundle: str,
+    named: Sequence[str],
+    box: SandboxSettings = NO_SANDBOX_SETTINGS,
 ) -> dict[str, str]:
     """Make a task's environment. `named` are `NAME` (taken over) or `NAME=VALUE`. Raises UsageError.
 
@@ -79,7 +83,7 @@ def build(
         {
             **SYSTEM_STORE,
             JAVA: " ".join((_JAVA, *_java_limits(box))),
-            TELEMETRY: f"http://{DESK}:4318",
+            TELEMETRY: f"http://{INFO_API}:4318",
             **dict(box.variables),
         }
     )
@@ -96,7 +100,7 @@ def build(
     return own
 
 
-def _of_limits(box: Box) -> dict[str, str]:
+def _of_limits(box: SandboxSettings) -> dict[str, str]:
     """Tell runtimes of the limits that were said: the cgroup that they would read isn't shown."""
     own: dict[str, str] = {}
     if box.cpu is not None:
@@ -109,14 +113,14 @@ def _of_limits(box: Box) -> dict[str, str]:
     return own
 
 
-def _java_limits(box: Box) -> list[str]:
+def _java_limits(box: SandboxSettings) -> list[str]:
     """Tell the JVM of them: its heap is a quarter of MaxRAM, unless a command line says otherwise."""
     said = [] if box.memory is None else [f"-XX:MaxRAM={box.memory}"]
     said += [] if box.cpu is None else [f"-XX:ActiveProcessorCount={math.ceil(box.cpu)}"]
     return ["-XX:+IgnoreUnrecognizedVMOptions", *said] if said else []  # JDK 8 knows the second from update 191 on
 
 
-def asked(caller: Mapping[str, str], named: Sequence[str], box: Box) -> set[str]:
+def asked(caller: Mapping[str, str], named: Sequence[str], box: SandboxSettings) -> set[str]:
     """List the variables that options and rule files give a task, beside what every task gets."""
     return {*(entry.partition("=")[0] for entry in named), *kept(caller, box.keep), *dict(box.variables)}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from enforcer.policy.run_request import Wanted
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.system.errors import UsageError
-from rules.problems import printable, quoted
+from rules.problems import escape_unprintable, quote
 
 _OF_SHELLS = frozenset({"alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "."})
 _DEEPEST = 4  # interpreters of interpreters, execve(2)
@@ -27,7 +27,7 @@ def whereabouts(wanted: Wanted) -> str:
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
         if found is None:
-            return _nowhere(what, name) if what != quoted(wanted.argv[0]) else _is_a_line(wanted.argv)
+            return _nowhere(what, name) if what != quote(wanted.argv[0]) else _is_a_line(wanted.argv)
         real = os.path.realpath(found)
         seen = (any(system_paths.contains(place, path) for place in shown) for path in (found, real))
         hidden = next((path for path, visible in zip((found, real), seen, strict=True) if not visible), None)
@@ -39,7 +39,7 @@ def whereabouts(wanted: Wanted) -> str:
 def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
     """Give the command, then each program that it is started with; what to call it, and its name."""
     name = wanted.argv[0]
-    what = quoted(name)
+    what = quote(name)
     for _ in range(_DEEPEST):
         yield what, name
         found = _find(name, wanted.workspace)
@@ -47,10 +47,10 @@ def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
         if not words:
             return
         owner, name = what, words[0]
-        what = f"the interpreter of {owner}, {quoted(name)},"
+        what = f"the interpreter of {owner}, {quote(name)},"
         if program := looked_up(words):
             yield what, name
-            name, what = program, f"{quoted(program)}, which {owner} is to be interpreted by,"
+            name, what = program, f"{quote(program)}, which {owner} is to be interpreted by,"
 
 
 def _find(name: str, workspace: str) -> str | None:
@@ -71,7 +71,7 @@ def _nowhere(what: str, name: str) -> str:
 def _is_a_line(argv: Sequence[str]) -> str:
     """Say what helps where a whole line of a shell, or a word of its own, is taken for a program."""
     if len(argv) == 1 and " " in argv[0].strip():
-        first = quoted(argv[0].split()[0])
+        first = quote(argv[0].split()[0])
         return f"it is one word with blanks in it: write {first} and its arguments apart, or `-- sh -c LINE`"
     return "only a shell has that command: write `-- sh -c LINE`" if argv[0] in _OF_SHELLS else ""
 
@@ -79,7 +79,7 @@ def _is_a_line(argv: Sequence[str]) -> str:
 def _is(name: str, hidden: str) -> str:
     if name == hidden:
         return "is not shown in the sandbox"
-    return f"{'leads to' if '/' in name else 'is'} `{printable(hidden)}` here, which the sandbox does not show"
+    return f"{'leads to' if '/' in name else 'is'} `{escape_unprintable(hidden)}` here, which the sandbox does not show"
 
 
 def _remedy(hidden: str) -> str:
@@ -91,7 +91,7 @@ def _remedy(hidden: str) -> str:
     except UsageError:
         return "copy it into the workspace"
     if any(system_paths.contains(show, home) for home in system_paths.homes()) or not show.isprintable():
-        return f"copy it into the workspace, rather than show all of `{printable(show)}`"
+        return f"copy it into the workspace, rather than show all of `{escape_unprintable(show)}`"
     return f"show it with `--read {shlex.quote(show)}`"
 
 

@@ -21,7 +21,7 @@ from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
 from enforcer.workspace.written_places import Workspace
 from proxy.certificates.system_bundles import BUNDLES
-from rules.sandbox import BoxUser
+from rules.sandbox import SandboxUser
 
 
 class Shown(NamedTuple):
@@ -53,7 +53,7 @@ def gather(
     Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
     """
     cache = state.make_private(state.cache_directory())
-    if wanted.box.user is BoxUser.ROOT:
+    if wanted.box.user is SandboxUser.ROOT:
         who = who.as_root()
     own = own_etc(who, wanted, trusted, cache)
     if empty is not None:

@@ -19,7 +19,7 @@ from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.system import linux
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import reset_signals
-from rules.sandbox import NO_BOX
+from rules.sandbox import NO_SANDBOX_SETTINGS
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -108,7 +108,7 @@ def make(*, fenced: bool) -> EmptySandbox:
     Not `fenced`, nothing keeps it within its limits: no task may have it.
     """
     with contextlib.ExitStack() as made:
-        who, limits = identity.choose(), limits_of(NO_BOX)
+        who, limits = identity.choose(), limits_of(NO_SANDBOX_SETTINGS)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
         resource_limits = build(limits) if fenced else ResourceLimits(limits, (), (), {})

@@ -18,7 +18,7 @@ from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.repository_scan import Scan
 from enforcer.workspace.safe_path import MODE, Tree, acting_as
 from proxy.telemetry.visible import visible
-from rules.decision import Asks
+from rules.decision import RequiredApproval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +190,9 @@ def _terms(wanted: "Wanted") -> dict[str, Any]:
     }
 
 
-def _asks(terms: "MergeTerms") -> Asks:
+def _asks(terms: "MergeTerms") -> RequiredApproval:
     """Return what one file wants as what people are asked about: a grant names it by all that it says."""
     said = hashlib.sha256(repr(("merge", *terms)).encode()).hexdigest()
-    return Asks(terms.cite, said, terms.terms, "changes of protected files are merged when they are approved")
+    return RequiredApproval(
+        terms.cite, said, terms.terms, "changes of protected files are merged when they are approved"
+    )

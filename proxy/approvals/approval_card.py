@@ -26,7 +26,7 @@ from proxy.approvals.model import (
 )
 from proxy.approvals.people import told
 from proxy.telemetry.visible import unpadded, visible
-from rules.decision import Covers
+from rules.decision import GrantScope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -214,8 +214,8 @@ def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
             (" --for 1h", Offer(seconds=3600.0)),
             (" --for task", Offer(task=True)),
         ]
-        if question.covers is not Covers.ATTEMPT and not question.cut:
-            offers.insert(1, (" --scope attempt", Offer(Covers.ATTEMPT)))
+        if question.covers is not GrantScope.ATTEMPT and not question.cut:
+            offers.insert(1, (" --scope attempt", Offer(GrantScope.ATTEMPT)))
         seen: set[str] = set()
         for words, offer in offers:
             try:

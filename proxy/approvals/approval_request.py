@@ -15,7 +15,7 @@ from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 from msgspec.structs import astuple, replace
 
 from rules.attempt import Protocol
-from rules.decision import Covers
+from rules.decision import GrantScope
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.telemetry.events import Process
     from rules.attempt import Attempt
-    from rules.decision import Asks, Decision
+    from rules.decision import Decision, RequiredApproval
 
 
 _MOST_ITEMS: Final = 4096
@@ -89,7 +89,7 @@ def _told_apart(value: object) -> object:
 
 _LARGEST: Final = 48 << 10  # bytes of JSON that a question may take; a packet is 128 KB
 _CUTS: Final = ((4096, 64), (512, 16), (64, 4))  # characters of a text, items of a list
-_NARROWEST: Final = (Covers.ATTEMPT, Covers.DESTINATION, Covers.RULE)
+_NARROWEST: Final = (GrantScope.ATTEMPT, GrantScope.DESTINATION, GrantScope.RULE)
 _Hash = Annotated[str, Meta(max_length=64)]
 _Brief = Annotated[str, Meta(max_length=16)]
 _Entry = Annotated[str, Meta(max_length=1 << 13)]
@@ -154,7 +154,7 @@ class Terms(Message, frozen=True, rename={"needed": "count", "by_self": "self", 
     by_self: bool
     hold: Real
     open: Real
-    covers: Covers
+    covers: GrantScope
     lasts: Real | None
 
 
@@ -167,12 +167,12 @@ class Rule(Message, frozen=True):
     why: Text = ""
 
     @classmethod
-    def of(cls, asks: "Asks") -> Self:
+    def of(cls, asks: "RequiredApproval") -> Self:
         """Return a rule that asks as a message."""
         return cls(asks.rule, asks.digest, Terms(*asks.terms), asks.why)
 
 
-def rules_of(asking: "Iterable[Asks]") -> tuple[Rule, ...]:
+def rules_of(asking: "Iterable[RequiredApproval]") -> tuple[Rule, ...]:
     """Return rules that ask as messages."""
     return tuple(map(Rule.of, asking))
 
@@ -217,9 +217,9 @@ class ApprovalRequest(Message, frozen=True):
         return self.pattern is not None or any(ref.quiet for ref in self.refs)
 
     @property
-    def covers(self) -> Covers:
+    def covers(self) -> GrantScope:
         """How wide an approval of this is at most: as the narrowest of its rules says."""
-        return min((rule.terms.covers for rule in self.rules), key=_NARROWEST.index, default=Covers.ATTEMPT)
+        return min((rule.terms.covers for rule in self.rules), key=_NARROWEST.index, default=GrantScope.ATTEMPT)
 
     def fitted(self) -> Self:
         """Return it small enough for one message, saying so where something that is done had to be left out.
@@ -285,17 +285,17 @@ class ApprovalRequest(Message, frozen=True):
                 return f"{self.protocol or 'connect'} {place}"
 
 
-def key(question: ApprovalRequest, covers: Covers) -> str:
+def key(question: ApprovalRequest, covers: GrantScope) -> str:
     """Return what an approval of so wide a cover is good for: attempts with one key are covered alike.
 
     Besides, it is good for one task and for the rules that it names alone.
     """
     match covers:
-        case Covers.RULE:
+        case GrantScope.RULE:
             return _hashed([covers])
-        case Covers.DESTINATION:
+        case GrantScope.DESTINATION:
             return _hashed([covers, question.protocol, question.host, question.port, *_apart(question)])
-        case Covers.ATTEMPT:
+        case GrantScope.ATTEMPT:
             return _beforehand(question, body=question.size != 0) if question.beforehand else _attempt(question)
 
 
@@ -311,7 +311,7 @@ def keys(question: ApprovalRequest) -> tuple[str, ...]:
     return tuple(found)
 
 
-def narrower(one: Covers, other: Covers) -> bool:
+def narrower(one: GrantScope, other: GrantScope) -> bool:
     """Whether one cover is narrower than the other."""
     return _NARROWEST.index(one) < _NARROWEST.index(other)
 
@@ -330,7 +330,7 @@ def _apart(question: ApprovalRequest) -> tuple[object, ...]:
 def _attempt(question: ApprovalRequest) -> str:
     return _hashed(
         [
-            Covers.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
+            GrantScope.ATTEMPT, question.kind, question.protocol, question.host, question.port, question.method,
             question.path, question.size, question.websocket, sorted(question.secrets), question.repo,
             sorted(astuple(ref)[:4] for ref in question.refs), question.argv,
             sorted(map(astuple, question.files), key=json.dumps),
@@ -359,7 +359,7 @@ def _hashed(value: object) -> str:
 
 def in_vain(decision: "Decision") -> str:
     """Say why nobody is asked what rules of the policy ask, if so: approving it would not let it out."""
-    if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.asks:
+    if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.needs_approval:
         return ""
     asks = ", ".join(f"`{rule}`" for rule in decision.rules)
     return f"no rule lets this out, so an approval of what {asks} asks would open nothing"

@@ -25,7 +25,7 @@ from proxy.approvals.approval_request import Kind
 from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret, StorePlace
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
-from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 _LONGEST_REVIEW: Final = 120.0  # seconds
 _ANY_UID: Final = (1 << 32) - 2  # the one above means none (setresuid(2))
@@ -54,10 +54,10 @@ class Shape(StrEnum):
 
 def read_people(path: Path) -> People:
     """Read the file, which nobody else may be able to write. Raises RuleFileError with every problem, or OSError."""
-    from rules.files import contents
+    from rules.files import read_file
 
     try:
-        data = contents(path, trusted=True)
+        data = read_file(path, trusted=True)
     except ValueError as error:
         raise RuleFileError([Problem(str(path), 1, 1, str(error))]) from error
     return parse_people(data, str(path))
@@ -95,7 +95,7 @@ class _Reader(Reader):
         if isinstance(node, Mapping):
             for word, (key, _) in list(node.pairs.items()):
                 if meant := _MEANT.get((of, word.lower())):
-                    self.complain(key, f"{quoted(word)} is not a key of {of}; did you mean `{meant}`?")
+                    self.complain(key, f"{quote(word)} is not a key of {of}; did you mean `{meant}`?")
                     del node.pairs[word]
 
     def read(self, root: Node) -> People | None:
@@ -108,7 +108,7 @@ class _Reader(Reader):
         reviewers: dict[str, Reviewer] = self._named(fields, "reviewers", self._reviewer)
         notices = [self._notice(node) for node in self.items(fields["notify"], "notify")] if "notify" in fields else []
         for name in sorted(people.keys() & reviewers.keys()):
-            self.complain(fields["reviewers"], f"{quoted(name)} is a person too: a program needs a name of its own")
+            self.complain(fields["reviewers"], f"{quote(name)} is a person too: a program needs a name of its own")
         self._distinct(fields, list(people.values()))
         return People(
             people,
@@ -129,7 +129,7 @@ class _Reader(Reader):
             if one is None:
                 continue
             if one.name in found:
-                self.complain(node, f"{quoted(one.name)} is here twice")
+                self.complain(node, f"{quote(one.name)} is here twice")
             found[one.name] = one
         return found
 
@@ -163,7 +163,7 @@ class _Reader(Reader):
             members = self.each(value, "groups", slug)
             for member in members:
                 if member not in known:
-                    self.complain(value, f"{quoted(member)} is no person and no reviewer{did_you_mean(member, known)}")
+                    self.complain(value, f"{quote(member)} is no person and no reviewer{did_you_mean(member, known)}")
             if name is not None:
                 found[name] = frozenset(members)
         return found
@@ -194,7 +194,7 @@ class _Reader(Reader):
         if "secret" in fields and "webhook" not in fields:
             self.complain(fields["secret"], "`secret` signs what a `webhook` gets")
         if command and not command[0].startswith("/"):
-            self.complain(fields["command"], f"{quoted(command[0])} must be the whole path of a program")
+            self.complain(fields["command"], f"{quote(command[0])} must be the whole path of a program")
 
     def secret(self, node: Node, _key: str) -> Secret | None:
         """Read where a secret is."""
@@ -219,22 +219,22 @@ class _Reader(Reader):
 
 def _uid(text: str) -> int:
     if not re.fullmatch(r"0|[1-9][0-9]{0,9}", text) or int(text) > _ANY_UID:
-        raise ValueError(f"{quoted(text)} is no uid")
+        raise ValueError(f"{quote(text)} is no uid")
     return int(text)
 
 
 def _path(text: str) -> str:
     if not text.startswith("/"):
-        raise ValueError(f"{quoted(text)} must be a whole path")
+        raise ValueError(f"{quote(text)} must be a whole path")
     return text
 
 
 def _webhook(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username is not None:
-        raise ValueError(f"{quoted(text)} is no URL of a webhook: `https://chat.corp.example/hook`")
+        raise ValueError(f"{quote(text)} is no URL of a webhook: `https://chat.corp.example/hook`")
     if parts.scheme == "http" and parts.hostname not in {"127.0.0.1", "::1", "localhost"}:
-        raise ValueError(f"{quoted(text)} would go over the network in the clear: write `https://`")
+        raise ValueError(f"{quote(text)} would go over the network in the clear: write `https://`")
     return text
 
 

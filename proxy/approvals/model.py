@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.approval_request import ApprovalRequest, Message, Real, Text, Texts, Whole, narrower
-from rules.decision import Covers
+from rules.decision import GrantScope
 from rules.loading.fields import count, day, duration, size
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Wider(ValueError):  # noqa: N818  the message says the rest
 class Offer(Message, frozen=True, omit_defaults=True):
     """How much whoever approves is willing to give; what is not said is as the rule says."""
 
-    width: Covers | None = None
+    width: GrantScope | None = None
     uses: Whole | None = None
     bytes: Whole | None = None
     seconds: Real | None = None
@@ -53,23 +53,23 @@ class Offer(Message, frozen=True, omit_defaults=True):
         if sum(name in found for name in ("seconds", "until", "task")) > 1:
             raise ValueError("one end is enough: say a time, a day, or `task`")
         if width:
-            if width not in set(Covers):
-                raise ValueError(f"`{width}` is no width: it is one of {', '.join(Covers)}")
-            found["width"] = Covers(width)
+            if width not in set(GrantScope):
+                raise ValueError(f"`{width}` is no width: it is one of {', '.join(GrantScope)}")
+            found["width"] = GrantScope(width)
         return cls(**found)
 
 
 class Extent(NamedTuple):
     """How far a grant reaches: None is no bound but the task's end."""
 
-    width: Covers
+    width: GrantScope
     uses: int | None
     bytes: int | None
     ends: float | None  # seconds since 1970
     cuts: bool = False  # whether what still passes then is cut; else it only has to begin before
 
 
-def given_by(terms: "Terms", width: Covers, offers: "Sequence[Offer]", now: float) -> Extent:
+def given_by(terms: "Terms", width: GrantScope, offers: "Sequence[Offer]", now: float) -> Extent:
     """Return what a rule of these terms gives where all `offers` were made at once: the least of each.
 
     `width` is what the question's rules give together. Raises Wider where one of them is more than the rule gives.
@@ -90,9 +90,9 @@ def given_by(terms: "Terms", width: Covers, offers: "Sequence[Offer]", now: floa
 def sentence(extent: Extent, now: float) -> str:
     """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
     what = {
-        Covers.ATTEMPT: "this very attempt",
-        Covers.DESTINATION: "anything this rule asks about at this destination",
-        Covers.RULE: "anything this rule asks about",
+        GrantScope.ATTEMPT: "this very attempt",
+        GrantScope.DESTINATION: "anything this rule asks about at this destination",
+        GrantScope.RULE: "anything this rule asks about",
     }[extent.width]
     often = {None: "as often as the task likes", 1: "once"}.get(extent.uses, f"{extent.uses} times")
     much = "" if extent.bytes is None else f", {extent.bytes} {'byte' if extent.bytes == 1 else 'bytes'} in all"
@@ -109,7 +109,7 @@ def span(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _extent(terms: "Terms", width: Covers, offer: Offer, now: float) -> Extent:
+def _extent(terms: "Terms", width: GrantScope, offer: Offer, now: float) -> Extent:
     if offer.width is not None and narrower(width, offer.width):
         raise Wider(f"the rule covers {_an(width)} and no more: `--scope {offer.width}` is wider")
     ends = now + offer.seconds if offer.seconds is not None else offer.until
@@ -158,10 +158,12 @@ def _least[N: (int, float)](values: "Iterable[N | None]") -> N | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _an(width: Covers) -> str:
-    return {Covers.ATTEMPT: "an attempt", Covers.DESTINATION: "a destination", Covers.RULE: "all that it asks about"}[
-        width
-    ]
+def _an(width: GrantScope) -> str:
+    return {
+        GrantScope.ATTEMPT: "an attempt",
+        GrantScope.DESTINATION: "a destination",
+        GrantScope.RULE: "all that it asks about",
+    }[width]
 
 
 MERGING: Final = "/changes"  # behind a run's id: what merges its changes, which comes and goes after the run has ended
@@ -262,7 +264,7 @@ class Grant(NamedTuple):
     task: str
     rule: str
     digest: str
-    width: Covers
+    width: GrantScope
     key: str  # of questions.key
     uses: int | None  # that are left
     bytes: int | None  # that are left

@@ -17,7 +17,7 @@ from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.masking import masked
 from rules.addresses import parse_host
 from rules.attempt import Protocol
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _git(question: "ApprovalRequest") -> Git | None:
 def _destination(host: str, port: int) -> Destination:
     try:
         found = parse_host(host)
-    except (InvalidName, ValueError):
+    except (InvalidNameError, ValueError):
         return Destination(host, None, port)
     return Destination(host, None, port) if isinstance(found, HostName) else Destination(None, host, port)
 

@@ -13,7 +13,7 @@ from proxy.approvals.model import Approval, State, WishKind
 from proxy.approvals.protocol import Answer, Result, Standing, WishState
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.telemetry.events import Answer as Told
-from rules.decision import Covers
+from rules.decision import GrantScope
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Submitter:
         rejected = await t.last_of(task.id, same, State.REJECTED)
         if rejected is not None and rejected.expires > t.now:
             return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
-        if question.cut and question.covers is Covers.ATTEMPT:
+        if question.cut and question.covers is GrantScope.ATTEMPT:
             why = "it does more than one question can show, and its approval would cover just that"
             t.record(task).refused("", question, why, answer=Told.WIDE)
             return Answer(0, Result.WIDE, why=why)

@@ -9,7 +9,7 @@ import struct
 from typing import Final, NamedTuple
 
 from rules.addresses import parse_host
-from rules.names import InvalidName
+from rules.names import InvalidNameError
 
 POINT: Final = 65  # bytes of a P-256 point, uncompressed: SEC 1 section 2.3.3
 _NUMBER: Final = struct.Struct(">I")
@@ -49,7 +49,7 @@ def read_request(packet: bytes) -> Request:
         host = text.decode("ascii")
         if str(parse_host(host)) != host:
             raise Malformed("a host in another than its normal spelling")
-    except (UnicodeDecodeError, InvalidName) as error:
+    except (UnicodeDecodeError, InvalidNameError) as error:
         raise Malformed("no name and no address") from error
     return Request(number, point, host)
 

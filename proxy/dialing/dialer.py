@@ -24,7 +24,7 @@ from proxy.event_loop.poller import OUT, cut_if_killed
 from proxy.sandbox.sandbox_state import DescriptorQuota, ExtraSockets
 from rules.attempt import Protocol
 from rules.names import HostName
-from rules.settings import Via
+from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rules.settings import Upstream
 
 
-type Hop = Address | Via  # what is dialled
+type Hop = Address | ProxyDestination  # what is dialled
 type Done = Callable[[socket.socket | DialFailed, Hop | None], None]  # a connected socket and where to, or why not
 
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
@@ -343,14 +343,14 @@ class Dialer:
         The caller sets the deadline: `cancel` what this returns. With `at_once` it also takes what is there at once:
         `take`.
         """
-        if addresses and isinstance(addresses[0], Via):
+        if addresses and isinstance(addresses[0], ProxyDestination):
             from proxy.dialing.through import Through  # nobody else pays for it
 
             return Through(
                 self.poller, self._lookup, addresses[0], port, done,
                 login=self.login, metrics=self._metrics, descriptors=self.descriptors,
             )  # fmt: skip
-        direct = [address for address in addresses if not isinstance(address, Via)]
+        direct = [address for address in addresses if not isinstance(address, ProxyDestination)]
         return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors)
 
     def _hops(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Hop, ...]":
@@ -365,7 +365,7 @@ class Dialer:
                 return via
         return self._checked(policy, attempt, found)
 
-    def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[Via] | None":
+    def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[ProxyDestination] | None":
         """Return the way through the proxy; None: this goes past it. Raises DialFailed for what must not go there."""
         if policy.upstream_for(attempt) is None:
             return None
@@ -377,7 +377,7 @@ class Dialer:
             proxy = self._proxies.get(upstream.host, _NOWHERE)
             if attempt.port == upstream.port and is_proxy(target, own, upstream.host, proxy):
                 raise DialFailed(Reason.NON_PUBLIC_ADDRESS, f"`{target}` is the proxy itself")
-        return (Via(upstream, target),)
+        return (ProxyDestination(upstream, target),)
 
     def _knows(self, upstream: "Upstream") -> bool:
         """Whether it is known where the proxy is; then it is kept."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
-    from rules.settings import Via
+    from rules.settings import ProxyDestination
 
 _PIECE = 4096  # bytes looked at at a time
 
@@ -43,7 +43,7 @@ class Through:
         self,
         poller: "Poller",
         lookup: "Lookup",
-        via: "Via",
+        via: "ProxyDestination",
         port: int,
         done: "Done",
         *,

@@ -16,7 +16,7 @@ from rules.settings import Scheme
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from rules.addresses import Address
-    from rules.settings import Via
+    from rules.settings import ProxyDestination
 
 LONGEST_HEAD: Final = 16 * 1024  # bytes of an answer to CONNECT
 _NOT_HTTP: Final = "it doesn't speak HTTP/1"
@@ -53,7 +53,7 @@ class Tunnel(Protocol):
         ...
 
 
-def tunnel(via: "Via", port: int, login: "Login | None") -> Tunnel:
+def tunnel(via: "ProxyDestination", port: int, login: "Login | None") -> Tunnel:
     """Return how to ask for `port` of what `via` names."""
     if via.relayed:
         return Unasked()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dns.wire import LARGEST_QUERY
 from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Where
-from rules.addresses import normal
+from rules.addresses import normalize
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _asked(ancillary: list[_Ancillary]) -> "Address | None":
         if (level, kind) == (socket.IPPROTO_IP, _IP_ORIGDSTADDR):
             return IPv4Address(data[4:8])
         if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR):
-            return normal(IPv6Address(data[8:24]))
+            return normalize(IPv6Address(data[8:24]))
     return None
 
 

@@ -14,8 +14,8 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from proxy.dns.records import LookupFailed
-from rules.addresses import normal, parse_address, why_not_public
-from rules.names import HOST, LOOPBACK, is_own
+from rules.addresses import normalize, parse_address, why_not_public
+from rules.names import HOST, LOOPBACK, is_exeat_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -128,7 +128,7 @@ class Lookup:
         kept = self._kept.get(name)
         if kept is not None and now < kept[0]:
             return kept[1]
-        if is_own(name):  # which nothing is ever kept of
+        if is_exeat_name(name):  # which nothing is ever kept of
             return self._host if name == HOST else _NOBODY
         written = self._hosts.addresses_of(name)
         return self._keep(name, written, LONGEST_KEPT) if written else None
@@ -136,7 +136,7 @@ class Lookup:
     def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
         """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
         waiting = self.waiting.get(name)
-        if is_own(name):
+        if is_exeat_name(name):
             asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _NOBODY)
         elif self._askers >= MOST_ASKERS:
             found = Found(problem=f"{self._askers} connections, requests and lookups wait for names already")
@@ -234,7 +234,7 @@ def source_for(address: "Address") -> "Address | None":
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), _DISCARD))
-            return normal(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]))
+            return normalize(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]))
     except OSError:
         return None
 

@@ -13,8 +13,8 @@ from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_ans
 from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.attempt import Protocol
-from rules.decision import denied
-from rules.names import DESK, HostName, InvalidName
+from rules.decision import deny
+from rules.names import INFO_API, HostName, InvalidNameError
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Resolver:
             return False
         try:
             name = HostName.parse(query.name)
-        except InvalidName:
+        except InvalidNameError:
             name = None
         if name is not None and (own := self._own(query, name)):
             reply(own)
@@ -112,9 +112,9 @@ class Resolver:
         """
         if name == "localhost" or name.endswith(".localhost"):
             return build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL)
-        if name != DESK:
+        if name != INFO_API:
             return b""
-        address = self._names.address_for(DESK, denied=False) if query.type == Type.A else None
+        address = self._names.address_for(INFO_API, denied=False) if query.type == Type.A else None
         if query.type == Type.A and address is None:
             return build_answer(query, Rcode.SERVFAIL)
         return build_answer(query, Rcode.NOERROR, [address.packed] if address is not None else [], ttl=TTL)
@@ -122,14 +122,14 @@ class Resolver:
     def _decide(self, query: Query, name: HostName | None) -> _Answer:
         policy = self._sandbox.policy
         if name is None:
-            return _Answer(denied(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
+            return _Answer(deny(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
         if query.dns_class != IN or name.endswith(_REVERSE):
             rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
-            return _Answer(denied(policy, Reason.DNS_TYPE), rcode)
+            return _Answer(deny(policy, Reason.DNS_TYPE), rcode)
         decision = policy.decide_name(name, self._sandbox.caller)
         if not decision.passes:
             if decision.reason is Reason.NO_RULE:
-                decision = denied(policy, Reason.DNS_DENIED, decision)
+                decision = deny(policy, Reason.DNS_DENIED, decision)
             return self._refused(query, name, decision)
         return self._passing(query, name, decision)
 
@@ -139,9 +139,9 @@ class Resolver:
         if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._sandbox.caller):
             return self._read(name, decision, _Answer(decision, asked_for=True))
         if query.type not in _USUAL:
-            return _Answer(denied(policy, Reason.DNS_TYPE, decision))
+            return _Answer(deny(policy, Reason.DNS_TYPE, decision))
         # Of what people are still to be asked about, nothing is looked up before they have answered
-        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.lets_out:
+        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.allows:
             return self._read(name, decision, _Answer(decision, looked_up=True))
         return self._standing_in(query, name, decision)
 
@@ -149,7 +149,7 @@ class Resolver:
         """Take note of what a name's owner is about to say to the task: an address too is 128 bits of their choice."""
         if self._sandbox.record_read(decision, name, _PORT, ""):
             return answer
-        return _Answer(denied(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
+        return _Answer(deny(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
 
     def _record_lookup(self) -> "RecordLookup":
         if self._records is None:
@@ -176,7 +176,7 @@ class Resolver:
             return _Answer(decision)
         address = self._names.address_for(name, denied=False)
         if address is None:
-            return _Answer(denied(self._sandbox.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
+            return _Answer(deny(self._sandbox.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
         return _Answer(decision, addresses=(address,))
 
     def _true(self, query: Query, name: HostName, answer: _Answer, found: "Found") -> _Answer:

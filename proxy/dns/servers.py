@@ -25,8 +25,8 @@ import dns.rdatatype
 import dns.resolver
 
 from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, LookupFailed, Records
-from rules.addresses import normal
-from rules.names import is_own
+from rules.addresses import normalize
+from rules.names import is_exeat_name
 
 if TYPE_CHECKING:
     from rules.addresses import Address
@@ -140,7 +140,7 @@ class NameServers:
             found, seconds = await self._find(name, kind)
             if not found:
                 raise LookupFailed(f"`{name}` has no {kind} record")
-            return tuple(normal(ipaddress.ip_address(record.address)) for record in found), seconds
+            return tuple(normalize(ipaddress.ip_address(record.address)) for record in found), seconds
         except dns.resolver.NXDOMAIN as error:
             raise LookupFailed(f"`{name}` does not exist") from error
         except ValueError as error:
@@ -174,7 +174,7 @@ class NameServers:
                 if answer.canonical_name == asked:
                     return [], least
                 asked = answer.canonical_name
-                if is_own(asked.to_text(omit_final_dot=True).lower()):  # nobody's DNS has a say in our names
+                if is_exeat_name(asked.to_text(omit_final_dot=True).lower()):  # nobody's DNS has a say in our names
                     return [], least
         except dns.resolver.NXDOMAIN:
             raise

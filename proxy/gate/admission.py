@@ -13,7 +13,7 @@ from proxy.gate.decide import Way, again, failing, holds
 from proxy.gate.states import NEXT_STATE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
-from rules.decision import denied
+from rules.decision import deny
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Admission[G: AnyGate](ABC):
         judgement = self._judgement
         if judgement.way is Way.SPLICE:
             self._resolve()
-        elif judgement.decision.asks and self._gate.sandbox.approvals is not None:
+        elif judgement.decision.needs_approval and self._gate.sandbox.approvals is not None:
             self._ask()
         else:
             self._conclude()
@@ -174,7 +174,7 @@ class Admission[G: AnyGate](ABC):
 
     def _grant_over(self, grant: "Grant") -> None:
         """End it: its grant has ended. Called from the loop."""
-        by = denied(self._gate.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+        by = deny(self._gate.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
         self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
 
     def _may_read(self) -> bool:
@@ -182,7 +182,7 @@ class Admission[G: AnyGate](ABC):
         decision, record, sandbox = self._judgement.decision, self.record, self._gate.sandbox
         if sandbox.record_read(decision, self._judgement.attempt.target, record.wanted.port, record.event):
             return True
-        by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision)
+        by = deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision)
         self._end(Outcome.BLOCKED, by.reason, by, detail=TAINT_NOT_RECORDED)
         return False
 
@@ -200,7 +200,7 @@ class Admission[G: AnyGate](ABC):
             return
         # Also what may only go on while it is read: nobody knows what was sent on it before.
         reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
-        self._end(Outcome.BLOCKED, reason, denied(sandbox.policy, reason, judgement.decision))
+        self._end(Outcome.BLOCKED, reason, deny(sandbox.policy, reason, judgement.decision))
 
     def _go_on(self) -> None:
         """Go on under the limits of the rules that are in force now, unless one of them is used up."""

@@ -10,9 +10,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.request.messages import ResponseHead
-from rules.addresses import normal
+from rules.addresses import normalize
 from rules.explain.reasons import NEEDED, REASONS, opened_otherwise
-from rules.names import DESK, HOST, HostName
+from rules.names import HOST, INFO_API, HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LONGEST = 500  # characters of what a task wrote that are worth showing
 TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
 
-WHY: Final = f"http://{DESK}/why"  # where a task asks about its refusals
+WHY: Final = f"http://{INFO_API}/why"  # where a task asks about its refusals
 
 _FOR_GIT: Final = b"text/plain; charset=us-ascii"
 FOR_GRPC: Final = b"application/grpc"
@@ -99,7 +99,7 @@ def _opened_by(target: "HostName | Address") -> str:
         return otherwise
     if isinstance(target, HostName) or (target.version == 6 and target.scope_id is not None):
         return REASONS[Reason.NON_PUBLIC_ADDRESS].remedy
-    return f"add a rule `to: {normal(target)}`, if it is meant"
+    return f"add a rule `to: {normalize(target)}`, if it is meant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +220,8 @@ def _problem(refusal: Refusal, status: int) -> bytes:
     }
     if decision.why:
         value["why"] = visible(decision.why)
-    if decision.near:
-        near = decision.near
+    if decision.nearest:
+        near = decision.nearest
         value["nearest"] = {
             "rule": visible(near.rule),
             "field": visible(near.field),
@@ -253,8 +253,8 @@ def _lines(refusal: Refusal) -> list[str]:
     if refusal.detail:
         lines.append(visible(refusal.detail))
     lines.append(f"verdict {decision.verdict}, reason {decision.reason}" + _by(decision))
-    if decision.near:
-        near = decision.near
+    if decision.nearest:
+        near = decision.nearest
         lines.append(
             f"nearest rule {visible(near.rule)}: its {visible(near.field)} wants {visible(near.wanted)}, "
             f"this was {visible(near.got)}"
@@ -267,7 +267,7 @@ def _lines(refusal: Refusal) -> list[str]:
 
 def where_to_ask(approval: str) -> str:
     """Return where a task learns what became of an approval."""
-    return f"http://{DESK}/requests/{visible(approval)}"
+    return f"http://{INFO_API}/requests/{visible(approval)}"
 
 
 def _by(decision: "Decision") -> str:

@@ -21,7 +21,7 @@ from proxy.gate.decide import Judgement, Patience, Way, again, holds, refuse
 from proxy.gate.record import Admitted
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State
-from rules.decision import denied
+from rules.decision import deny
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason
 
@@ -127,7 +127,7 @@ class Connection(Admission["Gate"]):
         """End it after an exception that nobody expected. Never raises."""
         if self.state is State.INSPECTING and self._admitted is not None:
             self.record.error(WHERE[self.state], error)
-            self._tell_inspection(self._admitted, denied(self._gate.sandbox.policy, Reason.GATE_ERROR))
+            self._tell_inspection(self._admitted, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
 

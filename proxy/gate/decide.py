@@ -11,8 +11,8 @@ from proxy.dialing.address_check import refused
 from proxy.gate.client_hello import ClientHello, HttpHead
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, alpn_is_readable
-from rules.decision import Decision, denied
-from rules.names import HostName, InvalidName
+from rules.decision import Decision, deny
+from rules.names import HostName, InvalidNameError
 from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def again(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -
     if decision.outcome.passes and judgement.hello is not None:
         objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
         if objection is not None:
-            decision = denied(sandbox.policy, objection, decision)
+            decision = deny(sandbox.policy, objection, decision)
     if not decision.outcome.passes:
         way = Way.RESET
     elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
@@ -151,7 +151,7 @@ def after_asking(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: 
 
 def unanswered(sandbox: "SandboxState", judgement: Judgement, reason: Reason, *, can_inspect: bool) -> Judgement:
     """Refuse what was held, for what came of asking."""
-    decision = denied(sandbox.policy, reason, judgement.decision)._replace(approval=())
+    decision = deny(sandbox.policy, reason, judgement.decision)._replace(approval=())
     return judgement._replace(decision=decision, way=_way_out(sandbox.policy, judgement, can_inspect=can_inspect))
 
 
@@ -171,7 +171,7 @@ def holds(sandbox: "SandboxState", judgement: Judgement, policy: "Policy") -> bo
 def refuse(sandbox: "SandboxState", wanted: Wanted, reason: Reason) -> Judgement:
     """Deny before anything is read."""
     attempt = attempt_at(sandbox, Protocol.TCP, wanted.target, wanted.port)
-    return Judgement(attempt, denied(sandbox.policy, reason), Way.RESET)
+    return Judgement(attempt, deny(sandbox.policy, reason), Way.RESET)
 
 
 def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
@@ -182,7 +182,7 @@ def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, ca
         decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
         return judgement._replace(decision=decision, way=Way.RESET)
     way = _way_out(policy, judgement, can_inspect=can_inspect)
-    decision = denied(policy, failure.reason, decision)._replace(approval=())  # nobody is asked about this
+    decision = deny(policy, failure.reason, decision)._replace(approval=())  # nobody is asked about this
     return judgement._replace(decision=decision, way=way)
 
 
@@ -190,12 +190,12 @@ def _judge_tls(sandbox: "SandboxState", wanted: Wanted, hello: ClientHello, *, c
     policy = sandbox.policy
     target, problem = _tls_target(wanted, hello)
     attempt = attempt_at(sandbox, Protocol.TLS, target, wanted.port)
-    decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
+    decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes:
         objection = _objection(decision, hello, can_inspect=can_inspect)
         if objection is None:
             return Judgement(attempt, decision, Way.INSPECT if decision.inspect else Way.SPLICE, hello)
-        decision = denied(policy, objection, decision)
+        decision = deny(policy, objection, decision)
         if objection is Reason.PROTOCOL_MISMATCH:
             offers = ", ".join(f"`{each}`" for each in hello.alpn[:_MOST_OFFERS])
             detail = (
@@ -224,9 +224,9 @@ def _judge_http(sandbox: "SandboxState", wanted: Wanted, head: HttpHead, *, can_
     policy = sandbox.policy
     target, problem = _http_target(wanted, head)
     attempt = attempt_at(sandbox, Protocol.HTTP, target, wanted.port)
-    decision = _decide(policy, attempt) if problem is None else denied(policy, problem)
+    decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes and not can_inspect:
-        decision = denied(policy, Reason.GATE_ERROR, decision)
+        decision = deny(policy, Reason.GATE_ERROR, decision)
     way = Way.INSPECT if decision.outcome.passes else _refusal(policy, can_explain=can_inspect)
     return Judgement(attempt, decision, way)
 
@@ -240,7 +240,7 @@ def _tls_target(wanted: Wanted, hello: ClientHello) -> "tuple[HostName | Address
             return name, None
     try:
         name = HostName.parse(hello.sni)
-    except InvalidName:
+    except InvalidNameError:
         return wanted.target, Reason.INVALID_NAME
     if wanted.names and name not in wanted.names:
         return wanted.target, Reason.NAME_MISMATCH
@@ -255,7 +255,7 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
     spelled = host if colon and port.isdecimal() else head.host
     try:
         asked = parse_host(spelled)
-    except InvalidName:
+    except InvalidNameError:
         return wanted.target, Reason.INVALID_NAME
     if wanted.names:
         return (asked, None) if asked in wanted.names else (wanted.target, Reason.NAME_MISMATCH)
@@ -274,7 +274,7 @@ def _decide(policy: "Policy", attempt: Attempt) -> Decision:
     if decision.reason is Reason.NO_RULE and not decision.outcome.passes:
         spoken = policy.protocols(attempt.target, attempt.port)
         if spoken and attempt.protocol not in spoken:
-            return denied(policy, Reason.PROTOCOL_MISMATCH, decision)
+            return deny(policy, Reason.PROTOCOL_MISMATCH, decision)
     return decision
 
 

@@ -21,8 +21,8 @@ from proxy.gate.dns_stream import Stream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
 from proxy.telemetry.events import Where
-from rules.addresses import Address, normal
-from rules.names import DESK
+from rules.addresses import Address, normalize
+from rules.names import INFO_API
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class Gate:
             stream.begin()
         elif nowhere(self.sandbox, wanted):
             connection.refuse(Reason.NON_PUBLIC_ADDRESS)
-        elif DESK in wanted.names and wanted.port in _OFFICES:
+        elif INFO_API in wanted.names and wanted.port in _OFFICES:
             visitor = self._info_api(self, client, record)
             self.replace(connection, visitor)
             visitor.begin()
@@ -253,7 +253,7 @@ class Gate:
 def _address(text: str) -> Address:
     """Read an address as the kernel writes it; one with a zone id stays one, and is nowhere."""
     address = ip_address(text)
-    return address if "%" in text else normal(address)
+    return address if "%" in text else normalize(address)
 
 
 def _by_descriptors() -> int:

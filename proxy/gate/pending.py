@@ -91,7 +91,7 @@ class Pending:
         before = self._judgement
         self._judgement = after_asking(self._sandbox, before, can_inspect=self._can_inspect)
         decision = self._judgement.decision
-        if not decision.asks:
+        if not decision.needs_approval:
             self._finish()
         elif self._ticket is None or decision.approval != before.decision.approval:
             self._drop_ticket()

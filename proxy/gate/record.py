@@ -10,7 +10,7 @@ from proxy.dialing.dialer import written
 from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalFailed
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 
 if TYPE_CHECKING:
     import socket
@@ -161,7 +161,7 @@ class Admitted(NamedTuple):
         if self.sni and not self.decision.outcome.passes:
             try:
                 return HostName.parse(self.sni)
-            except InvalidName:
+            except InvalidNameError:
                 pass  # no client takes a certificate for that
         return str(self.judgement.attempt.target)
 

@@ -19,8 +19,8 @@ from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
 from rules.loading.cases import parse_attempt
-from rules.names import InvalidName
-from rules.problems import quoted
+from rules.names import InvalidNameError
+from rules.problems import quote
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def request_access(
     text, why = _read(request)
     asking = _asking(recorder)
     question, decision, attempt = _decided(recorder, text, process)
-    if decision.lets_out:
+    if decision.allows:
         return _said(WishState(Standing.ALLOWED, attempt=question.line()))
     if decision.passes:
         raise Refusal(
@@ -94,7 +94,7 @@ def request_access(
         )
     if why_not := in_vain(decision):
         return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
-    if decision.asks and dialer is not None:
+    if decision.needs_approval and dialer is not None:
         checked: Later[DialFailed] = Later()
         preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
         yield checked
@@ -173,13 +173,13 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     decision = said.decide(sandbox.policy)
     try:
         attempt = said.attempt(sandbox.policy)
-    except InvalidName as error:
+    except InvalidNameError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
         question = about_connection(sandbox.sources, attempt, decision, process)
     else:
         question = about_request(sandbox.sources, attempt, decision, process=process)
-    return question if decision.asks else question._replace(rules=()), decision, attempt
+    return question if decision.needs_approval else question._replace(rules=()), decision, attempt
 
 
 def _known_method(policy: "Policy", said: "Tried") -> None:
@@ -191,7 +191,7 @@ def _known_method(policy: "Policy", said: "Tried") -> None:
         return
     near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise Refusal(HTTPStatus.BAD_REQUEST, f"{quoted(method)} is no method of HTTP{hint}")
+    raise Refusal(HTTPStatus.BAD_REQUEST, f"{quote(method)} is no method of HTTP{hint}")
 
 
 def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:

@@ -246,7 +246,7 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
         "attempt": visible(attempt),
         "verdict": decision.verdict.value,
         "passes": decision.passes,
-        "asks": decision.asks or decision.verdict is Verdict.ASK,
+        "asks": decision.needs_approval or decision.verdict is Verdict.ASK,
         "reason": decision.reason.value,
         "meaning": meaning(decision.reason, None),
         "remedy": "" if decision.passes else REASONS[decision.reason].remedy,
@@ -258,9 +258,9 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
 def _would_text(attempt: str, decision: "Decision", *, runs: bool) -> str:
     said = _would(attempt, decision)
     by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
-    if runs and decision.asks:
+    if runs and decision.needs_approval:
         what_then = f"would wait until somebody has approved it{by}; start it when you need it: people are asked then"
-    elif decision.asks:
+    elif decision.needs_approval:
         what_then = f"would wait until somebody has approved it{by}; ask beforehand with `POST /requests`"
     elif decision.verdict is Verdict.ASK:
         what_then = f"would go on to where each request is asked about{by}; ask for one with `POST /requests`"

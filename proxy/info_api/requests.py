@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from proxy.request.http1_heads import parse_head
 from proxy.request.request_head import Asked, Head, Unclear, body_size, read, values
-from rules.names import DESK
+from rules.names import INFO_API
 
 MOST_HEAD: Final = 8192  # bytes
 MOST_PARAMETERS: Final = 8
@@ -146,8 +146,8 @@ def read_request(begun: PartialRequest, data: bytearray) -> Request | None:
 def _check_sender(head: Head, port: Port) -> None:
     """Refuse what is meant for another host, or comes from a page. Raises Refusal."""
     host = next(iter(values(head, b"host")), "").lower()
-    if host != f"{DESK}:{port.number}" and (host != DESK or port is not QUESTIONS):
-        raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{DESK}`, and nothing else is here")
+    if host != f"{INFO_API}:{port.number}" and (host != INFO_API or port is not QUESTIONS):
+        raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{INFO_API}`, and nothing else is here")
     if _field(head, b"origin") not in {"", f"http://{host}"} or _field(head, b"sec-fetch-site") not in _SAME:
         raise Refusal(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 

@@ -22,7 +22,7 @@ from proxy.inspection.router import Begun, HttpRouter
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, FarTls, NearTls
 from proxy.telemetry.events import Where
-from rules.settings import Via
+from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ class InspectedConnection:
         server.dialled = address
         if address is not None:
             self._admitted.record.leads_to(address)
-        server.relayed = isinstance(address, Via) and address.relayed
+        server.relayed = isinstance(address, ProxyDestination) and address.relayed
         server.login = self._engine.login if server.relayed else None
         if tls is None:
             self._do(self._http.opened, server, None)

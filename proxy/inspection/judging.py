@@ -22,8 +22,8 @@ from proxy.request import request_head
 from proxy.request.messages import Place
 from proxy.request.request_head import Unclear, read_authority, values
 from proxy.request.websocket_handshake import is_handshake
-from rules.attempt import NO_CREDENTIAL, Attempt, Git, GitService, Request
-from rules.decision import Decision, denied
+from rules.attempt import NO_CREDENTIAL, Attempt, GitRequest, GitService, Request
+from rules.decision import Decision, deny
 from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
@@ -140,10 +140,10 @@ def judge(
     if other is not None:
         decision = _with_other_path(policy, attempt, decision, other)
     has_refs = git is not None and git.service is GitService.PUSH and asked.method == "POST"  # not what comes before
-    if decision.asks and looks.git and git is not None and (not has_refs or push is not None):
+    if decision.needs_approval and looks.git and git is not None and (not has_refs or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
     passes = decision.outcome.passes
-    may_pass = passes or decision.asks
+    may_pass = passes or decision.needs_approval
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
         return Ruling(decision, *said, attempt, body_wanted=True)
     detail = "" if passes else _why(decision, credential, other)
@@ -158,7 +158,7 @@ def _upgrade(sandbox: "SandboxState", head: "Head", asked: "Asked", *, body: boo
     return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
 
 
-def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
+def _git(head: "Head", asked: "Asked", looks: Looks) -> GitRequest | None:
     """Return what a request wants of git. Raises Unclear where a rule looks at it."""
     try:
         return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
@@ -171,13 +171,13 @@ def _git(head: "Head", asked: "Asked", looks: Looks) -> Git | None:
 def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: str) -> Decision:
     """Decide by the `other` path that a request names, too: the stricter verdict stands."""
     request = attempt.request
-    if request is None or not (here.outcome.passes or here.asks):
+    if request is None or not (here.outcome.passes or here.needs_approval):
         return here
     there = policy.decide(attempt._replace(request=request._replace(path=other)))
-    if not (there.outcome.passes or there.asks):
+    if not (there.outcome.passes or there.needs_approval):
         return there
-    if here.asks or there.asks:  # people would be shown one of both
-        return denied(policy, Reason.AMBIGUOUS_REQUEST)
+    if here.needs_approval or there.needs_approval:  # people would be shown one of both
+        return deny(policy, Reason.AMBIGUOUS_REQUEST)
     return together(here, there)
 
 
@@ -189,9 +189,9 @@ def _judge_push(
     `options`: it may have some, because no rule looks at its refs.
     """
     judged = judge_push(policy, attempt, push)
-    if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.asks):
+    if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.needs_approval):
         return judged, ""
-    return all_refused(judged, denied(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
+    return all_refused(judged, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
@@ -200,7 +200,7 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
     if request is None:
         return False
     ways = (attempt._replace(request=request._replace(credential=one)) for one in carried.may_carry)
-    return any(decision.outcome.passes or decision.asks for decision in map(policy.decide, ways))
+    return any(decision.outcome.passes or decision.needs_approval for decision in map(policy.decide, ways))
 
 
 def misuse(sandbox: "SandboxState", place: Place, head: "Head") -> str:
@@ -238,7 +238,7 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
-    too = "" if other is None or decision.asks else "its `Destination` is decided on as well"
+    too = "" if other is None or decision.needs_approval else "its `Destination` is decided on as well"
     return in_vain(decision) or too
 
 
@@ -276,12 +276,12 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
     if request.git is None or request.git.service is not GitService.PUSH:
         return attempt, decision
     path = request.path.replace("git-receive-pack", "git-upload-pack")
-    fetching = request._replace(path=path, git=Git(GitService.FETCH, request.git.repo))
-    if not policy.decide(attempt._replace(request=fetching)).lets_out:
+    fetching = request._replace(path=path, git=GitRequest(GitService.FETCH, request.git.repo))
+    if not policy.decide(attempt._replace(request=fetching)).allows:
         return attempt, decision
     digests = attempt.granted.union(asks.digest for asks in decision.approval)
     could = attempt._replace(granted=digests)  # as a push that was approved: where it may go is checked with that
-    return (could, to_be_asked(decision)) if policy.decide(could).lets_out else (attempt, decision)
+    return (could, to_be_asked(decision)) if policy.decide(could).allows else (attempt, decision)
 
 
 def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.Unclear) -> Ruling:
@@ -315,7 +315,7 @@ def unanswered(sandbox: "SandboxState", ruling: Ruling, reason: Reason, detail: 
     )
     pushed = ruling.pushed
     if pushed is not None:
-        refs = tuple((ref, one._replace(reason=reason) if one.asks else one) for ref, one in pushed.refs)
+        refs = tuple((ref, one._replace(reason=reason) if one.needs_approval else one) for ref, one in pushed.refs)
         pushed = pushed._replace(decision=decision, refs=refs)
     return replace(ruling, decision=decision, detail=detail, pushed=pushed)
 
@@ -323,7 +323,7 @@ def unanswered(sandbox: "SandboxState", ruling: Ruling, reason: Reason, detail: 
 def _denied(
     sandbox: "SandboxState", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None
 ) -> Ruling:
-    return Ruling(denied(sandbox.policy, reason), *shown(head), detail=detail, status=status)
+    return Ruling(deny(sandbox.policy, reason), *shown(head), detail=detail, status=status)
 
 
 def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
@@ -349,6 +349,6 @@ def standing(sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to:
         untrusted = untrusted if decision.trust is Trust.TRUSTED else decision
         problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
-            return Standing(denied(sandbox.policy, problem))
+            return Standing(deny(sandbox.policy, problem))
         yield
     return Standing(None, tuple(limits), Scan.strictest(scans), untrusted)

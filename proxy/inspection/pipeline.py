@@ -35,7 +35,7 @@ from proxy.inspection.stages.stage import Needs, Stage
 from proxy.inspection.upstream_proxy import relayed
 from proxy.request.messages import settle
 from proxy.request.request_head import Unclear
-from rules.settings import Via
+from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Pipeline:
         if ruling is None:
             return None
         asking = self._session.recorder.sandbox.approvals
-        if asking is not None and ruling.decision.asks and ruling.attempt is not None:
+        if asking is not None and ruling.decision.needs_approval and ruling.attempt is not None:
             return self._ask(request, ruling, asking)
         return self._resolve(request, ruling)
 
@@ -119,7 +119,7 @@ class Pipeline:
             session.holding.pop(request.key, None)
             if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
                 held.problem = Unclear("it is a push, and its body is wanted for another reason too")
-        may_pass = (ruling.decision.outcome.passes or ruling.decision.asks) and not ruling.refs_for_events
+        may_pass = (ruling.decision.outcome.passes or ruling.decision.needs_approval) and not ruling.refs_for_events
         if held.problem is not None and may_pass:
             return unclear(session.recorder.sandbox, request.head, held.problem)
         return ruling
@@ -128,7 +128,7 @@ class Pipeline:
         """Ask people, until what they say, or the rules by then, decide."""
         session = self._session
         waiting = session.approvals.begin(request, ruling, asking)
-        while ruling.decision.asks:
+        while ruling.decision.needs_approval:
             if not waiting.is_about(ruling.decision):
                 failure = await self._in_vain(ruling)
                 if request.approval is not waiting:
@@ -216,7 +216,7 @@ class Pipeline:
         if isinstance(found, DialFailed):
             ruling, found = undialled(ruling, found), ()
         elif found:
-            if isinstance(found[0], Via):
+            if isinstance(found[0], ProxyDestination):
                 found = relayed(found, head, ruling)
                 via = str(found[0])
             else:

@@ -21,7 +21,7 @@ from proxy.request.request_head import Unclear, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
 from proxy.telemetry.events import GONE
 from proxy.telemetry.journal.writer import JournalFailed
-from rules.decision import Decision, denied
+from rules.decision import Decision, deny
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Session:
         if self.refused is not None:
             ruling = Ruling(self.refused, *shown(head), detail=self._detail, advice=self._advice)
             if where := misuse(sandbox, self.place, head):  # worse than what refused the connection
-                decision = denied(sandbox.policy, Reason.SECRET_MISUSE)
+                decision = deny(sandbox.policy, Reason.SECRET_MISUSE)
                 ruling = replace(ruling, decision=decision, detail=where, advice="", misused=True)
             return ruling
         looks = self._looks
@@ -166,7 +166,7 @@ class Session:
         except JournalFailed:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
             if passes:
                 self._leave_stages(request)
-            decision = denied(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
+            decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
             return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
         if ruling.misused:
             record.tampered(cause, ruling.detail)
@@ -227,7 +227,7 @@ class Session:
         if now.untrusted is not None and not sandbox.record_read(
             now.untrusted, place.target, place.port, request.cause
         ):
-            request.by = denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
+            request.by = deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
 
     def may_go(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[bool]":
         """Whether a request may be sent to where its connection leads: there may be other rules since it was allowed.
@@ -259,7 +259,7 @@ class Session:
     def stray(self, request: RequestContext, detail: str) -> None:
         """Record that what goes on under a request is not what was allowed."""
         if request.is_open:
-            request.by = denied(self.recorder.sandbox.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
+            request.by = deny(self.recorder.sandbox.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
             self.complete(request, None, detail=detail)
 
     def fail(self, request: RequestContext, reason: Reason, detail: str) -> Page:

@@ -31,10 +31,10 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
-from rules.decision import denied
+from rules.decision import deny
 from rules.loading.load import load
-from rules.names import HostName, InvalidName
-from rules.sandbox import NO_BOX
+from rules.names import HostName, InvalidNameError
+from rules.sandbox import NO_SANDBOX_SETTINGS
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Desk:
                 f"rule files with `{key}` need `exeat run`: mitmproxy verifies servers itself; take `{key}` out, and "
                 "name a file of certificates with `--set ssl_verify_upstream_trusted_ca=FILE`"
             )
-        if policy.commands or policy.box != NO_BOX:
+        if policy.commands or policy.box != NO_SANDBOX_SETTINGS:
             log.warning("`sandbox` and `commands` of the rule files have no effect here: mitmproxy starts no tasks")
         self.sandbox = SandboxState("mitmproxy", Task("mitmproxy", "mitmproxy"), policy)
         self.sandbox.has_info_api = False
@@ -102,7 +102,7 @@ class Desk:
         self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
     ) -> "Decision":
         """Record a connection that is refused before any rule."""
-        decision = denied(self.sandbox.policy, reason)
+        decision = deny(self.sandbox.policy, reason)
         self._record(decision, host, port, Protocol.TLS, tls)
         return decision
 
@@ -230,7 +230,7 @@ class Visitor:
         """Decide on a request that goes to `host`, as its proxy understood it."""
         try:
             target, at = self.tunnel or (parse_host(host), port)
-        except InvalidName:
+        except InvalidNameError:
             target, at = HostName("invalid.invalid"), port  # no rule's; the head itself says why it is refused
         place = Place(target, at, tls=tls)
         session = self._sessions.get(place)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dialing.tunnel import credentials, unwelcome
 from proxy.request.request_head import Head
 from rules.attempt import Protocol
-from rules.settings import Scheme, Via
+from rules.settings import ProxyDestination, Scheme
 
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
@@ -33,7 +33,7 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[
 
     What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
     """
-    if not found or not isinstance(found[0], Via) or ruling.asked is None or ruling.attempt is None:
+    if not found or not isinstance(found[0], ProxyDestination) or ruling.asked is None or ruling.attempt is None:
         return found
     clear = ruling.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
     ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)

@@ -13,7 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.request.request_head import Unclear
-from rules.attempt import Attempt, Change
+from rules.attempt import Attempt, RefChange
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Command(NamedTuple):
     """What a push does to one ref."""
 
     ref: str
-    change: Change
+    change: RefChange
 
 
 class DecidedRefs(NamedTuple):
@@ -208,7 +208,7 @@ class Push:
         if match is None or len(match[1]) != len(match[2]):
             raise Unclear("a line of the push is not `old new ref`")
         old, new = int(match[1], 16), int(match[2], 16)
-        change = Change.DELETE if not new else Change.CREATE if not old else Change.UPDATE
+        change = RefChange.DELETE if not new else RefChange.CREATE if not old else RefChange.UPDATE
         if len(self.commands) >= MOST_REFS:
             raise Unclear(f"the push has more than {MOST_REFS} refs", Reason.LIMIT_EXCEEDED)
         self.commands.append(Command(ref_name(match[3]), change))

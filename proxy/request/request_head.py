@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from proxy.request.override_headers import LONGEST_NAME, alike, is_override, may_override, names_host, names_method
 from rules.addresses import parse_host
 from rules.attempt import METHODS
-from rules.names import InvalidName
+from rules.names import InvalidNameError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address"
         raise Unclear("the port is not a port")
     try:
         return parse_host(host.decode("ascii")), port
-    except InvalidName as error:
+    except InvalidNameError as error:
         raise Unclear(str(error), Reason.INVALID_NAME) from error
 
 

@@ -298,7 +298,7 @@ def cut_by(decision: "Decision", rule: str | None) -> "Decision":
     """Return the decision that ends what was let out by `decision`: the limit of `rule` is used up."""
     rules = () if rule is None else (rule,)
     return decision._replace(
-        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED, rules=rules, near=None
+        verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED, rules=rules, nearest=None
     )
 
 

@@ -47,7 +47,7 @@ class Taint:
         if unsure:
             sandbox.tainted = True
 
-    def asks(self, asking: "ApprovalsClient") -> None:
+    def needs_approval(self, asking: "ApprovalsClient") -> None:
         """Have the registry know, and hear what it knows, over `asking`, before that has started."""
         self._asking = asking
         asking.told, asking.known = self._told, lambda: self.sources

@@ -94,11 +94,11 @@ class SecretInjector:
 
     def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[SecretValue, ...]":
         """Return the secrets that belong to a place."""
-        return tuple(each for each in self._all if each.secret.belongs(target, port, tls=tls))
+        return tuple(each for each in self._all if each.secret.may_be_sent_to(target, port, tls=tls))
 
     def identity(self, target: "HostName | Address", port: int) -> Identity | None:
         """Return the client certificate for a place that TLS is spoken with."""
-        return next((each for each in self._identities if each.secret.belongs(target, port, tls=True)), None)
+        return next((each for each in self._identities if each.secret.may_be_sent_to(target, port, tls=True)), None)
 
     def read(
         self, head: "Head", target: "HostName | Address", port: int, *, tls: bool, content: bytes | None = None
@@ -272,7 +272,7 @@ def told(secret: "Secret", where: str, target: "HostName | Address", port: int, 
     which = f"the placeholder of `{secret.id}`"
     places = " or ".join(_place(slot) for slot in secret.slots)
     belongs = f"it belongs to {_hosts(secret)} over TLS, in {places}"
-    if secret.belongs(target, port, tls=tls):
+    if secret.may_be_sent_to(target, port, tls=tls):
         if where.lower() in {_place(slot).lower() for slot in secret.slots} or _is_authorization(secret, where):
             return f"{which} is in {where}, but not whole, plainly and once, as it has to be; it belongs in {places}"
         return f"{which} is in {where}, where it doesn't belong; it belongs in {places}"

@@ -318,10 +318,10 @@ class SupervisorChannel:
         decision = self._decide(asked)
         program = os.fsdecode(asked.names[0]) if asked.names else ""
         starting = ProgramStart(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
-        if decision.asks and self._looks_on(asked):
+        if decision.needs_approval and self._looks_on(asked):
             self._say(messages.StartDecision(asked.number, go=False))
             return
-        if decision.asks and not self._finishing:
+        if decision.needs_approval and not self._finishing:
             if self._approvals is None:
                 self._approvals = ProgramApprovals(self._recorder.sandbox, self._decide, self._say, self._conclude)
             if self._approvals.ask(starting, decision):

@@ -155,7 +155,7 @@ class ProgramApprovals:
             return
         granted = frozenset(grant.digest for grant in waiting.grants)
         waiting.decision = decision = self._decide(waiting.starting.asked, granted)
-        if decision.asks and waiting.asked < ROUNDS:
+        if decision.needs_approval and waiting.asked < ROUNDS:
             self._put(waiting)
             return
         del self._waiting[number]

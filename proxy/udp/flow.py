@@ -14,8 +14,8 @@ from proxy.dialing.address_check import DialFailed
 from proxy.event_loop.poller import IN
 from proxy.gate.admission import Admission
 from proxy.gate.states import LIFETIME, WHERE, State
-from rules.decision import denied
-from rules.settings import Via
+from rules.decision import deny
+from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Flow(Admission["UdpGate"]):
                     self._say_nobody_is_there()
             else:
                 judgement = self._judgement
-                decision = denied(self._gate.sandbox.policy, reason or Reason.GATE_ERROR, judgement.decision)
+                decision = deny(self._gate.sandbox.policy, reason or Reason.GATE_ERROR, judgement.decision)
                 self._gate.refuse(self.record, judgement._replace(decision=decision), self._key, self._first_size)
 
     def _close(self) -> None:
@@ -236,7 +236,7 @@ def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Addre
     """
     problem = "no address"
     for address in hops:
-        if isinstance(address, Via):
+        if isinstance(address, ProxyDestination):
             continue  # the dialer gives none for datagrams
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:

@@ -19,7 +19,7 @@ from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
 from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
 from rules.attempt import Protocol
-from rules.decision import denied
+from rules.decision import deny
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -172,9 +172,11 @@ class UdpGate:
             return
         record = self._record(endpoint_asked(asked), endpoint_of(client))
         judgement = self._judge(record.wanted)
-        goes_on = judgement.decision.passes or (judgement.decision.asks and self.sandbox.approvals is not None)
+        goes_on = judgement.decision.passes or (
+            judgement.decision.needs_approval and self.sandbox.approvals is not None
+        )
         if goes_on and not self._has_room():
-            decision = denied(self.sandbox.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
+            decision = deny(self.sandbox.policy, Reason.LIMIT_EXCEEDED, judgement.decision)
             judgement, goes_on = judgement._replace(decision=decision), False
         if not goes_on:
             self.refuse(record, judgement, key, len(data))
@@ -197,9 +199,9 @@ class UdpGate:
         sandbox = self.sandbox
         attempt = attempt_at(sandbox, Protocol.UDP, wanted.target, wanted.port)
         if nowhere(sandbox, wanted):
-            decision = denied(sandbox.policy, Reason.NON_PUBLIC_ADDRESS)
+            decision = deny(sandbox.policy, Reason.NON_PUBLIC_ADDRESS)
         elif not wanted.names and self._names.covers(wanted.address):
-            decision = denied(sandbox.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+            decision = deny(sandbox.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
             decision = sandbox.policy.decide(attempt)
         return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)

@@ -20,7 +20,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
-from rules.addresses import normal
+from rules.addresses import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,7 +82,7 @@ def endpoint_asked(sockaddr: bytes) -> "Endpoint":
         return IPv4Address(sockaddr[4:8]), port
     if len(sockaddr) == _SIZE_OF_IPV6:
         address, zone = IPv6Address(sockaddr[8:24]), int.from_bytes(sockaddr[24:28], sys.byteorder)
-        return IPv6Address(f"{address}%{zone}") if zone else normal(address), port
+        return IPv6Address(f"{address}%{zone}") if zone else normalize(address), port
     raise ValueError(f"the kernel said with {len(sockaddr)} bytes where a datagram was sent to")
 
 
@@ -93,4 +93,4 @@ def endpoint_of(name: "tuple[object, ...]") -> "Endpoint":
 
 @lru_cache(maxsize=64)
 def _address(text: str) -> "Address":
-    return normal(ip_address(text.partition("%")[0]))
+    return normalize(ip_address(text.partition("%")[0]))

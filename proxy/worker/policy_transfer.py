@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import FunctionType, ModuleType
 from typing import Any, BinaryIO, Final
 
-from rules.feeds import Feed, revived
+from rules.feeds import Feed, unpickle_feed
 from rules.matching.policy import Policy
 from rules.rule import Rule
 
@@ -124,7 +124,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("builtins", "getattr"):
             return _method
         found = super().find_class(module, name) if module.startswith("rules.") and "." not in name else None
-        if not (isinstance(found, type) and found.__module__.startswith("rules.")) and found is not revived:
+        if not (isinstance(found, type) and found.__module__.startswith("rules.")) and found is not unpickle_feed:
             raise pickle.UnpicklingError(f"`{module}.{name}` is no part of a policy")
         return found
 

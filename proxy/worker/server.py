@@ -28,7 +28,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker.reload import let_go, take_in
 from proxy.worker.sandbox import Common, SandboxServer
-from rules.addresses import normal
+from rules.addresses import normalize
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
@@ -487,4 +487,4 @@ def _in_words(context: dict[str, object]) -> str:
 
 
 def _endpoints(places: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":
-    return frozenset((normal(host), port) for host, port in places)
+    return frozenset((normalize(host), port) for host, port in places)

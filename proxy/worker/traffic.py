@@ -66,7 +66,7 @@ class Traffic:
         sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, unsure=bool(before))
         taint.review = self._review
         if self._asking is not None:
-            taint.asks(self._asking)
+            taint.needs_approval(self._asking)
         self._names = names = NameTable(
             sandbox.policy.settings.dns_pool, sandbox.own_addresses, before=before, wait=wait
         )
@@ -138,7 +138,7 @@ class Traffic:
         sandbox = self._recorder.sandbox
         sandbox.approvals = self._asking = self._ask_people(channel)
         if self._asking is not None and sandbox.taint is not None:
-            sandbox.taint.asks(self._asking)
+            sandbox.taint.needs_approval(self._asking)
             self._asking.start()
 
     def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":

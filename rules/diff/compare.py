@@ -29,9 +29,9 @@ from rules.diff.regions import (
 from rules.diff.sample_attempts import OF_REQUESTS, CallerKind, Requests, callers
 from rules.matching.policy import Policy
 from rules.matching.signatures import LABELS, Signatures, TooMany
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
-from rules.ports import could_cover
+from rules.ports import ports_could_cover
 from rules.rule import Rule
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
@@ -122,7 +122,7 @@ class _Comparison:
         self.whole: frozenset[str] = frozenset()
         self._left = most
         self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[CallerKind]]] = ((), (Requests(()), callers(())))
-        self._minds_taint = old.needs.taint or new.needs.taint
+        self._depends_on_taint = old.needs.taint or new.needs.taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
         ceilings = layers(old) != layers(new)
@@ -132,7 +132,7 @@ class _Comparison:
         self._holding = [
             network
             for network, owners in self._atoms.networks.items()
-            if any(owner.changed and not owner.rule.lets_out for owner in owners)
+            if any(owner.changed and not owner.rule.allows for owner in owners)
         ]
         if self._audited and self._holding:  # names that no rule is about pass, and may have such an address
             self._atoms.names.setdefault(_EVERY_NAME, [])
@@ -173,7 +173,7 @@ class _Comparison:
         alike = all(rule.default for rule in changed) and not any(r.default and r.looks_at_requests for r in rules)
         for stretch in stretches(rules):
             for protocol in spoken(changed, stretch):
-                here = [rule for rule in rules if could_cover(rule.ports, stretch.low, protocol)]
+                here = [rule for rule in rules if ports_could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))
                 among = {**asked.among, **_among(who)}
                 for one in who:
@@ -252,7 +252,7 @@ class _Comparison:
         if standing.passes or standing.reason not in _BY_ADDRESS:
             return standing
         about = [owner for owner in self._about(address) if owner.side is side and not owner.exempts]
-        return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.lets_out)))
+        return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.allows)))
 
     def _resolving(self, rules: list[Rule]) -> list[Place]:
         """Find addresses for what these rules list, and one that nobody does."""
@@ -283,11 +283,11 @@ class _Comparison:
         holding: list[Rule],
     ) -> None:
         everybody = list(dict.fromkeys((*rules, *holding)))
-        opening = [rule for rule in rules if rule.lets_out or rule.default]
+        opening = [rule for rule in rules if rule.allows or rule.default]
         for stretch in stretches(everybody):
             may_pass = frozenset(Protocol if self._audited else spoken(opening, stretch))
             for protocol in may_pass.intersection(spoken(holding, stretch)):
-                here = [rule for rule in everybody if could_cover(rule.ports, stretch.low, protocol)]
+                here = [rule for rule in everybody if ports_could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))
                 for one in who:
                     where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
@@ -330,14 +330,14 @@ class _Comparison:
 
     def _terms(self, decision: Decision) -> tuple[str, ...]:
         """Say what a decision is bound to, beside its verdict."""
-        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.lets_out else []
+        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.allows else []
         for limits in {limits for _, limits in decision.limits}:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
             window = "" if limits.window is None else f" in {limits.window:g}s"
             terms.append(f"at most {', '.join(counts)}{window} per {limits.per}")
         terms += [f"approval {terms_of(approval)}" for approval in {asks.terms for asks in decision.approval}]
         terms += [f"ca {path}" for path in decision.ca]
-        terms += [f"trust {decision.trust}"] if self._minds_taint and decision.trust is Trust.UNTRUSTED else []
+        terms += [f"trust {decision.trust}"] if self._depends_on_taint and decision.trust is Trust.UNTRUSTED else []
         terms += [f"scan {decision.scan}"] if decision.inspect and decision.scan is not Scan.FLAG else []
         return tuple(sorted(terms))
 
@@ -369,11 +369,11 @@ def _among(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
 def _said(decision: Decision) -> str:
     if decision.outcome is Outcome.WOULD_BLOCK:
         return AUDITED
-    return Verdict.ASK if decision.asks else decision.verdict
+    return Verdict.ASK if decision.needs_approval else decision.verdict
 
 
 def _is_name(parts: tuple[str, ...]) -> bool:
     try:
         return bool(parts) and bool(HostName.parse(".".join(reversed(parts))))
-    except InvalidName:
+    except InvalidNameError:
         return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
-from rules.addresses import BLOCKS, Address, Network, block_of, is_within, normal, parse_network
+from rules.addresses import BLOCKS, Address, Network, find_block, is_within, normalize, parse_network
 from rules.attempt import Protocol
 from rules.decision import ApprovalTerms
 from rules.feeds import Feed
@@ -14,7 +14,7 @@ from rules.loading.layers import differences
 from rules.matching.policy import Policy
 from rules.matching.revision import content
 from rules.patterns import NamePattern
-from rules.ports import LAST_PORT, could_cover, covers
+from rules.ports import LAST_PORT, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule
 from rules.sandbox import Command
 from rules.settings import Settings
@@ -44,7 +44,7 @@ def spoken(changed: Iterable[Rule], stretch: Stretch) -> list[Protocol]:
 
 def _speaks(rule: Rule, port: int, protocol: Protocol) -> bool:
     """Whether a rule can match: what decides to allow does so for certain or not at all."""
-    return (covers if rule.action is Verdict.ALLOW else could_cover)(rule.ports, port, protocol)
+    return (ports_cover if rule.action is Verdict.ALLOW else ports_could_cover)(rule.ports, port, protocol)
 
 
 EVERYWHERE: Final = (parse_network("0.0.0.0/0"), parse_network("::/0"))
@@ -79,7 +79,7 @@ def _of(network: Network, smaller: list[Network], blocks: list[Network]) -> Iter
         if any(block == other or is_within(block, other) for other in smaller):
             continue
         address = _gap(block, [*_inside(block, smaller)])
-        if address is not None and block_of(address) is not None:
+        if address is not None and find_block(address) is not None:
             yield Place(network, address)
             return
 
@@ -106,7 +106,7 @@ def _gap(network: Network, smaller: list[Network]) -> Address | None:
     if at > int(network.broadcast_address):
         return None
     address = type(network.network_address)(at)
-    return address if normal(address) == address else None
+    return address if normalize(address) == address else None
 
 
 class Setting(NamedTuple):

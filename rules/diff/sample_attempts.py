@@ -7,13 +7,13 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 from rules.addresses import Address
-from rules.attempt import NO_LABELS, Caller, Change, Git, GitService, Protocol, Request
+from rules.attempt import NO_LABELS, Caller, GitRequest, GitService, Protocol, RefChange, Request
 from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import ANY_TEXT, SEGMENTS, Signatures, characters
 from rules.names import HostName
-from rules.paths import PathPattern, escaped, readings
-from rules.patterns import For, Pattern
+from rules.paths import PathPattern, percent_encode, readings
+from rules.patterns import Pattern, TaskSelector
 from rules.rule import GitRule, Http, Presence, Rule, Values
 from rules.verdicts import Verdict
 
@@ -32,7 +32,7 @@ def callers(rules: Iterable[Rule]) -> list[CallerKind]:
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
-    minds = any(rule.minds_taint for rule in rules)
+    minds = any(rule.depends_on_taint for rule in rules)
     return [
         CallerKind(Caller(task, labels, day, tainted), (*who, *when, *(_READ[tainted] if minds else ())))
         for (task, labels, who), (day, when), tainted in product(
@@ -53,7 +53,7 @@ def _days(ends: Sequence[date]) -> list[tuple[date | None, tuple[tuple[str, str]
     return [*days, (begins, (("when", f"from {begins}"),))]
 
 
-def _tasks(asked: Sequence[For]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
+def _tasks(asked: Sequence[TaskSelector]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
     if not asked:
         return [("", NO_LABELS, ())]
     names = [pattern for selector in asked for pattern in selector.tasks]
@@ -145,7 +145,7 @@ class Requests:
         self._paths = _paths(self._patterns)
         self._conditions = conditions
         self._wide = any(rule.http is not None and rule.http.max_url is None and is_wide(rule) for rule in rules)
-        self._plain = any(rule.lets_out and rule.http is None for rule in rules) or any(rule.excepts for rule in rules)
+        self._plain = any(rule.allows and rule.http is None for rule in rules) or any(rule.excepts for rule in rules)
         self._credentials = _credentials(rules)
         self._variations: dict[tuple[int, ...], _Variation] = {}
         self.among: dict[str, tuple[Any, ...]] = {
@@ -335,7 +335,7 @@ def _values(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
 
 
 def _query(text: str) -> str:
-    return escaped(text, _PLAIN)
+    return percent_encode(text, _PLAIN)
 
 
 def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
@@ -346,14 +346,17 @@ def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> It
             path = written((*repo, *suffix))
             name = "/".join(repo)
             if service is GitService.FETCH:
-                yield {"git": "fetch", "repository": kind}, Request("POST", path, body=True, git=Git(service, name))
+                yield (
+                    {"git": "fetch", "repository": kind},
+                    Request("POST", path, body=True, git=GitRequest(service, name)),
+                )
             elif suffix[-1] == "refs":
                 whole = f"{path}?service=git-receive-pack"
-                yield {"git": "push", "repository": kind}, Request("GET", whole, git=Git(service, name))
+                yield {"git": "push", "repository": kind}, Request("GET", whole, git=GitRequest(service, name))
             else:
-                for (said, ref), change in product(refs, Change):
+                for (said, ref), change in product(refs, RefChange):
                     where = {"git": change.value, "repository": kind, "ref": said}
-                    yield where, Request("POST", path, body=True, git=Git(service, name, ref, change))
+                    yield where, Request("POST", path, body=True, git=GitRequest(service, name, ref, change))
 
 
 _ASKED: Final = (
@@ -411,4 +414,4 @@ def _in_another_case(kind: frozenset[str]) -> frozenset[str]:
 
 def written(parts: Iterable[str]) -> str:
     """Write segments as a request has them (RFC 3986 section 3.3)."""
-    return "/" + "/".join(escaped(part, _UNESCAPED) for part in parts)
+    return "/" + "/".join(percent_encode(part, _UNESCAPED) for part in parts)

@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from rules.addresses import Network, bracketed
-from rules.attempt import Attempt, Change, GitService, Protocol
+from rules.addresses import Network, bracket_host
+from rules.attempt import Attempt, GitService, Protocol, RefChange
 from rules.diff.compare import AUDITED, Compared, Row, Standing
 from rules.diff.regions import Stretch
 from rules.diff.sample_attempts import ANOTHER_CASE, OTHER_METHOD
 from rules.ports import LAST_PORT
-from rules.problems import listed
+from rules.problems import join_first
 from rules.verdicts import Reason, Verdict
 
 type Kind = frozenset[str]
@@ -51,7 +51,7 @@ class Kinds:
         crossing = sorted(p for p in kind if p != base and not self._having[base] <= self._having[p])
         left_out = list(self._left_out(base, kind, wanted))
         also = f" that is also {' and '.join(crossing)}" if crossing else ""
-        return base + also + (f" but not {listed(left_out, _MOST_LEFT_OUT)}" if left_out else "")
+        return base + also + (f" but not {join_first(left_out, _MOST_LEFT_OUT)}" if left_out else "")
 
     def _left_out(self, base: str, kind: Kind, wanted: set[Kind]) -> Iterator[str]:
         """Find what is inside `base` and not meant, the widest first."""
@@ -116,7 +116,7 @@ class Statement(NamedTuple):
 
     def _subject(self) -> str:
         where = self.where
-        place = f" where it resolves to {listed(where['addresses'], _MOST_SHOWN)}" if "addresses" in where else ""
+        place = f" where it resolves to {join_first(where['addresses'], _MOST_SHOWN)}" if "addresses" in where else ""
         rest = " that no other rule decides" if where.get("rest") else ""
         if "paths" in where:
             scheme = _SCHEMES.get(Protocol(where["protocols"][0]), "https")
@@ -124,16 +124,16 @@ class Statement(NamedTuple):
             urls = [
                 _qualified(target, scheme + "://{}" + port + path) for target in self.targets for path in where["paths"]
             ]
-            return f"{where['methods']} {listed(urls, _MOST_SHOWN)}{_more(where)}{place}"
+            return f"{where['methods']} {join_first(urls, _MOST_SHOWN)}{_more(where)}{place}"
         if "git" in where:
             scheme, port = _SCHEMES.get(Protocol(where["protocols"][0]), "https"), _port_of(where)
             urls = [_qualified(target, scheme + "://{}" + port) for target in self.targets]
-            return f"git {'/'.join(where['git'])} {listed(urls, _MOST_SHOWN)}{_more(where)}{place}"
+            return f"git {'/'.join(where['git'])} {join_first(urls, _MOST_SHOWN)}{_more(where)}{place}"
         spoken = where["protocols"]
         what = "anything to" if set(map(Protocol, spoken)) >= _BYTES else "/".join(spoken)
         port = "" if where["ports"] == "every port" else f":{where['ports']}"
         places = [_qualified(target, "{}" + port) for target in self.targets]
-        return f"{what} {listed(places, _MOST_SHOWN)}{rest}{_more(where)}{place}"
+        return f"{what} {join_first(places, _MOST_SHOWN)}{rest}{_more(where)}{place}"
 
 
 def statements(compared: Compared) -> list[Statement]:
@@ -297,7 +297,7 @@ def _terms(of: Standing, other: Standing) -> str:
 
 def _clause(standing: Standing) -> str:
     word = BECOMES[standing.verdict]
-    by = f" by {listed([f'`{rule}`' for rule in standing.rules], _MOST_SHOWN)}" if standing.rules else ""
+    by = f" by {join_first([f'`{rule}`' for rule in standing.rules], _MOST_SHOWN)}" if standing.rules else ""
     plain = (standing.rules or standing.passes) and standing.reason in {Reason.RULE, Reason.APPROVAL_UNAVAILABLE}
     return word + by if plain else f"{word}{by} ({standing.reason})"
 
@@ -315,7 +315,7 @@ def _value(standing: Standing) -> dict[str, Any]:
 def _qualified(target: str, form: str) -> str:
     """Put a target into a text, and what it is not behind it."""
     host, space, rest = target.partition(" ")
-    return form.replace("{}", bracketed(host)) + space + rest
+    return form.replace("{}", bracket_host(host)) + space + rest
 
 
 def _port_of(where: dict[str, Any]) -> str:
@@ -329,20 +329,20 @@ def _port_of(where: dict[str, Any]) -> str:
 def _more(where: dict[str, Any]) -> str:
     """Say what else narrows it down."""
     known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
-    named = {key: listed(value, _MOST_SHOWN) for key, value in where.items() if key not in known}
+    named = {key: join_first(value, _MOST_SHOWN) for key, value in where.items() if key not in known}
     said = [text if key == "when" else f"{key} {text}" for key, text in named.items()]
     return f" ({'; '.join(said)})" if said else ""
 
 
 def example(attempt: Attempt) -> str:
     """Write an attempt as `exeat explain` takes it."""
-    host = bracketed(attempt.target)
+    host = bracket_host(attempt.target)
     request = attempt.request
     if request is None:
         return f"{attempt.protocol} {host}:{attempt.port}"
     git = request.git
     if git is not None and git.ref is not None:
-        change = f" {git.change}" if git.change in {Change.CREATE, Change.DELETE} else ""
+        change = f" {git.change}" if git.change in {RefChange.CREATE, RefChange.DELETE} else ""
         return f"git push https://{host}/{git.repo} {git.ref}{change}"
     if git is not None and git.service is GitService.FETCH:
         return f"git fetch https://{host}/{git.repo}"

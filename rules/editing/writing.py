@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from rules.addresses import parse_host
-from rules.attempt import NOBODY, Attempt, Caller, Change, Git, GitService, Protocol, Request
+from rules.attempt import UNKNOWN_CALLER, Attempt, Caller, GitRequest, GitService, Protocol, RefChange, Request
 from rules.diff.compare import Row, compare
 from rules.diff.words import example
 from rules.editing.places import Insertion, Text, Unplaceable
-from rules.files import contents, why
+from rules.files import describe_error, read_file
 from rules.loading.fields import slugged
 from rules.loading.load import Loaded, failures
 from rules.matching.policy import Policy
-from rules.names import InvalidName
+from rules.names import InvalidNameError
 from rules.paths import readings
 from rules.ports import USUAL_PORTS
 from rules.problems import RuleFileError
@@ -26,10 +26,10 @@ _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  
 
 
 class Wanted(NamedTuple):
-    """An attempt that was asked about. `method` empty: a connection as a whole.
+    """Attempt to allow, as an event or the caller gives it. An empty `method` means the whole connection.
 
-    `path` is as it was sent, with its query. `repo` is as in `Git`, with `refs` of a push, each with what is done to
-    it; without any it is a fetch.
+    `path` is as the client sent it, with its query. `repo` is as in `GitRequest`. `refs` are those of a push, each with
+    its change; without any the request is a fetch.
     """
 
     protocol: Protocol
@@ -40,8 +40,8 @@ class Wanted(NamedTuple):
     body: bool = False
     websocket: bool = False
     repo: str = ""
-    refs: tuple[tuple[str, Change], ...] = ()
-    caller: Caller = NOBODY
+    refs: tuple[tuple[str, RefChange], ...] = ()
+    caller: Caller = UNKNOWN_CALLER
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Make the attempts of it: one, or one a ref. Raises InvalidName."""
@@ -58,7 +58,7 @@ class Wanted(NamedTuple):
             return
         service = GitService.PUSH if self.refs else GitService.FETCH
         for ref, change in self.refs or ((None, None),):
-            git = Git(service, self.repo, ref, change)
+            git = GitRequest(service, self.repo, ref, change)
             yield Request(head.method, head.path, head.headers, head.body, git=git)
 
     def matching(self) -> dict[str, str]:
@@ -135,7 +135,7 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     or nothing decided it, and is let out.
     """
     try:
-        data = contents(path.resolve(strict=True))
+        data = read_file(path.resolve(strict=True))
         before = read({})
         text = Text(data.decode())
         matching = wanted.matching()
@@ -143,16 +143,16 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     except RuleFileError as error:
         raise CannotWrite(f"the rules are broken as they are: {error.problems[0]}") from error
     except OSError as error:
-        raise CannotWrite(f"`{error.filename or path}` can't be read: {why(error)}") from error
-    except (InvalidName, ValueError) as error:
-        raise CannotWrite(f"it can't be written as a rule: {why(error)}") from error
+        raise CannotWrite(f"`{error.filename or path}` can't be read: {describe_error(error)}") from error
+    except (InvalidNameError, ValueError) as error:
+        raise CannotWrite(f"it can't be written as a rule: {describe_error(error)}") from error
     idents = _idents(before.policy, text, asks)
     _check_asked(before.policy, attempts, unruled=not asks)
     try:
         exempting = _exempting(before.policy, text, idents, matching)
         if exempting:
             after = _read(read, path, text.with_all(exempting))
-            if all(after.policy.decide(attempt).lets_out for attempt in attempts):
+            if all(after.policy.decide(attempt).allows for attempt in attempts):
                 return _checked(before, after, text.with_all(exempting), Edited(path, b"", "", tuple(asks)), wanted)
         ident = _fresh(text, wanted.host)
         behind = idents[0] if idents else text.last()
@@ -168,7 +168,7 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     known = {rule.id for rule in before.policy.rules}
     new = [rule.id for rule in after.policy.rules if rule.id not in known]
     cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
-    if not all(after.policy.decide(attempt).lets_out for attempt in attempts):
+    if not all(after.policy.decide(attempt).allows for attempt in attempts):
         raise CannotWrite("a rule of its own would not let it out: see `exeat explain`")
     return _checked(before, after, changed, Edited(path, b"", cited, tuple(asks)), wanted)
 
@@ -188,14 +188,14 @@ def _idents(policy: Policy, text: Text, asks: Sequence[str]) -> list[str]:
 
 def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) -> None:
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
-    held = [(attempt, decision) for attempt, decision in decisions if not decision.lets_out]
+    held = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
     if not held:
         raise CannotWrite("it is let out already")
     for attempt, decision in held:
         if unruled:
             if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:
                 raise CannotWrite(f"`{example(attempt)}` is now decided by a rule: {decision.reason}")
-        elif not decision.asks and decision.verdict is not Verdict.ASK:
+        elif not decision.needs_approval and decision.verdict is not Verdict.ASK:
             raise CannotWrite(f"`{example(attempt)}` is not asked about any more: {decision.reason}")
 
 
@@ -215,7 +215,9 @@ def _needs_body(policy: Policy, wanted: Wanted) -> bool:
     if not wanted.body or not wanted.method or wanted.repo:
         return False
     decisions = [policy.decide(attempt) for attempt in wanted._replace(body=False).attempts()]
-    return not any(decision.lets_out or decision.asks or decision.verdict is Verdict.ASK for decision in decisions)
+    return not any(
+        decision.allows or decision.needs_approval or decision.verdict is Verdict.ASK for decision in decisions
+    )
 
 
 def _kept(text: Text, ident: str) -> dict[str, str]:

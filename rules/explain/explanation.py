@@ -16,9 +16,9 @@ from rules.matching.plan import PASSES, Leniency, settles
 from rules.matching.policy import Policy
 from rules.matching.precedence import Finding, Match, weigh
 from rules.matching.reference import Considered, consider, covers_target, is_closed, is_granted, is_over
-from rules.names import InvalidName
+from rules.names import InvalidNameError
 from rules.paths import Reading, readings
-from rules.problems import printable
+from rules.problems import escape_unprintable
 from rules.verdicts import Reason
 
 
@@ -32,12 +32,12 @@ class Explanation(NamedTuple):
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
     via: str | None = None  # the proxy that it goes through; None: it is dialled directly
     objecting: tuple[Layer, ...] = ()  # the layers that don't let it out, where that is what decides
-    minds_taint: bool = False  # whether it matters to any rule what a task has read
+    depends_on_taint: bool = False  # whether it matters to any rule what a task has read
 
     def lines(self) -> list[str]:
         """Tell it to a person, a sentence a line, the verdict first."""
         tell = sentences if self.question.run is None else run_sentences
-        return [printable(line) for line in tell(self, said(self.decision))]
+        return [escape_unprintable(line) for line in tell(self, said(self.decision))]
 
     def value(self) -> dict[str, Any]:
         """Tell it to a program."""
@@ -60,7 +60,7 @@ class Explanation(NamedTuple):
             "why": decision.why,
             "inspect": decision.inspect,
             "scan": decision.scan.value if decision.passes and decision.inspect else None,
-            "trust": decision.trust.value if decision.lets_out else None,
+            "trust": decision.trust.value if decision.allows else None,
             "via": self.via,
             "layers": [layer.name for layer in self.objecting],
             "expires": None if decision.expires is None else decision.expires.isoformat(),
@@ -69,7 +69,7 @@ class Explanation(NamedTuple):
                 {"rule": asks.rule, "digest": asks.digest, **_plain(asks.terms)} for asks in decision.approval
             ],
             "revision": decision.revision,
-            "near": decision.near and decision.near._asdict(),
+            "near": decision.nearest and decision.nearest._asdict(),
             "considered": [
                 {
                     "rule": entry.rule.id,
@@ -91,7 +91,7 @@ def explain(policy: Policy, question: Question) -> Explanation:
         return Explanation(question, None, question.decide(policy))
     try:
         attempt = question.attempt(policy)
-    except InvalidName:
+    except InvalidNameError:
         return Explanation(question, None, question.decide(policy))
     decision = question.decide(policy)
     proxied = policy.settings.upstream is not None and decision.passes and question.record is None
@@ -131,7 +131,7 @@ def finding_of(entries: list[Considered], attempt: Attempt, leniency: Leniency |
 
 
 def _enforced(finding: Finding) -> int:
-    return PASSES * finding.lets_out
+    return PASSES * finding.allows
 
 
 def _plain(terms: Limits | ApprovalTerms) -> dict[str, Any]:

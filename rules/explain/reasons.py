@@ -2,8 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Opening, block_of, normal
-from rules.names import HOST, ZONE, HostName, is_own
+from rules.addresses import Address, Opening, find_block, normalize
+from rules.names import HOST, ZONE, HostName, is_exeat_name
 from rules.verdicts import Reason
 
 SUGGEST: Final = "`exeat explain --suggest EVENT` on the host prints the rule that would allow it"
@@ -193,8 +193,8 @@ def opened_otherwise(target: HostName | Address) -> str:
     if isinstance(target, HostName):
         if target == HOST:
             return f"`{HOST}` is this machine: it needs {NEEDED}"
-        return f"the zone `{ZONE}` is exeat's own, and only `{HOST}` leads anywhere" if is_own(target) else ""
-    block = None if target.version == 6 and target.scope_id is not None else block_of(normal(target))
+        return f"the zone `{ZONE}` is exeat's own, and only `{HOST}` leads anywhere" if is_exeat_name(target) else ""
+    block = None if target.version == 6 and target.scope_id is not None else find_block(normalize(target))
     if block is None or block.opening is not Opening.NEVER:
         return ""
     if block.name == "loopback":

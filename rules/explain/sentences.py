@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Final
 
 from rules.addresses import Address
 from rules.attempt import Protocol
-from rules.decision import ApprovalTerms, Decision, Limits, Near
+from rules.decision import ApprovalTerms, Decision, Limits, NearestRule
 from rules.explain.reasons import meaning
 from rules.matching.precedence import Match
 from rules.matching.reference import Considered
 from rules.names import HostName
-from rules.problems import quoted
+from rules.problems import quote
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
     decision, attempt = explanation.decision, explanation.attempt
-    asked = quoted(explanation.question.text.partition("?")[0])
+    asked = quote(explanation.question.text.partition("?")[0])
     yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
     if verdict is Verdict.FLAG:
         yield "it goes out, and is put up for review"
@@ -50,9 +50,9 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     if explanation.proxied:
         yield f"it goes through the proxy {explanation.via}" if explanation.via else "it goes past the proxy, directly"
     request = attempt is not None and attempt.request is not None
-    yield from _terms(decision, request=request, minds_taint=explanation.minds_taint)
-    if decision.near is not None:
-        yield _nearest(decision.near)
+    yield from _terms(decision, request=request, depends_on_taint=explanation.depends_on_taint)
+    if decision.nearest is not None:
+        yield _nearest(decision.nearest)
     if explanation.considered:
         yield "rules about this target:"
         known = attempt is not None and attempt.request is not None
@@ -63,18 +63,18 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
 def run_sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision on a program."""
     decision = explanation.decision
-    yield _verdict(quoted(explanation.question.text), verdict, decision, None)
+    yield _verdict(quote(explanation.question.text), verdict, decision, None)
     if verdict is Verdict.FLAG:
         yield "it runs, and is put up for review"
     if decision.why:
         yield f"the rule says: {decision.why}"
-    yield from _terms(decision, request=False, minds_taint=False)
+    yield from _terms(decision, request=False, depends_on_taint=False)
     yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
 
 
 def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
     by = f" by {_names(decision.rules)}" if decision.rules else ""
-    if decision.asks:
+    if decision.needs_approval:
         return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
     if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
         return f"{asked} is denied{by}: a rule asks, and no approval would let it out (`{decision.reason}`)"
@@ -86,16 +86,16 @@ def _names(rules: tuple[str, ...]) -> str:
     return ", ".join(f"`{rule}`" for rule in rules)
 
 
-def _nearest(near: Near) -> str:
+def _nearest(near: NearestRule) -> str:
     wanted = f"which wants `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
     return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
 
 
-def _terms(decision: Decision, *, request: bool, minds_taint: bool) -> Iterator[str]:
+def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iterator[str]:
     """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
     if request and decision.passes:
         yield _SCANNED[decision.scan]
-    if minds_taint and decision.lets_out and decision.trust is Trust.UNTRUSTED:
+    if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
         yield "what is read there taints the task: nobody vouches for it (`trust: untrusted`)"
     for rule, limits in decision.limits:
         yield f"`{rule}` lets out {limited(limits)}"
@@ -162,10 +162,10 @@ def _line(entry: Considered, *, known: bool) -> str:
     rule = entry.rule
     line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "
     if entry.field == "until":
-        after = "lets nothing out any more" if rule.lets_out else "denies from then on"
+        after = "lets nothing out any more" if rule.allows else "denies from then on"
         return f"{line}{after}: its `until` was {entry.wanted}, and this is {entry.got}"
     if known and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
-        line += "isn't sure to match, so it lets nothing out" if rule.lets_out else "may match, so it holds back"
+        line += "isn't sure to match, so it lets nothing out" if rule.allows else "may match, so it holds back"
     else:
         line += _MARKS[entry.match]
     if not entry.field:

@@ -76,7 +76,7 @@ def in_words(found: Permitted) -> Iterator[str]:
         yield from (f"- {_sentence(rule)}" for rule in rules)
     if found.more:
         yield f"- and what {found.more} more rules say"
-    if not any(rule.lets_out for rule in found.rules):
+    if not any(rule.allows for rule in found.rules):
         yield "Nothing may leave."
     for action, commands in groupby(found.commands, lambda command: command.action):
         yield _STARTING[action]
@@ -87,7 +87,7 @@ def in_words(found: Permitted) -> Iterator[str]:
 def _is_about(rule: Rule, task: str, labels: Mapping[str, str], today: date) -> bool:
     if rule.selector is not None and not rule.selector.matches(task, labels):
         return False
-    return not (rule.lets_out and rule.until is not None and today > rule.until)
+    return not (rule.allows and rule.until is not None and today > rule.until)
 
 
 def _values(rule: Rule) -> dict[str, Any]:

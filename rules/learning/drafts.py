@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Opening, block_of, bracketed, why_not_public
+from rules.addresses import Address, Opening, bracket_host, find_block, why_not_public
 from rules.attempt import METHOD_TOKEN, Protocol
 from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, generalised, git_drafts, written
 from rules.loading.fields import slugged
-from rules.names import HOST, HostName, is_local
+from rules.names import HOST, HostName, is_localhost
 from rules.paths import readings
-from rules.problems import listed
+from rules.problems import join_first
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 _LONGEST_ID: Final = 63
@@ -133,7 +133,9 @@ def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Dra
             left_out.append(LeftOut(shown(place), _times(there), "the name looks like a credential"))
             continue
         closed: list[object] = [address for address in _asked_of(place, there) if not _can_open(address)]
-        if isinstance(place.target, HostName) and is_local(place.target):  # through a proxy, anything may be looked up
+        if isinstance(place.target, HostName) and is_localhost(
+            place.target
+        ):  # through a proxy, anything may be looked up
             closed.append(place.target)
         if closed:
             left_out.append(LeftOut(shown(place), _times(there), f"no rule can open {closed[0]}"))
@@ -150,15 +152,15 @@ def _order(place: Place) -> tuple[object, ...]:
 
 def shown(place: Place) -> str:
     """Write a place as an attempt names it."""
-    return f"{place.protocol} {bracketed(place.target)}:{place.port}"
+    return f"{place.protocol} {bracket_host(place.target)}:{place.port}"
 
 
 def _of_lookups(place: Place, there: Seen, drafts: Iterable[Draft], left_out: list[LeftOut]) -> Iterable[Draft]:
     """Have the rules that let a place out list the types of records that were answered for its name."""
     is_listed = False
     for draft in drafts:
-        is_listed |= draft.action.lets_out
-        yield draft._replace(dns_types=tuple(sorted(there.records))) if draft.action.lets_out else draft
+        is_listed |= draft.action.allows
+        yield draft._replace(dns_types=tuple(sorted(there.records))) if draft.action.allows else draft
     for record, times in there.records.items() if not is_listed else ():
         left_out.append(LeftOut(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
 
@@ -238,7 +240,7 @@ def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left
 def _approved(evidence: Evidence) -> Iterable[str]:
     """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
     if evidence.action is Verdict.ASK:
-        named = listed(evidence.asked_by, _MOST_CITED)
+        named = join_first(evidence.asked_by, _MOST_CITED)
         yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
 
 
@@ -292,7 +294,7 @@ def _asked_of(place: Place, there: Seen) -> set[Address]:
 
 
 def _can_open(address: Address) -> bool:
-    block = block_of(address)
+    block = find_block(address)
     return block is None or block.opening is not Opening.NEVER
 
 

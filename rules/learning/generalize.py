@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from rules.attempt import Change
+from rules.attempt import RefChange
 from rules.globs import ONE, Part
-from rules.paths import PathPattern, Reading, escaped
-from rules.rule import RefPattern, RepoPattern, repositories
+from rules.paths import PathPattern, Reading, percent_encode
+from rules.rule import RefPattern, RepoPattern, repository_readings
 from rules.verdicts import Verdict
 
 ENOUGH: Final = 3  # distinct values of a segment
@@ -58,7 +58,7 @@ def covers(pattern: Learned, reading: Reading) -> bool:
 
 def written(pattern: Learned) -> str | None:
     """Write a pattern as a rule has it, in ASCII without anything to quote; None: the rule language has no way to."""
-    text = "/" + "/".join("*" if part is ONE else escaped(str(part), _PLAIN) for part in pattern)
+    text = "/" + "/".join("*" if part is ONE else percent_encode(str(part), _PLAIN) for part in pattern)
     try:
         read = PathPattern.parse(text)
     except ValueError:
@@ -71,7 +71,7 @@ class GitSeen(NamedTuple):
 
     repo: str  # its path on the host as it was sent, without `.git`
     ref: str | None
-    change: Change | None
+    change: RefChange | None
     action: Verdict
 
 
@@ -80,7 +80,7 @@ class GitDraft(NamedTuple):
 
     repos: tuple[str, ...]
     refs: tuple[str, ...] = ()
-    change: Change | None = None
+    change: RefChange | None = None
     example: str = ""  # a ref that was seen
 
 
@@ -92,7 +92,7 @@ def git_drafts(
     Fetches of all repositories share a rule, pushes those of one repository: a ref of one is none of another.
     """
     fetched: dict[Verdict, dict[str, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
-    pushed: dict[tuple[str, Change, Verdict], dict[Reading, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
+    pushed: dict[tuple[str, RefChange, Verdict], dict[Reading, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
     for each in sorted(seen, key=str):
         repo = _repository(each.repo)
         if repo is None or looks_secret(repo) or looks_secret(each.ref or "") or not _is_whole(each.ref):
@@ -135,7 +135,7 @@ def _is_text(text: str) -> bool:
 
 def _repository(repo: str) -> str | None:
     """Write a repository as a rule has it; None: servers read it in several ways, or no rule can name it."""
-    ways = repositories(repo) if _is_text(repo) else ()
+    ways = repository_readings(repo) if _is_text(repo) else ()
     text = written(ways[0]) if len(ways) == 1 and ways[0] else None
     try:
         return None if text is None else RepoPattern.parse(text[1:]).text

@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from json import dumps
 from typing import Final
 
-from rules.addresses import bracketed
+from rules.addresses import bracket_host
 from rules.attempt import Protocol
 from rules.globs import ONE
 from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut, shown
 from rules.learning.generalize import GitDraft, Learned, written
 from rules.paths import readings
 from rules.rule import Rule
-from rules.settings import Past, Settings
+from rules.settings import Settings, UpstreamExceptions
 
 _MOST_TASKS: Final = 5
 _MOST_LEFT_OUT: Final = 50
@@ -61,7 +61,7 @@ def enforced(settings: Settings) -> dict[str, str | list[str]]:
     return written
 
 
-def _past(past: Past) -> list[str]:
+def _past(past: UpstreamExceptions) -> list[str]:
     return [*(name.text for name in past.names), *map(str, past.networks)]
 
 
@@ -190,7 +190,7 @@ def _origin(draft: Draft) -> str:
     if draft.websocket:
         scheme = {"https": "wss", "http": "ws"}[scheme]
     port = "" if draft.place.port == usual else f":{draft.place.port}"
-    return f"{scheme}://{bracketed(draft.place.target)}{port}"
+    return f"{scheme}://{bracket_host(draft.place.target)}{port}"
 
 
 def _times(times: int) -> str:

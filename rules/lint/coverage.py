@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 from datetime import date
 from typing import Final, NamedTuple
 
-from rules.addresses import BLOCKS, Network, is_within, opens
+from rules.addresses import BLOCKS, Network, is_within, network_opens
 from rules.attempt import Attempt, Protocol, Request
 from rules.decision import Decision
-from rules.globs import MANY, Part, Trie, covers, overlap
+from rules.globs import MANY, Part, Trie, may_overlap, pattern_matches
 from rules.matching.policy import Policy
 from rules.matching.requests import UNNAMED, is_wide
 from rules.matching.sample_requests import filled, sample_paths
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.paths import PathPattern
-from rules.patterns import For, NamePattern, Pattern
+from rules.patterns import NamePattern, Pattern, TaskSelector
 from rules.ports import Ports
 from rules.rule import Exemption, Http, Rule
 from rules.verdicts import STRICTEST_FIRST, Verdict
@@ -44,7 +44,7 @@ def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
         return False
     if wide.action is Verdict.ASK and (before or not _opens_as_much(wide, narrow, target)):
         return False  # what is behind it decides once it is granted
-    if not isinstance(target, tuple) and wide.lets_out and not narrow.lets_out:
+    if not isinstance(target, tuple) and wide.allows and not narrow.allows:
         return False  # what holds an address back counts for names too, and what lets one out doesn't
     return (
         _ports_cover(wide, narrow)
@@ -85,7 +85,7 @@ def _ports_cover(wide: Rule, narrow: Rule) -> bool:
         return True
     if narrow.ports is None:
         return False
-    counts_unseen = not wide.lets_out or (wide.action is narrow.action and wide.default is narrow.default)
+    counts_unseen = not wide.allows or (wide.action is narrow.action and wide.default is narrow.default)
     for entry in narrow.ports:
         for protocol in Protocol:
             if _says(entry, protocol, unseen=narrow.action is not Verdict.ALLOW):
@@ -110,14 +110,14 @@ def _within(entry: Ports, ranges: list[Ports]) -> bool:
 
 def _addresses_cover(wide: Rule, narrow: Rule) -> bool:
     """Whether `wide` counts for every address that a name may have for `narrow`."""
-    if not narrow.names or (wide.resolves_to is None and not wide.lets_out):
+    if not narrow.names or (wide.resolves_to is None and not wide.allows):
         return True
     if wide.resolves_to is None or narrow.resolves_to is None:
         # Public ones, if it lets out: what holds back counts for all others as well.
-        return wide.resolves_to is None and narrow.resolves_to is None and narrow.lets_out
-    if wide.waits_for_address and not narrow.waits_for_address:
+        return wide.resolves_to is None and narrow.resolves_to is None and narrow.allows
+    if wide.needs_address and not narrow.needs_address:
         return False  # until the address is known, the name is let out
-    return all(any(network_covers(w, n, opening=wide.lets_out) for w in wide.resolves_to) for n in narrow.resolves_to)
+    return all(any(network_covers(w, n, opening=wide.allows) for w in wide.resolves_to) for n in narrow.resolves_to)
 
 
 def network_covers(wide: Network, narrow: Network, *, opening: bool) -> bool:
@@ -129,21 +129,21 @@ def network_covers(wide: Network, narrow: Network, *, opening: bool) -> bool:
     if not opening:
         return True
     touched = any(b.network.version == wide.version and b.network.overlaps(wide) for b in BLOCKS)
-    return not touched or opens(wide, narrow.network_address)
+    return not touched or network_opens(wide, narrow.network_address)
 
 
 def _http_covers(wide: Rule, narrow: Rule) -> bool:
     """Whether every request that `narrow` covers, `wide` does: see requests.py for what a rule leaves unsaid."""
     if wide.http is None:
         return True
-    if narrow.http is None or (wide.lets_out and not narrow.lets_out):
+    if narrow.http is None or (wide.allows and not narrow.allows):
         return False
     mine, other = wide.http, narrow.http
     if not _methods_cover(mine, other, wide, narrow) or not _paths_cover(mine.paths, other.paths):
         return False
-    if wide.lets_out and mine.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
+    if wide.allows and mine.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
         return False
-    short = mine.max_url is not None or not wide.lets_out or not is_wide(wide) or is_wide(narrow)
+    short = mine.max_url is not None or not wide.allows or not is_wide(wide) or is_wide(narrow)
     return short and mine._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
 
 
@@ -176,7 +176,7 @@ def _paths_cover(wide: tuple[PathPattern, ...] | None, narrow: tuple[PathPattern
 
 def pattern_covers(wide: tuple[Part, ...], narrow: tuple[Part, ...]) -> bool:
     """Whether all that one pattern covers, another does. Stands in for a proof: texts that no pattern can name."""
-    return all(covers(wide, text) for text in sample_paths(narrow, len(wide)))
+    return all(pattern_matches(wide, text) for text in sample_paths(narrow, len(wide)))
 
 
 def _is_harmless(exemption: Exemption, wide: Rule, narrow: Rule, target: Target) -> bool:
@@ -186,7 +186,7 @@ def _is_harmless(exemption: Exemption, wide: Rule, narrow: Rule, target: Target)
     if not exemption.names and not exemption.networks:
         return False
     if isinstance(target, tuple):
-        return not any(overlap(name.parts, target.parts) for name in exemption.names)
+        return not any(may_overlap(name.parts, target.parts) for name in exemption.names)
     return not any(network.overlaps(target) for network in exemption.networks)
 
 
@@ -194,9 +194,9 @@ def _carries(wide: Rule, narrow: Rule) -> bool:
     """Whether what goes out under both goes out in the same way, and as much of it, without `narrow`."""
     if any(getattr(wide, name) != getattr(narrow, name) for name in _OTHERS):
         return False
-    if not narrow.lets_out:
+    if not narrow.allows:
         return True
-    timeout = wide.idle_timeout if wide.lets_out else None
+    timeout = wide.idle_timeout if wide.allows else None
     if narrow.idle_timeout is not None and (timeout is None or timeout > narrow.idle_timeout):
         return False
     tls = [entry for entry in narrow.ports or () if entry.covers(entry.low, Protocol.TLS)]
@@ -227,7 +227,7 @@ class _Slot:
         else:
             self._paths = self._paths or Trie()
             for path in rule.http.paths:
-                _keep(self._paths.filed[self._paths.add(path.parts)], rule)
+                _keep(self._paths.values[self._paths.add(path.parts)], rule)
         _keep(self._alike.setdefault((*group, rule.ports, rule.http), []), rule)
 
     def rules(self, like: Rule) -> Iterator[Rule]:
@@ -238,7 +238,7 @@ class _Slot:
             parts = like.http.paths[0].parts
             longest = [text for part in parts for text in ((UNNAMED,) * _MOST if part is MANY else (filled(part),))]
             for slot in self._paths.find(longest):
-                yield from self._paths.filed[slot]
+                yield from self._paths.values[slot]
         yield from self._alike.get((like.action, like.default, like.ports, like.http), ())
 
 
@@ -258,7 +258,7 @@ class Targets:
         for rule in sorted(rules, key=_narrowness):
             for name in dict.fromkeys(rule.names):
                 slot = self._slots[name.parts] = self._names.add(name.parts)
-                filed = self._names.filed[slot]
+                filed = self._names.values[slot]
                 if not filed:
                     filed.append(_Slot())
                 filed[0].add(rule)
@@ -279,7 +279,7 @@ class Targets:
             ever = set(self._names.find(longer))
             covering = [slot for slot in covering if slot in ever]
         for slot in covering:
-            for candidate in self._names.filed[slot][0].rules(rule):
+            for candidate in self._names.values[slot][0].rules(rule):
                 yield candidate, slot == own
 
     def over_network(self, network: Network, rule: Rule) -> Iterator[tuple[Rule, bool]]:
@@ -290,7 +290,7 @@ class Targets:
             wide = network.supernet(new_prefix=length)
             slot = self._by_network.get(wide)
             for candidate in () if slot is None else slot.rules(rule):
-                if network_covers(wide, network, opening=candidate.lets_out):
+                if network_covers(wide, network, opening=candidate.allows):
                     yield candidate, wide == network
 
 
@@ -310,7 +310,7 @@ def name_of(pattern: NamePattern) -> HostName | None:
         labels.pop()  # the name itself
     try:
         return HostName(".".join(reversed(labels)))
-    except InvalidName:
+    except InvalidNameError:
         return None
 
 
@@ -329,7 +329,7 @@ class Asker(NamedTuple):
         self, rule: Rule, name: HostName, port: int, protocol: Protocol, request: Request | None = None
     ) -> Decision:
         """Decide a connection or a request of a task, with labels, that the rule is for."""
-        selector = rule.selector or For()
+        selector = rule.selector or TaskSelector()
         task = _text(selector.tasks[0]) if selector.tasks else ""
         labels = {name: _text(values[0]) for name, values in selector.labels}
         return self.policy.decide(Attempt(protocol, name, port, request, task, labels, self.today))

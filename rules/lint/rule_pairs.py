@@ -10,10 +10,10 @@ from rules.lint import findings
 from rules.lint.coverage import WORD, Asker, Target, Targets, goes_before, name_of, path_of, silences
 from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
 from rules.ports import UNSEEN, Ports, never_leaves
-from rules.problems import listed
+from rules.problems import join_first
 from rules.rule import Rule
 from rules.verdicts import TlsMode, Verdict
 
@@ -50,7 +50,7 @@ def ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Fin
     ask = Asker(policy, today)
     found = [(findings.AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
     for rule in policy.rules:
-        if rule.git is not None and rule.git.push and not rule.lets_out:
+        if rule.git is not None and rule.git.push and not rule.allows:
             found.append((findings.AROUND_API, rule, "git", list(_git_ways(ask, rule, _WRITES))))
             found.append((findings.AROUND_LFS, rule, "git", list(_git_ways(ask, rule, _LFS))))
     for check, rule, at, ways in found:
@@ -68,7 +68,7 @@ def _told(ways: list[_Way]) -> str:
         attempts.setdefault(way.by, {})[way.attempt] = None
     told: list[str] = []
     for by, tried in islice(attempts.items(), _MOST_NAMED):
-        named = listed([f"`{attempt}`" for attempt in tried], _MOST_NAMED)
+        named = join_first([f"`{attempt}`" for attempt in tried], _MOST_NAMED)
         rules = " and ".join(f"`{ident}`" for ident in by[:_MOST_NAMED]) or "audit mode"
         told.append(f"{named}, which {rules} lets out")
     return "; ".join(told) + (
@@ -81,7 +81,7 @@ def _raw_ways(policy: Policy, ask: Asker) -> dict[Rule, list[_Way]]:
 
     So does what looks for secrets, to keep them in.
     """
-    unread = [rule for rule in policy.rules if rule.lets_out and _unread(rule)]
+    unread = [rule for rule in policy.rules if rule.allows and _unread(rule)]
     holding = [rule for rule in policy.rules if _is_about_what_is_seen(rule)]
     found: dict[Rule, list[_Way]] = {}
     if unread and holding:
@@ -111,7 +111,7 @@ def _unread(rule: Rule) -> list[Ports]:
 def _is_about_what_is_seen(rule: Rule) -> bool:
     if rule.scan is not None and rule.scan.blocks:
         return bool(rule.names)
-    if rule.lets_out or rule.default or not rule.names:
+    if rule.allows or rule.default or not rule.names:
         return False
     return rule.looks_at_requests or rule.action is Verdict.ASK
 
@@ -135,7 +135,7 @@ def _git_ways(ask: Asker, rule: Rule, requests: tuple[tuple[str, str, str], ...]
             for where, method, path in requests:
                 try:
                     name = HostName(where.format(**filling))
-                except InvalidName:
+                except InvalidNameError:
                     continue
                 request = Request(method, path.format(**filling), body=True)
                 decision = ask.decide(rule, name, 443, Protocol.TLS, request)
@@ -162,13 +162,13 @@ def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -
     """Tell of rules that pass on unread what they let out."""
     ask, targets = Asker(policy, today), None
     for rule in own:
-        if not rule.lets_out:
+        if not rule.allows:
             continue
         ports = rule.ports or ()
         raw = [entry for entry in ports if entry.protocol in UNSEEN]
         if raw:
-            listed = ", ".join(map(str, raw))
-            yield reporter.about(findings.RAW, rule, f"`{rule.id}` lets any bytes out on {listed}", at="ports")
+            shown = ", ".join(map(str, raw))
+            yield reporter.about(findings.RAW, rule, f"`{rule.id}` lets any bytes out on {shown}", at="ports")
         if rule.tls is not TlsMode.SPLICE and (unreadable := _unreadable(rule)):
             yield reporter.about(findings.UNREADABLE, rule, unreadable, at="ports")
         spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
@@ -182,8 +182,8 @@ def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -
 def _unreadable(rule: Rule) -> str:
     """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
     read = (Protocol.TLS, Protocol.HTTP)
-    listed = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
-    known = [(entry, _NO_HTTP[entry.low]) for entry in listed if entry.low in _NO_HTTP]
+    entries = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
+    known = [(entry, _NO_HTTP[entry.low]) for entry in entries if entry.low in _NO_HTTP]
     if not known:
         return ""
     ports = ", ".join(f"{entry} ({said.rstrip('+')})" for entry, said in known)
@@ -220,7 +220,7 @@ def _never_spliced(ask: Asker, targets: Targets, rule: Rule, port: int, reporter
 def _has_it_read(rule: Rule, port: int) -> bool:
     if rule.ports is not None and not any(entry.covers(port, Protocol.TLS) for entry in rule.ports):
         return False
-    return rule.looks_at_requests or (rule.lets_out and not rule.splices(port))
+    return rule.looks_at_requests or (rule.allows and not rule.splices(port))
 
 
 type _Voting = dict[str, frozenset[int]]
@@ -248,7 +248,7 @@ def idle(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Findin
 def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     others = list(dict.fromkeys(covering))
     idents = [other.id for other in others[:_MOST_NAMED]]
-    named = listed([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
+    named = join_first([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
     if any(goes_before(other, rule) for other in others):
         message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} is there before it"
         return reporter.about(findings.SHADOWED, rule, message, *idents)

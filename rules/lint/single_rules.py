@@ -6,18 +6,18 @@ from datetime import date, timedelta
 from difflib import get_close_matches
 from typing import Final
 
-from rules.addresses import BLOCKS, Network, block_of, is_within
+from rules.addresses import BLOCKS, Network, find_block, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
-from rules.globs import overlap
+from rules.globs import may_overlap
 from rules.lint import Surroundings, findings
 from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
-from rules.names import HostName, is_own
+from rules.names import HostName, is_exeat_name
 from rules.patterns import NamePattern
-from rules.ports import covers
-from rules.problems import listed
+from rules.ports import ports_cover
+from rules.problems import join_first
 from rules.rule import Rule
 from rules.sandbox import WorkspaceMode
 from rules.verdicts import Mode, Trust, Verdict
@@ -29,7 +29,7 @@ _MOST_PORTS: Final = 1024
 def wide_networks(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of rules that let out far."""
     for rule in own:
-        if not rule.lets_out:
+        if not rule.allows:
             continue
         if any(name.below == "" for name in rule.names) and not (rule.default and rule.action is Verdict.FLAG):
             message = f"`{rule.id}` lets out to every name, those of attackers too"
@@ -60,9 +60,9 @@ def useless_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]
     is exempted from a rule about networks has addresses, and the other way round.
     """
     for rule in own:
-        listed = len(rule.names) + len(rule.networks)
+        targets = len(rule.names) + len(rule.networks)
         excepted = sum(len(exemption.names) + len(exemption.networks) for exemption in rule.excepts)
-        if listed * excepted > _MOST_COMPARED:
+        if targets * excepted > _MOST_COMPARED:
             continue
         for exemption in rule.excepts:
             idle: list[NamePattern | Network] = []
@@ -77,7 +77,7 @@ def useless_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]
 
 
 def _covers_some_of(rule: Rule, name: NamePattern) -> bool:
-    if any(overlap(name.parts, own.parts) for own in rule.names):
+    if any(may_overlap(name.parts, own.parts) for own in rule.names):
         return True
     # Which of a list's names lie under a wildcard isn't looked for
     return any(name.below is not None or feed.covers(HostName.parse(name.text)) for feed in rule.feeds)
@@ -91,14 +91,14 @@ def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator
     """Report rules for tainted tasks where none can become one, and asks that are asked in vain."""
     if not _taints(policy):
         for rule in own:
-            if rule.minds_taint:
+            if rule.depends_on_taint:
                 message = f"`{rule.id}` ({rule.action}) has `when: tainted`, and whatever rules let out they trust"
                 yield reporter.about(
                     findings.NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except"
                 )
     opening: dict[str, list[Rule]] = defaultdict(list)  # by name, what lets out to addresses inside
     for rule in policy.rules:
-        if rule.lets_out and _is_inside(rule):
+        if rule.allows and _is_inside(rule):
             for name in rule.names:
                 opening[name.text].append(rule)
     for rule in own:
@@ -114,17 +114,17 @@ def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator
 def _inside(rule: Rule, opening: Mapping[str, list[Rule]]) -> Iterator[str]:
     """List names of an ask that other rules, or the names themselves, say are inside, and that no rule opens there."""
     for pattern in rule.names:
-        if is_own(pattern.text):
+        if is_exeat_name(pattern.text):
             continue
         beside = opening.get(pattern.text, [])
-        opened = any(not each.asks_of_requests for each in beside)
+        opened = any(not each.has_request_conditions for each in beside)
         if not opened and (beside or any(pattern.text.endswith(f".{zone}") for zone in _INSIDE)):
             yield pattern.text
 
 
 def _is_inside(rule: Rule) -> bool:
     """Whether the addresses that a rule's names may have include some that are not public."""
-    return any(block_of(network.network_address) is not None for network in rule.resolves_to or ())
+    return any(find_block(network.network_address) is not None for network in rule.resolves_to or ())
 
 
 def _taints(policy: Policy) -> bool:
@@ -163,7 +163,7 @@ def written(host: HostName, port: int) -> str:
 
 
 def _asks(rule: Rule, host: HostName, port: int) -> bool:
-    return covers(rule.ports, port, Protocol.TLS) and covers_target(rule, Attempt(Protocol.TLS, host, port))
+    return ports_cover(rule.ports, port, Protocol.TLS) and covers_target(rule, Attempt(Protocol.TLS, host, port))
 
 
 _MOST_NAMED: Final = 3
@@ -183,13 +183,13 @@ def unmet_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> It
             yield reporter.about(findings.UNKNOWN_METHOD, rule, message, at=at)
         hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
         if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
-            places = listed([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
+            places = join_first([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
             message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {places} alone"
             yield reporter.about(findings.IDLE_CREDENTIAL, rule, message, at="credential")
 
 
 def _is_about(rule: Rule, host: HostName, port: int) -> bool:
-    return covers(rule.ports, port, Protocol.TLS) and any(name.matches(host) for name in rule.names)
+    return ports_cover(rule.ports, port, Protocol.TLS) and any(name.matches(host) for name in rule.names)
 
 
 SOON: Final = timedelta(days=30)
@@ -210,18 +210,18 @@ def upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Surround
     for rule in own:
         if not rule.why:
             silent.setdefault(rule.id.partition(":")[0], []).append(rule)
-        if rule.mode is Mode.AUDIT and not rule.lets_out:
+        if rule.mode is Mode.AUDIT and not rule.allows:
             yield reporter.about(
                 findings.AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode"
             )
-        if rule.selector is not None and not rule.lets_out and not around.identities:
+        if rule.selector is not None and not rule.allows and not around.identities:
             message = (
                 f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
             )
             yield reporter.about(findings.UNCLAIMED, rule, message, at="for")
     for rules in silent.values():
         rules.sort(key=reporter.number)
-        named = listed([f"`{rule.id}`" for rule in rules], _MOST_NAMED)
+        named = join_first([f"`{rule.id}`" for rule in rules], _MOST_NAMED)
         verb = "has" if len(rules) == 1 else "have"
         yield reporter.about(findings.NO_WHY, rules[0], f"{named} {verb} no `why`")
 
@@ -233,7 +233,7 @@ def _lifetimes(own: list[Rule], reporter: Reporter, today: date) -> Iterator[Fin
             continue
         left = rule.until - today
         if left < timedelta(0):
-            became = "doesn't match any more" if rule.lets_out else "denies now"
+            became = "doesn't match any more" if rule.allows else "denies now"
             yield reporter.about(
                 findings.EXPIRED, rule, f"`{rule.id}` ended with {rule.until} and {became}", at="until"
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import Address, parse_host
-from rules.attempt import METHODS, NOBODY, Attempt, Caller, Change, Git, GitService, Protocol, Request
+from rules.attempt import METHODS, UNKNOWN_CALLER, Attempt, Caller, GitRequest, GitService, Protocol, RefChange, Request
 from rules.decision import Decision
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import (
@@ -28,9 +28,9 @@ from rules.loading.fields import (
     text,
 )
 from rules.matching.commands import Run, decide_run
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.ports import WELL_KNOWN
-from rules.problems import did_you_mean, quoted
+from rules.problems import did_you_mean, quote
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class Question(NamedTuple):
     request: Request | None = None
     record: str | None = None
     run: Run | None = None
-    caller: Caller = NOBODY
+    caller: Caller = UNKNOWN_CALLER
 
     def attempt(self, policy: "Policy") -> Attempt:
-        """Make it an attempt under a policy. Raises InvalidName."""
+        """Make it an attempt under a policy. Raises InvalidNameError."""
         target = parse_host(self.host)
         protocol = self.protocol or _spoken(policy, target, self.port)
         return Attempt(protocol, target, self.port, self.request, *self.caller)
@@ -79,7 +79,7 @@ class Question(NamedTuple):
             if self.record is not None:
                 return policy.decide_record(HostName.parse(self.host), self.record, self.caller)
             attempt = self.attempt(policy)
-        except InvalidName:
+        except InvalidNameError:
             return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
         if self.request is not None and self.request.method.upper() == "CONNECT":
             return Decision(reason=Reason.PROTOCOL_MISMATCH, revision=policy.revision)
@@ -120,17 +120,17 @@ def parse_attempt(text: str) -> Question:
         return parse_attempt(f"GET {word}")
     if not rest:
         if not word or "/" in word:
-            instead = f"; did you mean {quoted('https://' + word)}?" if word else f"; {_LOOKS}"
-            raise ValueError(f"{quoted(text)} is no attempt{instead}")
+            instead = f"; did you mean {quote('https://' + word)}?" if word else f"; {_LOOKS}"
+            raise ValueError(f"{quote(text)} is no attempt{instead}")
         host, port = _host_and_port(word, None)
         return Question(text, host, port, None)
     if word in {"tcp", "udp", "tls", "http"}:
         host, port = _host_and_port(rest, None)
         return Question(text, host, port, Protocol(word))
     if "://" in word:
-        raise ValueError(f"{quoted(text)}: a space in a URL is written `%20`, and the method stands before it")
+        raise ValueError(f"{quote(text)}: a space in a URL is written `%20`, and the method stands before it")
     if not _METHOD.issuperset(word):
-        raise ValueError(f"{quoted(word)} is no method, and none of tcp, udp, tls, http, git, dns and run")
+        raise ValueError(f"{quote(word)} is no method, and none of tcp, udp, tls, http, git, dns and run")
     if word in _OTHERS:
         return _OTHERS[word](text, rest)
     return _url(text, word, rest)
@@ -154,7 +154,7 @@ def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
     verdict = said(decision)
     named = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
     got = f"{verdict} ({decision.reason}){named}"
-    asked = quoted(case.question.text)
+    asked = quote(case.question.text)
     if verdict is not case.expect:
         return f"{asked} should be {case.expect} and is {got}"
     if case.rule is None or any(case.rule in {rule, rule.partition(":")[2]} for rule in decision.rules):
@@ -162,7 +162,7 @@ def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
     ids = policy.rule_ids if case.question.run is None else tuple(command.cite for command in policy.commands)
     known = {name for rule in ids for name in (rule, rule.partition(":")[2])}
     if case.rule not in known:
-        return f"there is no rule {quoted(case.rule)}{did_you_mean(case.rule, known)}"
+        return f"there is no rule {quote(case.rule)}{did_you_mean(case.rule, known)}"
     return f"{asked} should be decided by `{case.rule}` and is {got}"
 
 
@@ -176,12 +176,12 @@ def _spoken(policy: "Policy", target: HostName | Address, port: int) -> Protocol
 def _url(text: str, method: str, url: str) -> Question:
     scheme, colon, rest = url.partition("://")
     if not colon or scheme.lower() not in _SCHEMES:
-        raise ValueError(f"{quoted(text)} is no attempt; {_LOOKS}")
+        raise ValueError(f"{quote(text)} is no attempt; {_LOOKS}")
     protocol, usual = _SCHEMES[scheme.lower()]
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     authority, path = rest[:end], rest[end:].partition("#")[0]
     if "@" in authority:
-        raise ValueError(f"{quoted(text)} has credentials in its URL: leave them out")
+        raise ValueError(f"{quote(text)} has credentials in its URL: leave them out")
     host, port = _host_and_port(authority, usual)
     request = Request(
         method,
@@ -196,37 +196,37 @@ def _url(text: str, method: str, url: str) -> Question:
 def _lookup(text: str, rest: str) -> Question:
     record, _, name = rest.partition(" ")
     if not name or " " in name or not (record.isascii() and record.isalnum()):
-        raise ValueError(f"{quoted(text)} is no lookup; one looks like `dns TXT example.com`")
+        raise ValueError(f"{quote(text)} is no lookup; one looks like `dns TXT example.com`")
     return Question(text, name, 443, Protocol.TLS, record=record.upper())
 
 
 def _git(text: str, rest: str) -> Question:
     """Read `push URL REF`, with what it does to the ref behind it (`update` if it isn't said), or `fetch URL`."""
     words = rest.split(" ")
-    changes = {change.value: change for change in Change}
+    changes = {change.value: change for change in RefChange}
     if len(words) == 2 and words[0] == "fetch":
-        git, end = Git(GitService.FETCH, ""), "/git-upload-pack"
+        git, end = GitRequest(GitService.FETCH, ""), "/git-upload-pack"
     elif words[0] == "push" and (len(words) == 3 or (len(words) == 4 and words[3] in changes)):
-        change = changes[words[3]] if len(words) == 4 else Change.UPDATE
-        git, end = Git(GitService.PUSH, "", words[2], change), "/git-receive-pack"
+        change = changes[words[3]] if len(words) == 4 else RefChange.UPDATE
+        git, end = GitRequest(GitService.PUSH, "", words[2], change), "/git-receive-pack"
     else:
         example = (
             "`git push https://host/repository refs/heads/main`, with `create` or `delete` behind it if it does that"
         )
         raise ValueError(
-            f"{quoted(text)} is no git attempt; one looks like `git fetch https://host/repository` or {example}"
+            f"{quote(text)} is no git attempt; one looks like `git fetch https://host/repository` or {example}"
         )
     if "://" not in words[1]:
-        raise ValueError(f"{quoted(text)} needs a URL, as in `https://host/repository`; over SSH it is `tcp host:22`")
+        raise ValueError(f"{quote(text)} needs a URL, as in `https://host/repository`; over SSH it is `tcp host:22`")
     ref = "".join(words[2:3])
     if words[2:3] and not ref.startswith("refs/"):
-        instead = f"; did you mean {quoted(f'refs/heads/{ref}')}?" if ref else ""
-        raise ValueError(f"{quoted(text)} needs a whole ref behind the URL{instead}")
+        instead = f"; did you mean {quote(f'refs/heads/{ref}')}?" if ref else ""
+        raise ValueError(f"{quote(text)} needs a whole ref behind the URL{instead}")
     asked = _url(text, "POST", words[1])
     assert asked.request is not None
     bare = asked.request.path.partition("?")[0].rstrip("/")
     if not bare:
-        raise ValueError(f"{quoted(text)} names no repository")
+        raise ValueError(f"{quote(text)} names no repository")
     request = Request(
         "POST", bare + end, asked.request.headers, body=True, git=git._replace(repo=bare[1:].removesuffix(".git"))
     )
@@ -246,11 +246,11 @@ def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:
     if text.endswith("]") or not colon:
         host, digits = text, ""
     if ":" in host and not host.startswith("["):
-        raise ValueError(f"{quoted(text)}: put an IPv6 address in brackets, as in `[2001:db8::1]:443`")
+        raise ValueError(f"{quote(text)}: put an IPv6 address in brackets, as in `[2001:db8::1]:443`")
     if not digits and usual is not None:
         return host, usual
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and 0 < int(digits) < 65536):
-        raise ValueError(f"{quoted(text)} needs a port between 1 and 65535, as in `host:443`")
+        raise ValueError(f"{quote(text)} needs a port between 1 and 65535, as in `host:443`")
     return host, int(digits)
 
 

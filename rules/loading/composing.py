@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import yaml
 
 from rules.loading.document import Listing, Mapping, Node, Scalar, place_of
-from rules.problems import Problem, quoted
+from rules.problems import Problem, quote
 
 _CONFLICT: Final = re.compile(r"^(?:<{7}|={7}|>{7})(?: .*)?$", re.MULTILINE)
 _SPACES: Final = re.compile(r"[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")  # that look like one, and are none
@@ -166,7 +166,7 @@ class _Builder:
                 self._complain(key, "merge keys (`<<`) are not part of the rule language; write the keys out")
             elif key.text in pairs:
                 first = pairs[key.text][0]
-                self._complain(key, f"{quoted(key.text)} is here twice; first in line {first.line}")
+                self._complain(key, f"{quote(key.text)} is here twice; first in line {first.line}")
             else:
                 pairs[key.text] = key, value
         return mapping

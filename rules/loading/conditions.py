@@ -6,8 +6,8 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from rules.attempt import METHOD_TOKEN, Change
-from rules.decision import ApprovalTerms, Covers, Limits, Per
+from rules.attempt import METHOD_TOKEN, RefChange
+from rules.decision import ApprovalTerms, GrantScope, Limits, LimitScope
 from rules.loading.document import Mapping, Node, Scalar
 from rules.loading.fields import (
     DURATION,
@@ -33,8 +33,8 @@ from rules.loading.fields import (
     slug,
 )
 from rules.paths import PathPattern
-from rules.patterns import For, Pattern
-from rules.problems import did_you_mean, quoted
+from rules.patterns import Pattern, TaskSelector
+from rules.problems import did_you_mean, quote
 from rules.rule import GitRule, Http, Presence, RefPattern, RepoPattern, Values
 
 _PRESENCES: Final = {presence.value: presence for presence in Presence}
@@ -65,10 +65,10 @@ FOR: Final = Section("for", "`for`", {
 }, empty="`for` says nothing: leave it out, and the rule is for everybody")  # fmt: skip
 
 
-def read_for(reader: Reader, node: Node, _: str = "for") -> For | None:
+def read_for(reader: Reader, node: Node, _: str = "for") -> TaskSelector | None:
     """Read `for`."""
     said = FOR.read(reader, node)
-    return None if said is None else For(**said)
+    return None if said is None else TaskSelector(**said)
 
 
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
@@ -78,7 +78,7 @@ LIMITS: Final = Section("limits", "`limits`", {
     "bytes_up": one("How much leaves.", size),
     "bytes_down": one("How much comes back.", size),
     "window": one("In which time; by default as long as the one that is counted lives.", duration),
-    "per": choice("Who shares the count.", Per),
+    "per": choice("Who shares the count.", LimitScope),
 })  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def read_limits(reader: Reader, node: Node, _: str = "limits") -> Limits | None:
         return None
     if not any(key in fields for key in _COUNTS):
         reader.complain(node, f"`limits` limits nothing: it needs one of {', '.join(f'`{key}`' for key in _COUNTS)}")
-    return Limits(**{"per": Per.TASK, **LIMITS.values(reader, fields)})
+    return Limits(**{"per": LimitScope.TASK, **LIMITS.values(reader, fields)})
 
 
 def _lasts(text: str) -> float:
@@ -102,8 +102,8 @@ APPROVAL: Final = Section("approval", "`approval`", {
     "self": flag("Whether the one who started the task may; not beside `by`.", "by_self"),
     "hold": one("How long the attempt waits.", duration),
     "open": one("How long the question stays open.", duration),
-    "covers": choice("What one approval is good for.", Covers),
-    "for": one("For how long it is.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
+    "covers": choice("What one approval is good for.", GrantScope),
+    "for": one("TaskSelector how long it is.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
 }, empty="`approval` says nothing: leave it out")  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def read_approval(reader: Reader, node: Node, _: str = "approval", section: Sect
 
 def _method(text: str) -> str:
     if not METHOD_TOKEN.issuperset(text):
-        raise ValueError(f"{quoted(text)} is not a method; methods are written like `{text.upper()[:20]}`")
+        raise ValueError(f"{quote(text)} is not a method; methods are written like `{text.upper()[:20]}`")
     return text
 
 
@@ -141,7 +141,7 @@ def _named(says: str, parse: Callable[[str], str]) -> Key:
             if name is None or wanted is None:
                 continue
             if name in found:
-                reader.complain(key, f"{quoted(key.text)} is here twice, once in another case")
+                reader.complain(key, f"{quote(key.text)} is here twice, once in another case")
             found[name] = wanted
         return tuple(sorted(found.items()))
 
@@ -156,7 +156,7 @@ def _values(reader: Reader, node: Node, key: Scalar) -> Values | None:
             return _PRESENCES[text]
         if text is not None and did_you_mean(text, _PRESENCES):
             reader.complain(
-                node, f"{quoted(text)} looks like a mistake{did_you_mean(text, _PRESENCES)}; a value is a list"
+                node, f"{quote(text)} looks like a mistake{did_you_mean(text, _PRESENCES)}; a value is a list"
             )
             return None
         items = [node] if text is not None else []
@@ -176,30 +176,30 @@ HTTP: Final = Section("http", "`http`", {
 }, empty="`http` says nothing: it needs `methods`, `paths` or another of its keys")  # fmt: skip
 
 
-def read_http(reader: Reader, node: Node, *, lets_out: bool) -> Http | None:
-    """Read `http`. `lets_out`: of a rule that lets out, or of an exemption from being held back."""
+def read_http(reader: Reader, node: Node, *, is_allow: bool) -> Http | None:
+    """Read `http`. `allows`: of a rule that lets out, or of an exemption from being held back."""
     fields = HTTP.fields(reader, node)
     if fields is None:
         return None
-    if "max_url" in fields and not lets_out:
+    if "max_url" in fields and not is_allow:
         message = "`max_url` says how much may go out, and this doesn't let out: what is longer is denied by itself"
         reader.complain(fields["max_url"], message)
     return Http(**HTTP.values(reader, fields))
 
 
-def _read_changes(reader: Reader, node: Node, key: str) -> frozenset[Change]:
-    return frozenset(c for item in reader.items(node, key) if (c := reader.choice(item, key, Change)))
+def _read_changes(reader: Reader, node: Node, key: str) -> frozenset[RefChange]:
+    return frozenset(c for item in reader.items(node, key) if (c := reader.choice(item, key, RefChange)))
 
 
 GIT: Final = Section("git", "`git`", {
     "repos": many("Repositories on the host, as in `acme/*`.", RepoPattern.parse, TEXT),
     "fetch": flag("Whether fetching is covered."),
     "push": many("Refs that pushes are covered to.", RefPattern.parse, {"type": "string", "pattern": "^refs/"}),
-    "changes": Key("What a push may do to a ref.", _read_changes, one_or_more(one_of(Change))),
+    "changes": Key("What a push may do to a ref.", _read_changes, one_or_more(one_of(RefChange))),
 }, needed=("repos",))  # fmt: skip
 
 
-def read_git(reader: Reader, node: Node, *, lets_out: bool) -> GitRule | None:
+def read_git(reader: Reader, node: Node, *, is_allow: bool) -> GitRule | None:
     """Read `git`. What lets out creates and updates where it doesn't say; what holds back holds back every change."""
     fields = GIT.fields(reader, node)
     if fields is None:
@@ -209,5 +209,7 @@ def read_git(reader: Reader, node: Node, *, lets_out: bool) -> GitRule | None:
         reader.complain(node, "`git` covers nothing: it needs `fetch: true`, `push` or both")
     if "changes" in fields and "push" not in fields:
         reader.complain(fields["changes"], "`changes` are what a push does to a ref, and this has no `push`")
-    usual = frozenset({Change.CREATE, Change.UPDATE} if lets_out else Change) if "push" in fields else frozenset()
+    usual = (
+        frozenset({RefChange.CREATE, RefChange.UPDATE} if is_allow else RefChange) if "push" in fields else frozenset()
+    )
     return GitRule(**{"repos": (), "changes": usual, **said})

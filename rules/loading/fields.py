@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.patterns import Pattern
-from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 _SIZES: Final = {"B": 1} | {
     unit + ending: 1 << 10 * power for power, unit in enumerate("KMGT", 1) for ending in ("", "B", "iB")
@@ -54,7 +54,7 @@ def shaped(shape: str, otherwise: str) -> "Callable[[str], str]":
 
     def parse(text: str) -> str:
         if not whole.fullmatch(text):
-            raise ValueError(f"{quoted(text)} {otherwise}")
+            raise ValueError(f"{quote(text)} {otherwise}")
         return text
 
     return parse
@@ -68,16 +68,16 @@ def size(text: str) -> int:
     unit = text.lstrip("0123456789")
     number = text.removesuffix(unit)
     if unit not in _SIZES or not (number.isascii() and number.isdigit()) or len(number) > 9 or not int(number):
-        raise ValueError(f"{quoted(text)} is no size; one is a number and a unit: `500B`, `2KB`, `10MB`, `2GB`")
+        raise ValueError(f"{quote(text)} is no size; one is a number and a unit: `500B`, `2KB`, `10MB`, `2GB`")
     return int(number) * _SIZES[unit]
 
 
 def count(text: str) -> int:
     """Read a number of things, at least one."""
     if not (text.isascii() and text.isdigit()) or len(text) > len(str(_MOST)) or not 0 < int(text) <= _MOST:
-        raise ValueError(f"{quoted(text)} is not a number between 1 and {_MOST}")
+        raise ValueError(f"{quote(text)} is not a number between 1 and {_MOST}")
     if text != str(int(text)):
-        raise ValueError(f"{quoted(text)}: write `{int(text)}`")
+        raise ValueError(f"{quote(text)}: write `{int(text)}`")
     return int(text)
 
 
@@ -88,21 +88,21 @@ def day(text: str) -> date:
         try:
             return date(*map(int, parts))
         except ValueError:
-            raise ValueError(f"{quoted(text)} is no day of the calendar") from None
-    raise ValueError(f"{quoted(text)} is no day; one is written like `2027-01-31`, and counts in UTC")
+            raise ValueError(f"{quote(text)} is no day of the calendar") from None
+    raise ValueError(f"{quote(text)} is no day; one is written like `2027-01-31`, and counts in UTC")
 
 
 def pattern(text: str) -> Pattern:
     """Read a task's name, or a value, with `*` for any characters."""
     if len(text) > _LONGEST_WORD or not text.isprintable():
-        raise ValueError(f"{quoted(text)} is longer than {_LONGEST_WORD} characters, or has some that don't show")
+        raise ValueError(f"{quote(text)} is longer than {_LONGEST_WORD} characters, or has some that don't show")
     return Pattern.parse(text)
 
 
 def label(text: str) -> str:
     """Read the name of a label."""
     if not _LABEL.issuperset(text) or len(text) > _LONGEST_WORD:
-        raise ValueError(f"{quoted(text)} is no name of a label: letters, digits, `-`, `_`, `.` and `/`")
+        raise ValueError(f"{quote(text)} is no name of a label: letters, digits, `-`, `_`, `.` and `/`")
     return text
 
 
@@ -110,10 +110,10 @@ def header_name(text: str) -> str:
     """Read the name of a header field, in any case."""
     name = text.lower()
     if not _HEADER_TOKEN.issuperset(name) or len(name) > _LONGEST_WORD:
-        raise ValueError(f"{quoted(text)} is no name of a header")
+        raise ValueError(f"{quote(text)} is no name of a header")
     if name in _FRAMING:
         raise ValueError(
-            f"{quoted(text)} is the gate's own affair: `to` names the host, `body` and `websocket` the rest"
+            f"{quote(text)} is the gate's own affair: `to` names the host, `body` and `websocket` the rest"
         )
     return name
 
@@ -121,9 +121,9 @@ def header_name(text: str) -> str:
 def record_type(text: str) -> str:
     """Read a type of DNS records."""
     if text in _NEVER_LISTED:
-        raise ValueError(f"{quoted(text)} can't be listed: {_NEVER_LISTED[text]}")
+        raise ValueError(f"{quote(text)} can't be listed: {_NEVER_LISTED[text]}")
     if text not in RECORD_TYPES:
-        raise ValueError(f"{quoted(text)} is no type of records that can be listed{did_you_mean(text, RECORD_TYPES)}")
+        raise ValueError(f"{quote(text)} is no type of records that can be listed{did_you_mean(text, RECORD_TYPES)}")
     return text
 
 
@@ -182,7 +182,7 @@ class Reader:
             if word in known:
                 found[word] = value
             else:
-                self.complain(key, f"{quoted(word)} is not a key of {of}{_hint(of, word, known, inside)}")
+                self.complain(key, f"{quote(word)} is not a key of {of}{_hint(of, word, known, inside)}")
         return found
 
     def versioned(self, root: Node, of: str, known: Iterable[str]) -> dict[str, Node] | None:
@@ -240,7 +240,7 @@ class Reader:
         try:
             return parse(text)
         except ValueError as error:
-            self.complain(node, f"{error}" if "`" in str(error) else f"{quoted(text)}: {error}")
+            self.complain(node, f"{error}" if "`" in str(error) else f"{quote(text)}: {error}")
             return None
 
     def each[T](self, node: Node, of: str, parse: Callable[[str], T]) -> list[T]:
@@ -258,7 +258,7 @@ class Reader:
         except ValueError:
             words = [member.value for member in kind]
             known = f"which is one of {', '.join(words)}{did_you_mean(text, words)}"
-            self.complain(node, f"{quoted(text)} is no value of `{of}`, {known}")
+            self.complain(node, f"{quote(text)} is no value of `{of}`, {known}")
             return None
 
     def boolean(self, node: Node, of: str) -> bool | None:
@@ -267,7 +267,7 @@ class Reader:
         if text in {"true", "false"}:
             return text == "true"
         if text is not None:
-            self.complain(node, f"{quoted(text)} is no value of `{of}`: write `true` or `false`")
+            self.complain(node, f"{quote(text)} is no value of `{of}`: write `true` or `false`")
         return None
 
 
@@ -291,7 +291,7 @@ def duration(text: str) -> float:
     """Read `90s`, `10m`, `2h`, `1d` into seconds."""
     number, unit = text[:-1], text[-1:]
     if unit not in _UNITS or not (number.isascii() and number.isdigit()) or len(number) > 6:
-        raise ValueError(f"{quoted(text)}: a duration is a number and a unit: `90s`, `10m`, `2h`, `1d`")
+        raise ValueError(f"{quote(text)}: a duration is a number and a unit: `90s`, `10m`, `2h`, `1d`")
     seconds = int(number) * _UNITS[unit]
     if not 0 < seconds <= _LONGEST_DURATION:
         raise ValueError(f"`{text}` is not between 1s and 7d")
@@ -302,7 +302,7 @@ def slug(text: str) -> str:
     """Read a name that rules and files are cited by."""
     if not _SLUG.issuperset(text) or text[0] == "-" or len(text) > _LONGEST_SLUG:
         raise ValueError(
-            f"{quoted(text)} must be lower-case letters, digits and hyphens, at most {_LONGEST_SLUG}: `{slugged(text)}`"
+            f"{quote(text)} must be lower-case letters, digits and hyphens, at most {_LONGEST_SLUG}: `{slugged(text)}`"
         )
     return text
 

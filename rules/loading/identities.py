@@ -20,7 +20,7 @@ from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
 from rules.loading.fields import WORD, Key, Reader, Section, label, many, pattern, whole
 from rules.patterns import Pattern
-from rules.problems import quoted
+from rules.problems import quote
 
 FILE_KEYS: Final = ("version", "identities")
 
@@ -41,11 +41,11 @@ class Identity(NamedTuple):
     def objection(self, task: str, labels: Mapping[str, str]) -> str:
         """Say what of a claim this doesn't cover, or nothing."""
         if not any(pattern.matches(task) for pattern in self.tasks):
-            return f"a task may not be called {quoted(task)}" if task else "a task needs a name"
+            return f"a task may not be called {quote(task)}" if task else "a task needs a name"
         known = dict(self.labels)
         for name, value in labels.items():
             if not any(pattern.matches(value) for pattern in known.get(name, ())):
-                return f"a task may not be labelled {quoted(f'{name}={value}')}"
+                return f"a task may not be labelled {quote(f'{name}={value}')}"
         missing = sorted(self.required - set(labels))
         return f"a task needs the label `{missing[0]}`" if missing else ""
 
@@ -60,16 +60,16 @@ class Identities(NamedTuple):
         groups = tuple(groups)
         own = [entry for entry in self.entries if entry.covers(user, groups)]
         if not own:
-            return f"no identity covers the user {quoted(user)}, who may start nothing"
+            return f"no identity covers the user {quote(user)}, who may start nothing"
         objections = [entry.objection(task, labels) for entry in own]
-        return "" if "" in objections else f"for the user {quoted(user)} {objections[0]}"
+        return "" if "" in objections else f"for the user {quote(user)} {objections[0]}"
 
 
 def read_identities(path: Path) -> Identities:
     """Read the file. Raises RuleFileError with every problem, OSError where it can't be read at all."""
-    from rules.files import contents
+    from rules.files import read_file
 
-    return parse_identities(contents(path), str(path))
+    return parse_identities(read_file(path), str(path))
 
 
 def parse_identities(data: bytes, file: str) -> Identities:

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rules.loading.document import Node, Place
 from rules.matching.layers import RANKS, strictness
 from rules.patterns import Pattern
-from rules.problems import Problem, quoted
-from rules.sandbox import NO_FLOOR, Box, BoxUser, Command, Floor, WorkspaceMode, covered
+from rules.problems import Problem, quote
+from rules.sandbox import (
+    NO_SANDBOX_FLOOR,
+    Command,
+    SandboxFloor,
+    SandboxSettings,
+    SandboxUser,
+    WorkspaceMode,
+    includes_device,
+)
 from rules.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,15 +83,15 @@ def _matched(text: str, patterns: Iterable[str]) -> bool:
 
 NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
 _UNITED: Final = ("hide", "protected", "approval")
-_RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(BoxUser)}
+_RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(SandboxUser)}
 _GIVING: Final[dict[str, Callable[[Any, Any], bool]]] = {  # lists that give, and when one covers an entry of another
     "read": _under,
     "write": _under,
     "keep": _matched,
-    "devices": covered,
+    "devices": includes_device,
     "caches": lambda cache, caches: cache in caches,
 }
-# What the field of a `Box` is called in a file, where that is another word.
+# What the field of a `SandboxSettings` is called in a file, where that is another word.
 WRITTEN: Final = {"variables": "set"}
 _MOST: Final = 1024
 
@@ -99,7 +107,7 @@ class BoxFile(NamedTuple):
 
 def gather(
     files: Iterable[BoxFile], places: Mapping[str, Place], problems: list[Problem]
-) -> tuple[Box, Floor, tuple[Command, ...]]:
+) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
     """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
     files = list(files)
     box, floor = _together(files, problems)
@@ -120,10 +128,10 @@ def gather(
     return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))
 
 
-def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[Box, Floor]:
+def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
     """Make one box of those of all files, and the floor of those of layers."""
     having = [(file, file.sandbox) for file in files if file.sandbox is not None]
-    floor = NO_FLOOR
+    floor = NO_SANDBOX_FLOOR
     for file, said in having:
         if file.layer:
             floor = _raised(floor, file.shown, said, problems)
@@ -144,13 +152,15 @@ def _problem(file: str, node: Node, message: str) -> Problem:
     return Problem(file, node.line, node.column, message)
 
 
-def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple[str, str]]]:
+def within(
+    box: SandboxSettings, said: Iterable[str], floor: SandboxFloor
+) -> tuple[SandboxSettings, list[tuple[str, str]]]:
     """Put a box on a floor: what is in force then, and (field, message) for each that it says past a layer."""
     said = frozenset(said)
     words: list[tuple[str, str]] = []
     by = dict(floor.by)
     found: dict[str, Any] = {}
-    for name in Box._fields:
+    for name in SandboxSettings._fields:
         mine, other = getattr(box, name), getattr(floor.box, name)
         found[name] = _either(name, mine, other)
         if name not in floor.said:
@@ -159,10 +169,10 @@ def within(box: Box, said: Iterable[str], floor: Floor) -> tuple[Box, list[tuple
             found[name] = other
         elif message := _past(name, mine, other):
             words.append((name, f"{message} `{by[name]}`, a layer"))
-    return Box(**found), words
+    return SandboxSettings(**found), words
 
 
-def _raised(floor: Floor, file: str, said: "BoxRead", problems: list[Problem]) -> Floor:
+def _raised(floor: SandboxFloor, file: str, said: "BoxRead", problems: list[Problem]) -> SandboxFloor:
     """Put another layer's word on those before it: of what both limit, what both let be."""
     found: dict[str, Any] = {}
     by = dict(floor.by)
@@ -178,7 +188,7 @@ def _raised(floor: Floor, file: str, said: "BoxRead", problems: list[Problem]) -
             problems.append(_problem(file, node, f"{message} `{by[name]}`, a layer too"))
         else:
             found[name] = _either(name, mine, other)
-    return Floor(floor.box._replace(**found), floor.said | set(said.nodes), tuple(sorted(by.items())))
+    return SandboxFloor(floor.box._replace(**found), floor.said | set(said.nodes), tuple(sorted(by.items())))
 
 
 def _either(name: str, mine: Any, other: Any) -> Any:
@@ -206,15 +216,15 @@ def _past(name: str, mine: Any, other: Any) -> str:
     if name == "variables":
         known = dict(other)
         differing = next((key for key, value in mine if known.get(key, value) != value), None)
-        return f"{quoted(differing)} has another value in" if differing is not None else ""
+        return f"{quote(differing)} has another value in" if differing is not None else ""
     beyond = [entry for entry in mine if not _GIVING[name](entry, other)] if name in _GIVING else []
-    return f"{quoted(shown(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
+    return f"{quote(shown(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
 
 
-def differences(old: Box, new: Box) -> list[tuple[str, str | None, str | None]]:
+def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, str | None, str | None]]:
     """List what differs: the key as files have it, what it was and what it is (None: nothing was said)."""
     found = []
-    for name, was, now in zip(Box._fields, old, new, strict=True):
+    for name, was, now in zip(SandboxSettings._fields, old, new, strict=True):
         if was != now:
             found.append((f"sandbox {WRITTEN.get(name, name)}", shown(was), shown(now)))
     return found

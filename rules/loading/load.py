@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.feeds import Feed
-from rules.files import contents, why
+from rules.files import describe_error, read_file
 from rules.loading.document import Node, Place, parse
 from rules.loading.fields import certificates
 from rules.loading.layers import Said, agree
@@ -19,9 +19,9 @@ from rules.loading.rule_schema import RuleReader
 from rules.loading.secret_schema import gather
 from rules.matching.layers import Layer, reached
 from rules.matching.policy import Policy
-from rules.problems import Problem, RuleFileError, bounded, did_you_mean, quoted
+from rules.problems import Problem, RuleFileError, did_you_mean, limit_problems, quote
 from rules.rule import Rule
-from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
+from rules.sandbox import NO_SANDBOX_FLOOR, NO_SANDBOX_SETTINGS, Command, SandboxFloor, SandboxSettings
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
 
@@ -165,9 +165,9 @@ class _Loader:
             if resolved in self._taken:
                 self._check_same(self._taken[resolved], selections, place)
                 return
-            data = self._instead[resolved] if resolved in self._instead else contents(resolved)
+            data = self._instead[resolved] if resolved in self._instead else read_file(resolved)
         except (OSError, RuntimeError, ValueError) as error:
-            self._problems.append(Problem(*place, f"`{shown}` can't be read: {why(error)}"))
+            self._problems.append(Problem(*place, f"`{shown}` can't be read: {describe_error(error)}"))
             return
         if len(self._taken) >= _MOST_FILES:
             self._problems.append(Problem(*place, f"more than {_MOST_FILES} files are included"))
@@ -203,7 +203,7 @@ class _Loader:
         path = PRESETS / f"{name}.yaml"
         if name not in preset_names():
             hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
-            self._problems.append(Problem(*_place(name, named), f"there is no preset {quoted(name)}{hint}"))
+            self._problems.append(Problem(*_place(name, named), f"there is no preset {quote(name)}{hint}"))
             return
         self._presets.add(path.resolve())
         self.take(str(path), path, named)
@@ -238,7 +238,7 @@ class _Loader:
         if self._problems:
             order = {taken.shown: number for number, taken in enumerate(files)}
             problems = sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p))
-            raise RuleFileError(bounded(problems), tuple(self._asked))
+            raise RuleFileError(limit_problems(problems), tuple(self._asked))
         own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
         sources = [*own, *self._locked_by, *self._feeds, *map(Path, certified)]
         policy = Policy(
@@ -334,10 +334,10 @@ class _Loader:
                 layers.append(layer)
         return layers
 
-    def _box(self, files: list[_Taken]) -> tuple[Box, Floor, tuple[Command, ...]]:
+    def _box(self, files: list[_Taken]) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
         having = [t for t in files if t.content.sandbox is not None or t.content.commands]
         if not having:
-            return NO_BOX, NO_FLOOR, ()
+            return NO_SANDBOX_SETTINGS, NO_SANDBOX_FLOOR, ()
         from rules.loading.layers import BoxFile, gather
 
         said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
@@ -390,9 +390,9 @@ class _Loader:
         try:
             path = (directory / text).resolve(strict=True)
             if path not in self._feeds:
-                self._feeds[path] = Feed.read(contents(path), text)
+                self._feeds[path] = Feed.read(read_file(path), text)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"`{text}` can't be read: {why(error)}") from error
+            raise ValueError(f"`{text}` can't be read: {describe_error(error)}") from error
         return self._feeds[path]
 
 
@@ -404,7 +404,7 @@ def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Probl
     found: dict[str, bytes] = {}
     for path, key, place in wanted:
         try:
-            found[path] = found.get(path) or certificates(contents(Path(path).resolve(strict=True)))
+            found[path] = found.get(path) or certificates(read_file(Path(path).resolve(strict=True)))
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(place.problem(f"`{path}` can't be used as `{key}`: {why(error)}"))
+            problems.append(place.problem(f"`{path}` can't be used as `{key}`: {describe_error(error)}"))
     return found

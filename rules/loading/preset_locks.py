@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Network, bracketed, parse_host, parse_network
-from rules.files import contents, own_configuration, why
+from rules.addresses import Address, Network, bracket_host, parse_host, parse_network
+from rules.files import describe_error, read_file, user_configuration
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.loading.fields import TEXT, Key, Reader, Section, many, one, text
 from rules.names import HostName
-from rules.problems import Problem, quoted
+from rules.problems import Problem, quote
 from rules.verdicts import Verdict
 
 _SYSTEM_LOCK: Final = Path("/etc/exeat/presets.lock")
@@ -39,7 +39,7 @@ class Origin(NamedTuple):
     def url(self) -> str:
         """The URL in its one spelling."""
         port = "" if self.port == _USUAL[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{bracketed(self.host)}{port}{self.base}"
+        return f"{self.scheme}://{bracket_host(self.host)}{port}{self.base}"
 
     @property
     def parent(self) -> "Origin":
@@ -52,18 +52,18 @@ class Origin(NamedTuple):
         scheme, separator, rest = text.partition("://")
         scheme = scheme.lower()
         if not separator or scheme not in _USUAL:
-            raise ValueError(f"{quoted(text)} must be a URL that begins with `https://` or `http://`")
+            raise ValueError(f"{quote(text)} must be a URL that begins with `https://` or `http://`")
         authority, slash, path = rest.partition("/")
         base = (slash + path).rstrip("/")
         if "@" in authority:
             raise ValueError("a URL here has no user and no password: a lock is no place for credentials")
         if not _PATH.issuperset(base) or any(part in {"", ".", ".."} for part in base.split("/")[1:]):
-            raise ValueError(f"{quoted(text)} has a path that can be read more than one way")
+            raise ValueError(f"{quote(text)} has a path that can be read more than one way")
         host, port = authority, str(_USUAL[scheme])
         if not authority.endswith("]") and ":" in authority:
             host, _, port = authority.rpartition(":")
         if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-            raise ValueError(f"{quoted(text)} has no port between 1 and 65535")
+            raise ValueError(f"{quote(text)} has no port between 1 and 65535")
         return cls(scheme, parse_host(host), int(port), base)
 
 
@@ -80,7 +80,7 @@ type Places = dict[str, tuple[Locked, ...]]
 
 def lock_paths() -> tuple[Path, ...]:
     """Where locks are read: the system's, whose word counts first, and the user's own (XDG Base Directory)."""
-    own = own_configuration()
+    own = user_configuration()
     return (_SYSTEM_LOCK,) if own is None else (_SYSTEM_LOCK, own / "presets.lock")
 
 
@@ -134,11 +134,11 @@ def read_locks(paths: Sequence[Path], problems: list[Problem]) -> dict[str, tupl
     found: dict[str, tuple[Path, Places]] = {}
     for path in paths:
         try:
-            data = contents(path, trusted=True)
+            data = read_file(path, trusted=True)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            problems.append(Problem(str(path), 1, 1, f"`{path}` can't be used: {why(error)}"))
+            problems.append(Problem(str(path), 1, 1, f"`{path}` can't be used: {describe_error(error)}"))
             continue
         for name, places in read_lock(Reader(str(path), problems), parse(data, str(path), problems)).items():
             found.setdefault(name, (path, places))
@@ -146,7 +146,7 @@ def read_locks(paths: Sequence[Path], problems: list[Problem]) -> dict[str, tupl
 
 
 _PROTOCOLS: Final = {"https": "tls", "http": "http"}
-_LETTING_OUT: Final = frozenset(verdict.value for verdict in Verdict if verdict.lets_out)
+_LETTING_OUT: Final = frozenset(verdict.value for verdict in Verdict if verdict.allows)
 
 
 class Filled(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.addresses import BLOCKS, Network, Opening, parse_address, parse_network
 from rules.attempt import INSPECTABLE
-from rules.globs import overlap
+from rules.globs import may_overlap
 from rules.loading.document import Listing, Mapping, Node, Scalar
 from rules.loading.fields import (
     PATH,
@@ -33,11 +33,11 @@ from rules.loading.fields import (
     slugged,
     text,
 )
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
-from rules.problems import Problem, did_you_mean, quoted
+from rules.problems import Problem, did_you_mean, quote
 from rules.rule import Exemption, Rule
-from rules.settings import Past, Settings, Upstream
+from rules.settings import Settings, Upstream, UpstreamExceptions
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Selection:
         if (self.only and ident not in _texts(self.only)) or ident in _texts(self.without):
             return None
         touched = tuple(
-            pattern for pattern, _ in self.names if any(overlap(pattern.parts, name.parts) for name in rule.names)
+            pattern for pattern, _ in self.names if any(may_overlap(pattern.parts, name.parts) for name in rule.names)
         )
         self._met.update(pattern.text for pattern in touched)
         if touched:
@@ -114,7 +114,7 @@ class Selection:
             return False
         try:
             host = HostName.parse(case.question.host)
-        except InvalidName:
+        except InvalidNameError:
             return True
         return not any(pattern.matches(host) for pattern, _ in self.names)
 
@@ -124,10 +124,10 @@ class Selection:
         for word in (*self.only, *self.without):
             if word.text not in self._met:
                 hint = did_you_mean(word.text, self._met)
-                told.append((word, f"no rule of this include has the id {quoted(word.text)}{hint}"))
+                told.append((word, f"no rule of this include has the id {quote(word.text)}{hint}"))
         for pattern, word in self.names:
             if pattern.text not in self._met:
-                told.append((word, f"no rule that this include keeps covers {quoted(word.text)}"))
+                told.append((word, f"no rule that this include keeps covers {quote(word.text)}"))
         if self.credential is not None:
             told += [(self.credential, message) for message in self._problems]
         return [Problem(self.file, word.line, word.column, message) for word, message in told]
@@ -185,7 +185,7 @@ def read_include(reader: Reader, item: Node) -> Include | None:
     before = len(reader.problems)
     if isinstance(item, Scalar):
         key = "file" if item.text.endswith(_SUFFIXES) else "preset"
-        reader.complain(item, f"an `include` says what it names: write {quoted(f'{{{key}: {item.text}}}')}")
+        reader.complain(item, f"an `include` says what it names: write {quote(f'{{{key}: {item.text}}}')}")
         return None
     fields = INCLUDE.fields(reader, item)
     if fields is None:
@@ -216,11 +216,11 @@ def _selection(
             continue
         try:
             names.append((NamePattern.parse(word.text), word))
-        except InvalidName as error:
+        except InvalidNameError as error:
             reader.problems.append(Problem(reader.file, word.line, word.column, str(error)))
     for word in without:
         if word.text in _texts(only):
-            message = f"{quoted(word.text)} is in `only` and in `except`"
+            message = f"{quote(word.text)} is in `only` and in `except`"
             reader.problems.append(Problem(reader.file, word.line, word.column, message))
     return Selection(reader.file, only, tuple(without), tuple(names), credential)
 
@@ -330,7 +330,7 @@ def _tests(reader: FileReader, node: Node, of: str) -> "tuple[Case, ...]":
 
 def _absolute(text: str) -> str:
     if not text.startswith("/"):
-        raise ValueError(f"{quoted(text)} must be a whole path, as in `/etc/corp/ca.pem`")
+        raise ValueError(f"{quote(text)} must be a whole path, as in `/etc/corp/ca.pem`")
     return text
 
 
@@ -348,12 +348,14 @@ def _pool(text: str) -> IPv4Network:
     return network
 
 
-def _past(reader: Reader, node: Node, key: str) -> Past:
+def _past(reader: Reader, node: Node, key: str) -> UpstreamExceptions:
     """Read `upstream_except`; `reader` collects what is wrong."""
     found = reader.each(node, key, _target)
     names = {target.text: target for target in found if isinstance(target, NamePattern)}
     networks = {str(target): target for target in found if not isinstance(target, NamePattern)}
-    return Past(tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks)))
+    return UpstreamExceptions(
+        tuple(names[text] for text in sorted(names)), tuple(networks[text] for text in sorted(networks))
+    )
 
 
 def _target(text: str) -> NamePattern | Network:

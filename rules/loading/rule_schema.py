@@ -45,10 +45,10 @@ from rules.loading.fields import (
     text,
     unread,
 )
-from rules.names import HOST, InvalidName, is_local, is_own
+from rules.names import HOST, InvalidNameError, is_exeat_name, is_localhost
 from rules.patterns import NamePattern
 from rules.ports import Ports, never_leaves
-from rules.problems import Problem, quoted
+from rules.problems import Problem, quote
 from rules.public_suffixes import Suffix, suffix_of_wildcard
 from rules.rule import Exemption, Rule
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
@@ -60,14 +60,14 @@ _TYPESET: Final = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\
 def parse_target(text: str) -> NamePattern | Network:
     """Read an entry. Raises ValueError with what belongs there, and where the rest of it belongs."""
     if text.strip(_TYPESET) != text:
-        raise ValueError(f"{quoted(text)} stands between typographic quotes: write `{text.strip(_TYPESET)}`")
+        raise ValueError(f"{quote(text)} stands between typographic quotes: write `{text.strip(_TYPESET)}`")
     if "/" in text or ":" in text or parse_address(text) is not None:
         try:
             return parse_network(text)
         except ValueError as error:
             raise ValueError(_instead(text) or str(error)) from None
     if text[:1] == "." and _is_target(text[1:]):
-        raise ValueError(f"{quoted(text)} begins with a dot: write `**{text}` for the name and all below it")
+        raise ValueError(f"{quote(text)} begins with a dot: write `**{text}` for the name and all below it")
     return NamePattern.parse(text)
 
 
@@ -86,7 +86,7 @@ def _instead(text: str) -> str:
     also = [f"the port under `ports`, as in `{port}/tls`"] if port and port not in {"80", "443"} else []
     also += ["the port under `ports`"] if port in {"80", "443"} else []
     also += [f"the path under `http`, as in `{{paths: [/{path}]}}`"] if slash and path and path.isprintable() else []
-    return f"{quoted(text)}: `to` takes a name or an address; write {' and '.join([quoted(bare), *also])}"
+    return f"{quote(text)}: `to` takes a name or an address; write {' and '.join([quote(bare), *also])}"
 
 
 def _is_target(text: str) -> bool:
@@ -94,7 +94,7 @@ def _is_target(text: str) -> bool:
         return True
     try:
         NamePattern.parse(text)
-    except InvalidName:
+    except InvalidNameError:
         return False
     return True
 
@@ -114,7 +114,7 @@ _WHY_NEVER: Final = {
 
 def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     """Tell what is right by itself and makes no sense together."""
-    if rule.lets_out:
+    if rule.allows:
         _check_letting_out(reader, rule, fields)
     if rule.action is not Verdict.DENY:
         _check_udp(reader, rule, fields)
@@ -236,10 +236,10 @@ def objection(pattern: "NamePattern", *, has_ports: bool, has_addresses: bool) -
             return f"`{HOST}` is this machine: list the `ports` of the services that are meant, as `ports: 8080/http`"
         return f"`{HOST}` is this machine's loopback: it takes no `resolves_to`" if has_addresses else ""
     bare = pattern.text.lstrip("*.")
-    if is_local(bare):
+    if is_localhost(bare):
         instead = f"services of this machine are `to: {HOST}`"
         return f"`{pattern.text}` is loopback: no rule can let anything out to it; {instead}"
-    if is_own(bare):
+    if is_exeat_name(bare):
         return f"`{pattern.text}` is of a zone that is exeat's own: only `{HOST}` can be let out to, by that very name"
     return ""
 
@@ -262,7 +262,7 @@ class RuleReader(Reader):
     `feed` reads a list by its path, or raises ValueError; `directory` is where the file's own paths begin.
     """
 
-    __slots__ = ("directory", "feed", "lets_out", "name", "tls")
+    __slots__ = ("allows", "directory", "feed", "name", "tls")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -279,7 +279,7 @@ class RuleReader(Reader):
         self.tls = tls
         self.feed = feed
         self.directory = directory
-        self.lets_out = False  # whether what is being read lets out, or exempts from being held back
+        self.allows = False  # whether what is being read lets out, or exempts from being held back
 
     def rule(self, node: Node) -> Rule | None:
         """Read one rule; None if anything about it is wrong, which has been told then."""
@@ -288,20 +288,20 @@ class RuleReader(Reader):
         if fields is None:
             return None
         action = self.choice(fields["action"], "action", Verdict) if "action" in fields else None
-        self.lets_out = action is not None and action.lets_out
+        self.allows = action is not None and action.allows
         said = RULE.values(self, {key: value for key, value in fields.items() if key not in {"action", "except"}})
         if "except" in fields:
-            self.lets_out = action is not None and not self.lets_out  # what is exempt from being held back may go out
+            self.allows = action is not None and not self.allows  # what is exempt from being held back may go out
             said["excepts"] = tuple(self._exemptions(fields["except"]))
         targets: _Targets = said.pop("to", _Targets())
         said["id"] = f"{self.name}:{said.get('id')}"
         said.setdefault("tls", self.tls)
-        if action is not None and action.lets_out:
+        if action is not None and action.allows:
             said.setdefault("ports", _DEFAULT_PORTS)
         rule = Rule(
             action=action or Verdict.DENY, names=targets.names, networks=targets.networks, feeds=targets.feeds, **said
         )
-        if rule.lets_out:
+        if rule.allows:
             check_reach(self, rule, fields, targets.places)
         if len(self.problems) == before:
             check_together(self, rule, fields)
@@ -311,7 +311,7 @@ class RuleReader(Reader):
         """Read `when`."""
         text = self.text(node, key)
         if text is not None and text != "tainted":
-            self.complain(node, f"{quoted(text)} is no value of `when`, which is `tainted`")
+            self.complain(node, f"{quote(text)} is no value of `when`, which is `tainted`")
         return True
 
     def path(self, node: Node, key: str) -> str | None:
@@ -367,9 +367,9 @@ _CONDITIONS: Final[dict[str, Key]] = {
     "ports": many("Ports with what is spoken there: `443`, `80`, `5432/tcp`, `8000-8100/tls`.", Ports.parse, _PORTS),
     "resolves_to": many("Addresses and CIDRs that the name may have.", parse_network, WORD),
     "for": part("For which tasks.", FOR, read_for, "selector"),
-    "http": part("Which requests.", HTTP, lambda reader, node, _: read_http(reader, node, lets_out=reader.lets_out)),
+    "http": part("Which requests.", HTTP, lambda reader, node, _: read_http(reader, node, is_allow=reader.allows)),
     "git": part(
-        "Which repositories and refs.", GIT, lambda reader, node, _: read_git(reader, node, lets_out=reader.lets_out)
+        "Which repositories and refs.", GIT, lambda reader, node, _: read_git(reader, node, is_allow=reader.allows)
     ),
     "credential": one("The secret whose placeholder is the request's one credential.", slug),
     "when": Key(

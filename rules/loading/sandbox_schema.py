@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.decision import Covers
+from rules.decision import GrantScope
 from rules.loading.conditions import APPROVAL, FOR, read_approval, read_for
 from rules.loading.document import Listing, Mapping, Node
 from rules.loading.fields import (
@@ -33,8 +33,8 @@ from rules.loading.fields import (
     unread,
     variable_name,
 )
-from rules.problems import quoted
-from rules.sandbox import Box, BoxUser, Command, MergeTerms, WorkspaceMode, device
+from rules.problems import quote
+from rules.sandbox import Command, MergeTerms, SandboxSettings, SandboxUser, WorkspaceMode, parse_device
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _CACHES_IN: Final = ("~", "/var/cache", "/var/lib")  # a sandbox has these for i
 class BoxRead(NamedTuple):
     """What a file says of the box, and where each field of it stands."""
 
-    box: Box
+    box: SandboxSettings
     nodes: Maps[str, Node]
 
 
@@ -73,7 +73,7 @@ def _approval(reader: "FileReader", node: Node, of: str) -> tuple[MergeTerms, ..
     terms = read_approval(reader, node, of, MERGE)
     if terms is None:
         return ()
-    return (MergeTerms(f"{reader.name}:sandbox.{of}", terms._replace(covers=Covers.ATTEMPT, lasts=0.0)),)
+    return (MergeTerms(f"{reader.name}:sandbox.{of}", terms._replace(covers=GrantScope.ATTEMPT, lasts=0.0)),)
 
 
 def _caches(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
@@ -109,9 +109,9 @@ def _set(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
 def path(text: str) -> str:
     """Read a whole path, or one below `~`, in its one spelling: no `.`, `..`, `//` and no `/` at the end."""
     if "*" in text:
-        raise ValueError(f"{quoted(text)} is a pattern: name a directory or file; only `hide` takes `**/GLOB`")
+        raise ValueError(f"{quote(text)} is a pattern: name a directory or file; only `hide` takes `**/GLOB`")
     if text[:1] not in {"/", "~"} or (text[0] == "~" and text[1:2] not in {"", "/"}):
-        raise ValueError(f"{quoted(text)} must be a whole path, as in `/srv/data`, or one in your home: `~/data`")
+        raise ValueError(f"{quote(text)} must be a whole path, as in `/srv/data`, or one in your home: `~/data`")
     return _plain(text)
 
 
@@ -119,19 +119,19 @@ def hidden(text: str) -> str:
     """Read a path, or `**/` and globs of names."""
     if not text.startswith(_ANYWHERE):
         if "*" in text:
-            raise ValueError(f"{quoted(text)}: a pattern begins with `**/`, as in `**/.env` or `**/secrets/*.json`")
+            raise ValueError(f"{quote(text)}: a pattern begins with `**/`, as in `**/.env` or `**/secrets/*.json`")
         return path(text)
     if "**" in text.removeprefix(_ANYWHERE):
-        raise ValueError(f"{quoted(text)}: `**` stands at the beginning, and nowhere else")
+        raise ValueError(f"{quote(text)}: `**` stands at the beginning, and nowhere else")
     return _plain(text)
 
 
 def protected(text: str) -> str:
     """Read a glob relative to the workspace."""
     if text[:1] in {"/", "~"}:
-        raise ValueError(f"{quoted(text)} is relative to the workspace: write it without the `{text[0]}`")
+        raise ValueError(f"{quote(text)} is relative to the workspace: write it without the `{text[0]}`")
     if any("**" in part and part != "**" for part in text.split("/")):
-        raise ValueError(f"{quoted(text)}: `**` stands for whole directories, as in `**/package-lock.json`")
+        raise ValueError(f"{quote(text)}: `**` stands for whole directories, as in `**/package-lock.json`")
     return _plain(text)
 
 
@@ -139,7 +139,7 @@ def cache_place(text: str) -> str:
     """Read where a cache lies in the sandbox: in what the sandbox has for itself."""
     place = path(text)
     if not any(_within(place, top) and place != top for top in _CACHES_IN):
-        raise ValueError(f"{quoted(text)}: a cache lies below `~`, the task's home, `/var/cache` or `/var/lib`")
+        raise ValueError(f"{quote(text)}: a cache lies below `~`, the task's home, `/var/cache` or `/var/lib`")
     return place
 
 
@@ -152,9 +152,9 @@ hostname: Final = shaped(
 def kept(text: str) -> str:
     """Read the name of a variable of the caller's, with `*` for any characters."""
     if not _KEEP.fullmatch(text):
-        raise ValueError(f"{quoted(text)} is no name of a variable, nor one with `*` in it")
+        raise ValueError(f"{quote(text)} is no name of a variable, nor one with `*` in it")
     if not text.strip("*"):
-        raise ValueError(f"{quoted(text)} would keep every variable, credentials too: name those that are needed")
+        raise ValueError(f"{quote(text)} would keep every variable, credentials too: name those that are needed")
     return text
 
 
@@ -162,14 +162,14 @@ def memory(text: str) -> int:
     """Read how much memory, in bytes."""
     number = size(text)
     if number < _LEAST_MEMORY:
-        raise ValueError(f"{quoted(text)} of memory is too little for anything to start: at least 16MB")
+        raise ValueError(f"{quote(text)} of memory is too little for anything to start: at least 16MB")
     return number
 
 
 def cores(text: str) -> float:
     """Read how many cores: `2`, `0.5`."""
     if not _CORES.fullmatch(text) or not 0 < float(text) <= _MOST_CORES:
-        raise ValueError(f"{quoted(text)} is no number of cores; one is written like `2` or `0.5`")
+        raise ValueError(f"{quote(text)} is no number of cores; one is written like `2` or `0.5`")
     return float(text)
 
 
@@ -177,16 +177,16 @@ def open_files(text: str) -> int:
     """Read how many files may be open."""
     number = count(text)
     if number < _LEAST_FILES:
-        raise ValueError(f"{quoted(text)} open files are too few for anything to start: at least {_LEAST_FILES}")
+        raise ValueError(f"{quote(text)} open files are too few for anything to start: at least {_LEAST_FILES}")
     return number
 
 
 def _plain(text: str) -> str:
     trimmed = text.rstrip("/") or "/"
     if len(text.encode()) > _LONGEST_PATH or not text.isprintable():
-        raise ValueError(f"{quoted(text)} is longer than {_LONGEST_PATH} bytes, or has characters that don't show")
+        raise ValueError(f"{quote(text)} is longer than {_LONGEST_PATH} bytes, or has characters that don't show")
     if any(part in {".", "..", ""} for part in trimmed.removeprefix("/").split("/")) and trimmed != "/":
-        raise ValueError(f"{quoted(text)}: spell it without `.`, `..` and `//`")
+        raise ValueError(f"{quote(text)}: spell it without `.`, `..` and `//`")
     return trimmed
 
 
@@ -236,9 +236,9 @@ SANDBOX: Final = Section("sandbox", "`sandbox`", {
     "caches": Key("What is kept between tasks: a name, and where it lies in the sandbox.", _caches, mapping_of(_CACHE)),
     "devices": _paths(
         "Device nodes that the task may use, by their names below /dev: `kvm`, `gpu`, or one node of a card.",
-        device, TEXT),
+        parse_device, TEXT),
     "environment": part("Which variables the task has.", ENVIRONMENT, unread),
-    "user": choice("Who the task sees itself as; it has no rights either way.", BoxUser),
+    "user": choice("Who the task sees itself as; it has no rights either way.", SandboxUser),
     "hostname": one("What the task's host is called.", hostname, _LABEL),
     "timeout": one("How long the task may run.", duration),
     "limits": part("How much of the machine the task may use.", RESOURCES, unread),
@@ -257,7 +257,7 @@ def read_sandbox(reader: "FileReader", node: Node) -> BoxRead | None:
             nodes |= {section.keys[word].field or word: value for word, value in fields.items()}
     for flat in ("environment", "limits"):
         nodes.pop(flat, None)
-    return BoxRead(Box(**found), nodes) if len(reader.problems) == before else None
+    return BoxRead(SandboxSettings(**found), nodes) if len(reader.problems) == before else None
 
 
 def _parts(node: Node) -> Iterator[tuple[Section, Node]]:
@@ -275,12 +275,12 @@ def _words(text: str) -> tuple[str, ...]:
     """Read a program's name or path and globs of its arguments, with spaces between; no shell reads it."""
     words = tuple(text.split())
     if not words or not text.isprintable():
-        raise ValueError(f"{quoted(text)} has characters that don't show, or no word at all")
+        raise ValueError(f"{quote(text)} has characters that don't show, or no word at all")
     if len(words) > _MOST_WORDS:
-        raise ValueError(f"{quoted(text)} has more than {_MOST_WORDS} words")
+        raise ValueError(f"{quote(text)} has more than {_MOST_WORDS} words")
     program = words[0]
     if "/" in program and not program.startswith("/"):
-        raise ValueError(f"{quoted(program)} must be a program's name or its whole path, as in `/usr/bin/terraform`")
+        raise ValueError(f"{quote(program)} must be a program's name or its whole path, as in `/usr/bin/terraform`")
     return words
 
 
@@ -307,7 +307,7 @@ def read_command(reader: "FileReader", node: Node) -> Command | None:
         reader.complain(fields["action"], "a command is held back: `deny`, `ask` or `flag`; what none names may run")
     if "approval" in fields and action not in {None, Verdict.ASK}:
         reader.complain(fields["approval"], f"`approval` belongs to commands that ask, and this is `{action}`")
-    if approval is not None and approval.covers is Covers.DESTINATION:
+    if approval is not None and approval.covers is GrantScope.DESTINATION:
         message = "a command has no destination: its approval `covers` the `attempt`, or the `rule`"
         reader.complain(fields["approval"], message)
     return Command(cite=f"{reader.name}:{said['id']}", **said) if len(reader.problems) == before else None

@@ -26,8 +26,8 @@ from rules.loading.fields import (
     slug,
     variable_name,
 )
-from rules.names import HostName, InvalidName
-from rules.problems import Problem, did_you_mean, quoted
+from rules.names import HostName, InvalidNameError
+from rules.problems import Problem, did_you_mean, quote
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _together(secret: Secret) -> Iterator[tuple[str, str]]:
     if secret.signs and secret.prefix:
         yield "prefix", "`prefix` is for values that are sent, and with `in: aws` none is"
     if both := next(filter(set(secret.hosts).__contains__, secret.not_sent_to), None):
-        yield "not_sent_to", f"{quoted(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
+        yield "not_sent_to", f"{quote(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
 
 
 def _is_certificate(node: Node) -> bool:
@@ -89,7 +89,7 @@ def _command(reader: Reader, node: Node, _: str) -> Source | None:
     if not words or None in words:
         return None
     if words[0] and not words[0].startswith("/"):
-        reader.complain(node.items[0], f"{quoted(words[0])} must be a whole path, as in `/usr/bin/pass`")
+        reader.complain(node.items[0], f"{quote(words[0])} must be a whole path, as in `/usr/bin/pass`")
         return None
     return Source(SourceKind.COMMAND, tuple(word for word in words if word))
 
@@ -101,7 +101,7 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
     words: list[str] = []
     for name, (key, value) in sorted(node.pairs.items()):
         if not _ATTRIBUTE.fullmatch(name):
-            reader.complain(key, f"{quoted(name)} is no name of an attribute")
+            reader.complain(key, f"{quote(name)} is no name of an attribute")
             return None
         said = reader.parsed(value, "keyring", _attribute)
         if said is None:
@@ -113,19 +113,19 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
 def _header(text: str) -> str:
     name = header_name(text)
     if name in _NEVER:
-        raise ValueError(f"{quoted(text)} is a header that no secret can stand in")
+        raise ValueError(f"{quote(text)} is a header that no secret can stand in")
     return name
 
 
 def _path(text: str) -> str:
     if not text.startswith("/"):
-        raise ValueError(f"{quoted(text)} must be a whole path, as in `/etc/exeat/model.key`")
+        raise ValueError(f"{quote(text)} must be a whole path, as in `/etc/exeat/model.key`")
     return text
 
 
 def _attribute(text: str) -> str:
     if text.startswith("-") or not text.isprintable():
-        raise ValueError(f"{quoted(text)} must be one line that doesn't begin with `-`")
+        raise ValueError(f"{quote(text)} must be one line that doesn't begin with `-`")
     return text
 
 
@@ -133,16 +133,16 @@ def _host(text: str) -> tuple[HostName, int]:
     """Read a name, with a port unless it is 443. No pattern: whoever can make names below one would get the secret."""
     name, colon, port = text.partition(":")
     if "*" in name:
-        raise ValueError(f"{quoted(text)} is a pattern: a secret is sent to hosts that are named one by one")
+        raise ValueError(f"{quote(text)} is a pattern: a secret is sent to hosts that are named one by one")
     if colon and not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 1 << 16):
-        raise ValueError(f"{quoted(text)} must be a name, or a name and a port, as in `api.model.example:8443`")
+        raise ValueError(f"{quote(text)} must be a name, or a name and a port, as in `api.model.example:8443`")
     try:
         host = parse_host(name)
-    except InvalidName as error:
-        raise ValueError(f"{quoted(text)} is no host: {error}") from error
+    except InvalidNameError as error:
+        raise ValueError(f"{quote(text)} is no host: {error}") from error
     if not isinstance(host, HostName):
         raise ValueError(  # noqa: TRY004 - it is what was written that is wrong
-            f"{quoted(text)} is an address: a secret goes only where a certificate proves a name"
+            f"{quote(text)} is an address: a secret goes only where a certificate proves a name"
         )
     return host, int(port) if colon else _HTTPS
 
@@ -193,7 +193,7 @@ def _slot(reader: Reader, node: Node) -> Slot | None:
         return Slot(SlotKind(word))
     if word is not None:
         known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
-        reader.complain(node, f"{quoted(word)} is no place in a request: {known}")
+        reader.complain(node, f"{quote(word)} is no place in a request: {known}")
     return None
 
 
@@ -344,4 +344,4 @@ def _carried_by_none(found: Iterable[Secret], rules: "Iterable[Rule]", places: M
 
 def unknown(ident: str, known: Sequence[str]) -> str:
     """Say that nobody knows of a secret that is named."""
-    return f"there is no secret {quoted(ident)}{did_you_mean(ident, known) or ': `secrets` say what there is'}"
+    return f"there is no secret {quote(ident)}{did_you_mean(ident, known) or ': `secrets` say what there is'}"

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from rules.decision import USUAL_TERMS, Asks, Decision
-from rules.globs import MANY, Glob, Part, covers
+from rules.decision import DEFAULT_APPROVAL_TERMS, Decision, RequiredApproval
+from rules.globs import MANY, Glob, Part, pattern_matches
 from rules.matching.revision import digest_of
 from rules.sandbox import Command
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Verdict
@@ -57,7 +57,7 @@ def decide_run(
     holding = [command.action for command in matching if command not in answered]
     verdict = min(holding, key=STRICTEST_FIRST.index, default=Verdict.ALLOW)
     deciding = [command for command in matching if command.action is verdict and command not in answered]
-    passes = verdict.lets_out
+    passes = verdict.allows
     asked = deciding if verdict is Verdict.ASK else ()
     if passes:
         deciding += answered
@@ -68,7 +68,9 @@ def decide_run(
         rules=tuple(command.cite for command in deciding),
         revision=policy.revision,
         why=next((command.why for command in deciding if command.why), ""),
-        approval=tuple(Asks(c.cite, digest_of(c), c.approval or USUAL_TERMS, c.why) for c in asked),
+        approval=tuple(
+            RequiredApproval(c.cite, digest_of(c), c.approval or DEFAULT_APPROVAL_TERMS, c.why) for c in asked
+        ),
     )
 
 
@@ -82,7 +84,7 @@ def matches(command: Command, run: Run) -> bool:
     if not any(_is_called(program, name) for name in run.names):
         return False
     pattern = _parts(tuple(words))
-    if covers(pattern, run.words):
+    if pattern_matches(pattern, run.words):
         return True
     return not run.whole and _could_cover(pattern, run.words)
 
@@ -108,4 +110,4 @@ def _part(word: str) -> Glob | str:
 def _could_cover(pattern: Sequence[Part], words: Sequence[str]) -> bool:
     """Whether these words and some that aren't known could be covered: up to the first gap nothing contradicts."""
     head = pattern[: pattern.index(MANY)]
-    return all(covers((part,), (word,)) for part, word in zip(head, words, strict=False))
+    return all(pattern_matches((part,), (word,)) for part, word in zip(head, words, strict=False))

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Address, Network, block_of, normal, opens
+from rules.addresses import Address, Network, find_block, network_opens, normalize
 from rules.attempt import Protocol
-from rules.feeds import Feed, covering
+from rules.feeds import Feed, find_covering
 from rules.globs import Trie
 from rules.matching.plan import Candidate, Plan
-from rules.names import HOST, LOOPBACK, HostName, is_own
+from rules.names import HOST, LOOPBACK, HostName, is_exeat_name
 from rules.ports import LAST_PORT
-from rules.rule import Exemption, Rule, is_meant, says
+from rules.rule import Exemption, Rule, covers_exeat_name, names_host
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from rules.decision import Decision
-    from rules.patterns import For
+    from rules.patterns import TaskSelector
 
 # The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
 type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
@@ -79,7 +79,7 @@ class Candidates:
         self._plans: dict[tuple[int, Protocol, Standing], Plan] = {}
         self._granted: dict[tuple[int, Protocol, Standing], Plan] = {}
         edges: set[int] = set()
-        selectors: dict[For, None] = {}
+        selectors: dict[TaskSelector, None] = {}
         self._tainting = False
         for candidate in rules:
             parts: tuple[Rule | Exemption, ...] = (candidate.rule, *candidate.exemptions)
@@ -155,14 +155,14 @@ class Candidates:
         """List the types of records that rules which still let out give to the asking task."""
         expired = self._expired(standing[0])
         rules = (candidate.rule for candidate in self._meant(standing))
-        return frozenset[str]().union(*(r.dns_types for r in rules if r.lets_out and r not in expired))
+        return frozenset[str]().union(*(r.dns_types for r in rules if r.allows and r not in expired))
 
     def _meant(self, standing: Standing) -> tuple[Candidate, ...]:
         """Leave out what is for other tasks, or for tainted ones and this isn't: rules and exemptions."""
         if not self._selectors and not self._tainting:
             return self.rules
         _, matching, tainted, _ = standing
-        selected: dict[For | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
+        selected: dict[TaskSelector | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
 
         def meant(part: Rule | Exemption) -> bool:
             return selected[part.selector] and (tainted or not part.when_tainted)
@@ -225,7 +225,7 @@ class Index:
     def _file(self, rule: Rule, owner: Rule | Exemption, exemption: Exemption | None) -> None:
         for name in owner.names:
             slot = self._names.file(name.parts, _Entry(rule, name.text, exemption))
-            if len(self._names.filed[slot]) == 1:
+            if len(self._names.values[slot]) == 1:
                 if name.below is None:
                     self._exact[name.text] = slot
                 else:
@@ -253,32 +253,32 @@ class Index:
             recent = self._recent.get(target)
             if recent is not None:
                 return recent
-            own = is_own(target)
+            own = is_exeat_name(target)
             slots = self._slots(target)
-            listing = covering(self._feeds, target) if self._feeds else ()
+            listing = find_covering(self._feeds, target) if self._feeds else ()
             key: tuple[object, ...] = (*slots, None, *listing) if listing else tuple(slots)
             if own:
                 key = (target == HOST, "own", *key)
             found = self._found.get(key)
             if found is None:
                 entries = [self._by_feed[number] for number in listing]
-                entries += [self._names.filed[slot] for slot in reversed(slots)]
+                entries += [self._names.values[slot] for slot in reversed(slots)]
                 candidates = _candidates(entry for some in entries for entry in some)
                 closed: frozenset[Rule] = frozenset()
                 if own:
-                    candidates = tuple(c for c in candidates if is_meant(c.rule, target))
-                    closed = frozenset(c.rule for c in candidates if _asks(c) and not says(c.rule, target))
+                    candidates = tuple(c for c in candidates if covers_exeat_name(c.rule, target))
+                    closed = frozenset(c.rule for c in candidates if _asks(c) and not names_host(c.rule, target))
                 found = Candidates(candidates, not_public=own, ends=self._ends, closed=closed)
                 self._keep(key, found)
             if len(self._recent) >= _MOST_RECENT:
                 self._recent.clear()
             self._recent[target] = found
             return found
-        return self._of_address(normal(target))
+        return self._of_address(normalize(target))
 
     def _slots(self, name: HostName) -> list[int]:
         """Find the slots of all patterns that cover `name`, the most specific last: a name by itself is a probe."""
-        slots = [self._wild.filed[slot][0] for slot in self._wild.find(name.split(".")[::-1])]
+        slots = [self._wild.values[slot][0] for slot in self._wild.find(name.split(".")[::-1])]
         exact = self._exact.get(name)
         if exact is not None:
             slots.append(exact)
@@ -287,7 +287,7 @@ class Index:
     def _of_address(self, address: Address) -> Candidates:
         bits = int(address)
         numbers = [prefixes.get(bits >> host_bits) for host_bits, prefixes in self._lengths[address.version]]
-        block = block_of(address)  # a wide network opens addresses of some blocks and not of others
+        block = find_block(address)  # a wide network opens addresses of some blocks and not of others
         listed = tuple([address in network for network in self._listed])
         key: tuple[object, ...] = (block, listed, *[number for number in numbers if number is not None])
         found = self._found.get(key)
@@ -308,7 +308,7 @@ class Index:
         by_name, by_address = self.candidates(name), self._of_address(address)
         here = address in LOOPBACK
         if name == HOST:  # it leads to the loopback and nowhere else
-            admitting = tuple([here if c.rule.lets_out else admits(c.rule, address) for c in by_name.rules])
+            admitting = tuple([here if c.rule.allows else admits(c.rule, address) for c in by_name.rules])
         else:
             admitting = tuple([admits(c.rule, address) for c in by_name.rules])
         asking = by_name.asking
@@ -318,8 +318,10 @@ class Index:
         if found is None:
             rules = [_resolved(c, address) for c, admitted in zip(by_name.rules, admitting, strict=True) if admitted]
             by_both = {candidate.rule for candidate in rules}  # what such a rule exempts is the name's affair
-            rules += [c for c in by_address.rules if not c.rule.lets_out and c.rule not in by_both]
-            closed = by_name.closed.union(rule for rule, opens in zip(asking, opening, strict=True) if not opens)
+            rules += [c for c in by_address.rules if not c.rule.allows and c.rule not in by_both]
+            closed = by_name.closed.union(
+                rule for rule, network_opens in zip(asking, opening, strict=True) if not network_opens
+            )
             # A rule about the address alone lets no name out
             closed = closed.union(c.rule for c in rules if _asks(c) and c.rule not in by_both)
             found = Candidates(
@@ -336,8 +338,8 @@ class Index:
     def nearest(self, name: HostName) -> tuple[Rule, str] | None:
         """Find a rule that lets out a name close to one that no rule covers: a neighbour, parent or child of it."""
         slot = self._names.nearest(name.split(".")[::-1])
-        entries = [] if slot is None else self._names.filed[slot]
-        return next(((e.rule, e.text) for e in entries if e.rule.lets_out and e.exemption is None), None)
+        entries = [] if slot is None else self._names.values[slot]
+        return next(((e.rule, e.text) for e in entries if e.rule.allows and e.exemption is None), None)
 
 
 def _specificity(rule: Rule) -> tuple[bool, str]:
@@ -347,9 +349,9 @@ def _specificity(rule: Rule) -> tuple[bool, str]:
 
 def _applies(entry: _Entry, address: Address) -> bool:
     """Whether an entry whose network holds `address` counts for it: what lets out must open it (invariant 9)."""
-    if entry.network is None or entry.exemption is not None or not entry.rule.lets_out:
+    if entry.network is None or entry.exemption is not None or not entry.rule.allows:
         return True
-    return opens(entry.network, address)
+    return network_opens(entry.network, address)
 
 
 def _asks(candidate: Candidate) -> bool:
@@ -358,7 +360,7 @@ def _asks(candidate: Candidate) -> bool:
 
 def _opens(rule: Rule, address: Address) -> bool:
     """Whether what a rule says of addresses opens this one, for what lets out or is granted."""
-    return any(opens(network, address) for network in rule.networks)
+    return any(network_opens(network, address) for network in rule.networks)
 
 
 def admits(rule: Rule, address: Address, *, granted: bool = False) -> bool:
@@ -367,9 +369,13 @@ def admits(rule: Rule, address: Address, *, granted: bool = False) -> bool:
     Without `resolves_to`, what lets out covers public addresses and what holds back covers all. An ask holds back; what
     it lets out when it is `granted` is another question.
     """
-    if granted or rule.action.lets_out:
+    if granted or rule.action.allows:
         listed = rule.resolves_to
-        return block_of(address) is None if listed is None else any(opens(network, address) for network in listed)
+        return (
+            find_block(address) is None
+            if listed is None
+            else any(network_opens(network, address) for network in listed)
+        )
     return rule.resolves_to is None or any(address in network for network in rule.resolves_to)
 
 

@@ -9,16 +9,16 @@ from itertools import islice
 from typing import Final
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.decision import USUAL_TERMS, Asks, Decision, Near
+from rules.decision import DEFAULT_APPROVAL_TERMS, Decision, NearestRule, RequiredApproval
 from rules.matching.index import Index
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.precedence import Finding, Match
 from rules.matching.requests import Condition, carried, git_asked, trust_of, url_length
 from rules.matching.revision import digest_of
-from rules.names import HostName, is_own
+from rules.names import HostName, is_exeat_name
 from rules.paths import Reading
 from rules.ports import describe
-from rules.rule import Rule, is_meant
+from rules.rule import Rule, covers_exeat_name
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
@@ -62,7 +62,7 @@ class Judge:
         """Rank a finding: what lets more out is higher. Public, as `policy_transfer` hands over what names it."""
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return 6
-        if finding.lets_out:
+        if finding.allows:
             return 5 if finding.verdict is Verdict.ALLOW else 4
         if self.audits(finding, not_public=not_public):
             return 3
@@ -75,7 +75,7 @@ class Judge:
         decision = self._decision(finding, plan, inspect=self._inspects(finding, plan, attempt))
         if attempt.protocol is Protocol.UDP:
             return self._over_udp(decision, finding)
-        return to_be_asked(decision) if decision.asks and decision.inspect else decision
+        return to_be_asked(decision) if decision.needs_approval and decision.inspect else decision
 
     def on_request(self, finding: Finding, plan: Plan) -> Decision:
         """Decide a request; that it was seen means that its connection is inspected."""
@@ -95,7 +95,7 @@ class Judge:
             decision = decision._replace(reason=Reason.UDP)
         if all(rule.idle_timeout is None for rule in finding.tightening):
             decision = decision._replace(idle_timeout=min(self.settings.idle_timeout, UDP_IDLE_TIMEOUT))
-        return decision._replace(outcome=Outcome.PASSED if finding.lets_out else Outcome.BLOCKED)
+        return decision._replace(outcome=Outcome.PASSED if finding.allows else Outcome.BLOCKED)
 
     def _inspects(self, finding: Finding, plan: Plan, attempt: Attempt) -> bool:
         """Whether the connection's requests are to be read, or, if it is refused, whether a page may say why."""
@@ -103,7 +103,7 @@ class Judge:
             return attempt.protocol is Protocol.HTTP
         if plan.looks_at_requests:
             return True
-        if finding.lets_out or finding.answerable:
+        if finding.allows or finding.answerable:
             asks = (*finding.granted, *(finding.rules if finding.answerable else ()))
             return not all(rule.splices(attempt.port) for rule in (*finding.tightening, *asks))
         audited = self.audits(finding, not_public=plan.not_public)
@@ -112,7 +112,7 @@ class Judge:
     def _decision(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return self._silence
-        if plan.not_public and not finding.lets_out and not finding.answerable:
+        if plan.not_public and not finding.allows and not finding.answerable:
             return self._not_public(finding, plan, inspect=inspect)
         tightening = finding.tightening
         timeouts = [rule.idle_timeout for rule in tightening if rule.idle_timeout is not None]
@@ -120,7 +120,7 @@ class Judge:
         outcome = self._outcome(finding, plan)
         asked = finding.rules if finding.answerable and outcome is Outcome.BLOCKED else ()
         return Decision(
-            verdict=finding.verdict if finding.verdict is not None and finding.lets_out else Verdict.DENY,
+            verdict=finding.verdict if finding.verdict is not None and finding.allows else Verdict.DENY,
             outcome=outcome,
             reason=self._reason(finding),
             rules=tuple(rule.id for rule in finding.rules),
@@ -129,13 +129,15 @@ class Judge:
             idle_timeout=min(timeouts, default=self.settings.idle_timeout),
             why=_why(finding),
             limits=tuple((rule.id, rule.limits) for rule in finding.matching if rule.limits is not None),
-            approval=tuple(Asks(r.id, digest_of(r), r.approval or USUAL_TERMS, r.why) for r in asked),
+            approval=tuple(
+                RequiredApproval(r.id, digest_of(r), r.approval or DEFAULT_APPROVAL_TERMS, r.why) for r in asked
+            ),
             expires=min(ends, default=None),
             ca=tuple(sorted({rule.ca for rule in finding.letting_out if rule.ca is not None})),
             pattern=_pattern(finding),
             scan=Scan.strictest(rule.scan for rule in finding.matching),
             trust=_trust(finding),
-            in_full=self.layer is not None and any(rule.log is Log.FULL for rule in finding.matching),
+            logs_full_path=self.layer is not None and any(rule.log is Log.FULL for rule in finding.matching),
         )
 
     def _not_public(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
@@ -154,7 +156,7 @@ class Judge:
         return Reason.LAYER if layered else reason
 
     def _outcome(self, finding: Finding, plan: Plan) -> Outcome:
-        if finding.lets_out:
+        if finding.allows:
             return Outcome.PASSED
         return Outcome.WOULD_BLOCK if self.audits(finding, not_public=plan.not_public) else Outcome.BLOCKED
 
@@ -167,7 +169,7 @@ def to_be_asked(decision: Decision) -> Decision:
 def _trust(finding: Finding) -> Trust:
     """Give the least trust that a rule which lets it out has."""
     said = map(trust_of, finding.tightening)
-    return Trust.TRUSTED if finding.lets_out and all(trust is Trust.TRUSTED for trust in said) else Trust.UNTRUSTED
+    return Trust.TRUSTED if finding.allows and all(trust is Trust.TRUSTED for trust in said) else Trust.UNTRUSTED
 
 
 def _reason(finding: Finding) -> Reason:
@@ -210,7 +212,7 @@ def about_connection(plan: Plan) -> Hint | None:
 
 def about_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
     """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
-    letting_out = islice((rule for rule in plan.rules if rule.lets_out), _MOST)
+    letting_out = islice((rule for rule in plan.rules if rule.allows), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
     if not hints:
         return about_connection(plan)
@@ -224,16 +226,16 @@ def about_name(index: Index, name: HostName) -> Hint | None:
     if found is None:
         return None
     rule, wanted = found
-    if is_own(name) and (rule.selector is None or not is_meant(rule, name)):
+    if is_exeat_name(name) and (rule.selector is None or not covers_exeat_name(rule, name)):
         return None  # what lets out to our names says them
     if rule.selector is not None and any(pattern.matches(name) for pattern in rule.names):
         return Hint(rule.id, "for", str(rule.selector))
     return Hint(rule.id, "to", wanted)
 
 
-def near(hint: Hint, attempt: Attempt) -> Near:
+def describe_nearest(hint: Hint, attempt: Attempt) -> NearestRule:
     """Put beside what the rule wants what the attempt had."""
-    return Near(*hint, _got(hint.field, attempt))
+    return NearestRule(*hint, _got(hint.field, attempt))
 
 
 def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table

@@ -65,7 +65,7 @@ def rank(decision: "Decision") -> int:
         return _PASSING[decision.verdict]
     if decision.outcome is Outcome.WOULD_BLOCK:
         return 4
-    if decision.asks:
+    if decision.needs_approval:
         return 2
     return 1 if decision.reason is Reason.APPROVAL_UNAVAILABLE else 0  # an ask that no grant could help
 
@@ -73,10 +73,10 @@ def rank(decision: "Decision") -> int:
 def stricter(one: "Decision", other: "Decision") -> "Decision":
     """Give the stricter of two votes, with what either asks for besides."""
     winner, loser = (other, one) if rank(other) < rank(one) else (one, other)
-    if winner.outcome is Outcome.BLOCKED and not winner.asks:
+    if winner.outcome is Outcome.BLOCKED and not winner.needs_approval:
         told = winner.pattern is not None or loser.pattern is None
-        return winner._replace(pattern=winner.pattern if told else loser.pattern, in_full=False)
-    asked = (winner, loser) if winner.asks is loser.asks else (winner,)
+        return winner._replace(pattern=winner.pattern if told else loser.pattern, logs_full_path=False)
+    asked = (winner, loser) if winner.needs_approval is loser.needs_approval else (winner,)
     ends = [decision.expires for decision in (winner, loser) if decision.expires is not None]
     merged = winner._replace(
         inspect=winner.inspect or loser.inspect,
@@ -87,6 +87,6 @@ def stricter(one: "Decision", other: "Decision") -> "Decision":
         pattern=loser.pattern if winner.pattern is None else winner.pattern,
         scan=Scan.strictest((winner.scan, loser.scan)),
         trust=winner.trust if winner.trust is Trust.UNTRUSTED else loser.trust,
-        in_full=False,
+        logs_full_path=False,
     )
     return winner if merged == winner else merged

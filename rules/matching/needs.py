@@ -77,7 +77,7 @@ class Needs:
     @cached_property
     def taint(self) -> bool:
         """Whether it matters to any rule what a task has read."""
-        return any(rule.minds_taint for rule in self.rules)
+        return any(rule.depends_on_taint for rule in self.rules)
 
     @cached_property
     def udp(self) -> bool:

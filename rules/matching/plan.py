@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.attempt import Change, Git, GitService, Protocol, Request
-from rules.globs import MANY, Part, Trie, folded
+from rules.attempt import GitRequest, GitService, Protocol, RefChange, Request
+from rules.globs import MANY, Part, Trie, fold_pattern
 from rules.matching.precedence import Finding, Match, least, most, weigh, without
 from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
 from rules.matching.sample_requests import exempted, longest, pushed_refs, witnesses
 from rules.paths import Reading, cut_readings
-from rules.ports import UNSEEN, could_cover, covers
+from rules.ports import UNSEEN, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule
 from rules.verdicts import Reason, Verdict
 
@@ -89,7 +89,7 @@ class Plan:
     ) -> None:
         self.not_public = not_public  # the target is an address that is not public
         self.own = not_public and not resolved  # it is one of exeat's own names
-        self.opened = any(candidate.rule.lets_out for candidate in candidates)  # on some port at least; no asks
+        self.opened = any(candidate.rule.allows for candidate in candidates)  # on some port at least; no asks
         self.expired = expired  # those of the rules whose `until` has passed
         self.granted = granted  # asks that are, for the attempts that this is about
         self._closed = set(closed)  # asks that let nothing out here, granted or not
@@ -110,8 +110,8 @@ class Plan:
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
         self._gits: list[_Filed] = []  # those that are about git alone
         self._repos: Trie[int] = Trie()  # indices of `_gits`
-        self._gits_known: dict[Git, _Gits] = {}
-        self._refs: tuple[tuple[str, Change], ...] | None = None  # that stand for all that could be pushed
+        self._gits_known: dict[GitRequest, _Gits] = {}
+        self._refs: tuple[tuple[str, RefChange], ...] | None = None  # that stand for all that could be pushed
         self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` tells requests apart
         self.judged: dict[Finding, tuple[Decision, Hint | None]] = {}
         self.on_connection: tuple[Decision, Hint | None] | None = None
@@ -121,8 +121,8 @@ class Plan:
                 exemptions = tuple(e for e in candidate.exemptions if e.resolves_to is None)
                 candidate = Candidate(candidate.rule, exemptions)  # noqa: PLW2901
             rule = candidate.rule
-            waits = rule.waits_for_address and not resolved and rule not in granted
-            if waits and rule.asks_early and rule not in expired:
+            waits = rule.needs_address and not resolved and rule not in granted
+            if waits and rule.asks_before_lookup and rule not in expired:
                 self._late.add(rule)
             elif waits:
                 self.deferred.append(rule)
@@ -133,10 +133,10 @@ class Plan:
                 self._take_seen(candidate, port, protocol)
         self._asking, self._asking_loosely = (
             [[f.condition for f in filed if f.condition.asks_much] for filed in every]
-            for every in (self._paths.filed, self._loose.filed)
+            for every in (self._paths.values, self._loose.values)
         )
         self._asks = any(self._asking)
-        self._lengths = sorted({f.condition.longest or 0 for filed in self._paths.filed for f in filed} - {0})
+        self._lengths = sorted({f.condition.longest or 0 for filed in self._paths.values for f in filed} - {0})
         self.needs_length = bool(self._lengths)  # whether it matters how long a request's URL is
 
     @property
@@ -147,30 +147,30 @@ class Plan:
     def _take_unseen(self, candidate: Candidate, port: int, spoken: Protocol) -> None:
         """Raw TCP and UDP: nobody reads it, so what would have to be seen counts against it and never for it."""
         rule = candidate.rule
-        certain = not rule.asks_of_requests and covers(rule.ports, port, spoken)
+        certain = not rule.has_request_conditions and ports_cover(rule.ports, port, spoken)
         if (
             rule.action is not Verdict.DENY
             and certain
-            and not any(could_cover(e.ports, port, spoken) for e in candidate.exemptions)
+            and not any(ports_could_cover(e.ports, port, spoken) for e in candidate.exemptions)
         ):
             self._take(rule, always=True)
-        elif rule.action is Verdict.ALLOW or not could_cover(rule.ports, port, spoken):
+        elif rule.action is Verdict.ALLOW or not ports_could_cover(rule.ports, port, spoken):
             self._miss(rule, "except" if certain else "ports")
-        elif not any(e.is_certain and covers(e.ports, port, spoken) for e in candidate.exemptions):
+        elif not any(e.is_certain and ports_cover(e.ports, port, spoken) for e in candidate.exemptions):
             self.possible.append(rule)
 
     def _take_seen(self, candidate: Candidate, port: int, protocol: Protocol) -> None:
         """TLS and HTTP: what a rule says about requests is filed, to be asked request by request."""
         rule = candidate.rule
-        exemptions = [exemption for exemption in candidate.exemptions if covers(exemption.ports, port, protocol)]
-        if not covers(rule.ports, port, protocol):
+        exemptions = [exemption for exemption in candidate.exemptions if ports_cover(exemption.ports, port, protocol)]
+        if not ports_cover(rule.ports, port, protocol):
             self._miss(rule, "ports")
             return
         if any(exemption.is_certain for exemption in exemptions):
             self._miss(rule, "except")
             return
-        index = self._take(rule, always=not rule.asks_of_requests)
-        if rule.asks_of_requests:
+        index = self._take(rule, always=not rule.has_request_conditions)
+        if rule.has_request_conditions:
             self._file(_Filed(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
         for exemption in exemptions:
             # What hangs on what isn't known yet (a taint) exempts possibly at most.
@@ -184,7 +184,7 @@ class Plan:
             self._always.add(index)
         if rule.when_tainted:
             self._closed.add(rule)  # having read something is no reason to be let out
-        if rule.lets_out and (rule.when_tainted or rule in self.expired):
+        if rule.allows and (rule.when_tainted or rule in self.expired):
             self._capped.add(index)
         return index
 
@@ -204,12 +204,12 @@ class Plan:
         for parts in patterns:
             self._paths.file(parts, filed)
             if filed.condition.folds and parts != (MANY,):
-                loose = folded(parts)
+                loose = fold_pattern(parts)
                 self._has_capitals |= loose != parts
                 self._loose.file(loose, filed)
 
     def _miss(self, rule: Rule, field: str) -> None:
-        if self.missed is None and rule.lets_out and rule not in self.expired:
+        if self.missed is None and rule.allows and rule not in self.expired:
             self.missed = rule, field
 
     def request(self, request: Request, reading: Reading, length: int, leniency: Leniency) -> Finding:
@@ -228,7 +228,7 @@ class Plan:
         slots = tuple(self._paths.find(reading))
         cut = cut_readings(reading) if self._spares else ()
         ends = tuple([tuple(self._paths.find(way)) for way in cut or ()])
-        loose = self._find_loosely(reading) if self._loose.filed else ()
+        loose = self._find_loosely(reading) if self._loose.values else ()
         much = self._much(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)
         stretch = bisect_left(self._lengths, length) if self._lengths else 0
@@ -260,7 +260,7 @@ class Plan:
         return tuple([condition.much(request, reading) for condition in asking])
 
     def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_Filed]:
-        return chain(*(self._paths.filed[slot] for slot in slots), *(self._loose.filed[slot] for slot in loose))
+        return chain(*(self._paths.values[slot] for slot in slots), *(self._loose.values[slot] for slot in loose))
 
     def _of_git(self, request: Request, reading: Reading) -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
@@ -272,7 +272,7 @@ class Plan:
         if known is None:
             ways = repository_ways(git)
             slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
-            near = {number for slot in slots for number in self._repos.filed[slot]} if ways else range(len(self._gits))
+            near = {number for slot in slots for number in self._repos.values[slot]} if ways else range(len(self._gits))
             matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
             known = tuple((number, match) for number, match in matches if match is not Match.NO)
             if len(self._gits_known) >= _MOST_FINDINGS:
@@ -303,7 +303,7 @@ class Plan:
         """Say what alone keeps a rule from letting a request out, if it is something that deserves a name."""
         blames: set[Reason] = set()
         for filed in asked:
-            if self.rules[filed.rule].lets_out and not filed.exempts:
+            if self.rules[filed.rule].allows and not filed.exempts:
                 parts = filed.condition.parts(request, reading, length)
                 kept_out = [part.field for part in parts if part.match is not Match.YES]
                 if len(kept_out) == 1 and kept_out[0] in _BLAMES:
@@ -332,7 +332,7 @@ class Plan:
             if best.verdict is Verdict.ALLOW:
                 break
         assert best is not None
-        return self._of_whole_connection(best) if best.lets_out else best
+        return self._of_whole_connection(best) if best.allows else best
 
     def _findings_of_witnesses(self, leniency: Leniency) -> Iterator[Finding]:
         """Decide the requests that stand for all others: those of explicit rules, of defaults, and any at all.
@@ -340,8 +340,8 @@ class Plan:
         A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
         """
         depth = longest(self.rules)
-        opening = (rule for rule in self.rules if rule.lets_out or rule.action is Verdict.ASK)
-        letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.lets_out))
+        opening = (rule for rule in self.rules if rule.allows or rule.action is Verdict.ASK)
+        letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.allows))
         those_of = ((rule, each) for rule in (*letting_out, None) for each in witnesses(rule, depth, self.rules))
         # What nobody covers but who leaves it alone: the last to be tried, for there can be many. Also what no rule
         # lets out, where that passes (audit mode) or is nobody's business here (a mandatory layer).
@@ -357,7 +357,7 @@ class Plan:
 
         def answer(filed: _Filed) -> Match:
             of = self.rules[filed.rule]
-            helps = not filed.exempts if of is rule else filed.exempts and not of.lets_out
+            helps = not filed.exempts if of is rule else filed.exempts and not of.allows
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
         asked = [*self._under(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
@@ -366,7 +366,7 @@ class Plan:
     def _of_whole_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""
         here = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
-        open_to = [rule for rule in here if rule.lets_out or (rule in self.granted and rule not in self._closed)]
+        open_to = [rule for rule in here if rule.allows or (rule in self.granted and rule not in self._closed)]
         letting_out = tuple(rule for rule in open_to if rule.default is best.by_default)
         winning = tuple(rule for rule in letting_out if rule.action is best.verdict or rule in best.granted)
         always = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))

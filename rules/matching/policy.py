@@ -11,11 +11,11 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
-from rules.addresses import Address, normal, why_not_public
-from rules.attempt import NOBODY, Attempt, Caller, Protocol
-from rules.decision import Asks, Decision
+from rules.addresses import Address, normalize, why_not_public
+from rules.attempt import UNKNOWN_CALLER, Attempt, Caller, Protocol
+from rules.decision import Decision, RequiredApproval
 from rules.matching.index import ANYBODY, Candidates, Index, LooksAt, Standing
-from rules.matching.judge import Judge, about_connection, about_name, about_request, near, to_be_asked
+from rules.matching.judge import Judge, about_connection, about_name, about_request, describe_nearest, to_be_asked
 from rules.matching.layers import Layer, rank, stricter
 from rules.matching.needs import Needs
 from rules.matching.plan import Hint, Leniency, Plan
@@ -25,9 +25,9 @@ from rules.names import HostName
 from rules.paths import readings
 from rules.ports import LAST_PORT, UNSEEN, WELL_KNOWN, Ports
 from rules.rule import Rule
-from rules.sandbox import NO_BOX, NO_FLOOR, Box, Command, Floor
+from rules.sandbox import NO_SANDBOX_FLOOR, NO_SANDBOX_SETTINGS, Command, SandboxFloor, SandboxSettings
 from rules.secrets import Secret
-from rules.settings import Settings, Upstream, Via
+from rules.settings import ProxyDestination, Settings, Upstream
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP
@@ -50,8 +50,8 @@ class Policy:
         layers: Iterable[Layer] = (),
         authorities: Mapping[str, bytes] | None = None,
         secrets: Iterable[Secret] = (),
-        box: Box = NO_BOX,
-        floor: Floor = NO_FLOOR,
+        box: SandboxSettings = NO_SANDBOX_SETTINGS,
+        floor: SandboxFloor = NO_SANDBOX_FLOOR,
         commands: Iterable[Command] = (),
         votes: LayerKind | None = None,
         unread: Iterable[str] = (),
@@ -115,7 +115,7 @@ class Policy:
             return decision
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
         decision = decision._replace(inspect=True)
-        return to_be_asked(decision) if decision.asks else decision
+        return to_be_asked(decision) if decision.needs_approval else decision
 
     def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
         """List what rules that let out or ask say is spoken at `target` on `port`.
@@ -200,7 +200,7 @@ class Policy:
         known = self._by_digest
         return frozenset(known[digest] for digest in digests if digest in known)
 
-    def spells_out(self, target: HostName | Address, asks: Iterable[Asks]) -> bool:
+    def spells_out(self, target: HostName | Address, asks: Iterable[RequiredApproval]) -> bool:
         """Whether one of the rules that ask names the very target: then a lookup carries out nothing of a task's."""
         if not isinstance(target, HostName):
             return True
@@ -211,13 +211,13 @@ class Policy:
         """Decide a name at one of its addresses, where asks hold it there and their grants let it out; else None."""
         if not isinstance(attempt.target, HostName):
             return None
-        address, found = normal(address), None
+        address, found = normalize(address), None
         for each in (self, *self._votes):
-            if not each.decide(attempt).lets_out:
+            if not each.decide(attempt).allows:
                 return None  # it is held, or denied, whatever its address
             here = each.decide_resolved(attempt.target, address, attempt)
             found = here if found is None else stricter(found, here)
-        return found._replace(revision=self.revision) if found is not None and found.asks else None
+        return found._replace(revision=self.revision) if found is not None and found.needs_approval else None
 
     def decide_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Decision:
         """Decide by the rules that remain once the address is known. Layers vote by themselves."""
@@ -247,7 +247,7 @@ class Policy:
         if hint is None:
             return self._hinted_for((plan, finding, attempt.target), known, attempt)
         # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
-        return decision._replace(near=near(hint, attempt))
+        return decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _decide_connection(self, plan: Plan, attempt: Attempt) -> Decision:
         known = plan.on_connection
@@ -271,14 +271,14 @@ class Policy:
         """Give what no rule decides the rule that came nearest."""
         if hint is None and isinstance(attempt.target, HostName):
             hint = about_name(self._index, attempt.target)
-        return decision if hint is None else decision._replace(near=near(hint, attempt))
+        return decision if hint is None else decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _is_told_in_full(self, attempt: Attempt) -> bool:
         """Whether a layer's rule says so, and none of a layer says less: other files have no say then."""
         votes = [vote.decide(attempt) for vote in self._votes]
-        return any(vote.in_full for vote in votes) and all(vote.pattern is None for vote in votes)
+        return any(vote.logs_full_path for vote in votes) and all(vote.pattern is None for vote in votes)
 
-    def decide_name(self, name: HostName, caller: Caller = NOBODY) -> Decision:
+    def decide_name(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> Decision:
         """Decide a lookup: allow if any connection to `name` could pass, on whatever port and protocol.
 
         In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes. If somebody
@@ -292,13 +292,13 @@ class Policy:
         if known is None and candidates.rules:
             tried = [usual._replace(protocol=p, port=port) for port in candidates.starts for p in Protocol]
             known = max(map(self.decide, (usual, *tried)), key=rank)
-            known = candidates.lookups[standing] = to_be_asked(known) if known.asks else known
+            known = candidates.lookups[standing] = to_be_asked(known) if known.needs_approval else known
         return known if known is not None and known.passes else self.decide(usual)
 
-    def dns_types(self, name: HostName, caller: Caller = NOBODY) -> frozenset[str]:
+    def dns_types(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> frozenset[str]:
         """List the types of records beside addresses that are looked up for `name`: none unless rules let it out."""
         named = self.decide_name(name, caller)
-        if named.outcome is not Outcome.PASSED or not named.lets_out:
+        if named.outcome is not Outcome.PASSED or not named.allows:
             return frozenset()
         candidates = self._index.candidates(name)
         attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
@@ -311,7 +311,7 @@ class Policy:
         """Whether this is the vote of a layer whose silence denies."""
         return self._judge.layer is LayerKind.CEILING
 
-    def decide_record(self, name: HostName, record: str, caller: Caller = NOBODY) -> Decision:
+    def decide_record(self, name: HostName, record: str, caller: Caller = UNKNOWN_CALLER) -> Decision:
         """Decide a lookup of records of a type (`A`, `TXT` ...): only those that a rule lists leave the gate."""
         if name.endswith(_REVERSE):
             return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
@@ -320,18 +320,18 @@ class Policy:
             return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
         if record in _ANSWERED or record in self.dns_types(name, caller):
             return decision
-        if not decision.lets_out:  # it would leave the gate, and lookups are nothing that anybody is asked about
+        if not decision.allows:  # it would leave the gate, and lookups are nothing that anybody is asked about
             return decision._replace(
                 verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.APPROVAL_UNAVAILABLE, approval=()
             )
         return self._judge.refusal(Reason.DNS_TYPE, inspect=False)
 
     def check_address(  # noqa: PLR0911 - one thing that keeps it from being dialled after another
-        self, attempt: Attempt, address: Address | Via
+        self, attempt: Attempt, address: Address | ProxyDestination
     ) -> Reason | None:
         """Say why `address` may not be dialled for `attempt`, or None: it may.
 
-        Where attempts go through a proxy that is the one thing that may be dialled for them: `Via`.
+        Where attempts go through a proxy that is the one thing that may be dialled for them: `ProxyDestination`.
 
         With its request the answer is exact. Without one, where rules look at requests, every rule that could let one
         out has to admit the address: which of them will is not known, and each may have its own `resolves_to`.
@@ -341,12 +341,12 @@ class Policy:
             return refused.reason
         target = attempt.target
         upstream = self.upstream_for(attempt)
-        if upstream is not None or isinstance(address, Via):
-            meant = isinstance(address, Via) and upstream is not None and address.is_for(attempt, upstream)
+        if upstream is not None or isinstance(address, ProxyDestination):
+            meant = isinstance(address, ProxyDestination) and upstream is not None and address.is_for(attempt, upstream)
             return self._why_not_yet(attempt) if meant else Reason.ADDRESS_NOT_LISTED
         if isinstance(address, IPv6Address) and address.scope_id is not None:
             return Reason.NON_PUBLIC_ADDRESS  # another host on every machine
-        address = normal(address)
+        address = normalize(address)
         if isinstance(target, HostName):
             for each in (self, *self._votes):
                 reason = each.why_not_resolved(target, address, attempt)
@@ -355,14 +355,14 @@ class Policy:
             kept = self._keeps_to_upstream(attempt) and why_not_public(address) is None
             return Reason.ADDRESS_NOT_LISTED if kept else None
         decision = self.decide(attempt)
-        if not decision.lets_out:
+        if not decision.allows:
             return _withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
-        return None if normal(target) == address else Reason.ADDRESS_NOT_LISTED
+        return None if normalize(target) == address else Reason.ADDRESS_NOT_LISTED
 
     def _why_not_yet(self, attempt: Attempt) -> Reason | None:
         """Say whether somebody has to be asked before anything is dialled for it, wherever it goes."""
         decision = self.decide(attempt)
-        return _withheld(decision) if decision.asks or decision.verdict is Verdict.ASK else None
+        return _withheld(decision) if decision.needs_approval or decision.verdict is Verdict.ASK else None
 
     def upstream_for(self, attempt: Attempt) -> Upstream | None:
         """Return the proxy that `attempt` goes through; None: it is dialled directly.
@@ -370,7 +370,7 @@ class Policy:
         Where any rule about it looks at addresses, it is: only here can those be known and checked.
         """
         settings = self.settings
-        if settings.upstream is None or settings.upstream_except.has(attempt.target):
+        if settings.upstream is None or settings.upstream_except.includes(attempt.target):
             return None
         return None if any(self._looking_at_addresses(attempt)) else settings.upstream
 
@@ -383,7 +383,7 @@ class Policy:
     def _keeps_to_upstream(self, attempt: Attempt) -> bool:
         """Whether a layer's proxy is gone past by rules of other files alone: those reach no public address so."""
         settings = self.settings
-        if settings.upstream is None or not self.layers or settings.upstream_except.has(attempt.target):
+        if settings.upstream is None or not self.layers or settings.upstream_except.includes(attempt.target):
             return False
         layered = {rule for layer in self.layers for rule in layer.rules}
         return layered.isdisjoint(self._looking_at_addresses(attempt))
@@ -391,18 +391,18 @@ class Policy:
     def why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
         """Decide again with the rules that remain once the address is known; what they let out too may be dialled."""
         before = self.decide(attempt)
-        if not before.lets_out:
+        if not before.allows:
             return _withheld(before)
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
         exact = attempt.request is not None or not unresolved.looks_at_requests
-        if decision.lets_out and exact:
+        if decision.allows and exact:
             return None
-        letting_out = [rule for rule in unresolved.rules if rule.lets_out or rule in unresolved.granted]
-        if decision.lets_out and set(letting_out) <= set(resolved.rules):
+        letting_out = [rule for rule in unresolved.rules if rule.allows or rule in unresolved.granted]
+        if decision.allows and set(letting_out) <= set(resolved.rules):
             return None
-        if decision.rules and not decision.lets_out:
+        if decision.rules and not decision.allows:
             return _withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS

@@ -89,19 +89,19 @@ class Finding(ByIdentity, _Found):
     __slots__ = ()
 
     @property
-    def lets_out(self) -> bool:
+    def allows(self) -> bool:
         """Whether the rules themselves let it out (audit mode is not asked)."""
-        return self.verdict is not None and self.verdict.lets_out
+        return self.verdict is not None and self.verdict.allows
 
     @property
     def tightening(self) -> tuple[Rule, ...]:
         """Those that let out, or would if something about them weren't over or unknown: the tightest of each counts."""
-        return (*self.letting_out, *(rule for rule in self.matching if rule.lets_out))
+        return (*self.letting_out, *(rule for rule in self.matching if rule.allows))
 
     @property
     def holds_back(self) -> bool:
         """Whether a rule denies or asks."""
-        return self.verdict is not None and not self.verdict.lets_out
+        return self.verdict is not None and not self.verdict.allows
 
 
 def weigh(
@@ -118,7 +118,7 @@ def weigh(
     """
     certain, possible = tuple(certain), tuple(possible)
     if expired:
-        ended = tuple(rule for rule in certain if rule in expired and rule.action.lets_out)
+        ended = tuple(rule for rule in certain if rule in expired and rule.action.allows)
         certain, possible = tuple(rule for rule in certain if rule not in ended), (*possible, *ended)
         granted = frozenset(granted).difference(expired) if granted else ()
     finding = _weigh(certain, possible, expired, granted, closed)
@@ -128,7 +128,7 @@ def weigh(
     while answered.verdict is Verdict.ASK:
         granted = frozenset((*granted, *answered.rules))
         answered = _weigh(certain, possible, expired, granted, closed)
-    return finding._replace(answerable=answered.lets_out)
+    return finding._replace(answerable=answered.allows)
 
 
 def _weigh(
@@ -151,7 +151,7 @@ def _weigh(
             if holding:
                 time = verdict is Verdict.DENY and all(rule in expired for rule in holding)
                 return Finding(verdict, holding, by_default, matching=(*matching, *perhaps), expired=time)
-        letting_out = tuple(rule for rule in matching if _decides(rule, expired, granted).lets_out)
+        letting_out = tuple(rule for rule in matching if _decides(rule, expired, granted).allows)
         if letting_out:
             earlier = tuple(possible) if by_default else tuple(perhaps)
             flags = tuple(rule for rule in (*letting_out, *earlier) if rule.action is Verdict.FLAG)

@@ -7,15 +7,15 @@ against it.
 from datetime import date
 from typing import NamedTuple
 
-from rules.addresses import opens
+from rules.addresses import network_opens
 from rules.attempt import Attempt
 from rules.matching.precedence import Match, least, most
 from rules.matching.requests import Condition, described, shown, url_length
 from rules.matching.revision import digest_of
-from rules.names import HostName, is_own
+from rules.names import HostName, is_exeat_name
 from rules.paths import Reading
-from rules.ports import UNSEEN, could_cover, covers, describe
-from rules.rule import Exemption, Rule, is_meant, says
+from rules.ports import UNSEEN, describe, ports_could_cover, ports_cover
+from rules.rule import Exemption, Rule, covers_exeat_name, names_host
 from rules.verdicts import Verdict
 
 
@@ -34,10 +34,10 @@ def covers_target(rule: Rule, attempt: Attempt) -> bool:
     """Whether a rule is about the attempt's name or address; what lets out must open the address too."""
     target = attempt.target
     if isinstance(target, HostName):
-        if is_own(target) and not is_meant(rule, target):
+        if is_exeat_name(target) and not covers_exeat_name(rule, target):
             return False
         return any(name.matches(target) for name in rule.names) or any(feed.covers(target) for feed in rule.feeds)
-    return any(opens(n, target) if rule.lets_out else target in n for n in rule.networks)
+    return any(network_opens(n, target) if rule.allows else target in n for n in rule.networks)
 
 
 def is_over(rule: Rule, at: date | None) -> bool:
@@ -56,18 +56,18 @@ def is_closed(rule: Rule, attempt: Attempt) -> bool:
     if rule.when_tainted:
         return True
     if isinstance(target, HostName):
-        return is_own(target) and not says(rule, target)
-    return not any(opens(network, target) for network in rule.networks)
+        return is_exeat_name(target) and not names_host(rule, target)
+    return not any(network_opens(network, target) for network in rule.networks)
 
 
 def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
     """Hold a rule that covers the target against an attempt, its path by one reading."""
     found = _consider(rule, attempt, reading)
-    waits = rule.waits_for_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
+    waits = rule.needs_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
     if found.match is Match.NO or not waits:
         return found
     listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
-    asks = found.match if rule.asks_early and not is_over(rule, attempt.at) else Match.NO
+    asks = found.match if rule.asks_before_lookup and not is_over(rule, attempt.at) else Match.NO
     return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
 
 
@@ -83,14 +83,14 @@ def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Consider
     if found.match is Match.NO:
         return found
     if is_over(rule, attempt.at):
-        if rule.lets_out:
+        if rule.allows:
             return Considered(rule, Match.PERHAPS, "until", str(rule.until), str(attempt.at or "an unknown day"))
         return found._replace(
             field=found.field or "until", wanted=str(rule.until), got=str(attempt.at or "an unknown day")
         )
-    if not covers(rule.ports, attempt.port, attempt.protocol):
+    if not ports_cover(rule.ports, attempt.port, attempt.protocol):
         return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
-    if rule.when_tainted and rule.lets_out:
+    if rule.when_tainted and rule.allows:
         return Considered(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
     return found
 
@@ -105,8 +105,8 @@ def _who(attempt: Attempt) -> str:
 
 def _reaches(rule: Rule, attempt: Attempt) -> bool:
     if rule.action is Verdict.ALLOW:
-        return covers(rule.ports, attempt.port, attempt.protocol)
-    return could_cover(rule.ports, attempt.port, attempt.protocol)
+        return ports_cover(rule.ports, attempt.port, attempt.protocol)
+    return ports_could_cover(rule.ports, attempt.port, attempt.protocol)
 
 
 def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
@@ -163,14 +163,14 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Read
     meant = exemption.selector is None or exemption.selector.matches(attempt.task, attempt.labels)
     if exemption.when_tainted and not attempt.tainted:
         return Match.NO
-    if (named and not about) or not meant or not could_cover(exemption.ports, attempt.port, attempt.protocol):
+    if (named and not about) or not meant or not ports_could_cover(exemption.ports, attempt.port, attempt.protocol):
         return Match.NO
     listed = exemption.resolves_to
     # A name has no address yet: what would exempt it exempts nothing, and its rule waits if it holds back.
     if listed is not None and (isinstance(target, HostName) or not any(target in network for network in listed)):
         return Match.NO
     found = _asked(Condition.of_exemption(rule, exemption), attempt, reading).match
-    known = covers(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
+    known = ports_cover(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
     return least((found, Match.YES if known else Match.PERHAPS))
 
 

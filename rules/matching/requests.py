@@ -10,14 +10,14 @@ Every part answers with a `Match`. What a request doesn't tell (headers, credent
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.attempt import NO_CREDENTIAL, Git, GitService, Protocol, Request
-from rules.globs import MANY, covers, fold, folded
+from rules.attempt import NO_CREDENTIAL, GitRequest, GitService, Protocol, Request
+from rules.globs import MANY, fold, fold_pattern, pattern_matches
 from rules.matching.precedence import Match, agreed, least
 from rules.matching.queries import header, parameter
 from rules.names import HostName
 from rules.paths import PathPattern, Reading, cut_readings
 from rules.ports import USUAL_PORTS
-from rules.rule import Exemption, GitRule, Http, Presence, Rule, Values, bare_repository, repositories
+from rules.rule import Exemption, GitRule, Http, Presence, Rule, Values, repository_readings, strip_git_suffix
 from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Condition(NamedTuple):
     @classmethod
     def of_rule(cls, rule: Rule) -> "Condition":
         """Give what a rule itself asks."""
-        strict = rule.action.lets_out
+        strict = rule.action.allows
         said = None if rule.http is None else rule.http.max_url
         implied = said is None and strict and rule.http is not None and is_wide(rule)
         longest = LONGEST_URL if implied else said
@@ -142,10 +142,10 @@ def looks_like_git(reading: Reading) -> bool:
     return reading[-1:] in _GIT_ENDS or reading[-2:] == ("info", "refs")
 
 
-def repository_ways(git: Git) -> tuple[Reading, ...]:
+def repository_ways(git: GitRequest) -> tuple[Reading, ...]:
     """List every way to read which repository is meant; none: nobody knows."""
-    bare = bare_repository(git.repo)
-    return (tuple(bare.split("/")),) if UNNAMED in bare else repositories(bare)
+    bare = strip_git_suffix(git.repo)
+    return (tuple(bare.split("/")),) if UNNAMED in bare else repository_readings(bare)
 
 
 def is_push(request: Request, reading: Reading) -> bool:
@@ -187,7 +187,11 @@ def _path(paths: tuple[PathPattern, ...], reading: Reading, *, folds: bool, spar
     if not folds:
         return Match.NO
     ways = [fold_all(way) for way in (reading, *(cut_readings(reading) or ()))]
-    return Match.PERHAPS if any(covers(folded(path.parts), way) for path in paths for way in ways) else Match.NO
+    return (
+        Match.PERHAPS
+        if any(pattern_matches(fold_pattern(path.parts), way) for path in paths for way in ways)
+        else Match.NO
+    )
 
 
 def _names_end(path: PathPattern) -> bool:
@@ -247,18 +251,22 @@ def _git(rule: GitRule, request: Request, reading: Reading) -> Match:
     return least((_repository(rule, git), _service(rule, git)))
 
 
-def _repository(rule: GitRule, git: Git) -> Match:
+def _repository(rule: GitRule, git: GitRequest) -> Match:
     ways = repository_ways(git)
     if not ways:
         return Match.PERHAPS
     exact = agreed(any(repo.matches(way) for repo in rule.repos) for way in ways)
     if exact is not Match.NO:
         return exact
-    folded = map(fold_all, ways)
-    return Match.PERHAPS if any(repo.matches(way, folded=True) for way in folded for repo in rule.repos) else Match.NO
+    folded_parts = map(fold_all, ways)
+    return (
+        Match.PERHAPS
+        if any(repo.matches(way, folded=True) for way in folded_parts for repo in rule.repos)
+        else Match.NO
+    )
 
 
-def _service(rule: GitRule, git: Git) -> Match:
+def _service(rule: GitRule, git: GitRequest) -> Match:
     if git.service is GitService.FETCH:
         return Match.YES if rule.fetch else Match.NO
     if rule.push is None:
@@ -274,8 +282,8 @@ def _ref(rule: GitRule, ref: str) -> Match:
     whole = all(segments) and not ref.endswith(".lock") and ".." not in ref  # git-check-ref-format(1), in short
     if any(pattern.matches(segments) for pattern in rule.push or ()):
         return Match.YES if whole else Match.PERHAPS
-    folded = tuple(fold(segment) for segment in segments if segment)
-    return Match.PERHAPS if any(pattern.matches(folded, folded=True) for pattern in rule.push or ()) else Match.NO
+    folded_parts = tuple(fold(segment) for segment in segments if segment)
+    return Match.PERHAPS if any(pattern.matches(folded_parts, folded=True) for pattern in rule.push or ()) else Match.NO
 
 
 def described(wanted: Values) -> str:

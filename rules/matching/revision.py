@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rules.feeds import Feed
 from rules.rule import Rule
-from rules.sandbox import NO_BOX, Box, Command
+from rules.sandbox import NO_SANDBOX_SETTINGS, Command, SandboxSettings
 from rules.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def revision_of(
     layers: "Iterable[Layer]" = (),
     secrets: "Iterable[Secret]" = (),
     *,
-    boxes: Iterable[Box] = (),
+    boxes: Iterable[SandboxSettings] = (),
     commands: Iterable[Command] = (),
 ) -> str:
     """SHA-256 over everything that a decision, or the box of a task, depends on, in hexadecimal."""
@@ -49,10 +49,10 @@ def _of_secret(secret: "Secret") -> str:
     return repr(("secret", tuple(secret)))
 
 
-def _of_boxes(boxes: Iterable[Box]) -> Iterator[str]:
+def _of_boxes(boxes: Iterable[SandboxSettings]) -> Iterator[str]:
     """Write the box and what layers say of it; of those that say nothing, nothing."""
     for number, box in enumerate(boxes):
-        if box != NO_BOX:
+        if box != NO_SANDBOX_SETTINGS:
             yield repr(("box", number, tuple(box)))
 
 

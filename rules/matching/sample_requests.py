@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Final
 
-from rules.attempt import Change, Git, GitService, Request
+from rules.attempt import GitRequest, GitService, RefChange, Request
 from rules.globs import MANY, ONE, Glob, Part
 from rules.matching.requests import UNNAMED
 from rules.paths import Reading
@@ -35,7 +35,7 @@ def longest(rules: Iterable[Rule]) -> int:
     return max((*paths, *(len(repo.parts) + 2 for git in _gits(rules) for repo in git.repos)), default=0)
 
 
-def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, Change], ...]:
+def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, RefChange], ...]:
     """Give a ref and a change for each kind of push that a rule lets out or asks about, and for one that none names."""
     rules = tuple(rules)
     depth = max((len(ref.parts) for git in _gits(rules) for ref in git.push or ()), default=0)
@@ -43,7 +43,7 @@ def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, Change], ...]:
         ref.parts for rule in rules if rule.git and rule.action is not Verdict.DENY for ref in rule.git.push or ()
     }
     refs = sorted({"/".join(path) for parts in (*patterns, _ANY_REF) for path in sample_paths(parts, depth)})
-    return tuple(product(refs, Change))
+    return tuple(product(refs, RefChange))
 
 
 def witnesses(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
@@ -104,13 +104,13 @@ def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
                     yield Request(method, "", body=body, websocket=websocket), path
 
 
-def _of_git(git: GitRule, depth: int, refs: Iterable[tuple[str, Change]]) -> Iterator[tuple[Request, Reading]]:
+def _of_git(git: GitRule, depth: int, refs: Iterable[tuple[str, RefChange]]) -> Iterator[tuple[Request, Reading]]:
     for parts in (repo.parts for repo in git.repos):
         for repo in sample_paths(parts, depth):
             name = "/".join(repo)
-            tried = [(_FETCHING, Git(GitService.FETCH, name))] if git.fetch else []
+            tried = [(_FETCHING, GitRequest(GitService.FETCH, name))] if git.fetch else []
             if git.push is not None:
-                tried += [(_PUSHING, Git(GitService.PUSH, name, ref, change)) for ref, change in refs]
+                tried += [(_PUSHING, GitRequest(GitService.PUSH, name, ref, change)) for ref, change in refs]
             for (ends, asked), suffix in product(tried, ("", ".git")):
                 spelled = (*repo[:-1], repo[-1] + suffix) if repo else repo
                 for method, body, end in ends:

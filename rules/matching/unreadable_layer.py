@@ -31,7 +31,7 @@ def raised(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
     were = {rule for layer in before for rule in layer.rules}
     kept = [rule for rule in policy.rules if rule not in were or digest_of(rule) in now]
     known = {digest_of(rule) for rule in kept}
-    added = [rule for digest, rule in now.items() if digest not in known and not rule.lets_out]
+    added = [rule for digest, rule in now.items() if digest not in known and not rule.allows]
     gone = tuple(rule for rule in were if digest_of(rule) not in now and rule.action is not Verdict.ALLOW)
     layers = [layer for layer in policy.layers if not layer.roots]
     if gone:

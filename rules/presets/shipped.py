@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rules.files import contents
+from rules.files import read_file
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.loading.load import PRESETS, failures, preset_names, read_preset
 from rules.loading.preset_locks import Places, fill, places_of, read_locks
-from rules.problems import Problem, RuleFileError, did_you_mean, quoted
+from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 
 def preset_source(name: str) -> bytes:
     """Give the text of a preset that there is."""
-    return contents(PRESETS / f"{name}.yaml")
+    return read_file(PRESETS / f"{name}.yaml")
 
 
 class Test(NamedTuple):
@@ -40,7 +40,7 @@ def preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
     """Read one, and try its tests if it is to be `tried`. Raises RuleFileError: no such preset, or a broken lock."""
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
-        raise RuleFileError([Problem("exeat presets", 1, 1, f"there is no preset {quoted(name)}{hint}")])
+        raise RuleFileError([Problem("exeat presets", 1, 1, f"there is no preset {quote(name)}{hint}")])
     source = preset_source(name)
     problems: list[Problem] = []
     root = parse(source, name, problems)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rules.addresses import normal, opens, parse_address, parse_host, parse_network, why_not_public
+from rules.addresses import network_opens, normalize, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
 from rules.editing import CannotWrite, Wanted, written
 from rules.explain.explanation import considered, explain, finding_of
@@ -18,7 +18,7 @@ from rules.loading.identities import parse_identities
 from rules.loading.load import load, read
 from rules.matching.policy import Policy
 from rules.matching.queries import header, parameter
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern, Pattern
 from rules.problems import Problem, RuleFileError
@@ -115,7 +115,7 @@ def fuzz_edited(data: bytes) -> None:
         left = iter(edited.data.decode())
         assert all(character in left for character in data.decode()), "something that was there is gone"
         path.write_bytes(edited.data)
-        assert all(load([path]).decide(attempt).lets_out for attempt in asked.attempts())
+        assert all(load([path]).decide(attempt).allows for attempt in asked.attempts())
 
 
 def fuzz_identities(data: bytes) -> None:
@@ -132,7 +132,7 @@ def fuzz_name(data: bytes) -> None:
     text = text_of(data)
     try:
         name = HostName.parse(text)
-    except InvalidName as error:
+    except InvalidNameError as error:
         assert str(error).isprintable(), error
     else:
         assert HostName.parse(name) == name
@@ -144,7 +144,7 @@ def fuzz_name(data: bytes) -> None:
         assert not NamePattern.parse("*." + name).matches(name)
     try:
         pattern = NamePattern.parse(text)
-    except InvalidName:
+    except InvalidNameError:
         return
     assert NamePattern.parse(pattern.text) == pattern
 
@@ -154,10 +154,10 @@ def fuzz_address(data: bytes) -> None:
     text = text_of(data)
     address = parse_address(text)
     if address is not None:
-        assert normal(address) == address
+        assert normalize(address) == address
         assert parse_address(str(address)) == address
         wide = parse_network("0.0.0.0/0" if address.version == 4 else "::/0")
-        assert why_not_public(address) is None or not opens(wide, address)
+        assert why_not_public(address) is None or not network_opens(wide, address)
     try:
         network = parse_network(text)
     except ValueError as error:
@@ -166,7 +166,7 @@ def fuzz_address(data: bytes) -> None:
         assert parse_network(str(network)) == network
     try:
         host = parse_host(text)
-    except InvalidName:
+    except InvalidNameError:
         return
     assert isinstance(host, HostName) == (
         parse_address(text.removesuffix(".") if ":" not in text else text.strip("[]")) is None
@@ -216,7 +216,7 @@ def fuzz_attempt(data: bytes) -> None:
     decision = policy().decide(attempt)
     finding = finding_of(considered(policy(), attempt), attempt, policy().leniency(attempt.target))
     if readings(attempt.request.path) and decision.reason != "non_public_address":
-        assert decision.passes == finding.lets_out, (decision, finding)
+        assert decision.passes == finding.allows, (decision, finding)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

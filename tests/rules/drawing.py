@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from rules.addresses import parse_address, parse_network
-from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, Request
 from rules.decision import Limits
 from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import PathPattern
-from rules.patterns import For, NamePattern, Pattern
+from rules.patterns import NamePattern, Pattern, TaskSelector
 from rules.ports import Ports
 from rules.rule import Exemption, GitRule, Http, Presence, RefPattern, RepoPattern, Rule
 from rules.settings import Settings
@@ -107,10 +107,10 @@ gits = st.builds(
     some([RepoPattern.parse(r) for r in REPOS], min_size=1, max_size=2),
     st.booleans(),
     st.none() | some([RefPattern.parse(r) for r in REFS], min_size=1, max_size=2),
-    some(list(Change), min_size=1).map(frozenset),
+    some(list(RefChange), min_size=1).map(frozenset),
 )
 selectors = st.builds(
-    For,
+    TaskSelector,
     some([Pattern.parse("web"), Pattern.parse("migrate-*")], max_size=1),
     st.just(()) | st.just((("team", (Pattern.parse("data"),)),)),
 )
@@ -155,7 +155,7 @@ def rules(draw, action=None, number=0, *, simple=False):
     action = action or draw(verdicts)
     names, networks = draw(targets)
     ports = draw(some_ports)
-    if not action.lets_out and draw(yes_or_no):
+    if not action.allows and draw(yes_or_no):
         ports = None
     http = draw(http_or_none[simple])
     git = draw(gits) if draw(seldom) and not simple else None
@@ -201,7 +201,7 @@ not_git = st.integers(0, 2)
 repos_asked = st.sampled_from(["acme/web", "acme/other", "ACME/WEB", "x"])
 endings = st.sampled_from(["", ".git"])
 refs_pushed = st.sampled_from(["refs/heads/main", "refs/heads/x", "refs/tags/v1", "refs/heads/MAIN", "refs/x//y"])
-changes = st.sampled_from(Change)
+changes = st.sampled_from(RefChange)
 
 
 @st.composite
@@ -215,12 +215,14 @@ def requests(draw):
     repo = draw(repos_asked)
     spelled = "/" + repo + draw(endings)
     if draw(yes_or_no):
-        return Request("POST", spelled + "/git-upload-pack", headers, body=True, git=Git(GitService.FETCH, repo))
+        return Request("POST", spelled + "/git-upload-pack", headers, body=True, git=GitRequest(GitService.FETCH, repo))
     ref = draw(refs_pushed)
-    git = Git(GitService.PUSH, repo, ref, draw(changes))
+    git = GitRequest(GitService.PUSH, repo, ref, draw(changes))
     if draw(yes_or_no):
         return Request("POST", spelled + "/git-receive-pack", headers, body=True, git=git)
-    return Request("GET", spelled + "/info/refs?service=git-receive-pack", headers, git=Git(GitService.PUSH, repo))
+    return Request(
+        "GET", spelled + "/info/refs?service=git-receive-pack", headers, git=GitRequest(GitService.PUSH, repo)
+    )
 
 
 hosts = st.sampled_from([*NAMES, *ADDRESSES])

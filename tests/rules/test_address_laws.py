@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.addresses import normal, opens, why_not_public
+from rules.addresses import network_opens, normalize, why_not_public
 from rules.matching.policy import Policy
 from rules.matching.reference import is_granted
 from rules.names import HostName
@@ -19,7 +19,7 @@ def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given
     others = [rule._replace(networks=()) if not is_name else rule._replace(names=()) for rule in pool]
     decision = Policy(others, enforced).decide(granting(attempt, others, numbers))
     assert not decision.passes
-    assert not decision.asks
+    assert not decision.needs_approval
 
 
 @many
@@ -30,10 +30,10 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
         return
     decision = Policy(pool, given_settings).decide(attempt)
     assert decision.outcome is not Outcome.WOULD_BLOCK, "audit mode lets it out"
-    if decision.passes or decision.asks:
-        asking = [] if decision.lets_out and not attempt.granted else [Verdict.ASK]
-        opening = [rule for rule in pool if rule.lets_out or rule.action in asking]
-        assert any(opens(network, attempt.target) for rule in opening for network in rule.networks)
+    if decision.passes or decision.needs_approval:
+        asking = [] if decision.allows and not attempt.granted else [Verdict.ASK]
+        opening = [rule for rule in pool if rule.allows or rule.action in asking]
+        assert any(network_opens(network, attempt.target) for rule in opening for network in rule.networks)
 
 
 @many
@@ -41,14 +41,14 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
 def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address, numbers):
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
-    address = normal(address)
+    address = normalize(address)
     reason = policy.check_address(attempt, address)
-    if not policy.decide(attempt).lets_out:
+    if not policy.decide(attempt).allows:
         assert reason is not None, "what is to be asked about is nothing to be dialled"
     if reason is not None:
         return
     if why_not_public(address) is not None:
-        opening = [rule for rule in pool if rule.lets_out or is_granted(rule, attempt)]
+        opening = [rule for rule in pool if rule.allows or is_granted(rule, attempt)]
         listed = [n for rule in opening for n in (*rule.networks, *(rule.resolves_to or ()))]
         assert any(address in network for network in listed)
     if not isinstance(attempt.target, HostName):
@@ -76,7 +76,7 @@ def test_an_address_for_a_connection_is_one_for_each_request_that_passes(
     policy = Policy(pool, given_settings)
     connection = policy.check_address(attempt._replace(request=None), address)
     decision = policy.decide(attempt)
-    if connection is not None or not decision.lets_out:
+    if connection is not None or not decision.allows:
         return
     with_request = policy.check_address(attempt, address)
     audited = decision.outcome is Outcome.WOULD_BLOCK and why_not_public(address) is not None

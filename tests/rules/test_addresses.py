@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from rules.addresses import (
     BLOCKS,
     Opening,
-    block_of,
-    normal,
-    opens,
+    find_block,
+    network_opens,
+    normalize,
     parse_address,
     parse_host,
     parse_network,
     why_not_public,
 )
-from rules.names import InvalidName
+from rules.names import InvalidNameError
 
 SPELLINGS = [
     ("127.0.0.1", "127.0.0.1"),
@@ -53,7 +53,7 @@ def test_every_spelling_is_one_address(text, address):
      "[1.2.3.4]", "[::1", "::1]", "[]", "[fe80::1%eth0]", "fe80::1%1", "[::1]:443", "1.2.3.4:443", "::ffff:1.2.3.4%x.allowed.com", "[::ffff:0x7f.1]", ":::", "1::2::3", "::ffff:1.2.3.4.5"],
 )  # fmt: skip
 def test_what_no_resolver_takes_is_no_address(text):
-    with pytest.raises(InvalidName):
+    with pytest.raises(InvalidNameError):
         parse_host(text)
 
 
@@ -85,18 +85,18 @@ PUBLIC = ["1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "100.63.255.255", "
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 def test_is_not_public(address):
-    assert why_not_public(normal(address))
+    assert why_not_public(normalize(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_is_public(address):
-    assert why_not_public(normal(address)) is None
+    assert why_not_public(normalize(address)) is None
 
 
 @given(st.ip_addresses())
 def test_what_python_calls_private_is_not_public(address):
     """Python's own registry, older and with exceptions, must never be stricter than ours."""
-    address = normal(address)
+    address = normalize(address)
     if not address.is_global or address.is_multicast:
         assert why_not_public(address), address
 
@@ -107,14 +107,14 @@ def test_at_a_blocks_edges_the_smallest_one_is_found_that_holds_the_address(bloc
     for edge in (int(block.network.network_address), int(block.network.broadcast_address)):
         for address in (kind(number) for number in (edge - 1, edge, edge + 1) if 0 <= number <= most):
             holding = [b for b in BLOCKS if b.network.version == address.version and address in b.network]
-            assert block_of(address) is max(holding, key=lambda b: b.network.prefixlen, default=None), address
+            assert find_block(address) is max(holding, key=lambda b: b.network.prefixlen, default=None), address
 
 
 @given(st.sampled_from(BLOCKS), st.data())
 def test_the_whole_of_a_block_is_closed(block, data):
     number = data.draw(st.integers(int(block.network.network_address), int(block.network.broadcast_address)))
     address = type(block.network.network_address)(number)
-    assert block_of(address) is not None
+    assert find_block(address) is not None
 
 
 OPENS = [
@@ -145,18 +145,18 @@ OPENS = [
 @pytest.mark.parametrize(("listed", "opened", "closed"), OPENS, ids=[row[0] for row in OPENS])
 def test_a_network_opens(listed, opened, closed):
     network = parse_network(listed)
-    assert [a for a in opened if not opens(network, normal(a))] == []
-    assert [a for a in closed if opens(network, normal(a))] == []
+    assert [a for a in opened if not network_opens(network, normalize(a))] == []
+    assert [a for a in closed if network_opens(network, normalize(a))] == []
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
 def test_no_network_opens_what_never_opens(address, length):
-    address = normal(address)
-    block = block_of(address)
+    address = normalize(address)
+    block = find_block(address)
     if block is None or block.opening is not Opening.NEVER:
         return
     network = parse_network(str(address)).supernet(new_prefix=min(length, address.max_prefixlen))
-    assert not opens(network, address)
+    assert not network_opens(network, address)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_a_wrong_network_is_corrected(text, says):
 
 def test_a_zone_id_is_refused_in_every_form():
     with pytest.raises(ValueError, match="zone"):
-        normal(ip_address("fe80::1%eth0"))
+        normalize(ip_address("fe80::1%eth0"))

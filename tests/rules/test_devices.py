@@ -3,7 +3,7 @@
 import pytest
 
 from rules.problems import RuleFileError
-from rules.sandbox import Box, covered, device, is_card
+from rules.sandbox import SandboxSettings, includes_device, is_card, parse_device
 from tests.rules.writing import loaded, policy
 
 GIVEN = ["kvm", "gpu", "dri/renderD128", "kfd", "nvidia0", "nvidia15", "nvidiactl", "nvidia-uvm", "accel/accel0"]
@@ -53,7 +53,7 @@ REFUSED = [
 @pytest.mark.parametrize("name", GIVEN)
 @pytest.mark.parametrize("prefix", ["", "/dev/"])
 def test_a_device_of_the_list_is_read_by_its_name(name, prefix):
-    assert device(prefix + name) == name
+    assert parse_device(prefix + name) == name
     assert is_card(name) is (name not in {"kvm", "gpu"})
 
 
@@ -61,17 +61,17 @@ def test_a_device_of_the_list_is_read_by_its_name(name, prefix):
 @pytest.mark.parametrize("prefix", ["", "/dev/"])
 def test_any_other_device_is_refused_with_the_reason(name, why, prefix):
     with pytest.raises(ValueError, match=f"given to a task: .*{why}.*it can have `kvm`") as error:
-        device(prefix + name)
+        parse_device(prefix + name)
     assert str(error.value).isprintable()
 
 
 def test_rules_name_devices_and_are_told_where_one_is_refused():
-    assert policy("version: 1\nsandbox: {devices: [/dev/kvm, gpu]}").box == Box(devices=("gpu", "kvm"))
+    assert policy("version: 1\nsandbox: {devices: [/dev/kvm, gpu]}").box == SandboxSettings(devices=("gpu", "kvm"))
     with pytest.raises(RuleFileError, match=r"2:21: `/dev/mem` can't be given to a task"):
         loaded("version: 1\nsandbox: {devices: [/dev/mem]}")
 
 
 def test_all_cards_cover_one_and_no_other_device():
-    assert covered("nvidia0", ("gpu",))
-    assert not covered("gpu", ("nvidia0",))
-    assert not covered("kvm", ("gpu",))
+    assert includes_device("nvidia0", ("gpu",))
+    assert not includes_device("gpu", ("nvidia0",))
+    assert not includes_device("kvm", ("gpu",))

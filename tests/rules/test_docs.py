@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rules.attempt import Change
-from rules.decision import Covers, Per
+from rules.attempt import RefChange
+from rules.decision import GrantScope, LimitScope
 from rules.loading.cases import TEST
 from rules.loading.conditions import APPROVAL, FOR, GIT, HTTP, LIMITS
 from rules.loading.load import failures
@@ -14,7 +14,7 @@ from rules.loading.rule_file import FILE, INCLUDE, SETTINGS
 from rules.loading.rule_schema import EXCEPT, RULE
 from rules.loading.sandbox_schema import COMMAND, ENVIRONMENT, RESOURCES, SANDBOX
 from rules.loading.secret_schema import FROM, IN, SECRET
-from rules.sandbox import BoxUser, WorkspaceMode
+from rules.sandbox import SandboxUser, WorkspaceMode
 from rules.settings import Settings
 from rules.verdicts import (
     DnsMode,
@@ -72,10 +72,10 @@ def test_every_value_is_named():
     for kind in (Mode, TlsMode, DnsMode, OnBlock, OnJournalFailure):
         for member in kind:
             assert f"`{member}`" in settings, member
-    for kind in (Verdict, Change, Per, Covers, Trust, Scan, Log):
+    for kind in (Verdict, RefChange, LimitScope, GrantScope, Trust, Scan, Log):
         for member in kind:
             assert f"`{member}`" in rule, member
-    for member in (*WorkspaceMode, *BoxUser):
+    for member in (*WorkspaceMode, *SandboxUser):
         assert f"`{member}`" in section("sandbox"), member
     for layer in LayerKind:
         assert f"`{layer}`" in section("The file")

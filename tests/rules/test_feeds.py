@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rules import feeds
 from rules.attempt import Attempt, Protocol
 from rules.explain.explanation import considered, explain, finding_of
-from rules.feeds import Feed, covering
+from rules.feeds import Feed, find_covering
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
 from rules.matching.policy import Policy
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
 from rules.problems import RuleFileError
 from rules.rule import Exemption, Rule
@@ -130,7 +130,7 @@ def test_nothing_is_taken_that_is_no_name_and_no_name_is_passed_over(lines):
         if len(words) == 1:
             try:
                 assert HostName.parse(words[0]) in found
-            except InvalidName:
+            except InvalidNameError:
                 assert words[0] not in found
 
 
@@ -171,7 +171,7 @@ def test_names_that_end_alike_are_told_apart_even_where_they_stand_together():
 def test_lists_are_told_apart():
     one, other = Feed.read(b"a.example\nb.example", "one"), Feed.read(b"b.example", "other")
     asked_for = [HostName(name) for name in ("a.example", "x.b.example", "c.example")]
-    assert [covering((one, other), name) for name in asked_for] == [(0,), (0, 1), ()]
+    assert [find_covering((one, other), name) for name in asked_for] == [(0,), (0, 1), ()]
 
 
 # as part of a policy
@@ -282,7 +282,7 @@ A_RULE = st.builds(
 @given(st.lists(A_RULE, max_size=5), st.lists(LONG, min_size=1, max_size=5))
 def test_lists_are_looked_up_as_they_read(pool, asked_for):
     """What the compiled policy decides is what one rule after the other says, read by itself."""
-    rules = [r._replace(id=f"t:{n}", feeds=() if r.lets_out else r.feeds) for n, r in enumerate(pool)]
+    rules = [r._replace(id=f"t:{n}", feeds=() if r.allows else r.feeds) for n, r in enumerate(pool)]
     policy = Policy(rules)
     for name in asked_for:
         attempt = Attempt(Protocol.TLS, name, 443)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from rules import files
-from rules.files import contents
+from rules.files import read_file
 
 
 def swapped(monkeypatch, path, by):
@@ -26,16 +26,16 @@ def test_what_takes_the_name_of_a_file_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "rules.yaml"
     path.write_text("ours")
     swapped(monkeypatch, path, lambda: path.write_text("theirs"))
-    assert contents(path) == b"ours"
+    assert read_file(path) == b"ours"
 
 
 def test_a_pipe_that_takes_the_name_of_a_file_keeps_nobody_waiting(tmp_path, monkeypatch):
     path = tmp_path / "rules.yaml"
     path.write_text("ours")
     swapped(monkeypatch, path, lambda: os.mkfifo(path))
-    assert contents(path) == b"ours"
+    assert read_file(path) == b"ours"
     with pytest.raises(ValueError, match="not a file"):
-        contents(path)
+        read_file(path)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_what_others_can_write_is_not_trusted(tmp_path, mode, says):
     path.write_text("x")
     path.chmod(mode)
     if not says:
-        assert contents(path, trusted=True) == b"x"
+        assert read_file(path, trusted=True) == b"x"
         return
-    assert contents(path) == b"x"
+    assert read_file(path) == b"x"
     with pytest.raises(ValueError, match=says):
-        contents(path, trusted=True)
+        read_file(path, trusted=True)

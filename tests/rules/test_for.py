@@ -56,7 +56,7 @@ def test_whom_a_rule_is_for(selector, action, more, task, labels, expected):  # 
 
 
 def test_what_kept_another_task_out_is_told_as_for():
-    near = decide(only("{tasks: 'migrate-*', labels: {team: data}}"), X, task="web").near
+    near = decide(only("{tasks: 'migrate-*', labels: {team: data}}"), X, task="web").nearest
     assert near == ("t:a", "for", "tasks migrate-* and team=data", "another task")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
+from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, Request
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from tests.rules.test_globs import calls
@@ -126,7 +126,9 @@ def test_git(rules, attempt, expected):
 
 def begun(rules, repo="acme/web", service=GitService.PUSH):
     name = {GitService.PUSH: "git-receive-pack", GitService.FETCH: "git-upload-pack"}[service]
-    request = Request("GET", f"/{repo}/info/refs?service={name}", (("host", "git.example"),), git=Git(service, repo))
+    request = Request(
+        "GET", f"/{repo}/info/refs?service={name}", (("host", "git.example"),), git=GitRequest(service, repo)
+    )
     return told(policy(rules).decide(Attempt(Protocol.TLS, HostName("git.example"), 443, request)))
 
 
@@ -190,7 +192,7 @@ def test_where_git_has_to_be_read_is_told_to_the_gate():
 def test_a_push_of_which_nobody_knows_what_it_does_is_every_change():
     def pushed(rules):
         request = Request(
-            "POST", "/acme/web/git-receive-pack", body=True, git=Git(GitService.PUSH, "acme/web", "refs/heads/x")
+            "POST", "/acme/web/git-receive-pack", body=True, git=GitRequest(GitService.PUSH, "acme/web", "refs/heads/x")
         )
         return told(policy(rules).decide(Attempt(Protocol.TLS, HostName("git.example"), 443, request)))
 
@@ -205,12 +207,12 @@ def test_what_kept_a_push_out_is_told_by_repository_ref_and_change():
         ("push https://git.example/acme/web refs/heads/x/y delete", "push acme/web refs/heads/x/y (delete)"),
         ("fetch https://git.example/acme/web", "fetch acme/web"),
     ):  # by one policy: a hint that is kept for one ref is not told of another
-        near = parse_attempt(f"git {words}").decide(asked).near
+        near = parse_attempt(f"git {words}").decide(asked).nearest
         assert near == ("t:g", "git", "push refs/heads/x/** (create/update) of acme/*", got)
 
 
 def test_every_change_is_one_of_three():
-    assert {change.value for change in Change} == {"create", "update", "delete"}
+    assert {change.value for change in RefChange} == {"create", "update", "delete"}
 
 
 def crowd(number):
@@ -222,7 +224,10 @@ def crowd(number):
 def test_what_git_costs_does_not_depend_on_how_many_repositories_have_rules():
     few, many = crowd(10), crowd(500)
     for repo in ("acme7/web", "nobody/web"):
-        for found in (Git(GitService.FETCH, repo), Git(GitService.PUSH, repo, "refs/heads/x", Change.UPDATE)):
+        for found in (
+            GitRequest(GitService.FETCH, repo),
+            GitRequest(GitService.PUSH, repo, "refs/heads/x", RefChange.UPDATE),
+        ):
             request = Request("POST", f"/{repo}/git-upload-pack", body=True, git=found)
             attempt = Attempt(Protocol.TLS, HostName("git.example"), 443, request)
             assert few.decide(attempt).reason == many.decide(attempt).reason
@@ -232,7 +237,7 @@ def test_what_git_costs_does_not_depend_on_how_many_repositories_have_rules():
 def test_a_flood_of_repositories_makes_nothing_grow():
     asked = crowd(3)
     for n in range(3000):
-        found = Git(GitService.FETCH, f"acme1/r{n}")
+        found = GitRequest(GitService.FETCH, f"acme1/r{n}")
         asked.decide(
             Attempt(
                 Protocol.TLS, HostName("git.example"), 443, Request("POST", f"/acme1/r{n}/git-upload-pack", git=found)

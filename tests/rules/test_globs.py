@@ -5,7 +5,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.globs import MANY, ONE, Glob, Trie, covers
+from rules.globs import MANY, ONE, Glob, Trie, pattern_matches
 
 PARTS = st.sampled_from(["a", "b", "ab", "aab", "b1", ""])
 PATTERN_PARTS = st.sampled_from(["a", "b", "ab", ONE, MANY, Glob.parse("a*"), Glob.parse("*b"), Glob.parse("a*b"), Glob.parse("*a*"), Glob.parse("a*a*b")])  # fmt: skip
@@ -18,8 +18,8 @@ def test_the_trie_finds_what_patterns_cover(patterns, parts):
     trie = Trie()
     slots = {pattern: trie.add(pattern) for pattern in patterns}
     found = trie.find(parts)
-    assert sorted(found) == sorted({slots[pattern] for pattern in patterns if covers(pattern, parts)})
-    assert len(set(slots.values())) == len(slots) == len(trie.filed)
+    assert sorted(found) == sorted({slots[pattern] for pattern in patterns if pattern_matches(pattern, parts)})
+    assert len(set(slots.values())) == len(slots) == len(trie.values)
 
 
 GLOBS = [

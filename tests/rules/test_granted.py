@@ -12,7 +12,7 @@ from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.matching.precedence import Match
 from rules.matching.revision import digest_of
-from rules.settings import Via
+from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 
 from .writing import loaded, policy, told
@@ -160,7 +160,7 @@ def test_an_address_is_checked_under_a_grant_as_without_one(rules, address, reas
 def test_nothing_is_dialled_through_a_proxy_either_before_it_is_asked():
     asked = policy(Q, "settings: {upstream: 'http://proxy.example:3128'}")
     attempt = granting(asked, parse_attempt(X), "q")
-    via = Via(asked.upstream_for(attempt), attempt.target)
+    via = ProxyDestination(asked.upstream_for(attempt), attempt.target)
     assert asked.check_address(attempt, via) is None
     for waiting in (parse_attempt(X), parse_attempt(T)):
         assert asked.check_address(waiting.attempt(asked), via) is Reason.APPROVAL_UNAVAILABLE
@@ -179,7 +179,7 @@ def test_every_layer_is_asked_for_itself(tmp_path):
     assert {asks.rule for asks in held.approval} == {"corp:a", "t:q"}
     assert [asks.rule for asks in asked.decide(granting(asked, question, "q")).approval] == ["corp:a"]
     assert [asks.rule for asks in asked.decide(granting(asked, question, "a")).approval] == ["t:q"]
-    assert asked.decide(granting(asked, question, "a", "q")).lets_out
+    assert asked.decide(granting(asked, question, "a", "q")).allows
     outside = asked.decide(granting(asked, parse_attempt("GET https://y.example/"), "q"))
     assert (outside.verdict, outside.reason, outside.asks) == (Verdict.DENY, Reason.LAYER, False)
     assert not asked.decide(parse_attempt("GET https://y.example/").attempt(asked)).asks
@@ -284,7 +284,7 @@ def test_an_ask_about_addresses_opens_those_and_no_others(rules, decided, addres
     assert rules_of.check_address(attempt, dialled) is asked
     assert rules_of.check_address(granting(rules_of, parse_attempt(X), "q"), dialled) is granted
     held = rules_of.held_at(attempt, dialled)
-    passes = rules_of.decide(attempt).lets_out
+    passes = rules_of.decide(attempt).allows
     assert (held is not None) is (passes and asked is Reason.APPROVAL_UNAVAILABLE)
     if held is not None:
         assert [asks.rule for asks in held.approval] == ["t:q"]

@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.attempt import Attempt, Caller, Change, GitService, Protocol, Request
+from rules.attempt import Attempt, Caller, GitService, Protocol, RefChange, Request
 from rules.explain.explanation import considered, finding_of
 from rules.matching.layers import Layer, rank
 from rules.matching.policy import Policy
@@ -171,12 +171,12 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
         and any(e.match.value == "perhaps" for e in entries)
     ):
         return  # decided by the requests that could come, which other laws are about
-    if finding.lets_out:
+    if finding.allows:
         assert (decision.verdict, decision.outcome) == (finding.verdict, Outcome.PASSED)
         assert set(decision.rules) == {rule.id for rule in finding.rules}
         assert (decision.reason is Reason.APPROVAL_GRANTED) is bool(finding.granted)
     else:
-        assert not decision.lets_out or decision.outcome is Outcome.WOULD_BLOCK
+        assert not decision.allows or decision.outcome is Outcome.WOULD_BLOCK
         assert (decision.asks or decision.verdict is Verdict.ASK) is (
             finding.answerable and decision.outcome is not Outcome.WOULD_BLOCK
         )
@@ -202,7 +202,7 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
 def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
-    if decision.lets_out:
+    if decision.allows:
         told = policy.protocols(attempt.target, attempt.port)
         assert attempt.protocol in told or Protocol.TCP in told
     if decision.passes and attempt.protocol is Protocol.TLS and decision.inspect:
@@ -264,7 +264,7 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
     ]
     pushes = (
         policy.decide(attempt._replace(request=attempt.request._replace(git=git._replace(ref=ref, change=change))))
-        for ref, change in product(refs, Change)
+        for ref, change in product(refs, RefChange)
     )
     assert lets(begun) == max(map(lets, pushes))
 
@@ -279,7 +279,7 @@ def test_having_read_something_only_ever_holds_back(pool, given_settings, attemp
     assert lets(after) <= lets(before)
     if policy.check_address(tainted, address) is None:
         assert policy.check_address(clean, address) is None
-    if after.lets_out and before.outcome is after.outcome:
+    if after.allows and before.outcome is after.outcome:
         assert after.inspect >= before.inspect
         # A connection has those of rules that match whatever is asked on it; each request that is read has its own.
         if attempt.request is not None or not after.inspect:
@@ -300,18 +300,18 @@ def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, at
     holding = [
         r
         for r in pool
-        if not r.lets_out and not r.default and not (is_granted(r, granted) and not is_over(r, attempt.at))
+        if not r.allows and not r.default and not (is_granted(r, granted) and not is_over(r, attempt.at))
     ]
     # Of a connection the requests that could come decide, as if no header or credential held them: see `witness`.
     decides = attempt.request is not None or attempt.protocol is Protocol.TCP
     if decides and Policy(holding, given_settings).decide(attempt).rules:
-        assert not decision.lets_out
-    if decision.lets_out and decision.reason is not Reason.APPROVAL_GRANTED:
+        assert not decision.allows
+    if decision.allows and decision.reason is not Reason.APPROVAL_GRANTED:
         # As if those that are granted weren't there: they step aside, and audit mode lets out what is left to nobody
         others = [rule for rule in pool if not is_granted(rule, granted) or is_over(rule, attempt.at)]
         left = Policy(others, given_settings).decide(attempt)
         assert (*decision[:3], decision.inspect or left.inspect) == (*left[:3], decision.inspect)
-        assert decision == policy.decide(attempt) or not decision.verdict.lets_out
+        assert decision == policy.decide(attempt) or not decision.verdict.allows
 
 
 @many

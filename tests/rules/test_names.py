@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rules.addresses import parse_address, parse_host
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
 
 NORMAL = [
@@ -96,7 +96,7 @@ def test_a_name_has_one_form(text, name):
 
 @pytest.mark.parametrize("text", INVALID)
 def test_what_is_no_name_is_refused(text):
-    with pytest.raises(InvalidName) as error:
+    with pytest.raises(InvalidNameError) as error:
         HostName.parse(text)
     assert str(error.value).isprintable(), "what a sandbox wrote reaches a terminal raw"
     assert len(str(error.value)) < 300
@@ -117,7 +117,7 @@ def test_an_unnormalised_name_cannot_exist():
 def test_normalising_is_idempotent_and_ascii(text):
     try:
         name = HostName.parse(text)
-    except InvalidName:
+    except InvalidNameError:
         return
     assert HostName.parse(name) == name
     assert HostName.parse(name.upper()) == name
@@ -130,7 +130,7 @@ def test_normalising_is_idempotent_and_ascii(text):
 def test_text_is_a_name_or_an_address_and_never_both(text):
     try:
         host = parse_host(text)
-    except InvalidName:
+    except InvalidNameError:
         return
     if isinstance(host, HostName):
         assert parse_address(text) is None
@@ -188,5 +188,5 @@ def test_a_pattern_covers(pattern, covered, others):
     ["**", "***", "*.", ".*", "*.*", "**.*", "**.[*]", "[*]", "*.com*", "*..com", "a.**.com", "a**.com", "**.**.com", "*.1", "a.*", "*.*.*", "*.bü*cher.com", "*.a/b", "x" * 64 + "*.com", "* .com", "*.exa mple.com"],
 )  # fmt: skip
 def test_no_pattern_smuggles_a_wider_one(text):
-    with pytest.raises(InvalidName):
+    with pytest.raises(InvalidNameError):
         NamePattern.parse(text)

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.names import HOST, HostName, is_own
+from rules.names import HOST, HostName, is_exeat_name
 from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.writing import policy
@@ -110,7 +110,7 @@ def test_what_is_said_to_who_is_not_let_in(row, path, head):
     decision = policy(rules, head).decide(asked)
     assert (decision.verdict, decision.outcome) == (Verdict.DENY, Outcome.BLOCKED)
     assert (decision.reason, ",".join(decision.rules), decision.why) == (reason, by, why)
-    assert (decision.near.field if decision.near else "") == field
+    assert (decision.nearest.field if decision.nearest else "") == field
 
 
 def test_a_deny_of_it_says_why_where_its_address_is_checked_as_well():
@@ -201,8 +201,8 @@ def test_a_rule_that_means_it_otherwise_is_wrong(rule):
     ],
 )  # fmt: skip
 def test_what_is_of_the_zone(name, own):
-    assert is_own(name) is own
-    assert is_own(HOST)
+    assert is_exeat_name(name) is own
+    assert is_exeat_name(HOST)
 
 
 def test_it_goes_past_the_company_s_proxy():

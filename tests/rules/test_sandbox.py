@@ -6,7 +6,7 @@ from rules.decision import ApprovalTerms
 from rules.diff.compare import compare
 from rules.loading.load import read
 from rules.problems import RuleFileError
-from rules.sandbox import NO_BOX, NO_FLOOR, Box, BoxUser, MergeTerms, WorkspaceMode
+from rules.sandbox import NO_SANDBOX_FLOOR, NO_SANDBOX_SETTINGS, MergeTerms, SandboxSettings, SandboxUser, WorkspaceMode
 from rules.verdicts import Verdict
 from tests.rules.writing import loaded, policy
 
@@ -21,7 +21,7 @@ def box(text):
 
 
 def test_everything_that_can_be_said():
-    assert box(FULL) == Box(
+    assert box(FULL) == SandboxSettings(
         read=("/srv/data", "~/models"),
         write=("/scratch",),
         hide=("**/.env", "~/.netrc"),
@@ -32,7 +32,7 @@ def test_everything_that_can_be_said():
         devices=("kvm",),
         keep=("EDITOR", "NO_*"),
         variables=(("A", "1"),),
-        user=BoxUser.ROOT,
+        user=SandboxUser.ROOT,
         hostname="box-1",
         timeout=7200.0,
         memory=2 << 30,
@@ -42,7 +42,7 @@ def test_everything_that_can_be_said():
         disk=5 << 30,
     )
     plain = policy("version: 1")
-    assert (plain.box, plain.floor, plain.commands) == (NO_BOX, NO_FLOOR, ())
+    assert (plain.box, plain.floor, plain.commands) == (NO_SANDBOX_SETTINGS, NO_SANDBOX_FLOOR, ())
 
 
 WRONG = [  # `^` stands before the place
@@ -164,30 +164,38 @@ def merge(name, **terms):
 
 TOGETHER = [
     # a layer, a file without, and what counts
-    ("{timeout: 1h}", "{timeout: 2h}", Box(timeout=3600.0)),
-    ("{timeout: 2h}", "{timeout: 1h}", Box(timeout=3600.0)),
-    ("{limits: {memory: 2GB, cpu: 1}}", "{limits: {memory: 1GB, files: 64}}", Box(memory=1 << 30, cpu=1.0, files=64)),
-    ("{hide: /a, protected: x}", "{hide: /b, protected: y}", Box(hide=("/a", "/b"), protected=("x", "y"))),
-    ("{workspace: direct}", "{workspace: review}", Box(workspace=WorkspaceMode.REVIEW)),
-    ("{workspace: review}", "{}", Box(workspace=WorkspaceMode.REVIEW)),
-    ("{user: root}", "{user: task}", Box(user=BoxUser.TASK)),
-    ("{read: [/a, /b]}", "{read: /a/c}", Box(read=("/a/c",))),
-    ("{read: [/a, /b]}", "{write: /c}", Box(read=("/a", "/b"), write=("/c",))),
-    ("{read: /a}", "{read: []}", Box()),
-    ("{read: /}", "{read: [/a, /b/c]}", Box(read=("/a", "/b/c"))),
-    ("{read: '~'}", "{read: ~/x}", Box(read=("~/x",))),
-    ("{environment: {keep: [A_*]}}", "{environment: {keep: [A_B, A_C*]}}", Box(keep=("A_B", "A_C*"))),
-    ("{environment: {set: {A: x}}}", "{environment: {set: {B: y}}}", Box(variables=(("A", "x"), ("B", "y")))),
-    ("{caches: {a: ~/a, b: ~/b}}", "{caches: {a: ~/a}}", Box(caches=(("a", "~/a"),))),
-    ("{devices: [gpu, kvm]}", "{devices: nvidia0}", Box(devices=("nvidia0",))),
-    ("{devices: [gpu, kvm]}", "{}", Box(devices=("gpu", "kvm"))),
-    ("{hostname: h}", "{}", Box(hostname="h")),
-    ("{approval: {count: 2}}", "{}", Box(approval=(merge("l0", needed=2),))),
-    ("{}", "{approval: {count: 1}}", Box(approval=(merge("u1", by_self=True),))),
+    ("{timeout: 1h}", "{timeout: 2h}", SandboxSettings(timeout=3600.0)),
+    ("{timeout: 2h}", "{timeout: 1h}", SandboxSettings(timeout=3600.0)),
+    (
+        "{limits: {memory: 2GB, cpu: 1}}",
+        "{limits: {memory: 1GB, files: 64}}",
+        SandboxSettings(memory=1 << 30, cpu=1.0, files=64),
+    ),
+    ("{hide: /a, protected: x}", "{hide: /b, protected: y}", SandboxSettings(hide=("/a", "/b"), protected=("x", "y"))),
+    ("{workspace: direct}", "{workspace: review}", SandboxSettings(workspace=WorkspaceMode.REVIEW)),
+    ("{workspace: review}", "{}", SandboxSettings(workspace=WorkspaceMode.REVIEW)),
+    ("{user: root}", "{user: task}", SandboxSettings(user=SandboxUser.TASK)),
+    ("{read: [/a, /b]}", "{read: /a/c}", SandboxSettings(read=("/a/c",))),
+    ("{read: [/a, /b]}", "{write: /c}", SandboxSettings(read=("/a", "/b"), write=("/c",))),
+    ("{read: /a}", "{read: []}", SandboxSettings()),
+    ("{read: /}", "{read: [/a, /b/c]}", SandboxSettings(read=("/a", "/b/c"))),
+    ("{read: '~'}", "{read: ~/x}", SandboxSettings(read=("~/x",))),
+    ("{environment: {keep: [A_*]}}", "{environment: {keep: [A_B, A_C*]}}", SandboxSettings(keep=("A_B", "A_C*"))),
+    (
+        "{environment: {set: {A: x}}}",
+        "{environment: {set: {B: y}}}",
+        SandboxSettings(variables=(("A", "x"), ("B", "y"))),
+    ),
+    ("{caches: {a: ~/a, b: ~/b}}", "{caches: {a: ~/a}}", SandboxSettings(caches=(("a", "~/a"),))),
+    ("{devices: [gpu, kvm]}", "{devices: nvidia0}", SandboxSettings(devices=("nvidia0",))),
+    ("{devices: [gpu, kvm]}", "{}", SandboxSettings(devices=("gpu", "kvm"))),
+    ("{hostname: h}", "{}", SandboxSettings(hostname="h")),
+    ("{approval: {count: 2}}", "{}", SandboxSettings(approval=(merge("l0", needed=2),))),
+    ("{}", "{approval: {count: 1}}", SandboxSettings(approval=(merge("u1", by_self=True),))),
     (
         "{approval: {by: release, hold: 1h}}",
         "{approval: {by: mine, self: false, hold: 1s}}",
-        Box(approval=(merge("l0", by="release", hold=3600.0), merge("u1", by="mine", hold=1.0))),
+        SandboxSettings(approval=(merge("l0", by="release", hold=3600.0), merge("u1", by="mine", hold=1.0))),
     ),
 ]
 
@@ -231,7 +239,7 @@ def test_of_two_layers_what_both_let(tmp_path):
         ("mandatory", "{read: [/a, /b/c], devices: [gpu, kvm], caches: {a: ~/a, b: ~/b}, environment: {keep: [A_*, B]}, timeout: 2h}"),
         ("mandatory", "{read: [/a/x, /b, /d], devices: [kfd, nvidia0], caches: {a: ~/a}, environment: {keep: [A_B, C]}, timeout: 1h, write: []}"),
     )  # fmt: skip
-    assert both.box == Box(
+    assert both.box == SandboxSettings(
         read=("/a/x", "/b/c"), caches=(("a", "~/a"),), devices=("kfd", "nvidia0"), keep=("A_B",), timeout=3600.0
     )
     assert both.floor.box == both.box

@@ -7,7 +7,7 @@ import pytest
 
 from rules.addresses import parse_host, parse_network
 from rules.attempt import Attempt, Protocol, Request
-from rules.feeds import Feed, covering
+from rules.feeds import Feed, find_covering
 from rules.loading.load import read
 from rules.matching.policy import Policy
 from rules.names import HostName
@@ -80,8 +80,8 @@ lists = cache(lambda: (listing(10), listing(50_000)))
 @pytest.mark.parametrize("name", ["h7.ads.example", "a.b.c.h7.ads.example", "www.example", "a.b.c.www.example", "x"])
 def test_what_a_list_costs_does_not_depend_on_how_many_names_are_in_it(name):
     few, many = ((feed,) for feed in lists())
-    assert covering(few, HostName(name)) == covering(many, HostName(name))
-    assert calls(covering, few, HostName(name)) == calls(covering, many, HostName(name)) < 30
+    assert find_covering(few, HostName(name)) == find_covering(many, HostName(name))
+    assert calls(find_covering, few, HostName(name)) == calls(find_covering, many, HostName(name)) < 30
 
 
 def test_a_name_is_compared_with_few_others_of_a_list():
@@ -136,7 +136,7 @@ def test_no_path_of_what_was_refused_is_kept():
     policy = crowd(10)
     asked = [Request("GET", f"/x{size}?" + "q" * size) for size in range(0, 20_000, 100)]
     refused = [policy.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, request)) for request in asked]
-    assert [decision.near.got for decision in refused] == [request.path.partition("?")[0] for request in asked]
+    assert [decision.nearest.got for decision in refused] == [request.path.partition("?")[0] for request in asked]
     assert not [part for key in policy._hinted for part in key if isinstance(part, str) and part[:1] == "/"]
 
 

@@ -195,7 +195,7 @@ def test_request_without_its_credential_names_the_rule_that_wants_it():
         " {id: c, to: x.example, credential: key, http: {paths: /b, methods: PUT}, action: allow}]"
     )
     decision = parse_attempt("GET https://x.example/b").decide(policy(file(GOOD, rules=rules)))
-    assert (decision.near.rule, decision.near.field, decision.near.wanted) == ("t:b", "credential", "key")
+    assert (decision.nearest.rule, decision.nearest.field, decision.nearest.wanted) == ("t:b", "credential", "key")
 
 
 SPLICED = "[{id: a, to: '*.example', tls: splice, ports: [443, 8443/tls], action: allow}]"

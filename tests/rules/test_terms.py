@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.decision import ApprovalTerms, Covers, Limits, Per
+from rules.decision import ApprovalTerms, GrantScope, Limits, LimitScope
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.problems import RuleFileError
@@ -17,13 +17,13 @@ def rule(says, action="allow", ident="a"):
 
 
 LIMITS = [
-    ("limits: {connections: 4}", Limits(4, per=Per.TASK)),
-    ("limits: {requests: 10, window: 1h}", Limits(requests=10, window=3600.0, per=Per.TASK)),
-    ("limits: {bytes_up: 10MB, per: sandbox}", Limits(bytes_up=10 << 20, per=Per.SANDBOX)),
-    ("limits: {bytes_up: 10M, bytes_down: 2GiB}", Limits(bytes_up=10 << 20, bytes_down=2 << 30, per=Per.TASK)),
-    ("limits: {bytes_up: 1B, bytes_down: 2GB, per: rule}", Limits(bytes_up=1, bytes_down=2 << 30, per=Per.RULE)),
-    ("limits: {bytes_down: 3KB, per: task}", Limits(bytes_down=3072, per=Per.TASK)),
-    ("limits: {bytes_down: 1TB}", Limits(bytes_down=1 << 40, per=Per.TASK)),
+    ("limits: {connections: 4}", Limits(4, per=LimitScope.TASK)),
+    ("limits: {requests: 10, window: 1h}", Limits(requests=10, window=3600.0, per=LimitScope.TASK)),
+    ("limits: {bytes_up: 10MB, per: sandbox}", Limits(bytes_up=10 << 20, per=LimitScope.SANDBOX)),
+    ("limits: {bytes_up: 10M, bytes_down: 2GiB}", Limits(bytes_up=10 << 20, bytes_down=2 << 30, per=LimitScope.TASK)),
+    ("limits: {bytes_up: 1B, bytes_down: 2GB, per: rule}", Limits(bytes_up=1, bytes_down=2 << 30, per=LimitScope.RULE)),
+    ("limits: {bytes_down: 3KB, per: task}", Limits(bytes_down=3072, per=LimitScope.TASK)),
+    ("limits: {bytes_down: 1TB}", Limits(bytes_down=1 << 40, per=LimitScope.TASK)),
 ]  # fmt: skip
 
 
@@ -69,8 +69,8 @@ TERMS = [
     ("approval: {self: false}", ApprovalTerms()),
     ("approval: {count: 2, self: true}", ApprovalTerms(needed=2, by_self=True)),
     ("approval: {by: release, count: 2, hold: 2m, open: 24h}", ApprovalTerms("release", 2, False, 120.0, 86400.0)),
-    ("approval: {by: dba, covers: destination, for: 1h}", ApprovalTerms("dba", covers=Covers.DESTINATION, lasts=3600.0)),
-    ("approval: {by: dba, covers: rule, for: once}", ApprovalTerms("dba", covers=Covers.RULE, lasts=0.0)),
+    ("approval: {by: dba, covers: destination, for: 1h}", ApprovalTerms("dba", covers=GrantScope.DESTINATION, lasts=3600.0)),
+    ("approval: {by: dba, covers: rule, for: once}", ApprovalTerms("dba", covers=GrantScope.RULE, lasts=0.0)),
 ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_what_one_request_lacks_is_not_told_of_the_next(order):
     for value, carried, expected, field in ONE_BY_ONE[::order]:
         attempt = parse_attempt(f"GET https://x.example/?a={value}").attempt(asked)
         decision = asked.decide(attempt._replace(request=attempt.request._replace(credential=carried)))
-        assert (told(decision), decision.near and decision.near.field) == (expected, field)
+        assert (told(decision), decision.nearest and decision.nearest.field) == (expected, field)
 
 
 def test_a_fetch_with_the_credential_is_another_than_one_without():

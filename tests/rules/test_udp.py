@@ -94,7 +94,7 @@ def test_a_flow_is_forgotten_sooner_than_a_connection(rules, head, seconds):
 
 
 def test_the_nearest_rule_is_named():
-    near = decide(NTP, "udp time.example:124").near
+    near = decide(NTP, "udp time.example:124").nearest
     assert (near.rule, near.field, near.wanted) == ("t:ntp", "ports", "123/udp")
 
 

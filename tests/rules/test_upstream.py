@@ -7,7 +7,7 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.problems import RuleFileError
-from rules.settings import Scheme, Upstream, Via
+from rules.settings import ProxyDestination, Scheme, Upstream
 from rules.verdicts import Reason
 from tests.rules.writing import policy
 
@@ -66,12 +66,12 @@ NAME = parse_host("www.example")
 INSIDE = parse_host("x.inside.example")
 HERE = Upstream.parse(PROXY)
 DIALLED = [
-    ("the proxy, asked for the name", NAME, Via(HERE, NAME), None),
-    ("the proxy, asked for another name", NAME, Via(HERE, INSIDE), Reason.ADDRESS_NOT_LISTED),
-    ("another proxy", NAME, Via(Upstream.parse("http://other.example:3128"), NAME), Reason.ADDRESS_NOT_LISTED),
-    ("the proxy spoken to otherwise", NAME, Via(HERE._replace(scheme=Scheme.SOCKS5), NAME), Reason.ADDRESS_NOT_LISTED),
+    ("the proxy, asked for the name", NAME, ProxyDestination(HERE, NAME), None),
+    ("the proxy, asked for another name", NAME, ProxyDestination(HERE, INSIDE), Reason.ADDRESS_NOT_LISTED),
+    ("another proxy", NAME, ProxyDestination(Upstream.parse("http://other.example:3128"), NAME), Reason.ADDRESS_NOT_LISTED),
+    ("the proxy spoken to otherwise", NAME, ProxyDestination(HERE._replace(scheme=Scheme.SOCKS5), NAME), Reason.ADDRESS_NOT_LISTED),
     ("the name's own address", NAME, parse_host("1.1.1.1"), Reason.ADDRESS_NOT_LISTED),
-    ("the proxy, for what is dialled directly", INSIDE, Via(HERE, INSIDE), Reason.ADDRESS_NOT_LISTED),
+    ("the proxy, for what is dialled directly", INSIDE, ProxyDestination(HERE, INSIDE), Reason.ADDRESS_NOT_LISTED),
     ("a listed address", INSIDE, parse_host("10.1.2.3"), None),
 ]  # fmt: skip
 
@@ -92,15 +92,17 @@ IN_CLEAR = [  # by absolute-form, and no connection of its own
 @pytest.mark.parametrize(("protocol", "upstream", "reason"), IN_CLEAR)
 def test_what_a_proxy_may_be_asked_request_by_request(protocol, upstream, reason):
     attempt = Attempt(protocol, NAME, 443)
-    assert policy(RULES).check_address(attempt, Via(upstream, NAME, relayed=True)) is reason
+    assert policy(RULES).check_address(attempt, ProxyDestination(upstream, NAME, relayed=True)) is reason
     by_socks = policy(RULES.replace(PROXY, "socks5://proxy.corp.example:1080"))
-    hop = Via(Upstream.parse("socks5://proxy.corp.example:1080"), NAME, relayed=True)
+    hop = ProxyDestination(Upstream.parse("socks5://proxy.corp.example:1080"), NAME, relayed=True)
     assert by_socks.check_address(attempt, hop) is Reason.ADDRESS_NOT_LISTED
 
 
 def test_without_a_proxy_none_may_be_dialled():
     rules = policy("version: 1\nrules:\n  - {id: a, to: '*', action: allow}\n")
-    assert rules.check_address(Attempt(Protocol.TLS, NAME, 443), Via(HERE, NAME)) is Reason.ADDRESS_NOT_LISTED
+    assert (
+        rules.check_address(Attempt(Protocol.TLS, NAME, 443), ProxyDestination(HERE, NAME)) is Reason.ADDRESS_NOT_LISTED
+    )
     assert rules.check_address(Attempt(Protocol.TLS, NAME, 443), parse_host("1.1.1.1")) is None
 
 

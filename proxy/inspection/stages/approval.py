@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head
     from proxy.sandbox.sandbox_state import SandboxState
     from rules.attempt import Attempt
-    from rules.decision import Asks, Decision
+    from rules.decision import Decision, RequiredApproval
 
 
 class PendingApproval:
@@ -39,7 +39,7 @@ class PendingApproval:
         self.grants: tuple[Grant, ...] = ()  # so far
         self.approval = ""
         self._asking = asking
-        self._about: tuple[Asks, ...] = ()
+        self._about: tuple[RequiredApproval, ...] = ()
         self._ticket: Ticket | None = None
         self._answer: Answer | None = None
         self._gone = False

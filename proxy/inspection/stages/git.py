@@ -18,7 +18,7 @@ from urllib.parse import quote
 from proxy.gate.block_page import Page, visible
 from proxy.request.git_push import DecidedRefs
 from proxy.request.request_head import Unclear
-from rules.attempt import Attempt, Git, GitService
+from rules.attempt import Attempt, GitRequest, GitService
 from rules.explain.reasons import REASONS
 from rules.paths import cut_readings, readings
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Scan, Trust
@@ -55,7 +55,7 @@ class _Shape(NamedTuple):
     advertisement: bool  # what comes before the service's own request
 
 
-def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> Git | None:
+def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> GitRequest | None:
     """Return what a request wants of git; None: it isn't git's. Raises Unclear.
 
     `target` is the path with its query, `kinds` the values of Content-Type. A push's refs are not known yet.
@@ -77,23 +77,23 @@ def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> Git | Non
     if shape.advertisement:
         return _advertisement(shape.repo, method, query, plain=not question)
     if shape.service is None:
-        return Git(GitService.FETCH, shape.repo) if not question else None
+        return GitRequest(GitService.FETCH, shape.repo) if not question else None
     if method != "POST" or question:
         raise Unclear("a git service is asked in another way than with POST and no query")
     if kinds != (f"application/x-{shape.service}-request",):
         raise Unclear("the Content-Type is not that of the git service")
-    return Git(_SERVICES[shape.service], shape.repo)
+    return GitRequest(_SERVICES[shape.service], shape.repo)
 
 
-def _advertisement(repo: str, method: str, query: str, *, plain: bool) -> Git:
+def _advertisement(repo: str, method: str, query: str, *, plain: bool) -> GitRequest:
     if method not in _READS:
         raise Unclear("git over WebDAV can't be read")
     if plain:  # the dumb protocol, or a client that still has to find out
-        return Git(GitService.FETCH, repo)
+        return GitRequest(GitService.FETCH, repo)
     name, _, service = query.partition("=")
     if name != "service" or service not in _SERVICES:
         raise Unclear("`info/refs` is asked for something else than one service of git")
-    return Git(_SERVICES[service], repo)
+    return GitRequest(_SERVICES[service], repo)
 
 
 def _shape(segments: tuple[str, ...], method: str) -> _Shape | None:
@@ -182,7 +182,7 @@ def _of_ref(attempt: Attempt, command: "Command") -> Attempt:
     request = attempt.request
     assert request is not None
     assert request.git is not None
-    git = Git(GitService.PUSH, request.git.repo, command.ref, command.change)
+    git = GitRequest(GitService.PUSH, request.git.repo, command.ref, command.change)
     return attempt._replace(request=request._replace(git=git))
 
 
@@ -230,7 +230,7 @@ def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
 
 def _openness(decision: "Decision") -> tuple[int, bool, int]:
     """Rank decisions: nobody is asked about a push of which a ref is denied."""
-    return _STRICTER.index(decision.outcome), decision.asks, STRICTEST_FIRST.index(decision.verdict)
+    return _STRICTER.index(decision.outcome), decision.needs_approval, STRICTEST_FIRST.index(decision.verdict)
 
 
 def together(*decisions: "Decision") -> "Decision":
@@ -241,7 +241,7 @@ def together(*decisions: "Decision") -> "Decision":
 def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
     """Give the strictest decision what all of them bring along: every limit, every approval, the earliest end."""
     every = list(decisions)
-    held = strictest.asks
+    held = strictest.needs_approval
     ends = [one.expires for one in every if one.expires is not None]
     patterns = [one.pattern or "" for one in every]  # of the path, which is that of all of them
     return strictest._replace(

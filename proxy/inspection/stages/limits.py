@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from proxy.inspection.stages.stage import Stage, Stopped
 from proxy.sandbox.rule_limits import Exceeded, budgets, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
-from rules.decision import denied
+from rules.decision import deny
 from rules.verdicts import Reason, Trust
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class Grants(Stage):
         if self._lease is not None:
             return ruling
         decision = ruling.decision
-        by = denied(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
+        by = deny(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
         return replace(ruling, decision=by, detail="its approval has ended meanwhile")
 
     def _over(self, grant: "Grant") -> None:
         """End the request. Called from the loop."""
         if self.request.is_open:
-            self.request.by = denied(self.session.recorder.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
+            self.request.by = deny(self.session.recorder.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
             self.session.cut(frozenset({self.request.key}))
 
     def end(self) -> None:
@@ -80,7 +80,7 @@ class Limits(Stage):
         sandbox = self.session.recorder.sandbox
         found = sandbox.meters.go_on(now.limits, self.session.connections, self.request.meter)
         if isinstance(found, Exceeded):
-            self.request.by = denied(sandbox.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
+            self.request.by = deny(sandbox.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
         else:
             self.request.meter = found
 
@@ -99,4 +99,4 @@ class Taint(Stage):
         """Note it. Raises Stopped."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
         if not sandbox.record_read(ruling.decision, place.target, place.port, self.request.cause):
-            raise Stopped(denied(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)
+            raise Stopped(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

@@ -21,7 +21,7 @@ from proxy.inspection.stages.stage import Stage, Stopped
 from proxy.request.messages import ResponseHead
 from proxy.request.mitmproxy_messages import ResponseHeaders
 from proxy.request.override_headers import alike
-from rules.decision import denied
+from rules.decision import deny
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SecretInjection(Stage):
         detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
             self.session.record.tampered(request.cause, detail)
-        raise Stopped(denied(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
+        raise Stopped(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
         """Yield a part of the response with every value masked."""

@@ -17,7 +17,7 @@ from proxy.event_loop.slices import at_once
 from proxy.inspection.stages.stage import Stage, Stopped
 from proxy.request.request_head import too_costly, values
 from proxy.telemetry.events import Where
-from rules.decision import denied
+from rules.decision import deny
 from rules.verdicts import Reason, Scan
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class SecretScan(Stage):
         self.session.record.leaked(request.cause, request.http, rules, detail, blocked=blocked)
 
     def _denial(self, rules: tuple[str, ...]) -> "Decision":
-        return denied(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)
+        return deny(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)
 
     def _fail(self, error: Exception, cause: str) -> None:
         """Look no more, and record that; what was to be blocked on a find goes nowhere. Raises RuntimeError."""

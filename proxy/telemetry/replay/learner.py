@@ -18,7 +18,7 @@ from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn
 from rules.learning.drafts import Kind as RequestKind
 from rules.learning.generalize import GitSeen
 from rules.loading.fields import RECORD_TYPES
-from rules.names import HOST, HostName, InvalidName
+from rules.names import HOST, HostName, InvalidNameError
 from rules.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -128,7 +128,7 @@ class Learner:
         if event.kind is Kind.DNS_DECIDED or event.destination is None:
             return
         name, address = event.destination.name, event.destination.address
-        with suppress(InvalidName):
+        with suppress(InvalidNameError):
             target = parse_address(address) if name is None and address is not None else HostName.parse(name or "")
             if target is not None:
                 self.not_public[target] += 1

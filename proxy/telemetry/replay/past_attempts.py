@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.masking import MASK
 from rules.addresses import parse_address
-from rules.attempt import Attempt, Change, Git, GitService, Protocol, Request
-from rules.names import HostName, InvalidName
-from rules.rule import bare_repository
+from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, Request
+from rules.names import HostName, InvalidNameError
+from rules.rule import strip_git_suffix
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Recorded(NamedTuple):
     attempt: Attempt | None = None
     lookup: HostName | None = None
     address: "Address | None" = None  # that was dialled for a name
-    pushed: tuple[Git, ...] = ()  # the refs of a push, one each; the first is that of `attempt`
+    pushed: tuple[GitRequest, ...] = ()  # the refs of a push, one each; the first is that of `attempt`
     untold: tuple[str, ...] = ()  # what the event should tell of the request, and doesn't
     problem: str = ""  # why it can't be decided again
     fixed: bool = False  # that is because no rule is asked about it
@@ -115,7 +115,7 @@ def _lookup(event: "Event", fate: Fate) -> Recorded:
         if event.dns.question.lower().rstrip(".").endswith(_REVERSE):
             return Recorded(event, fate, problem="a lookup of an address's name", fixed=True)
         return Recorded(event, fate, lookup=HostName.parse(event.dns.question))
-    except InvalidName:
+    except InvalidNameError:
         return Recorded(event, fate, problem="its name can't be read")
 
 
@@ -128,7 +128,7 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
     if destination.name is not None:
         try:
             target = HostName.parse(destination.name)
-        except InvalidName:
+        except InvalidNameError:
             return Recorded(event, fate, problem="its name can't be read")
         if event.reason in _FOR_ITS_ADDRESS and address is None and not fate.passes:
             return Recorded(
@@ -137,7 +137,7 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
     if target is None:
         return Recorded(event, fate, problem="its destination can't be read")
     request: Request | None = None
-    pushed: tuple[Git, ...] = ()
+    pushed: tuple[GitRequest, ...] = ()
     untold: tuple[str, ...] = ()
     if event.kind is Kind.REQUEST_DECIDED:
         http = event.http
@@ -157,7 +157,7 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
     return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, untold=untold)
 
 
-def _request(http: "Http", git: Git | None) -> Request:
+def _request(http: "Http", git: GitRequest | None) -> Request:
     """Make a request again. Its query has as many bytes as it had, and says nothing."""
     assert http.method is not None
     assert http.path is not None
@@ -165,20 +165,22 @@ def _request(http: "Http", git: Git | None) -> Request:
     return Request(http.method, http.path + query, body=bool(http.body), websocket=http.websocket, git=git)
 
 
-def _git(said: "SaidGit") -> tuple[Git, ...]:
+def _git(said: "SaidGit") -> tuple[GitRequest, ...]:
     """Make again what git asked for: one for a fetch or the beginning of a push, else one a ref. Raises ValueError."""
     texts = (said.repository, *said.refs)
     if any(MASK in text for text in texts):
         raise ValueError("a secret was in it, which the journal doesn't keep")
     for text in texts:
         text.encode("utf-8", "surrogateescape")  # else no gate wrote that
-    service, repo = GitService(said.service), bare_repository(said.repository.removeprefix("/"))
+    service, repo = GitService(said.service), strip_git_suffix(said.repository.removeprefix("/"))
     if service is GitService.FETCH or not said.refs:
-        return (Git(service, repo),)
+        return (GitRequest(service, repo),)
     refs = [each.split(" ") for each in said.refs if not _CUT.search(each)]
     if not all(len(each) >= 2 for each in refs):
         raise ValueError("a ref is what is done to it and its name")
-    return tuple(Git(service, repo, each[1], Change(each[0])) for each in refs) or (Git(service, repo),)
+    return tuple(GitRequest(service, repo, each[1], RefChange(each[0])) for each in refs) or (
+        GitRequest(service, repo),
+    )
 
 
 def _untold(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:

@@ -177,7 +177,7 @@ class Replay:
         about = self._rules_about(attempt)
         if decision.passes and decision.limits:
             unknown.add("`limits`, which depend on what else is sent, and when")
-        if any(rule.minds_taint for rule in about):
+        if any(rule.depends_on_taint for rule in about):
             unknown.add("whether the task was tainted, which the journal doesn't tell of an attempt")
         request = attempt.request
         if request is None:

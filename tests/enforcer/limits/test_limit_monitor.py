@@ -10,7 +10,7 @@ from enforcer.limits.cgroups import Counts
 from enforcer.limits.disk_quota import Over
 from enforcer.limits.limit_monitor import at, reached
 from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, limits_of
-from rules.sandbox import Box
+from rules.sandbox import SandboxSettings
 from rules.verdicts import Outcome, Reason
 
 LIMITS = Limits(memory=64 << 20, cpu=1.5, processes=40)
@@ -209,8 +209,8 @@ def test_what_has_no_name_is_for_who_bounds_the_changes(monkeypatch):
 
 
 def test_what_no_rule_says_is_bounded_by_the_host():
-    assert limits_of(Box(), 8 << 30) == Limits(memory=6 << 30, processes=4096, disk=4 << 30)
-    said = limits_of(Box(memory=1 << 30, timeout=5.0, hostname="x"), 8 << 30)
+    assert limits_of(SandboxSettings(), 8 << 30) == Limits(memory=6 << 30, processes=4096, disk=4 << 30)
+    said = limits_of(SandboxSettings(memory=1 << 30, timeout=5.0, hostname="x"), 8 << 30)
     assert (said.memory, said.timeout, said.said) == (1 << 30, 5.0, {"memory", "timeout"})
 
 

@@ -9,7 +9,7 @@ from enforcer.cli import run
 from enforcer.cli.parsing import declare
 from enforcer.system.errors import UsageError
 from rules.loading.load import read
-from rules.sandbox import BoxUser, WorkspaceMode
+from rules.sandbox import SandboxUser, WorkspaceMode
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_options_stand_instead_of_what_a_file_says_or_beside_it(box_of):
         "*.lock",
     ]
     box, places = box_of([*words, *more], said)
-    assert (box.timeout, box.workspace, box.hostname, box.user) == (7200.0, WorkspaceMode.REVIEW, "b", BoxUser.ROOT)
+    assert (box.timeout, box.workspace, box.hostname, box.user) == (7200.0, WorkspaceMode.REVIEW, "b", SandboxUser.ROOT)
     assert (box.memory, box.cpu, box.processes, box.files, box.disk) == (2 << 30, 2.0, 9, 99, 1 << 30)
     assert (box.caches, box.protected) == ((("npm", "~/.npm"), ("pip", "~/p")), ("*.lock",))
     assert (places.hide, places.names) == (("/x", "/y"), ((".env",),))

@@ -21,13 +21,17 @@ from proxy.approvals.protocol import Answer, Introduction, Result
 from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import Said
 from proxy.telemetry.events import Kind as Event
-from rules.decision import ApprovalTerms, Asks
+from rules.decision import ApprovalTerms, RequiredApproval
 from tests.harness import whole_lines
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry
 
-RELEASE = Rule.of(Asks("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0)))
-DBA = Rule.of(Asks("org:sandbox.approval", "d2" * 32, ApprovalTerms("dba", lasts=0.0, hold=60.0, open=3600.0)))
+RELEASE = Rule.of(
+    RequiredApproval("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0))
+)
+DBA = Rule.of(
+    RequiredApproval("org:sandbox.approval", "d2" * 32, ApprovalTerms("dba", lasts=0.0, hold=60.0, open=3600.0))
+)
 CI = ".github/workflows/ci.yml"
 
 

@@ -1,7 +1,7 @@
 """Questions and messages with something in every field."""
 
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Program, Ref, Rule, Source, Terms
-from rules.decision import ApprovalTerms, Asks, Covers
+from rules.decision import ApprovalTerms, GrantScope, RequiredApproval
 
 
 def terms_of(*given, **named):
@@ -11,10 +11,14 @@ def terms_of(*given, **named):
 
 EVENT = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 ASKS = Rule.of(
-    Asks("web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, Covers.ATTEMPT), "why not")
+    RequiredApproval(
+        "web:main-needs-two", "d1" * 32, ApprovalTerms("release", 2, False, 60.0, 3600.0, GrantScope.ATTEMPT), "why not"
+    )
 )
-HOURLY = Rule.of(Asks("web:db", "d2" * 32, ApprovalTerms(covers=Covers.DESTINATION, lasts=3600.0, by_self=True)))
-ANYONE = Rule.of(Asks("web:ask", "d3" * 32, ApprovalTerms(by_self=True)))
+HOURLY = Rule.of(
+    RequiredApproval("web:db", "d2" * 32, ApprovalTerms(covers=GrantScope.DESTINATION, lasts=3600.0, by_self=True))
+)
+ANYONE = Rule.of(RequiredApproval("web:ask", "d3" * 32, ApprovalTerms(by_self=True)))
 SOURCE = Source("web:issues", "https://forge.example/issues", EVENT)
 PROGRAM = Program(7, "/usr/bin/git", ("git", "push"), ("/bin/sh", "/sbin/init"))
 

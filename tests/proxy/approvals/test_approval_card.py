@@ -6,7 +6,7 @@ from proxy.approvals.approval_card import _decoded
 from proxy.approvals.approval_request import File, Ref
 from proxy.approvals.protocol import Tainted
 from proxy.telemetry.baseline.anomalies import Before
-from rules.decision import Covers
+from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     ASKS,
@@ -100,7 +100,7 @@ def test_what_its_rules_want_told_to_nobody_only_who_decides_sees(play):
 
 def test_what_each_choice_says_is_what_it_does(play):
     async def story(world):
-        terms = (terms_of(covers=Covers.RULE), terms_of(lasts=0.0), HOURLY.terms)
+        terms = (terms_of(covers=GrantScope.RULE), terms_of(lasts=0.0), HOURLY.terms)
         for number, one in enumerate(terms):
             task = await world.task(f"t{number}")
             question = CONNECTION._replace(rules=(ANYONE._replace(terms=one._replace(by_self=True)),))

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import astuple
 
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Malformed, Ref, key, keys
-from rules.decision import Covers
+from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     COMMAND,
@@ -58,7 +58,7 @@ def test_every_field_is_of_the_key_or_known_not_to_be():
 
 @pytest.mark.parametrize("field", ELSE)
 def test_what_does_something_else_has_another_key(field):
-    assert key(PUSH._replace(**{field: ELSE[field]}), Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT)
+    assert key(PUSH._replace(**{field: ELSE[field]}), GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT)
     assert not set(keys(PUSH._replace(**{field: ELSE[field]}))[:1]) & set(keys(PUSH))
 
 
@@ -72,21 +72,23 @@ def test_a_push_of_other_objects_is_another_attempt(number):
     changed = list(astuple(PUSH.refs[0]))
     changed[number + 1] = "d" * 40
     other = PUSH._replace(refs=(Ref(*changed), *PUSH.refs[1:]))
-    assert key(other, Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT)
-    assert key(PUSH._replace(refs=PUSH.refs[:1]), Covers.ATTEMPT) != key(PUSH, Covers.ATTEMPT), "nor is a part of it"
-    assert key(PUSH._replace(refs=PUSH.refs[::-1]), Covers.ATTEMPT) == key(PUSH, Covers.ATTEMPT)
+    assert key(other, GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT)
+    assert key(PUSH._replace(refs=PUSH.refs[:1]), GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT), (
+        "nor is a part of it"
+    )
+    assert key(PUSH._replace(refs=PUSH.refs[::-1]), GrantScope.ATTEMPT) == key(PUSH, GrantScope.ATTEMPT)
 
 
 def test_words_are_not_run_together():
     one, other = (COMMAND._replace(argv=argv) for argv in (("rm", "a b"), ("rm", "a", "b")))
-    assert key(one, Covers.ATTEMPT) != key(other, Covers.ATTEMPT)
+    assert key(one, GrantScope.ATTEMPT) != key(other, GrantScope.ATTEMPT)
 
 
 def test_a_wish_for_a_push_covers_it_whatever_its_objects():
     refs = tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs)
     wish = PUSH._replace(method="", path="", refs=refs, beforehand=True)
-    assert key(wish, Covers.ATTEMPT) in keys(PUSH)
-    assert key(PUSH, Covers.ATTEMPT) not in keys(wish)
+    assert key(wish, GrantScope.ATTEMPT) in keys(PUSH)
+    assert key(PUSH, GrantScope.ATTEMPT) not in keys(wish)
 
 
 def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
@@ -100,34 +102,34 @@ def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
         PUSH._replace(secrets=("forge",)),
     ):
         less = PUSH if other.kind is Kind.PUSH else small
-        assert key(less, Covers.ATTEMPT) not in keys(other)
-        assert key(other, Covers.ATTEMPT) not in keys(less)
+        assert key(less, GrantScope.ATTEMPT) not in keys(other)
+        assert key(other, GrantScope.ATTEMPT) not in keys(less)
 
 
 def test_a_wish_for_a_request_covers_it_whatever_its_body_and_secrets():
     wish = REQUEST._replace(size=None, beforehand=True)
     for size in (0, 12, None):
-        assert key(wish, Covers.ATTEMPT) in keys(REQUEST._replace(size=size, secrets=("forge",)))
-    assert key(REQUEST._replace(size=None), Covers.ATTEMPT) not in keys(REQUEST), "unknown is not any"
+        assert key(wish, GrantScope.ATTEMPT) in keys(REQUEST._replace(size=size, secrets=("forge",)))
+    assert key(REQUEST._replace(size=None), GrantScope.ATTEMPT) not in keys(REQUEST), "unknown is not any"
     bare = wish._replace(size=0)
-    assert key(bare, Covers.ATTEMPT) in keys(REQUEST._replace(size=0))
-    assert key(bare, Covers.ATTEMPT) not in keys(REQUEST)
-    assert key(REQUEST, Covers.ATTEMPT) not in keys(wish)
+    assert key(bare, GrantScope.ATTEMPT) in keys(REQUEST._replace(size=0))
+    assert key(bare, GrantScope.ATTEMPT) not in keys(REQUEST)
+    assert key(REQUEST, GrantScope.ATTEMPT) not in keys(wish)
 
 
 def test_wider_covers():
     other = REQUEST._replace(method="GET", path="/", kind=Kind.CONNECTION)
-    assert key(other, Covers.DESTINATION) == key(REQUEST, Covers.DESTINATION)
-    assert key(other._replace(port=80), Covers.DESTINATION) != key(REQUEST, Covers.DESTINATION)
-    assert key(CONNECTION, Covers.RULE) == key(REQUEST, Covers.RULE)
-    assert key(COMMAND, Covers.DESTINATION) != key(MERGE, Covers.DESTINATION)
-    assert key(COMMAND, Covers.DESTINATION) != key(COMMAND._replace(argv=("rm",)), Covers.DESTINATION)
+    assert key(other, GrantScope.DESTINATION) == key(REQUEST, GrantScope.DESTINATION)
+    assert key(other._replace(port=80), GrantScope.DESTINATION) != key(REQUEST, GrantScope.DESTINATION)
+    assert key(CONNECTION, GrantScope.RULE) == key(REQUEST, GrantScope.RULE)
+    assert key(COMMAND, GrantScope.DESTINATION) != key(MERGE, GrantScope.DESTINATION)
+    assert key(COMMAND, GrantScope.DESTINATION) != key(COMMAND._replace(argv=("rm",)), GrantScope.DESTINATION)
 
 
 def test_the_narrowest_rule_says_what_is_covered():
-    assert REQUEST._replace(rules=(HOURLY,)).covers is Covers.DESTINATION
-    assert REQUEST._replace(rules=(HOURLY, ANYONE)).covers is Covers.ATTEMPT
-    assert REQUEST._replace(rules=()).covers is Covers.ATTEMPT
+    assert REQUEST._replace(rules=(HOURLY,)).covers is GrantScope.DESTINATION
+    assert REQUEST._replace(rules=(HOURLY, ANYONE)).covers is GrantScope.ATTEMPT
+    assert REQUEST._replace(rules=()).covers is GrantScope.ATTEMPT
 
 
 @pytest.mark.parametrize(
@@ -144,8 +146,8 @@ def test_what_is_too_long_to_show_is_cut_and_has_no_key_of_its_own(more):
     fitted = REQUEST._replace(**more).fitted()
     assert fitted.cut
     assert len(json.dumps(fitted.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) < 50_000
-    assert key(fitted, Covers.ATTEMPT) not in keys(fitted)
-    assert key(fitted, Covers.DESTINATION) in keys(fitted)
+    assert key(fitted, GrantScope.ATTEMPT) not in keys(fitted)
+    assert key(fitted, GrantScope.DESTINATION) in keys(fitted)
 
 
 def test_a_long_story_of_who_asks_cuts_nothing_that_is_done():

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from proxy.approvals.model import ONCE, Extent, Offer, Wider, given_by, sentence, span
-from rules.decision import ApprovalTerms, Covers
+from rules.decision import ApprovalTerms, GrantScope
 from tests.proxy.approvals.approval_world import START
 
-A, D, R = Covers
+A, D, R = GrantScope
 FREE, FIXED, HOUR = ApprovalTerms(), ApprovalTerms(lasts=ONCE), ApprovalTerms(lasts=3600.0)
 GIVEN = [
     (FREE, "", (1, None, 86400)),
@@ -55,11 +55,11 @@ def test_more_than_the_rule_gives(terms, words, why):
         given_by(terms, A, [Offer.parse([words])], START)
 
 
-@pytest.mark.parametrize("covers", Covers)
-@pytest.mark.parametrize("wanted", Covers)
+@pytest.mark.parametrize("covers", GrantScope)
+@pytest.mark.parametrize("wanted", GrantScope)
 def test_never_wider_than_the_rule(covers, wanted):
     offer = Offer.parse([], wanted)
-    if list(Covers).index(wanted) > list(Covers).index(covers):
+    if list(GrantScope).index(wanted) > list(GrantScope).index(covers):
         with pytest.raises(Wider, match="is wider"):
             given_by(FREE, covers, [offer], START)
     else:

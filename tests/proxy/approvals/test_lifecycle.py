@@ -4,7 +4,7 @@ import pytest
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Over, Result, Used
-from rules.decision import Covers
+from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
     ASKS,
@@ -254,7 +254,7 @@ def test_what_is_too_large_to_show_is_not_approved_by_itself(play):
 
 def test_the_rule_wide_grant_serves_other_places(play):
     async def story(world):
-        rules = (ANYONE._replace(terms=terms_of(covers=Covers.RULE, by_self=True)),)
+        rules = (ANYONE._replace(terms=terms_of(covers=GrantScope.RULE, by_self=True)),)
         task = await world.task()
         _, id_ = await world.held(task, REQUEST._replace(rules=rules))
         await world.approve(id_, ADA, "task")

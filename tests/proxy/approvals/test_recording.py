@@ -12,7 +12,7 @@ from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalFailed
 from proxy.telemetry.prometheus.metrics import Metrics
-from rules.decision import Covers
+from rules.decision import GrantScope
 from tests import event_schema
 from tests.proxy.approvals.approval_samples import ANYONE, EVENT
 from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
@@ -25,7 +25,18 @@ QUESTION = ApprovalRequest(
 APPROVAL = Approval(ID, "t-1", State.PENDING, WishKind.NONE, "key", QUESTION, "", 1_795_000_000.0, 1_795_003_600.0)
 WISH = APPROVAL._replace(wish=WishKind.ASKS, said="I need it")
 GRANT = Grant(
-    "g1", ID, "t-1", "web:ask", "d", Covers.DESTINATION, "k", 3, None, 1_795_003_600.0, cuts=True, made=1_795_000_000.0
+    "g1",
+    ID,
+    "t-1",
+    "web:ask",
+    "d",
+    GrantScope.DESTINATION,
+    "k",
+    3,
+    None,
+    1_795_003_600.0,
+    cuts=True,
+    made=1_795_000_000.0,
 )
 STEPS = {
     "asked": (lambda to: to.asked(APPROVAL, joined=False), "asked for POST https://api.example/v1/things: writes there"),

@@ -6,7 +6,7 @@ from proxy.approvals.model import Vote
 from proxy.approvals.people import People
 from proxy.approvals.protocol import Result
 from proxy.approvals.votes import Said
-from rules.decision import Covers
+from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST, terms_of
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, MALLORY, STARTER, USERS
 
@@ -270,13 +270,13 @@ def test_who_looked_is_told_once(play, store):
 
 def test_the_narrower_of_two_approvals_counts(play):
     async def story(world):
-        terms = terms_of("release", 2, covers=Covers.RULE, lasts=3600.0)
+        terms = terms_of("release", 2, covers=GrantScope.RULE, lasts=3600.0)
         task = await world.task()
         number, id_ = await world.held(task, CONNECTION._replace(rules=(HOURLY._replace(terms=terms),)))
         await world.approve(id_, ADA, "30m", covers="destination")
         decided = await world.approve(id_, BO, "uses 3")
         (grant,) = decided.grants
-        assert (grant.uses, grant.ends - grant.made, grant.width) == (3, 1800.0, Covers.DESTINATION)
+        assert (grant.uses, grant.ends - grant.made, grant.width) == (3, 1800.0, GrantScope.DESTINATION)
         assert world.answer(number).result is Result.GRANTED
 
     play(story)

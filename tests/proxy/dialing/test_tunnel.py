@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from proxy.dialing.proxy_auth import Login
 from proxy.dialing.tunnel import LONGEST_HEAD, Refused, tunnel
 from rules.addresses import parse_host
-from rules.settings import Upstream, Via
+from rules.settings import ProxyDestination, Upstream
 
 LOGIN = Login(b"me", b"ge:heim")
 HTTP = Upstream.parse("http://proxy:3128")
@@ -15,7 +15,7 @@ SOCKS = Upstream.parse("socks5://proxy:1080")
 
 
 def asking(upstream, target="good.example", login=None, port=443):
-    return tunnel(Via(upstream, parse_host(target)), port, login)
+    return tunnel(ProxyDestination(upstream, parse_host(target)), port, login)
 
 
 def converse(asked, pieces):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dns.wire import BLOCKED, MOST_BYTES, Malformed, Query, Rcode, Type, build_answer, parse_query
-from rules.names import HostName, InvalidName
+from rules.names import HostName, InvalidNameError
 
 
 def question(name="good.example", kind="A", *, edns=True, **how):
@@ -168,7 +168,7 @@ def test_an_additional_record_that_is_not_opt_is_skipped():
 def test_what_no_host_name_has_can_not_be_taken_for_one(name, text):
     query = parse_query(made(name))
     assert query.name == text
-    with pytest.raises(InvalidName):
+    with pytest.raises(InvalidNameError):
         HostName.parse(query.name)
 
 

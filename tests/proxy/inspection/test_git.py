@@ -4,7 +4,7 @@ import pytest
 
 from proxy.inspection.stages.git import git_request
 from proxy.request.request_head import Unclear
-from rules.attempt import Git, GitService
+from rules.attempt import GitRequest, GitService
 from rules.verdicts import Reason
 
 FETCH, PUSH = GitService.FETCH, GitService.PUSH
@@ -38,7 +38,7 @@ GITS = [
 
 @pytest.mark.parametrize(("method", "target", "kinds", "service"), GITS)
 def test_git(method, target, kinds, service):
-    assert git_request(method, target, kinds) == Git(service, WEB)
+    assert git_request(method, target, kinds) == GitRequest(service, WEB)
 
 
 PLAIN = [

@@ -11,7 +11,7 @@ from inspection_clients import needs
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.replay.learner import Learner
-from rules.attempt import Change
+from rules.attempt import RefChange
 from tests.git_pushes import MAIN
 
 EVERY = pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_audit_mode_records_what_git_does_where_no_rule_looks_at_it(forge, gate,
         learner.take(decode(json.dumps(event).replace("127.0.0.", "1.2.3.").encode()))  # no rule opens the loopback
     drafted = learner.result()
     said = {(each.git.change, each.git.repos, each.git.refs) for each in drafted.drafts if each.git is not None}
-    assert said == {(None, ("acme/web",), ()), (Change.CREATE, ("acme/web",), ("refs/heads/feature/x",))}
+    assert said == {(None, ("acme/web",), ()), (RefChange.CREATE, ("acme/web",), ("refs/heads/feature/x",))}
     assert [each.paths for each in drafted.drafts if each.git is None] == []
 
 

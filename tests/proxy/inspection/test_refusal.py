@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from proxy.gate.block_page import FOR_GRPC, LONGEST, Refusal, page
-from rules.decision import Decision, Near
+from rules.decision import Decision, NearestRule
 from rules.explain.reasons import REASONS
 from rules.names import HOST, HostName
 from rules.verdicts import Outcome, Reason, Verdict
@@ -46,7 +46,7 @@ def test_what_a_program_reads():
 
 
 def test_what_git_shows_its_user():
-    near = Near(rule="web:read", field="methods", wanted="GET, HEAD", got="POST")
+    near = NearestRule(rule="web:read", field="methods", wanted="GET, HEAD", got="POST")
     decision = Decision(reason=Reason.NO_RULE, near=near)
     made = page(Refusal(decision, "POST https://git.example/x"), user_agent="git/2.39.5")
     assert dict(made.headers)[b"Content-Type"] == b"text/plain; charset=us-ascii"
@@ -106,7 +106,7 @@ def test_grpc_s_message_is_escaped():
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
 def test_a_task_s_text_comes_back_escaped(user_agent):
-    near = Near(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    near = NearestRule(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     decision = Decision(reason=Reason.RULE, rules=(HOSTILE,), near=near, why=HOSTILE)
     made = page(Refusal(decision, HOSTILE, event=HOSTILE, detail=HOSTILE), user_agent)
     raw = made.http1()

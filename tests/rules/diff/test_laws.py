@@ -15,7 +15,7 @@ from rules.matching.reference import covers_target
 from rules.names import HostName
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern
-from rules.ports import could_cover
+from rules.ports import ports_could_cover
 from rules.settings import Settings
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules import drawing as laws
@@ -60,7 +60,7 @@ def standing(policy, attempt):
     decision = policy.decide(attempt)
     # What is blocked and nobody can be asked about is as good as denied; what audit mode lets out would be asked about.
     audited = decision.outcome is Outcome.WOULD_BLOCK and decision.reason is Reason.APPROVAL_UNAVAILABLE
-    verdict = Verdict.ASK if decision.asks or audited else decision.verdict
+    verdict = Verdict.ASK if decision.needs_approval or audited else decision.verdict
     unread = attempt.request is None and attempt.protocol is Protocol.TLS and decision.passes and not decision.inspect
     return verdict, decision.outcome, unread
 
@@ -74,7 +74,7 @@ def is_held_by_ask(policy, attempt):
 def asking(both, attempt):
     """Who an attempt is by, and when, as far as the rules about it in either policy ask."""
     rules = [rule for each in both for rule in each.rules if covers_target(rule, attempt)]
-    rules = [rule for rule in rules if could_cover(rule.ports, attempt.port, attempt.protocol)]
+    rules = [rule for rule in rules if ports_could_cover(rule.ports, attempt.port, attempt.protocol)]
     selectors = [owner.selector for rule in rules for owner in (rule, *rule.excepts)]
     return (
         [rule.until is not None and (attempt.at is None or attempt.at > rule.until) for rule in rules],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rules.attempt import Caller, Change, Protocol
+from rules.attempt import Caller, Protocol, RefChange
 from rules.editing import CannotWrite, Wanted, written
 from rules.loading.load import read
 
@@ -14,7 +14,7 @@ POST = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
 DB = Wanted(Protocol.TCP, "db.example", 5432)
 MAIN = Wanted(
     Protocol.TLS, "g.example", 443, "POST", "/acme/web.git/git-receive-pack", body=True, repo="acme/web",
-    refs=(("refs/heads/main", Change.UPDATE),),
+    refs=(("refs/heads/main", RefChange.UPDATE),),
 )  # fmt: skip
 ENTRY = "{to: x.example, ports: [443], http: {methods: [POST], paths: [/a/b]}}"
 RULE = "{id: approved-x-example, to: x.example, ports: [443], http: {methods: [POST], paths: [/a/b]}, action: allow}"

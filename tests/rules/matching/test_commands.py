@@ -124,7 +124,7 @@ def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
     )
     asked, run = policy(RULES, head), Run(("git",), ("push", "origin", "main"))
     held = decide_run(asked, run)
-    assert held.asks
+    assert held.needs_approval
     assert [(asks.rule, asks.terms.by, asks.terms.by_self, asks.why) for asks in held.approval] == [
         ("t:pushes", None, True, ""), ("t:two", "release", False, "it deploys"),
     ]  # fmt: skip

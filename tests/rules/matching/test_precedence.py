@@ -177,13 +177,13 @@ NEAR = [
 def test_no_rule_names_the_nearest_and_what_kept_it_out(rules, attempt, near):
     decision = decide(rules, attempt)
     assert decision.reason is Reason.NO_RULE
-    assert decision.near is not None
-    assert (decision.near.rule, decision.near.field, decision.near.wanted, decision.near.got) == near
+    assert decision.nearest is not None
+    assert (decision.nearest.rule, decision.nearest.field, decision.nearest.wanted, decision.nearest.got) == near
 
 
 @pytest.mark.parametrize("attempt", ["GET https://y.other/", "GET https://com/", "GET https://1.1.1.1/"])
 def test_nothing_near_is_no_hint(attempt):
-    assert decide("- {id: a, to: x.example, action: allow}", attempt).near is None
+    assert decide("- {id: a, to: x.example, action: allow}", attempt).nearest is None
 
 
 def test_a_decision_carries_what_the_rule_says():

@@ -193,7 +193,7 @@ NEAR = [
 
 @pytest.mark.parametrize(("rules", "attempt", "carried", "near"), NEAR)
 def test_what_kept_a_request_out_is_told_but_never_what_it_carries(rules, attempt, carried, near):
-    assert tuple(decide(rules, attempt, **carried).near) == near
+    assert tuple(decide(rules, attempt, **carried).nearest) == near
 
 
 LENGTHS = [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.cli import main
-from rules.globs import overlap
+from rules.globs import may_overlap
 from rules.loading.document import parse
 from rules.loading.fields import Reader
 from rules.loading.load import failures, load, preset_names, read, read_preset
@@ -110,7 +110,7 @@ def test_a_preset_loads_says_why_and_passes_its_tests(name, lock):
 @pytest.mark.parametrize("name", preset_names())
 def test_what_a_preset_lets_out_reads_at_exact_hosts(name, lock):
     for rule in read_preset(name, [lock]).policy.rules:
-        if not rule.lets_out:
+        if not rule.allows:
             continue
         assert [p.text for p in rule.names if p.below is not None] == [], "a wildcard that lets out"
         if rule.git is not None:
@@ -132,7 +132,7 @@ def test_no_wildcard_stands_under_a_suffix_that_strangers_share(lock):
     for name in preset_names():
         for rule in read_preset(name, [lock]).policy.rules:
             shared = [p.text for p in rule.names if p.below and suffix_of_wildcard(p.below) is not Suffix.NONE]
-            assert not rule.lets_out or not shared, rule.id
+            assert not rule.allows or not shared, rule.id
 
 
 @pytest.mark.parametrize("name", DISCOVERED)
@@ -160,7 +160,7 @@ def test_a_discovered_preset_is_what_is_locked(web):
         "GET https://sub.npm.example/abbrev": "deny no_rule",
     }
     assert {attempt: decide(loaded, attempt) for attempt in table} == table
-    assert [list(map(str, rule.resolves_to or ())) for rule in loaded.policy.rules if rule.lets_out] == [
+    assert [list(map(str, rule.resolves_to or ())) for rule in loaded.policy.rules if rule.allows] == [
         [], ["10.1.2.3/32"], [],
     ]  # fmt: skip
 
@@ -451,7 +451,7 @@ PATTERN = st.one_of(
 @given(PATTERN, PATTERN, NAME)
 def test_what_both_cover_is_found_to_overlap(one, other, name):
     patterns = first, second = NamePattern.parse(one), NamePattern.parse(other)
-    meet = overlap(first.parts, second.parts)
-    assert meet == overlap(second.parts, first.parts)
+    meet = may_overlap(first.parts, second.parts)
+    assert meet == may_overlap(second.parts, first.parts)
     if all(pattern.matches(HostName(name)) for pattern in patterns):
         assert meet

@@ -12,7 +12,7 @@ from enforcer.approvals import client
 from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
-from rules.decision import ApprovalTerms, Asks
+from rules.decision import ApprovalTerms, RequiredApproval
 from tests.harness import whole_lines
 
 PATIENCE = 60.0  # seconds
@@ -27,7 +27,7 @@ def until(found, what="it"):
 
 
 def question(path="/x", **terms):
-    asks = Rule.of(Asks("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because"))
+    asks = Rule.of(RequiredApproval("web:writing", "d" * 64, ApprovalTerms(**{"by_self": True, **terms}), "because"))
     return ApprovalRequest(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
 
 

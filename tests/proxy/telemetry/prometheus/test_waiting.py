@@ -17,7 +17,7 @@ from proxy.telemetry.events import Answer
 from proxy.telemetry.prometheus.metrics import ANSWERS, STALE, Metrics, Told, Waiting
 from proxy.telemetry.prometheus.totals import add, from_json, to_json, total
 from proxy.wire import message
-from rules.decision import ApprovalTerms, Asks
+from rules.decision import ApprovalTerms, RequiredApproval
 
 
 def some():
@@ -90,7 +90,11 @@ class NoPoller:
 
 def question():
     return ApprovalRequest(
-        QuestionKind.CONNECTION, "tls", "a.example", 443, rules=(Rule.of(Asks("t:a", "0f", ApprovalTerms())),)
+        QuestionKind.CONNECTION,
+        "tls",
+        "a.example",
+        443,
+        rules=(Rule.of(RequiredApproval("t:a", "0f", ApprovalTerms())),),
     )
 
 
