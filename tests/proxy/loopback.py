@@ -6,9 +6,11 @@ from rules.loading import rule_schema
 
 def let_out(set_attribute):
     """Change the rules with `set_attribute(owner, name, value)`."""
-    opens, check = rules.matching.index.opens, rule_schema._check_opening
+    opens, check = rules.matching.index.network_opens, rule_schema._check_opening
     set_attribute(
-        rules.matching.index, "opens", lambda network, address: opens(network, address) or _opened(network, address)
+        rules.matching.index,
+        "network_opens",
+        lambda network, address: opens(network, address) or _opened(network, address),
     )
     set_attribute(
         rule_schema,
