@@ -28,7 +28,10 @@ SUMMARY = "Run untrusted tasks behind one gate that decides what leaves."
 def parser_of(name: str) -> argparse.ArgumentParser:
     """Return the parser of one command."""
     made = argparse.ArgumentParser(
-        prog=f"exeat {name}", description=f"{COMMANDS[name]}.".capitalize(), usage=USAGES.get(name), allow_abbrev=False
+        prog=f"exeat {name}",
+        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
+        usage=USAGES.get(name),
+        allow_abbrev=False,
     )
     declare(made, cli.command(name)[0])
     return made
@@ -37,7 +40,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def whole_parser() -> argparse.ArgumentParser:
     """Return one parser with every command as a subcommand, as completion tools expect it."""
     made = argparse.ArgumentParser(prog="exeat", description=SUMMARY)
-    made.add_argument("--version", action="store_true", help="print which version this is")
+    made.add_argument("--version", action="store_true", help="print the version")
     commands = made.add_subparsers(metavar="COMMAND")
     for name, summary in COMMANDS.items():
         declare(commands.add_parser(name, help=summary, description=summary), cli.command(name)[0])
@@ -51,7 +54,7 @@ def rows(actions: Iterable[argparse.Action]) -> Iterator[str]:
             continue
         value = "" if action.nargs == 0 else f" {_value(action)}"
         words = ", ".join(f"`{word}{value}`" for word in action.option_strings) or f"`{_value(action)}`"
-        yield f"| {words} | {_cell(action.help or '')} |"
+        yield f"| {_cell(words)} | {_cell(action.help or '')} |"
 
 
 def options(name: str) -> str:

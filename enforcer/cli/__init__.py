@@ -161,5 +161,5 @@ def _print_help() -> None:
     width = max(map(len, COMMANDS))
     for name, says in COMMANDS.items():
         print(f"  {name:<{width}}  {says}")
-    print("\n`exeat COMMAND --help` says more about each, `exeat --version` which version this is.")
-    print("Begin with `exeat doctor`, then `exeat run --rules FILE -- COMMAND`; README.md has a first rule file.")
+    print("\n`exeat COMMAND --help` shows the options of a command, `exeat --version` the version.")
+    print("Start with `exeat doctor`, then `exeat run --rules FILE -- COMMAND`; README.md has a first rule file.")

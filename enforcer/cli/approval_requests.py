@@ -34,27 +34,27 @@ TERMS: Final = (
     argument(
         "--for",
         "HOW...",
-        "how far: once, task, 1h, 'until 2027-01-31', 'uses 3', 'bytes 2GB'; may be given again",
+        "how long the approval lasts: `once`, `task`, `1h`, `until 2027-01-31`, `uses 3`, `bytes 2GB`",
         dest="lasts",
     ),
     argument(
         "--scope",
         "SCOPE",
-        "what the grant covers: attempt, destination or rule; at most what the rule says",
+        "what the approval covers: attempt, destination or rule; at most what the rule gives",
         default="",
     ),
     old_spelling("--covers", "--scope", "SCOPE"),
     argument(
         "--as-rule",
         "FILE",
-        "also let it out by a rule from now on, in this file (by default the asking rule's, or the task's)",
+        "also write a rule that allows it (default FILE: the file of the rule that asks, or the task's first)",
         nargs="?",
         const="",
         type=str,
     ),
 )
-WHY: Final = argument("--why", "TEXT", "why: told in the journal, and to the task", default="")
-TOKEN_FILE: Final = argument("--token-file", "FILE", "approve as the owner of this token, from a file closed to others")
+WHY: Final = argument("--why", "TEXT", "reason, recorded in the journal and sent to the task", default="")
+TOKEN_FILE: Final = argument("--token-file", "FILE", "answer as the owner of the token in this file (mode 0600)")
 
 
 def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]], text: str = "") -> int:

@@ -140,13 +140,13 @@ def _none(words: list[str], verb: str) -> None:
 
 type _Does = Callable[[argparse.Namespace, list[str]], int]
 _VERBS: dict[str, tuple[str, _Does]] = {
-    "list": ("what waits (the default)", _list),
-    "watch": ("each question as it comes", _watch),
-    "show": ("all that there is to know of one", _show),
-    "history": ("what was asked and answered", _history),
-    "approve": ("let go on", partial(_vote, "approve")),
-    "reject": ("refuse", partial(_vote, "reject")),
-    "answer": ("as the owner of a token", _answer),
+    "list": ("pending requests (the default)", _list),
+    "watch": ("each request as it arrives", _watch),
+    "show": ("all details of one request", _show),
+    "history": ("earlier requests and their answers", _history),
+    "approve": ("allow it", partial(_vote, "approve")),
+    "reject": ("deny it", partial(_vote, "reject")),
+    "answer": ("answer as the owner of a token, for programs", _answer),
     "revoke": ("end a grant", _revoke),
     "token": ("make a token and its hash", _token),
 }
@@ -161,17 +161,17 @@ ARGUMENTS: Final = (
     ),
     *approval_requests.TERMS,
     approval_requests.WHY,
-    argument("--task", "TASK", "list, history: only this task, by its id or name"),
-    argument("--since", "WHEN", "history: only what came after: 30m, 1h, 2026-11-21", type=instant, default=0),
+    argument("--task", "TASK", "list, history: only this task, by id or name"),
+    argument("--since", "WHEN", "history: only requests after this time: 30m, 1h, 2026-11-21", type=instant, default=0),
     approval_requests.TOKEN_FILE,
     argument(
         "--format",
         ("text", "json", "jsonl"),
-        "text for people, json for programs, jsonl for them too: a line each",
+        "output format; jsonl prints one line for each value",
         default="text",
     ),
 )
-_ID: Final = argument("id", "ID", "the question, by the beginning of its id")
+_ID: Final = argument("id", "ID", "approval request: its id, or the beginning of it")
 REJECT_ARGUMENTS: Final = (_ID, approval_requests.WHY, approval_requests.TOKEN_FILE, FORMAT)
 APPROVE_ARGUMENTS: Final = (*REJECT_ARGUMENTS, *approval_requests.TERMS)
 

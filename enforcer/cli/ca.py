@@ -17,9 +17,9 @@ from proxy.certificates.authority import Authority, existing, rotate
 from proxy.certificates.authority_file import AuthorityError
 
 ARGUMENTS: Final = (
-    argument("action", ("show", "rotate", "export"), "show it, replace it with a new one, or write its certificate"),
-    argument("file", "FILE", "where `export` writes (by default to standard output)", nargs="?"),
-    argument("--der", "", "export as DER instead of PEM"),
+    argument("action", ("show", "rotate", "export"), "show the CA; replace it with a new one; write its certificate"),
+    argument("file", "FILE", "export: file to write (default: standard output)", nargs="?"),
+    argument("--der", "", "export: write DER instead of PEM"),
     FORMAT,
 )
 

@@ -38,13 +38,13 @@ ARGUMENTS: Final = (
     argument(
         "words",
         "[accept|discard|cat] TASK [PATH...]",
-        "a task, by id or name, and paths in its workspace; without a verb its changes are shown, "
-        "without a task those that have any are listed",
+        "a task, by id or name, and paths in its workspace; without a verb, show the changes; "
+        "without a task, list the tasks with changes",
         nargs="*",
     ),
-    argument("--stat", "", "a line a change, not the diff"),
+    argument("--stat", "", "one line for each change instead of the diff"),
     FORMAT,
-    argument("--protected", "PATH...", "accept this protected path too; may be given again"),
+    argument("--protected", "PATH...", "accept this protected path too"),
 )
 
 

@@ -58,9 +58,7 @@ def _code(text: str) -> str:
     raise argparse.ArgumentTypeError(f"`{text}` is no code of a finding{did_you_mean(text, words)}")
 
 
-LOCK: Final = argument(
-    "--lock", "FILE", "read where package registries are from this presets.lock, and not from this machine's"
-)
+LOCK: Final = argument("--lock", "FILE", "read package registries from this presets.lock instead of this machine's")
 
 
 ARGUMENTS: Final = (
@@ -68,19 +66,19 @@ ARGUMENTS: Final = (
         "files",
         "FILE",
         "a rule file, approvers.yaml, identities.yaml, or a directory of them; each is checked by itself, with "
-        "what it includes",
+        "its includes",
         nargs="+",
     ),
     argument(
         "--format",
         ("text", "json", "sarif"),
-        "for people, for programs, or for code reviews (SARIF 2.1.0)",
+        "output format; sarif is SARIF 2.1.0, for code reviews",
         default="text",
     ),
     LOCK,
-    argument("--strict", "", "exit 1 for notes too, not only for errors and warnings"),
-    argument("--ignore", "CODE...", "pass over findings with this code", type=_code),
-    argument("--at", "DATE", "look at `until` as of this day, as in 2027-01-31 (default: today, UTC)", type=day),
+    argument("--strict", "", "exit with 1 for notes too"),
+    argument("--ignore", "CODE...", "ignore warnings and notes with this code or name", type=_code),
+    argument("--at", "DATE", "evaluate `until` as of this day, as in 2027-01-31 (default: today in UTC)", type=day),
 )
 
 

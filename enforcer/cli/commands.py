@@ -1,36 +1,36 @@
 """Table of the commands of `exeat`: summary, examples and module of each."""
 
 COMMANDS = {
-    "run": "run a task whose only way to the network is the gate",
-    "shell": "run a shell in the box that a task would get",
-    "up": "serve the sandboxes of `exeat run` from one long-running process",
+    "run": "run a task in a sandbox whose only network access is the gate",
+    "shell": "open a shell in the sandbox that a task would get",
+    "up": "run the service, which hosts the sandboxes of `exeat run`",
     "ps": "list the tasks that the service runs",
-    "status": "say whether a service runs, and how it is",
-    "stop": "end a task that the service runs",
-    "attach": "give the gate to a network namespace that somebody else made",
-    "detach": "take the gate from what was attached",
-    "changes": "show, accept or discard what tasks changed in a workspace that is reviewed",
-    "approvals": "show what the gate holds and asks people about, and answer it",
-    "approve": "let go on what the gate holds",
-    "reject": "refuse what the gate holds",
-    "flagged": "show what rules with `flag` let go, and say that you have looked",
-    "check": "check rule files: every problem with its place and the correction",
-    "explain": "say what the rules decide about one attempt, and why",
-    "test": "run the tests that rule files carry",
-    "presets": "list and show what is shipped, and lock where this machine's registries are",
-    "diff": "say what other rules would decide otherwise, by meaning and not by text",
-    "schema": "print the JSON Schema of rule files, for editors",
-    "replay": "say what other rules would change for what a journal tells",
-    "learn": "write the smallest rule file that allows what a journal tells was let out",
-    "log": "show the journal: what was decided, and why",
-    "top": "show what tasks try just now, on one screen",
-    "report": "write a page about what a task tried, for a ticket",
-    "export": "pass the journal on to a receiver: OTLP, syslog, a webhook, a file",
-    "ca": "show the installation's own CA, replace it, or write its certificate",
-    "doctor": "say whether this machine can run sandboxes, and what to do if not",
+    "status": "show the state of the service and of the approvals registry",
+    "stop": "stop a task that the service runs",
+    "attach": "attach the gate to a network namespace that another program made",
+    "detach": "detach the gate from a network namespace",
+    "changes": "show, accept or discard the changes of a task in a reviewed workspace",
+    "approvals": "list, show and answer approval requests",
+    "approve": "allow what the gate holds",
+    "reject": "deny what the gate holds",
+    "flagged": "list attempts that rules with `flag` allowed, and acknowledge them",
+    "check": "check rule files: each error and finding with its place and correction",
+    "explain": "explain the decision on one attempt, or suggest the rule that would allow it",
+    "test": "run the tests in rule files",
+    "presets": "list and show presets, and lock the package registries of this machine",
+    "diff": "show which decisions differ between two sets of rules",
+    "schema": "print the JSON Schema of rule files or of events",
+    "replay": "show which recorded decisions other rules would change",
+    "learn": "write the smallest rule file that allows what a journal records as allowed",
+    "log": "show, verify and manage the journal: decisions and their reasons",
+    "top": "show what tasks try just now",
+    "report": "write an HTML report about a task or a period",
+    "export": "send the journal to a receiver: OTLP, syslog, a webhook or a file",
+    "ca": "show, rotate or export the certificate authority of this installation",
+    "doctor": "check whether this machine can run sandboxes, and print how to fix it if not",
 }
 
-# Ends a command's help, and what is said when words are missing
+# Shown at the end of a command's help, and where an argument is missing
 EXAMPLES = {
     "run": "exeat run --rules web.yaml -- make test",
     "shell": "exeat shell --rules web.yaml",
@@ -61,7 +61,7 @@ EXAMPLES = {
     "doctor": "exeat doctor",
 }
 
-# Where argparse would write another
+# Usage lines that differ from what argparse would print
 USAGES = {
     "run": "exeat run [--rules FILE] [OPTION...] -- COMMAND [ARGUMENT...]",
     "changes": "exeat changes [accept|discard|cat] [TASK [PATH...]] [OPTION...]",
@@ -69,7 +69,7 @@ USAGES = {
     "flagged": "exeat flagged [list|ack] [ID...] [--all] [OPTION...]",
 }
 
-# Those that share a module with others; each other one has a module of its own name
+# Module of each command that shares one; every other command has a module of its own name
 MODULES = {
     "shell": "run",
     "up": "service",

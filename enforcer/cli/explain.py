@@ -46,7 +46,7 @@ _ASKED: Final = frozenset({
 
 
 ARGUMENTS: Final = (
-    argument("--rules", "FILE...", "a rule file; several are one policy (by default ~/.config/exeat/rules.yaml)"),
+    argument("--rules", "FILE...", "rule file; several form one policy (default: ~/.config/exeat/rules.yaml)"),
     argument(
         "attempt",
         "ATTEMPT",
@@ -55,15 +55,15 @@ ARGUMENTS: Final = (
         "or a client's command, as in 'curl -X POST https://host/path'",
         nargs="*",
     ),
-    argument("--suggest", "EVENT", "print the rule that would have allowed what this event blocked, and try it"),
-    argument("--journal", "DIR", "--suggest: the journal (default: where `run` keeps it)"),
-    argument("--task", "NAME", "the task that tries it, for rules with `for`", default=""),
-    argument("--label", "NAME=VALUE...", "a label of the task"),
-    argument("--header", "NAME:VALUE...", "a header of the request"),
-    argument("--body", "", "the request has a body; POST, PUT and PATCH have one anyway"),
-    argument("--credential", "ID", "the request's one credential is this secret's placeholder, in its place"),
-    argument("--tainted", "", "the task has read what nobody vouches for, for `when: tainted`"),
-    argument("--at", "DATE", "the day on which it is tried, as in 2027-01-31 (default: today, UTC)", type=day),
+    argument("--suggest", "EVENT", "print and test the rule that would have allowed what this event blocked"),
+    argument("--journal", "DIR", "--suggest: journal to read (default: $XDG_STATE_HOME/exeat/journal)"),
+    argument("--task", "NAME", "task that makes the attempt, for rules with `for`", default=""),
+    argument("--label", "NAME=VALUE...", "label of the task, for rules with `for`"),
+    argument("--header", "NAME:VALUE...", "header of the request"),
+    argument("--body", "", "the request has a body; POST, PUT and PATCH always have one"),
+    argument("--credential", "ID", "the request carries the placeholder of this secret and no other credential"),
+    argument("--tainted", "", "the task is tainted, for rules with `when: tainted`"),
+    argument("--at", "DATE", "day of the attempt, as in 2027-01-31 (default: today in UTC)", type=day),
     FORMAT,
 )
 

@@ -24,9 +24,9 @@ _SHORT = 12  # characters of an id's end, which no two events of a millisecond s
 
 
 ARGUMENTS: Final = (
-    argument("verb", _VERBS, "list what was flagged, or say that you have looked", nargs="?", default="list"),
-    argument("ids", "ID", "ack: events, by the id that `list` shows", nargs="*"),
-    argument("--all", "", "ack: everything that nobody has looked at; list: what somebody has, too"),
+    argument("verb", _VERBS, "list flagged attempts, or acknowledge them", nargs="?", default="list"),
+    argument("ids", "ID", "ack: event, by the id that `list` shows", nargs="*"),
+    argument("--all", "", "ack: all events that are not acknowledged; list: acknowledged events too"),
     *journals.PART,
     JOURNAL,
     FORMAT,

@@ -39,12 +39,14 @@ def instant(text: str) -> int:
 
 
 SINCE: Final = argument(
-    "--since", "WHEN", "only what came after: 30m, 1h, 2d, 2026-11-21T08:00", type=instant, default=0
+    "--since", "WHEN", "only events after this time: 30m, 1h, 2d, 2026-11-21T08:00", type=instant, default=0
 )
-LAST: Final = argument("--last", "", "only the task that was started last")
-PART: Final = (argument("--task", "TASK", "only this task: its id or name, `*` stands for anything"), SINCE)
+LAST: Final = argument("--last", "", "only the task that started last")
+PART: Final = (argument("--task", "TASK", "only this task, by id or name; `*` matches any characters"), SINCE)
 ARGUMENTS: Final = (
-    argument("journal", "JOURNAL", "its directory, or a file of it (where `run` keeps it)", nargs="?"),
+    argument(
+        "journal", "JOURNAL", "journal directory, or a file of it (default: $XDG_STATE_HOME/exeat/journal)", nargs="?"
+    ),
     *PART,
 )
 

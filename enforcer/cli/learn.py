@@ -29,12 +29,10 @@ _MOST_REFUSED = 20
 
 ARGUMENTS: Final = (
     *journals.ARGUMENTS,
-    argument(
-        "--rules", "FILE...", "the rules that were in force: their `settings` are written too, but for `mode: audit`"
-    ),
-    argument("-o --output", "FILE", "write it there and not to standard output"),
+    argument("--rules", "FILE...", "rules that were in force; their `settings`, except `mode: audit`, are copied"),
+    argument("-o --output", "FILE", "file to write (default: standard output)"),
     FORCE,
-    argument("--format", ("yaml", "json"), "a rule file, or for programs", default="yaml"),
+    argument("--format", ("yaml", "json"), "output format; yaml is a rule file", default="yaml"),
 )
 
 

@@ -26,13 +26,13 @@ from rules.problems import did_you_mean, quote
 from rules.verdicts import Outcome, Reason, Verdict
 
 PARTS = {
-    "show": "everything that one event says",
-    "chain": "what led to an event, and what came of it",
-    "top": "destinations, rules, reasons and tasks, by how often",
-    "replay": "what one task tried, as a story",
-    "verify": "whether the journal is as it was written",
-    "keys": "the keys that sign it: list, make, export, rotate",
-    "retention": "how much of it is kept, and for how long",
+    "show": "all fields of one event",
+    "chain": "causes and effects of an event",
+    "top": "most frequent destinations, rules, reasons and tasks",
+    "replay": "timeline of one task",
+    "verify": "check the signatures of the journal",
+    "keys": "list, make, export or rotate the keys that sign the journal",
+    "retention": "show or set how long, and how much of, the journal is kept",
 }
 _MODULES = {part: "log_integrity" if part in {"verify", "keys", "retention"} else "log_views" for part in PARTS}
 _SHAPES = ("ocsf", "ecs", "cef")
@@ -64,43 +64,45 @@ def _kind(text: str) -> str:
 
 ARGUMENTS: Final = (
     argument("part", tuple(PARTS), "; ".join(f"{word}: {says}" for word, says in PARTS.items()), nargs="?", type=_part),
-    argument("what", "WHAT", "an event's id, a task, a journal's directory, or what to do with keys", nargs="?"),
+    argument("what", "WHAT", "id of an event, a task, a journal directory, or an action on keys", nargs="?"),
     JOURNAL,
     argument(
         "--format",
         ("table", "jsonl", "json", *_SHAPES),
-        "a table (the default), the lines as written, `json` for one value, or a shape that a SIEM reads",
+        "output format (default: table); jsonl is the lines as written, ocsf, ecs and cef are for a SIEM",
     ),
     argument(
         "--verdict",
         "WORD...",
-        f"only events with this verdict or outcome: {', '.join(_WORDS)}; may be given again for more",
+        f"only events with this verdict or outcome: {', '.join(_WORDS)}",
         type=partial(_one_of, _WORDS, "neither a verdict nor an outcome"),
     ),
     argument(
         "--reason",
         "REASON...",
-        "only events with this reason, as in no_rule; may be given again for more",
+        "only events with this reason, as in no_rule",
         type=partial(_one_of, tuple(Reason), "no reason"),
     ),
     argument(
         "--kind",
         "KIND...",
-        "only events of this kind, as in request.decided; may be given again for more",
+        "only events of this kind, as in request.decided",
         type=_kind,
     ),
-    argument("--rule", "RULE...", "only what this rule decided: its id, or `file:id`"),
-    argument("--name", "NAME...", "only what went to this name or address"),
-    argument("--process", "EXE...", "only what this program did, or one that it started"),
+    argument("--rule", "RULE...", "only decisions of this rule: its id, or `file:id`"),
+    argument("--name", "NAME...", "only attempts to this name or address, and lookups of it"),
+    argument("--process", "EXE...", "only attempts of this program, and of programs that it started; a name or path"),
     *journals.PART,
-    argument("--until", "WHEN", "only what came before, written as for --since", type=journals.instant),
+    argument("--until", "WHEN", "only events before this time, as for --since", type=journals.instant),
     journals.LAST,
-    argument("-f --follow", "", "go on with what is added, until interrupted; a table begins with the last 10"),
-    argument("--key", "FILE", "verify: trust the public keys in this file (PEM), and no others"),
-    argument("--kept", "FILE", "verify: lines kept elsewhere; what was signed in them has to be here"),
-    argument("--age", "TIME", "retention: remove days older than this, as in 90d; `none`: never"),
-    argument("--size", "SIZE", "retention: remove the oldest when there is more than this, as in 20G; `none`: never"),
-    argument("--now", "", "retention: compress and remove at once, and not within the hour"),
+    argument("-f --follow", "", "print new events as they come; a table begins with the last 10"),
+    argument("--key", "FILE", "verify: trust only the public keys in this file (PEM)"),
+    argument("--kept", "FILE", "verify: lines stored elsewhere, whose signatures this journal must contain"),
+    argument("--age", "TIME", "retention: remove days older than this: 90d, or `none` (default: 365d)"),
+    argument(
+        "--size", "SIZE", "retention: remove the oldest segments beyond this size: 20G, or `none` (default: none)"
+    ),
+    argument("--now", "", "retention: compress and remove at once instead of within the hour"),
 )
 
 

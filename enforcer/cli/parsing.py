@@ -41,7 +41,7 @@ def argument(words: str, value: str | tuple[str, ...], says: str, **more: Any) -
     `value` is what it takes, as the help calls it: empty for nothing, a tuple for one of these words, `FILE...` for an
     option that may be given again. `more` goes to `add_argument` as it is.
     """
-    how: dict[str, Any] = {"help": says}
+    how: dict[str, Any] = {"help": says + "; repeatable" * value.endswith("...") if isinstance(value, str) else says}
     if isinstance(value, tuple):
         how["choices"] = value
     elif value:
@@ -81,7 +81,7 @@ def warn_renamed(old: str, new: str) -> None:
 
 def metrics(of: str, default: str) -> Argument:
     """Declare `--metrics`; without an address it is `default`."""
-    says = f"serve Prometheus metrics{of} ({default} if no address is given)"
+    says = f"serve Prometheus metrics{of} (without an address: {default})"
     return argument("--metrics", "HOST:PORT", says, nargs="?", const=default)
 
 
@@ -96,14 +96,14 @@ def declare(parser: argparse._ActionsContainer, arguments: Arguments) -> None:
             declare(parser.add_mutually_exclusive_group(), each.arguments)
 
 
-FORMAT: Final = argument("--format", ("text", "json"), "text for people, json for programs", default="text")
+FORMAT: Final = argument("--format", ("text", "json"), "output format", default="text")
 RULES: Final = argument(
-    "--rules", "FILE...", "a rule file; may be given more than once (by default ~/.config/exeat/rules.yaml)", type=str
+    "--rules", "FILE...", "rule file; several form one policy (default: ~/.config/exeat/rules.yaml)", type=str
 )
-LABEL: Final = argument("--label", "NAME=VALUE...", "a label of the task, for rules and events")
-JOURNAL: Final = argument("--journal", "DIR", "the journal to read (default: where `run` keeps it)")
-WRITTEN_JOURNAL: Final = argument("--journal", "DIR", "write the journal there ($XDG_STATE_HOME/exeat/journal)")
-FORCE: Final = argument("--force", "", "overwrite FILE if it is there")
+LABEL: Final = argument("--label", "NAME=VALUE...", "label of the task, for rules and events")
+JOURNAL: Final = argument("--journal", "DIR", "journal to read (default: $XDG_STATE_HOME/exeat/journal)")
+WRITTEN_JOURNAL: Final = argument("--journal", "DIR", "journal to write (default: $XDG_STATE_HOME/exeat/journal)")
+FORCE: Final = argument("--force", "", "overwrite FILE if it exists")
 DEFAULT_METRICS: Final = "127.0.0.1:9464"
 
 

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 ARGUMENTS: Final = (
-    argument("action", ("list", "show", "lock"), "list all; show some; find and lock this machine's registries"),
-    argument("names", "NAME", "presets; to lock one by hand, NAME=URL or NAME.PLACE=URL", nargs="*"),
-    argument("--dry-run", "", "lock: say what was found, and write nothing"),
-    argument("--lock", "FILE", "another lock than this machine's; loading rules doesn't read it"),
-    argument("--workspace", "DIR...", "lock: believe no file in there, where a task may write"),
+    argument(
+        "action",
+        ("list", "show", "lock"),
+        "list all presets; show some; find and lock this machine's package registries",
+    ),
+    argument("names", "NAME", "preset; lock: NAME=URL or NAME.PLACE=URL to set a registry by hand", nargs="*"),
+    argument("--dry-run", "", "lock: print what was found, and write nothing"),
+    argument("--lock", "FILE", "lock file to use instead of this machine's; loading rules doesn't read it"),
+    argument("--workspace", "DIR...", "lock: ignore client configuration in this directory, where a task may write"),
     FORMAT,
 )
 

@@ -32,7 +32,7 @@ _HEADINGS = {
 
 ARGUMENTS: Final = (
     *journals.ARGUMENTS,
-    argument("--rules", "FILE...", "a rule file; several are one policy", required=True),
+    argument("--rules", "FILE...", "rule file; several form one policy", required=True),
     FORMAT,
 )
 

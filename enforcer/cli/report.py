@@ -15,11 +15,16 @@ from proxy.telemetry.journal.query import Progress, last_task
 from proxy.telemetry.views.report_data import gather
 
 ARGUMENTS: Final = (
-    argument("task", "TASK", "only this task: its id or name, `*` stands for anything", nargs="?"),
+    argument("task", "TASK", "only this task, by id or name; `*` matches any characters", nargs="?"),
     journals.LAST,
     journals.SINCE,
     JOURNAL,
-    argument("-o --output", "FILE", "write it there, `-` for standard output (exeat-report-TASK.html)", type=str),
+    argument(
+        "-o --output",
+        "FILE",
+        "file to write; `-` is standard output (default: a new file exeat-report-TASK.html)",
+        type=str,
+    ),
     FORCE,
 )
 

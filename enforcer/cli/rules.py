@@ -26,14 +26,14 @@ TEST_ARGUMENTS: Final = (
     FORMAT,
 )
 DIFF_ARGUMENTS: Final = (
-    argument("files", "FILE", "OLD and NEW: a rule file each", nargs="*"),
-    argument("--old", "FILE...", "a file of the old rules"),
-    argument("--new", "FILE...", "a file of the new rules"),
+    argument("files", "FILE", "OLD and NEW: one rule file each", nargs="*"),
+    argument("--old", "FILE...", "file of the old rules, where there are several; needs --new"),
+    argument("--new", "FILE...", "file of the new rules; needs --old"),
     FORMAT,
 )
 SCHEMA_ARGUMENTS: Final = (
-    argument("--format", ("json",), "JSON Schema, draft-07; there is no other form", default="json"),
-    argument("--event", "", "the schema of the journal's events, not of rule files"),
+    argument("--format", ("json",), "output format: JSON Schema, draft-07", default="json"),
+    argument("--event", "", "print the schema of the journal's events instead"),
 )
 
 

@@ -47,49 +47,53 @@ _NONE = frozenset({"nologin", "false"})  # of accounts that nobody uses
 
 # Each of these stands for a key of `sandbox` in a rule file
 SANDBOX_OPTIONS: Final = (
-    argument("--read", "PATH...", "show one more file or directory, read-only; may be given again"),
-    argument("--write", "PATH...", "let the task write one more file or directory; may be given again"),
-    argument("--hide", "PATH...", "hide one more path, or `**/NAME` wherever it lies; may be given again"),
-    argument("--protect", "GLOB...", "files of the workspace that need an approval to change", dest="protected"),
-    argument("--cache", "NAME=PATH...", "keep PATH of the sandbox between tasks, by this name", dest="caches"),
-    argument("--device", "NAME...", "give the task a device: `kvm`, `gpu`, or one node of a card", dest="devices"),
+    argument("--read", "PATH...", "show this file or directory to the task, read-only"),
+    argument("--write", "PATH...", "let the task read and write this file or directory"),
+    argument("--hide", "PATH...", "hide this path from the task, or `**/NAME` at any depth"),
+    argument("--protect", "GLOB...", "require an approval to change these files of the workspace", dest="protected"),
+    argument("--cache", "NAME=PATH...", "keep PATH of the sandbox between tasks, under this name", dest="caches"),
+    argument(
+        "--device", "NAME...", "give the task a device: `kvm`, `gpu`, or one device node of a GPU", dest="devices"
+    ),
     Group(
         "",
         tuple(
             argument(f"--{mode}", "", says, dest="mode", action="store_const", const=mode)
             for mode, says in (
-                (WorkspaceMode.REVIEW, "keep what the task changes in its workspace apart until it is accepted"),
-                (WorkspaceMode.DIRECT, "let the task change its workspace at once"),
+                (WorkspaceMode.REVIEW, "keep the task's changes to its workspace separate until they are accepted"),
+                (WorkspaceMode.DIRECT, "apply the task's changes to its workspace at once"),
             )
         ),
     ),
-    argument("--user", tuple(map(str, SandboxUser)), "who the task sees itself as; no rights come with it"),
-    argument("--hostname", "NAME", "what its host is called"),
-    argument("--timeout", "DURATION", "end the task after this time: `90s`, `10m`, `2h`"),
-    argument("--memory", "SIZE", "how much memory all of it may use: `2GB`"),
-    argument("--cpu", "CORES", "how many cores it may use: `1.5`"),
-    argument("--processes", "N", "how many processes and threads it may have"),
-    argument("--files", "N", "how many files each of its processes may have open"),
-    argument("--disk", "SIZE", "how much it may write outside of its workspace"),
+    argument("--user", tuple(map(str, SandboxUser)), "user that the task sees itself as; it grants no rights"),
+    argument("--hostname", "NAME", "host name in the sandbox (default: the task's name)"),
+    argument("--timeout", "DURATION", "stop the task after this time: `90s`, `10m`, `2h`"),
+    argument("--memory", "SIZE", "limit the memory of the whole task: `2GB`"),
+    argument("--cpu", "CORES", "limit the processor cores of the whole task: `1.5`"),
+    argument("--processes", "N", "limit the number of processes and threads"),
+    argument("--files", "N", "limit the open files of each process"),
+    argument("--disk", "SIZE", "limit what the task writes outside its workspace: `1GB`"),
 )
 SHELL_ARGUMENTS: Final = (
     RULES,
-    argument("--task", "NAME", "the task's name, for rules and events (by default made from the command's)"),
+    argument("--task", "NAME", "name of the task, for rules and events (default: made from the command)"),
     LABEL,
-    argument("--workspace", "DIR", "the directory the task may write (by default the current one)", type=str),
-    argument("--env", "NAME[=VALUE]...", "give the task one more variable, of yours or with this value"),
+    argument(
+        "--workspace", "DIR", "directory that the task works in and may write (default: the current one)", type=str
+    ),
+    argument("--env", "NAME[=VALUE]...", "pass this environment variable of yours, or set it to VALUE"),
     WRITTEN_JOURNAL,
     metrics(" while the task runs", DEFAULT_METRICS),
-    Group("the box (see `sandbox` in docs/reference/rules.md)", SANDBOX_OPTIONS),
-    argument("--no-service", "", "make it all here, also where `exeat up` runs"),
-    argument("--dry-run", "", "print every step of a start, and take none"),
+    Group("sandbox (see `sandbox` in docs/reference/rules.md)", SANDBOX_OPTIONS),
+    argument("--no-service", "", "run without the service, even if `exeat up` runs"),
+    argument("--dry-run", "", "print every step of a start, without starting"),
     old_spelling("--plan", "--dry-run"),
-    argument("--format", ("text", "json"), "of the plan: for people, or for programs", default="text"),
-    argument("--quiet", "", "no summary at the end"),
+    argument("--format", ("text", "json"), "output format of --dry-run", default="text"),
+    argument("--quiet", "", "print no summary at the end"),
 )
 ARGUMENTS: Final = (
     *SHELL_ARGUMENTS,
-    argument("command", "-- COMMAND [ARGUMENT...]", "what to run, and its own words", nargs=argparse.REMAINDER),
+    argument("command", "-- COMMAND [ARGUMENT...]", "command to run, with its arguments", nargs=argparse.REMAINDER),
 )
 
 

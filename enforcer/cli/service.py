@@ -25,23 +25,25 @@ _UNHEARD: dict[str, object] = {"pending": None, "tainted": None}
 
 
 UP_ARGUMENTS: Final = (
-    argument("--workers", "N", "serve sandboxes in N processes (by default one for each core)", type=int),
-    metrics(" of all tasks", DEFAULT_METRICS),
+    argument("--workers", "N", "number of worker processes, 1 to 64 (default: one for each core)", type=int),
+    metrics(" of all tasks of the service", DEFAULT_METRICS),
     WRITTEN_JOURNAL,
 )
 PS_ARGUMENTS: Final = (FORMAT,)
 STATUS_ARGUMENTS: Final = (FORMAT,)
 STOP_ARGUMENTS: Final = (
-    argument("task", "TASK", "its id or its name, as `exeat ps` shows them"),
-    argument("--kill", "", "at once: without it the task has 10 seconds to end"),
+    argument("task", "TASK", "task: its id or name, as `exeat ps` shows them"),
+    argument("--kill", "", "send SIGKILL at once, without 10 seconds to end after SIGTERM"),
 )
 ATTACH_ARGUMENTS: Final = (
-    argument("namespace", "PID|NETNS", "a process that is in it, or the file that it is bound to"),
+    argument("namespace", "PID|NETNS", "network namespace: a process in it, or the file that it is bound to"),
     RULES,
-    argument("--task", "NAME", "the task's name, for rules and events (by default `attached`)"),
+    argument("--task", "NAME", "name of the task, for rules and events (default: `attached`)"),
     LABEL,
 )
-DETACH_ARGUMENTS: Final = (argument("namespace", "PID|NETNS", "as it was attached, or its task's id or name"),)
+DETACH_ARGUMENTS: Final = (
+    argument("namespace", "PID|NETNS", "network namespace as it was attached, or the id or name of its task"),
+)
 
 
 def run_up(arguments: argparse.Namespace, system: Path | None = None) -> int:

@@ -28,8 +28,10 @@ class _EnoughError(Exception):
 
 ARGUMENTS: Final = (
     JOURNAL,
-    argument("--since", "WHEN", "count from then on: 30m, 2d, 2026-11-21 (1h)", type=journals.instant),
-    argument("--once", "", "print it once, as it is now, and end"),
+    argument(
+        "--since", "WHEN", "count events after this time: 30m, 2d, 2026-11-21 (default: 1h)", type=journals.instant
+    ),
+    argument("--once", "", "print the screen once, and exit"),
 )
 
 

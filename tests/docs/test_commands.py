@@ -19,17 +19,28 @@ SECTIONS = dict(
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_section_of_a_command_has_its_generated_options_once(command):
+    assert re.findall(r"<!-- generated: (.*?) -->", SECTIONS[command]) == [f"options of exeat {command}"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_of_a_command_is_documented_and_no_other(command):
     parser = argparse.ArgumentParser(add_help=False)
     declare(parser, cli.command(command)[0])
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     options = {word for action in shown for word in action.option_strings}
-    documented = {
-        word
-        for row in re.findall(r"^\| (`.*?) \|", SECTIONS[command], re.MULTILINE)
-        for word in re.findall(r"`(-[-\w]*)", row)
-    }
-    assert documented == options
+    table = re.search(r"<!-- generated: .*?<!-- end -->", SECTIONS[command], re.DOTALL)[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {word for row in rows for word in re.findall(r"`(-[-\w]+) ?", row)} - {"--"} == options
+    written = re.sub(r"`(?:exeat|curl|git) [^`]*`", "", SECTIONS[command])
+    assert set(re.findall(r"(?<=`)--?[a-z][-\w]*", written)) <= options
+
+
+def test_every_option_of_another_command_that_is_named_exists():
+    for command, option in re.findall(r"`exeat (\w+) [^`]*?(--[a-z][-\w]*)", "".join(SECTIONS.values())):
+        parser = argparse.ArgumentParser(add_help=False)
+        declare(parser, cli.command(command)[0])
+        assert option in {word for action in parser._actions for word in action.option_strings}, command
 
 
 def test_every_command_has_a_section():
