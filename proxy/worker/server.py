@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.telemetry.prometheus.metrics import Metrics
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
+    from proxy.telemetry.summary import Summary
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
@@ -186,11 +187,20 @@ class SandboxServers:
         try:
             self._obey(said, descriptors)
         except Exception as error:  # noqa: BLE001 - what one message has wrong is no other's trouble
-            sandbox = str(said.get("admit", said.get("to", "")))
-            self._say({"of": sandbox, "failed": f"{type(error).__name__}: {error}"})
+            self._disobey(said, f"{type(error).__name__}: {error}")
         finally:
             for descriptor in descriptors:  # those that nobody took
                 os.close(descriptor)
+
+    def _disobey(self, said: Mapping[str, Any], why: str) -> None:
+        """Report a message that could not be obeyed. An only sandbox is served still, so its journal has it."""
+        if self._setup.only is None:
+            self._say({"of": str(said.get("admit", said.get("to", ""))), "failed": why})
+            return
+        for sandbox_server in self._sandbox_servers():
+            sandbox_server.recorder.error(Where.WORKER, why)
+        if "stop" in said:
+            self._stopped.set()
 
     def _obey(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
         only = self._setup.only
@@ -350,11 +360,11 @@ class SandboxServers:
             self._say({word: why})
             self._stopped.set()
             return
-        rules = self._sets[self._under.pop(admission.sandbox)]
-        sandbox_server = rules.members.pop(admission.sandbox, None)
-        if sandbox_server is not None:
-            sandbox_server.close()
-            sandbox_server.let_go()
+        rules = self._sets[self._under[admission.sandbox]]
+        if (sandbox_server := rules.members.get(admission.sandbox)) is not None:
+            self._leave(admission.sandbox, rules, sandbox_server)
+        else:
+            del self._under[admission.sandbox]
         for sock in admission.sockets.values():
             sock.close()
         self._say({"of": admission.sandbox, word: why})
@@ -394,21 +404,28 @@ class SandboxServers:
 
     async def _end(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer, *, drain: bool) -> None:
         """See a sandbox out: its task is over."""
-        if drain:
-            await sandbox_server.drain()
+        try:
+            if drain:
+                await sandbox_server.drain()
+        except Exception as error:  # noqa: BLE001 - what is open is closed then, and its end recorded
+            sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
         if self._setup.only is not None:
             self._stopped.set()
-            return
-        if rules.members.pop(sandbox, None) is None:
-            return
-        del self._under[sandbox]
+        elif rules.members.get(sandbox) is sandbox_server:
+            summary = self._leave(sandbox, rules, sandbox_server)
+            self._say({"of": sandbox, "summary": summary.encode().decode()})
+
+    def _leave(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer) -> "Summary":
+        """Close what a sandbox has here, keep its counts, and forget it."""
         from proxy.telemetry.prometheus.totals import add, total  # as below
 
-        summary = sandbox_server.close()
-        sandbox_server.let_go()
-        self._ended = self._ended or total()
-        add(self._ended, sandbox_server.metrics, ended=True)
-        self._say({"of": sandbox, "summary": summary.encode().decode()})
+        del rules.members[sandbox], self._under[sandbox]
+        try:
+            return sandbox_server.close()
+        finally:
+            sandbox_server.let_go()
+            self._ended = self._ended or total()
+            add(self._ended, sandbox_server.metrics, ended=True)
 
     def _in_turn(self, context: Context, work: Callable[..., object], *arguments: object) -> None:
         """Do some work of one sandbox's: a worker that dies of it dies in the turn of that sandbox."""

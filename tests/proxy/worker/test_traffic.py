@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import DescriptorQuotas, SandboxState, Task
-from proxy.telemetry.events import Kind
+from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker import sandbox, server
@@ -234,6 +235,7 @@ def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_s
         with socket.create_connection(place):
             said, _ = await asyncio.to_thread(message.receive, ours)
         left = worker._under, worker._sets[1].members
+        assert worker._counted().gate_errors == {Where.WORKER: 1}  # also of a sandbox that is gone
         message.send(ours, {"stop": True})
         await serving
         return said, left
@@ -241,3 +243,56 @@ def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_s
     said, left = run(serve())
     assert said == {"of": "box", "failed": "the sandbox's traffic can't be served: ValueError: nothing can be made"}
     assert left == ({}, {})
+
+
+def test_a_message_that_can_not_be_obeyed_is_recorded_and_no_end_of_a_worker_of_one_run(world, given, tmp_path):
+    """Its supervisor takes `failed` for the end of the gate: it would say so, and listen no more."""
+    run, _, sockets = world
+    setup, ours = given
+    state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+
+    async def serve():
+        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours)))
+        message.send(ours, {"unusual": {"this": "is no number"}})
+        message.send(ours, {"ask": True, "metrics": True})
+        message.send(ours, {"stop": True, "unusual": {"this": "is none either"}})
+        async with asyncio.timeout(10):
+            await worker.run(sockets)
+        return worker._sandbox_servers()[0].metrics.gate_errors
+
+    assert run(serve()) == {Where.WORKER: 2}
+    said = {}
+    while "summary" not in said:
+        said |= message.receive(ours)[0]
+    assert "failed" not in said
+    assert "metrics" in said
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one run", "service"])
+def test_a_sandbox_that_can_not_be_drained_is_seen_out_all_the_same(world, given, tmp_path, monkeypatch, alone):
+    run, _, sockets = world
+    setup, ours = given
+    state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
+
+    async def broken(_):
+        raise ValueError("this can't be drained")
+
+    monkeypatch.setattr(SandboxServer, "drain", broken)
+
+    async def serve():
+        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours) if alone else None))
+        serving = asyncio.ensure_future(worker.run(sockets if alone else {}))
+        if not alone:
+            rules = worker._sets[1] = server._Rules(state.policy)
+            worker._under["box"] = 1
+            worker._begin(rules, server._Admission("box", lambda _: state, sockets, 0, contextvars.copy_context()))
+        message.send(ours, {"to": "box", "stop": True})
+        async with asyncio.timeout(10):
+            said, _ = await asyncio.to_thread(message.receive, ours)
+            message.send(ours, {"stop": True})
+            await serving
+        return said, worker._counted().gate_errors
+
+    said, errors = run(serve())
+    assert "summary" in said
+    assert errors == {Where.WORKER: 1}
