@@ -151,11 +151,11 @@ def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
     """Return what says whether this host runs or obeys all of a path that files write."""
     if not loaded.policy.box.write:
         return lambda _path: False
-    from enforcer.sandbox.system_paths import contains, homes
+    from enforcer.sandbox.system_paths import contains, home_directories
     from enforcer.workspace.guard import is_obeyed
     from enforcer.workspace.repository_scan import obeyed_of_user
 
-    of_host, of_git = homes(), obeyed_of_user()
+    of_host, of_git = home_directories(), obeyed_of_user()
 
     def is_it(path: str) -> bool:
         real = os.path.realpath(os.path.expanduser(path))

@@ -21,7 +21,7 @@ from enforcer.policy.rule_files import SYSTEM, covered, exposed, own_files, refu
 from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, Wanted, lets, places, settle
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
-from enforcer.sandbox.system_paths import contains, homes, refuse_workspace
+from enforcer.sandbox.system_paths import contains, home_directories, refuse_workspace
 from enforcer.system import linux
 from enforcer.system.control_socket import control_path
 from enforcer.system.errors import ExeatError, HostError, UsageError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from enforcer.policy.rule_files import Seen
-    from enforcer.run.dry_run import Line
+    from enforcer.run.dry_run import PlannedStep
     from enforcer.run.host import Host
     from enforcer.run.task import Result
 
@@ -107,9 +107,9 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     try:
         wanted = wanted_of(arguments, system, host.read_rules)
         if arguments.dry_run:
-            from enforcer.run.dry_run import plan
+            from enforcer.run.dry_run import planned_steps
 
-            lines = plan(wanted)
+            lines = planned_steps(wanted)
         else:
             from enforcer.run import task
 
@@ -141,7 +141,7 @@ def _told(result: "Result", *, quiet: bool) -> int:
     return result.status or (1 << 8 if result.problems else 0)
 
 
-def _print_plan(lines: "Sequence[Line]", form: str) -> int:
+def _print_plan(lines: "Sequence[PlannedStep]", form: str) -> int:
     """Say what a start would do."""
     if form == "json":
         import json
@@ -163,7 +163,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     workspace = _directory(arguments.workspace or _here(), "--workspace")
     files = rule_files(arguments.rules)
     policy, asked, seen = reading([Path(path) for path in files], system)
-    others = homes()
+    others = home_directories()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
     box, shown = box_of(arguments, policy)
     shown = with_repository(workspace, box, policy, shown)
@@ -271,9 +271,9 @@ def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[SandboxSettin
     asked = _asked(arguments)
     box = settle(policy, SandboxSettings(**asked), asked)
     if box.devices:
-        from enforcer.sandbox.devices import found  # few tasks are given any
+        from enforcer.sandbox.devices import host_devices  # few tasks are given any
 
-        box = box._replace(devices=found(box.devices))
+        box = box._replace(devices=host_devices(box.devices))
     return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
 
 

@@ -79,14 +79,14 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli import status_if_unsaid
     from enforcer.cli.parsing import Parser
     from enforcer.cli.run import listen
-    from enforcer.service.control_server import Control, Notifier, passed
+    from enforcer.service.control_server import Control, Notifier, passed_sockets
     from enforcer.service.run_setup import RunCommand
     from enforcer.service.service import Service, raise_limits
     from enforcer.system import state
     from enforcer.worker import trust, worker
 
     size = size_of(arguments.workers)
-    notifier, sockets = Notifier(), passed()
+    notifier, sockets = Notifier(), passed_sockets()
     control = Control(sockets[0][1] if sockets else None)
     try:
         raise_limits()
@@ -263,9 +263,9 @@ def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int
         run_request.check_claims(name, labels, system)
         files = [Path(path) for path in rule_files(arguments.rules)]
         policy, asked, seen = read_seen(files, system)
-        target = attach.target(arguments.namespace)
+        target = attach.open_target(arguments.namespace)
         whole = tuple(os.path.join(os.getcwd(), path) for path in files)
-        answer = attach.attach(target, attach.Wanted(policy, whole, asked, seen, system, name, labels))
+        answer = attach.attach(target, attach.AttachRequest(policy, whole, asked, seen, system, name, labels))
     except OSError as error:
         raise HostError(error.strerror or str(error)) from error
     if policy.needs.approvals:
@@ -280,5 +280,5 @@ def run_detach(arguments: argparse.Namespace) -> int:
     from enforcer.service import attach
 
     named = arguments.namespace
-    attach.detach(attach.real(named) if "/" in named else named)
+    attach.detach(attach.namespace_path(named) if "/" in named else named)
     return 0

@@ -22,7 +22,7 @@ from enforcer.sandbox.init import compiled as compiled_init
 from enforcer.sandbox.mount_steps import UNMASK
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.system_calls import NUMBERS
-from enforcer.seccomp_supervisor.listener import try_watching
+from enforcer.seccomp_supervisor.listener import try_supervision
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, cache_directory, journal_directory, make_private, state_directory
@@ -293,7 +293,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("proc", _try_proc, UNMASK, after=spaces),
         _Trial("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
-        _Trial("watched calls", try_watching, _WATCHING, needed=False),
+        _Trial("watched calls", try_supervision, _WATCHING, needed=False),
         _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
         _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
     )

@@ -21,7 +21,7 @@ from collections.abc import Generator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from enforcer.limits.resource_limits import Limits, files_in, in_bytes
+from enforcer.limits.resource_limits import Limits, format_bytes, max_files
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 
@@ -37,7 +37,7 @@ _LISTED: Final = stat.S_IRUSR | stat.S_IXUSR  # what a directory has to give its
 type _Place = tuple["_Place", str, int] | None  # a directory by where it is in, its name, and how deep that is
 
 
-class Measure:
+class UsageScan:
     """One look through a directory, and what it has found so far."""
 
     __slots__ = ("_device", "_later", "_top", "bytes", "names", "unsure")
@@ -182,24 +182,24 @@ _MOST_NAMES: Final = 300_000  # each is a change that is held in memory at the e
 _BLIND: Final = 3  # looks in a row that could not be sure of all
 
 
-class Room(NamedTuple):
+class FreeSpace(NamedTuple):
     """What is free on a file system, or has gone: bytes, and files; of those some don't say how many they can have."""
 
     bytes: int
     files: int
 
-    def since(self, then: "Room") -> "Room":
+    def since(self, then: "FreeSpace") -> "FreeSpace":
         """Return what has gone since then; less than nothing where it has become more."""
-        return Room(then.bytes - self.bytes, then.files - self.files)
+        return FreeSpace(then.bytes - self.bytes, then.files - self.files)
 
 
-class Over(NamedTuple):
+class QuotaExceeded(NamedTuple):
     """That the layer is beyond its bound, in words."""
 
     detail: str
 
 
-class Layer:
+class DiskQuota:
     """One task's. `nameless` is what is said to be in files that have no name, in bytes. Close it."""
 
     def __init__(self, path: str, limits: Limits) -> None:
@@ -215,17 +215,17 @@ class Layer:
         self._began = self._then = self._free = self._free_now()
         # Some file systems don't say what they have.
         self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began.bytes // _OF_FREE
-        most = min(files_in(self._bound), _MOST_NAMES)
+        most = min(max_files(self._bound), _MOST_NAMES)
         self._names = min(most, self._began.files // _OF_FREE) if status.f_files else most
         self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began.bytes // _OF_FREE)
         self.nameless = 0
-        self._held = Room(0, 0)  # what it had when it was looked at last
+        self._held = FreeSpace(0, 0)  # what it had when it was looked at last
         self._before: int | None = None  # what it held before the reserve was reached
         self._blind = 0
-        self._now: Measure | None = None
+        self._now: UsageScan | None = None
         self._steps: Generator[None] | None = None
         self._spent = self._took = 0.0  # seconds, of that one and the last
-        self._asked: Room | None = None  # what was free when the task had been asked to end
+        self._asked: FreeSpace | None = None  # what was free when the task had been asked to end
         self._doubted = False  # whether it was over its bound, when some of it may have been seen twice
         self._looked = self._due = time.monotonic()
 
@@ -240,7 +240,7 @@ class Layer:
         """Return in how many seconds `turn` is to be called; infinite once it looks no more."""
         return max(0.0, self._due - time.monotonic()) if self._top >= 0 else math.inf
 
-    def turn(self) -> Over | None:
+    def turn(self) -> QuotaExceeded | None:
         """Do what is due, for a moment."""
         if self._top < 0 or time.monotonic() < self._due:
             return None
@@ -271,9 +271,9 @@ class Layer:
         self._due = time.monotonic() + _SOON
         gone = free.since(self._asked)
         most = max(_AT_END, self._bound // _OF_BOUND)
-        return gone.bytes > most or gone.files > files_in(most) or (gone.bytes > 0 and free.bytes < self._reserve)
+        return gone.bytes > most or gone.files > max_files(most) or (gone.bytes > 0 and free.bytes < self._reserve)
 
-    def last(self) -> Over | None:
+    def last(self) -> QuotaExceeded | None:
         """Look once more, to the end: nobody changes it any more."""
         if self._top < 0:
             return None
@@ -290,7 +290,7 @@ class Layer:
         """Whether there is no need to look at all names now. If there is none, it says when to see again."""
         now, free = time.monotonic(), self._free_now()
         gone = free.since(self._then)
-        left = Room(self._bound - self._held.bytes - self.nameless, self._names - self._held.files)
+        left = FreeSpace(self._bound - self._held.bytes - self.nameless, self._names - self._held.files)
         age = now - self._looked
         rest = (_HURRY if gone.bytes > left.bytes or gone.files > left.files else _SHARE) * self._took
         matters = gone.bytes * _MATTERS > left.bytes or gone.files * _MATTERS > left.files or left.bytes < 0
@@ -302,7 +302,7 @@ class Layer:
         return True
 
     def _begin(self) -> None:
-        self._now = Measure(self._top)
+        self._now = UsageScan(self._top)
         self._steps = self._now.steps()
         self._free = self._free_now()
         self._spent = 0.0
@@ -319,7 +319,7 @@ class Layer:
     def _end(self) -> None:
         assert self._now is not None
         self._blind = self._blind + 1 if self._now.unsure else 0
-        self._held = Room(int(self._now.bytes), self._now.names)
+        self._held = FreeSpace(int(self._now.bytes), self._now.names)
         self._then, self._took = self._free, self._spent
         self._looked = time.monotonic()
         self._stop()
@@ -329,16 +329,18 @@ class Layer:
             self._steps.close()
         self._now = self._steps = None
 
-    def _beyond(self) -> Over | None:
+    def _beyond(self) -> QuotaExceeded | None:
         """Whether it is over its bound, by what was found so far."""
         assert self._now is not None
         if (held := int(self._now.bytes) + self.nameless) > self._bound:
-            return Over(f"disk: its changes take {in_bytes(held)}, they may take {in_bytes(self._bound)}")
+            return QuotaExceeded(
+                f"disk: its changes take {format_bytes(held)}, they may take {format_bytes(self._bound)}"
+            )
         if self._now.names > self._names:
-            return Over(f"disk: its changes are {self._now.names} files or more, they may be {self._names}")
+            return QuotaExceeded(f"disk: its changes are {self._now.names} files or more, they may be {self._names}")
         return None
 
-    def _short(self) -> Over | None:
+    def _short(self) -> QuotaExceeded | None:
         """Whether it takes what nobody can do without: the last of the host's disk."""
         assert self._now is not None
         if self._free.bytes >= self._reserve:
@@ -347,18 +349,20 @@ class Layer:
         if self._before is None:
             self._before = self._held.bytes
         if int(self._now.bytes) + self.nameless - self._before > self._reserve // _GROWN:
-            return Over(f"disk: its changes grow, and the disk that they are on has {in_bytes(self._free.bytes)} left")
+            return QuotaExceeded(
+                f"disk: its changes grow, and the disk that they are on has {format_bytes(self._free.bytes)} left"
+            )
         return None
 
-    def _lost(self) -> Over | None:
+    def _lost(self) -> QuotaExceeded | None:
         """Whether it is somewhere that can't be looked into, and more has gone than it may take."""
         assert self._now is not None
         gone = self._free.since(self._began).bytes
         if self._now.unsure and self._blind + 1 >= _BLIND and gone > self._bound:
-            said = f"disk: not all of its changes can be found, and {in_bytes(gone)} have gone since it began"
-            return Over(f"{said}, they may take {in_bytes(self._bound)}")
+            said = f"disk: not all of its changes can be found, and {format_bytes(gone)} have gone since it began"
+            return QuotaExceeded(f"{said}, they may take {format_bytes(self._bound)}")
         return None
 
-    def _free_now(self) -> Room:
+    def _free_now(self) -> FreeSpace:
         status = os.fstatvfs(self._top)
-        return Room(status.f_bavail * status.f_frsize, status.f_favail)
+        return FreeSpace(status.f_bavail * status.f_frsize, status.f_favail)

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Final
 
 from enforcer.limits.cgroups import hierarchies
-from enforcer.limits.resource_limits import PROCESSES, Limits, Means, build, limits_of, remedy, setting
+from enforcer.limits.resource_limits import (
+    PROCESSES,
+    Limits,
+    Means,
+    limits_of,
+    make_resource_limits,
+    read_sysctl,
+    remedy,
+)
 from enforcer.system.errors import HostError
 from rules.sandbox import SandboxSettings
 
@@ -24,7 +32,7 @@ _WEAK = {
 
 def try_limit(kind: str) -> str:
     """Say by what means a limit is kept. Raises HostError where that is less than the limit says."""
-    resource_limits = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    resource_limits = make_resource_limits(Limits(memory=1 << 30, said=frozenset({"memory"})))
     resource_limits.remove()
     means = resource_limits.means[kind]
     if means in (Means.CGROUP1, Means.CGROUP2):
@@ -47,7 +55,7 @@ type Read = Callable[[str], int]  # a setting, by its name below /proc/sys; rais
 
 def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
     """Return what one task can use up here, and what bounds it."""
-    read, found = read or setting, []
+    read, found = read or read_sysctl, []
     memory = limits_of(SandboxSettings()).memory or 0
     if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
         found.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))

@@ -1,6 +1,6 @@
 """Limit monitor of one running task: reports limits that it reaches, and ends it when its time is up.
 
-Some limits the kernel keeps and doesn't count; those are only seen inside the sandbox. `Inside` looks every few
+Some limits the kernel keeps and doesn't count; those are only seen inside the sandbox. `SandboxProbe` looks every few
 seconds, so what was reached and given back in between isn't seen. The process that made the sandbox looks, at the
 sandbox's own /proc, where ids are what they are in there.
 """
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.limits.cgroups import Counts
-from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, files_in, in_bytes, in_seconds
+from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, format_bytes, format_seconds, max_files
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from enforcer.limits.disk_quota import Layer
+    from enforcer.limits.disk_quota import DiskQuota
 
 _NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
 _ABORTS: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS})
@@ -29,7 +29,7 @@ _SHELLS: Final = 128  # and the number of a signal: the exit status of a shell w
 _NAME = 64  # characters of a program's name
 
 
-class Reached(NamedTuple):
+class LimitReached(NamedTuple):
     """A limit that was reached, and what that did to the task."""
 
     reason: Reason
@@ -37,23 +37,23 @@ class Reached(NamedTuple):
     outcome: Outcome = Outcome.BLOCKED
 
 
-def reached(before: Counts, now: Counts, limits: Limits) -> list[Reached]:
+def limits_reached(before: Counts, now: Counts, limits: Limits) -> list[LimitReached]:
     """Say what has happened between two counts."""
     found = []
     if killed := now.killed - before.killed:
-        whose = f"it may have {in_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
-        found.append(Reached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
+        whose = f"it may have {format_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
+        found.append(LimitReached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
     if refused := now.refused - before.refused:
         times = "once" if refused == 1 else f"{refused} times"
         said = f"processes: it could not start another {times}, it may have {limits.processes} at most"
-        found.append(Reached(Reason.PROCESS_LIMIT, said))
+        found.append(LimitReached(Reason.PROCESS_LIMIT, said))
     if limits.cpu is not None and (held := now.held_back - before.held_back) >= _NOTICED:
         said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
-        found.append(Reached(Reason.CPU_LIMIT, said, Outcome.PASSED))
+        found.append(LimitReached(Reason.CPU_LIMIT, said, Outcome.PASSED))
     return found
 
 
-def refused_memory(status: int, limits: Limits) -> Reached | None:
+def memory_denied(status: int, limits: Limits) -> LimitReached | None:
     """Say that memory may be why the task ended like this, a wait status; None: it ended otherwise.
 
     For memory that an rlimit keeps: the kernel counts no refusal, and a runtime that is refused memory aborts.
@@ -62,26 +62,26 @@ def refused_memory(status: int, limits: Limits) -> Reached | None:
     number = -code if code < 0 else code - _SHELLS
     if number not in _ABORTS:
         return None
-    name, most = signal.Signals(number).name, in_bytes(limits.memory or 0)
+    name, most = signal.Signals(number).name, format_bytes(limits.memory or 0)
     said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have {most}"
-    return Reached(Reason.MEMORY_LIMIT, said)
+    return LimitReached(Reason.MEMORY_LIMIT, said)
 
 
-def at(limit: str, found: object, limits: Limits) -> Reached:
+def limit_detail(limit: str, found: object, limits: Limits) -> LimitReached:
     """Say that a task is at a limit, from what was found in its sandbox (`Inside.look`)."""
     if limit == "files":
         from proxy.telemetry.visible import visible  # what a program calls itself is the task's to say
 
         name, count = found if isinstance(found, list) and len(found) == 2 else ("", 0)
         said = f"files: `{visible(str(name)[:_NAME])}` had {count} open, as many as it may at a time"
-        return Reached(Reason.FILE_LIMIT, said)
+        return LimitReached(Reason.FILE_LIMIT, said)
     if limit == "processes":
-        return Reached(Reason.PROCESS_LIMIT, f"processes: it had as many as it may, {limits.processes}")
+        return LimitReached(Reason.PROCESS_LIMIT, f"processes: it had as many as it may, {limits.processes}")
     if found == "files":
-        said = f"disk: no more files could be made in home, /tmp and the like, there may be {files_in(limits.disk)}"
+        said = f"disk: no more files could be made in home, /tmp and the like, there may be {max_files(limits.disk)}"
     else:
-        said = f"disk: no more could be written to home, /tmp and the like, it may be {in_bytes(limits.disk)}"
-    return Reached(Reason.DISK_LIMIT, said)
+        said = f"disk: no more could be written to home, /tmp and the like, it may be {format_bytes(limits.disk)}"
+    return LimitReached(Reason.DISK_LIMIT, said)
 
 
 def _some(count: int, what: str, plural: str) -> str:
@@ -93,7 +93,7 @@ _BLOCK: Final = 512  # bytes, stat(2)
 _OURS: Final = 1  # process 1 is init
 
 
-class Inside:
+class SandboxProbe:
     """One sandbox, by descriptors of its room, its /proc and its root, which are taken over.
 
     `rlimits` are those that its task is kept to, `reviewed` where changes are written aside, if they are.
@@ -124,7 +124,7 @@ class Inside:
         """
         found: dict[str, object] = {}
         with contextlib.suppress(OSError):
-            if self._room >= 0 and (left := full(self._room)):
+            if self._room >= 0 and (left := exhausted_resource(self._room)):
                 found["disk"] = left
             for which, value in self._rlimits:
                 if which == resource.RLIMIT_NOFILE and (most := _full_of_files(self._proc, value)):
@@ -136,7 +136,7 @@ class Inside:
         return found
 
 
-def full(room: int) -> str:
+def exhausted_resource(room: int) -> str:
     """Say what there is none left of in the room that a descriptor is of: `bytes`, or `files`. Raises OSError."""
     status = os.fstatvfs(room)
     if not status.f_bavail:
@@ -241,7 +241,7 @@ def _read(proc: int, path: str) -> bytes:
 GRACE = 5.0  # seconds between asking a task to end and ending it
 _INSIDE: Final = ("disk", "files", "processes")  # limits that only its init can see
 
-type Tell = Callable[[Reason, str, Outcome], None]
+type ReportLimit = Callable[[Reason, str, Outcome], None]
 
 
 class LimitMonitor:
@@ -251,14 +251,14 @@ class LimitMonitor:
     The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
     """
 
-    def __init__(self, resource_limits: ResourceLimits, tell: Tell, layer: "Layer | None" = None) -> None:
+    def __init__(self, resource_limits: ResourceLimits, tell: ReportLimit, layer: "DiskQuota | None" = None) -> None:
         self._resource_limits = resource_limits
         self._tell = tell
         self._layer = layer
         self._seen = Counts()
         self._at: frozenset[str] = frozenset()
         self._times: dict[str, tuple[str, int]] = {}  # what was said of a limit last, and how often it was reached
-        self._beyond: Reached | None = None  # of the layer
+        self._beyond: LimitReached | None = None  # of the layer
         timeout = resource_limits.limits.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
         self.cut_short = False  # whether it was asked to end for a limit
@@ -266,7 +266,7 @@ class LimitMonitor:
     @property
     def told(self) -> tuple[str, ...]:
         """Return each limit that was reached so far, in words, and how often in all."""
-        found = reached(Counts(), self._seen, self._resource_limits.limits)
+        found = limits_reached(Counts(), self._seen, self._resource_limits.limits)
         said = [each.detail for each in found]
         said += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
         if self._beyond is not None:
@@ -289,7 +289,7 @@ class LimitMonitor:
                 return self._layer.presses()
             if (over := self._layer.turn()) is None:
                 return False
-            why = self._beyond = Reached(Reason.DISK_LIMIT, over.detail)
+            why = self._beyond = LimitReached(Reason.DISK_LIMIT, over.detail)
         elif self.cut_short:
             return True
         else:
@@ -308,7 +308,7 @@ class LimitMonitor:
             self._layer.nameless = nameless if isinstance(nameless, int) else 0
         now = frozenset(limit for limit in _INSIDE if limit in found)
         for limit in sorted(now - self._at):
-            each = at(limit, found[limit], self._resource_limits.limits)
+            each = limit_detail(limit, found[limit], self._resource_limits.limits)
             self._times[limit] = each.detail, self._times.get(limit, ("", 0))[1] + 1
             self._tell(*each)
         self._at = now
@@ -321,19 +321,19 @@ class LimitMonitor:
         now = self._resource_limits.counts()
         if not over:
             now = now._replace(held_back=self._seen.held_back)
-        found = reached(self._seen, now, self._resource_limits.limits)
+        found = limits_reached(self._seen, now, self._resource_limits.limits)
         self._seen = now
         for each in found:
             self._tell(*each)
         if over and status is not None and self._resource_limits.means.get("memory") is Means.RLIMIT:
-            died = refused_memory(status, self._resource_limits.limits)
+            died = memory_denied(status, self._resource_limits.limits)
             if died is not None:
                 self._times["memory"] = died.detail, 1
                 self._tell(*died)
         if over and self._layer is not None and not self.cut_short and (beyond := self._layer.last()) is not None:
-            self._beyond = Reached(Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED)  # it ended by itself before
+            self._beyond = LimitReached(Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED)  # it ended by itself before
             self._tell(*self._beyond)
 
-    def _time_is_up(self) -> Reached:
-        said = f"timeout: it has run for {in_seconds(self._resource_limits.limits.timeout or 0)}"
-        return Reached(Reason.TIME_LIMIT, said)
+    def _time_is_up(self) -> LimitReached:
+        said = f"timeout: it has run for {format_seconds(self._resource_limits.limits.timeout or 0)}"
+        return LimitReached(Reason.TIME_LIMIT, said)

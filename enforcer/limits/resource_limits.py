@@ -1,26 +1,25 @@
-"""Resource limits of a task from rules and defaults. The reason for each default: docs/explanation/limits.md.
+"""Resource limits of a task: values from rules and defaults, and the means that keep them (cgroups, rlimits, sysctls).
 
-The defaults only keep a task that takes all it can get from taking the host down; one that works doesn't notice them.
-`build` finds the best means that this machine has for each limit, before anything of the task exists. One that somebody
-said and that can't be had here refuses the start; one that is only a default gives way to the next best means.
+`make_resource_limits` chooses the best means for each limit before anything of the task exists. A limit that a rule or
+an option sets, and that this machine can't keep, fails the start; a default falls back to the next best means. The
+defaults only protect the host from a task that takes all it can get: docs/explanation/limits.md gives the reasons.
 
-What getrlimit(2) can keep without any cgroup, set in the task itself just before it is executed. Nothing raises it
-again: that takes CAP_SYS_RESOURCE on the host.
+Rlimits (getrlimit(2)) are set in the task just before its program is executed. Raising one takes CAP_SYS_RESOURCE on
+the host, which no task has.
 
-- open files: by process; there is no other means.
-- processes: counted for one kernel uid *in one user namespace* since Linux 5.14, and a task has a user namespace of its
-  own; before, all that its uid runs counts along.
-- memory: RLIMIT_DATA, what a process has that is private and writable, is nearer to what it uses than RLIMIT_AS, since
-  languages reserve terabytes that they never touch. It bounds each process alone, not their sum, nor what they share.
+- open files: per process; there is no other means.
+- processes: counted for a kernel uid in one user namespace since Linux 5.14, and a task has its own; before that, with
+  everything else of its uid.
+- memory: RLIMIT_DATA, the private writable memory of a process, is closer to its use than RLIMIT_AS: language runtimes
+  reserve terabytes that they never touch. It bounds each process alone, neither their sum nor shared memory.
 
-What the kernel counts for each user, in whatever sandbox it is, a task may have a part of. Inotify's instances and
-watches, and queued signals with the timers that reserve one each, are counted in the task's own user namespace, and
-with all that its maker has (user_namespaces(7), kernel/ucount.c). Without a bound of its own one task has them all, and
-its user's other programs, root's too, have none. Each bound is one for all of a sandbox's processes together, though
-one is set as an rlimit: since Linux 5.14 that counts so.
+Some resources the kernel counts for each user, across sandboxes. Inotify instances and watches, queued signals and
+timers (one queued signal each) are counted in the task's user namespace and in every namespace above it
+(user_namespaces(7), kernel/ucount.c). So a task gets a share of them: without one it could take all that its user has,
+or root. The share is for all processes of a sandbox together, also where an rlimit sets it (since Linux 5.14).
 
-Descriptors that are sent and not received yet (unix(7), ETOOMANYREFS) are counted for the user alone, and each sender
-is held to its own limit of open files: so a task's is a quarter lower than ours, who have to send some at each start.
+Descriptors in flight (unix(7), ETOOMANYREFS) are counted for the user alone, against the sender's limit of open files.
+So a task's limit is a quarter lower than ours: the runner sends descriptors at each start.
 """
 
 import contextlib
@@ -35,13 +34,13 @@ from enforcer.limits import cgroups
 from enforcer.limits.cgroups import (
     CONTROLLERS,
     V2,
-    Ceiling,
+    CgroupLocation,
     Counts,
     Group,
-    Place,
+    ParentLimits,
+    choose_locations,
     hierarchies,
-    make,
-    places,
+    make_group,
 )
 from enforcer.system.errors import HostError
 from rules.sandbox import SandboxSettings
@@ -50,8 +49,8 @@ type Rlimit = tuple[int, int]  # which resource, and how much
 type Bound = tuple[int, int, int]  # which resource, and at most how much: soft, hard
 
 
-def needed(*, files: int | None, processes: int | None, memory: int | None) -> tuple[Rlimit, ...]:
-    """Return those to set; None: not by this means."""
+def rlimits_for(*, files: int | None, processes: int | None, memory: int | None) -> tuple[Rlimit, ...]:
+    """Return the rlimits to set; None leaves one out."""
     wanted = (
         (resource.RLIMIT_NOFILE, files),
         (resource.RLIMIT_NPROC, processes),
@@ -60,8 +59,8 @@ def needed(*, files: int | None, processes: int | None, memory: int | None) -> t
     return tuple((which, value) for which, value in wanted if value is not None)
 
 
-def least(one: int, other: int) -> int:
-    """Return the lower of two limits."""
+def lower_rlimit(one: int, other: int) -> int:
+    """Return the lower of two rlimits; RLIM_INFINITY is the highest."""
     if resource.RLIM_INFINITY in (one, other):
         return one if other == resource.RLIM_INFINITY else other
     return min(one, other)
@@ -72,11 +71,11 @@ TIMED_OUT = 124  # the exit status of a task whose time was up, as timeout(1) ha
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")  # IEC 80000-13
 _MEMORY_SHARE, _DISK_SHARE = 3 / 4, 1 / 2
 _PAGE = 4096  # bytes; a file that holds anything takes one
-_OF_OURS = 64  # files: the directories that a view has before a task makes any
+_OF_OURS = 64  # files: the directories of a new sandbox
 
 
 class Limits(NamedTuple):
-    """Of one task. None: not limited. `said` names those that a rule file or an option says."""
+    """Limits of one task; None: unlimited. `said`: the names of those that a rule file or an option sets."""
 
     memory: int | None = None  # bytes
     cpu: float | None = None  # cores
@@ -88,15 +87,15 @@ class Limits(NamedTuple):
 
 
 def limits_of(box: SandboxSettings, host_memory: int | None = None) -> Limits:
-    """Return what a task in this box may take. `host_memory` (bytes) is this machine's, unless a test says another."""
+    """Return the limits of a task under these sandbox settings. `host_memory`: bytes, by default this machine's."""
     memory = _memory_of_host() if host_memory is None else host_memory
     said = {name: value for name in Limits._fields if (value := getattr(box, name, None)) is not None}
     usual = {"memory": int(memory * _MEMORY_SHARE), "disk": int(memory * _DISK_SHARE)}
     return Limits(**{**usual, **said}, said=frozenset(said))
 
 
-def files_in(disk: int) -> int:
-    """Return how many files go with so many bytes of `disk`: empty ones cost what no size counts."""
+def max_files(disk: int) -> int:
+    """Return the most files for a quota of `disk` bytes: empty files take memory that no size counts."""
     return disk // _PAGE + _OF_OURS
 
 
@@ -104,62 +103,65 @@ def _memory_of_host() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def in_bytes(count: int) -> str:
-    """Return an amount in the unit that suits it."""
+def format_bytes(count: int) -> str:
+    """Format bytes with the unit that fits: `1.5 GiB`."""
     size, unit = float(count), 0
     while size >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:.4g} {_UNITS[unit]}"
 
 
-def in_seconds(seconds: float) -> str:
-    """Return a time in seconds."""
+def format_seconds(seconds: float) -> str:
+    """Format seconds: `90 s`."""
     return f"{seconds:g} s"
 
 
 _USERS_SHARE: Final = 4
-_OURS_OF_FILES: Final = 4  # of open files, the part that is ours alone
-_LEAST_FILES: Final = 2 * 253  # and of those: a last message takes no look at how many go along (unix(7), SCM_MAX_FD)
-# A user namespace's own, and the whole machine's, of which a container sees no other: below /proc/sys.
+_OURS_OF_FILES: Final = 4  # of the open files: a fourth is for Exeat alone
+_LEAST_FILES: Final = (
+    2 * 253
+)  # of those: the kernel checks the limit before it adds a message's descriptors (unix(7), SCM_MAX_FD)
+# Below /proc/sys: the setting of a user namespace, and the machine's, the only one that a container sees.
 _INOTIFY: Final = (
     ("user/max_inotify_instances", "fs/inotify/max_user_instances"),
     ("user/max_inotify_watches", "fs/inotify/max_user_watches"),
 )
 
-_TERMINALS: Final = 16  # the part of the machine's terminals that a sandbox may have: many sandboxes run at once
+_TERMINALS: Final = 16  # a sandbox may have a sixteenth of the machine's terminals
 _LEAST_TERMINALS: Final = 16
 
 
 @cache
-def terminals() -> int:
-    """Return how many terminals a sandbox may have: a part of those that the kernel doesn't reserve for the host."""
+def max_terminals() -> int:
+    """Return how many pseudo-terminals a sandbox may have: a share of those not reserved for the host."""
     try:
-        most = setting("kernel/pty/max") - setting("kernel/pty/reserve")
+        most = read_sysctl("kernel/pty/max") - read_sysctl("kernel/pty/reserve")
     except (OSError, ValueError):
         return _LEAST_TERMINALS
     return max(_LEAST_TERMINALS, most // _TERMINALS)
 
 
 @cache
-def of_namespace() -> tuple[tuple[str, int], ...]:
-    """Return the settings of a sandbox's own user namespace: which, below /proc/sys, and how much."""
+def namespace_sysctls() -> tuple[tuple[str, int], ...]:
+    """Return the sysctls of a sandbox's user namespace: name below /proc/sys, and value."""
     found = []
     for own, machine in _INOTIFY:
         with contextlib.suppress(OSError, ValueError):
-            found.append((own, max(1, min(setting(own), setting(machine)) // _USERS_SHARE)))
+            found.append((own, max(1, min(read_sysctl(own), read_sysctl(machine)) // _USERS_SHARE)))
     return tuple(found)
 
 
-def setting(name: str) -> int:
-    """Read a setting below /proc/sys. Raises OSError, ValueError."""
+def read_sysctl(name: str) -> int:
+    """Read a sysctl, named as below /proc/sys. Raises OSError, ValueError."""
     with open(f"/proc/sys/{name}", "rb", buffering=0) as file:
         return int(file.read(32))
 
 
-def of_processes(*, among_others: bool) -> tuple[Bound, ...]:
-    """Return the limits to set in a task, by what this process may have; `among_others` of its own user, if there are.
+def task_rlimits(*, among_others: bool) -> tuple[Bound, ...]:
+    """Return the rlimits of a task, derived from this process's own.
 
-    One of open files is always there: what this process may have now, whatever it has meanwhile.
+    `among_others`: the task has the uid of its user's other programs, so it gets less. RLIMIT_NOFILE is always
+    included.
     """
     files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if among_others:
@@ -173,11 +175,11 @@ def of_processes(*, among_others: bool) -> tuple[Bound, ...]:
     return (resource.RLIMIT_NOFILE, min(files, most_files), most_files), *signals
 
 
-# The sandbox's two processes of ours: they are in its groups, so that all it costs is counted.
+# Exeat's two processes in every sandbox: they are in its cgroups, so that all its cost is counted.
 _OURS = 2
 _PERIOD = 100_000  # microseconds, the kernel's own (sched-bwc); a quota is at least 1000
 _LEAST_QUOTA = 1000
-_BUFFERS = 4  # the part of `memory` that socket buffers may have on top of it in version 1
+_BUFFERS = 4  # in version 1, socket buffers may take a fourth of `memory` on top of it
 _LEAST_BUFFERS = 16 << 20  # bytes
 
 _AS_A_SCOPE = "run it as `systemd-run --user --scope -p Delegate=yes exeat run …`"
@@ -190,7 +192,7 @@ _MOUNT = "make cgroups writable: in a container, mount /sys/fs/cgroup writable i
 
 
 class Means(StrEnum):
-    """How a limit is kept."""
+    """What keeps a limit."""
 
     NONE = "nothing"
     RLIMIT = "rlimit"
@@ -199,7 +201,7 @@ class Means(StrEnum):
 
 
 class ResourceLimits(NamedTuple):
-    """What keeps a task within its limits. `limits` are those that hold, with what groups above the task's say."""
+    """The cgroups and rlimits of a task. `limits`: the effective ones, with those of the cgroups above."""
 
     limits: Limits
     groups: tuple[Group, ...]
@@ -207,25 +209,29 @@ class ResourceLimits(NamedTuple):
     means: Mapping[str, Means]  # of memory, processes and cpu
 
     def admit(self, pid: int) -> None:
-        """Put a process in, and with it all that it will ever fork. Raises HostError: then nothing may run in it."""
+        """Move a process, and so its future children, into the cgroups.
+
+        Raises HostError; then nothing may run in it.
+        """
         for group in self.groups:
             try:
                 group.admit(pid)
             except OSError as error:
                 raise HostError(
-                    f"a task cannot be put into its cgroup: {error.strerror}", "see `exeat doctor`"
+                    f"the task's process cannot be moved into its cgroup: {error.strerror}",
+                    "run `exeat doctor` to see why",
                 ) from error
 
     def admit_more(self, pid: int) -> None:
-        """Put another process of ours in, beside those that every sandbox has. Raises HostError."""
+        """Move one more process of Exeat into the cgroups, and raise the process limit by one. Raises HostError."""
         self.admit(pid)
         for group in self.groups:
             if "pids" in group.place.controllers:
-                with contextlib.suppress(OSError):  # then the task may have one less
+                with contextlib.suppress(OSError):  # the task may have one process less then
                     group.limit({"pids.max": str(self.limits.processes + _OURS + 1)}, {})
 
     def counts(self) -> Counts:
-        """Return what the task has come up against so far."""
+        """Return the kernel's counts of exceeded limits so far."""
         total = Counts()
         for group in self.groups:
             more = group.counts()
@@ -233,36 +239,36 @@ class ResourceLimits(NamedTuple):
         return total
 
     def kill(self) -> None:
-        """Kill every process in it, where there is a group that can."""
+        """Kill every process in the cgroups, where the kernel supports it."""
         for group in self.groups:
             group.kill()
 
     def remove(self) -> None:
-        """Take its groups away. Idempotent."""
+        """Remove the cgroups. Idempotent."""
         for group in self.groups:
             group.remove()
 
     def describe(self) -> str:
-        """Say in a line what is limited, to how much, and by what means."""
+        """Describe each limit in one line: name, value, and what keeps it."""
         limits = self.limits
         said = [f"processes {limits.processes} by {self.means['processes']}"]
         if limits.memory is not None and self.means["memory"] is not Means.NONE:
-            said.append(f"memory {in_bytes(limits.memory)} by {self.means['memory']}")
+            said.append(f"memory {format_bytes(limits.memory)} by {self.means['memory']}")
         if limits.cpu is not None:
             said.append(f"cpu {limits.cpu:g} by {self.means['cpu']}")
         if limits.files is not None:
             said.append(f"files {limits.files} by {Means.RLIMIT}")
         if limits.timeout is not None:
-            said.append(f"timeout {in_seconds(limits.timeout)}")
-        return ", ".join((*said, f"disk {in_bytes(limits.disk)} in memory"))
+            said.append(f"timeout {format_seconds(limits.timeout)}")
+        return ", ".join((*said, f"disk {format_bytes(limits.disk)} in memory"))
 
 
-def build(limits: Limits) -> ResourceLimits:
-    """Make the groups. The caller sees that they are removed. Raises HostError when what was said can't be kept."""
+def make_resource_limits(limits: Limits) -> ResourceLimits:
+    """Make the cgroups of a task; the caller calls `remove`. Raises HostError if an explicit limit can't be kept."""
     made: list[Group] = []
     means: dict[str, Means] = {}
     troubles: list[str] = []
-    for place in places(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
+    for place in choose_locations(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
         try:
             group, limits = _made(place, limits)
         except OSError as error:
@@ -274,13 +280,16 @@ def build(limits: Limits) -> ResourceLimits:
     if limits.cpu is not None and resource_limits.means["cpu"] is Means.NONE:
         resource_limits.remove()
         why = f" ({'; '.join(troubles)})" if troubles else ""
-        raise HostError(f"`cpu` cannot be limited here: it takes a cgroup, and none can be made{why}", remedy("cpu"))
+        raise HostError(
+            f"`cpu` cannot be limited on this machine: no cgroup with the cpu controller can be made{why}",
+            remedy("cpu"),
+        )
     return resource_limits
 
 
-def _made(place: Place, limits: Limits) -> tuple[Group, Limits]:
+def _made(place: CgroupLocation, limits: Limits) -> tuple[Group, Limits]:
     lower = _within(limits, place.ceiling)
-    group = make(place)
+    group = make_group(place)
     try:
         group.limit(*_files(place, lower))
     except OSError:
@@ -289,29 +298,29 @@ def _made(place: Place, limits: Limits) -> tuple[Group, Limits]:
     return group, lower
 
 
-def _limited(place: Place) -> list[str]:
+def _limited(place: CgroupLocation) -> list[str]:
     names = {"memory": "memory", "pids": "processes", "cpu": "cpu"}
     return [names[controller] for controller in place.controllers]
 
 
-def _within(limits: Limits, ceiling: Ceiling) -> Limits:
+def _within(limits: Limits, ceiling: ParentLimits) -> Limits:
     return limits._replace(
-        memory=cgroups.least((limits.memory, ceiling.memory)),
-        cpu=cgroups.least((limits.cpu, ceiling.cpu)),
-        processes=cgroups.least((limits.processes, ceiling.processes)) or limits.processes,
+        memory=cgroups.lowest((limits.memory, ceiling.memory)),
+        cpu=cgroups.lowest((limits.cpu, ceiling.cpu)),
+        processes=cgroups.lowest((limits.processes, ceiling.processes)) or limits.processes,
     )
 
 
-def _files(place: Place, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what to write into a group's files, and what only where the kernel has the file."""
+def _files(place: CgroupLocation, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the values of a cgroup's files, and those of files that not every kernel has."""
     wanted: dict[str, str] = {}
     optional: dict[str, str] = {}
     second = place.version == V2
     if "memory" in place.controllers and limits.memory is not None:
         wanted["memory.max" if second else "memory.limit_in_bytes"] = str(limits.memory)
-        # No swap on top: it would make `memory` a matter of how much swap the host has.
+        # No swap on top: the limit would depend on the host's swap.
         optional |= {"memory.swap.max": "0"} if second else {"memory.memsw.limit_in_bytes": str(limits.memory)}
-        if not second:  # which doesn't count socket buffers as memory, and counts them at all once it has a limit
+        if not second:  # version 1 counts socket buffers apart from memory, and only once they have a limit
             optional["memory.kmem.tcp.limit_in_bytes"] = str(max(_LEAST_BUFFERS, limits.memory // _BUFFERS))
     if "pids" in place.controllers:
         wanted["pids.max"] = str(limits.processes + _OURS)
@@ -326,13 +335,13 @@ def _files(place: Place, limits: Limits) -> tuple[dict[str, str], dict[str, str]
 
 
 def _without(limits: Limits) -> dict[str, Means]:
-    """Return the means of a machine without cgroups."""
+    """Return the means on a machine without cgroups."""
     memory = Means.RLIMIT if "memory" in limits.said else Means.NONE
     return {"memory": memory, "processes": Means.RLIMIT, "cpu": Means.NONE}
 
 
 def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
-    return needed(
+    return rlimits_for(
         files=limits.files,
         processes=None if "processes" in means else limits.processes,
         memory=limits.memory if "memory" in limits.said and "memory" not in means else None,
@@ -340,7 +349,7 @@ def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
 
 
 def remedy(kind: str) -> str:
-    """Say what would give a limit a cgroup here."""
+    """Return how to get a cgroup for a limit on this machine."""
     found = hierarchies()
     second = [each for each in found if each.version == V2]
     if not any(os.access(each.top, os.R_OK) for each in found) or (os.geteuid() == 0):

@@ -54,7 +54,7 @@ def install(encoded: EncodedNetwork) -> GateSockets:
             "start the container without a network (`--network none`)",
         )
     _refuse_taken(encoded.gate_port)
-    forget()
+    delete_ruleset()
     installed = execute(encoded, again=True)
     return open_gate_sockets(encoded.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
 
@@ -68,7 +68,7 @@ def _refuse_taken(port: int) -> None:
         raise HostError(f"something listens on port {port} in there, as a gate does", "see `exeat ps`") from error
 
 
-def forget() -> None:
+def delete_ruleset() -> None:
     """Take away the ruleset of an earlier time, if there is one. Raises OSError."""
     delete = struct.pack("!BBH", _INET, 0, 0) + attribute(_TABLE_NAME, TABLE.encode() + b"\0")
     edge = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)

@@ -18,7 +18,7 @@ from pyroute2.nftables.expressions import genex
 
 from enforcer.network import install
 from enforcer.network.install import EncodedNetwork
-from enforcer.network.plan import Batch, EverythingIsLocal, LinkUp, NetworkPlan, OwnAddress
+from enforcer.network.plan import AddAddress, Batch, BringUpLoopback, NetworkPlan, RouteToLoopback
 from enforcer.network.ruleset import AddressSet, Chain, Counter, Expression, Rule, Table, Verdict
 from proxy.wire.netlink import NETLINK_NETFILTER
 
@@ -94,7 +94,7 @@ def _message(statement: object) -> nlmsg:
 
 
 @_message.register
-def _(_: LinkUp) -> nlmsg:
+def _(_: BringUpLoopback) -> nlmsg:
     link = ifinfmsg()
     link["header"]["type"], link["header"]["flags"] = RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK
     link["index"], link["flags"], link["change"] = _LO, _IFF_UP, _IFF_UP
@@ -102,7 +102,7 @@ def _(_: LinkUp) -> nlmsg:
 
 
 @_message.register
-def _(statement: OwnAddress) -> nlmsg:
+def _(statement: AddAddress) -> nlmsg:
     own = statement.address
     address = ifaddrmsg()
     address["header"]["type"], address["header"]["flags"] = RTM_NEWADDR, _NEW | NLM_F_EXCL
@@ -113,7 +113,7 @@ def _(statement: OwnAddress) -> nlmsg:
 
 
 @_message.register
-def _(statement: EverythingIsLocal) -> nlmsg:
+def _(statement: RouteToLoopback) -> nlmsg:
     route = rtmsg()
     route["header"]["type"], route["header"]["flags"] = RTM_NEWROUTE, _NEW | NLM_F_EXCL
     route["family"], route["dst_len"], route["table"] = _family(statement.source), 0, _TABLE_LOCAL

@@ -12,14 +12,14 @@ from enforcer.network.ruleset import Statement, ruleset
 from proxy.wire.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
 
 
-class LinkUp(NamedTuple):
+class BringUpLoopback(NamedTuple):
     """Bring `lo` up: it is the first device of every network namespace."""
 
     def describe(self) -> str:
         return "bring `lo` up"
 
 
-class OwnAddress(NamedTuple):
+class AddAddress(NamedTuple):
     """Give the sandbox an address that connections come from."""
 
     address: IPv4Address | IPv6Address
@@ -28,7 +28,7 @@ class OwnAddress(NamedTuple):
         return f"add the address {self.address} to `lo`"
 
 
-class EverythingIsLocal(NamedTuple):
+class RouteToLoopback(NamedTuple):
     """Route every address of a family to `lo`, so that the kernel delivers here what is sent anywhere."""
 
     source: IPv4Address | IPv6Address
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     """Statements that go to the kernel in one message, over one netlink protocol."""
 
     protocol: int
-    statements: tuple[LinkUp | OwnAddress | EverythingIsLocal | Statement, ...]
+    statements: tuple[BringUpLoopback | AddAddress | RouteToLoopback | Statement, ...]
 
     def describe(self) -> tuple[str, ...]:
         """Say what this does, a line a statement."""
@@ -73,9 +73,9 @@ def network_plan(gate_port: int = GATE_PORT) -> NetworkPlan:
     """Return the plan of a sandbox's network whose gate listens on `gate_port`."""
     return NetworkPlan(
         gate_port=gate_port,
-        link=Batch(NETLINK_ROUTE, (LinkUp(),)),
-        ipv4=Batch(NETLINK_ROUTE, (OwnAddress(OWN_IPV4), EverythingIsLocal(OWN_IPV4))),
-        ipv6=Batch(NETLINK_ROUTE, (OwnAddress(OWN_IPV6), EverythingIsLocal(OWN_IPV6))),
+        link=Batch(NETLINK_ROUTE, (BringUpLoopback(),)),
+        ipv4=Batch(NETLINK_ROUTE, (AddAddress(OWN_IPV4), RouteToLoopback(OWN_IPV4))),
+        ipv6=Batch(NETLINK_ROUTE, (AddAddress(OWN_IPV6), RouteToLoopback(OWN_IPV6))),
         ruleset=Batch(NETLINK_NETFILTER, ruleset(gate_port)),
         unlogged=Batch(NETLINK_NETFILTER, ruleset(gate_port, log=False)),
     )

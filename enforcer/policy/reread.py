@@ -105,7 +105,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
             login, good = proxy_auth.take(file), policy_transfer.take(file)
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
-            login = credentials.login(good)
+            login = credentials.read_login(good)
     if not rule_files.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
         return {}
     over = raised(good, rule_files.parse([], before.wanted.system).policy, bounded(problems))
@@ -146,7 +146,7 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     if problems:
         return {"problems": problems}, found
     try:
-        login = credentials.login(loaded.policy)
+        login = credentials.read_login(loaded.policy)
     except HostError as error:
         return {"problems": [str(error)]}, found
     _write(loaded.policy, login, policy)

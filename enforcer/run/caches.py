@@ -12,30 +12,30 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from enforcer.sandbox.mount_plan import Kept
+from enforcer.sandbox.mount_plan import CacheMount
 from enforcer.sandbox.system_paths import contains
 from enforcer.system import state
 from enforcer.system.errors import HostError, UsageError
 
 
-class Taken(NamedTuple):
+class TaskCaches(NamedTuple):
     """The caches of one task; `locks` are to stay open as long as anything of it runs."""
 
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
 
 
-def directory() -> str:
+def caches_directory() -> str:
     """Return where they lie, by its real path."""
     return os.path.realpath(state.state_directory() / "caches")
 
 
-def target(path: str, home: str) -> str:
+def cache_target(path: str, home: str) -> str:
     """Return where a cache lies in a sandbox whose task's home is `home`."""
     return home + path[1:] if path.startswith("~") else path
 
 
-def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> Taken:
+def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> TaskCaches:
     """Take the caches that are free, and say which are not. `home` is the task's, `writable` what of the host is too.
 
     Raises UsageError where a task could have put another directory in a cache's place, HostError where none can be
@@ -43,16 +43,16 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
     """
     caches = tuple(caches)
     if not caches:
-        return Taken()
-    top = directory()
+        return TaskCaches()
+    top = caches_directory()
     for place in writable:
         if contains(place, top) or contains(top, place):
             raise UsageError(f"caches lie in `{top}`, and a task may not write where they do: `{place}`")
     state.make_private(state.state_directory() / "caches")
-    kept: list[Kept] = []
+    kept: list[CacheMount] = []
     locks: list[int] = []
     for name, path in caches:
-        place = target(path, home)
+        place = cache_target(path, home)
         source = f"{top}/{name}"
         _make(source)
         lock = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -62,11 +62,11 @@ def take(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) 
             os.close(lock)
             said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
             sys.stderr.write(f"exeat: {said}\n")
-            kept.append(Kept("", place))
+            kept.append(CacheMount("", place))
             continue
         locks.append(lock)
-        kept.append(Kept(source, place))
-    return Taken(tuple(kept), tuple(locks))
+        kept.append(CacheMount(source, place))
+    return TaskCaches(tuple(kept), tuple(locks))
 
 
 def _make(source: str) -> None:

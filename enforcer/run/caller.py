@@ -28,7 +28,7 @@ class Caller:
     def read(self) -> ReceivedSignal:
         """Read what has happened there: a signal. One that is gone, or says what is no signal, is a SIGKILL."""
         try:
-            arrived = arrived_in(self.connection.recv(_LONGEST))
+            arrived = parse_signal(self.connection.recv(_LONGEST))
         except OSError:
             arrived = None
         return arrived or ReceivedSignal(signal.SIGKILL, from_terminal=False)
@@ -47,7 +47,7 @@ class Caller:
         self.connection.send(b"status %d" % status)
 
 
-def arrived_in(packet: bytes) -> ReceivedSignal | None:
+def parse_signal(packet: bytes) -> ReceivedSignal | None:
     """Return the signal of a packet `signal NUMBER FROM_TERMINAL`, if it is one that is passed on."""
     word, _, rest = packet.partition(b" ")
     number, _, terminal = rest.partition(b" ")

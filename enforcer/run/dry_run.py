@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer.limits.resource_limits import Limits, in_bytes, in_seconds, limits_of
+from enforcer.limits.resource_limits import Limits, format_bytes, format_seconds, limits_of
 from enforcer.network.plan import network_plan
 from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, sandbox_spec
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.mount_steps import bounded
+from enforcer.sandbox.mount_steps import with_tmpfs_quota
 from enforcer.system import linux, state
 from enforcer.worker import confinement, credentials, trust
 from proxy.certificates.system_bundles import BUNDLES
@@ -26,22 +26,22 @@ from rules.sandbox import SandboxUser, WorkspaceMode
 _A_TREE = -1  # stands for a mount that only a start makes
 
 
-class Line(NamedTuple):
+class PlannedStep(NamedTuple):
     """One step: where it is taken, and what it does."""
 
     where: str
     does: str
 
 
-def plan(wanted: Wanted) -> list[Line]:
+def planned_steps(wanted: Wanted) -> list[PlannedStep]:
     """Say it all, in the order of a start. Raises what a start would raise over the same values."""
     if wanted.policy.secrets:
-        credentials.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
+        credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
     who = _who(wanted)
     limits = limits_of(wanted.box)
     network = network_plan()
     kept = _kept(wanted, who)
-    shown = sandbox_spec.Shown(_trees(who, wanted, kept), kept, *_workspace(wanted))
+    shown = sandbox_spec.PreparedMounts(_trees(who, wanted, kept), kept, *_workspace(wanted))
     steps = sandbox_spec.steps_of(who, wanted, _etc(wanted, who), shown)
     said: dict[str, Iterable[str]] = {
         "rules": _rules(wanted),
@@ -50,10 +50,10 @@ def plan(wanted: Wanted) -> list[Line]:
         "namespaces": (f"enter a new {name} namespace" for name in namespaces.NAMESPACES),
         "network": network.describe(),
         "limits": _limits(limits),
-        "files": (step.describe() for step in bounded(steps, limits.disk)),
+        "files": (step.describe() for step in with_tmpfs_quota(steps, limits.disk)),
         "task": _task(wanted, who, landlock.grants(steps, wanted.writable)),
     }
-    return [Line(where, escape_unprintable(line)) for where, lines in said.items() for line in lines]
+    return [PlannedStep(where, escape_unprintable(line)) for where, lines in said.items() for line in lines]
 
 
 def _who(wanted: Wanted) -> Identity:
@@ -64,13 +64,15 @@ def _who(wanted: Wanted) -> Identity:
     return who.as_root() if wanted.box.user is SandboxUser.ROOT else who
 
 
-def _trees(who: Identity, wanted: Wanted, kept: Iterable[mount_plan.Kept]) -> Mapping[str, int]:
+def _trees(who: Identity, wanted: Wanted, kept: Iterable[mount_plan.CacheMount]) -> Mapping[str, int]:
     return dict.fromkeys((*wanted.shown, *(each.source for each in kept)), _A_TREE) if who.privileged else {}
 
 
-def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.Kept, ...]:
-    top = caches.directory()
-    return tuple(mount_plan.Kept(f"{top}/{name}", caches.target(path, who.home)) for name, path in wanted.box.caches)
+def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
+    top = caches.caches_directory()
+    return tuple(
+        mount_plan.CacheMount(f"{top}/{name}", caches.cache_target(path, who.home)) for name, path in wanted.box.caches
+    )
 
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
@@ -86,7 +88,7 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
 
 def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
     trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
-    return sandbox_spec.own_etc(who, wanted, trusted, state.cache_directory())
+    return sandbox_spec.etc_files(who, wanted, trusted, state.cache_directory())
 
 
 def _rules(wanted: Wanted) -> Iterator[str]:
@@ -108,7 +110,7 @@ def _ids(who: Identity) -> Iterator[str]:
 
 
 def _limits(limits: Limits) -> Iterator[str]:
-    units = {"memory": in_bytes, "disk": in_bytes, "timeout": in_seconds}
+    units = {"memory": format_bytes, "disk": format_bytes, "timeout": format_seconds}
     for name in ("memory", "cpu", "processes", "files", "disk", "timeout"):
         value = getattr(limits, name)
         if value is not None:
@@ -116,7 +118,7 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 
 def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
-    variables = environment.build(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
+    variables = environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
     yield f"call its host {sandbox_spec.hostname_of(wanted)}"
     yield f"give it the variables {', '.join(sorted(variables))}"
     yield f"work in {wanted.workspace}"
@@ -125,7 +127,7 @@ def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iter
     if landlock.version() >= landlock.LEAST:
         yield from (f"let it {landlock.describe(grant)}" for grant in wall)
     reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
-    size = len(seccomp.assemble(seccomp.task(reviewed=reviewed), linux.platform_machine()))
+    size = len(seccomp.assemble(seccomp.task_filter(reviewed=reviewed), linux.platform_machine()))
     yield f"put it behind a filter of system calls of {size // 8} instructions"
     if wanted.policy.commands:
         yield f"hold each program that it starts, and ask {len(wanted.policy.commands)} commands of the rules about it"

@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.mount_plan import JAVA_STORE, bundle_names, java_names
-from enforcer.sandbox.system_paths import real
+from enforcer.sandbox.mount_plan import JAVA_STORE, bundle_files, java_store_files
+from enforcer.sandbox.system_paths import real_paths
 from enforcer.system.errors import UsageError
 from rules.loading.secret_schema import (
     BUNDLE,
@@ -54,7 +54,7 @@ netgroup: files
 _BROWSERS = ("chromium", "opt/chrome", "opt/chrome_for_testing", "opt/edge")
 
 
-def build(
+def build_environment(
     caller: Mapping[str, str],
     identity: Identity,
     bundle: str,
@@ -66,7 +66,7 @@ def build(
     What is kept of the caller's never stands before what the sandbox says for itself; what is set does.
     """
     own = {name: value for name, value in caller.items() if name in TAKEN or name.startswith(LOCALE)}
-    own.update((name, caller[name]) for name in kept(caller, box.keep))
+    own.update((name, caller[name]) for name in kept_variables(caller, box.keep))
     own.setdefault("PATH", _PATH)
     if not own.get("LC_ALL") and (own.get("LC_CTYPE") or own.get("LANG") or "C") in _PLAIN:
         own["LC_CTYPE"] = "C.UTF-8"  # else it would depend on whether an interpreter has been there before (PEP 538)
@@ -120,12 +120,12 @@ def _java_limits(box: SandboxSettings) -> list[str]:
     return ["-XX:+IgnoreUnrecognizedVMOptions", *said] if said else []  # JDK 8 knows the second from update 191 on
 
 
-def asked(caller: Mapping[str, str], named: Sequence[str], box: SandboxSettings) -> set[str]:
+def given_variables(caller: Mapping[str, str], named: Sequence[str], box: SandboxSettings) -> set[str]:
     """List the variables that options and rule files give a task, beside what every task gets."""
-    return {*(entry.partition("=")[0] for entry in named), *kept(caller, box.keep), *dict(box.variables)}
+    return {*(entry.partition("=")[0] for entry in named), *kept_variables(caller, box.keep), *dict(box.variables)}
 
 
-def kept(caller: Mapping[str, str], globs: Sequence[str]) -> list[str]:
+def kept_variables(caller: Mapping[str, str], globs: Sequence[str]) -> list[str]:
     """List the caller's variables that some globs keep."""
     patterns = [Pattern.parse(glob) for glob in globs]
     return [name for name in caller if name and any(pattern.matches(name) for pattern in patterns)]
@@ -143,7 +143,7 @@ def browser_policies(certificate: bytes) -> dict[str, bytes]:
     """Return the policies that have browsers trust our CA, by where they are read from; where a link is, none."""
     policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # what PEM has is Base64
     places = [f"/etc/{place}" for place in _BROWSERS]
-    found = [place for place, leads in zip(_BROWSERS, real(places), strict=True) if leads == f"/etc/{place}"]
+    found = [place for place, leads in zip(_BROWSERS, real_paths(places), strict=True) if leads == f"/etc/{place}"]
     return {f"{place}/policies/managed/exeat-ca.json": policy for place in found}
 
 
@@ -171,4 +171,4 @@ def etc_files(  # noqa: PLR0917 - what they are made of
     if link and os.path.isdir("/etc/ssl/certs"):
         folder = os.path.relpath(os.path.realpath("/etc/ssl/certs"), "/etc")
         own[f"{folder}/{link}"] = certificate
-    return bundle_names(trusted, {**java_names(java), **browser_policies(certificate), **own})
+    return bundle_files(trusted, {**java_store_files(java), **browser_policies(certificate), **own})

@@ -111,13 +111,13 @@ class StandaloneHost:
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Make the resource limits, and within them an empty sandbox that goes on making itself."""
-        from enforcer.limits.resource_limits import build, limits_of
+        from enforcer.limits.resource_limits import limits_of, make_resource_limits
         from enforcer.run import sandbox_spec
 
-        resource_limits = build(limits_of(wanted.box))
+        resource_limits = make_resource_limits(limits_of(wanted.box))
         last.callback(resource_limits.remove)
         with contextlib.suppress(HostError, OSError):
-            empty = sandbox_spec.empty(who, resource_limits, wanted.box.devices)
+            empty = sandbox_spec.start_empty_sandbox(who, resource_limits, wanted.box.devices)
             made.callback(empty.end)
             return resource_limits, empty
         return resource_limits, None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.limits.limit_monitor import Inside
+from enforcer.limits.limit_monitor import SandboxProbe
 from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.sandbox import namespaces, task_start
 from enforcer.sandbox.identity import Identity
@@ -17,9 +17,9 @@ from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.mount_steps import Step
 from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.sandbox.overlays import Review
-from enforcer.sandbox.path_scan import cover_again
-from enforcer.sandbox.stdio import OWN, Likeness, make_terminal
-from enforcer.sandbox.system_calls import ANY, ROOM
+from enforcer.sandbox.path_scan import mask_again
+from enforcer.sandbox.stdio import OWN, TerminalSettings, make_terminal
+from enforcer.sandbox.system_calls import ANY, QUOTA
 from enforcer.sandbox.task_start import Program
 from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
@@ -45,7 +45,7 @@ class SandboxSpec(NamedTuple):
     held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
     given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
     named: bool = True  # whether rules or options say what its host is called
-    terminal: Likeness | None = None  # what the task's own is to be like; None: it has none
+    terminal: TerminalSettings | None = None  # what the task's own is to be like; None: it has none
     umask: int = 0o022
     lets_udp_out: bool = False  # whether a rule lets any out, or asks
 
@@ -55,7 +55,7 @@ class Sandbox:
 
     __slots__ = ("_inside", "namespaces", "supervisor", "task")
 
-    def __init__(self, made: SandboxNamespaces, inside: Inside, supervisor: SupervisorProcess | None) -> None:
+    def __init__(self, made: SandboxNamespaces, inside: SandboxProbe, supervisor: SupervisorProcess | None) -> None:
         self.namespaces = made
         self.supervisor = supervisor
         self.task = 0
@@ -88,7 +88,7 @@ class Sandbox:
         """Cover anew what stands where rule files, and directories above them, were covered; outermost first."""
         for path in paths:
             self.init.calls.step(None)
-            cover_again(self.init.calls, path)
+            mask_again(self.init.calls, path)
         self.init.tell()
 
     def settle(self) -> None:
@@ -127,14 +127,14 @@ def launch(
         if spec.program.watching is not None:
             supervisor = SupervisorProcess(spec.program.watching, made, spec.resource_limits)
         _hand_over(spec, made.give(), supervisor)
-        with namespaces.explained():
+        with namespaces.explain_errors():
             sandbox = _furnish(spec, made, supervisor)
             stdio, own = _own_terminal(spec, made.init, carry)
             has_keys = spec.terminal is not None and spec.terminal.has_keys
             program = spec.program._replace(terminal=own if has_keys else -1)
             try:
                 made.init.calls.call("umask", spec.umask)
-                sandbox.task = task_start.begin(made.init, spec.identity, program, stdio, _watched(supervisor))
+                sandbox.task = task_start.start_task(made.init, spec.identity, program, stdio, _watched(supervisor))
             finally:
                 if own >= 0:
                     os.close(own)
@@ -177,19 +177,19 @@ def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorP
     for lock in spec.held:
         made.outer.calls.take(lock)
     made.outer.tell()
-    namespaces.take(made.init, spec.steps[len(made.done) :])
-    namespaces.finish(made.init)
+    namespaces.execute_steps(made.init, spec.steps[len(made.done) :])
+    namespaces.finish_view(made.init)
     calls, name = made.init.calls, os.fsencode(spec.hostname)
     called = calls.get("sethostname", name, len(name), but=(errno.EPERM,))
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
     root = calls.get("openat", linux.AT_FDCWD, "/", flags)
-    room, proc_of, root_of = made.init.do(ROOM, proc, root)
+    room, proc_of, root_of = made.init.do(QUOTA, proc, root)
     # Filters of containers may refuse it: a name that nobody asked for is left out then.
     if made.init.value(called) < 0 and spec.named and socket.gethostname() != spec.hostname:
         raise _unnamed(spec.hostname)
     reviewed = next((step.source for step in spec.steps if isinstance(step, Review)), "")
-    return Sandbox(made, Inside(room, proc_of, root_of, spec.program.rlimits, reviewed), supervisor)
+    return Sandbox(made, SandboxProbe(room, proc_of, root_of, spec.program.rlimits, reviewed), supervisor)
 
 
 def _unnamed(name: str) -> HostError:

@@ -21,7 +21,7 @@ _PT_INTERP = 3
 _LONGEST_PATH = 4096  # bytes, PATH_MAX
 
 
-def whereabouts(wanted: Wanted) -> str:
+def explain_missing_command(wanted: Wanted) -> str:
     """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
     shown = (*system_paths.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
@@ -48,7 +48,7 @@ def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
             return
         owner, name = what, words[0]
         what = f"the interpreter of {owner}, {quote(name)},"
-        if program := looked_up(words):
+        if program := env_program(words):
             yield what, name
             name, what = program, f"{quote(program)}, which {owner} is to be interpreted by,"
 
@@ -87,10 +87,10 @@ def _remedy(hidden: str) -> str:
     folder = os.path.dirname(hidden)
     show = os.path.dirname(folder) if os.path.basename(folder) in ("bin", "sbin", "shims") else folder
     try:
-        mount_plan.to_show((show,))
+        mount_plan.paths_to_show((show,))
     except UsageError:
         return "copy it into the workspace"
-    if any(system_paths.contains(show, home) for home in system_paths.homes()) or not show.isprintable():
+    if any(system_paths.contains(show, home) for home in system_paths.home_directories()) or not show.isprintable():
         return f"copy it into the workspace, rather than show all of `{escape_unprintable(show)}`"
     return f"show it with `--read {shlex.quote(show)}`"
 
@@ -115,7 +115,7 @@ def interpreter(path: str) -> tuple[str, ...]:
     return tuple(os.fsdecode(word) for word in words)
 
 
-def looked_up(words: tuple[str, ...]) -> str:
+def env_program(words: tuple[str, ...]) -> str:
     """Return the program that these words look up in PATH in their turn (`/usr/bin/env NAME`); empty: none."""
     if len(words) != 2 or Path(words[0]).name != "env":
         return ""

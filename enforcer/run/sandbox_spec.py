@@ -13,8 +13,8 @@ from enforcer.policy.run_request import Wanted
 from enforcer.run import caches, environment, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
-from enforcer.sandbox.mount_steps import Step, bounded
-from enforcer.sandbox.system_paths import real
+from enforcer.sandbox.mount_steps import Step, with_tmpfs_quota
+from enforcer.sandbox.system_paths import real_paths
 from enforcer.system import linux, state
 from enforcer.worker import confinement, trust
 from enforcer.worker.trust import PublicAuthority
@@ -24,16 +24,16 @@ from proxy.certificates.system_bundles import BUNDLES
 from rules.sandbox import SandboxUser
 
 
-class Shown(NamedTuple):
+class PreparedMounts(NamedTuple):
     """What of the host was got ready for the view."""
 
     trees: Mapping[str, int]  # detached mounts, by path
-    kept: tuple[mount_plan.Kept, ...] = ()
+    kept: tuple[mount_plan.CacheMount, ...] = ()
     review: str = ""
     guarded: tuple[str, ...] = ()
 
 
-def gather(
+def gather_spec(
     who: Identity,
     wanted: Wanted,
     trusted: PublicAuthority,
@@ -55,27 +55,27 @@ def gather(
     cache = state.make_private(state.cache_directory())
     if wanted.box.user is SandboxUser.ROOT:
         who = who.as_root()
-    own = own_etc(who, wanted, trusted, cache)
+    own = etc_files(who, wanted, trusted, cache)
     if empty is not None:
-        empty.take(mount_plan.of_etc(own))
-    kept: tuple[mount_plan.Kept, ...] = ()
+        empty.take(mount_plan.etc_steps(own))
+    kept: tuple[mount_plan.CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
     if wanted.box.caches:
-        kept, locks = caches.take(wanted.box.caches, who.home, wanted.writable)
+        kept, locks = caches.lock_caches(wanted.box.caches, who.home, wanted.writable)
         for lock in locks:
             made.callback(os.close, lock)
     trees = _trees(who, wanted, [each.source for each in kept if each.source])
     for tree in trees.values():
         made.callback(os.close, tree)
     trees |= workspace.trees
-    shown = Shown(trees, kept, workspace.review, workspace.guarded)
+    shown = PreparedMounts(trees, kept, workspace.review, workspace.guarded)
     steps, program = compose(who, wanted, own, shown)
     wait_until_confined(gate)
     variables = dict(program.environment)
     environment.add_placeholders(variables, gate.said.get("placeholders"))
     return launch.SandboxSpec(
         who,
-        bounded(steps, resource_limits.limits.disk),
+        with_tmpfs_quota(steps, resource_limits.limits.disk),
         program._replace(environment=variables, rlimits=resource_limits.rlimits),
         io.descriptors,
         gate.gate,
@@ -96,35 +96,35 @@ def _umask() -> int:
     return mask
 
 
-def own_etc(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
+def etc_files(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
     """Return the files of /etc that the task has for itself, by where they lie in it."""
     certificate = trusted.certificate.encode()
-    bundle, java = trust.roots(certificate, cache)
+    bundle, java = trust.trusted_roots(certificate, cache)
     return environment.etc_files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
 def compose(
-    who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown
+    who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts
 ) -> tuple[tuple[Step, ...], task_start.Program]:
     """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
     steps = steps_of(who, wanted, own, shown)
     program = task_start.Program(
         wanted.argv,
-        environment.build(os.environ, who, BUNDLES[0], wanted.env, wanted.box),
+        environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box),
         wanted.workspace,
         stdio.ignored_signals(),
-        seccomp.assemble(seccomp.task(reviewed=bool(shown.review)), linux.platform_machine()),
-        seccomp.watching(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
+        seccomp.assemble(seccomp.task_filter(reviewed=bool(shown.review)), linux.platform_machine()),
+        seccomp.watched_filter(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
         wall=landlock.grants(steps, wanted.writable),
     )
     return steps, program
 
 
-def empty(
+def start_empty_sandbox(
     who: Identity, resource_limits: ResourceLimits, devices: tuple[str, ...] = ()
 ) -> namespaces.SandboxNamespaces:
     """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
-    steps = bounded(mount_plan.ahead(who, devices), resource_limits.limits.disk)
+    steps = with_tmpfs_quota(mount_plan.shared_steps(who, devices), resource_limits.limits.disk)
     return namespaces.start_empty(who, resource_limits, steps)
 
 
@@ -144,13 +144,13 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
         if path not in trees:
             trees[path] = identity.idmapped_tree(path, *ids, needed=False)
             if not os.path.isdir(path):
-                trees[mount_plan.around(path)] = identity.idmapped_around(
+                trees[mount_plan.directory_tree_key(path)] = identity.idmapped_around(
                     path, ids, (who.outer_uids.lines[0][1], who.outer_gids.lines[0][1])
                 )
     return trees
 
 
-def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Shown) -> tuple[Step, ...]:
+def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
     """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
     obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}
@@ -158,17 +158,17 @@ def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: Sho
     if wanted.policy.secrets or wanted.policy.settings.upstream_auth is not None:
         from enforcer.worker import credentials  # few rules have any
 
-        hidden = credentials.hidden(wanted.policy, os.environ, wanted.shown)
+        hidden = credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *hidden}
     return mount_plan.plan(
-        mount_plan.Wanted(
+        mount_plan.MountRequest(
             identity=who,
             workspace=wanted.workspace,
             etc=own,
             read=wanted.read,
             protect=(*sorted(rules), *confinement.code_places()),
             sealed=confinement.code_trees(),
-            secret=tuple(sorted(real(secret))),
+            secret=tuple(sorted(real_paths(secret))),
             trees=shown.trees,
             write=wanted.write,
             hide=wanted.hide,

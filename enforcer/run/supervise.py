@@ -30,7 +30,7 @@ _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal co
 _LONGEST = 1000  # characters of an error that are told
 
 
-class Ended(NamedTuple):
+class TaskEnd(NamedTuple):
     """How it went: the task's wait status, or why it never started; whether its gate died under it."""
 
     status: int | None
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Watch:
+class Supervision:
     """Over one task: its sandbox, its gate and its limits."""
 
     sandbox: Sandbox
@@ -74,7 +74,7 @@ class Watch:
         due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.monitor.wait(), self.gate.wait())
         return due if self.post is None else min(due, self.post.wait())
 
-    def turn(self) -> Ended | None:
+    def turn(self) -> TaskEnd | None:
         """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
         if "declined" in self.gate.said:  # by the service, before it has served the task
             return self._ended(None, str(self.gate.said.get("failed"))[:_LONGEST])
@@ -113,7 +113,7 @@ class Watch:
         print_notice(f"the gate stopped{why}; the task has no network from here on")
         return False
 
-    def hear_sandbox(self) -> Ended | None:
+    def hear_sandbox(self) -> TaskEnd | None:
         """Listen to the sandbox's init; how it ended once it has."""
         try:
             over = self.sandbox.init.turn()
@@ -139,11 +139,13 @@ class Watch:
     def _kill(self) -> None:
         self.sandbox.signal(signal.SIGKILL, group=False)
 
-    def _ended(self, status: int | None, failed: str) -> Ended:
-        return Ended(status, failed, self.lost_gate, self.counters)
+    def _ended(self, status: int | None, failed: str) -> TaskEnd:
+        return TaskEnd(status, failed, self.lost_gate, self.counters)
 
 
-def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None) -> Ended:
+def supervise(
+    watch: Supervision, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None
+) -> TaskEnd:
     """Block until the task has ended. `caller` is who asked for it where that is another process."""
     sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(sandbox, io, signal_fd, caller)
@@ -151,7 +153,7 @@ def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller:
         watch.begin(selector)
         for source in signals.sources:
             selector.register(source, selectors.EVENT_READ)
-        with contextlib.closing(Rules(wanted, watch, selector)) as rules:
+        with contextlib.closing(RuleReload(wanted, watch, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
                 # A gate's end is heard before that of the task, which may have ended for want of it.
@@ -170,10 +172,10 @@ def supervise(watch: Watch, signal_fd: int, io: "Stdio", wanted: Wanted, caller:
                 rules.turn()
 
 
-class Rules:
+class RuleReload:
     """The task's rule files, as the loop sees them: whatever goes wrong with reloading, the task goes on."""
 
-    def __init__(self, wanted: Wanted, watch: Watch, selector: selectors.BaseSelector) -> None:
+    def __init__(self, wanted: Wanted, watch: Supervision, selector: selectors.BaseSelector) -> None:
         self._wanted, self._watch, self._selector = wanted, watch, selector
         self._first = time.monotonic() + _FIRST_LOOK
         self._reloader: Reloader | None = None
@@ -231,7 +233,7 @@ class Rules:
 class _Pen:
     """What the reloader writes with: the gate hears it, and so does who has to see to it that people can be asked."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Supervision) -> None:
         self._watch = watch
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
@@ -252,7 +254,7 @@ class _Signals:
         self._terminal = io.terminal
         self._terminals = io.terminals
 
-    def act(self, source: object, rules: Rules, selector: selectors.BaseSelector) -> None:
+    def act(self, source: object, rules: RuleReload, selector: selectors.BaseSelector) -> None:
         """Pass one on, or do what it asks of us."""
         if self._caller is not None and source is self._caller:
             arrived = self._caller.read()

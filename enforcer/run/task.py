@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.run.host import Host
     from enforcer.run.launch import Sandbox, SandboxSpec
-    from enforcer.run.supervise import Ended
+    from enforcer.run.supervise import TaskEnd
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio
     from enforcer.workspace.written_places import Workspace
@@ -86,7 +86,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         # needs is after the fork.
         from enforcer.limits.limit_monitor import LimitMonitor
         from enforcer.run import sandbox_spec
-        from enforcer.run.supervise import Watch, supervise
+        from enforcer.run.supervise import Supervision, supervise
 
         resource_limits, empty = host.make_sandbox(wanted, who, made, last)
         recorder = _recorder(sandbox_state, journal, gate, host, made)
@@ -95,7 +95,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         made.callback(io.finish)
         workspace = _workspace(wanted, sandbox_state, journal, who, resource_limits, made)
         new_post, post = _asking(wanted, sandbox_state, journal, made)
-        ingredients = sandbox_spec.gather(
+        ingredients = sandbox_spec.gather_spec(
             who,
             wanted,
             trusted,
@@ -113,14 +113,14 @@ def run(wanted: Wanted, host: "Host") -> Result:
             monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.layer)
             unusual = _unusual(journal, sandbox_state) if host.counts_anomalies(wanted) else None
             keeper = host.keep_journal(journal, recorder)
-            watch = Watch(sandbox, gate, monitor, keeper, began, post, new_post, unusual)
+            watch = Supervision(sandbox, gate, monitor, keeper, began, post, new_post, unusual)
             ended = supervise(watch, signal_fd, io, wanted, host.caller)
         except ExeatError as error:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise _with_limits(error, resource_limits) from error
         _kill_rest(resource_limits, sandbox, ended, workspace)
         monitor.look(over=True, status=ended.status)
-        over = partial(tell_end, recorder, gate, started, ended, time.monotonic() - began)
+        over = partial(record_end, recorder, gate, started, ended, time.monotonic() - began)
         found = _finish(workspace, recorder, started, over, watched)
         watched.close()  # from here on a signal ends us again, also while the last output is waited for
         problems = io.finish()
@@ -148,9 +148,9 @@ def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatE
     if not isinstance(error, HostError):
         return error
     from enforcer.limits.cgroups import Counts
-    from enforcer.limits.limit_monitor import reached
+    from enforcer.limits.limit_monitor import limits_reached
 
-    limited = tuple(each.detail for each in reached(Counts(), resource_limits.counts(), resource_limits.limits))
+    limited = tuple(each.detail for each in limits_reached(Counts(), resource_limits.counts(), resource_limits.limits))
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
@@ -208,7 +208,7 @@ def _launch(
     try:
         sandbox = launch.launch(sandbox_spec, empty, io.has_terminal)
     except (BrokenPipeError, ConnectionResetError) as error:
-        raise worker.lost(gate) from error
+        raise worker.start_error(gate) from error
     made.callback(sandbox.end)
     io.close()
     io.begin()
@@ -225,7 +225,7 @@ def _let_go(gate: worker.Worker) -> None:
         gate.kill()
 
 
-def _kill_rest(resource_limits: "ResourceLimits", sandbox: "Sandbox", ended: "Ended", workspace: "Workspace") -> None:
+def _kill_rest(resource_limits: "ResourceLimits", sandbox: "Sandbox", ended: "TaskEnd", workspace: "Workspace") -> None:
     """See that nothing of the task is left, and no mount of what is looked at next."""
     resource_limits.kill()
     if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
@@ -262,17 +262,17 @@ def _check_secrets(wanted: Wanted) -> None:
     from enforcer.worker import credentials
 
     linux.disable_core_dumps()  # our own environment may have a value; a task may raise what it inherits
-    credentials.check_environment(wanted.policy, environment.asked(os.environ, wanted.env, wanted.box))
-    credentials.hidden(wanted.policy, os.environ, wanted.shown)
+    credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
+    credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
 
 
-def _say_where(wanted: Wanted, ended: "Ended") -> None:
+def _say_where(wanted: Wanted, ended: "TaskEnd") -> None:
     """Raise UnreachableError for a command that is there, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
-        from enforcer.run.missing_command import whereabouts
+        from enforcer.run.missing_command import explain_missing_command
 
-        if hint := whereabouts(wanted):
+        if hint := explain_missing_command(wanted):
             raise UnreachableError(hint, code)
 
 
@@ -308,11 +308,11 @@ def _unwritable(journal: Path, error: JournalFailed) -> HostError:
     return HostError(said, state.remedy(error))
 
 
-def tell_end(  # noqa: PLR0917  all that there is to tell of
+def record_end(  # noqa: PLR0917  all that there is to tell of
     recorder: Recorder,
     gate: worker.Worker,
     started: str,
-    ended: "Ended",
+    ended: "TaskEnd",
     seconds: float,
     finish: "Callable[[], tuple[str, ...]]",
 ) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from enforcer.sandbox.init import Executor
-from enforcer.sandbox.path_scan import NEW, made, move
+from enforcer.sandbox.path_scan import NEW, attach_mount, make_directory
 from enforcer.system import linux
 from enforcer.system.errors import UsageError
 from rules.sandbox import GPU, is_card
@@ -57,19 +57,19 @@ class Devices(NamedTuple):
         names = ", ".join((*NODES, *self.given))
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Make the file system here, and have the sandbox attach it."""
-        calls, tree = executor.calls, make(self.given, self.owner)
+        calls, tree = executor.calls, make_dev(self.given, self.owner)
         try:
-            place = made(calls, NEW + self.target)
-            move(calls, calls.take(tree), place)
+            place = make_directory(calls, NEW + self.target)
+            attach_mount(calls, calls.take(tree), place)
             calls.close(place)
             executor.begin()
         finally:
             os.close(tree)
 
 
-def make(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
+def make_dev(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
     """Return a detached tmpfs with all of /dev in it. Raises OSError for who may not make device nodes."""
     tree = linux.make_detached_mount("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
     try:
@@ -96,13 +96,13 @@ def make(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
 def can_make() -> bool:
     """Whether this process may make device nodes: it takes CAP_MKNOD and CAP_SYS_ADMIN of the host."""
     try:
-        os.close(make())
+        os.close(make_dev())
     except OSError:
         return False
     return True
 
 
-def found(names: Iterable[str]) -> tuple[str, ...]:
+def host_devices(names: Iterable[str]) -> tuple[str, ...]:
     """Return which devices of this host are meant by what rules and options say. Raises UsageError."""
     all_of_them: set[str] = set()
     for name in names:
@@ -142,7 +142,7 @@ def _number(name: str) -> int:
     return status.st_rdev
 
 
-def name_of(descriptor: int) -> str:
+def memory_device(descriptor: int) -> str:
     """Return which of `NODES` a descriptor is open on; empty: none of them, or a terminal."""
     status = os.fstat(descriptor)
     if not stat.S_ISCHR(status.st_mode):

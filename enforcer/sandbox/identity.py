@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from enforcer.sandbox import init
-from enforcer.sandbox.path_scan import walk
+from enforcer.sandbox.path_scan import open_without_links
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
 # systemd's container range ends at 0x6FFFFFFF (systemd.io/UIDS-GIDS); ours lies above it and below 2**31, where
 # programs that keep ids signed go wrong.
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
-TASK_ID, WORKER_ID, KEYHOLDER_ID = 1000, 65533, 65532
+TASK_ID, WORKER_ID, SIGNER_ID = 1000, 65533, 65532
 # What root has to have for it (capabilities(7)): to make namespaces, give processes and files ids of a range, and end
 # those processes.
 _NEEDED = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
@@ -64,7 +64,7 @@ class Identity(NamedTuple):
     kernel_uid: int
     kernel_gid: int
     worker_uid: int  # kernel id
-    keyholder_uid: int  # kernel id
+    signer_uid: int  # kernel id
     slot: int = -1
 
     @property
@@ -171,7 +171,7 @@ def _privileged() -> Identity:
         kernel_uid=base + TASK_ID,
         kernel_gid=base + TASK_ID,
         worker_uid=base + WORKER_ID,
-        keyholder_uid=base + KEYHOLDER_ID,
+        signer_uid=base + SIGNER_ID,
         slot=slot,
     )
 
@@ -194,7 +194,7 @@ def _ordinary() -> Identity:
         kernel_uid=uid,
         kernel_gid=gid,
         worker_uid=uid,
-        keyholder_uid=uid,
+        signer_uid=uid,
     )
 
 
@@ -286,7 +286,7 @@ def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) ->
 def _walked(path: str) -> Iterator[int]:
     """Have what a path leads to open, over no symbolic link. Raises HostError, also for an OSError meanwhile."""
     try:
-        place = walk(path)
+        place = open_without_links(path)
         try:
             yield place
         finally:

@@ -7,7 +7,7 @@ Programs are given ahead, and results are heard when somebody has to know. One t
 nothing that was given after it is done.
 
 Programs that are the same for many sandboxes are written once (`execute_shared`), and so are the contents of files that
-every view has (`file_of`): a service gives them to each sandbox that it makes.
+every view has (`shared_file`): a service gives them to each sandbox that it makes.
 
 `SocketMaker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be
 done from outside, by who owns the namespace.
@@ -23,7 +23,17 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.system_calls import ANY, CHANNEL, ENDED, REGISTERS, REPLY, CallFailed, Calls, Packet, Register
+from enforcer.sandbox.system_calls import (
+    ANY,
+    CHANNEL,
+    ENDED,
+    REGISTERS,
+    REPLY,
+    CallFailedError,
+    CallList,
+    Packet,
+    Register,
+)
 from enforcer.system.errors import HostError
 from proxy.wire import descriptor_passing
 
@@ -34,7 +44,7 @@ _kept: Final[dict[int, tuple[bytes, int]]] = {}  # by identity: contents never c
 _for_good: Final[set[int]] = set()  # of those
 
 
-def file_of(content: bytes) -> int:
+def shared_file(content: bytes) -> int:
     """Return a descriptor of a file in memory with this content; it stays ours. Raises OSError."""
     if found := _kept.get(id(content)):
         return found[1]
@@ -77,14 +87,14 @@ _NAME: Final = "exeat-init"
 _AHEAD: Final = 32  # programs, no more: what is said of more fits into no channel, and both ends would wait
 
 
-class Ended(NamedTuple):
+class ChildExit(NamedTuple):
     """A process that it had begun has ended, with this wait status."""
 
     pid: int
     status: int
 
 
-class GoneError(OSError):
+class ProcessGoneError(OSError):
     """The process is gone, and hasn't said why."""
 
 
@@ -92,7 +102,7 @@ class Executor:
     """What can be given programs. `calls` are those that are written and not given yet."""
 
     def __init__(self) -> None:
-        self.calls = Calls()
+        self.calls = CallList()
 
     def send(self, packets: Sequence[Packet]) -> None:
         """Give programs that were written before."""
@@ -130,7 +140,7 @@ class RemoteExecutor(Executor):
     def __init__(self, channel: socket.socket) -> None:
         super().__init__()
         self.channel = channel
-        self.ended: Ended | None = None
+        self.ended: ChildExit | None = None
         self._given: deque[Packet] = deque()
         self._registers: tuple[int, ...] = (-1,) * REGISTERS
 
@@ -169,13 +179,13 @@ class RemoteExecutor(Executor):
     def _hear_one(self) -> list[int]:
         packet = self._given[0]
         what, came = self._receive(len(packet.given))
-        while isinstance(what, Ended):
+        while isinstance(what, ChildExit):
             self.ended = what
             what, came = self._receive(len(packet.given))
         self._given.popleft()
         failed_at, error = what
         if error:
-            raise failed(packet, failed_at, error)
+            raise call_error(packet, failed_at, error)
         return self._ordered(packet.given, came)
 
     def _ordered(self, given: Sequence[int], came: list[int]) -> list[int]:
@@ -187,10 +197,10 @@ class RemoteExecutor(Executor):
         there = iter(came)
         return [next(there) if self._registers[number] >= 0 else -1 for number in given]
 
-    def turn(self) -> Ended | None:
+    def turn(self) -> ChildExit | None:
         """Take a word of it while nothing is awaited: the end of who it had begun. Raises GoneError."""
         what, _ = self._receive(0)
-        if isinstance(what, Ended):
+        if isinstance(what, ChildExit):
             self.ended = what
         return self.ended
 
@@ -200,7 +210,7 @@ class RemoteExecutor(Executor):
             self.channel.shutdown(socket.SHUT_RDWR)
         self.channel.close()
 
-    def _receive(self, descriptors: int) -> tuple[Ended | tuple[int, int], list[int]]:
+    def _receive(self, descriptors: int) -> tuple[ChildExit | tuple[int, int], list[int]]:
         for _ in range(2):  # who ends with something of ours unread leaves a reset before its last words: unix(7)
             try:
                 data, came, _, _ = socket.recv_fds(self.channel, REPLY.size, descriptors, socket.MSG_CMSG_CLOEXEC)
@@ -209,17 +219,17 @@ class RemoteExecutor(Executor):
             if data:
                 what, one, two, _, *registers = REPLY.unpack(data)
                 if what == ENDED:
-                    return Ended(one, two), came
+                    return ChildExit(one, two), came
                 self._registers = tuple(registers)
                 return (one, two), came
             break
-        raise GoneError(errno.ECHILD, "its process ended")
+        raise ProcessGoneError(errno.ECHILD, "its process ended")
 
 
-def failed(packet: Packet, at: int, error: int) -> CallFailed:
+def call_error(packet: Packet, at: int, error: int) -> CallFailedError:
     """Return what to raise where a call of a program has failed."""
     step = next((what for first, what in reversed(packet.steps) if first <= at), None)
-    return CallFailed(error, f"{packet.named[at]}: {os.strerror(error)}", step)
+    return CallFailedError(error, f"{packet.named[at]}: {os.strerror(error)}", step)
 
 
 def compiled() -> str:
@@ -242,14 +252,14 @@ def digest() -> str:
 COMPILED = compiled()  # what is executed; empty: the interpreter executes
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def channel_pair() -> tuple[socket.socket, socket.socket]:
     """Return a channel: our end, and that of a process that executes."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def start() -> tuple[int, RemoteExecutor]:
     """Start a process that executes. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
-    ours, theirs = pair()
+    ours, theirs = channel_pair()
     with theirs:
         if COMPILED:
             pid = _spawn(COMPILED, theirs.fileno())

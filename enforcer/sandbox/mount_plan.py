@@ -38,11 +38,11 @@ from enforcer.sandbox.mount_steps import (
 from enforcer.sandbox.overlays import Review, Show, ShowFile
 from enforcer.sandbox.system_paths import (
     SYSTEM,
-    Shown,
+    ShownPaths,
     contains,
-    homes,
+    home_directories,
     outermost,
-    real,
+    real_paths,
     refuse_workspace,
     refuse_write,
 )
@@ -52,7 +52,7 @@ from proxy.certificates.system_bundles import BUNDLES
 _OWN_SYSTEM = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
 
 
-def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[Step]:
+def masks(wanted: "MountRequest", read: Collection[str], others: Collection[str]) -> list[Step]:
     """Hide what must not be read in anything shown; make read-only what must not be written. `others`: every home."""
     hidden, protected = _hidden(wanted, read, others), _protected(wanted)
     protected += [path for path in wanted.guarded if not any(contains(other, path) for other in (*hidden, *protected))]
@@ -65,17 +65,17 @@ def covers(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> 
     return [*pins.values(), *(Mask(path, hide=True) for path in hidden), *read_only]
 
 
-def _hidden(wanted: "Wanted", read: Collection[str], others: Collection[str]) -> list[str]:
+def _hidden(wanted: "MountRequest", read: Collection[str], others: Collection[str]) -> list[str]:
     """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
-    shown = Shown((*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN_SYSTEM))
-    secret = {*wanted.secret, *wanted.hide, *system_paths.places({wanted.identity.home, *others}, shown)}
+    shown = ShownPaths((*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN_SYSTEM))
+    secret = {*wanted.secret, *wanted.hide, *system_paths.credential_paths({wanted.identity.home, *others}, shown)}
     for path in secret:
         if place := shown.one_in(path):
             raise UsageError(f"`{place}` cannot be shown to a task: it lies in `{path}`, which stays hidden")
-    return outermost(real(filter(shown.hold, secret)))
+    return outermost(real_paths(filter(shown.hold, secret)))
 
 
-def _protected(wanted: "Wanted") -> list[str]:
+def _protected(wanted: "MountRequest") -> list[str]:
     """Rules and code in what may be written, the outermost tree of each. Raises UsageError where that is all of it."""
     _refuse_other_names(wanted)
     found: set[str] = set()
@@ -90,7 +90,7 @@ def _protected(wanted: "Wanted") -> list[str]:
     return [path for path in sorted(found) if not any(t != path and contains(t, path) for t in wanted.sealed)]
 
 
-def _refuse_other_names(wanted: "Wanted") -> None:
+def _refuse_other_names(wanted: "MountRequest") -> None:
     """Raise UsageError for a rule file with a second name, which could lie where a task may write, uncovered."""
     devices = {os.stat(place).st_dev for place in wanted.writable}
     for path in wanted.protect:
@@ -142,7 +142,7 @@ JAVA_STORES = (
 )
 JAVA_STORE = "/etc/ssl/exeat-java.p12"
 # Of the host's /var, what installed programs can't do without: package managers make it of what packages hold.
-SHARED: Final = (
+SHARED_VAR: Final = (
     "/var/cache/fontconfig",
     "/var/cache/man",
     *(f"/var/lib/{name}" for name in (
@@ -154,7 +154,7 @@ _PROCESSORS: Final = "/sys/devices/system/cpu"
 _TOPOLOGY: Final = ("core_id", "core_siblings", "physical_package_id", "thread_siblings", "thread_siblings_list")
 
 
-class Kept(NamedTuple):
+class CacheMount(NamedTuple):
     """A directory of the host's that a task finds at `target`, in what its sandbox has for itself."""
 
     source: str  # "": an empty one, of which nothing is kept
@@ -164,7 +164,7 @@ class Kept(NamedTuple):
 _NO_TREES: Final[Mapping[str, int]] = MappingProxyType({})
 
 
-class Wanted(NamedTuple):
+class MountRequest(NamedTuple):
     """What a view is made for. Paths are real (no symbolic links) unless they say otherwise."""
 
     identity: Identity
@@ -178,7 +178,7 @@ class Wanted(NamedTuple):
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
     names: tuple[tuple[str, ...], ...] = ()  # hidden wherever they lie: globs of names, one below the other
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[CacheMount, ...] = ()
     review: str = ""  # the directory that changes to the workspace go to, if they don't go there itself
     guarded: tuple[str, ...] = ()  # in the workspace: never writable
     devices: tuple[str, ...] = ()  # of the host's, by name, beside what every task has
@@ -190,7 +190,7 @@ class Wanted(NamedTuple):
         return (self.workspace, *self.write)
 
 
-def to_show(read: tuple[str, ...]) -> list[str]:
+def paths_to_show(read: tuple[str, ...]) -> list[str]:
     """Leave out what is shown anyhow. Raises UsageError for what a sandbox has for itself, in another form."""
     for path in read:
         for place in (*SYSTEM, *_OWN):
@@ -202,27 +202,27 @@ def to_show(read: tuple[str, ...]) -> list[str]:
     return [path for path in read if not any(contains(place, path) for place in SYSTEM)]
 
 
-def plan(wanted: Wanted) -> tuple[Step, ...]:
+def plan(wanted: MountRequest) -> tuple[Step, ...]:
     """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
-    others = homes() if wanted.homes is None else wanted.homes
+    others = home_directories() if wanted.homes is None else wanted.homes
     refuse_workspace(wanted.workspace, wanted.identity.home, others)
     for path in wanted.write:
         refuse_write(path, wanted.identity.home, others)
-    read = [path for path in to_show(wanted.read) if path not in wanted.writable]
+    read = [path for path in paths_to_show(wanted.read) if path not in wanted.writable]
     _refuse_mounts(wanted)
     return (
-        *ahead(wanted.identity, wanted.devices),
-        *of_etc(wanted.etc),
+        *shared_steps(wanted.identity, wanted.devices),
+        *etc_steps(wanted.etc),
         *_shown(wanted, read),
         *_kept(wanted),
-        *covers(wanted, read, others),
+        *masks(wanted, read, others),
         *(HideNames(path, wanted.names) for path in (*wanted.writable, *read) if wanted.names and os.path.isdir(path)),
         *(MaskSockets(path) for path in wanted.writable if os.path.isdir(path) and not _is_reviewed(wanted, path)),
         ReadOnly("/"),
     )
 
 
-def _refuse_mounts(wanted: Wanted) -> None:
+def _refuse_mounts(wanted: MountRequest) -> None:
     """Raise UsageError for a file system that lies in what the task writes and isn't shown: it would write below it.
 
     Shown as it is to an ordinary user's task: that one's mount is cloned with those below it.
@@ -240,7 +240,7 @@ def _refuse_mounts(wanted: Wanted) -> None:
                 )
 
 
-def ahead(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
+def shared_steps(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
     """Make the steps that every view of this identity begins with: they can be taken before it is known what for.
 
     Unless it is `given` devices.
@@ -248,7 +248,7 @@ def ahead(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
     return (*_system(), *_private(identity), *_proc(), *_devices(identity, given))
 
 
-def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
+def _shown(wanted: MountRequest, read: Collection[str]) -> list[Step]:
     """Show what is the host's: each directory before what lies in it and is shown in another way."""
     steps: list[Step] = []
     for path in sorted((*wanted.writable, *read)):
@@ -261,21 +261,21 @@ def _shown(wanted: Wanted, read: Collection[str]) -> list[Step]:
         elif os.path.isdir(path):
             steps.append(Show(path, staged=tree, guarded=True))
         else:
-            steps.append(ShowFile(path, tree, wanted.trees.get(around(path))))
+            steps.append(ShowFile(path, tree, wanted.trees.get(directory_tree_key(path))))
     return steps
 
 
-def around(path: str) -> str:
+def directory_tree_key(path: str) -> str:
     """Name, among `Wanted.trees`, the mount of the directory that a single file is shown from."""
     return f"{os.path.dirname(path)}/./{os.path.basename(path)}"
 
 
-def _is_reviewed(wanted: Wanted, path: str) -> bool:
+def _is_reviewed(wanted: MountRequest, path: str) -> bool:
     """Whether a directory is shown through an overlay, whose sockets, FIFOs and mounts aren't the host's."""
     return bool(wanted.review) and path == wanted.workspace
 
 
-def _kept(wanted: Wanted) -> list[Step]:
+def _kept(wanted: MountRequest) -> list[Step]:
     """Put directories that are kept, and empty ones in their place, where a sandbox has nothing but its own."""
     identity = wanted.identity
     steps: dict[str, Step] = {}
@@ -307,8 +307,8 @@ def _system() -> list[Step]:
     return steps
 
 
-def of_etc(own: Mapping[str, bytes]) -> tuple[Step, ...]:
-    """Show /etc, with files of the task's own before the host's: what every view goes on with after `ahead`."""
+def etc_steps(own: Mapping[str, bytes]) -> tuple[Step, ...]:
+    """Show /etc, with files of the task's own before the host's: what every view goes on with after `shared_steps`."""
     same = {name: content for name, content in own.items() if name not in _OF_ONE}
     of_one = {name: content for name, content in own.items() if name in _OF_ONE}
     steps: list[Step] = [Show(_ETC, same, of_one)] if os.path.isdir(_ETC) else []
@@ -329,7 +329,7 @@ def _private(identity: Identity) -> list[Step]:
         Tmpfs(identity.home, 0o700, owner=identity.owner),
         Directory("/sys"),
         Files("/sys", _processors()),
-        *(Show(path) for path in SHARED if os.path.isdir(path) and not os.path.islink(path)),
+        *(Show(path) for path in SHARED_VAR if os.path.isdir(path) and not os.path.islink(path)),
     ]
 
 
@@ -356,7 +356,7 @@ def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
     whole = devices.Devices(given=given, owner=(identity.kernel_uid, identity.kernel_gid) if given else (0, 0))
     return [
         *([whole] if identity.privileged and devices.can_make() else own),
-        Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={resource_limits.terminals()}"),
+        Kernel("devpts", "/dev/pts", f"newinstance,ptmxmode=0666,mode=620,max={resource_limits.max_terminals()}"),
         Tmpfs("/dev/shm", 0o1777),
         ReadOnly("/dev"),
     ]
@@ -370,7 +370,7 @@ def _proc() -> list[Step]:
         Kernel("proc", "/proc"),
         # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
-        *(Sysctl(name, str(most)) for name, most in resource_limits.of_namespace()),
+        *(Sysctl(name, str(most)) for name, most in resource_limits.namespace_sysctls()),
         # Of each membership the kernel keeps 240 bytes that no cgroup counts; it may be 20 a socket otherwise.
         Sysctl("net/ipv4/igmp_max_memberships", str(_MOST_GROUPS)),
         *(Mask(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
@@ -390,16 +390,19 @@ def _of_kernel() -> list[str]:
     return sorted(names)
 
 
-def java_names(content: bytes) -> dict[str, bytes]:
+def java_store_files(content: bytes) -> dict[str, bytes]:
     """Where Java's trust store stands in /etc: at a place of its own, and over the real files of this host's."""
-    places = {JAVA_STORE, *(path for path in real(JAVA_STORES) if os.path.isfile(path) and contains("/etc", path))}
+    places = {
+        JAVA_STORE,
+        *(path for path in real_paths(JAVA_STORES) if os.path.isfile(path) and contains("/etc", path)),
+    }
     return {os.path.relpath(path, "/etc"): content for path in sorted(places)} if content else {}
 
 
-def bundle_names(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:
+def bundle_files(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:
     """Where the merged bundle stands in /etc: over the real file behind each of this host's bundle paths."""
     names: dict[str, bytes] = {}
-    for path in real(BUNDLES):
+    for path in real_paths(BUNDLES):
         if os.path.isfile(path) and contains("/etc", path):
             names[os.path.relpath(path, "/etc")] = content
     if not names:

@@ -1,13 +1,14 @@
 """Steps that make a file system view, as frozen values.
 
-Each can say in a line what it does (`describe`), have an init process do it (`take`), and some can explain an error
-(`why`).
+Each can say in a line what it does (`describe`), have an init process do it (`execute`), and some explain an error
+(`explain`).
 
 They are taken in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`,
 and `/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
 
-All that a task may write and that isn't the host's lies in one tmpfs (`Room`): one quota for home, /tmp and the rest. A
-tmpfs for each would be bounded by itself only, each at half of the host's memory where nobody says a size (tmpfs(5)).
+All that a task may write and that isn't the host's lies in one tmpfs (`TmpfsQuota`): one quota for home, /tmp and the
+rest. A tmpfs for each would be bounded by itself only, each at half of the host's memory where nobody says a size
+(tmpfs(5)).
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from enforcer.limits.resource_limits import files_in
+from enforcer.limits.resource_limits import max_files
 from enforcer.sandbox import overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.init import Executor
@@ -25,19 +26,19 @@ from enforcer.sandbox.overlays import Review, Show, ShowFile
 from enforcer.sandbox.path_scan import (
     NEW,
     OLD,
-    change,
-    cloned,
-    doors,
-    made,
-    made_file,
+    add_mount_attributes,
+    attach_mount,
+    clone_mount,
+    clone_path,
+    find_names,
+    find_sockets,
+    make_directory,
+    make_file,
     mask,
-    move,
-    named,
+    open_path,
     pin,
-    place_of,
-    tree_of,
 )
-from enforcer.sandbox.system_calls import ROOM, Calls, Label
+from enforcer.sandbox.system_calls import QUOTA, CallList, Label
 from enforcer.system import linux
 from rules.patterns import Pattern
 
@@ -52,8 +53,8 @@ _PLAIN = frozenset(
 
 type Step = (
     Devices
-    | Room
-    | Part
+    | TmpfsQuota
+    | TmpfsPart
     | Tmpfs
     | Directory
     | Files
@@ -84,9 +85,9 @@ class Tmpfs(NamedTuple):
     def describe(self) -> str:
         return f"mount an empty tmpfs on {self.target} (mode {self.mode:o})"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls, path = executor.calls, NEW + self.target
-        calls.close(made(calls, path))
+        calls.close(make_directory(calls, path))
         size = f",size={self.size}" if self.size else ""
         mount(calls, "tmpfs", path, linux.MS_NOSUID | linux.MS_NODEV, f"mode={self.mode:o}{size}")
         if self.owner:
@@ -103,9 +104,9 @@ class Directory(NamedTuple):
     def describe(self) -> str:
         return f"make the directory {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls = executor.calls
-        place = made(calls, NEW + self.target)
+        place = make_directory(calls, NEW + self.target)
         directory = calls.get("openat", place, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         calls.call("fchmod", directory, self.mode)
         if self.owner:
@@ -122,8 +123,8 @@ class Files(NamedTuple):
     def describe(self) -> str:
         return f"write {len(self.content)} small files of its own below {self.target}"
 
-    def take(self, executor: Executor) -> None:
-        overlays.fill(executor.calls, NEW + self.target, self.content)
+    def execute(self, executor: Executor) -> None:
+        overlays.write_files(executor.calls, NEW + self.target, self.content)
 
 
 class Link(NamedTuple):
@@ -135,7 +136,7 @@ class Link(NamedTuple):
     def describe(self) -> str:
         return f"link {self.target} to {self.to}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         executor.calls.call("symlinkat", self.to, linux.AT_FDCWD, NEW + self.target)
 
 
@@ -152,24 +153,24 @@ class Bind(NamedTuple):
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done. What is there is of the kind that it is when this is worked out, or it isn't done."""
         calls = executor.calls
         kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
-        tree = cloned(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
+        tree = clone_path(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
         calls.is_kind(tree, kind, says="it is something else by now")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
-        change(calls, tree, attributes, recursive=True)
-        place = (made if kind == stat.S_IFDIR else made_file)(calls, NEW + self.target)
-        move(calls, tree, place)
+        add_mount_attributes(calls, tree, attributes, recursive=True)
+        place = (make_directory if kind == stat.S_IFDIR else make_file)(calls, NEW + self.target)
+        attach_mount(calls, tree, place)
         calls.close(place)
 
 
-def mount(calls: Calls, kind: str, target: str, flags: int, data: str) -> None:
+def mount(calls: CallList, kind: str, target: str, flags: int, data: str) -> None:
     """Have a file system mounted, as mount(2) does."""
     calls.call("mount", kind, target, kind, flags, data, says=f"mount {kind} on {target}")
 
@@ -184,13 +185,13 @@ class Kernel(NamedTuple):
     def describe(self) -> str:
         return f"mount a fresh {self.kind} on {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls, path = executor.calls, NEW + self.target
-        calls.close(made(calls, path))
+        calls.close(make_directory(calls, path))
         flags = linux.MS_NOSUID | linux.MS_NOEXEC | (linux.MS_NODEV if self.kind == "proc" else 0)
         mount(calls, self.kind, path, flags, self.data)
 
-    def why(self, error: OSError) -> OSError:
+    def explain(self, error: OSError) -> OSError:
         if self.kind != "proc" or error.errno != errno.EPERM:
             return error
         # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
@@ -207,7 +208,7 @@ class Sysctl(NamedTuple):
     def describe(self) -> str:
         return f"set {self.name} to {self.value}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls, path = executor.calls, f"{NEW}/proc/sys/{self.name}"
         file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
         calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
@@ -222,9 +223,9 @@ class Pin(NamedTuple):
     def describe(self) -> str:
         return f"pin {self.target} in place"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls = executor.calls
-        directory = place_of(calls, NEW + self.target)
+        directory = open_path(calls, NEW + self.target)
         pin(calls, directory)
         calls.close(directory)
 
@@ -238,16 +239,16 @@ class Mask(NamedTuple):
     def describe(self) -> str:
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done; what isn't there needs no cover when it is to be hidden."""
         calls, gone = executor.calls, Label()
-        place = place_of(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
+        place = open_path(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
         if self.hide:
             mask(calls, place)
         else:
-            tree = tree_of(calls, place)
-            change(calls, tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
-            move(calls, tree, place)
+            tree = clone_mount(calls, place)
+            add_mount_attributes(calls, tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
+            attach_mount(calls, tree, place)
         calls.close(place)
         calls.put(gone)
 
@@ -260,10 +261,10 @@ class MaskSockets(NamedTuple):
     def describe(self) -> str:
         return f"mask every socket and FIFO below {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done: who made the sandbox looks for them, at what is shown in it."""
         with _listed(executor, self.target) as root:
-            _cover(executor, ((place, True) for place in doors(root)))
+            _cover(executor, ((place, True) for place in find_sockets(root)))
 
 
 class HideNames(NamedTuple):
@@ -275,11 +276,11 @@ class HideNames(NamedTuple):
     def describe(self) -> str:
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done, and directories that a pattern names above pinned: renamed, they would show it next time."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
         with _listed(executor, self.target) as root:
-            _cover(executor, named(root, patterns))
+            _cover(executor, find_names(root, patterns))
 
 
 @contextlib.contextmanager
@@ -315,11 +316,11 @@ class HideMounts(NamedTuple):
     def describe(self) -> str:
         return f"hide network, FUSE, automount and kernel file systems mounted below {self.target}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls = executor.calls
         for point, kind in overlays.mounts_below(executor, NEW + self.target):
             if kind not in _PLAIN:
-                place = place_of(calls, point)
+                place = open_path(calls, point)
                 mask(calls, place)
                 calls.close(place)
 
@@ -332,15 +333,15 @@ class ReadOnly(NamedTuple):
     def describe(self) -> str:
         return f"make {self.target} itself read-only"
 
-    def take(self, executor: Executor) -> None:
-        change(executor.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
+    def execute(self, executor: Executor) -> None:
+        add_mount_attributes(executor.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
-_ROOM = "/room"
+_QUOTA = "/room"
 _DEV = "/dev"  # made read-only once it is furnished
 
 
-class Room(NamedTuple):
+class TmpfsQuota(NamedTuple):
     """The tmpfs itself, of `size` bytes. Empty files are bounded too: they cost memory that no size counts."""
 
     size: int
@@ -348,16 +349,16 @@ class Room(NamedTuple):
     def describe(self) -> str:
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
         calls = executor.calls
-        calls.call("mkdirat", linux.AT_FDCWD, _ROOM, 0o700)
-        options = f"mode=700,size={self.size},nr_inodes={files_in(self.size)}"
-        mount(calls, "tmpfs", _ROOM, linux.MS_NOSUID | linux.MS_NODEV, options)
-        calls.call("openat", linux.AT_FDCWD, _ROOM, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=ROOM)
+        calls.call("mkdirat", linux.AT_FDCWD, _QUOTA, 0o700)
+        options = f"mode=700,size={self.size},nr_inodes={max_files(self.size)}"
+        mount(calls, "tmpfs", _QUOTA, linux.MS_NOSUID | linux.MS_NODEV, options)
+        calls.call("openat", linux.AT_FDCWD, _QUOTA, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, into=QUOTA)
 
 
-class Part(NamedTuple):
+class TmpfsPart(NamedTuple):
     """An empty directory of the room, shown at its own place."""
 
     target: str
@@ -367,23 +368,23 @@ class Part(NamedTuple):
     def describe(self) -> str:
         return f"show an empty directory of it on {self.target} (mode {self.mode:o})"
 
-    def take(self, executor: Executor) -> None:
-        calls, own = executor.calls, _ROOM + "/" + self.target.strip("/").replace("/", "\\")
+    def execute(self, executor: Executor) -> None:
+        calls, own = executor.calls, _QUOTA + "/" + self.target.strip("/").replace("/", "\\")
         calls.call("mkdirat", linux.AT_FDCWD, own, 0o700)
         calls.call("fchmodat", linux.AT_FDCWD, own, self.mode)
         if self.owner:
             calls.call("fchownat", linux.AT_FDCWD, own, *self.owner, 0)
-        place = made(calls, NEW + self.target)
-        move(calls, tree_of(calls, own, recursive=False), place)
+        place = make_directory(calls, NEW + self.target)
+        attach_mount(calls, clone_mount(calls, own, recursive=False), place)
         calls.close(place)
 
 
-def bounded(steps: Iterable[Step], size: int) -> tuple[Step, ...]:
+def with_tmpfs_quota(steps: Iterable[Step], size: int) -> tuple[Step, ...]:
     """Return the steps of a view with one room of `size` bytes in the place of each empty file system in memory."""
-    return (Room(size), *(_bounded(step) for step in steps))
+    return (TmpfsQuota(size), *(_bounded(step) for step in steps))
 
 
 def _bounded(step: Step) -> Step:
     if isinstance(step, Tmpfs) and step.target != _DEV:
-        return Part(step.target, step.mode, step.owner)
+        return TmpfsPart(step.target, step.mode, step.owner)
     return step

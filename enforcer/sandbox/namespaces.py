@@ -31,11 +31,11 @@ from enforcer.network.gate_sockets import read_counters
 from enforcer.sandbox import init, overlays
 from enforcer.sandbox.devices import Devices
 from enforcer.sandbox.identity import Identity, namespace_permission, namespace_remedy, namespace_used, write_map
-from enforcer.sandbox.init import Executor, GoneError, RemoteExecutor, SocketMaker
+from enforcer.sandbox.init import Executor, ProcessGoneError, RemoteExecutor, SocketMaker
 from enforcer.sandbox.mount_steps import Mask, Step, mount
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
-from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailed
+from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailedError
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
@@ -49,7 +49,7 @@ class StepFailedError(OSError):
 
     def __init__(self, step: Any, error: OSError) -> None:
         """Keep the errno of `error` and say which step it was, a `Step`."""
-        error = why(error) if (why := getattr(step, "why", None)) else error
+        error = explain(error) if (explain := getattr(step, "explain", None)) else error
         super().__init__(error.errno or 0, f"could not {step.describe()}: {error.strerror or error}")
 
 
@@ -65,11 +65,11 @@ def enter(steps: Iterable[Step]) -> None:
     linux.raise_ambient_capability(linux.CAP_SYS_ADMIN)
     pid, executor = init.start()
     try:
-        begin(executor)
-        take(executor, steps)
-        finish(executor)
+        begin_view(executor)
+        execute_steps(executor, steps)
+        finish_view(executor)
         executor.do()
-    except CallFailed as error:
+    except CallFailedError as error:
         raise step_error(error) from error
     finally:
         executor.close()
@@ -78,7 +78,7 @@ def enter(steps: Iterable[Step]) -> None:
         raise HostError("the view of a worker was made, and its own root is still the host's")
 
 
-def begin(executor: Executor) -> None:
+def begin_view(executor: Executor) -> None:
     """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
     calls = executor.calls
     calls.step(_BEGINNING)
@@ -90,10 +90,10 @@ def begin(executor: Executor) -> None:
     calls.call("pivot_root", _BASE, _BASE + OLD)
     calls.call("chdir", "/")
     mount(calls, "tmpfs", NEW, linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
-    overlays.prepare(calls)
+    overlays.make_layers(calls)
 
 
-def begin_with(executor: Executor, steps: tuple[Step, ...]) -> None:
+def begin_view_with(executor: Executor, steps: tuple[Step, ...]) -> None:
     """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
 
     Not where one has to wait and see: something is mounted inside what it shows.
@@ -101,27 +101,27 @@ def begin_with(executor: Executor, steps: tuple[Step, ...]) -> None:
     first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
 
     def write(executor: Executor) -> None:
-        begin(executor)
-        take(executor, steps[:first])
+        begin_view(executor)
+        execute_steps(executor, steps[:first])
 
     if overlays.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
         write(executor)
     else:
         init.execute_shared(executor, repr(steps[:first]), write)  # some of them can't be hashed
-    take(executor, steps[first:])
+    execute_steps(executor, steps[first:])
     executor.begin()
 
 
-def take(executor: Executor, steps: Iterable[Step]) -> None:
+def execute_steps(executor: Executor, steps: Iterable[Step]) -> None:
     """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
-    for some in pieces(steps):
+    for some in group_steps(steps):
         if isinstance(some[0], Mask):
             init.execute_shared(executor, some, partial(_take, steps=some))
         else:
             _take(executor, some)
 
 
-def pieces(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
+def group_steps(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
     """Cut steps into those that are taken together: covers of one view are mostly the next one's, too."""
     for covers, some in groupby(steps, lambda step: isinstance(step, Mask)):
         if covers:
@@ -134,14 +134,14 @@ def _take(executor: Executor, steps: Sequence[Step]) -> None:
     for step in steps:
         executor.calls.step(step)
         try:
-            step.take(executor)
-        except CallFailed:
+            step.execute(executor)
+        except CallFailedError:
             raise
         except OSError as error:
             raise StepFailedError(step, error) from error
 
 
-def finish(executor: Executor) -> None:
+def finish_view(executor: Executor) -> None:
     """Have what was made made the root, and the host's tree let go of."""
     calls = executor.calls
     calls.step(None)
@@ -152,7 +152,7 @@ def finish(executor: Executor) -> None:
     calls.call("chdir", "/")
 
 
-def step_error(error: CallFailed) -> OSError | HostError:
+def step_error(error: CallFailedError) -> OSError | HostError:
     """Say what it means that a call of a view has failed.
 
     A filter or security module may refuse all of it, as docker's do to who may make namespaces.
@@ -197,7 +197,7 @@ class SandboxNamespaces:
     def ready(self) -> dict[str, int]:
         """Wait until it has its network. Returns its sockets, by name. Raises HostError."""
         if self.made is None:
-            with explained():
+            with explain_errors():
                 make = SocketMaker(self.outer)
                 try:
                     make.expect(install.USED)
@@ -226,8 +226,8 @@ class SandboxNamespaces:
 
         Why it has ended, if it has, is heard when it is told what it is for.
         """
-        with explained():
-            take(self.init, steps)
+        with explain_errors():
+            execute_steps(self.init, steps)
             self.init.begin()
         self.done += steps
 
@@ -288,7 +288,7 @@ def start_empty(identity: Identity, resource_limits: ResourceLimits, steps: tupl
 
     Raises HostError when not even the namespaces can be had.
     """
-    control, its_control = init.pair()
+    control, its_control = init.channel_pair()
     try:
         pid, outer = init.start()
     except OSError as error:
@@ -303,8 +303,8 @@ def start_empty(identity: Identity, resource_limits: ResourceLimits, steps: tupl
             # Takes the kernel a while; meanwhile the sandbox makes its namespaces. It forks nothing until this is done.
             resource_limits.admit(pid)
             _begin_init(outer, its_control)
-        with explained():
-            begin_with(sandbox.init, steps)
+        with explain_errors():
+            begin_view_with(sandbox.init, steps)
     except BaseException as error:
         sandbox.end()
         if isinstance(error, OSError):
@@ -318,7 +318,7 @@ def _enter_own(sandbox: SandboxNamespaces, identity: Identity) -> None:
     sandbox.outer.calls.call("unshare", os.CLONE_NEWUSER)
     try:
         sandbox.outer.do()
-    except GoneError as error:
+    except ProcessGoneError as error:
         raise HostError("the sandbox's first process ended before it had a namespace") from error
     except OSError as error:
         why = f"no user namespace can be made here ({os.strerror(error.errno or errno.EPERM)})"
@@ -365,13 +365,13 @@ def _begin_init(outer: RemoteExecutor, channel: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explain_errors() -> Iterator[None]:
     """Raise a HostError that says why a process of a sandbox couldn't do what it was given."""
     try:
         yield
     except HostError as error:
         raise HostError(f"{_COULD_NOT}: {error.what}", error.remedy) from error
-    except CallFailed as error:
+    except CallFailedError as error:
         found = _used(error) if error.step == _USING else step_error(error)
         if isinstance(found, HostError):
             raise HostError(f"{_COULD_NOT}: {found.what}", found.remedy) from error
@@ -380,7 +380,7 @@ def explained() -> Iterator[None]:
         raise HostError(f"{_COULD_NOT}: {error.strerror or error}") from error
 
 
-def _used(error: CallFailed) -> OSError | HostError:
+def _used(error: CallFailedError) -> OSError | HostError:
     try:
         with namespace_used():
             raise OSError(error.errno, os.strerror(error.errno or errno.EPERM))

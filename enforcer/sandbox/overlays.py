@@ -19,8 +19,19 @@ from typing import NamedTuple
 
 from enforcer.sandbox import init
 from enforcer.sandbox.init import Executor
-from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE, change, cloned, made, made_file, move, tree_of
-from enforcer.sandbox.system_calls import Calls, Label, Register
+from enforcer.sandbox.path_scan import (
+    LAYERS,
+    NEW,
+    OLD,
+    STAGE,
+    add_mount_attributes,
+    attach_mount,
+    clone_mount,
+    clone_path,
+    make_directory,
+    make_file,
+)
+from enforcer.sandbox.system_calls import CallList, Label, Register
 from enforcer.system import linux
 
 _TOP = f"{LAYERS}/top"  # of the one directory in a view that has files which all tasks have
@@ -34,7 +45,7 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newlin
 _number = count()
 
 
-def prepare(calls: Calls) -> None:
+def make_layers(calls: CallList) -> None:
     """Make the directory of layers, and the nothing that masks are made of."""
     calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing", 0o755)
     calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing/directory", 0o000)
@@ -48,7 +59,7 @@ class OwnFiles(NamedTuple):
     own: Mapping[str, bytes]
 
 
-def show(
+def mount_overlay(
     executor: Executor, source: str, target: str, top: Mapping[str, bytes] | OwnFiles, mode: int, *, around: bool
 ) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
@@ -69,7 +80,7 @@ def show(
         _compose(executor, source, target, {**top.same, **top.own} if isinstance(top, OwnFiles) else top, mounted)
 
 
-def overlay_of(executor: Executor, source: str, target: str, seen: str) -> bool:
+def try_overlay(executor: Executor, source: str, target: str, seen: str) -> bool:
     """Mount `source` on the existing directory `target`, read-only, and whether a path in it can be opened there.
 
     Not where file systems are mounted inside of it and locked, where its file system can't be a layer, or where this
@@ -102,10 +113,10 @@ def _filled(executor: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
 
 def _fill(executor: Executor, layer: str, files: Mapping[str, bytes]) -> None:
     executor.calls.call("mkdirat", linux.AT_FDCWD, layer, 0o755)
-    fill(executor.calls, layer, files)
+    write_files(executor.calls, layer, files)
 
 
-def fill(calls: Calls, directory: str, files: Mapping[str, bytes]) -> None:
+def write_files(calls: CallList, directory: str, files: Mapping[str, bytes]) -> None:
     """Have files written below an existing directory of ours, by their paths in it."""
     written: dict[bytes, str] = {}  # what is the same is in memory once, under all its names
     made = {directory}
@@ -120,7 +131,7 @@ def fill(calls: Calls, directory: str, files: Mapping[str, bytes]) -> None:
 
 
 def _overlay(  # noqa: PLR0917  what it is made of
-    calls: Calls, layer: str, source: str, target: str, mode: int, but: tuple[int, ...]
+    calls: CallList, layer: str, source: str, target: str, mode: int, but: tuple[int, ...]
 ) -> Register:
     # The merged directory takes its own mode from the topmost layer.
     calls.call("fchmodat", linux.AT_FDCWD, layer, mode & 0o777)
@@ -130,7 +141,7 @@ def _overlay(  # noqa: PLR0917  what it is made of
     return calls.get("mount", "overlay", target, "overlay", flags, data, but=but, says=f"mount overlay on {target}")
 
 
-def _parents(calls: Calls, path: str, made: set[str]) -> None:
+def _parents(calls: CallList, path: str, made: set[str]) -> None:
     """Make the directories above `path` that aren't among those `made`: all of it is ours, no task has been there."""
     above = os.path.dirname(path)
     if above not in made:
@@ -139,7 +150,7 @@ def _parents(calls: Calls, path: str, made: set[str]) -> None:
         made.add(above)
 
 
-def review(calls: Calls, source: str, changes: str, target: str) -> None:
+def mount_review(calls: CallList, source: str, changes: str, target: str) -> None:
     """Mount `source` on the existing directory `target`, writable: what is written goes to `changes`, a directory.
 
     Whether a directory is redirected, or a file only half copied, is nothing that an attribute in `source` can say: a
@@ -151,7 +162,7 @@ def review(calls: Calls, source: str, changes: str, target: str) -> None:
     calls.call("mount", "overlay", target, "overlay", flags, options, says=f"mount overlay on {target}")
 
 
-def why_not_written(error: OSError) -> OSError:
+def explain_review_error(error: OSError) -> OSError:
     """Say why an overlay that is to be written couldn't be made."""
     if error.errno != errno.EINVAL:
         return error
@@ -159,13 +170,13 @@ def why_not_written(error: OSError) -> OSError:
     return OSError(errno.EINVAL, f"{why}; set XDG_STATE_HOME to a directory on ext4, xfs, btrfs or tmpfs")
 
 
-def _write(calls: Calls, path: str, content: bytes) -> None:
+def _write(calls: CallList, path: str, content: bytes) -> None:
     file = calls.get("openat", linux.AT_FDCWD, path, _WRITTEN, 0o644, says=f"open {path}")
     wrote = calls.register()
     if len(content) <= _IN_WORDS:
         calls.call("write", file, content, len(content), into=wrote, says=f"write {path}")
     else:
-        source = calls.take(init.file_of(content))
+        source = calls.take(init.shared_file(content))
         there = calls.get("mmap", 0, len(content), mmap.PROT_READ, mmap.MAP_SHARED, source, 0)
         calls.call("write", file, there, len(content), into=wrote, says=f"write {path}")
         calls.call("munmap", there, len(content))
@@ -242,7 +253,7 @@ def _compose(executor: Executor, source: str, target: str, top: Mapping[str, byt
                         continue  # another file system: not entered
                     calls.call("mkdirat", linux.AT_FDCWD, place, 0o755, but=(errno.EEXIST,), says=f"mkdir {place}")
                     inside = {k.partition("/")[2]: v for k, v in top.items() if k.startswith(entry.name + "/")}
-                    show(executor, path, place, inside, entry.stat(follow_symlinks=False).st_mode, around=True)
+                    mount_overlay(executor, path, place, inside, entry.stat(follow_symlinks=False).st_mode, around=True)
                 elif entry.is_file(follow_symlinks=False) and entry.name not in top:
                     _copy(calls, path, entry.stat(follow_symlinks=False), place)
     finally:
@@ -251,7 +262,7 @@ def _compose(executor: Executor, source: str, target: str, top: Mapping[str, byt
     calls.call("mount_setattr", linux.AT_FDCWD, target, 0, attributes, len(attributes), says="mount_setattr")
 
 
-def _copy(calls: Calls, source: str, status: os.stat_result, place: str) -> None:
+def _copy(calls: CallList, source: str, status: os.stat_result, place: str) -> None:
     """Have a file copied by the sandbox, with its own rights: what it may not read is empty there.
 
     Who made it may be root, and read what is nobody's business in there.
@@ -298,20 +309,20 @@ class Show(NamedTuple):
         own = f", with its own {names}" if names else ""
         return f"show {self.source} read-only through an overlay{own}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls, source = executor.calls, OLD + self.source
         status = os.stat(self.source if self.staged is None else self.staged)
         tree = None if self.staged is None else calls.take(self.staged)
         if tree is None and self.guarded:
-            tree = cloned(calls, source)
+            tree = clone_path(calls, source)
         around = tree is not None or has_mounts_below(self.source)
         if tree is not None:
             source = _staged(calls, tree)
         target = _aside(calls) if self.guarded else NEW + self.source
         if not self.guarded:
-            calls.close(made(calls, target))
+            calls.close(make_directory(calls, target))
         files = OwnFiles(self.top, self.own) if self.top or self.own else self.top
-        show(executor, source, target, files, status.st_mode, around=around)
+        mount_overlay(executor, source, target, files, status.st_mode, around=around)
         if self.guarded:
             _put(calls, target, NEW + self.source)
 
@@ -329,22 +340,24 @@ class ShowFile(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} read-only through an overlay of its directory"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
         if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
             raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
         calls, name = executor.calls, os.path.basename(self.source)
-        above = cloned(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
+        above = (
+            clone_path(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
+        )
         aside = _staged(calls, above)
         target = _aside(calls)
-        if overlay_of(executor, aside, target, f"{target}/{name}"):
-            tree = cloned(calls, f"{target}/{name}")
+        if try_overlay(executor, aside, target, f"{target}/{name}"):
+            tree = clone_path(calls, f"{target}/{name}")
         else:
-            tree = cloned(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
+            tree = clone_path(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
         calls.is_kind(tree, stat.S_IFREG, says="it is something else by now")
-        change(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
-        place = made_file(calls, NEW + self.source)
-        move(calls, tree, place)
+        add_mount_attributes(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
+        place = make_file(calls, NEW + self.source)
+        attach_mount(calls, tree, place)
         calls.close(place)
 
 
@@ -362,37 +375,37 @@ class Review(NamedTuple):
     def describe(self) -> str:
         return f"show {self.source} writable through an overlay; what is written goes to {self.changes}"
 
-    def take(self, executor: Executor) -> None:
+    def execute(self, executor: Executor) -> None:
         calls = executor.calls
         source, changes = (
-            _staged(calls, cloned(calls, OLD + path) if tree is None else calls.take(tree))
+            _staged(calls, clone_path(calls, OLD + path) if tree is None else calls.take(tree))
             for path, tree in ((self.source, self.tree), (self.changes, self.staged))
         )
         target = _aside(calls)
-        review(calls, source, changes, target)
+        mount_review(calls, source, changes, target)
         _put(calls, target, NEW + self.source)
 
-    def why(self, error: OSError) -> OSError:
-        return why_not_written(error)
+    def explain(self, error: OSError) -> OSError:
+        return explain_review_error(error)
 
 
-def _aside(calls: Calls) -> str:
+def _aside(calls: CallList) -> str:
     """Make a directory for a mount, under a name that has nothing that needs escaping."""
     path = f"{STAGE}/{next(_staging)}"
     calls.call("mkdirat", linux.AT_FDCWD, path, 0o755)
     return path
 
 
-def _staged(calls: Calls, tree: Register) -> str:
+def _staged(calls: CallList, tree: Register) -> str:
     """Mount a detached mount aside."""
     path = _aside(calls)
-    move(calls, tree, path)
+    attach_mount(calls, tree, path)
     return path
 
 
-def _put(calls: Calls, aside: str, path: str) -> None:
+def _put(calls: CallList, aside: str, path: str) -> None:
     """Put what is mounted aside where it belongs: what a path leads to could change before mount(2) looks it up."""
-    tree = tree_of(calls, aside)
-    place = made(calls, path)
-    move(calls, tree, place)
+    tree = clone_mount(calls, aside)
+    place = make_directory(calls, path)
+    attach_mount(calls, tree, place)
     calls.close(place)

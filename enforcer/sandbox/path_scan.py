@@ -6,7 +6,7 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 
-from enforcer.sandbox.system_calls import ANY, Calls, Label, Register
+from enforcer.sandbox.system_calls import ANY, CallList, Label, Register
 from enforcer.system import linux
 from rules.patterns import Pattern
 
@@ -18,7 +18,7 @@ _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HOW, _ATTRIBUTES = 24, 32  # bytes of `struct open_how` and `struct mount_attr`
 
 
-def walk(path: str) -> int:
+def open_without_links(path: str) -> int:
     """Open `path`, from the root on, with O_PATH, following no symbolic link. Raises OSError.
 
     The host's automounter hears of it as of any look-up (autofs): what is walked the caller and the rules have named,
@@ -46,14 +46,14 @@ def _walk(path: str) -> int:
     return at
 
 
-def place_of(calls: Calls, path: str, *, but: tuple[int, ...] = (), to: Label | None = None) -> Register:
+def open_path(calls: CallList, path: str, *, but: tuple[int, ...] = (), to: Label | None = None) -> Register:
     """Have `path` opened in the view, from the root on, with O_PATH, following no symbolic link."""
     return calls.get(
         "openat2", linux.AT_FDCWD, f"/{path}", _no_links(os.O_PATH), _HOW, but=but, to=to, says=_reach(path)
     )
 
 
-def made(calls: Calls, path: str) -> Register:
+def make_directory(calls: CallList, path: str) -> Register:
     """Have the directory `path` opened so, and made what is missing of it."""
     there, missing = Label(), Label()
     how = _no_links(os.O_PATH | os.O_DIRECTORY)
@@ -73,9 +73,9 @@ def made(calls: Calls, path: str) -> Register:
     return place
 
 
-def made_file(calls: Calls, path: str) -> Register:
+def make_file(calls: CallList, path: str) -> Register:
     """Have the file `path` opened with O_PATH, an empty one that is made if there is none."""
-    above = made(calls, os.path.dirname(path))
+    above = make_directory(calls, os.path.dirname(path))
     there = Label()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     file = calls.get("openat", above, os.path.basename(path), flags, 0o444, but=(errno.EEXIST,), to=there)
@@ -83,10 +83,10 @@ def made_file(calls: Calls, path: str) -> Register:
     calls.put(there)
     calls.let_go(file)
     calls.close(above)
-    return place_of(calls, path)
+    return open_path(calls, path)
 
 
-def tree_of(calls: Calls, place: Register | str, *, recursive: bool = True) -> Register:
+def clone_mount(calls: CallList, place: Register | str, *, recursive: bool = True) -> Register:
     """Have the mount at a place cloned, detached (open_tree(2))."""
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | (linux.AT_RECURSIVE if recursive else 0)
     if isinstance(place, str):
@@ -94,15 +94,15 @@ def tree_of(calls: Calls, place: Register | str, *, recursive: bool = True) -> R
     return calls.get("open_tree", place, "", flags | linux.AT_EMPTY_PATH)
 
 
-def cloned(calls: Calls, path: str) -> Register:
+def clone_path(calls: CallList, path: str) -> Register:
     """Clone what is mounted at a path of the host's, and all below."""
-    place = place_of(calls, path)
-    tree = tree_of(calls, place)
+    place = open_path(calls, path)
+    tree = clone_mount(calls, place)
     calls.close(place)
     return tree
 
 
-def move(calls: Calls, tree: Register, target: Register | str) -> None:
+def attach_mount(calls: CallList, tree: Register, target: Register | str) -> None:
     """Have a detached mount attached, and its descriptor closed (move_mount(2))."""
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH
     if isinstance(target, str):
@@ -112,7 +112,7 @@ def move(calls: Calls, tree: Register, target: Register | str) -> None:
     calls.close(tree)
 
 
-def change(calls: Calls, tree: Register | str, attributes: int, *, recursive: bool = False) -> None:
+def add_mount_attributes(calls: CallList, tree: Register | str, attributes: int, *, recursive: bool = False) -> None:
     """Have attributes of a mount, or of what is mounted at a path, added (mount_setattr(2))."""
     wanted, flags = struct.pack("=4Q", attributes, 0, 0, 0), linux.AT_RECURSIVE if recursive else 0
     if isinstance(tree, str):
@@ -121,33 +121,33 @@ def change(calls: Calls, tree: Register | str, attributes: int, *, recursive: bo
         calls.call("mount_setattr", tree, "", flags | linux.AT_EMPTY_PATH, wanted, _ATTRIBUTES)
 
 
-def pin(calls: Calls, place: Register) -> None:
+def pin(calls: CallList, place: Register) -> None:
     """Have a directory mounted on itself: it can't be renamed away then."""
-    move(calls, tree_of(calls, place), place)
+    attach_mount(calls, clone_mount(calls, place), place)
 
 
-def mask(calls: Calls, place: Register) -> None:
+def mask(calls: CallList, place: Register) -> None:
     """Have an empty, unreadable, read-only file or directory put over what is opened there."""
     file, over = Label(), Label()
     calls.is_kind(place, stat.S_IFDIR, to=file)
-    tree = tree_of(calls, f"{LAYERS}/nothing/directory", recursive=False)
+    tree = clone_mount(calls, f"{LAYERS}/nothing/directory", recursive=False)
     calls.skip(over)
     calls.put(file)
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
     calls.call("open_tree", linux.AT_FDCWD, f"{LAYERS}/nothing/file", flags, into=tree)
     calls.put(over)
-    change(calls, tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
-    move(calls, tree, place)
+    add_mount_attributes(calls, tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    attach_mount(calls, tree, place)
 
 
-def cover_again(calls: Calls, path: str) -> None:
+def mask_again(calls: CallList, path: str) -> None:
     """Have a directory pinned, or a file made read-only, in the view that is in use.
 
     For what the host has put in the place of something covered: with that, its cover went. What is gone again needs no
     cover.
     """
     gone, attached, file, over = Label(), Label(), Label(), Label()
-    place = place_of(calls, path, but=(ANY,), to=gone)
+    place = open_path(calls, path, but=(ANY,), to=gone)
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
     tree = calls.get("open_tree", place, "", flags, but=(ANY,), to=attached)
     calls.is_kind(place, stat.S_IFDIR, to=file, unknown=attached)
@@ -172,7 +172,7 @@ def _reach(path: str) -> str:
     return f"reach {path} through no symbolic link"
 
 
-def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
+def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
     """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
 
     The caller closes each.
@@ -193,7 +193,7 @@ def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
                     yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
                     continue
                 try:
-                    yield from doors(below, depth - 1)
+                    yield from find_sockets(below, depth - 1)
                 finally:
                     os.close(below)
                 continue
@@ -204,7 +204,9 @@ def doors(directory: int, depth: int = DEEPEST) -> Iterator[int]:
                 os.close(place)
 
 
-def named(directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST) -> Iterator[tuple[int, bool]]:
+def find_names(
+    directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST
+) -> Iterator[tuple[int, bool]]:
     """Yield an O_PATH descriptor of all below an open directory that has one of some names, and whether it is the last.
 
     A pattern is globs of names one below the other; of one with several, the directories above what it is about come

@@ -34,7 +34,7 @@ _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16  # struct seccomp_data
 _LOW = 0xFFFFFFFF
 
 
-class Test(NamedTuple):
+class ArgumentTest(NamedTuple):
     """One look at an argument: the low 32 bits of `argument` under `mask`, either equal to `value` or any bit set."""
 
     argument: int
@@ -52,7 +52,7 @@ class Refuse(NamedTuple):
 
     call: str
     error: int = errno.EPERM
-    tests: tuple[Test, ...] = ()
+    tests: tuple[ArgumentTest, ...] = ()
     told: bool = False  # whether whoever watches is to hear of it
 
 
@@ -60,24 +60,24 @@ class Permit(NamedTuple):
     """A system call let through when every test holds; placed before a `Refuse` of the same call."""
 
     call: str
-    tests: tuple[Test, ...]
+    tests: tuple[ArgumentTest, ...]
 
 
 class Hold(NamedTuple):
     """A system call that waits until whoever watches has said whether it may go on."""
 
     call: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[ArgumentTest, ...] = ()
 
 
 class Metered(NamedTuple):
     """A system call that goes on where nobody listens; else whoever watches counts it, and may refuse it."""
 
     call: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[ArgumentTest, ...] = ()
 
 
-type Line = Refuse | Permit | Hold | Metered
+type FilterLine = Refuse | Permit | Hold | Metered
 
 
 class Filter(NamedTuple):
@@ -87,10 +87,10 @@ class Filter(NamedTuple):
     kernel does that doesn't have the call (ENOSYS), which is what programs have another way for.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[FilterLine, ...]
     allowed: frozenset[str] | None = None
 
-    def line(self, call: str, arguments: Sequence[int]) -> Line | None:
+    def line(self, call: str, arguments: Sequence[int]) -> FilterLine | None:
         """Return the line that answers a call."""
         for line in self.lines:
             if line.call == call and all(test.holds(arguments) for test in line.tests):
@@ -124,7 +124,7 @@ def assemble(filters: Filter, machine: str, *, watched: bool = False) -> bytes:
     return program + _tree(_ranges(leaves, _op(_RET, unknown)))
 
 
-def _verdict(line: Line, *, watched: bool) -> int:
+def _verdict(line: FilterLine, *, watched: bool) -> int:
     match line:
         case Permit():
             return _ALLOW
@@ -158,7 +158,7 @@ def _tree(ranges: Sequence[tuple[int, bytes]]) -> bytes:
     return _op(_JGE, first, 0, 1) + _op(_JA, size) + below + above
 
 
-def _block(tests: Iterable[Test], verdict: int) -> bytes:
+def _block(tests: Iterable[ArgumentTest], verdict: int) -> bytes:
     """Return `verdict` if every test holds, else fall through to what comes after."""
     pieces: list[list[bytes]] = []
     for test in tests:
@@ -250,7 +250,9 @@ _TYPE = 0xF  # the rest of a socket's type argument are SOCK_CLOEXEC and SOCK_NO
 
 
 def _socket(family: int, kind: int, protocol: int) -> Permit:
-    return Permit("socket", (Test(0, value=family), Test(1, _TYPE, kind), Test(2, value=protocol)))
+    return Permit(
+        "socket", (ArgumentTest(0, value=family), ArgumentTest(1, _TYPE, kind), ArgumentTest(2, value=protocol))
+    )
 
 
 def _told(*lines: Refuse) -> tuple[Refuse, ...]:
@@ -259,8 +261,8 @@ def _told(*lines: Refuse) -> tuple[Refuse, ...]:
 
 _STREAM, _DGRAM, _TCP, _UDP, _MPTCP = 1, 2, 6, 17, 262
 
-_UNIX = Permit("socket", (Test(0, value=AF_UNIX),))
-SOCKETS: Final[tuple[Line, ...]] = (
+_UNIX = Permit("socket", (ArgumentTest(0, value=AF_UNIX),))
+SOCKETS: Final[tuple[FilterLine, ...]] = (
     _UNIX,
     *(
         _socket(family, kind, protocol)
@@ -268,15 +270,15 @@ SOCKETS: Final[tuple[Line, ...]] = (
         for kind, protocols in ((_STREAM, (0, _TCP, _MPTCP)), (_DGRAM, (0, _UDP)))
         for protocol in protocols
     ),
-    Permit("socket", (Test(0, value=AF_NETLINK), Test(2, value=0))),  # NETLINK_ROUTE: getifaddrs(3)
+    Permit("socket", (ArgumentTest(0, value=AF_NETLINK), ArgumentTest(2, value=0))),  # NETLINK_ROUTE: getifaddrs(3)
     # Browsers and `ss` ask for other netlink families and do without.
-    Refuse("socket", errno.EAFNOSUPPORT, (Test(0, value=AF_NETLINK),)),
+    Refuse("socket", errno.EAFNOSUPPORT, (ArgumentTest(0, value=AF_NETLINK),)),
     *_told(
-        Refuse("socket", errno.EACCES, (Test(0, value=AF_INET),)),
-        Refuse("socket", errno.EACCES, (Test(0, value=AF_INET6),)),
+        Refuse("socket", errno.EACCES, (ArgumentTest(0, value=AF_INET),)),
+        Refuse("socket", errno.EACCES, (ArgumentTest(0, value=AF_INET6),)),
         Refuse("socket", errno.EAFNOSUPPORT),
     ),
-    Permit("socketpair", (Test(0, value=AF_UNIX),)),
+    Permit("socketpair", (ArgumentTest(0, value=AF_UNIX),)),
     Refuse("socketpair", errno.EAFNOSUPPORT),
 )
 
@@ -287,53 +289,53 @@ _DOORS: Final = """
 """
 _PROBED: Final = "perf_event_open kcmp quotactl quotactl_fd syslog lookup_dcookie uselib"
 
-KERNEL_DOORS: Final[tuple[Line, ...]] = (
+KERNEL_DOORS: Final[tuple[FilterLine, ...]] = (
     *_told(*map(Refuse, _DOORS.split())),
     *map(Refuse, _PROBED.split()),
     *(Refuse(call, errno.ENOSYS) for call in ("io_uring_setup", "io_uring_enter", "io_uring_register")),
 )
 
-NAMESPACES: Final[tuple[Line, ...]] = (
+NAMESPACES: Final[tuple[FilterLine, ...]] = (
     *_told(
-        Refuse("clone", tests=(Test(0, _NAMESPACES),)),
-        Refuse("unshare", tests=(Test(0, _NAMESPACES | _NEWTIME),)),
+        Refuse("clone", tests=(ArgumentTest(0, _NAMESPACES),)),
+        Refuse("unshare", tests=(ArgumentTest(0, _NAMESPACES | _NEWTIME),)),
     ),
     Refuse("clone3", errno.ENOSYS),  # its flags lie in memory, out of a filter's sight; callers fall back to clone
 )
 
-SETID_BITS: Final[tuple[Line, ...]] = (
+SETID_BITS: Final[tuple[FilterLine, ...]] = (
     *_told(
-        Refuse("chmod", tests=(Test(1, _SETID),)),
-        Refuse("fchmod", tests=(Test(1, _SETID),)),
-        Refuse("fchmodat", tests=(Test(2, _SETID),)),
-        Refuse("fchmodat2", tests=(Test(2, _SETID),)),
-        Refuse("creat", tests=(Test(1, _SETID),)),
-        Refuse("open", tests=(Test(1, _CREATES), Test(2, _SETID))),
-        Refuse("openat", tests=(Test(2, _CREATES), Test(3, _SETID))),
-        Refuse("mknod", tests=(Test(1, _SETID),)),
-        Refuse("mknodat", tests=(Test(2, _SETID),)),
+        Refuse("chmod", tests=(ArgumentTest(1, _SETID),)),
+        Refuse("fchmod", tests=(ArgumentTest(1, _SETID),)),
+        Refuse("fchmodat", tests=(ArgumentTest(2, _SETID),)),
+        Refuse("fchmodat2", tests=(ArgumentTest(2, _SETID),)),
+        Refuse("creat", tests=(ArgumentTest(1, _SETID),)),
+        Refuse("open", tests=(ArgumentTest(1, _CREATES), ArgumentTest(2, _SETID))),
+        Refuse("openat", tests=(ArgumentTest(2, _CREATES), ArgumentTest(3, _SETID))),
+        Refuse("mknod", tests=(ArgumentTest(1, _SETID),)),
+        Refuse("mknodat", tests=(ArgumentTest(2, _SETID),)),
     ),
     Refuse("openat2", errno.ENOSYS),  # its mode lies in memory; callers fall back to openat
 )
 
 TERMINAL: Final = _told(
     # ioctl_tty(2): push input, the console's selection, redirect the console, load a line discipline.
-    *(Refuse("ioctl", tests=(Test(1, value=request),)) for request in (0x5412, 0x541C, 0x541D, 0x5423))
+    *(Refuse("ioctl", tests=(ArgumentTest(1, value=request),)) for request in (0x5412, 0x541C, 0x541D, 0x5423))
 )
 
 # fcntl(2), F_SETLEASE and F_SETDELEG: whoever has a lease on a file keeps others from opening it, 45 seconds each time.
 # A task may have one on what it can't write, if that is its user's: its own rules, which nobody could read then.
-LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (Test(1, value=command),)) for command in (1024, 1040))
+LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (ArgumentTest(1, value=command),)) for command in (1024, 1040))
 
 # fcntl(2), F_SETLK and F_SETLKW, and F_OFD_SETLK and F_OFD_SETLKW: a lock on some bytes of a file takes kernel memory
 # that no cgroup counts, and a process may have any number (`seccomp_supervisor.performed_calls`).
-LOCKS: Final = tuple(Metered("fcntl", (Test(1, value=command),)) for command in (6, 7, 37, 38))
+LOCKS: Final = tuple(Metered("fcntl", (ArgumentTest(1, value=command),)) for command in (6, 7, 37, 38))
 
 # socket(7): SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF. Each filter takes from the machine's
 # one pool of compiled programs (net.core.bpf_jit_limit), and a task can have one for each of its sockets.
 _SOL_SOCKET = 1
 SOCKET_FILTERS: Final = tuple(
-    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_SOCKET), Test(2, value=option)))
+    Refuse("setsockopt", errno.ENOPROTOOPT, (ArgumentTest(1, value=_SOL_SOCKET), ArgumentTest(2, value=option)))
     for option in (26, 50, 51, 52)
 )
 
@@ -341,7 +343,8 @@ SOCKET_FILTERS: Final = tuple(
 # segments, as routers do (RFC 2385, RFC 5925), which no cgroup counts.
 _SOL_TCP = 6
 SEGMENT_KEYS: Final = tuple(
-    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_TCP), Test(2, value=option))) for option in (14, 32, 38)
+    Refuse("setsockopt", errno.ENOPROTOOPT, (ArgumentTest(1, value=_SOL_TCP), ArgumentTest(2, value=option)))
+    for option in (14, 32, 38)
 )
 
 # The machine has one table of 4,096 flow labels of IPv6 (ipv6(7), IPV6_FLOWLABEL_MGR), and one pool of
@@ -349,10 +352,12 @@ SEGMENT_KEYS: Final = tuple(
 _SOL_IPV6, _FLOW_LABELS = 41, 32
 _MAP_HUGE, _MEMFD_HUGE, _SHM_HUGE = 0x40000, 0x4, 0o4000
 POOLS: Final = (
-    Refuse("setsockopt", errno.ENOPROTOOPT, (Test(1, value=_SOL_IPV6), Test(2, value=_FLOW_LABELS))),
-    Refuse("mmap", errno.ENOMEM, (Test(3, _MAP_HUGE),)),
-    Refuse("memfd_create", errno.EINVAL, (Test(1, _MEMFD_HUGE),)),  # Chromium asks with every flag, and expects that
-    Refuse("shmget", errno.ENOMEM, (Test(2, _SHM_HUGE),)),
+    Refuse("setsockopt", errno.ENOPROTOOPT, (ArgumentTest(1, value=_SOL_IPV6), ArgumentTest(2, value=_FLOW_LABELS))),
+    Refuse("mmap", errno.ENOMEM, (ArgumentTest(3, _MAP_HUGE),)),
+    Refuse(
+        "memfd_create", errno.EINVAL, (ArgumentTest(1, _MEMFD_HUGE),)
+    ),  # Chromium asks with every flag, and expects that
+    Refuse("shmget", errno.ENOMEM, (ArgumentTest(2, _SHM_HUGE),)),
 )
 
 # sync(2) writes out every disk of the host, and waits for those that hang. By POSIX it only has writing scheduled,
@@ -366,18 +371,21 @@ ATTRIBUTES: Final = _told(*map(Refuse, _ATTRIBUTES.split()))
 # personality(2): what uname says, where memory lies (debuggers), and asking (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
-NEEDS_RIGHTS: Final[tuple[Line, ...]] = (
-    *(Permit("personality", (Test(0, value=value),)) for value in _PERSONALITIES),
+NEEDS_RIGHTS: Final[tuple[FilterLine, ...]] = (
+    *(Permit("personality", (ArgumentTest(0, value=value),)) for value in _PERSONALITIES),
     *map(Refuse, _NEEDS_RIGHTS.split()),
 )
 
 # fallocate(2), and what it was before (linux/falloc.h: FS_IOC_RESVSP, RESVSP64, ZERO_RANGE), take any room of a disk in
 # one call. A disk whose room is looked at is written instead: programs do so wherever a file system can't do this.
 _PUNCHES = 0x2  # FALLOC_FL_PUNCH_HOLE, which gives back
-NOT_AT_ONCE: Final[tuple[Line, ...]] = (
-    Permit("fallocate", (Test(1, _PUNCHES),)),
+NOT_AT_ONCE: Final[tuple[FilterLine, ...]] = (
+    Permit("fallocate", (ArgumentTest(1, _PUNCHES),)),
     Refuse("fallocate", errno.EOPNOTSUPP),
-    *(Refuse("ioctl", errno.EOPNOTSUPP, (Test(1, value=each),)) for each in (0x40305828, 0x4030582A, 0x40305839)),
+    *(
+        Refuse("ioctl", errno.EOPNOTSUPP, (ArgumentTest(1, value=each),))
+        for each in (0x40305828, 0x4030582A, 0x40305839)
+    ),
 )
 
 TASK: Final = Filter(
@@ -401,13 +409,13 @@ TASK: Final = Filter(
 TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"), *TASK.lines))
 
 
-def task(*, commands: bool = False, reviewed: bool = False) -> Filter:
+def task_filter(*, commands: bool = False, reviewed: bool = False) -> Filter:
     """Return a task's. `commands`: each program that it starts is held; `reviewed`: so is its workspace."""
     usual = TASK_WITH_COMMANDS if commands else TASK
     return usual._replace(lines=(*NOT_AT_ONCE, *usual.lines)) if reviewed else usual
 
 
-class Watching(NamedTuple):
+class WatchedFilter(NamedTuple):
     """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
 
     filters: Filter
@@ -416,14 +424,14 @@ class Watching(NamedTuple):
 
 
 @functools.cache
-def watching(*, commands: bool, reviewed: bool = False) -> Watching:
+def watched_filter(*, commands: bool, reviewed: bool = False) -> WatchedFilter:
     """Return what to watch; with `commands`, programs are held until they are answered for."""
-    filters = task(commands=commands, reviewed=reviewed)
+    filters = task_filter(commands=commands, reviewed=reviewed)
     program = assemble(filters, linux.platform_machine(), watched=True)
-    return Watching(filters, program, needed=commands)
+    return WatchedFilter(filters, program, needed=commands)
 
 
-_NOT_ITSELF = (Test(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
+_NOT_ITSELF = (ArgumentTest(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
 _INTERNET = tuple(line for line in SOCKETS if line != _UNIX)
 
 # The worker dials, so it needs sockets; it never runs a program, signals or inspects another process. It lives in the
@@ -446,8 +454,8 @@ WORKER: Final = Filter(
         ),
         Refuse("prlimit64", tests=_NOT_ITSELF),
         # The owner of a descriptor is sent signals: F_SETOWN, F_SETSIG, F_SETOWN_EX (fcntl(2)), FIOSETOWN, SIOCSPGRP.
-        *(Refuse("fcntl", tests=(Test(1, value=command),)) for command in (8, 10, 15)),
-        *(Refuse("ioctl", tests=(Test(1, value=request),)) for request in (0x8901, 0x8902)),
+        *(Refuse("fcntl", tests=(ArgumentTest(1, value=command),)) for command in (8, 10, 15)),
+        *(Refuse("ioctl", tests=(ArgumentTest(1, value=request),)) for request in (0x8901, 0x8902)),
     )
 )  # fmt: skip
 
@@ -457,12 +465,12 @@ _SIGNS: Final = """
     getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit
     exit_group
 """
-_EXECUTABLE: Final = (Test(2, 0x4),)  # PROT_EXEC, mmap(2) and mprotect(2)
-KEYHOLDER: Final = Filter(
+_EXECUTABLE: Final = (ArgumentTest(2, 0x4),)  # PROT_EXEC, mmap(2) and mprotect(2)
+SIGNER: Final = Filter(
     (
         Refuse("mmap", tests=_EXECUTABLE),
         Refuse("mprotect", tests=_EXECUTABLE),
-        Permit("ioctl", (Test(1, value=0x5421),)),  # FIONBIO: whether a socket waits
+        Permit("ioctl", (ArgumentTest(1, value=0x5421),)),  # FIONBIO: whether a socket waits
     ),
     frozenset({*_SIGNS.split(), "mmap", "mprotect"}),
 )

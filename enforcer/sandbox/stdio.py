@@ -46,7 +46,7 @@ def is_terminal(descriptor: int) -> bool:
     return os.isatty(descriptor) and os.fstat(descriptor).st_rdev != _PTMX
 
 
-def with_keys(process: int) -> int | None:
+def keyboard_terminal(process: int) -> int | None:
     """Return which of 0-2 is the terminal that keys for a task come from; None: no keys reach it.
 
     `process` has the same three. From its standard input a program reads keys whoever's terminal that is. From any
@@ -73,7 +73,7 @@ def _controlling(process: int) -> int:
     return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00)
 
 
-class Likeness(NamedTuple):
+class TerminalSettings(NamedTuple):
     """What a terminal is like: termios(3), and its size (ioctl_tty(2), `struct winsize`)."""
 
     attributes: list[int | list[bytes | int]]
@@ -81,7 +81,7 @@ class Likeness(NamedTuple):
     has_keys: bool = True  # whether keys reach the task; otherwise it controls no session: /dev/tty can't be opened
 
     @classmethod
-    def of(cls, real: int) -> "Likeness":
+    def of(cls, real: int) -> "TerminalSettings":
         """Look at a terminal. Raises OSError, termios.error."""
         return cls(termios.tcgetattr(real), _size(real))
 
@@ -120,7 +120,7 @@ class Terminal:
                 time.sleep(_LOOK)
 
 
-def make_terminal(executor: Executor, like: Likeness, owner: int) -> tuple[int, int]:
+def make_terminal(executor: Executor, like: TerminalSettings, owner: int) -> tuple[int, int]:
     """Have one opened in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's.
 
     That one is `owner`'s, a kernel uid. Raises OSError.
@@ -148,7 +148,7 @@ def _size(real: int) -> bytes:
     return fcntl.ioctl(real, termios.TIOCGWINSZ, bytes(8))
 
 
-def carry_in(source: int, primary: int, supervisor: int = 0) -> None:
+def relay_keys(source: int, primary: int, supervisor: int = 0) -> None:
     """Pass what is typed on, keys like ^C as they are: they mean what they mean at the task's own terminal.
 
     Runs in a process of its own, until it is ended; then the caller's terminal is as it was. In the background it reads
@@ -237,7 +237,7 @@ def _is_foreground(terminal: int) -> bool:
         return True
 
 
-def carry_out(primary: int, sink: int) -> None:
+def relay_output(primary: int, sink: int) -> None:
     """Pass on what is printed, until the task's half is closed everywhere (EIO). Runs in a process of its own."""
     linux.keep_only({primary, sink})
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -274,7 +274,7 @@ class Relay(NamedTuple):
     end_with: signal.Signals | None = None  # None: it ends by itself, when the task's side is closed
 
 
-class Carrying(NamedTuple):
+class PendingRelay(NamedTuple):
     """What a relay is to do that isn't there yet. `ours` is our end of the task's pipe."""
 
     source: int
@@ -292,10 +292,10 @@ class Stdio:
     def __init__(self, descriptors: tuple[int, int, int]) -> None:
         self.descriptors = descriptors
         self.relays: list[Relay] = []
-        self.to_carry: list[Carrying] = []
+        self.to_carry: list[PendingRelay] = []
         self.terminals = Terminals()  # before anything of the task's begins: they may go away while it starts
         self.terminal: Terminal | None = None
-        self.like: Likeness | None = None  # what the task's own is to be like; None: it has none
+        self.like: TerminalSettings | None = None  # what the task's own is to be like; None: it has none
         self.outward = -1  # which of ours shows what is printed there
         self.carry_in: Callable[[int], None] | None = None  # has passed on what is typed at ours; None: nothing is
         self.closed = False
@@ -322,7 +322,7 @@ class Stdio:
         self.terminal.resize()  # it may have another size by now
         pid = os.fork()
         if pid == 0:
-            carry_out(primary, self.outward)
+            relay_output(primary, self.outward)
         self.relays.append(Relay(pid, "output"))
         if self.carry_in is not None:
             self.carry_in(primary)
@@ -358,7 +358,7 @@ class Stdio:
 
 def passes_as_it_is(descriptor: int) -> bool:
     """Whether a descriptor can be handed to a task: only the memory devices, which lead nowhere."""
-    return bool(devices.name_of(descriptor))
+    return bool(devices.memory_device(descriptor))
 
 
 def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:
@@ -394,10 +394,10 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller:
 
 
 def _arrange_terminal(stdio: Stdio, terminals: list[int], carry_in: Callable[[int], None] | None, caller: int) -> None:
-    typed = with_keys(caller)
+    typed = keyboard_terminal(caller)
     real = terminals[0] if typed is None else typed
     stdio.terminal = Terminal(real)
-    stdio.like = Likeness.of(real)._replace(has_keys=typed is not None)
+    stdio.like = TerminalSettings.of(real)._replace(has_keys=typed is not None)
     stdio.outward = next((number for number in terminals if number), terminals[0])
     if typed is not None:
         stdio.carry_in = carry_in or functools.partial(_carry_in, stdio, typed)
@@ -407,7 +407,7 @@ def _carry_in(stdio: Stdio, typed: int, primary: int) -> None:
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
-        carry_in(typed, primary, supervisor)
+        relay_keys(typed, primary, supervisor)
     stdio.relays.append(Relay(pid, "input", signal.SIGTERM))
 
 
@@ -421,9 +421,9 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
         os.fchown(writer, owner, -1)
     theirs, ours = (writer, reader) if number else (reader, writer)
     if number:
-        stdio.to_carry.append(Carrying(ours, number, ours, f"descriptor {number}"))
+        stdio.to_carry.append(PendingRelay(ours, number, ours, f"descriptor {number}"))
     else:
-        stdio.to_carry.append(Carrying(number, ours, ours, "input", signal.SIGKILL))
+        stdio.to_carry.append(PendingRelay(number, ours, ours, "input", signal.SIGKILL))
     return theirs
 
 

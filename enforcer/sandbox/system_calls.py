@@ -146,7 +146,7 @@ class Register(NamedTuple):
 
 # These keep what they have from one program to the next: the room that a view has, the host's /proc, the id of who was
 # begun; what a task is walled in by and listened to; and by which words and variables it is executed.
-ROOM, OUTSIDE, FIRST, RULES, LISTENER, ARGV, ENVIRONMENT = (Register(number) for number in range(1, 8))
+QUOTA, OUTSIDE, FIRST, RULES, LISTENER, ARGV, ENVIRONMENT = (Register(number) for number in range(1, 8))
 
 
 class Data(NamedTuple):
@@ -172,7 +172,7 @@ class Packet(NamedTuple):
     steps: tuple[tuple[int, object], ...]
 
 
-class CallFailed(OSError):  # noqa: N818  what happened
+class CallFailedError(OSError):
     """A call failed that mattered. `step`: what it was for, if anybody said."""
 
     def __init__(self, error: int, text: str, step: object = None) -> None:
@@ -181,7 +181,7 @@ class CallFailed(OSError):  # noqa: N818  what happened
         self.step = step
 
 
-class Calls:
+class CallList:
     """A program that is being written. It is cut in pieces where that matters nothing: between steps."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ def outermost(paths: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-class Shown:
+class ShownPaths:
     """Places that a task is shown, asked about many paths: each answer is a look-up, whatever their number."""
 
     def __init__(self, places: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class Shown:
         return self._below[self._sorted[at]] if there else None
 
 
-def real(paths: Iterable[str]) -> list[str]:
+def real_paths(paths: Iterable[str]) -> list[str]:
     """Return where absolute paths really lie, as os.path.realpath has it; what several lie in is looked at once."""
     found = {"": ""}
     return [_real(path, found) or "/" if _is_plain(path) else os.path.realpath(path) for path in paths]
@@ -78,13 +78,13 @@ def _real(path: str, found: dict[str, str]) -> str:
     return at
 
 
-def shown_in(path: str, shown: Iterable[str]) -> str | None:
+def containing_path(path: str, shown: Iterable[str]) -> str | None:
     """Return in which of some places a path lies, by its name or by where it leads; None: in none."""
     leads = os.path.realpath(path)
     return next((place for place in shown if contains(place, path) or contains(place, leads)), None)
 
 
-def homes() -> frozenset[str]:
+def home_directories() -> frozenset[str]:
     """Every home of this host, as it really lies: of whoever runs this and of every account (passwd(5))."""
     found = {os.environ.get("HOME", ""), os.path.expanduser("~")}
     try:
@@ -92,13 +92,13 @@ def homes() -> frozenset[str]:
             found.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
     except OSError:
         pass
-    there = {*real(home for home in found if os.path.isabs(home))}
+    there = {*real_paths(home for home in found if os.path.isabs(home))}
     return frozenset(home for home in there - _NOBODYS if not f"{home}/".startswith(_TREES))
 
 
 def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = None) -> None:
-    """Raise UsageError for a directory that can't be given to a task; `others` are the `homes`, if they are known."""
-    for place in (*_NEVER_WORKSPACE, home, *sorted(homes() if others is None else others)):
+    """Raise UsageError for a directory that can't be given to a task; `others`: the home directories, if known."""
+    for place in (*_NEVER_WORKSPACE, home, *sorted(home_directories() if others is None else others)):
         if contains(workspace, place):
             because = _why_never(workspace, place, home)
             raise UsageError(
@@ -221,7 +221,7 @@ def _tree(names: Iterable[str]) -> _Tree:
 _TREE: Final = _tree(OF_A_HOME)
 
 
-def places(homes: Iterable[str], shown: Shown) -> Iterator[str]:
+def credential_paths(homes: Iterable[str], shown: ShownPaths) -> Iterator[str]:
     """List the places of credentials that are there and may matter where that is shown."""
     yield from filter(os.path.lexists, OF_THE_HOST)
     for home in homes:

@@ -22,11 +22,11 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from enforcer.limits import resource_limits
-from enforcer.limits.resource_limits import Bound, Rlimit, least
+from enforcer.limits.resource_limits import Bound, Rlimit, lower_rlimit
 from enforcer.sandbox import devices, init, landlock
 from enforcer.sandbox.identity import Identity, namespace_remedy
-from enforcer.sandbox.init import Executor, GoneError, RemoteExecutor, pair
-from enforcer.sandbox.seccomp import Watching
+from enforcer.sandbox.init import Executor, ProcessGoneError, RemoteExecutor, channel_pair
+from enforcer.sandbox.seccomp import WatchedFilter
 from enforcer.sandbox.system_calls import (
     ANY,
     ARGV,
@@ -35,8 +35,8 @@ from enforcer.sandbox.system_calls import (
     LISTENER,
     RULES,
     Argument,
-    CallFailed,
-    Calls,
+    CallFailedError,
+    CallList,
     Data,
     Label,
     Register,
@@ -60,7 +60,9 @@ class _Strings(NamedTuple):
     number: int
 
 
-def execute(task: RemoteExecutor, argv: Sequence[str], environment: Mapping[str, str], bounds: Iterable[Bound]) -> None:
+def execute_program(
+    task: RemoteExecutor, argv: Sequence[str], environment: Mapping[str, str], bounds: Iterable[Bound]
+) -> None:
     """Have it kept to these bounds, and execute the first of the programs that can be, as os.execvpe does."""
     calls = task.calls
     words = tuple(_strings(each) for each in (map(os.fsencode, argv), _variables(environment)))
@@ -69,7 +71,7 @@ def execute(task: RemoteExecutor, argv: Sequence[str], environment: Mapping[str,
         _map(task, words)
     for which, soft, hard in bounds:
         have = resource.getrlimit(which)
-        bound = _RLIMIT.pack(*(least(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
+        bound = _RLIMIT.pack(*(lower_rlimit(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
         calls.call("prlimit64", 0, which, bound, 0, says="setrlimit")
     if errors := _tried(task, _programs(argv[0], environment), words if short else ()):
         told = next((error for error in errors if error not in (errno.ENOENT, errno.ENOTDIR)), errors[-1])
@@ -91,7 +93,7 @@ def _tried(task: RemoteExecutor, programs: Sequence[bytes], words: Sequence[_Str
         tried = [calls.get("execve", path[:_PATH_MAX] + b"\0", argv, environment, but=(ANY,)) for path in some]
         try:
             task.do()
-        except GoneError:
+        except ProcessGoneError:
             if task.waits > 1:
                 raise
             return []
@@ -106,7 +108,7 @@ def _strings(strings: Iterable[bytes]) -> _Strings:
     return _Strings(b"".join((*pointers, bytes(8), *each)), len(each))
 
 
-def _along(calls: Calls, strings: _Strings) -> Data:
+def _along(calls: CallList, strings: _Strings) -> Data:
     """Have them in the program itself, with pointers that lead there."""
     there = calls.data(strings.content)
     calls.point(there, strings.number)
@@ -194,14 +196,14 @@ class Program(NamedTuple):
     directory: str
     ignored: frozenset[int]
     seccomp: bytes
-    watching: Watching | None = None
+    watching: WatchedFilter | None = None
     terminal: int = _NO_TERMINAL  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
     wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
     bounds: tuple[Bound, ...] = ()  # all that it is kept to, `rlimits` among them: as of the moment when it begins
 
 
-def begin(
+def start_task(
     init: RemoteExecutor,
     identity: Identity,
     program: Program,
@@ -217,13 +219,13 @@ def begin(
     _check_words(program)
     try:
         program = program._replace(bounds=_bounds(identity, program))
-        ours, theirs = pair()
+        ours, theirs = channel_pair()
         task = RemoteExecutor(ours)
         try:
             pid = _fork(init, theirs)
             _enter_own(init, task, identity, pid)
             _have_it_give_up(task, identity, program, stdio, watch)
-            execute(task, program.argv, program.environment, program.bounds)
+            execute_program(task, program.argv, program.environment, program.bounds)
         finally:
             task.close()
     except OSError as failed:
@@ -240,7 +242,7 @@ def _check_words(program: Program) -> None:
 
 
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
-    own = resource_limits.of_processes(among_others=not identity.privileged)
+    own = resource_limits.task_rlimits(among_others=not identity.privileged)
     return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 
@@ -283,10 +285,10 @@ def _have_it_give_up(
     stdio: tuple[int, int, int],
     watch: Callable[[int], None],
 ) -> None:
-    give_up(task, identity, program, stdio)
+    drop_rights(task, identity, program, stdio)
     try:
         [heard] = task.do(LISTENER)
-    except CallFailed as error:
+    except CallFailedError as error:
         if error.step != _WATCHED:
             raise
         why = os.strerror(error.errno or errno.EPERM)
@@ -306,7 +308,7 @@ class _Same(NamedTuple):
     wall: tuple[landlock.Grant, ...]
 
 
-def give_up(task: Executor, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
+def drop_rights(task: Executor, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
     """Have it give everything up, in an order that leaves no way back; the last of it is written and not given yet."""
     usual = tuple(grant for grant in program.wall if grant.path in _USUAL)
     same = _Same(identity.uid, identity.gid, program.ignored, landlock.ruled(), usual)
@@ -345,12 +347,12 @@ def _give_up_rights(task: Executor, same: _Same) -> None:
         _grant(calls, same.wall, handled)
 
 
-def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -> None:
+def _own_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]) -> None:
     """Have the three as 0, 1 and 2, and everything else closed but its channel."""
     if terminal >= 0:
         calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, says="ioctl TIOCSCTTY")
     for number, descriptor in enumerate(stdio):
-        if name := devices.name_of(descriptor):  # the inode of a device of the host's would be all sandboxes'
+        if name := devices.memory_device(descriptor):  # the inode of a device of the host's would be all sandboxes'
             mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK)
             node = _open(calls, f"/dev/{name}", mode | os.O_NOCTTY)
             calls.call("dup3", node, number, 0)
@@ -360,7 +362,7 @@ def _own_descriptors(calls: Calls, terminal: int, stdio: tuple[int, int, int]) -
     calls.call("close_range", _FIRST_FREE, (1 << 32) - 1, 0)
 
 
-def _wall_in(calls: Calls, same: _Same, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
+def _wall_in(calls: CallList, same: _Same, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
     """Have the rest granted, and nothing more from here on."""
     handled, _, size = same.ruled
     if not size:
@@ -373,7 +375,7 @@ def _wall_in(calls: Calls, same: _Same, wall: Sequence[landlock.Grant], stdio: t
     calls.call("close", RULES)
 
 
-def _grant(calls: Calls, wall: Iterable[landlock.Grant], handled: int) -> None:
+def _grant(calls: CallList, wall: Iterable[landlock.Grant], handled: int) -> None:
     for grant in wall:
         calls.step(None)  # there may be more of them than one program has room for
         gone, added = Label(), Label()
@@ -389,14 +391,14 @@ def _grant(calls: Calls, wall: Iterable[landlock.Grant], handled: int) -> None:
         calls.put(gone)
 
 
-def _allow(calls: Calls, place: Register | int, rights: int) -> None:
+def _allow(calls: CallList, place: Register | int, rights: int) -> None:
     rule = calls.data(struct.pack("=Qi", rights, place if isinstance(place, int) else -1))
     if not isinstance(place, int):
         calls.store(calls.within(rule, 8), place)
     calls.call("landlock_add_rule", RULES, landlock.PATH_BENEATH, rule, 0)
 
 
-def _filter(calls: Calls, program: Program) -> None:
+def _filter(calls: CallList, program: Program) -> None:
     """Have the filter loaded whose listener somebody waits for, or where that can't be had the plain one."""
     loaded, plain, older = Label(), Label(), Label()
     watching = program.watching
@@ -416,11 +418,11 @@ def _filter(calls: Calls, program: Program) -> None:
     calls.put(loaded)
 
 
-def _unless(watching: Watching) -> tuple[int, ...]:
+def _unless(watching: WatchedFilter) -> tuple[int, ...]:
     return () if watching.needed else (ANY,)
 
 
-def _instructions(calls: Calls, program: bytes) -> Data:
+def _instructions(calls: CallList, program: bytes) -> Data:
     """Have a filter there as seccomp(2) takes it: `struct sock_fprog`."""
     made = calls.data(_FPROG.pack(len(program) // 8, _FPROG.size) + program)
     calls.point(made, 1, _FILTER)
@@ -428,10 +430,12 @@ def _instructions(calls: Calls, program: bytes) -> Data:
 
 
 def _open(
-    calls: Calls, path: str, flags: int, *, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
+    calls: CallList, path: str, flags: int, *, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
 ) -> Register:
     return calls.get("openat", linux.AT_FDCWD, path, flags | os.O_CLOEXEC, but=but, to=to, says=says or f"open {path}")
 
 
-def _prctl(calls: Calls, option: int, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None) -> None:
+def _prctl(
+    calls: CallList, option: int, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None
+) -> None:
     calls.call("prctl", option, *arguments, but=but, to=to if but else None, says=f"prctl {linux.OPTIONS[option]}")

@@ -28,7 +28,7 @@ _STDERR: Final = 2
 _AT_MOST: Final = 512  # bytes: PIPE_BUF at the least, so that a pipe with any room has room for it
 
 
-def say(pid: int, line: bytes) -> None:
+def write_to_stderr(pid: int, line: bytes) -> None:
     """Write one line, if it can be. Never raises."""
     text = line[: _AT_MOST - 1] + b"\n"
     with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ _CHANGED: Final = b"exeat: what was to start was changed while it was asked abou
 _UNKNOWN: Final = b"exeat: nobody can say whether what was to start was changed: its file can't be looked at"
 
 
-class _Read(NamedTuple):
+class _ExecRequest(NamedTuple):
     """What the program goes by, its words and its file; or the errno that the kernel has for it."""
 
     names: tuple[bytes, ...] = ()
@@ -85,10 +85,10 @@ class _Read(NamedTuple):
     error: int = 0
 
 
-type _Key = tuple[int, _Read]
+type _Key = tuple[int, _ExecRequest]
 
 
-class _HeldProgram:
+class _PendingExec:
     """One program that waits. `waiting`: the worker has people asked; `checked`: it wants to know what is there now."""
 
     __slots__ = ("call", "caller", "checked", "deadline", "gone", "key", "name", "number", "waiting")
@@ -104,7 +104,7 @@ class _HeldProgram:
         self.gone: float | None = None  # since when nobody waits there any more
 
 
-class HeldPrograms:
+class PendingExecs:
     """All programs that wait. `tell` sends to the worker, and returns whether it took it; `proc` is /proc outside."""
 
     def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.FromSupervisor], bool]") -> None:
@@ -113,7 +113,7 @@ class HeldPrograms:
         self._tell = tell
         self._asked = 0
         self._lost = False
-        self.open: dict[int, _HeldProgram] = {}
+        self.open: dict[int, _PendingExec] = {}
         # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
         self._decided: dict[_Key, tuple[messages.StartDecision, float]] = {}
         self._looked = 0.0
@@ -140,14 +140,14 @@ class HeldPrograms:
         except OSError as unreadable:
             # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
             known = unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG)
-            read = _Read(error=(unreadable.errno or 0) if known else 0)
+            read = _ExecRequest(error=(unreadable.errno or 0) if known else 0)
         cost = len(read.words.words) // _WORDS
         if read.error:
             self._listener.refuse(call, read.error)
             return cost + 1
-        return cost + self._hold(_HeldProgram(name, call, caller, (call.thread, read)), read.names, read.words)
+        return cost + self._hold(_PendingExec(name, call, caller, (call.thread, read)), read.names, read.words)
 
-    def _hold(self, held: _HeldProgram, names: tuple[bytes, ...], words: Words) -> int:
+    def _hold(self, held: _PendingExec, names: tuple[bytes, ...], words: Words) -> int:
         known = self._decided.pop(held.key, None)
         if known is not None and time.monotonic() - known[1] < _DECIDED_FOR:
             return self._answer(held, known[0])
@@ -224,13 +224,13 @@ class HeldPrograms:
             cost += self._answer(self.open.pop(number), messages.StartDecision(number, go=False, says=_NOBODY))
         return cost
 
-    def _answer(self, held: _HeldProgram, answer: messages.StartDecision) -> int:
+    def _answer(self, held: _PendingExec, answer: messages.StartDecision) -> int:
         """Let it go on, or refuse it and say why where its caller reads that."""
         if answer.go:
             there = self._listener.let_go_on(held.call)
         else:
             if answer.says and self._listener.waits(held.call):
-                say(held.caller.pid, answer.says)
+                write_to_stderr(held.caller.pid, answer.says)
             there = self._listener.refuse(held.call, errno.EACCES)
         if not there:
             while len(self._decided) >= _MOST_DECIDED:
@@ -238,14 +238,14 @@ class HeldPrograms:
             self._decided[held.key] = answer, time.monotonic()
         return 0 if answer.go else COST
 
-    def _check(self, held: _HeldProgram) -> None:
+    def _check(self, held: _PendingExec) -> None:
         """Say whether it still is what people were asked about; of one that is gone that is said when it is back."""
         changed = self._changed(held)
         held.checked = not self._listener.waits(held.call)  # else what was read may be another process's
         if not held.checked:
             self._tell(messages.CheckResult(held.number, changed))
 
-    def _changed(self, held: _HeldProgram) -> bytes:
+    def _changed(self, held: _PendingExec) -> bytes:
         """Return nothing if it still is what people have approved: its words lie in the task's memory all the while."""
         asked = held.key[1]
         if asked.file is None:
@@ -255,7 +255,7 @@ class HeldPrograms:
         except OSError:
             return _CHANGED
 
-    def _read(self, name: str, call: "Notification", caller: Caller) -> _Read:
+    def _read(self, name: str, call: "Notification", caller: Caller) -> _ExecRequest:
         arguments = call.arguments
         directory: int | None = None
         flags = 0
@@ -275,6 +275,6 @@ class HeldPrograms:
         else:
             program = Program(whole, errno.ENOENT)
         if program.error:
-            return _Read(error=program.error)
+            return _ExecRequest(error=program.error)
         words = read_words(call.thread, arguments[1])
-        return _Read((os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, program.file)
+        return _ExecRequest((os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, program.file)

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.seccomp import watching
+from enforcer.sandbox.seccomp import watched_filter
 from enforcer.system import linux
 
 _RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
@@ -168,7 +168,7 @@ _PATIENCE: Final = 5.0  # seconds
 _PROGRAM: Final = "/nowhere"
 
 
-def try_watching() -> str:
+def try_supervision() -> str:
     """Hold a program and read its words. Raises OSError where the kernel, or a container's policy, forbids either."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -199,7 +199,7 @@ def try_watching() -> str:
 def _be_held(channel: socket.socket) -> None:
     try:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        listener = linux.load_seccomp_with_listener(watching(commands=True).program)
+        listener = linux.load_seccomp_with_listener(watched_filter(commands=True).program)
     except OSError as error:
         channel.send(str(error.strerror).encode())
         os._exit(0)

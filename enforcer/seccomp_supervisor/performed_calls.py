@@ -25,7 +25,7 @@ from typing import Final
 
 from enforcer.seccomp_supervisor import listener
 from enforcer.seccomp_supervisor.listener import Notification
-from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, descendants, listed, read
+from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, descendants, list_directory, read_file
 from enforcer.system import linux
 
 AT_FDCWD: Final = -100
@@ -203,10 +203,13 @@ def count_locks(proc: int, first: int) -> int:
     looks, found = LookBudget(_MOST_LOOKS), 0
     try:
         for pid in (first, *descendants(proc, first, looks)):
-            for thread in map(int, listed(proc, f"{pid}/task", looks)):
+            for thread in map(int, list_directory(proc, f"{pid}/task", looks)):
                 if thread == pid or not linux.shares_descriptor_table(pid, thread):
                     table = f"{pid}/task/{thread}/fdinfo"
-                    found += sum(read(proc, f"{table}/{name}").count(b"\nlock:") for name in listed(proc, table, looks))
+                    found += sum(
+                        read_file(proc, f"{table}/{name}").count(b"\nlock:")
+                        for name in list_directory(proc, table, looks)
+                    )
     except ValueError:
         return MOST
     return found

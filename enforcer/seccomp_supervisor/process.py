@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.sandbox.seccomp import Watching
+from enforcer.sandbox.seccomp import WatchedFilter
 from enforcer.sandbox.system_calls import OUTSIDE
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
@@ -39,7 +39,7 @@ SOCKET: Final = "watch"  # what the worker knows it by
 class SupervisorProcess:
     """Of one sandbox. Whatever goes wrong with it refuses what is asked: a listener that is closed answers nothing."""
 
-    def __init__(self, watching: Watching, made: "SandboxNamespaces", resource_limits: "ResourceLimits") -> None:
+    def __init__(self, watching: WatchedFilter, made: "SandboxNamespaces", resource_limits: "ResourceLimits") -> None:
         self._watching = watching
         self._namespaces = made
         self._resource_limits = resource_limits

@@ -2,7 +2,7 @@
 
 A call that the filter refuses stays refused, whatever is recorded of it; a program goes on only after the worker has
 allowed it; floods and stalls hit their own task alone. Refused calls of one kind are recorded once in a while, a few at
-once, and the rest is counted (`Budget`).
+once, and the rest is counted (`EventBudget`).
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import Final
 from enforcer.sandbox.seccomp import Filter, Hold, Refuse
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import performed_calls
-from enforcer.seccomp_supervisor.held_programs import HeldPrograms
+from enforcer.seccomp_supervisor.held_programs import PendingExecs
 from enforcer.seccomp_supervisor.listener import Listener, Notification
 from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CALL, MODE_CALLS, Locks
 from enforcer.seccomp_supervisor.task_processes import Caller, SocketOwnerLookup
@@ -29,7 +29,7 @@ REFILLED: Final = 3.0  # seconds for another one
 _MOST_KINDS: Final = 256  # that are told apart
 
 
-class Budget:
+class EventBudget:
     """Says what is told. Bounded in time and in what it remembers, whatever the task does."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,10 +87,10 @@ class SeccompSupervisor:
         self._channel = channel
         self._proc = proc
         self._first = first
-        self._budget = Budget()
+        self._budget = EventBudget()
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
-        self._programs = HeldPrograms(self._listener, proc, self._tell)
+        self._programs = PendingExecs(self._listener, proc, self._tell)
         self._whose: list[messages.ProcessLookup] = []
         self._looking = SocketOwnerLookup()
         self._locks = Locks(proc, first)

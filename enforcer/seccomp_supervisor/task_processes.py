@@ -210,7 +210,7 @@ AT_ONCE: Final = 0.03  # seconds of a processor that looking may take: some fift
 A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nobody's to pay for
 
 
-class Holder(NamedTuple):
+class SocketOwner(NamedTuple):
     """A process, and what it descends from, parent first, up to the sandbox's own first process."""
 
     who: ProcessInfo
@@ -229,15 +229,15 @@ class SocketOwnerLookup:
         self._clock, self._used = clock, used
         self._left, self._at = AT_ONCE, clock()
 
-    def holder(self, proc: int, init: int, inode: int) -> Holder | None:
-        """Return what `holder` does, if there is time left for it; one that takes longer is made up for."""
+    def holder(self, proc: int, init: int, inode: int) -> SocketOwner | None:
+        """Return what `find_socket_owner` does, if there is time left for it; one that takes longer is made up for."""
         now = self._clock()
         self._left, self._at = min(AT_ONCE, self._left + (now - self._at) * A_SECOND), now
         if self._left <= 0:
             return None
         began = self._used()
         try:
-            return holder(proc, init, inode)
+            return find_socket_owner(proc, init, inode)
         finally:
             self._left -= self._used() - began
 
@@ -249,7 +249,7 @@ class LookBudget:
         self.left = MOST_LOOKS if most is None else most
 
 
-def holder(proc: int, init: int, inode: int) -> Holder | None:
+def find_socket_owner(proc: int, init: int, inode: int) -> SocketOwner | None:
     """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
     link, looks = f"socket:[{inode}]", LookBudget()
     try:
@@ -258,7 +258,7 @@ def holder(proc: int, init: int, inode: int) -> Holder | None:
         if len(holders) != 1:
             return None
         [(pid, at)] = holders
-        found = Holder(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
+        found = SocketOwner(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
         # The id may have changed hands since it was found: then the socket isn't there any more.
         return found if os.readlink(at, dir_fd=proc) == link else None
     except (OSError, ValueError):
@@ -271,8 +271,8 @@ def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
     parents: dict[int, int] = {}
     while todo:
         parent = todo.pop()
-        for thread in listed(proc, f"{parent}/task", looks):
-            children = [int(word) for word in read(proc, f"{parent}/task/{thread}/children").split()]
+        for thread in list_directory(proc, f"{parent}/task", looks):
+            children = [int(word) for word in read_file(proc, f"{parent}/task/{thread}/children").split()]
             looks.left -= len(children)
             if looks.left < 0:
                 raise ValueError(_TOO_MUCH)
@@ -291,7 +291,7 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, 
 
 def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
     """Return the descriptor, as a path in /proc, by which a process has `link` open; empty: it hasn't."""
-    for name in listed(proc, f"{pid}/fd", looks):
+    for name in list_directory(proc, f"{pid}/fd", looks):
         path = f"{pid}/fd/{name}"
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.readlink(path, dir_fd=proc) == link:
@@ -299,7 +299,7 @@ def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
     return ""
 
 
-def listed(proc: int, path: str, looks: LookBudget) -> list[str]:
+def list_directory(proc: int, path: str, looks: LookBudget) -> list[str]:
     """List a directory; one of a process that is gone, or is nobody's to look into, is empty.
 
     No further than looks last. Raises ValueError where they don't.
@@ -320,7 +320,7 @@ def listed(proc: int, path: str, looks: LookBudget) -> list[str]:
     return names
 
 
-def read(proc: int, path: str) -> bytes:
+def read_file(proc: int, path: str) -> bytes:
     """Read a file; one of a process that is gone, or is nobody's to look into, is empty."""
     found = b""
     with contextlib.suppress(OSError):  # it ended meanwhile

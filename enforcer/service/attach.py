@@ -47,7 +47,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AttachRequest:
     """Under which rules, and as what it is told."""
 
     policy: "Policy"
@@ -59,7 +59,7 @@ class Wanted:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def target(named: str) -> Target:
+def open_target(named: str) -> Target:
     """Open the namespace that is named by a process or by a path. Raises UsageError, HostError where we may not."""
     pid = int(named) if named.isascii() and named.isdigit() else 0
     path = f"/proc/{pid}/ns/net" if pid else named
@@ -77,7 +77,7 @@ def target(named: str) -> Target:
     if not _is_network(namespace):
         os.close(namespace)
         raise UsageError(f"`{path}` is no network namespace")
-    return Target(namespace, pid, named if pid else real(named), process)
+    return Target(namespace, pid, named if pid else namespace_path(named), process)
 
 
 def _is_network(descriptor: int) -> bool:
@@ -87,7 +87,7 @@ def _is_network(descriptor: int) -> bool:
     return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == os.CLONE_NEWNET
 
 
-def attach(what: Target, wanted: Wanted) -> dict[str, Any]:
+def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
     """Give it the gate, and return what the service says of it. Raises HostError, UsageError."""
     policy = wanted.policy
     if policy.secrets or policy.settings.upstream_auth is not None:
@@ -169,7 +169,7 @@ def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[s
         os._exit(0)
 
 
-def real(path: str) -> str:
+def namespace_path(path: str) -> str:
     """Return where a namespace's path really lies: what /proc/PID/ns/net leads to is no path (namespaces(7))."""
     leads = os.path.realpath(path)
     above, name = os.path.split(os.path.abspath(path))

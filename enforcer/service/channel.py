@@ -14,7 +14,7 @@ MOST_UNSENT: Final = 8192  # messages: a worker that takes none of so many is no
 _MOST_DESCRIPTORS: Final = 16  # in one message
 
 
-class Overflowed(Exception):  # noqa: N818  what happened
+class ChannelOverflowError(Exception):
     """The other side has taken nothing for too long."""
 
 
@@ -52,8 +52,8 @@ class Channel:
         if self.closed:
             return
         if len(self._unsent) >= MOST_UNSENT:
-            raise Overflowed
-        self._unsent.append((what, copied(descriptors)))
+            raise ChannelOverflowError
+        self._unsent.append((what, copy_descriptors(descriptors)))
         if len(self._unsent) == 1:
             self._send()
 
@@ -115,7 +115,7 @@ class Channel:
             )
 
 
-def copied(descriptors: Iterable[int]) -> list[int]:
+def copy_descriptors(descriptors: Iterable[int]) -> list[int]:
     """Return copies of descriptors: of all, or of none. Raises OSError."""
     made: list[int] = []
     try:

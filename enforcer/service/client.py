@@ -73,14 +73,14 @@ def _ask(connection: _socket.socket, words: list[str]) -> None:
             data = data[os.write(request, data) :]
         rights = [(_socket.SOL_SOCKET, _SCM_RIGHTS, protocol.descriptors((0, 1, 2, here, request)))]
         try:
-            connection.sendmsg([protocol.hello(protocol.RUN)], rights)
+            connection.sendmsg([protocol.packet_head(protocol.RUN)], rights)
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
             from proxy.wire.descriptor_passing import all_that_may_be
 
             with all_that_may_be():
-                connection.sendmsg([protocol.hello(protocol.RUN)], rights)
+                connection.sendmsg([protocol.packet_head(protocol.RUN)], rights)
     finally:
         os.close(here)
         os.close(request)
@@ -122,11 +122,11 @@ class _Events:
         from enforcer.sandbox import stdio  # few tasks have a terminal
 
         client = os.getpid()
-        typed = stdio.with_keys(client)
+        typed = stdio.keyboard_terminal(client)
         if typed is not None:
             self._carrier = os.fork()
             if self._carrier == 0:
-                stdio.carry_in(typed, primary, client)
+                stdio.relay_keys(typed, primary, client)
         os.close(primary)
 
     def end(self) -> None:

@@ -29,7 +29,9 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
         answers = []
         try:
-            descriptor_passing.send(connection, protocol.hello(protocol.ASK + json.dumps(what).encode()), descriptors)
+            descriptor_passing.send(
+                connection, protocol.packet_head(protocol.ASK + json.dumps(what).encode()), descriptors
+            )
             while packet := message.packet(connection, _LARGEST)[0]:
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":

@@ -109,7 +109,7 @@ def _check_kind(sock: socket.socket) -> None:
         )
 
 
-class _Asking(NamedTuple):
+class _PendingConnection(NamedTuple):
     connection: socket.socket
     deadline: float
 
@@ -122,7 +122,7 @@ class ControlServer:
         self._selector = selector
         self._run = run
         self._answers = answers
-        self._asking: dict[int, _Asking] = {}
+        self._asking: dict[int, _PendingConnection] = {}
         self._accepting = False
         self._closed = False
         self._rested = 0.0  # until then nobody is let in: there are no descriptors
@@ -169,7 +169,7 @@ class ControlServer:
             connection.close()
             return
         connection.setblocking(False)
-        self._asking[connection.fileno()] = _Asking(connection, time.monotonic() + _PATIENCE)
+        self._asking[connection.fileno()] = _PendingConnection(connection, time.monotonic() + _PATIENCE)
         number = connection.fileno()
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._asked(number))
         if _has_asked(connection):  # mostly it has by now, and needn't wait for another turn
@@ -185,12 +185,12 @@ class ControlServer:
         descriptors: list[int] = []
         try:
             packet, descriptors, _, _ = socket.recv_fds(connection, protocol.LARGEST_PACKET, protocol.MOST_DESCRIPTORS)
-            wanted = protocol.wanted(packet)
+            wanted = protocol.packet_request(packet)
             if wanted == protocol.RUN:
                 self._run(connection, descriptors)
             else:
                 self._answer(connection, wanted.removeprefix(protocol.ASK), descriptors)
-        except (protocol.Unreadable, ExeatError) as error:
+        except (protocol.MalformedRequestError, ExeatError) as error:
             decline(connection, str(error))
         except OSError as error:  # it is gone again, or there is no room for what it gave
             decline(connection, error.strerror or str(error))
@@ -203,9 +203,9 @@ class ControlServer:
         try:
             asked = strict_json.loads(data)
         except ValueError:
-            raise protocol.Unreadable("the request makes no sense") from None
+            raise protocol.MalformedRequestError("the request makes no sense") from None
         if not isinstance(asked, dict):
-            raise protocol.Unreadable("the request makes no sense")
+            raise protocol.MalformedRequestError("the request makes no sense")
         answers = self._answers(asked, descriptors)
         connection.settimeout(_SLOW)
         with contextlib.suppress(OSError):
@@ -245,7 +245,7 @@ class Notifier:
             sock.sendto("\n".join(lines).encode(), address)
 
 
-def passed() -> list[tuple[str, socket.socket]]:
+def passed_sockets() -> list[tuple[str, socket.socket]]:
     """Return the sockets that systemd has opened for this process, with the names that their units give them."""
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.journal import signing
 from enforcer.limits import cgroups
-from enforcer.limits.cgroups import CONTROLLERS, hierarchies, places
+from enforcer.limits.cgroups import CONTROLLERS, choose_locations, hierarchies
 from enforcer.sandbox import identity
-from enforcer.service.channel import Channel, Overflowed
+from enforcer.service.channel import Channel, ChannelOverflowError
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement
@@ -111,7 +111,7 @@ class MetricsServer(HelperProcess):
         counted = metrics()
         if (use := read_process(os.getpid())) is not None:
             counted.processes["service"] = use
-        with contextlib.suppress(Overflowed):
+        with contextlib.suppress(ChannelOverflowError):
             for piece in pieces(counted):
                 self._channel.tell(piece)
 
@@ -211,8 +211,8 @@ class CgroupSweep:
         """Look after these places from now on."""
         found = hierarchies()
         needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.resource_limits`)
-        self._places = {place.path for each in needed for place in places(found, each)}
-        cgroups.look_after(self._places)
+        self._places = {place.path for each in needed for place in choose_locations(found, each)}
+        cgroups.leave_sweep_to_parent(self._places)
         self._due = 0.0  # at once: an earlier service may have been killed
 
     def some(self) -> None:
@@ -235,4 +235,4 @@ class CgroupSweep:
             time.sleep(_PAUSE)
 
     def _sweep(self) -> int:
-        return sum(map(cgroups.sweep, self._places))
+        return sum(map(cgroups.remove_dead_groups, self._places))

@@ -23,9 +23,9 @@ from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.init import StepRecorder
-from enforcer.sandbox.mount_steps import bounded
+from enforcer.sandbox.mount_steps import with_tmpfs_quota
 from enforcer.service import protocol
-from enforcer.service.run_setup import RunCommand, make, take_on
+from enforcer.service.run_setup import RunCommand, make_empty_sandbox, take_settings
 from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
@@ -83,7 +83,7 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
 
     def work_out() -> None:
         encoded(cache)
-        trust.roots(certificate, cache)
+        trust.trusted_roots(certificate, cache)
 
     # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
     with contextlib.suppress(HostError):
@@ -91,11 +91,11 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
     work_out()
     seccomp.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
-        seccomp.watching(commands=commands)
-    warm(system, command)
+        seccomp.watched_filter(commands=commands)
+    practise(system, command)
 
 
-def warm(system: Path, command: RunCommand) -> bool:
+def practise(system: Path, command: RunCommand) -> bool:
     """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
     linux.argument_area()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
@@ -103,14 +103,16 @@ def warm(system: Path, command: RunCommand) -> bool:
         if who.slot >= 0:
             os.close(who.slot)
         for _ in range(_TIMES):
-            _walk(command, _request([file]), lambda _files, _system: seen, system, who)
+            _practise_start(command, _request([file]), lambda _files, _system: seen, system, who)
         for _ in range(_TIMES):
-            make(fenced=False).close()  # who makes a cgroup may have to leave its own (`cgroups.places`)
+            make_empty_sandbox(
+                fenced=False
+            ).close()  # who makes a cgroup may have to leave its own (`cgroups.choose_locations`)
         return True
     return False
 
 
-def rehearse(sets: "RuleSets", system: Path, who: Identity, command: RunCommand) -> None:
+def self_test(sets: "RuleSets", system: Path, who: Identity, command: RunCommand) -> None:
     """Walk it in the process of a run that nobody has asked for yet, under rules that are known already.
 
     Whatever goes wrong with it is nobody's trouble: a start that comes to it says so.
@@ -118,8 +120,8 @@ def rehearse(sets: "RuleSets", system: Path, who: Identity, command: RunCommand)
     with contextlib.suppress(Exception, SystemExit):
         if files := sets.last():
             request = _request(files)
-            take_on(request)
-            _walk(command, request, partial(_known, sets), system, who)
+            take_settings(request)
+            _practise_start(command, request, partial(_known, sets), system, who)
 
 
 def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Seen:
@@ -163,7 +165,7 @@ def _request(files: Sequence[Path]) -> protocol.Run:
         os.close(file)
 
 
-def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
+def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
     wanted = command.wanted(command.read(request.words), system, reading)
     cache = state.cache_directory()
     trusted = trust.known_authority(state.authority_directory(), cache)
@@ -172,16 +174,20 @@ def _walk(command: RunCommand, request: protocol.Run, reading: Reading, system: 
     # What rules protect is looked for in a small directory of ours: there may be thousands below the other.
     with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
         trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
-        own = sandbox_spec.own_etc(who, wanted, trusted, cache)
-        steps, program = sandbox_spec.compose(who, wanted, own, sandbox_spec.Shown(trees, guarded=guard.paths()))
+        own = sandbox_spec.etc_files(who, wanted, trusted, cache)
+        steps, program = sandbox_spec.compose(
+            who, wanted, own, sandbox_spec.PreparedMounts(trees, guarded=guard.paths())
+        )
     _tell(wanted)
-    steps, first = (bounded(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.ahead(who)))
+    steps, first = (
+        with_tmpfs_quota(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.shared_steps(who))
+    )
     recorder = StepRecorder()
-    namespaces.begin_with(recorder, first)
-    for some in namespaces.pieces(steps[len(first) :]):
+    namespaces.begin_view_with(recorder, first)
+    for some in namespaces.group_steps(steps[len(first) :]):
         with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has
-            namespaces.take(recorder, some)
-    task_start.give_up(recorder, who, program, (0, 1, 2))
+            namespaces.execute_steps(recorder, some)
+    task_start.drop_rights(recorder, who, program, (0, 1, 2))
     recorder.begin()
 
 

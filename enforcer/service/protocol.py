@@ -47,19 +47,19 @@ class Run:
     __hash__ = None  # type: ignore[assignment]
 
 
-class Unreadable(Exception):  # noqa: N818  an adjective is what it is
+class MalformedRequestError(Exception):
     """What came is no request of this version."""
 
 
-def hello(what: bytes) -> bytes:
+def packet_head(what: bytes) -> bytes:
     """Return how a packet begins."""
     return _HELLO + what
 
 
-def wanted(packet: bytes) -> bytes:
+def packet_request(packet: bytes) -> bytes:
     """Return what a packet asks for. Raises Unreadable."""
     if not packet.startswith(_HELLO):
-        raise Unreadable(f"this service speaks version {VERSION}; `exeat --version` says which one you have")
+        raise MalformedRequestError(f"this service speaks version {VERSION}; `exeat --version` says which one you have")
     return packet[len(_HELLO) :]
 
 
@@ -76,7 +76,7 @@ def unpack(file: int) -> Run:
     """Read a request from a memory file. Raises Unreadable."""
     size = os.fstat(file).st_size
     if size > _LARGEST_REQUEST:
-        raise Unreadable("the request is too long")
+        raise MalformedRequestError("the request is too long")
     data = os.pread(file, size, 0)
     head, newline, rest = data.partition(b"\n")
     try:
@@ -86,10 +86,10 @@ def unpack(file: int) -> Run:
             (int(soft), int(hard)) for soft, hard in (pair.split(b":") for pair in limits.split(b",") if pair)
         )
     except ValueError as error:
-        raise Unreadable("the request makes no sense") from error
+        raise MalformedRequestError("the request makes no sense") from error
     strings = rest.split(b"\0")
     if not newline or len(data) != size or len(strings) != words + variables + 1 or strings[-1]:
-        raise Unreadable("the request is not whole")
+        raise MalformedRequestError("the request is not whole")
     environment: dict[str, str] = {}
     for name, _, value in (string.partition(b"=") for string in strings[words:-1]):
         if name:  # setenv(3) takes no other; of two the first, as getenv(3) has it

@@ -24,7 +24,7 @@ _LONGEST: Final = 300  # characters of why a policy can't be read
 _LARGEST: Final = 1 << 20  # bytes of a policy that is kept here: a larger one takes too long to take in
 
 
-class Key(NamedTuple):
+class RuleSetKey(NamedTuple):
     """Which files: as absolute paths, and where root's rules are."""
 
     files: tuple[str, ...]
@@ -34,7 +34,9 @@ class Key(NamedTuple):
 class RuleSet:
     """One set: its number, the memory file that its policy is in, and who is under it."""
 
-    def __init__(self, number: int, key: Key | None, policy_file: int, seen: str, asked: tuple[str, ...]) -> None:
+    def __init__(
+        self, number: int, key: RuleSetKey | None, policy_file: int, seen: str, asked: tuple[str, ...]
+    ) -> None:
         self.number = number
         self.key = key  # None: one run's own
         self.policy_file = policy_file
@@ -70,7 +72,7 @@ class RuleSets:
         self._publish = publish
         self._forget = forget
         self._sets: dict[int, RuleSet] = {}
-        self._current: dict[Key, RuleSet] = {}
+        self._current: dict[RuleSetKey, RuleSet] = {}
         self._next = 1
         self._changes = 0
 
@@ -84,7 +86,7 @@ class RuleSets:
 
     def known(self, files: Sequence[Path], system: Path) -> tuple[int, Seen] | None:
         """Return which set these files are, and what was read from them, if they still are what was read."""
-        found = self._current.get(Key(tuple(map(_absolute, files)), str(system)))
+        found = self._current.get(RuleSetKey(tuple(map(_absolute, files)), str(system)))
         if found is None or found.policy is None or not found.seen:
             return None
         if fingerprint(found.asked, system) != found.seen:
@@ -105,7 +107,7 @@ class RuleSets:
         """
         files, system = tuple(map(str, _list(said["files"]))), str(said["system"])
         seen, asked = str(said["seen"]), tuple(map(str, _list(said["asked"])))
-        key = Key(files, system) if said["shared"] is True and seen else None
+        key = RuleSetKey(files, system) if said["shared"] is True and seen else None
         found = self._current.get(key) if key is not None else None
         if found is not None and found.seen == seen:
             return found
@@ -117,7 +119,7 @@ class RuleSets:
             self._keep(made, key, Path(system))
         return made
 
-    def _keep(self, made: RuleSet, key: Key, system: Path) -> None:
+    def _keep(self, made: RuleSet, key: RuleSetKey, system: Path) -> None:
         if made.policy is not None:
             wanted = Wanted((), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen)
             made.reloader = Reloader(wanted, _Pen(self, made), lambda _paths: None, self._selector)
@@ -228,10 +230,10 @@ def _policy(policy_file: int) -> "Policy | None":
             proxy_auth.take(file)
             return policy_transfer.take(file)
     except ValueError as error:
-        raise unreadable("the service", str(error)) from error
+        raise unreadable_policy("the service", str(error)) from error
 
 
-def unreadable(where: str, why: str) -> HostError:
+def unreadable_policy(where: str, why: str) -> HostError:
     """Return what to raise or report where a compiled policy can't be read."""
     return HostError(
         f"{where} can't read the compiled rules ({why[:_LONGEST]})",

@@ -21,8 +21,8 @@ from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol
 from enforcer.service.fork_server import ForkServer
 from enforcer.service.placement import RegisteredWorker
-from enforcer.service.preload import rehearse
-from enforcer.service.run_setup import EmptySandbox, RunCommand, prepare, take_on
+from enforcer.service.preload import self_test
+from enforcer.service.run_setup import EmptySandbox, RunCommand, prepare_empty_sandbox, take_settings
 from enforcer.system import linux
 from enforcer.system.notices import print_notice
 from enforcer.system.started_by import use_login_of
@@ -47,7 +47,9 @@ _FAILED: Final = 125
 _CALM: Final = 0.1  # seconds in which nobody asks
 
 
-def zygote(sets: "RuleSets", worker_paths: worker.WorkerPaths, system: Path, command: RunCommand) -> ForkServer:
+def make_fork_server(
+    sets: "RuleSets", worker_paths: worker.WorkerPaths, system: Path, command: RunCommand
+) -> ForkServer:
     """Return what the processes of runs are forked from.
 
     Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
@@ -74,11 +76,11 @@ def _be_run(
         linux.die_with_parent(signal.SIGKILL, parent)
         os.setsid()
         if ahead:
-            spare, service = prepare(service)
+            spare, service = prepare_empty_sandbox(service)
             message.send(service, {"ready": True})
             if spare is not None and not _is_asked(service):
                 message.send(service, {"busy": True})  # with files that may be slow to read: others are asked meanwhile
-                rehearse(known[0], known[2], spare.who, command)
+                self_test(known[0], known[2], spare.who, command)
                 message.send(service, {"ready": True})
         client, given = _await(service, spare)
         caller, service, request = _settle_in(client, given, service, spare)
@@ -136,7 +138,7 @@ def _settle_in(
     os.fchdir(here)
     kept = () if spare is None else spare.descriptors()
     linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *kept})
-    take_on(request)
+    take_settings(request)
     return Caller(moved[0]), moved[1], request
 
 

@@ -11,7 +11,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.limits.resource_limits import Limits, ResourceLimits, build, limits_of
+from enforcer.limits.resource_limits import Limits, ResourceLimits, limits_of, make_resource_limits
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, init
 from enforcer.sandbox.identity import Identity
@@ -41,7 +41,7 @@ class RunCommand(NamedTuple):
     status_if_unsaid: "Callable[[OSError], int | None]"  # the status where our output can't be written
 
 
-def take_on(request: "protocol.Run") -> None:
+def take_settings(request: "protocol.Run") -> None:
     """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
     _take_environment(request.environment)
     os.umask(request.umask)
@@ -83,7 +83,7 @@ class EmptySandbox(NamedTuple):
             os.close(self.who.slot)
 
 
-def prepare(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]:
+def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]:
     """Let go of all that is the service's but the channel to it, and make an empty sandbox."""
     moved = socket.socket(fileno=os.dup(service.detach()))
     null = os.open(os.devnull, os.O_RDWR)
@@ -92,7 +92,7 @@ def prepare(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]
     linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
     reset_signals(())
     try:
-        spare = make(fenced=True)
+        spare = make_empty_sandbox(fenced=True)
     except (ExeatError, OSError):
         return None, moved
     if spare.who.privileged:  # most of what a user shows is that user's own
@@ -102,7 +102,7 @@ def prepare(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]
     return spare, moved
 
 
-def make(*, fenced: bool) -> EmptySandbox:
+def make_empty_sandbox(*, fenced: bool) -> EmptySandbox:
     """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError.
 
     Not `fenced`, nothing keeps it within its limits: no task may have it.
@@ -111,9 +111,9 @@ def make(*, fenced: bool) -> EmptySandbox:
         who, limits = identity.choose(), limits_of(NO_SANDBOX_SETTINGS)
         if who.slot >= 0:
             made.callback(os.close, who.slot)
-        resource_limits = build(limits) if fenced else ResourceLimits(limits, (), (), {})
+        resource_limits = make_resource_limits(limits) if fenced else ResourceLimits(limits, (), (), {})
         made.callback(resource_limits.remove)
-        namespaces = sandbox_spec.empty(who, resource_limits)
+        namespaces = sandbox_spec.start_empty_sandbox(who, resource_limits)
         made.callback(namespaces.end)
         namespaces.ready()
         made.pop_all()

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from enforcer.service.rule_sets import unreadable
+from enforcer.service.rule_sets import unreadable_policy
 from enforcer.system import peers
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.notices import print_notice
@@ -189,7 +189,7 @@ class Sandboxes:
             self.forget(sandbox)
         elif "unread" in said:
             declined = {} if sandbox.deaths else {"declined": True}  # or else its task has run under another worker
-            sandbox.tell({"failed": str(unreadable("its worker", str(said["unread"]))), **declined})
+            sandbox.tell({"failed": str(unreadable_policy("its worker", str(said["unread"]))), **declined})
             self._sets.share_no_more(sandbox.rules)
             self.forget(sandbox)
         elif "failed" in said:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.service import protocol, run_process
-from enforcer.service.channel import Channel, Overflowed
+from enforcer.service.channel import Channel, ChannelOverflowError
 from enforcer.service.control_server import ControlServer
 from enforcer.service.helper_processes import CgroupSweep, JournalProcess, MetricsServer
 from enforcer.service.preload import preload
@@ -104,7 +104,7 @@ class Service:
         self._metrics_server = None if metrics is None else MetricsServer(metrics, self._selector)
         self._journal_process = JournalProcess(worker_paths.journal)
         self._cgroup_sweep = CgroupSweep()
-        self._fork_server = run_process.zygote(self._sets, worker_paths, system, command)
+        self._fork_server = run_process.make_fork_server(self._sets, worker_paths, system, command)
         self._warm_pool = WarmPool(self._selector, lambda: self._fork_server.fork(ahead=True), self._sets.generation)
         self._start_queue = StartQueue(self._run, most_at_once(), most_waiting())
         self._requests = ControlServer(control.socket, self._selector, self._start_queue.ask, self._answers)
@@ -212,7 +212,7 @@ class Service:
             run.killing = run.stopped = True
             if run.sandbox is not None:
                 run.sandbox.stopped = True
-            with contextlib.suppress(Overflowed):
+            with contextlib.suppress(ChannelOverflowError):
                 run.channel.tell({"kill": True})
                 return
         with contextlib.suppress(ProcessLookupError):
@@ -308,7 +308,7 @@ class Service:
                 return
 
         def tell(what: Mapping[str, object]) -> None:
-            with contextlib.suppress(Overflowed):
+            with contextlib.suppress(ChannelOverflowError):
                 channel.tell(what)
             channel.close()  # it was the last word
 
@@ -336,7 +336,7 @@ class Service:
             return [self._attached.attach(asked, descriptors)]
         if what == "detach":
             return [self._attached.detach(str(asked.get("name")))]
-        raise protocol.Unreadable("this asks for nothing that there is")
+        raise protocol.MalformedRequestError("this asks for nothing that there is")
 
     def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:
         named = self.sandboxes.find(name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from enforcer.service import protocol
-from enforcer.service.channel import copied
+from enforcer.service.channel import copy_descriptors
 from enforcer.system.errors import ExeatError
 
 _A_PROCESSOR: Final = 5  # starts: they wait for each other's locks in the kernel, and for workers
@@ -54,9 +54,9 @@ class StartQueue:
         Raises what `start` does, Unreadable, OSError.
         """
         if len(descriptors) != protocol.DESCRIPTORS:
-            raise protocol.Unreadable("the request has too few descriptors")
+            raise protocol.MalformedRequestError("the request has too few descriptors")
         if len(self._waiting) < self._longest and (self._waiting or not self._room()):
-            ours = copied((client.fileno(), *descriptors))
+            ours = copy_descriptors((client.fileno(), *descriptors))
             self._waiting.append((socket.socket(fileno=ours[0]), ours[1:]))
         else:
             self._begin(client, list(descriptors))

@@ -24,7 +24,7 @@ _CALM: Final = 0.5  # seconds after a change of mounts: others may follow, and e
 _PATIENCE: Final = 2.0  # seconds in which one is to be made, and those that are not wanted have to end
 
 
-class Waiting:
+class WarmProcess:
     """One process. Whoever takes it says so to the channel.
 
     It is `ready` once its sandbox is made, and `busy` while it does something that others needn't wait for.
@@ -57,7 +57,7 @@ class WarmPool:
         self._start = start
         self._known = known
         self._size = size
-        self._there: list[Waiting] = []
+        self._there: list[WarmProcess] = []
         self._leaving: list[int] = []
         self._under: object = None
         self._due = 0.0
@@ -66,7 +66,7 @@ class WarmPool:
         self._poll = select.poll()
         self._poll.register(self._mounts, select.POLLPRI)
 
-    def take(self) -> Waiting | None:
+    def take(self) -> WarmProcess | None:
         """Return one that is ready or else in the making, if there is one; it is the caller's.
 
         One in the making is further than one that is begun now, and both would share the processors.
@@ -98,7 +98,7 @@ class WarmPool:
             return
         self._due = time.monotonic() + _PATIENCE  # where this one can't be, the next can't either
         pid, channel = self._start()
-        made = Waiting(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
+        made = WarmProcess(pid, Channel(channel, self._selector, lambda _said, _given: None, descriptors=True))
 
         def heard(said: Mapping[str, object], _given: list[int]) -> None:
             made.ready, made.busy = "ready" in said, "ready" not in said  # gone, if it says nothing

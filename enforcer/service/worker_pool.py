@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final
 from enforcer.journal.signing import AnomalyCounts
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
-from enforcer.service.channel import Channel, Overflowed
+from enforcer.service.channel import Channel, ChannelOverflowError
 from enforcer.service.helper_processes import fork_confined
 from enforcer.system.errors import HostError
 from enforcer.worker.signer import CertificateSigner
-from enforcer.worker.trust import bundles_now, system_roots
+from enforcer.worker.trust import bundle_fingerprints, system_roots
 from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
 from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas
@@ -169,12 +169,12 @@ class WorkerPool:
             return
         try:
             worker.channel.tell(what, descriptors)
-        except Overflowed:
+        except ChannelOverflowError:
             self._end(worker)
 
     def refresh_roots(self, worker: Worker) -> None:
         """Send a worker the host's roots if they have changed: sandboxes that it is given from now on trust these."""
-        now = bundles_now()
+        now = bundle_fingerprints()
         if now == worker.roots:
             return
         with os.fdopen(init.new_file(system_roots()), "rb") as file:
@@ -274,7 +274,7 @@ class WorkerPool:
     def _start(self, worker: Worker) -> None:
         """Fork a worker. Raises HostError when its journal can't be opened for it, or it isn't confined."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        worker.roots, roots = bundles_now(), system_roots()  # it can't read them where it is confined
+        worker.roots, roots = bundle_fingerprints(), system_roots()  # it can't read them where it is confined
         worker_paths, journal = self._worker_paths, open_journal(worker.who, self._worker_paths.journal)
         with self.keyholder.pair(worker.number) as pair:
 

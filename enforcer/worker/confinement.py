@@ -14,7 +14,7 @@ import sys
 from enforcer.sandbox import landlock, namespaces, seccomp
 from enforcer.sandbox.identity import Identity, IdMap, enter_own_user_namespace
 from enforcer.sandbox.mount_steps import Bind, Directory, Link, ReadOnly, Step, Tmpfs
-from enforcer.sandbox.system_paths import SYSTEM, contains, real
+from enforcer.sandbox.system_paths import SYSTEM, contains, real_paths
 from enforcer.system import linux, state
 
 _DEVICES = ("null", "urandom")
@@ -26,12 +26,12 @@ def code_trees() -> tuple[str, ...]:
     trees.update(site.getsitepackages())
     for package in ("rules", "proxy", "enforcer"):
         trees.update(importlib.import_module(package).__path__)
-    return tuple(sorted({*real(path for path in trees if path)} - {"/"}))
+    return tuple(sorted({*real_paths(path for path in trees if path)} - {"/"}))
 
 
 def code_places() -> tuple[str, ...]:
     """Every place that a module could be imported from, shadowing one of ours."""
-    return tuple(sorted({*real(path or os.getcwd() for path in sys.path)}))
+    return tuple(sorted({*real_paths(path or os.getcwd() for path in sys.path)}))
 
 
 def steps() -> tuple[Step, ...]:
@@ -94,11 +94,11 @@ def enter_alone(identity: Identity, parent: int) -> None:
     It opens nothing any more, so it has no view: for files and the network there is no system call left, and where the
     kernel has Landlock, no file either. Raises OSError; then it must end.
     """
-    filters = seccomp.assemble(seccomp.KEYHOLDER, linux.platform_machine())
+    filters = seccomp.assemble(seccomp.SIGNER, linux.platform_machine())
     os.chdir("/")
     if identity.privileged:
         linux.drop_bounding_set()
-        _become(identity.keyholder_uid)
+        _become(identity.signer_uid)
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from enforcer.sandbox.system_paths import shown_in
+from enforcer.sandbox.system_paths import containing_path
 from enforcer.system.errors import HostError, UsageError
 from proxy.dialing import proxy_auth
 from rules.secrets import SourceKind
@@ -29,7 +29,7 @@ _OTHERS: Final = 0o077
 _STRANGERS: Final = 0o027  # systemd lets a service's user read by an ACL, which shows as the group's (systemd.exec(5))
 
 
-def broker(policy: "Policy", environment: "Mapping[str, str]") -> "SecretInjector | None":
+def read_secrets(policy: "Policy", environment: "Mapping[str, str]") -> "SecretInjector | None":
     """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
     if not policy.secrets:
         return None
@@ -50,7 +50,7 @@ def broker(policy: "Policy", environment: "Mapping[str, str]") -> "SecretInjecto
     return SecretInjector(held)
 
 
-def login(policy: "Policy") -> "proxy_auth.Login | None":
+def read_login(policy: "Policy") -> "proxy_auth.Login | None":
     """Return the login at the upstream proxy; None: there is none. Raises HostError when its file can't be used."""
     path = policy.settings.upstream_auth
     if path is None:
@@ -61,7 +61,7 @@ def login(policy: "Policy") -> "proxy_auth.Login | None":
         raise HostError(str(error)) from error
 
 
-def hidden(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[str]") -> tuple[str, ...]:
+def hidden_files(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[str]") -> tuple[str, ...]:
     """Return the files that no sandbox may show, as they really lie; `shown`: the workspace, and what else is named.
 
     Raises UsageError where one lies in these: a host program that saves it anew would uncover it. And where a command
@@ -70,7 +70,7 @@ def hidden(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[
     found: list[str] = []
     shown = tuple(shown)
     if (login_file := policy.settings.upstream_auth) is not None:
-        if (place := shown_in(login_file, shown)) is not None:
+        if (place := containing_path(login_file, shown)) is not None:
             raise UsageError(
                 f"`{login_file}` (`upstream_auth`) lies in `{place}`, which the task is shown; keep it elsewhere, "
                 "as in `/etc/exeat/`"
@@ -102,7 +102,7 @@ def check_environment(policy: "Policy", names: "Collection[str]") -> None:
 
 def _refuse_inside(path: str, shown: "Iterable[str]", what: str) -> None:
     path = os.path.normpath(os.path.join("/", path))  # where a command is run: a word of it may be relative
-    if (place := shown_in(path, shown)) is not None:
+    if (place := containing_path(path, shown)) is not None:
         raise UsageError(f"{what} lies in `{place}`, which the task is shown; keep it elsewhere")
 
 

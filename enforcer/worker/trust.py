@@ -87,12 +87,12 @@ def system_roots() -> bytes:
     return b""
 
 
-def roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
+def trusted_roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
     """Return what a sandbox trusts, the host's roots and our CA's `certificate`: as PEM, and as Java's trust store.
 
     The host's roots are looked at anew each time. Raises HostError.
     """
-    return _roots(certificate, cache, bundles_now())
+    return _roots(certificate, cache, bundle_fingerprints())
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,7 +102,7 @@ def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]
     return bundle, java_store(bundle, cache)
 
 
-def bundles_now() -> tuple[tuple[int, ...], ...]:
+def bundle_fingerprints() -> tuple[tuple[int, ...], ...]:
     """Return the identity and times of the host's bundles, which change when one is replaced."""
     found = []
     for path in BUNDLES:

@@ -208,8 +208,10 @@ def start[Kind: WorkerProcess](
         if policy.secrets or policy.settings.upstream_auth is not None:
             from enforcer.worker import credentials  # few rules have any
 
-            login = credentials.login(policy)
-            sandbox_state.set_secrets(credentials.broker(policy, os.environ), b"" if login is None else login.password)
+            login = credentials.read_login(policy)
+            sandbox_state.set_secrets(
+                credentials.read_secrets(policy, os.environ), b"" if login is None else login.password
+            )
         confinement.enter(identity)
         linux.die_with_parent(signal.SIGKILL, parent)
         placeholders = sandbox_state.secret_injector.placeholders if sandbox_state.secret_injector is not None else {}
@@ -236,10 +238,10 @@ def wait_until_confined(worker: Worker) -> None:
     """Wait until the worker has given up what it doesn't need. Raises HostError with its own words."""
     while "confined" not in worker.said:
         if not worker.hear() or "failed" in worker.said:
-            raise lost(worker)
+            raise start_error(worker)
 
 
-def lost(worker: Worker) -> HostError:
+def start_error(worker: Worker) -> HostError:
     """Return why a worker that is gone, or goes, serves nobody, in its own words if it has left any."""
     worker.control.settimeout(_LAST_WORDS)
     with contextlib.suppress(TimeoutError):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.sandbox.system_paths import contains, homes
+from enforcer.sandbox.system_paths import contains, home_directories
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.system.notices import print_notice
@@ -23,7 +23,7 @@ from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
 if TYPE_CHECKING:
-    from enforcer.limits.disk_quota import Layer
+    from enforcer.limits.disk_quota import DiskQuota
     from enforcer.limits.resource_limits import Limits
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
@@ -178,7 +178,7 @@ def guarded_places(wanted: "Wanted") -> Iterator[Guarded]:
     is_direct = wanted.box.workspace is not WorkspaceMode.REVIEW
     if is_direct:
         yield Guarded(wanted.workspace, Guard(wanted.workspace, directly(wanted.box.protected)))
-    of_host = () if not wanted.write else homes() if wanted.homes is None else wanted.homes
+    of_host = () if not wanted.write else home_directories() if wanted.homes is None else wanted.homes
     of_git = obeyed_of_user() if wanted.write else frozenset()
     for number, place in enumerate(wanted.write, 1):
         if is_direct and contains(wanted.workspace, place):
@@ -213,7 +213,7 @@ class Workspace:
         self.review = ""  # the directory that changes go to; empty: the workspace itself
         self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
         self.trees: Mapping[str, int] = {}  # detached mounts, by path
-        self.layer: Layer | None = None  # what bounds the changes
+        self.layer: DiskQuota | None = None  # what bounds the changes
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             self._guard(wanted)
@@ -241,9 +241,9 @@ class Workspace:
     def bound(self, limits: "Limits") -> None:
         """Have what a reviewed task changes kept within limits. Raises HostError."""
         if self._review is not None:
-            from enforcer.limits.disk_quota import Layer
+            from enforcer.limits.disk_quota import DiskQuota
 
-            self.layer = Layer(str(self._review.kept.upper), limits)
+            self.layer = DiskQuota(str(self._review.kept.upper), limits)
 
     def finish(
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]

@@ -88,7 +88,7 @@ def many(work: Path, wanted: int) -> dict[str, Figure]:
                     connection = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                     connection.connect(environment["EXEAT_CONTROL"])
                     fds = [given[0], given[0], given[0], given[1], given[2]]
-                    socket.send_fds(connection, [protocol.hello(protocol.RUN)], fds)
+                    socket.send_fds(connection, [protocol.packet_head(protocol.RUN)], fds)
                 rates.append(count / (_until(begun, count) - began))
                 if not each:
                     every = _below(service)

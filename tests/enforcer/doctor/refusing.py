@@ -13,7 +13,7 @@ from enforcer.system import linux
 
 if __name__ == "__main__":
     number, call, argument, value, *program = sys.argv[1:]
-    refused = seccomp.Refuse(call, getattr(errno, number), (seccomp.Test(int(argument), value=int(value)),))
+    refused = seccomp.Refuse(call, getattr(errno, number), (seccomp.ArgumentTest(int(argument), value=int(value)),))
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.load_seccomp(seccomp.assemble(seccomp.Filter((refused,)), linux.platform_machine()))
     os.execv(program[0], program)

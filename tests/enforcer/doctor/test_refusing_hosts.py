@@ -37,7 +37,7 @@ ONE = IdMap(((0, 4242, 1),))
 def _identity():
     return Identity(
         privileged=False, outer_uids=ONE, outer_gids=ONE, inner_uids=ONE, inner_gids=ONE, user="someone", uid=4242, gid=4242,
-        home="/home/someone", kernel_uid=4242, kernel_gid=4242, worker_uid=4242, keyholder_uid=4242,
+        home="/home/someone", kernel_uid=4242, kernel_gid=4242, worker_uid=4242, signer_uid=4242,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.sandbox import init
-from enforcer.sandbox.path_scan import made, made_file
+from enforcer.sandbox.path_scan import make_directory, make_file
 from enforcer.workspace.guard import reviewed
 from enforcer.workspace.protection import Globs
 from tests import harness
@@ -87,7 +87,12 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "link").symlink_to(outside)
-    for attempt, path in ((made, "link/new"), (made, "link"), (made_file, "link/new"), (made_file, "link")):
+    for attempt, path in (
+        (make_directory, "link/new"),
+        (make_directory, "link"),
+        (make_file, "link/new"),
+        (make_file, "link"),
+    ):
         with (
             executor() as one,
             pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"),
@@ -95,7 +100,7 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
             one.do(attempt(one.calls, str(tmp_path / path)))
     assert list(outside.iterdir()) == []
     with executor() as one:
-        for descriptor in one.do(made(one.calls, f"{tmp_path}/a/b"), made_file(one.calls, f"{tmp_path}/a/c")):
+        for descriptor in one.do(make_directory(one.calls, f"{tmp_path}/a/b"), make_file(one.calls, f"{tmp_path}/a/c")):
             os.close(descriptor)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)
 

@@ -6,7 +6,7 @@ Run as a program of its own: `python without_filter.py WORKSPACE PROGRAM [ARGUME
 import socket
 import sys
 
-from enforcer.limits.resource_limits import Limits, build
+from enforcer.limits.resource_limits import Limits, make_resource_limits
 from enforcer.run import launch
 from enforcer.sandbox import identity, landlock, mount_plan, seccomp, task_start
 from enforcer.system import linux
@@ -18,7 +18,7 @@ def main():
     trees = {workspace: identity.idmapped_tree(workspace, who.kernel_uid, who.kernel_gid)} if who.privileged else {}
     read = (sys.base_prefix,)
     trees |= {path: linux.open_tree(path) for path in read} if who.privileged else {}
-    steps = mount_plan.plan(mount_plan.Wanted(who, workspace, {}, read=read, trees=trees))
+    steps = mount_plan.plan(mount_plan.MountRequest(who, workspace, {}, read=read, trees=trees))
     gate, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     program = task_start.Program(
         tuple(argv),
@@ -28,7 +28,7 @@ def main():
         seccomp.assemble(seccomp.Filter(()), linux.platform_machine()),
         wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
     )
-    fence = build(Limits())
+    fence = make_resource_limits(Limits())
     sandbox = launch.launch(launch.SandboxSpec(who, steps, program, (0, 1, 2), gate, "sandbox", fence))
     while sandbox.init.turn() is None:
         pass

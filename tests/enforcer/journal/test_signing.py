@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from enforcer.journal import signing
-from enforcer.worker.worker import Worker, WorkerProcess, lost
+from enforcer.worker.worker import Worker, WorkerProcess, start_error
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.ledger import is_left, unsealed
@@ -32,7 +32,7 @@ def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, sa
     with control, theirs:  # it is there still
         if says is not None:
             message.send(theirs, says)
-        why = str(lost(Worker(control, control)))
+        why = str(start_error(Worker(control, control)))
     assert why == f"the gate could not be started: {'its process ended' if says is None else 'no room'}"
 
 

@@ -6,8 +6,8 @@ from limits_harness import EXEAT
 
 MEANS = """
 import json
-from enforcer.limits.resource_limits import Limits, build
-fence = build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+from enforcer.limits.resource_limits import Limits, make_resource_limits
+fence = make_resource_limits(Limits(memory=1 << 30, said=frozenset({"memory"})))
 print(json.dumps(fence.means))
 fence.remove()
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.limits.cgroups import placed
+from enforcer.limits.cgroups import match_mounts
 
 V1 = "30 20 0:25 / /sys/fs/cgroup/{0} rw,nosuid - cgroup cgroup rw,{0}"
 V2 = "31 20 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -40,4 +40,4 @@ LAYOUTS = {
 
 @pytest.mark.parametrize(("groups", "mounts", "found"), LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_is_read(groups, mounts, found):
-    assert [(each.version, each.own) for each in placed(groups, mounts)] == found
+    assert [(each.version, each.own) for each in match_mounts(groups, mounts)] == found

@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.limits import cgroups, resource_limits
 from enforcer.limits.cgroups import Hierarchy
-from enforcer.limits.resource_limits import Limits, Means, build
+from enforcer.limits.resource_limits import Limits, Means, make_resource_limits
 
 ALL = frozenset({"cpu", "memory", "pids"})
 GIVES = {"memory": ("memory.max", "memory.swap.max"), "pids": ("pids.max",), "cpu": ("cpu.max",)}
@@ -65,7 +65,7 @@ def top(tmp_path, monkeypatch):
     (tmp_path / "ours/cgroup.type").write_text("domain")
     monkeypatch.setattr(os, "mkdir", appear)
     monkeypatch.setattr(os, "rmdir", vanish)
-    monkeypatch.setattr(cgroups, "put", put)
+    monkeypatch.setattr(cgroups, "write_file", put)
     found = [Hierarchy(2, ALL, str(tmp_path), str(tmp_path / "ours"))]
     monkeypatch.setattr(resource_limits, "hierarchies", lambda: found)
     return tmp_path
@@ -75,7 +75,7 @@ def top(tmp_path, monkeypatch):
 def test_every_limit_is_written_where_the_processes_are(top, limits, above, written, held):
     for name, value in above.items():
         (top / "ours" / name).write_text(value)
-    made = build(limits)
+    made = make_resource_limits(limits)
     made.admit(1234)
     [inner] = top.glob("exeat-task-*/task")
     names = {name for each in GIVES.values() for name in each}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.limits.cgroups import CONTROLLERS, Ceiling, Hierarchy, places
+from enforcer.limits.cgroups import CONTROLLERS, Hierarchy, ParentLimits, choose_locations
 from tests import harness
 
 ALL = "cpu io memory pids"
@@ -27,7 +27,7 @@ def tree(tmp_path):
             for name, value in limits:
                 (folder / name).write_text(value)
         own = str(tmp_path / max(groups, key=len)).rstrip("/")
-        found = places([Hierarchy(2, frozenset(ALL.split()), str(tmp_path), own)], needed)
+        found = choose_locations([Hierarchy(2, frozenset(ALL.split()), str(tmp_path), own)], needed)
         return [(os.path.relpath(each.path, tmp_path), set(each.controllers), each) for each in found]
 
     return make
@@ -43,7 +43,7 @@ def test_from_a_scope_with_others_in_it_the_way_leads_to_the_slice(tree):
     [(path, controllers, place)] = tree(groups)
     assert path == "user.slice/user@1.service/app.slice"
     assert controllers == {"memory", "pids"}
-    assert not place.aside
+    assert not place.must_empty
 
 
 def test_nothing_is_gained_by_going_up(tree):
@@ -55,7 +55,7 @@ def test_nothing_is_gained_by_going_up(tree):
     }
     [(path, _, place)] = tree(groups)
     assert path == "a"
-    assert place.ceiling == Ceiling(memory=1048576, processes=77, cpu=0.5)
+    assert place.ceiling == ParentLimits(memory=1048576, processes=77, cpu=0.5)
 
 
 def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
@@ -63,8 +63,8 @@ def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
     [(path, controllers, place)] = tree(groups)
     assert path == "a/ours.service"
     assert controllers == {"cpu", "memory", "pids"}
-    assert place.aside
-    assert place.ceiling == Ceiling()
+    assert place.must_empty
+    assert place.ceiling == ParentLimits()
 
 
 def test_in_a_group_that_systemd_has_delegated_others_step_aside_too(tree, tmp_path):
@@ -76,12 +76,12 @@ def test_in_a_group_that_systemd_has_delegated_others_step_aside_too(tree, tmp_p
     groups = {"a": (ALL, ALL, None), "a/exeat.service": (ALL, "", "1\n7\n")}
     [(path, controllers, place)] = tree(groups)
     assert (path, controllers) == ("a/exeat.service", {"cpu", "memory", "pids"})
-    assert place.aside
+    assert place.must_empty
 
 
 def test_the_root_may_have_processes_and_controllers(tree):
     [(path, controllers, place)] = tree({"": (ALL, "", f"1\n{os.getpid()}\n")})
-    assert (path, controllers, place.aside) == (".", {"cpu", "memory", "pids"}, False)
+    assert (path, controllers, place.must_empty) == (".", {"cpu", "memory", "pids"}, False)
 
 
 def test_a_container_with_more_than_us_in_it_has_no_controllers_to_give(tree):

@@ -10,15 +10,15 @@ import time
 import pytest
 
 from enforcer.limits import cgroups
-from enforcer.limits.cgroups import Place, hierarchies, places, put
+from enforcer.limits.cgroups import CgroupLocation, choose_locations, hierarchies, write_file
 from tests import harness
 
 HOLDER = """
 import os, sys, time
-from enforcer.limits.cgroups import make
+from enforcer.limits.cgroups import make_group
 from enforcer.limits.cgroups import hierarchies
-from enforcer.limits.cgroups import places
-made = [make(place) for place in places(hierarchies()) if not place.aside]
+from enforcer.limits.cgroups import choose_locations
+made = [make_group(place) for place in choose_locations(hierarchies()) if not place.must_empty]
 print(*[each.path for each in made], sep="\\n", flush=True)
 time.sleep(600)
 """
@@ -28,7 +28,7 @@ time.sleep(600)
 def place():
     """A place of this machine's for each hierarchy that has one; the one with the most to give."""
     harness.needs_root()
-    found = places(hierarchies())
+    found = choose_locations(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
     return max(found, key=lambda each: len(each.controllers))
@@ -36,7 +36,7 @@ def place():
 
 @pytest.fixture
 def made(place):
-    one = cgroups.make(place)
+    one = cgroups.make_group(place)
     yield one
     one.kill()
     one.remove()
@@ -49,7 +49,7 @@ def _sleeper(one):
 
 
 def test_a_group_is_gone_when_it_is_removed_and_may_be_removed_twice(place):
-    one = cgroups.make(place)
+    one = cgroups.make_group(place)
     assert os.path.isdir(one.inner)
     one.remove()
     one.remove()
@@ -85,26 +85,26 @@ def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
 def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
     with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
         path = next(line.strip() for line in holder.stdout if line.startswith(place.path + "/exeat-task-"))
-        cgroups.sweep(place.path)
+        cgroups.remove_dead_groups(place.path)
         assert os.path.isdir(path)  # its maker lives
         holder.kill()
         holder.wait()
         assert os.path.isdir(path)
-        for each in places(hierarchies()):
-            cgroups.sweep(each.path)
+        for each in choose_locations(hierarchies()):
+            cgroups.remove_dead_groups(each.path)
         assert not os.path.exists(path)
 
 
 def test_where_a_service_looks_after_groups_its_runs_leave_them_to_it(place, monkeypatch):
     monkeypatch.setattr(cgroups, "_looked_after", set())
-    dead = cgroups.make(place)
-    cgroups.look_after([place.path])
+    dead = cgroups.make_group(place)
+    cgroups.leave_sweep_to_parent([place.path])
     with _sleeper(dead) as process:
         os.close(dead.lock)  # as when the run that made it is killed
-        cgroups.make(place).remove()
+        cgroups.make_group(place).remove()
         assert process.poll() is None
         process.kill()
-    while cgroups.sweep(place.path):  # its process may be on its way out yet
+    while cgroups.remove_dead_groups(place.path):  # its process may be on its way out yet
         time.sleep(0.01)
     assert not os.path.exists(dead.path)
 
@@ -116,7 +116,7 @@ def test_nothing_is_swept_but_groups_of_this_make(place):
     for path in paths:
         os.mkdir(path)
     try:
-        cgroups.sweep(place.path)
+        cgroups.remove_dead_groups(place.path)
         assert all(map(os.path.isdir, paths))
     finally:
         for path in paths:
@@ -133,7 +133,7 @@ def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(p
             os.rmdir(path)
 
     monkeypatch.setattr(os, "mkdir", made_and_swept)
-    one = cgroups.make(place)
+    one = cgroups.make_group(place)
     assert one.path != tries[0]
     assert os.path.isdir(one.path)
     one.remove()
@@ -141,7 +141,7 @@ def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(p
 
 def test_the_whole_tree_is_killed_at_once_where_the_kernel_can(made):
     if not os.path.exists(f"{made.path}/cgroup.kill"):
-        made = next((each for each in map(_made_again, places(hierarchies())) if each is not None), None)
+        made = next((each for each in map(_made_again, choose_locations(hierarchies())) if each is not None), None)
         if made is None:
             harness.missing("a kernel with cgroup.kill")
     with contextlib.ExitStack() as after:
@@ -152,7 +152,7 @@ def test_the_whole_tree_is_killed_at_once_where_the_kernel_can(made):
 
 
 def _made_again(place):
-    one = cgroups.make(place)
+    one = cgroups.make_group(place)
     if os.path.exists(f"{one.path}/cgroup.kill"):
         return one
     one.remove()
@@ -161,7 +161,7 @@ def _made_again(place):
 
 def test_an_error_names_the_file_and_what_was_written(made):
     with pytest.raises(OSError, match=r"write `99999999` to .*/cgroup.procs: No such process"):
-        put(f"{made.inner}/cgroup.procs", "99999999")
+        write_file(f"{made.inner}/cgroup.procs", "99999999")
 
 
 FIRST = {
@@ -189,7 +189,7 @@ ALL = frozenset({"memory", "pids", "cpu"})
 def test_what_a_group_came_up_against_is_read_from_the_files_of_its_controllers(
     tmp_path, version, files, controllers, counted
 ):
-    one = cgroups.Group(Place(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
+    one = cgroups.Group(CgroupLocation(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
     os.makedirs(one.inner, exist_ok=True)
     for name, text in files.items():
         with open(f"{one.inner}/{name}", "w", encoding="ascii") as file:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.limits import disk_quota as module
-from enforcer.limits.disk_quota import Layer
+from enforcer.limits.disk_quota import DiskQuota
 from enforcer.limits.resource_limits import Limits
 
 PAGE, MIB, GIB = 4096, 1 << 20, 1 << 30
@@ -22,7 +22,7 @@ class World:
         self.looks = self.asked = 0
         monkeypatch.setattr(module.os, "fstatvfs", self._statvfs)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(module, "Measure", lambda _: Found(self))
+        monkeypatch.setattr(module, "UsageScan", lambda _: Found(self))
 
     def _statvfs(self, _):
         self.asked += 1
@@ -31,7 +31,7 @@ class World:
 
     def layer(self, disk=None):
         said = {"disk": 2 * GIB} if disk is None else {"disk": disk, "said": frozenset({"disk"})}
-        return Layer(self.path, Limits(**said))
+        return DiskQuota(self.path, Limits(**said))
 
     def pass_by(self, layer, seconds, each=lambda: None):
         """Let time pass, and `each` happen before every turn; what was over first."""
@@ -267,7 +267,7 @@ def test_the_last_look_finds_what_nobody_saw(world):
 def test_nothing_stays_open(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     (tmp_path / "a" / "b").mkdir(parents=True)
-    layer = Layer(str(tmp_path), Limits())
+    layer = DiskQuota(str(tmp_path), Limits())
     layer._begin()
     assert next(layer._steps, "") is None
     layer.close()

@@ -10,14 +10,14 @@ import sys
 import pytest
 
 from enforcer.limits import disk_quota
-from enforcer.limits.disk_quota import Measure
+from enforcer.limits.disk_quota import UsageScan
 from tests import harness
 
 
 def measured(path, between=lambda _: None):
     top = os.open(path, os.O_RDONLY)
     try:
-        found = Measure(top)
+        found = UsageScan(top)
         for step, _ in enumerate(found.steps()):
             between(step)
         return found
@@ -178,7 +178,7 @@ def test_one_that_is_left_half_way_leaves_nothing_open(tmp_path):
         write(tmp_path / "top" / name, 1)
     top = os.open(tmp_path / "top", os.O_RDONLY)
     before = open_now()
-    steps = Measure(top).steps()
+    steps = UsageScan(top).steps()
     for _ in range(3):
         next(steps)
     steps.close()
@@ -189,13 +189,13 @@ def test_one_that_is_left_half_way_leaves_nothing_open(tmp_path):
 MOUNTED = """
 import os, sys
 from enforcer.system import linux
-from enforcer.limits.disk_quota import Measure
+from enforcer.limits.disk_quota import UsageScan
 os.unshare(os.CLONE_NEWNS)
 linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
 linux.mount("tmpfs", sys.argv[1] + "/mounted", "tmpfs")
 with open(sys.argv[1] + "/mounted/large", "wb") as file:
     file.write(b"x" * (1 << 20))
-found = Measure(os.open(sys.argv[1], os.O_RDONLY))
+found = UsageScan(os.open(sys.argv[1], os.O_RDONLY))
 for _ in found.steps(): pass
 print(int(found.bytes), found.names)
 """
@@ -213,7 +213,7 @@ def test_millions_of_names_are_looked_at_a_few_at_a_time(tmp_path):
     for number in range(200):
         (tmp_path / f"{number}").touch()
     top = os.open(tmp_path, os.O_RDONLY)
-    found = Measure(top)
+    found = UsageScan(top)
     steps = found.steps()
     for wanted in (1, 2, 3):
         next(steps)

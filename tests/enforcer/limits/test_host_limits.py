@@ -42,16 +42,16 @@ def test_a_setting_that_isn_t_there_bounds_nothing(monkeypatch):
 
 
 def test_terminals_are_a_part_of_those_that_are_not_reserved():
-    resource_limits.terminals.cache_clear()
+    resource_limits.max_terminals.cache_clear()
     with open("/proc/sys/kernel/pty/max") as most, open("/proc/sys/kernel/pty/reserve") as reserved:
-        assert resource_limits.terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
+        assert resource_limits.max_terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
 
 
 def test_socket_buffers_have_a_part_of_memory_in_version_1():
     harness.needs_root()
     if not any(each.version != V2 and "memory" in each.controllers for each in hierarchies()):
         harness.missing("a memory cgroup of version 1")
-    built = resource_limits.build(Limits(memory=1 << 30, said=frozenset({"memory"})))
+    built = resource_limits.make_resource_limits(Limits(memory=1 << 30, said=frozenset({"memory"})))
     try:
         [group] = [group for group in built.groups if "memory" in group.place.controllers]
         with open(f"{group.path}/memory.kmem.tcp.limit_in_bytes") as file:

@@ -7,8 +7,8 @@ import pytest
 
 from enforcer.limits import limit_monitor
 from enforcer.limits.cgroups import Counts
-from enforcer.limits.disk_quota import Over
-from enforcer.limits.limit_monitor import at, reached
+from enforcer.limits.disk_quota import QuotaExceeded
+from enforcer.limits.limit_monitor import limit_detail, limits_reached
 from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, limits_of
 from rules.sandbox import SandboxSettings
 from rules.verdicts import Outcome, Reason
@@ -60,11 +60,11 @@ CASES = {
 
 @pytest.mark.parametrize(("before", "now", "told"), CASES.values(), ids=CASES)
 def test_what_is_told(before, now, told):
-    assert [(each.reason, each.detail) for each in reached(before, now, LIMITS)] == told
+    assert [(each.reason, each.detail) for each in limits_reached(before, now, LIMITS)] == told
 
 
 def test_waiting_is_no_refusal():
-    assert [each.outcome for each in reached(NOTHING, Counts(1, 1, 1, 2.0), LIMITS)] == [
+    assert [each.outcome for each in limits_reached(NOTHING, Counts(1, 1, 1, 2.0), LIMITS)] == [
         Outcome.BLOCKED,
         Outcome.BLOCKED,
         Outcome.PASSED,
@@ -72,7 +72,7 @@ def test_waiting_is_no_refusal():
 
 
 def test_without_a_limit_of_processors_nobody_waited_for_it():
-    assert reached(NOTHING, Counts(held_back=99.0), Limits()) == []
+    assert limits_reached(NOTHING, Counts(held_back=99.0), Limits()) == []
 
 
 def test_each_time_is_told_once_and_waiting_only_when_it_is_over(monkeypatch):
@@ -119,7 +119,7 @@ AT = {
 
 @pytest.mark.parametrize(("limit", "found", "reason", "said"), AT.values(), ids=AT)
 def test_what_is_told_of_what_was_found_in_its_sandbox(limit, found, reason, said):
-    assert at(limit, found, LIMITS._replace(disk=8 << 20)) == (Reason(reason), said, Outcome.BLOCKED)
+    assert limit_detail(limit, found, LIMITS._replace(disk=8 << 20)) == (Reason(reason), said, Outcome.BLOCKED)
 
 
 def warded(monkeypatch, layer=None, timeout=None):
@@ -168,7 +168,7 @@ class Bounds:
 
 
 def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(monkeypatch):
-    layer = Bounds(None, Over("disk: it is over"))
+    layer = Bounds(None, QuotaExceeded("disk: it is over"))
     watched, heard, now = warded(monkeypatch, layer)
     said = []
     assert (watched.turn(said.append), watched.cut_short, said) == (False, False, [])
@@ -185,7 +185,7 @@ def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(
 
 @pytest.mark.parametrize("timeout", [None, 1.0])
 def test_one_that_writes_on_is_killed_at_once(monkeypatch, timeout):
-    layer = Bounds(*([Over("disk: it is over")] if timeout is None else []), presses=True)
+    layer = Bounds(*([QuotaExceeded("disk: it is over")] if timeout is None else []), presses=True)
     watched, heard, now = warded(monkeypatch, layer, timeout)
     now[0] += timeout or 0
     assert not watched.turn(lambda _: None)
@@ -194,7 +194,7 @@ def test_one_that_writes_on_is_killed_at_once(monkeypatch, timeout):
 
 
 def test_one_that_ended_before_anybody_saw_it_is_told_and_was_not_blocked(monkeypatch):
-    watched, heard, _ = warded(monkeypatch, Bounds(last=Over("disk: it is over")))
+    watched, heard, _ = warded(monkeypatch, Bounds(last=QuotaExceeded("disk: it is over")))
     watched.look(over=True)
     assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.PASSED)]
     assert (watched.told, watched.cut_short) == (("disk: it is over",), False)

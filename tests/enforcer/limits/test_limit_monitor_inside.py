@@ -4,7 +4,7 @@ import os
 import resource
 
 from enforcer.limits import limit_monitor as inside_of
-from enforcer.limits.limit_monitor import Inside
+from enforcer.limits.limit_monitor import SandboxProbe
 
 
 def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):
@@ -14,7 +14,7 @@ def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):
         (tmp_path / "7" / "fd" / f"{number}").touch()
     (tmp_path / "7" / "limits").touch()
     proc, root = (os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY) for _ in range(2))
-    inside = Inside(-1, proc, root, [(resource.RLIMIT_NOFILE, 1)], "")
+    inside = SandboxProbe(-1, proc, root, [(resource.RLIMIT_NOFILE, 1)], "")
     assert inside.look() == {}
     inside.close()
     inside.close()

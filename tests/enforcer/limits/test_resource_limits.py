@@ -103,14 +103,14 @@ def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_fr
 
 @pytest.mark.parametrize(("own", "machine", "may"), [(128, 128, 32), (2147483647, 128, 32), (128, 1024, 32), (2, 2, 1)])
 def test_it_is_a_quarter_of_what_is_least(monkeypatch, own, machine, may):
-    monkeypatch.setattr(resource_limits, "setting", lambda name: own if name.startswith("user/") else machine)
-    found = resource_limits.of_namespace.__wrapped__()
+    monkeypatch.setattr(resource_limits, "read_sysctl", lambda name: own if name.startswith("user/") else machine)
+    found = resource_limits.namespace_sysctls.__wrapped__()
     assert found == (("user/max_inotify_instances", may), ("user/max_inotify_watches", may))
 
 
 def test_what_cannot_be_read_is_not_set(monkeypatch):
     monkeypatch.setattr(resource_limits, "_INOTIFY", (("user/none", "user/none"),))
-    assert resource_limits.of_namespace.__wrapped__() == ()
+    assert resource_limits.namespace_sysctls.__wrapped__() == ()
 
 
 def _limits_are(monkeypatch, **limits):
@@ -124,7 +124,7 @@ def _limits_are(monkeypatch, **limits):
 )
 def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
     _limits_are(monkeypatch, SIGPENDING=(1, signals), NOFILE=(10, 20))
-    assert resource_limits.of_processes(among_others=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
+    assert resource_limits.task_rlimits(among_others=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
 )
 def test_of_open_files_a_quarter_is_left_to_its_users_others(monkeypatch, files, bound):
     _limits_are(monkeypatch, SIGPENDING=(1, resource.RLIM_INFINITY), NOFILE=files)
-    assert resource_limits.of_processes(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)
+    assert resource_limits.task_rlimits(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)

@@ -139,7 +139,7 @@ def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd, mo
     monkeypatch.setattr(reload.Reloader, "_notice", _failing)
     gate = Gate()
     with selectors.DefaultSelector() as selector:
-        rules = supervise.Rules(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
+        rules = supervise.RuleReload(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
         notice = rules._made()._notice
         for _ in range(2):  # what one look at the selector gave may be for it more than once
             rules.hear(notice)

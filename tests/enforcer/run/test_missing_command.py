@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.policy.run_request import Wanted
-from enforcer.run.missing_command import interpreter, whereabouts
+from enforcer.run.missing_command import explain_missing_command, interpreter
 from rules.loading.load import read
 
 
@@ -37,7 +37,7 @@ def said(base, name, read_only=()):
     wanted = Wanted(
         (name,), "x", read([]).policy, (), str(base / "desk"), tuple(str(base / part) for part in read_only)
     )
-    return whereabouts(wanted).replace(str(base), "BASE")
+    return explain_missing_command(wanted).replace(str(base), "BASE")
 
 
 NOWHERE = "is nowhere on this machine either; install it, or name another in the first line"
@@ -98,7 +98,7 @@ def test_it_is_never_advised_to_show_a_whole_home_or_what_a_sandbox_has_for_itse
     path = program(base / "tools" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools`")
     assert said(base, "python9").endswith("; copy it into the workspace, rather than show all of `BASE/tools`")
-    monkeypatch.setattr("enforcer.sandbox.system_paths.homes", frozenset)
+    monkeypatch.setattr("enforcer.sandbox.system_paths.home_directories", frozenset)
     (base / "tools" / "a\x1b").mkdir()
     path = program(base / "tools" / "a\x1b" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools/a\\x1b`")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.network.constants import LOGGED
-from enforcer.run.supervise import Watch, supervise
-from enforcer.run.task import tell_end
+from enforcer.run.supervise import Supervision, supervise
+from enforcer.run.task import record_end
 from enforcer.sandbox import init
 from enforcer.service.placement import SharedWorker
 from proxy.telemetry.events import Kind, Where
@@ -28,7 +28,7 @@ class _Sandbox:
         self.settled = False
 
     def _turn(self):
-        self.init.ended = init.Ended(2, self._status)
+        self.init.ended = init.ChildExit(2, self._status)
         return self.init.ended
 
     def look(self):
@@ -42,7 +42,7 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
     counts = {"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}
     told, seen = [], []
     ward = SimpleNamespace(see=seen.append)
-    watch = Watch(_Sandbox(*counts), SimpleNamespace(tell=told.append), ward, None, 0.0)
+    watch = Supervision(_Sandbox(*counts), SimpleNamespace(tell=told.append), ward, None, 0.0)
     for _ in counts:
         watch.look()
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
@@ -52,9 +52,9 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
 
 def test_an_init_that_is_gone_ends_it():
     def turn():
-        raise init.GoneError(errno.ECHILD, "gone")
+        raise init.ProcessGoneError(errno.ECHILD, "gone")
 
-    ended = Watch(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
+    ended = Supervision(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
     assert (ended.status, ended.failed) == (None, "its first process ended unexpectedly")
 
 
@@ -70,7 +70,10 @@ def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
         signals, writer = os.pipe()
         gate = SharedWorker(control, shared=True)
         ended = supervise(
-            Watch(sandbox, gate, monitor, None, 0.0), signals, SimpleNamespace(terminal=None, terminals=None), None
+            Supervision(sandbox, gate, monitor, None, 0.0),
+            signals,
+            SimpleNamespace(terminal=None, terminals=None),
+            None,
         )
         os.close(signals)
         os.close(writer)
@@ -83,7 +86,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
     gate, journal, seen = SharedWorker(control, shared=True), [], []
     sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
     with worker:
-        ended = Watch(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
+        ended = Supervision(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
         assert sandbox.settled
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)
@@ -96,7 +99,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
             metrics.failed(Where.WORKER)
             return ("put aside",)
 
-        left = tell_end(recorder, gate, "its start", ended, 1.5, finish)
+        left = record_end(recorder, gate, "its start", ended, 1.5, finish)
         gate.see_out()
         gate.see_out()
         told = message.receive(worker)[0], message.receive(worker)[0]
@@ -119,5 +122,5 @@ def test_the_gate_hears_the_end_also_where_what_the_task_left_can_t_be_seen_to()
     with ours, worker:
         worker.shutdown(socket.SHUT_WR)
         with pytest.raises(OSError, match="no room"):
-            tell_end(recorder, SharedWorker(ours, shared=True), "its start", ended, 1.5, finish)
+            record_end(recorder, SharedWorker(ours, shared=True), "its start", ended, 1.5, finish)
         assert message.receive(worker)[0]["stop"]

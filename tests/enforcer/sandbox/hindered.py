@@ -17,7 +17,7 @@ from typing import NamedTuple
 from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.init import RemoteExecutor
-from enforcer.sandbox.seccomp import Filter, Refuse, Test
+from enforcer.sandbox.seccomp import ArgumentTest, Filter, Refuse
 from enforcer.sandbox.system_calls import FIRST
 from enforcer.system import linux
 
@@ -47,47 +47,47 @@ def fails(call, *tests, says="", error=errno.EIO, **more):
 
 
 def _prctl(option, *tests, name, **more):
-    return fails("prctl", Test(0, value=option), *tests, says=f"prctl {name}", **more)
+    return fails("prctl", ArgumentTest(0, value=option), *tests, says=f"prctl {name}", **more)
 
 
 CASES = {
     "the process": fails("clone"),
-    "it may be dumped": _prctl(4, Test(1, value=1), name="PR_SET_DUMPABLE"),
-    "killed first": fails("openat", Test(2, value=os.O_WRONLY | os.O_CLOEXEC), says="open an id map"),
+    "it may be dumped": _prctl(4, ArgumentTest(1, value=1), name="PR_SET_DUMPABLE"),
+    "killed first": fails("openat", ArgumentTest(2, value=os.O_WRONLY | os.O_CLOEXEC), says="open an id map"),
     "its user namespace": fails("unshare"),
-    "setgroups written": fails("write", Test(2, value=4), says="write an id map"),
-    "uid_map written": fails("write", Test(2, value=9), says="write an id map"),
-    "not dumped any more": _prctl(4, Test(1, value=0), name="PR_SET_DUMPABLE"),
+    "setgroups written": fails("write", ArgumentTest(2, value=4), says="write an id map"),
+    "uid_map written": fails("write", ArgumentTest(2, value=9), says="write an id map"),
+    "not dumped any more": _prctl(4, ArgumentTest(1, value=0), name="PR_SET_DUMPABLE"),
     "groups": fails("setresgid"),
     "users": fails("setresuid"),
     "secure bits": _prctl(28, name="PR_SET_SECUREBITS"),
     "ambient set": _prctl(47, name="PR_CAP_AMBIENT"),
-    "bounding set": _prctl(24, Test(1, value=0), name="PR_CAPBSET_DROP"),
+    "bounding set": _prctl(24, ArgumentTest(1, value=0), name="PR_CAPBSET_DROP"),
     "the last of all that any kernel has": _prctl(
-        24, Test(1, value=linux.CAP_LEAST_LAST), name="PR_CAPBSET_DROP", error=errno.EINVAL
+        24, ArgumentTest(1, value=linux.CAP_LEAST_LAST), name="PR_CAPBSET_DROP", error=errno.EINVAL
     ),
     "capabilities": fails("capset"),
     "no new privileges": _prctl(38, name="PR_SET_NO_NEW_PRIVS"),
     "session": fails("setsid"),
-    "controlling terminal": fails("ioctl", Test(1, value=0x540E), says="ioctl TIOCSCTTY", terminal=True),
-    "its own /dev/null": fails("openat", Test(2, os.O_NOCTTY), says="open /dev/null"),
-    "standard streams": fails("dup3", Test(2, value=0)),
-    "the other descriptors": fails("close_range", Test(0, value=4)),
-    "what signals do": fails("rt_sigaction", Test(0, value=1), Test(2, value=0)),
-    "signals blocked": fails("rt_sigprocmask", Test(0, value=2), Test(2, value=0)),
+    "controlling terminal": fails("ioctl", ArgumentTest(1, value=0x540E), says="ioctl TIOCSCTTY", terminal=True),
+    "its own /dev/null": fails("openat", ArgumentTest(2, os.O_NOCTTY), says="open /dev/null"),
+    "standard streams": fails("dup3", ArgumentTest(2, value=0)),
+    "the other descriptors": fails("close_range", ArgumentTest(0, value=4)),
+    "what signals do": fails("rt_sigaction", ArgumentTest(0, value=1), ArgumentTest(2, value=0)),
+    "signals blocked": fails("rt_sigprocmask", ArgumentTest(0, value=2), ArgumentTest(2, value=0)),
     "directory": fails("chdir"),
     "killed": fails("chdir", says="its process ended", error=KILLS),
     "wall": fails("landlock_create_ruleset"),
-    "a place": fails("openat", Test(2, 0x200000), says="look at what is granted"),  # O_PATH
+    "a place": fails("openat", ArgumentTest(2, 0x200000), says="look at what is granted"),  # O_PATH
     "a place looked at": fails("statx", says="look at what is granted"),
     "a place granted": fails("landlock_add_rule"),
     "a stream granted": fails("landlock_add_rule", granted=False),
     "walled in": fails("landlock_restrict_self"),
-    "words": fails("mmap", Test(2, value=3), Test(3, value=2), long=True),
+    "words": fails("mmap", ArgumentTest(2, value=3), ArgumentTest(3, value=2), long=True),
     "limits set": fails("prlimit64", says="setrlimit"),
     "a filter that nobody listens to": fails("seccomp", says=None),
     "that one neither": Case(
-        (Refuse("seccomp", errno.EIO), Refuse("prctl", errno.EIO, (Test(0, value=22),))), "prctl PR_SET_SECCOMP"
+        (Refuse("seccomp", errno.EIO), Refuse("prctl", errno.EIO, (ArgumentTest(0, value=22),))), "prctl PR_SET_SECCOMP"
     ),
     "a plain filter": _prctl(22, name="PR_SET_SECCOMP", watched=False),
     "the program": fails(
@@ -114,7 +114,7 @@ def _identity():
     groups = IdMap(((0, os.getgid(), 1),))
     return Identity(
         privileged=False, outer_uids=outer, outer_gids=groups, inner_uids=inner, inner_gids=inner, user="task", uid=1000,
-        gid=1000, home="/", kernel_uid=0, kernel_gid=0, worker_uid=0, keyholder_uid=0,
+        gid=1000, home="/", kernel_uid=0, kernel_gid=0, worker_uid=0, signer_uid=0,
     )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def program_of(case):
         directory="/",
         ignored=frozenset(),
         seccomp=seccomp.assemble(seccomp.TASK, MACHINE),
-        watching=seccomp.watching(commands=False) if case.watched else None,
+        watching=seccomp.watched_filter(commands=False) if case.watched else None,
         terminal=os.openpty()[1] if case.terminal else -1,
         rlimits=((resource.RLIMIT_NOFILE, 64),),
         wall=(landlock.Grant("/", landlock.EVERYTHING),) if case.granted else (),
@@ -164,7 +164,7 @@ def begun(case, way):
     pid, outer, first = _init_under(case.refused)
     stdio = (os.open("/dev/null", os.O_RDWR), printing, os.dup(printing))
     try:
-        task_start.begin(first, _identity(), program_of(case), stdio, os.close)
+        task_start.start_task(first, _identity(), program_of(case), stdio, os.close)
         while (ended := first.turn()) is None:
             pass
         said = f"ended {os.waitstatus_to_exitcode(ended.status)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox.mount_plan import SHARED
+from enforcer.sandbox.mount_plan import SHARED_VAR
 from tests import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
@@ -316,9 +316,9 @@ def test_installed_programs_find_what_package_managers_made(someone):
     done = someone.exeat("run", "--quiet", "--rules", rules(someone, {}), "--", "sh", "-c", script)
     said, _, below = done.stdout.partition(b"/var/lib")
     assert said.split() == host.split()
-    assert b"/var/lib/" + below.split()[0].rpartition(b"/")[2] in {f"{path}".encode() for path in SHARED}
+    assert b"/var/lib/" + below.split()[0].rpartition(b"/")[2] in {f"{path}".encode() for path in SHARED_VAR}
     assert set(done.stdout[len(said) :].decode().split()) == {
-        path for path in SHARED if path.startswith("/var/lib") and os.path.isdir(path)
+        path for path in SHARED_VAR if path.startswith("/var/lib") and os.path.isdir(path)
     }
     assert b"Read-only file system" in done.stderr
 

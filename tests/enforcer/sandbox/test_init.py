@@ -11,10 +11,10 @@ import stat
 import pytest
 
 from enforcer.sandbox import init, seccomp, system_calls, task_start
-from enforcer.sandbox.init import GoneError, RemoteExecutor
-from enforcer.sandbox.path_scan import cover_again
+from enforcer.sandbox.init import ProcessGoneError, RemoteExecutor
+from enforcer.sandbox.path_scan import mask_again
 from enforcer.sandbox.seccomp import Filter, Refuse
-from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailed, Label, Packet
+from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailedError, Label, Packet
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from tests import harness
@@ -45,7 +45,7 @@ def forked(process):
     """One that `process` has begun, which looks after its own; and a leaf of that one's."""
     found = [process]
     for leaf in (False, True):
-        ours, theirs = init.pair()
+        ours, theirs = init.channel_pair()
         with theirs:
             above = found[-1]
             channel = above.calls.take(theirs.fileno())
@@ -83,11 +83,11 @@ def test_an_error_that_matters_nothing_leads_on_and_others_end_it(process, tmp_p
     process.calls.call("mkdirat", AT, f"{tmp_path}/none/below", 0o755, but=(errno.EEXIST,), says="make it")
     process.begin()
     process.calls.call("mkdirat", AT, f"{tmp_path}/after", 0o755)
-    with pytest.raises(CallFailed) as raised:
+    with pytest.raises(CallFailedError) as raised:
         process.do()
     assert (raised.value.errno, raised.value.strerror) == (errno.ENOENT, "make it: No such file or directory")
     assert raised.value.step == "the step"
-    with pytest.raises(GoneError):
+    with pytest.raises(ProcessGoneError):
         process.do()
     assert list(tmp_path.iterdir()) == []
 
@@ -108,7 +108,7 @@ def test_what_is_no_call_of_the_kernel_s(process):
     word = made.data((16).to_bytes(8, "little") + bytes(8) + b"/dev\0")
     made.point(word, 1)
     made.check(word, 0xFFFFFFFF, 16, errno.EXDEV, says="an address")
-    with pytest.raises(CallFailed, match="an address: Invalid cross-device link"):
+    with pytest.raises(CallFailedError, match="an address: Invalid cross-device link"):
         process.do()
 
 
@@ -162,7 +162,7 @@ def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_pa
     program = task_start._instructions(made, seccomp.assemble(refused, linux.platform_machine()))
     made.call("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program)
     (tmp_path / "file").touch()
-    cover_again(made, f"{tmp_path}/file")
+    mask_again(made, f"{tmp_path}/file")
     process.do()
 
 
@@ -217,7 +217,7 @@ def test_a_program_that_is_none_ends_it(program, gone):
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
     pid, remote = init.start()
     remote.send([program])
-    with pytest.raises(GoneError if gone else CallFailed):
+    with pytest.raises(ProcessGoneError if gone else CallFailedError):
         remote.hear()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 125
     remote.close()
@@ -262,10 +262,10 @@ def test_an_interpreter_s_streams_lead_nowhere_whatever_descriptor_is_free(monke
     if pid == 0:
         os.dup2(writer, 20)
         os.closerange(3, 20)
-        pairs = [init.pair() for _ in range(2)]
+        pairs = [init.channel_pair() for _ in range(2)]
         for each in pairs[0]:
             each.close()  # what is free now is the channel's number
-        monkeypatch.setattr(init, "pair", lambda: pairs[1])
+        monkeypatch.setattr(init, "channel_pair", lambda: pairs[1])
         _, remote = init.start()
         [null] = remote.do(remote.calls.get("dup", 0))
         os.write(20, os.readlink(f"/proc/self/fd/{null}").encode())

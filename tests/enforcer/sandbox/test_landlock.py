@@ -124,8 +124,8 @@ def test_it_says_what_the_mounts_say(tmp_path):
     for name in ("work", "more", "shown"):
         (tmp_path / name).mkdir()
     work, more, shown = (str(tmp_path / name) for name in ("work", "more", "shown"))
-    wanted = mount_plan.Wanted(
-        _identity(), work, {}, read=(shown,), write=(more,), kept=(mount_plan.Kept("/state", "/var/cache/x"),)
+    wanted = mount_plan.MountRequest(
+        _identity(), work, {}, read=(shown,), write=(more,), kept=(mount_plan.CacheMount("/state", "/var/cache/x"),)
     )
     granted = {grant.path: grant.rights for grant in landlock.grants(mount_plan.plan(wanted), wanted.writable)}
     written = ("/dev/shm", "/home/someone", "/run", "/tmp", "/var", "/var/cache/x", more, work)

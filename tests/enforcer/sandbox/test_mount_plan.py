@@ -29,12 +29,12 @@ def _identity(home="/home/someone"):
         kernel_uid=4242,
         kernel_gid=4242,
         worker_uid=4242,
-        keyholder_uid=4241,
+        signer_uid=4241,
     )
 
 
 def _plan(workspace, **more):
-    return mount_plan.plan(mount_plan.Wanted(identity=_identity(), workspace=str(workspace), etc={}, **more))
+    return mount_plan.plan(mount_plan.MountRequest(identity=_identity(), workspace=str(workspace), etc={}, **more))
 
 
 def test_only_the_workspace_is_writable_host_storage(tmp_path):
@@ -251,7 +251,7 @@ def test_each_place_comes_before_what_is_shown_in_it_in_another_way(tmp_path):
 
 def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown(tmp_path):
     home = "/home/someone"
-    kept = (mount_plan.Kept("/state/pip", f"{home}/.cache/deep/pip"), mount_plan.Kept("", "/var/cache/apt"))
+    kept = (mount_plan.CacheMount("/state/pip", f"{home}/.cache/deep/pip"), mount_plan.CacheMount("", "/var/cache/apt"))
     steps = _plan(tmp_path, kept=kept)
     made = [step.target for step in steps if isinstance(step, Directory) and step.target.startswith(home)]
     assert made == [f"{home}/.cache", f"{home}/.cache/deep"]
@@ -259,7 +259,7 @@ def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown
     assert Tmpfs("/var/cache/apt", 0o700, owner=(0, 0)) in steps
     for target in (str(tmp_path), str(tmp_path / "x"), str(tmp_path.parent)):
         with pytest.raises(UsageError, match="would stand in the way"):
-            _plan(tmp_path, kept=(mount_plan.Kept("/state/pip", target),))
+            _plan(tmp_path, kept=(mount_plan.CacheMount("/state/pip", target),))
 
 
 def test_what_proc_has_beside_processes_is_listed_whole():

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.sandbox.system_paths import Shown, contains, outermost
+from enforcer.sandbox.system_paths import ShownPaths, contains, outermost
 
 names = st.sampled_from(["a", "b", "ab", "a-", "a.b", "-", "0"])
 paths = st.lists(names, max_size=4).map(lambda parts: "/" + "/".join(parts))
@@ -12,7 +12,7 @@ several = st.lists(paths, max_size=6)
 
 @given(several, paths)
 def test_what_holds_a_path_and_lies_in_it(places, path):
-    shown = Shown(places)
+    shown = ShownPaths(places)
     assert shown.hold(path) == any(contains(place, path) for place in places)
     inside = [place for place in places if contains(path, place)]
     found = shown.one_in(path)

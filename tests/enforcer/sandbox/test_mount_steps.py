@@ -18,7 +18,7 @@ def _doors(directory):
     descriptor = os.open(directory, os.O_RDONLY)
     found = []
     try:
-        for place in path_scan.doors(descriptor):
+        for place in path_scan.find_sockets(descriptor):
             found.append(os.readlink(f"/proc/self/fd/{place}"))
             os.close(place)
     finally:
@@ -59,14 +59,14 @@ def test_a_link_in_the_way_is_never_followed(tmp_path, monkeypatch, openat2):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()
     (tmp_path / "link").symlink_to("real")
-    os.close(path_scan.walk(str(tmp_path / "real" / "file")))
+    os.close(path_scan.open_without_links(str(tmp_path / "real" / "file")))
     with pytest.raises(OSError, match=r"symbolic link .`link`."):
-        path_scan.walk(str(tmp_path / "link" / "file"))
+        path_scan.open_without_links(str(tmp_path / "link" / "file"))
     for link in (str(tmp_path / "link"), "/proc/self/cwd", f"/proc/{os.getpid()}/root/etc"):
         with pytest.raises(OSError, match="symbolic link"):
-            path_scan.walk(link)
+            path_scan.open_without_links(link)
     with pytest.raises(FileNotFoundError):
-        path_scan.walk(str(tmp_path / "missing" / "file"))
+        path_scan.open_without_links(str(tmp_path / "missing" / "file"))
 
 
 def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
@@ -109,7 +109,7 @@ def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
     patterns = [[Pattern.parse(glob) for glob in globs] for globs in ([".env"], ["secrets", "*.json"], ["*.env"])]
     root = os.open(tmp_path, os.O_RDONLY)
     found = []
-    for place, last in path_scan.named(root, patterns):
+    for place, last in path_scan.find_names(root, patterns):
         found.append((os.path.relpath(os.readlink(f"/proc/self/fd/{place}"), tmp_path.resolve()), last))
         os.close(place)
     os.close(root)

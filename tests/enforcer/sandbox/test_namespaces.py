@@ -20,7 +20,7 @@ from enforcer.sandbox.system_calls import FIRST
 def outermost():
     """One that has begun another, which stands for its init."""
     pid, outer = init.start()
-    ours, theirs = init.pair()
+    ours, theirs = init.channel_pair()
     with theirs:
         outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
         outer.do()
@@ -97,7 +97,7 @@ from enforcer.sandbox import namespaces
 from enforcer.system.errors import HostError
 
 os.unshare(os.CLONE_NEWNS)
-namespaces.begin = namespaces.take = namespaces.finish = lambda *_: None
+namespaces.begin_view = namespaces.execute_steps = namespaces.finish_view = lambda *_: None
 try:
     namespaces.enter([])
 except HostError as error:

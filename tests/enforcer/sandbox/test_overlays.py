@@ -8,7 +8,7 @@ import pytest
 from enforcer.sandbox import init, namespaces, overlays
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.path_scan import NEW, OLD
-from enforcer.sandbox.system_calls import CallFailed
+from enforcer.sandbox.system_calls import CallFailedError
 from enforcer.system.errors import HostError
 from tests import harness
 
@@ -33,9 +33,9 @@ def process(request, monkeypatch, tmp_path):
     remote.do()
     write_map(pid, ROOT, ROOT, deny_setgroups=True)
     try:
-        namespaces.begin(remote)
+        namespaces.begin_view(remote)
         remote.do()
-    except (CallFailed, HostError) as error:
+    except (CallFailedError, HostError) as error:
         harness.missing(f"user namespaces in which something can be mounted ({error})")
     yield remote
     remote.close()
@@ -46,7 +46,7 @@ def _shown(process, source, top):
     calls = process.calls
     calls.call("mkdirat", -100, f"{NEW}/shown", 0o755)
     calls.step("show it")
-    overlays.show(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
+    overlays.mount_overlay(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     [directory] = process.do(calls.get("openat", -100, f"{NEW}/shown", flags))
     return directory
@@ -90,14 +90,14 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
     for number in range(2):
         recorder = init.StepRecorder()
         top = overlays.OwnFiles({"all": b"small", "all/large": large}, {"own": b"%d" % number})
-        overlays.show(recorder, "/old/shown", "/new/shown", top, 0o755, around=False)
+        overlays.mount_overlay(recorder, "/old/shown", "/new/shown", top, 0o755, around=False)
         recorder.begin()
         given.append(recorder.given)
     (first, *rest), (second, *others) = given
     assert first is second
     assert [packet.data for packet in rest] != [packet.data for packet in others]
     for number in range(2 * init._MOST_FILES):  # and what it is written from stays open
-        init.file_of(b"%5000d" % number)
+        init.shared_file(b"%5000d" % number)
     (file,) = first.descriptors
     assert os.pread(file, len(large) + 1, 0) == large
     assert file in init.kept_files()
@@ -111,6 +111,6 @@ def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
 
 def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
     (tmp_path / "shown" / "below").mkdir()
-    with pytest.raises(CallFailed, match="Not a directory") as raised:
+    with pytest.raises(CallFailedError, match="Not a directory") as raised:
         _shown(process, tmp_path / "shown", {"below": b"a file of ours in its place"})
     assert raised.value.step == "show it"

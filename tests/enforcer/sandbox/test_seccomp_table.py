@@ -150,8 +150,8 @@ GIVES = [("fallocate", (3, 0x3)), ("ioctl", (3, 0x4030582B)), ("ioctl", (3, 0x54
 @pytest.mark.parametrize("machine", MACHINES)
 def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
     for watched in (False, True):
-        usual = seccomp.assemble(seccomp.task(commands=commands), machine, watched=watched)
-        reviewed = seccomp.assemble(seccomp.task(commands=commands, reviewed=True), machine, watched=watched)
+        usual = seccomp.assemble(seccomp.task_filter(commands=commands), machine, watched=watched)
+        reviewed = seccomp.assemble(seccomp.task_filter(commands=commands, reviewed=True), machine, watched=watched)
         for call, arguments in TAKES:
             assert verdict(reviewed, machine, NUMBERS[machine][call], arguments) == REFUSED | errno.EOPNOTSUPP
             assert verdict(usual, machine, NUMBERS[machine][call], arguments) == ALLOW

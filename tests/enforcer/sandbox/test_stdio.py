@@ -129,7 +129,7 @@ def test_nothing_goes_on_in_a_process_that_was_to_read_a_terminal_which_has_gone
     pid = os.fork()
     if pid == 0:
         try:
-            stdio.carry_in(secondary, secondary)
+            stdio.relay_keys(secondary, secondary)
         finally:
             os._exit(1)
     os.close(secondary)

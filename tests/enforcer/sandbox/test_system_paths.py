@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.sandbox.system_paths import real
+from enforcer.sandbox.system_paths import real_paths
 
 PATHS = (
     "plain", "plain/below", "plain/below/missing/further", "missing", "file/below",
@@ -40,12 +40,12 @@ def tree(tmp_path):
 def test_what_is_looked_up_together_leads_where_each_leads(tree, turned):
     paths = [f"{tree}/{path}" for path in PATHS] + ["/", "/proc/self/cwd", "relative/path", ""]
     paths = paths[::-1] if turned else paths
-    assert real(paths) == [os.path.realpath(path) for path in paths]
+    assert real_paths(paths) == [os.path.realpath(path) for path in paths]
 
 
 def test_a_directory_that_several_lie_in_is_looked_at_once(tree, monkeypatch):
     looked = []
     islink = os.path.islink
     monkeypatch.setattr(os.path, "islink", lambda path: looked.append(path) or islink(path))
-    real(f"{tree}/plain/{number}" for number in range(9))
+    real_paths(f"{tree}/plain/{number}" for number in range(9))
     assert len(looked) == len(set(looked)) == len(tree.parts) + 9

@@ -43,7 +43,7 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
 def test_every_step_that_can_fail_does():
     recorder, case = StepRecorder(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
-    task_start.give_up(recorder, hindered._identity(), program, (0, 0, 0))
+    task_start.drop_rights(recorder, hindered._identity(), program, (0, 0, 0))
     recorder.begin()
     named = {name for packet in recorder.given for name in packet.named}
     os.close(program.terminal)
@@ -59,4 +59,4 @@ def test_every_step_that_can_fail_does():
 def test_words_that_would_be_taken_for_others_begin_nothing(words, variables):
     program = Program(words, variables, "/", frozenset(), b"")
     with pytest.raises(ValueError, match="in its midst"):
-        task_start.begin(None, None, program, (-1, -1, -1), None)
+        task_start.start_task(None, None, program, (-1, -1, -1), None)

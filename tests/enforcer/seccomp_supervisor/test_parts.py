@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enforcer.seccomp_supervisor import listener
-from enforcer.seccomp_supervisor.supervisor import AT_ONCE, EACH, REFILLED, Budget
+from enforcer.seccomp_supervisor.supervisor import AT_ONCE, EACH, REFILLED, EventBudget
 from proxy.supervisor_channel import messages
 
 
@@ -24,7 +24,7 @@ class Clock:
 
 def test_each_is_told_once_in_a_while_with_how_many_there_were():
     clock = Clock()
-    budget = Budget(clock)
+    budget = EventBudget(clock)
     assert budget.take("mount", b"/bin/sh") == 0
     assert [budget.take("mount", b"/bin/sh") for _ in range(5)] == [None] * 5
     assert budget.take("mount", b"/bin/other") == 0
@@ -37,7 +37,7 @@ def test_each_is_told_once_in_a_while_with_how_many_there_were():
 
 def test_whatever_is_made_up_only_so_many_are_told():
     clock = Clock()
-    budget = Budget(clock)
+    budget = EventBudget(clock)
     assert sum(budget.take("mount", b"%d" % n) is not None for n in range(10_000)) == AT_ONCE
     clock.now += 10 * REFILLED
     assert sum(budget.take("mount", b"other %d" % n) is not None for n in range(10_000)) == 10

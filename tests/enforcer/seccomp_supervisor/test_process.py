@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from enforcer.sandbox.seccomp import watching
+from enforcer.sandbox.seccomp import watched_filter
 from enforcer.seccomp_supervisor import process
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system.errors import HostError
@@ -35,7 +35,7 @@ def listener():
 
 @pytest.fixture
 def seat(listener):
-    made = SupervisorProcess(watching(commands=False), SandboxNamespaces(), Full())
+    made = SupervisorProcess(watched_filter(commands=False), SandboxNamespaces(), Full())
     yield made
     made.close()
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from enforcer.sandbox.seccomp import watching
+from enforcer.sandbox.seccomp import watched_filter
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
@@ -23,7 +23,7 @@ def task():
         try:
             ours.close()
             call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-            listener = linux.load_seccomp_with_listener(watching(commands=False).program)
+            listener = linux.load_seccomp_with_listener(watched_filter(commands=False).program)
             socket.send_fds(theirs, [b"l"], [listener])
             os.close(listener)
             if theirs.recv(1) == b"r":
@@ -41,7 +41,7 @@ def task():
 @pytest.fixture
 def seat(task, monkeypatch):
     """One whose watcher would begin, the worker's end of it, and what has happened."""
-    made, begun = SupervisorProcess(watching(commands=False), None, None), []
+    made, begun = SupervisorProcess(watched_filter(commands=False), None, None), []
     monkeypatch.setattr(made, "_begin", lambda: begun.append(made._listener >= 0))
     worker = socket.socket(fileno=made.give())
     with selectors.DefaultSelector() as selector, worker:

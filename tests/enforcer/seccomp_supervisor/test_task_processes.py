@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from enforcer.seccomp_supervisor import task_processes
-from enforcer.seccomp_supervisor.task_processes import SocketOwnerLookup, holder
+from enforcer.seccomp_supervisor.task_processes import SocketOwnerLookup, find_socket_owner
 from proxy.supervisor_channel.messages import Ancestor
 
 from .watched import Watched, call
@@ -36,7 +36,7 @@ def running(*argv):
 
 def test_the_holder_is_named_with_what_it_descends_from(proc):
     with running("sh", "-c", '"$0" -c "$1"; true', sys.executable, HOLDS) as (shell, inode):
-        found = holder(proc, os.getpid(), inode)
+        found = find_socket_owner(proc, os.getpid(), inode)
         [child] = os.listdir(f"/proc/{shell.pid}/task")
         with open(f"/proc/{shell.pid}/task/{child}/children") as file:
             assert found.who.pid == int(file.read())
@@ -44,20 +44,20 @@ def test_the_holder_is_named_with_what_it_descends_from(proc):
         assert found.who.argv == (sys.executable.encode(), b"-c", HOLDS.encode())
         assert found.who.uid == os.getuid()
         assert found.ancestors == (Ancestor(shell.pid, os.fsencode(os.readlink(f"/proc/{shell.pid}/exe"))),)
-        assert holder(proc, shell.pid, inode).ancestors == ()  # nothing above where it was looked from
+        assert find_socket_owner(proc, shell.pid, inode).ancestors == ()  # nothing above where it was looked from
 
 
 def test_one_that_is_not_below_is_nobody(proc):
     with running(sys.executable, "-c", HOLDS) as (process, inode):
-        assert holder(proc, process.pid, inode) is None
-        assert holder(proc, 2**22 + 1, inode) is None
+        assert find_socket_owner(proc, process.pid, inode) is None
+        assert find_socket_owner(proc, 2**22 + 1, inode) is None
 
 
 def test_a_socket_that_two_hold_is_nobodys(proc):
     with running(sys.executable, "-c", HOLDS.replace("sys.stdin", "os.fork(); sys.stdin")) as (_, inode):
         while sum(f"socket:[{inode}]" in _links(pid) for pid in _below(os.getpid())) < 2:
             pass
-        assert holder(proc, os.getpid(), inode) is None
+        assert find_socket_owner(proc, os.getpid(), inode) is None
 
 
 def _below(pid):
@@ -78,7 +78,7 @@ def _links(pid):
 
 def test_a_socket_that_nobody_has_is_nobodys(proc):
     with running(sys.executable, "-c", HOLDS):
-        assert holder(proc, os.getpid(), 2**31) is None
+        assert find_socket_owner(proc, os.getpid(), 2**31) is None
 
 
 def test_a_child_of_any_thread_is_found(proc):
@@ -86,7 +86,7 @@ def test_a_child_of_any_thread_is_found(proc):
 
     def work():
         with running(sys.executable, "-c", HOLDS) as (process, inode):
-            found.append((holder(proc, os.getpid(), inode).who.pid, process.pid))
+            found.append((find_socket_owner(proc, os.getpid(), inode).who.pid, process.pid))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -97,9 +97,9 @@ def test_a_child_of_any_thread_is_found(proc):
 def test_it_is_not_looked_for_without_end(proc, monkeypatch):
     many = HOLDS.replace("s = socket", "import os; more = [os.dup(0) for _ in range(100)]; s = socket")
     with running(sys.executable, "-c", many) as (process, inode):
-        assert holder(proc, os.getpid(), inode).who.pid == process.pid
+        assert find_socket_owner(proc, os.getpid(), inode).who.pid == process.pid
         monkeypatch.setattr(task_processes, "MOST_LOOKS", 50)
-        assert holder(proc, os.getpid(), inode) is None
+        assert find_socket_owner(proc, os.getpid(), inode) is None
 
 
 MANY_THREADS = (
@@ -116,19 +116,19 @@ MANY_THREADS = (
 )
 def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, many):
     looked = []
-    readlink, read = os.readlink, task_processes.read
+    readlink, read = os.readlink, task_processes.read_file
     with running(sys.executable, "-c", many) as (_, inode):
         monkeypatch.setattr(task_processes, "MOST_LOOKS", 50)
         monkeypatch.setattr(os, "readlink", lambda *of, **more: looked.append(of) or readlink(*of, **more))
-        monkeypatch.setattr(task_processes, "read", lambda *of: looked.append(of) or read(*of))
-        assert holder(proc, os.getpid(), inode) is None
+        monkeypatch.setattr(task_processes, "read_file", lambda *of: looked.append(of) or read(*of))
+        assert find_socket_owner(proc, os.getpid(), inode) is None
     assert 0 < len(looked) <= 50
 
 
 def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkeypatch):
     now, used = [100.0], [0.0]
     monkeypatch.setattr(
-        task_processes, "holder", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found"
+        task_processes, "find_socket_owner", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found"
     )  # 20 ms each
     looking = SocketOwnerLookup(lambda: now[0], lambda: used[0])
     assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 2 + [
@@ -145,10 +145,10 @@ def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkey
 def test_a_proc_that_is_none_knows_nobody(tmp_path):
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert holder(handle, 1, 1) is None
+        assert find_socket_owner(handle, 1, 1) is None
     finally:
         os.close(handle)
-    assert holder(handle, 1, 1) is None
+    assert find_socket_owner(handle, 1, 1) is None
 
 
 def test_the_watcher_answers_while_it_watches():

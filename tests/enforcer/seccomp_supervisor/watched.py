@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 
-from enforcer.sandbox.seccomp import watching
+from enforcer.sandbox.seccomp import watched_filter
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import held_programs, performed_calls, supervisor
 from enforcer.system import linux
@@ -53,7 +53,7 @@ class Watched:
         **streams,
     ):
         self._attempt = attempt
-        self._wanted = watching(commands=commands)
+        self._wanted = watched_filter(commands=commands)
         self._killable = killable
         self._bounds = {"PATIENCE": patience, "_MOST_WAITING": waiting, "_MOST_OPEN": at_once}
         self._most_locks = most_locks

@@ -65,7 +65,7 @@ class Listening:
         connection.settimeout(PATIENCE)
         packet, descriptors, flags, _ = socket.recv_fds(connection, 1 << 16, protocol.MOST_DESCRIPTORS)
         self._given += descriptors
-        assert (protocol.wanted(packet), len(descriptors), flags & socket.MSG_CTRUNC) == (protocol.RUN, 5, 0)
+        assert (protocol.packet_request(packet), len(descriptors), flags & socket.MSG_CTRUNC) == (protocol.RUN, 5, 0)
         return Asked(connection, protocol.unpack(descriptors[4]), descriptors)
 
     def nobody_asks(self):

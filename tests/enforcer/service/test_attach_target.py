@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.service.attach import target
+from enforcer.service.attach import open_target
 from enforcer.system.errors import HostError, UsageError
 
 
@@ -14,9 +14,9 @@ def test_what_may_not_be_entered_is_no_mistake_in_the_words(monkeypatch):
 
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(HostError, match="can't be entered: Permission denied; attach it as its user, or as root"):
-        target(str(os.getpid()))
+        open_target(str(os.getpid()))
 
 
 def test_what_is_not_there_is_one():
     with pytest.raises(UsageError, match="`/nowhere/net` is no network namespace: No such file or directory"):
-        target("/nowhere/net")
+        open_target("/nowhere/net")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from enforcer.limits import cgroups
-from enforcer.limits.cgroups import hierarchies, places
+from enforcer.limits.cgroups import choose_locations, hierarchies
 from enforcer.service.helper_processes import CgroupSweep
 from tests import harness
 
@@ -17,11 +17,11 @@ def left(monkeypatch):
     """A group with a process in it whose run was killed, and who looks after it."""
     harness.needs_root()
     monkeypatch.setattr(cgroups, "_looked_after", set())
-    found = places(hierarchies())
+    found = choose_locations(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
     looking = CgroupSweep()
-    made = cgroups.make(found[0])
+    made = cgroups.make_group(found[0])
     process = subprocess.Popen(["sleep", "600"])
     made.admit(process.pid)
     os.close(made.lock)

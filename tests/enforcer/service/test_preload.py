@@ -72,7 +72,7 @@ def way(tmp_path, monkeypatch):
     rules = tmp_path / "rules.yaml"
     rules.write_text("version: 1\nname: known\nrules: []\n")
     seen = SimpleNamespace(rules=rules, composed=[], written=[], taken=[], system=tmp_path / "etc")
-    compose, give_up = sandbox_spec.compose, task_start.give_up
+    compose, give_up = sandbox_spec.compose, task_start.drop_rights
 
     def composed(who, wanted, own, shown):
         seen.composed.append(wanted)
@@ -86,9 +86,9 @@ def way(tmp_path, monkeypatch):
         trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, [])
     )
     monkeypatch.setattr(sandbox_spec, "compose", composed)
-    monkeypatch.setattr(trust, "roots", lambda *_: (b"roots", b"store"))
-    monkeypatch.setattr(task_start, "give_up", written)
-    monkeypatch.setattr(preload, "take_on", seen.taken.append)
+    monkeypatch.setattr(trust, "trusted_roots", lambda *_: (b"roots", b"store"))
+    monkeypatch.setattr(task_start, "drop_rights", written)
+    monkeypatch.setattr(preload, "take_settings", seen.taken.append)
     seen.who = identity.choose()
     if seen.who.slot >= 0:
         os.close(seen.who.slot)
@@ -111,7 +111,7 @@ def _known(way, policy):
 
 
 def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
-    assert preload.warm(way.system, COMMAND)
+    assert preload.practise(way.system, COMMAND)
     assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
     assert len(way.composed) == len(way.written) > 1
     kept = [path for path in _files(tmp_path) if path.name.startswith("network-")]  # what every sandbox is made with
@@ -124,10 +124,12 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
 
 def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
     made, ended = [], []
-    monkeypatch.setattr(preload, "make", lambda **how: made.append(run_setup.make(**how)) or made[-1])
+    monkeypatch.setattr(
+        preload, "make_empty_sandbox", lambda **how: made.append(run_setup.make_empty_sandbox(**how)) or made[-1]
+    )
     before, close = set(left.children(os.getpid())), run_setup.EmptySandbox.close
     monkeypatch.setattr(run_setup.EmptySandbox, "close", lambda each: ended.append(close(each)))
-    assert preload.warm(way.system, COMMAND)
+    assert preload.practise(way.system, COMMAND)
     assert len(made) == len(ended) > 1
     assert set(left.children(os.getpid())) == before
     assert [each.resource_limits.groups for each in made] == [()] * len(
@@ -137,7 +139,7 @@ def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
 
 def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
     variables = dict(os.environ)
-    preload.rehearse(_known(way, read([way.rules]).policy), way.system, way.who, COMMAND)
+    preload.self_test(_known(way, read([way.rules]).policy), way.system, way.who, COMMAND)
     assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
     assert way.written == [("true",)]
     assert [(asked.environment, asked.ignored) for asked in way.taken] == [(variables, 0)]
@@ -156,11 +158,11 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
     else:
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
         monkeypatch.setattr(sandbox_spec, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
-    preload.rehearse(sets, way.system, way.who, COMMAND)
+    preload.self_test(sets, way.system, way.who, COMMAND)
     assert way.written == []
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
 
 
 def test_a_service_that_can_t_walk_it_says_so(way, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(way.rules / "missing"))
-    assert not preload.warm(way.system, COMMAND)
+    assert not preload.practise(way.system, COMMAND)

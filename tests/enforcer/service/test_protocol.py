@@ -6,9 +6,9 @@ import os
 import pytest
 from hypothesis import given, settings, strategies
 
-from enforcer.run.caller import arrived_in
+from enforcer.run.caller import parse_signal
 from enforcer.service import control_client, protocol
-from enforcer.service.protocol import Run, Unreadable, pack, unpack, wanted
+from enforcer.service.protocol import MalformedRequestError, Run, pack, packet_request, unpack
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
 
@@ -46,35 +46,35 @@ def test_a_request_comes_out_as_it_went_in(run):
 @given(RUNS, strategies.data())
 def test_a_piece_of_a_request_is_none(run, data):
     whole = pack(run)
-    with pytest.raises(Unreadable):
+    with pytest.raises(MalformedRequestError):
         read(whole[: data.draw(strategies.integers(0, len(whole) - 1))])
 
 
 @settings(max_examples=100, deadline=None)
 @given(strategies.binary(max_size=200))
 def test_noise_is_refused_in_one_way(noise):
-    with contextlib.suppress(Unreadable):
+    with contextlib.suppress(MalformedRequestError):
         assert isinstance(read(noise), Run)
-    assert arrived_in(noise) is None or noise.startswith(b"signal ")
+    assert parse_signal(noise) is None or noise.startswith(b"signal ")
 
 
 def test_only_this_version_is_spoken():
-    assert wanted(protocol.hello(protocol.RUN)) == protocol.RUN
+    assert packet_request(protocol.packet_head(protocol.RUN)) == protocol.RUN
     for packet in (b"", b"exeat", b"exeat 2 run", b"EXEAT 1 run", b"exeat 11 run"):
-        with pytest.raises(Unreadable):
-            wanted(packet)
+        with pytest.raises(MalformedRequestError):
+            packet_request(packet)
 
 
 @pytest.mark.parametrize(
     "call", [b"", b"signal", b"signal 2", b"signal x 0", b"signal 2 2", b"signal -9 0", b"signals 2 0", b"signal 9 0"]
 )
 def test_what_is_no_call_ends_the_task(call):
-    assert arrived_in(call) is None
+    assert parse_signal(call) is None
 
 
 def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
-    assert arrived_in(b"signal 2 1") == (2, True)
-    assert arrived_in(b"signal 15 0") == (15, False)
+    assert parse_signal(b"signal 2 1") == (2, True)
+    assert parse_signal(b"signal 15 0") == (15, False)
 
 
 def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):

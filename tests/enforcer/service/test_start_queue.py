@@ -115,5 +115,5 @@ def test_no_more_wait_than_can_and_half_a_request_is_none(room):
     room.line = StartQueue(room.start, 1, 1)
     room.ask("a", "b", "c")
     assert room.begun == ["a", "c"]
-    with pytest.raises(protocol.Unreadable):
+    with pytest.raises(protocol.MalformedRequestError):
         room.line.ask(room.clients[0], [0])

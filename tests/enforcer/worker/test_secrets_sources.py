@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from enforcer.run.environment import build
+from enforcer.run.environment import build_environment
 from enforcer.system.errors import HostError, UsageError
 from enforcer.worker import credentials
 from rules.loading.secret_schema import TAKEN, is_own_variable
@@ -55,7 +55,7 @@ def test_a_file_that_cant_be_used_is_told_without_what_is_in_it(tmp_path, state,
     if "link" in state:
         os.link(path, tmp_path / "other")
     with pytest.raises(HostError) as said:
-        credentials.broker(Rules(ask(SourceKind.FILE, str(path))), {})
+        credentials.read_secrets(Rules(ask(SourceKind.FILE, str(path))), {})
     assert message in str(said.value)
     assert not any(len(word) > 3 and word in str(said.value) for word in text.split())
 
@@ -66,14 +66,14 @@ def test_client_certificate_is_read_from_a_file_and_gives_the_task_nothing(tmp_p
     path.chmod(0o600)
     source = Source(SourceKind.FILE, (str(path),))
     known = Secret("cluster", source, "", (("good.example", 443),), (Slot(SlotKind.CLIENT_CERTIFICATE),))
-    broker = credentials.broker(Rules(known), {})
+    broker = credentials.read_secrets(Rules(known), {})
     assert broker.identity("good.example", 443).secret is known
     assert (broker.identity("good.example", 8443), broker.identity("other.example", 443)) == (None, None)
     assert (broker.placeholders, broker.known) == ({}, ())
-    assert credentials.hidden(Rules(known), {}, ()) == (str(path),)
+    assert credentials.hidden_files(Rules(known), {}, ()) == (str(path),)
     path.write_text("no certificate")
     with pytest.raises(HostError, match="`cluster` can't be used: it has to be PEM"):
-        credentials.broker(Rules(known), {})
+        credentials.read_secrets(Rules(known), {})
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "nothing"])
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
         "nothing": lambda: None,
     }[kind]()
     with pytest.raises(HostError, match=r"is not a plain file|can't be read"):
-        credentials.broker(Rules(ask(SourceKind.FILE, str(path))), {})
+        credentials.read_secrets(Rules(ask(SourceKind.FILE, str(path))), {})
 
 
 COMMANDS = {
@@ -100,7 +100,7 @@ COMMANDS = {
 @pytest.mark.parametrize(("words", "message"), COMMANDS.values(), ids=COMMANDS)
 def test_a_command_that_gives_nothing_is_told(words, message, capfd):
     with pytest.raises(HostError) as said:
-        credentials.broker(Rules(ask(SourceKind.COMMAND, *words)), {})
+        credentials.read_secrets(Rules(ask(SourceKind.COMMAND, *words)), {})
     assert message in str(said.value)
     assert "0123456789" not in str(said.value) + "".join(capfd.readouterr())
 
@@ -122,31 +122,33 @@ def test_a_value_comes_from_the_keyring(tmp_path, monkeypatch, capfd, script, me
     tool.chmod(0o755)
     monkeypatch.setattr(credentials, "_KEYRING_TOOL", ("/nonexistent/secret-tool", str(tool)))
     if message is None:
-        (held,) = credentials.broker(Rules(KEYRING), {})._all
+        (held,) = credentials.read_secrets(Rules(KEYRING), {})._all
         assert held.value == b"sk-0123456789"
         return
     with pytest.raises(HostError, match=message) as said:
-        credentials.broker(Rules(KEYRING), {})
+        credentials.read_secrets(Rules(KEYRING), {})
     assert "0123456789" not in str(said.value) + "".join(capfd.readouterr())
 
 
 def test_a_machine_without_a_keyrings_tool_is_told_what_gets_one(monkeypatch):
     monkeypatch.setattr(credentials, "_KEYRING_TOOL", ())
     with pytest.raises(HostError, match="apt-get install libsecret-tools"):
-        credentials.broker(Rules(KEYRING), {})
-    assert credentials.hidden(Rules(KEYRING), {}, ["/tmp"]) == ()
+        credentials.read_secrets(Rules(KEYRING), {})
+    assert credentials.hidden_files(Rules(KEYRING), {}, ["/tmp"]) == ()
 
 
 def test_no_shell_reads_a_command(tmp_path):
     with pytest.raises(HostError, match=r"one line of visible ASCII characters, without spaces"):
-        credentials.broker(Rules(ask(SourceKind.COMMAND, "/bin/echo", f"$(touch {tmp_path}/x)", "sk-0123456789")), {})
+        credentials.read_secrets(
+            Rules(ask(SourceKind.COMMAND, "/bin/echo", f"$(touch {tmp_path}/x)", "sk-0123456789")), {}
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_command_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
     with pytest.raises(HostError, match="has said nothing within"):
-        credentials.broker(Rules(ask(SourceKind.COMMAND, "/bin/sleep", "1000")), {})
+        credentials.read_secrets(Rules(ask(SourceKind.COMMAND, "/bin/sleep", "1000")), {})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_a_command_that_hangs_is_ended(monkeypatch):
 )
 def test_what_is_not_there_is_told(source, word, environment):
     with pytest.raises(HostError, match=r"which is not set|has passed on no credentials"):
-        credentials.broker(Rules(ask(source, word)), environment)
+        credentials.read_secrets(Rules(ask(source, word)), environment)
 
 
 def test_what_a_task_may_write_or_see_is_no_source(tmp_path):
@@ -174,8 +176,8 @@ def test_what_a_task_may_write_or_see_is_no_source(tmp_path):
         ask(SourceKind.SYSTEMD, "key"),
     ):
         with pytest.raises(UsageError, match="which the task is shown"):
-            credentials.hidden(Rules(source), {"CREDENTIALS_DIRECTORY": str(tmp_path)}, [str(tmp_path)])
-    assert credentials.hidden(Rules(ask(SourceKind.FILE, "/etc/key")), {}, [str(tmp_path)]) == ("/etc/key",)
+            credentials.hidden_files(Rules(source), {"CREDENTIALS_DIRECTORY": str(tmp_path)}, [str(tmp_path)])
+    assert credentials.hidden_files(Rules(ask(SourceKind.FILE, "/etc/key")), {}, [str(tmp_path)]) == ("/etc/key",)
 
 
 SIGNING = Secret("key", Source(SourceKind.ENV, ("REAL",)), "AWS", (("good.example", 443),), (Slot(SlotKind.AWS),))
@@ -195,7 +197,7 @@ TOKEN = {"REAL_SESSION_TOKEN": "token-0123456789"}
     ],
 )
 def test_keys_to_sign_with_come_from_every_source(source, environment, parts):
-    made = credentials.broker(Rules(SIGNING._replace(source=source)), environment).placeholders
+    made = credentials.read_secrets(Rules(SIGNING._replace(source=source)), environment).placeholders
     assert tuple(made) == SIGNING.variables[:parts]
 
 
@@ -209,7 +211,7 @@ def test_keys_to_sign_with_come_from_every_source(source, environment, parts):
 )
 def test_keys_that_arent_all_there_are_told(environment, message):
     with pytest.raises(HostError, match=message):
-        credentials.broker(Rules(SIGNING), environment)
+        credentials.read_secrets(Rules(SIGNING), environment)
 
 
 @pytest.mark.parametrize("named", ["REAL_SECRET_ACCESS_KEY", "REAL_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])
@@ -227,7 +229,7 @@ def test_no_variable_gives_a_task_the_value_or_takes_the_placeholders_place(name
 def test_what_holds_a_value_shows_and_gives_nothing():
     import pickle
 
-    broker = credentials.broker(Rules(ask(SourceKind.ENV, "REAL")), {"REAL": GOOD})
+    broker = credentials.read_secrets(Rules(ask(SourceKind.ENV, "REAL")), {"REAL": GOOD})
     (held,) = broker._all
     assert GOOD not in repr(broker) + repr(held) + str(held)
     for each in (broker, held):
@@ -258,6 +260,6 @@ def test_a_placeholder_has_the_shape_and_nothing_else_of_the_value(value, prefix
 def test_each_variable_of_a_sandbox_is_known_to_be_its_own():
     """So that no rule file passes a check and is refused when it is run."""
     caller = dict.fromkeys([*TAKEN, "LC_ALL", "LC_TIME", "API_KEY"], "x")
-    built = build(caller, SimpleNamespace(user="x", home="/home/x"), "/etc/bundle", ["API_KEY"])
+    built = build_environment(caller, SimpleNamespace(user="x", home="/home/x"), "/etc/bundle", ["API_KEY"])
     assert {name for name in built if not is_own_variable(name)} == {"API_KEY"}
     assert TAKEN.issubset(built)

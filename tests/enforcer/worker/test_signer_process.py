@@ -156,7 +156,7 @@ def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
         found, _ = message.receive(ours)
     os.waitpid(pid, 0)
     assert found == {name: errno.EPERM if name == "new code" else errno.ENOSYS for name in TRIED}
-    assert seccomp.KEYHOLDER.allowed <= set(NUMBERS["x86_64"])
+    assert seccomp.SIGNER.allowed <= set(NUMBERS["x86_64"])
 
 
 def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):

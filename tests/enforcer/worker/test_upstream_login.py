@@ -357,11 +357,11 @@ def test_the_file_is_hidden_as_it_really_lies(tmp_path):
         "- {id: a, to: x.example, action: deny}",
         f"settings: {{upstream: 'http://p:1', upstream_auth: {tmp_path}/link}}",
     )
-    assert credentials.hidden(said, {}, ["/elsewhere"]) == (str(tmp_path / "real"),)
+    assert credentials.hidden_files(said, {}, ["/elsewhere"]) == (str(tmp_path / "real"),)
     with pytest.raises(UsageError, match="which the task is shown"):
-        credentials.hidden(said, {}, [str(tmp_path)])
+        credentials.hidden_files(said, {}, [str(tmp_path)])
     with pytest.raises(HostError, match="symbolic links"):
-        credentials.login(said)
+        credentials.read_login(said)
     none = policy("- {id: a, to: x.example, action: deny}")
-    assert credentials.hidden(none, {}, ["/"]) == ()
-    assert credentials.login(none) is None
+    assert credentials.hidden_files(none, {}, ["/"]) == ()
+    assert credentials.read_login(none) is None

@@ -128,7 +128,7 @@ def test_more_changes_than_there_is_memory_for_are_gathered_by_whoever_looks_at_
 def test_a_reviewed_task_may_change_only_so_many_files(tmp_path, monkeypatch):
     """However much disk it may have."""
     monkeypatch.setattr(disk_quota, "_MOST_NAMES", 10)
-    one = disk_quota.Layer(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
+    one = disk_quota.DiskQuota(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
     for number in range(12):
         (tmp_path / str(number)).touch()
     over = one.last()

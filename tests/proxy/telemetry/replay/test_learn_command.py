@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from enforcer.cli import main
-from enforcer.run.dry_run import Line
+from enforcer.run.dry_run import PlannedStep
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.replay.learner import Learner, without_secrets
@@ -228,7 +228,7 @@ def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, 
     (tmp_path / "work").mkdir()
     exeat("learn", "journal", events=SOME)
     monkeypatch.setattr(os, "dup2", lambda *_: None)
-    monkeypatch.setattr("enforcer.run.dry_run.plan", lambda _: [Line("gate", "nothing")])
+    monkeypatch.setattr("enforcer.run.dry_run.planned_steps", lambda _: [PlannedStep("gate", "nothing")])
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     if words[0] == "run":
