@@ -16,7 +16,7 @@ MOST_PARAMETERS: Final = 8
 MOST_AROUND: Final = 16384  # bytes around a body's chunks: each chunk costs the gate's one thread some microseconds
 
 _NO_LENGTH: Final = "say how long the body is: `Content-Length`"
-_SAME: Final = frozenset({"same-origin", "none", ""})  # Fetch Metadata Request Headers, Sec-Fetch-Site
+_SAME: Final = frozenset({(), ("same-origin",), ("none",)})  # Fetch Metadata Request Headers, Sec-Fetch-Site
 
 
 class Refusal(Exception):  # noqa: N818  past tense would be odd: what the request is
@@ -148,7 +148,7 @@ def _check_sender(head: Head, port: Port) -> None:
     host = next(iter(values(head, b"host")), "").lower()
     if host != f"{INFO_API}:{port.number}" and (host != INFO_API or port is not QUESTIONS):
         raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{INFO_API}`, and nothing else is here")
-    if _field(head, b"origin") not in {"", f"http://{host}"} or _field(head, b"sec-fetch-site") not in _SAME:
+    if values(head, b"origin") not in {(), (f"http://{host}",)} or values(head, b"sec-fetch-site") not in _SAME:
         raise Refusal(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
