@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.request.messages import ResponseHead
 from rules.addresses import normalize
-from rules.explain.reasons import NEEDED, REASONS, opened_otherwise
+from rules.explain.reasons import NEEDED, REASONS, opened_otherwise, remedy_for
 from rules.names import HOST, INFO_API, HostName
 from rules.verdicts import Outcome, Reason
 
@@ -87,8 +87,7 @@ class Refusal:
             return self.advice
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target is not None:
             return _opened_by(self.target)
-        remedy = REASONS[self.decision.reason].remedy
-        return remedy.replace("EVENT", visible(self.event)) if self.event else remedy
+        return remedy_for(self.decision.reason, visible(self.event))
 
 
 def _opened_by(target: "HostName | Address") -> str:

@@ -14,7 +14,7 @@ from proxy.gate.block_page import STATUS, where_to_ask
 from proxy.info_api.requests import QUESTIONS, Refusal
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
-from rules.explain.reasons import REASONS, meaning
+from rules.explain.reasons import REASONS, remedy_for
 from rules.explain.task_rules import in_words, permitted, told, told_commands
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
@@ -221,7 +221,7 @@ def _values(event: "Event") -> dict[str, Any]:
         "attempt": visible(what(event._replace(detail="") if said else event)),
         "reason": reason.value,
         "meaning": REASONS[reason].meaning,
-        "remedy": REASONS[reason].remedy.replace("EVENT", event.id),
+        "remedy": remedy_for(reason, event.id),
         "rules": list(event.rules),
         "status": STATUS.get(reason, HTTPStatus.FORBIDDEN).value,
     }
@@ -248,8 +248,8 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
         "passes": decision.passes,
         "asks": decision.needs_approval or decision.verdict is Verdict.ASK,
         "reason": decision.reason.value,
-        "meaning": meaning(decision.reason, None),
-        "remedy": "" if decision.passes else REASONS[decision.reason].remedy,
+        "meaning": REASONS[decision.reason].meaning,
+        "remedy": "" if decision.passes else remedy_for(decision.reason),
         "rules": list(decision.rules),
         "why": decision.why,
     }

@@ -182,10 +182,13 @@ REASONS: Final[dict[Reason, ReasonText]] = {
 def meaning(reason: Reason, target: HostName | Address | None) -> str:
     """Return what a reason means for this target, and the remedy; None: the host is no name and no address."""
     otherwise = opened_otherwise(target) if reason is Reason.NON_PUBLIC_ADDRESS and target is not None else ""
-    clause, remedy, _ = REASONS[reason]
-    if remedy is SUGGEST:  # nothing was tried, so there is no event
-        remedy = "add one that does"
-    return otherwise or "; ".join(filter(None, (clause, remedy)))
+    return otherwise or "; ".join(filter(None, (REASONS[reason].meaning, remedy_for(reason))))
+
+
+def remedy_for(reason: Reason, event: str = "") -> str:
+    """Return what helps; `event`: the id of what was tried, if something was."""
+    text = REASONS[reason].remedy
+    return text.replace("EVENT", event) if event or text is not SUGGEST else "add a rule that allows it"
 
 
 def opened_otherwise(target: HostName | Address) -> str:

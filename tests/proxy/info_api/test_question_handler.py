@@ -91,6 +91,8 @@ def test_a_refusal_is_explained_by_its_event(tmp_path):
             assert status == 200
             assert "was refused by r:bad: a rule denies this (rule)" in text
             assert decided["id"] in text
+            _, text = await said(world, "GET /why?attempt=https://other.example/ HTTP/1.1")
+            assert text.count("add a rule that allows it") == 1
             status, text = await said(world, f"GET /why?attempt={decided['id']} HTTP/1.1", "Accept: application/json")
             assert json.loads(text)["reason"] == "rule"
             assert json.loads(text)["rules"] == ["r:bad"]
@@ -159,6 +161,7 @@ def test_an_attempt_can_be_asked_about_before_it_is_made(tmp_path, attempt, pass
             assert part in text
             _, values = await said(world, f"GET /why?attempt={attempt}&format=json HTTP/1.1")
             assert json.loads(values)["passes"] is passes
+            assert "EVENT" not in text + values  # nothing was tried, so there is none to explain
             assert world.events == []
 
     run(test)
@@ -171,7 +174,10 @@ ODD = {
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 421),
     "two hosts": (request("GET / HTTP/1.1", "Host: exeat.internal"), 400),
     "another origin": (request("GET / HTTP/1.1", "Origin: http://evil.example"), 403),
+    "an origin without a name": (request("GET / HTTP/1.1", "Origin:"), 403),
     "from a page": (request("GET / HTTP/1.1", "Sec-Fetch-Site: cross-site"), 403),
+    "from a page, or not": (request("GET / HTTP/1.1", "Sec-Fetch-Site: none\r\nSec-Fetch-Site: none"), 403),
+    "from nobody says where": (request("GET / HTTP/1.1", "Sec-Fetch-Site:"), 403),
     "a body": (request("GET / HTTP/1.1", "Content-Length: 5"), 413),
     "chunks": (request("GET / HTTP/1.1", "Transfer-Encoding: chunked"), 411),
     "two lengths": (request("GET / HTTP/1.1", "Content-Length: 0", "Content-Length: 5"), 400),

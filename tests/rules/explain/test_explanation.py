@@ -103,7 +103,7 @@ def test_what_nobody_can_be_sure_of_is_told_with_what_comes_of_it(rules, attempt
 def test_audit_is_told():
     asked = policy("version: 1\nsettings: {mode: audit}")
     lines = explain(asked, parse_attempt("x.example:443")).lines()
-    assert lines[0].startswith("`x.example:443` is denied: no rule allows this; add one that does")
+    assert lines[0].startswith("`x.example:443` is denied: no rule allows this; add a rule that allows it")
     assert "it goes out all the same, because of `mode: audit`, and is told as `would_block`" in lines
 
 
@@ -143,7 +143,7 @@ TOLD = [
     ("c.test:443", {"task": "m-1"}, "  `t:c` (flag) doesn't match: `for` wants tasks m-* and team=data, and this is task m-1"),
     ("d.test:443", {}, "the connection is passed on unread: what is asked for on it is not seen"),
     ("dns TXT e.test", {}, "`dns TXT e.test` is allowed by `t:e` (`rule`)"),
-    ("dns A g.test", {}, "`dns A g.test` is denied: no rule allows a connection to this name; add one that does (`dns_denied`)"),
+    ("dns A g.test", {}, "`dns A g.test` is denied: no rule allows a connection to this name; add a rule that allows it (`dns_denied`)"),
     ("get https://a.test/", {}, "`get https://a.test/` is denied: servers read this request in different ways; send it as RFC 9112 defines it: one host, one length, one spelling (`ambiguous_request`)"),
     ("Patch https://a.test/", {}, "methods are in upper case, and what only looks like one is refused: did you mean `PATCH`?"),
     ("dns MX e.test", {}, "`dns MX e.test` is denied: no rule allows this type of DNS record; connect by name, or list the type in a rule's `dns_types` (`dns_type`)"),
