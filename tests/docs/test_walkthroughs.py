@@ -8,6 +8,7 @@ On such a page
 - `<!-- not run: REASON -->` above a block passes over it.
 
 The commands run as an ordinary user in a local internet where every name of four zones has a server that answers with 200.
+The reader's shell has the keys of models that a page has put into it, with made-up values.
 """
 
 import re
@@ -26,6 +27,7 @@ PAGES = sorted(page for kind in ("start", "tutorials") for page in (DOCS / kind)
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<skip>[^>]+) -->\n)?^```(?P<kind>yaml|console)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+KEYS = {"ANTHROPIC_API_KEY": f"sk-ant-api03-{'an-example-' * 4}", "OPENAI_API_KEY": f"sk-proj-{'an-example-' * 4}"}
 ENDED = "\x1e"  # in front of each command's status and directory
 
 
@@ -77,7 +79,8 @@ def test_page_can_be_followed_from_its_first_command_to_its_last(lab, page):
             continue
         for step in steps_of(block["text"]):
             script = f'cd {shlex.quote(str(work))}\n{step.command}\nprintf "{ENDED}%s %s" "$?" "$PWD"'
-            done = lab.run(["bash", "-c", f"exec 2>&1\n{script}"], user=Lab.ORDINARY, cwd=work, timeout=100)
+            argv = ["bash", "-c", f"exec 2>&1\n{script}"]
+            done = lab.run(argv, user=Lab.ORDINARY, cwd=work, env=KEYS, timeout=100)
             printed, _, end = done.stdout.rpartition(ENDED)
             status, _, directory = end.partition(" ")
             print(f"$ {step.command}\n{printed}")  # `pytest -s` shows it to whoever writes a page
