@@ -18,21 +18,21 @@ from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
 from proxy.approvals import approval_card
 from proxy.approvals.approval_card import summary
-from proxy.approvals.model import State
+from proxy.approvals.model import ApprovalState
 from proxy.approvals.people import People
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.store import SqliteStore, StoreError
-from proxy.approvals.votes import Refused, Said
-from proxy.approvals.waiters import News
+from proxy.approvals.votes import CastVote, VoteRefusedError
+from proxy.approvals.waiters import ApprovalUpdate
 from proxy.telemetry.events import Destination, Origin
 from proxy.telemetry.journal.writer import Journal
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.model import Approval, Task
-    from proxy.approvals.people import Reviewer, StorePlace
-    from proxy.approvals.protocol import Reply
+    from proxy.approvals.people import Reviewer, StoreLocation
+    from proxy.approvals.protocol import RegistryMessage
     from proxy.approvals.store import Store
     from proxy.telemetry.baseline.anomalies import Before
 
@@ -80,7 +80,7 @@ class App:
         self._threads = Threads()
         people = self._people()
         self.journals = Journals()
-        self.replies: dict[Hashable, Callable[[Reply], None]] = {}
+        self.replies: dict[Hashable, Callable[[RegistryMessage], None]] = {}
         self.makers: dict[str, Callable[[dict[str, object]], None]] = {}  # who made the sandbox of a task, by its run
         self.watchers: set[Callable[[dict[str, object]], None]] = set()
         self._telling = Notifications(people, self._threads, say)
@@ -100,13 +100,13 @@ class App:
         except StoreError as error:
             raise HostError(str(error)) from error
         for approval in pending:
-            self._news(News("asked", approval.task, approval.id))
+            self._news(ApprovalUpdate("asked", approval.task, approval.id))
 
     async def _left_behind(self) -> "list[Approval]":
         """Return what waits already; whoever waited for it on this host had their answers from another registry."""
         own, most = os.uname().nodename, self.registry.people.bounds.pending
         async with self.registry.transaction() as t:
-            pending = await t.listed([State.PENDING], (-1.0, ""), most)
+            pending = await t.listed([ApprovalState.PENDING], (-1.0, ""), most)
             for approval in pending:
                 task = await t.task(approval.task)
                 if task is not None and task.host == own and await t.stale(approval.id):
@@ -151,37 +151,37 @@ class App:
         return [each for each in told if not each.startswith(_NOBODY) or each == self.broken]
 
     async def card(self, approval: str, news: str = "asked") -> dict[str, object]:
-        """Return all that there is to know of a question, as JSON and as text. Raises StoreError, Refused."""
+        """Return all that there is to know of a question, as JSON and as text. Raises StoreError, VoteRefusedError."""
         found, short = await self._known(approval)
         return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
 
     async def _known(self, approval: str) -> tuple[approval_card.Card, dict[str, object]]:
         async with self.registry.reading() as t:
-            found = await approval_card.card(t, approval)
+            found = await approval_card.build_card(t, approval)
             if found is None:
-                raise Refused("there is no such question")
+                raise VoteRefusedError("there is no such question")
             short = await summary(t, found.approval, found.task)
         before = await asyncio.to_thread(self.journals.before, found.task, found.approval.question)
         return found._replace(before=before), short
 
     # --- what the registry says ---
 
-    def _reply(self, connection: Hashable, reply: "Reply") -> None:
+    def _reply(self, connection: Hashable, reply: "RegistryMessage") -> None:
         say = self.replies.get(connection)
         if say is not None:
             say(reply)
 
-    def _news(self, news: News) -> None:
+    def _news(self, news: ApprovalUpdate) -> None:
         if news.approval and news.kind in _NEWS_OF_A_QUESTION:
             self._begin(self._spread(news))
         elif news.kind == "flood":
             self._say(f"task {news.task}: {news.text}")
 
-    async def _spread(self, news: News) -> None:
+    async def _spread(self, news: ApprovalUpdate) -> None:
         """Tell of a question whoever watches, whom approvers.yaml names, and the programs that review."""
         try:
             known, short = await self._known(news.approval)
-        except (StoreError, Refused) as error:
+        except (StoreError, VoteRefusedError) as error:
             self._say(f"of question {news.approval} nobody could be told: {error}")
             return
         card = known.packed()
@@ -190,11 +190,11 @@ class App:
         if news.kind != "asked" or not news.here:
             return
         self._tell_maker(known)
-        told = known.told()  # whom it notifies keeps what it sends; who reviews decides on all there is
+        told = known.redacted()  # whom it notifies keeps what it sends; who reviews decides on all there is
         self._telling.asked(told.packed(), told.text(), news.task)
         async with self.registry.reading() as t:
             found = await t.approval(news.approval)
-        if found is not None and found.state is State.PENDING:
+        if found is not None and found.state is ApprovalState.PENDING:
             for reviewer in self.registry.people.reviewers_of(found.question):
                 self._begin(self._review(reviewer, news, card))
 
@@ -202,10 +202,10 @@ class App:
         say = self.makers.get(card.task.run)
         if say is not None:
             rules = ", ".join(asks.rule for asks, _ in card.missing)
-            what = card.told().approval.question.line()[:_LONGEST]  # what is said there may be kept
+            what = card.redacted().approval.question.line()[:_LONGEST]  # what is said there may be kept
             say({"asked": {"id": card.approval.id, "what": what, "rules": rules}})
 
-    async def _review(self, reviewer: "Reviewer", news: News, card: dict[str, object]) -> None:
+    async def _review(self, reviewer: "Reviewer", news: ApprovalUpdate, card: dict[str, object]) -> None:
         """Have a program answer; what it says counts as its word, and its failure is a pass."""
         from proxy.telemetry.journal.writer import JournalFailed
 
@@ -215,8 +215,8 @@ class App:
         if who is None:
             return  # it is named no more
         try:
-            await self.registry.decide(approval, Said(who, said.vote, why=said.why))
-        except Refused:
+            await self.registry.decide(approval, CastVote(who, said.vote, why=said.why))
+        except VoteRefusedError:
             return  # somebody was quicker
         except (StoreError, JournalFailed) as error:
             self._say(f"the answer of {reviewer.name} to {approval} could not be taken: {error}")
@@ -237,7 +237,7 @@ class App:
         return people
 
 
-def _opened(where: "StorePlace", file: Path) -> "Store":
+def _opened(where: "StoreLocation", file: Path) -> "Store":
     """Make the store of a place; nothing is opened yet. Raises OSError where its password can't be read."""
     if where.url:
         from proxy.approvals.postgres_store import PostgresStore  # 15 MB that a store in a file does without

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.control_socket import is_peer_alive
 from enforcer.system.peers import namespace
-from proxy.approvals.approval_request import Malformed
-from proxy.approvals.protocol import read_word
+from proxy.approvals.approval_request import MalformedMessageError
+from proxy.approvals.protocol import read_worker_message
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
-    from proxy.approvals.protocol import Reply, Word
+    from proxy.approvals.protocol import RegistryMessage, WorkerMessage
 
 MOST_UNSENT: Final = 4096  # packets
 _MOST_KEPT: Final = 32 << 20  # bytes of them
@@ -241,16 +241,16 @@ class GateConnection:
     """
 
     def __init__(
-        self, end: socket.socket, hear: "Callable[[Word | None], Awaitable[None]]", say: Callable[[str], None]
+        self, end: socket.socket, hear: "Callable[[WorkerMessage | None], Awaitable[None]]", say: Callable[[str], None]
     ) -> None:
         self._hear = hear
         self._say = say
-        self._words: deque[Word | None] = deque()
+        self._words: deque[WorkerMessage | None] = deque()
         self._paused = False
         self._task: asyncio.Task[None] | None = None
         self._line = PacketConnection(end, self._heard, lambda _line: self._put(None))
 
-    def reply(self, reply: "Reply") -> None:
+    def reply(self, reply: "RegistryMessage") -> None:
         """Tell its worker something."""
         self._line.say(reply.packed())
 
@@ -265,14 +265,14 @@ class GateConnection:
 
     def _heard(self, _line: PacketConnection, said: dict[str, object], _descriptors: list[int]) -> None:
         try:
-            word = read_word(said)
-        except Malformed as error:
+            word = read_worker_message(said)
+        except MalformedMessageError as error:
             self._say(f"a gate is not listened to any more: {error}")
             self._line.close()
             return
         self._put(word)
 
-    def _put(self, word: "Word | None") -> None:
+    def _put(self, word: "WorkerMessage | None") -> None:
         self._words.append(word)
         if len(self._words) >= _MOST_WAITING and not self._paused:
             self._paused = True

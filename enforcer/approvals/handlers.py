@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from enforcer.approvals import client
 from enforcer.approvals.app import FORGIVEN
 from proxy.approvals.approval_card import summary
-from proxy.approvals.model import Offer, State, Vote
-from proxy.approvals.votes import Refused, Said
+from proxy.approvals.model import ApprovalState, GrantTerms, Vote
+from proxy.approvals.votes import CastVote, VoteRefusedError
 from proxy.telemetry.journal.writer import JournalFailed
 from proxy.telemetry.views.causality import instant_of
 
@@ -24,7 +24,13 @@ _BATCH: Final = 50  # questions a packet
 _LONGEST_WHY: Final = 2000  # characters
 _LONGEST_ID: Final = 64
 _MOST_ACKS: Final = 1000  # events that are acknowledged at a time
-_ENDED: Final = (State.APPROVED, State.REJECTED, State.EXPIRED, State.SUPERSEDED, State.OVER)
+_ENDED: Final = (
+    ApprovalState.APPROVED,
+    ApprovalState.REJECTED,
+    ApprovalState.EXPIRED,
+    ApprovalState.SUPERSEDED,
+    ApprovalState.OVER,
+)
 _VOTES: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT}
 _NEVER: Final = 1e18  # seconds since 1970
 
@@ -89,7 +95,7 @@ def _because(app: "App", ours: bool) -> str:  # noqa: FBT001
     return f"; {app.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
 
 
-async def _listed(request: Request, states: "Iterable[State]", since: float = 0.0) -> None:
+async def _listed(request: Request, states: "Iterable[ApprovalState]", since: float = 0.0) -> None:
     """List questions, the first first, a batch a packet, as they are taken."""
     registry = request.app.registry
     after = (since, "")
@@ -110,7 +116,7 @@ async def _listed(request: Request, states: "Iterable[State]", since: float = 0.
 
 async def _history(request: Request) -> None:
     since = request.said.get("since", 0)
-    await _listed(request, (*_ENDED, State.PENDING), float(since) if isinstance(since, int | float) else 0.0)
+    await _listed(request, (*_ENDED, ApprovalState.PENDING), float(since) if isinstance(since, int | float) else 0.0)
 
 
 async def _found(request: Request) -> "Approval":
@@ -118,7 +124,7 @@ async def _found(request: Request) -> "Approval":
     async with request.app.registry.reading() as t:
         found = await t.beginning(given) if given else []
         if len(found) > 1:
-            found = [each for each in found if each.state is State.PENDING] or found
+            found = [each for each in found if each.state is ApprovalState.PENDING] or found
     if len(found) == 1:
         return found[0]
     if found:
@@ -142,13 +148,13 @@ async def _answer(request: Request) -> None:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise Cannot("`for` is a list of texts", _MISUSE)
     try:
-        offer = Offer.parse(words, request.text("covers", 32))
+        offer = GrantTerms.parse(words, request.text("covers", 32))
     except ValueError as error:
         raise Cannot(str(error), _MISUSE) from error
-    said = Said(request.who, vote, offer, request.text("why", _LONGEST_WHY), request.text("as_rule", 512))
+    said = CastVote(request.who, vote, offer, request.text("why", _LONGEST_WHY), request.text("as_rule", 512))
     try:
         decided = await request.app.registry.decide(approval.id, said)
-    except Refused as refused:
+    except VoteRefusedError as refused:
         raise Cannot(f"{approval.id}: {refused}{_because(request.app, request.ours)}") from refused
     except JournalFailed as error:
         raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
@@ -169,7 +175,7 @@ async def _revoke(request: Request) -> None:
         text = await request.app.registry.revoke(
             request.text("grant", _LONGEST_ID).lower(), request.who, request.text("why", _LONGEST_WHY)
         )
-    except Refused as refused:
+    except VoteRefusedError as refused:
         raise Cannot(str(refused)) from refused
     request.answer({"text": text})
 
@@ -185,7 +191,7 @@ async def _watch(request: Request) -> None:
             line.say({"answer": told})
 
     async with app.registry.reading() as t:
-        pending = await t.listed((State.PENDING,), (-1.0, ""), app.registry.people.bounds.pending)
+        pending = await t.listed((ApprovalState.PENDING,), (-1.0, ""), app.registry.people.bounds.pending)
     app.watchers.add(tell)
     for approval in pending:
         tell(await app.card(approval.id))
@@ -255,7 +261,7 @@ async def _acks(request: Request) -> None:
 
 
 REQUESTS: Final[Mapping[str, Callable[[Request], Awaitable[None]]]] = {
-    "list": lambda request: _listed(request, (State.PENDING,)),
+    "list": lambda request: _listed(request, (ApprovalState.PENDING,)),
     "history": _history,
     "show": _show,
     "answer": _answer,

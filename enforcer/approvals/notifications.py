@@ -26,7 +26,7 @@ from proxy.telemetry.visible import visible
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
-    from proxy.approvals.people import Notice, People, Reviewer, Secret
+    from proxy.approvals.people import NotificationTarget, People, Reviewer, Secret
     from proxy.telemetry.exporters.http import Place
 
 MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first, of the task that has the most
@@ -244,12 +244,12 @@ class Notifications:
             receiver.close()
 
 
-def _called(notice: "Notice") -> str:
+def _called(notice: "NotificationTarget") -> str:
     """Return how a receiver is called where it fails: a webhook's path may be all the secret that it has."""
     return f"the notifier `{notice.command[0]}`" if notice.command else "a notifier's webhook"
 
 
-def _sender(to: "Notice | Reviewer", patience: float) -> Send:
+def _sender(to: "NotificationTarget | Reviewer", patience: float) -> Send:
     if to.command:
         return command(to.command, patience)
     return webhook(to.webhook, lambda body: _headers(to.secret, body), patience)

@@ -19,7 +19,7 @@ from enforcer.approvals.client import VERSION
 from enforcer.approvals.connections import GateConnection, PacketConnection
 from enforcer.approvals.handlers import REQUESTS, Cannot, Request
 from enforcer.system.errors import HostError
-from proxy.approvals.approval_request import Malformed
+from proxy.approvals.approval_request import MalformedMessageError
 from proxy.approvals.protocol import Hello, read_introduction
 from proxy.approvals.store import StoreError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections import deque
 
     from enforcer.approvals.app import App
-    from proxy.approvals.protocol import Word
+    from proxy.approvals.protocol import WorkerMessage
 
 _MOST_ASKING: Final = 256  # connections that have said nothing yet
 _PATIENCE: Final = 5.0  # seconds in which they have to
@@ -227,7 +227,7 @@ class Server:
         try:
             who, journal = said.get("who"), said.get("journal")
             if not isinstance(who, dict) or not isinstance(journal, str) or not journal.startswith("/"):
-                raise Malformed("an introduction says who, and where the journal is")
+                raise MalformedMessageError("an introduction says who, and where the journal is")
             introduction = read_introduction(who)
             self._app.journals.introduced(introduction.task, Path(journal))
             await self._app.registry.introduce(number, introduction)
@@ -243,7 +243,7 @@ class Server:
         if line.closed:
             self._left(line)
 
-    async def _hear(self, number: Hashable, word: "Word | None") -> None:
+    async def _hear(self, number: Hashable, word: "WorkerMessage | None") -> None:
         """Do what a gate says; at its end what it waited for is nobody's, and its task may have another."""
         await self._app.registry.received(number, Hello() if word is None else word)
 

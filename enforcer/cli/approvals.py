@@ -14,7 +14,7 @@ from enforcer.cli.journals import instant
 from enforcer.cli.output import elapsed, moment, print_table, several
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
-from proxy.approvals.people import hashed
+from proxy.approvals.people import hash_token
 from rules.problems import did_you_mean, quote
 
 _WAITS = ("ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT")
@@ -118,7 +118,7 @@ def _token(arguments: argparse.Namespace, words: list[str]) -> int:
     _none(words, "token")
 
     token = secrets.token_urlsafe(32)
-    digest = hashed(token)
+    digest = hash_token(token)
     if arguments.format != "text":
         print(json.dumps({"token": token, "hash": digest}))
     else:

@@ -23,7 +23,7 @@ from enforcer.workspace.safe_path import What
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind
 from proxy.approvals.model import MERGING
-from proxy.approvals.protocol import Answer, Hello, Introduction, Pending, Result, read_reply
+from proxy.approvals.protocol import Answer, Hello, Introduction, Pending, Result, read_registry_message
 from proxy.telemetry.events import Approval
 from proxy.wire import message
 
@@ -152,7 +152,7 @@ def ask(meta: "Meta", question: ApprovalRequest, say: Say) -> Answer:
         connection, end = registration.introduced(_who(meta), Path(meta.journal), client.PATIENCE)
         with connection, end:
             message.send(end, Hello().packed())
-            message.send(end, protocol.Ask(_NUMBER, question.fitted()).packed())
+            message.send(end, protocol.Submit(_NUMBER, question.fitted()).packed())
             hold = min((rule.terms.hold for rule in question.rules), default=0.0)
             return _answer(connection, end, time.monotonic() + hold + _SLACK, say)
     except ExeatError as error:
@@ -186,7 +186,7 @@ def _answer(connection: socket.socket, end: socket.socket, deadline: float, say:
             continue
         if not said:
             return _gone(connection)
-        match read_reply(said):
+        match read_registry_message(said):
             case Pending(number, approval, until) if number == _NUMBER:
                 say(approval, until)
             case Answer(number) as answer if number == _NUMBER:

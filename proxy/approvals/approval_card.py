@@ -11,20 +11,20 @@ from proxy.approvals import lifecycle
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.model import (
     Approval,
+    ApprovalState,
     Ballot,
-    Extent,
+    DestinationHistory,
     Grant,
-    Offer,
-    Place,
-    State,
+    GrantBounds,
+    GrantTerms,
+    PreRequestKind,
+    ScopeTooWideError,
     Task,
     Vote,
-    Wider,
-    WishKind,
-    sentence,
-    span,
+    describe_bounds,
+    format_duration,
 )
-from proxy.approvals.people import told
+from proxy.approvals.people import display_name
 from proxy.telemetry.visible import unpadded, visible
 from rules.decision import GrantScope
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _NOTHING: "Mapping[str, str]" = {}
 
 
-class Choice(NamedTuple):
+class CardChoice(NamedTuple):
     """One thing that can be said to a question, and exactly what that does."""
 
     words: str  # of the command
@@ -50,22 +50,22 @@ class Card(NamedTuple):
 
     approval: Approval
     task: Task
-    place: Place | None  # what is known of the destination
+    place: DestinationHistory | None  # what is known of the destination
     sources: "tuple[Source, ...]"  # untrusted ones that the task has read from by now
     ballots: tuple[Ballot, ...]
     missing: "tuple[tuple[Rule, int], ...]"  # how many approvals each rule still wants
     viewers: tuple[str, ...]
     grants: tuple[Grant, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[CardChoice, ...]
     now: float
     vain: "Mapping[str, str]" = _NOTHING  # by rule why its approvals can never be given, as approvers.yaml is now
     before: "Before | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
     withheld: bool = False  # there is more to see for whoever decides: a rule says `log: pattern`
 
-    def told(self) -> "Card":
+    def redacted(self) -> "Card":
         """Return it as it may be sent where it is kept."""
         question = self.approval.question
-        approval = self.approval._replace(question=question.told())
+        approval = self.approval._replace(question=question.redacted())
         return self._replace(approval=approval, withheld=question.withholds)
 
     def packed(self) -> dict[str, object]:
@@ -74,8 +74,8 @@ class Card(NamedTuple):
         whose = _picked(task, "name", "sandbox", "started_by", "host", "workspace")
         return {
             **_picked(approval, "id", "state", "said", "asked", "expires", "times", "stale", "answered", "why"),
-            "asked_by_agent": approval.wish is not WishKind.NONE,
-            "needs_rule": approval.wish is WishKind.UNRULED,
+            "asked_by_agent": approval.wish is not PreRequestKind.NONE,
+            "needs_rule": approval.wish is PreRequestKind.UNRULED,
             "summary": question.line(),
             "task": {"id": task.run, **whose, "labels": dict(task.labels), "rule_files": list(task.rule_files)},
             "question": question.packed(),
@@ -84,7 +84,7 @@ class Card(NamedTuple):
             "earlier_runs": None if self.before is None else self.before._asdict(),
             "tainted_by": [source.packed() for source in self.sources],
             "votes": [
-                {"by": told(one.person, reviewer=one.reviewer), **_picked(one, "vote", "why", "at")}
+                {"by": display_name(one.person, reviewer=one.reviewer), **_picked(one, "vote", "why", "at")}
                 for one in self.ballots
             ],
             "missing": [{"rule": asks.rule, "group": asks.terms.by, "count": count} for asks, count in self.missing],
@@ -135,7 +135,7 @@ class Card(NamedTuple):
                 yield from _field("usual", _usual(self.before, task.name))
         for asks in question.rules:
             yield from _field("rule", f"{asks.rule}: {asks.why or 'it says no why'}")
-        if approval.wish is WishKind.UNRULED:
+        if approval.wish is PreRequestKind.UNRULED:
             yield from _field("rule", "none says anything about this; an answer can write one (--as-rule)")
         if approval.said:
             yield from _field("agent says", approval.said)
@@ -144,16 +144,20 @@ class Card(NamedTuple):
 
     def _so_far(self) -> "Iterator[str]":
         approval = self.approval
-        yield from _field("asked", f"{span(self.now - approval.asked)} ago, {_times(approval.times)}{self._waits()}")
+        yield from _field(
+            "asked", f"{format_duration(self.now - approval.asked)} ago, {_times(approval.times)}{self._waits()}"
+        )
         for ballot in self.ballots:
             why = f": {ballot.why}" if ballot.why else ""
-            yield from _field("said", f"{told(ballot.person, reviewer=ballot.reviewer)} {_VOTED[ballot.vote]}{why}")
+            yield from _field(
+                "said", f"{display_name(ballot.person, reviewer=ballot.reviewer)} {_VOTED[ballot.vote]}{why}"
+            )
         for asks, count in self.missing:
             whom = f" of {asks.terms.by}" if asks.terms.by else ""
             yield from _field("wanted", f"{count} more{whom}, for {asks.rule}")
             if asks.rule in self.vain:
                 yield from _field("in vain", f"nobody can give that: {self.vain[asks.rule]}")
-        if approval.state in {State.APPROVED, State.REJECTED}:
+        if approval.state in {ApprovalState.APPROVED, ApprovalState.REJECTED}:
             why = f": {approval.why}" if approval.why else ""
             lifted = "; lifted, so it may be asked again" if approval.lifted else ""
             yield from _field(approval.state, f"by {', '.join(approval.by)}{why}{lifted}")
@@ -163,10 +167,10 @@ class Card(NamedTuple):
             yield from _field("grant", f"{grant.id} for {grant.rule}: {_left(grant, self.now)}")
 
     def _waits(self) -> str:
-        if self.approval.state is not State.PENDING:
+        if self.approval.state is not ApprovalState.PENDING:
             return ""
         waits = "nobody waits for it now" if self.approval.stale else "somebody waits for it"
-        return f"; {waits}; open for {span(self.approval.expires - self.now)} more"
+        return f"; {waits}; open for {format_duration(self.approval.expires - self.now)} more"
 
     def _destination(self) -> str:
         question = self.approval.question
@@ -178,12 +182,12 @@ class Card(NamedTuple):
         return f"{place}, {often}: {self.place.approved} approved, {self.place.rejected} rejected"
 
 
-async def card(t: "Transaction", approval: str) -> Card | None:
+async def build_card(t: "Transaction", approval: str) -> Card | None:
     """Gather what is known of an approval request. Raises StoreError."""
     if (both := await t.found(approval)) is None:
         return None
     found, task = both
-    question, pending = found.question, found.state is State.PENDING and found.expires > t.now
+    question, pending = found.question, found.state is ApprovalState.PENDING and found.expires > t.now
     ballots = await t.votes(found.id)
     lacking = [(asks, t.people.lacking(asks, ballots, task.started_by)) for asks in question.rules] if pending else []
     missing = tuple((asks, count) for asks, count in lacking if count)
@@ -202,37 +206,39 @@ async def card(t: "Transaction", approval: str) -> Card | None:
     )
 
 
-def _choices(approval: Approval, now: float) -> "Iterator[Choice]":
+def _choices(approval: Approval, now: float) -> "Iterator[CardChoice]":
     question = approval.question
     lets = {Kind.MERGE: "merges", Kind.COMMAND: "starts"}.get(question.kind, "lets out")
-    if approval.wish is WishKind.UNRULED:
-        yield Choice(f"approve {approval.id} --as-rule", "writes a rule that lets this out, and tries it first")
+    if approval.wish is PreRequestKind.UNRULED:
+        yield CardChoice(f"approve {approval.id} --as-rule", "writes a rule that lets this out, and tries it first")
     else:
         offers = [
-            ("", Offer()),
-            (" --for once", Offer(uses=1)),
-            (" --for 1h", Offer(seconds=3600.0)),
-            (" --for task", Offer(task=True)),
+            ("", GrantTerms()),
+            (" --for once", GrantTerms(uses=1)),
+            (" --for 1h", GrantTerms(seconds=3600.0)),
+            (" --for task", GrantTerms(task=True)),
         ]
         if question.covers is not GrantScope.ATTEMPT and not question.cut:
-            offers.insert(1, (" --scope attempt", Offer(GrantScope.ATTEMPT)))
+            offers.insert(1, (" --scope attempt", GrantTerms(GrantScope.ATTEMPT)))
         seen: set[str] = set()
         for words, offer in offers:
             try:
-                extents = lifecycle.extents(question, [offer], now)
-            except Wider:
+                extents = lifecycle.bounds_by_rule(question, [offer], now)
+            except ScopeTooWideError:
                 continue
-            does = lifecycle.reach(extents, now)
+            does = lifecycle.describe_reach(extents, now)
             if does not in seen:
-                yield Choice(f"approve {approval.id}{words}", f"{lets} {does}")
+                yield CardChoice(f"approve {approval.id}{words}", f"{lets} {does}")
             seen.add(does)
-    yield Choice(f"reject {approval.id}", f"refuses it, and the same again in the next {span(approval.expires - now)}")
+    yield CardChoice(
+        f"reject {approval.id}", f"refuses it, and the same again in the next {format_duration(approval.expires - now)}"
+    )
 
 
 _UNANSWERED = {
-    State.OVER: "its task has ended",
-    State.EXPIRED: "nobody answered in time",
-    State.SUPERSEDED: "{}: an answer to it opens nothing",
+    ApprovalState.OVER: "its task has ended",
+    ApprovalState.EXPIRED: "nobody answered in time",
+    ApprovalState.SUPERSEDED: "{}: an answer to it opens nothing",
 }
 _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves it to people"}
 
@@ -314,7 +320,7 @@ def _left(grant: Grant, now: float) -> str:
         return grant.ending
     uses = "any number of uses" if grant.uses is None else f"{_times(grant.uses)} more" if grant.uses else "in use"
     much = "" if grant.bytes is None else f", {grant.bytes} bytes left"
-    end = "until the task ends" if grant.ends is None else f"for {span(grant.ends - now)} more"
+    end = "until the task ends" if grant.ends is None else f"for {format_duration(grant.ends - now)} more"
     return f"{grant.width}, {uses}{much}, {end}"
 
 
@@ -341,8 +347,8 @@ async def summary(t: "Transaction", approval: "Approval", task: "Task") -> dict[
 
 
 def _grant_summary(grant: "Grant") -> dict[str, object]:
-    reach = Extent(grant.width, grant.uses, grant.bytes, grant.ends)
-    said = sentence(reach, grant.made) if grant.over is None else f"over, {grant.ending}"
+    reach = GrantBounds(grant.width, grant.uses, grant.bytes, grant.ends)
+    said = describe_bounds(reach, grant.made) if grant.over is None else f"over, {grant.ending}"
     return {**_picked(grant, "id", "rule", "width", "uses", "bytes", "ends", "over"), "said": f"{grant.rule}: {said}"}
 
 

@@ -43,7 +43,7 @@ Whole = Annotated[int, Meta(ge=0, le=1 << 62)]
 Real = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # seconds, or a time that has a date (seconds since 1970)
 
 
-class Malformed(ValueError):  # noqa: N818  past tense would say nothing more
+class MalformedMessageError(ValueError):
     """A message or a record that is none of ours."""
 
 
@@ -57,7 +57,7 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls, value: object) -> Self:
-        """Read what `packed` gave. Raises Malformed."""
+        """Read what `packed` gave. Raises MalformedMessageError."""
         found: Self = read(value, cls)
         return found
 
@@ -66,14 +66,14 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(value: object, of: Any, *, strict: bool = True) -> Any:
-    """Read a value of JSON as a type; not `strict`: numbers may stand for others. Raises Malformed."""
+    """Read a value of JSON as a type; not `strict`: numbers may stand for others. Raises MalformedMessageError."""
     try:
-        return convert(_told_apart(value), of, strict=strict)
+        return convert(_without_lone_surrogates(value), of, strict=strict)
     except (MsgspecError, ValueError, RecursionError) as error:
-        raise Malformed(f"no message or record of approvals: {error}") from error
+        raise MalformedMessageError(f"no message or record of approvals: {error}") from error
 
 
-def _told_apart(value: object) -> object:
+def _without_lone_surrogates(value: object) -> object:
     """Return JSON without halves of surrogate pairs: it would make one character of two that were apart."""
     if isinstance(value, str):
         if value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value):
@@ -83,8 +83,8 @@ def _told_apart(value: object) -> object:
             for character in value
         )
     if isinstance(value, dict):
-        return {key: _told_apart(each) for key, each in value.items()}
-    return list(map(_told_apart, value)) if isinstance(value, list | tuple) else value
+        return {grant_key: _without_lone_surrogates(each) for grant_key, each in value.items()}
+    return list(map(_without_lone_surrogates, value)) if isinstance(value, list | tuple) else value
 
 
 _LARGEST: Final = 48 << 10  # bytes of JSON that a question may take; a packet is 128 KB
@@ -205,7 +205,7 @@ class ApprovalRequest(Message, frozen=True):
     # What is told of its path, and nothing of its refs, where a rule says `log: pattern`
     pattern: _NamedText | None = None
 
-    def told(self) -> Self:
+    def redacted(self) -> Self:
         """Return it as it may be written down: whoever decides on it sees more (`log: pattern`)."""
         if self.pattern is not None:
             return self._replace(path=self.pattern, repo="", refs=())
@@ -224,7 +224,7 @@ class ApprovalRequest(Message, frozen=True):
     def fitted(self) -> Self:
         """Return it small enough for one message, saying so where something that is done had to be left out.
 
-        Raises Malformed if it can't be made so small.
+        Raises MalformedMessageError if it can't be made so small.
         """
         found = self
         for longest, most in ((0, 0), *_CUTS):
@@ -232,7 +232,7 @@ class ApprovalRequest(Message, frozen=True):
                 found = self._shortened(longest, most)
             if len(json.dumps(found.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) <= _LARGEST:
                 return found
-        raise Malformed("this can't be asked about: it is held by too many rules")
+        raise MalformedMessageError("this can't be asked about: it is held by too many rules")
 
     def _shortened(self, longest: int, most: int) -> Self:
         done = self._replace(
@@ -285,7 +285,7 @@ class ApprovalRequest(Message, frozen=True):
                 return f"{self.protocol or 'connect'} {place}"
 
 
-def key(question: ApprovalRequest, covers: GrantScope) -> str:
+def grant_key(question: ApprovalRequest, covers: GrantScope) -> str:
     """Return what an approval of so wide a cover is good for: attempts with one key are covered alike.
 
     Besides, it is good for one task and for the rules that it names alone.
@@ -299,9 +299,9 @@ def key(question: ApprovalRequest, covers: GrantScope) -> str:
             return _beforehand(question, body=question.size != 0) if question.beforehand else _attempt(question)
 
 
-def keys(question: ApprovalRequest) -> tuple[str, ...]:
+def grant_keys(question: ApprovalRequest) -> tuple[str, ...]:
     """Return every key that covers an attempt: whichever a grant has, it serves."""
-    found = [key(question, covers) for covers in _NARROWEST]
+    found = [grant_key(question, covers) for covers in _NARROWEST]
     if question.cut:
         del found[0]  # it does more than is known here
     elif question.kind in {Kind.PUSH, Kind.REQUEST} and not question.beforehand:
@@ -357,7 +357,7 @@ def _hashed(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def in_vain(decision: "Decision") -> str:
+def explain_unapprovable(decision: "Decision") -> str:
     """Say why nobody is asked what rules of the policy ask, if so: approving it would not let it out."""
     if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.needs_approval:
         return ""
@@ -365,19 +365,19 @@ def in_vain(decision: "Decision") -> str:
     return f"no rule lets this out, so an approval of what {asks} asks would open nothing"
 
 
-def about_connection(
+def describe_connection(
     sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
 ) -> ApprovalRequest:
     """Ask about all that goes over a connection, or a flow of datagrams."""
     if attempt.protocol is not Protocol.UDP:
-        return _question(Kind.CONNECTION, sources, attempt, decision, process)
-    question = _question(Kind.UDP, sources, attempt, decision, process)
+        return _build_request(Kind.CONNECTION, sources, attempt, decision, process)
+    question = _build_request(Kind.UDP, sources, attempt, decision, process)
     # Nobody waits on a line for a datagram: its client hears no at once, and what it sends again has the answer
     rules = tuple(rule._replace(terms=rule.terms._replace(hold=0.0)) for rule in question.rules)
     return question._replace(rules=rules)
 
 
-def about_request(  # noqa: PLR0917 - what is known of a request
+def describe_request(  # noqa: PLR0917 - what is known of a request
     sources: "tuple[Source, ...]",
     attempt: "Attempt",
     decision: "Decision",
@@ -395,7 +395,7 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     """
     request = attempt.request
     assert request is not None
-    found = _question(Kind.REQUEST, sources, attempt, decision, process)._replace(
+    found = _build_request(Kind.REQUEST, sources, attempt, decision, process)._replace(
         method=request.method,
         path=request.path,
         size=_size(head, body=request.body),
@@ -419,7 +419,7 @@ def about_request(  # noqa: PLR0917 - what is known of a request
     return found
 
 
-def about_program(
+def describe_program(
     sources: "tuple[Source, ...]",
     argv: tuple[str, ...],
     decision: "Decision",
@@ -431,7 +431,7 @@ def about_program(
     return ApprovalRequest(
         Kind.COMMAND,
         argv=argv,
-        process=program(process),
+        process=describe_process(process),
         rules=rules_of(decision.approval),
         revision=decision.revision,
         tainted_by=sources,
@@ -439,12 +439,12 @@ def about_program(
     )
 
 
-def program(process: "Process | None") -> Program | None:
+def describe_process(process: "Process | None") -> Program | None:
     """Return who it is, as far as that is known."""
     return None if process is None else Program(process.pid, process.exe, process.argv, process.ancestors)
 
 
-def _question(
+def _build_request(
     kind: Kind, sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None"
 ) -> ApprovalRequest:
     return ApprovalRequest(
@@ -452,7 +452,7 @@ def _question(
         attempt.protocol.value,
         str(attempt.target),
         attempt.port,
-        process=program(process),
+        process=describe_process(process),
         rules=rules_of(decision.approval),
         revision=decision.revision,
         tainted_by=sources,

@@ -22,7 +22,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from proxy.approvals.approval_request import Kind
-from proxy.approvals.people import Bounds, Notice, People, Person, Reviewer, Secret, StorePlace
+from proxy.approvals.people import NotificationTarget, PendingLimits, People, Person, Reviewer, Secret, StoreLocation
 from rules.loading.document import Mapping, Node
 from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
@@ -71,7 +71,7 @@ def parse_people(data: bytes, file: str) -> People:
 class _Reader(Reader):
     """Reads the file by the tables below: a key has the name of the value's field."""
 
-    def record[T: (Person, Reviewer, Notice, Secret, Bounds, StorePlace)](
+    def record[T: (Person, Reviewer, NotificationTarget, Secret, PendingLimits, StoreLocation)](
         self, node: Node, of: str, make: type[T]
     ) -> tuple[T, dict[str, Node]] | None:
         """Read a mapping into a value; returns also which keys it has. None: it can't be made."""
@@ -115,8 +115,8 @@ class _Reader(Reader):
             self._groups(fields["groups"], {*people, *reviewers}) if "groups" in fields else {},
             reviewers,
             tuple(notice for notice in notices if notice is not None),
-            self._bounds(fields["bounds"]) if "bounds" in fields else Bounds(),
-            self._store(fields["store"]) if "store" in fields else StorePlace(),
+            self._bounds(fields["bounds"]) if "bounds" in fields else PendingLimits(),
+            self._store(fields["store"]) if "store" in fields else StoreLocation(),
             self.file,
         )
 
@@ -179,8 +179,8 @@ class _Reader(Reader):
             self.complain(fields["timeout"], f"a review takes {_LONGEST_REVIEW:g}s at most: people wait for it")
         return found
 
-    def _notice(self, node: Node) -> Notice | None:
-        if (both := self.record(node, "a notifier", Notice)) is None:
+    def _notice(self, node: Node) -> NotificationTarget | None:
+        if (both := self.record(node, "a notifier", NotificationTarget)) is None:
             return None
         found, fields = both
         self._check_receiver(node, fields, found.command, "a notifier")
@@ -203,18 +203,18 @@ class _Reader(Reader):
             self.complain(node, "a secret comes from a `file` or from a variable, `env`")
         return None if found is None else found[0]
 
-    def _bounds(self, node: Node) -> Bounds:
-        found = self.record(node, "the bounds", Bounds)
-        bounds = Bounds() if found is None else found[0]
+    def _bounds(self, node: Node) -> PendingLimits:
+        found = self.record(node, "the bounds", PendingLimits)
+        bounds = PendingLimits() if found is None else found[0]
         if bounds.pending_per_task > bounds.pending:
             self.complain(node, f"`pending_per_task` is more than `pending`, which is {bounds.pending}")
         return bounds
 
-    def _store(self, node: Node) -> StorePlace:
-        found = self.record(node, "the store", StorePlace)
+    def _store(self, node: Node) -> StoreLocation:
+        found = self.record(node, "the store", StoreLocation)
         if found is not None and "url" not in found[1]:
             self.complain(node, "the store needs `url`; leave it out and approvals are kept in a file")
-        return StorePlace() if found is None else found[0]
+        return StoreLocation() if found is None else found[0]
 
 
 def _uid(text: str) -> int:
@@ -278,9 +278,9 @@ KEYS: Final[dict[type, dict[str, _Read]]] = {
     Reviewer: {
         "name": _one(slug), **_RECEIVER, "rules": _many(pattern), "kinds": _kinds, "timeout": _one(duration),
     },
-    Notice: {**_RECEIVER, "shape": lambda reader, node, key: reader.choice(node, key, Shape)},
+    NotificationTarget: {**_RECEIVER, "shape": lambda reader, node, key: reader.choice(node, key, Shape)},
     Secret: {"file": _one(_path), "env": _one(variable_name)},
-    Bounds: {"pending_per_task": _one(count), "pending": _one(count)},
-    StorePlace: {"url": _one(_store_url), "password": _one(_path), "ca": _one(_path)},
+    PendingLimits: {"pending_per_task": _one(count), "pending": _one(count)},
+    StoreLocation: {"url": _one(_store_url), "password": _one(_path), "ca": _one(_path)},
 }  # fmt: skip
 FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")

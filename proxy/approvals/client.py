@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.approvals import protocol
-from proxy.approvals.approval_request import Malformed
+from proxy.approvals.approval_request import MalformedMessageError
 from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from proxy.approvals.approval_request import ApprovalRequest, Message, Source
-    from proxy.approvals.protocol import WishState
+    from proxy.approvals.protocol import RequestState
     from proxy.event_loop.poller import Poller
     from rules.decision import Decision
 
@@ -56,7 +56,7 @@ class Ticket:
     client: "ApprovalsClient"
     number: int
     timer: asyncio.TimerHandle
-    then: "Callable[[Any], None]"  # takes an Answer where it holds, else a WishState or None
+    then: "Callable[[Any], None]"  # takes an Answer where it holds, else a RequestState or None
     holds: bool
     approval: str = ""
 
@@ -64,7 +64,7 @@ class Ticket:
         """Wait no more: nobody is told of the answer. Idempotent."""
         self.client.drop(self)
 
-    def settle(self, answer: "Answer | WishState | None") -> None:
+    def settle(self, answer: "Answer | RequestState | None") -> None:
         """Deliver the answer."""
         self.timer.cancel()
         self.then(answer)
@@ -75,9 +75,13 @@ class ApprovalsClient:
 
     def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Where, str], None]") -> None:
         """`tell` takes what went wrong."""
-        self.told: Callable[[protocol.Done], None] = lambda _: None  # takes what the registry says of the task
-        self.known: Callable[[], Sequence[Source]] = tuple  # gives what it has read, for a registry that missed it
-        self.passes = Leases(self._use)
+        self.on_task_state: Callable[[protocol.TaskTaint], None] = lambda _: (
+            None
+        )  # takes what the registry says of the task
+        self.known_sources: Callable[[], Sequence[Source]] = (
+            tuple  # gives what it has read, for a registry that missed it
+        )
+        self.leases = Leases(self._use)
         self.waiting = Waiting()  # counts what is held, and what came of it
         self._channel = channel
         self._channel.setblocking(False)
@@ -102,9 +106,9 @@ class ApprovalsClient:
         self._started = True
         self._poller.watch(self._channel.fileno(), IN, self)
         self._fence = self._number()
-        self._send(protocol.Look(self._fence, ""))
+        self._send(protocol.StatusQuery(self._fence, ""))
         self._send(protocol.Hello())
-        for source in self.known():
+        for source in self.known_sources():
             self._send(protocol.Tainted(source))
 
     def renew(self, channel: "socket.socket") -> "socket.socket":
@@ -113,7 +117,7 @@ class ApprovalsClient:
         before, self._channel = self._channel, channel
         channel.setblocking(False)
         self._gone = False
-        self.passes.begin_anew()
+        self.leases.begin_anew()
         if self._started:
             self.start()
         return before
@@ -129,7 +133,7 @@ class ApprovalsClient:
         self._open.clear()
         self._unsent.clear()
 
-    def ask(self, question: "ApprovalRequest", then: "Callable[[Answer], None]") -> Ticket:
+    def submit(self, question: "ApprovalRequest", then: "Callable[[Answer], None]") -> Ticket:
         """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
         ticket = self._ticket(hold + SLACK, then, holds=True)
@@ -139,29 +143,29 @@ class ApprovalsClient:
         problem = "" if self.is_there else _NOBODY
         if not problem:
             try:
-                if self._send(protocol.Ask(ticket.number, question.fitted())):
+                if self._send(protocol.Submit(ticket.number, question.fitted())):
                     return ticket
                 problem = "the registry of approvals doesn't take what is asked"
-            except Malformed as malformed:
+            except MalformedMessageError as malformed:
                 problem = str(malformed)
         self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, problem))
         return ticket
 
-    def wish(
-        self, question: "ApprovalRequest", decision: "Decision", why: str, seen: "Callable[[WishState | None], None]"
+    def request_access(
+        self, question: "ApprovalRequest", decision: "Decision", why: str, seen: "Callable[[RequestState | None], None]"
     ) -> Ticket:
         """Pass on what the agent asks for by itself; `seen` is called with what became of it, None: nobody says."""
 
         def word(number: int) -> "Message":
             verdict = Verdict.ASK if question.rules else decision.verdict
-            attempt = protocol.Attempted(question.fitted(), verdict, decision.reason, decision.rules)
-            return protocol.Wish(number, attempt, why)
+            attempt = protocol.EvaluatedAttempt(question.fitted(), verdict, decision.reason, decision.rules)
+            return protocol.PreRequest(number, attempt, why)
 
-        return self._look(word, seen)
+        return self._query(word, seen)
 
-    def look(self, approval: str, seen: "Callable[[WishState | None], None]") -> Ticket:
+    def query_status(self, approval: str, seen: "Callable[[RequestState | None], None]") -> Ticket:
         """Ask what became of an approval of this task's; `seen` is called with that, None: nobody says."""
-        return self._look(lambda number: protocol.Look(number, approval), seen)
+        return self._query(lambda number: protocol.StatusQuery(number, approval), seen)
 
     def tainted(self, source: "Source") -> bool:
         """Tell what the task is about to read; False: the registry has not got that, so it must not be read."""
@@ -172,10 +176,10 @@ class ApprovalsClient:
         if self._open.pop(ticket.number, None) is not None:
             ticket.timer.cancel()
             if ticket.holds:
-                self._send(protocol.Drop(ticket.number))
+                self._send(protocol.Withdraw(ticket.number))
                 self.waiting.over(ticket.number, None)
 
-    def was_asked(self, approval: str) -> bool:
+    def take_submitted(self, approval: str) -> bool:
         """Whether people were asked under this id about an attempt that is told now; say so of each once.
 
         One that an earlier answer settled at once, a grant or a rejection that stands, has its id and asked nobody.
@@ -205,8 +209,8 @@ class ApprovalsClient:
                 self._lose("it has ended")
                 return
             try:
-                reply = protocol.read_reply(said)
-            except Malformed as error:
+                reply = protocol.read_registry_message(said)
+            except MalformedMessageError as error:
                 self._lose(str(error))
                 return
             self._take(reply)
@@ -215,7 +219,7 @@ class ApprovalsClient:
         """Ask nothing any more: a bug of ours."""
         self._lose(f"{type(error).__name__}: {error}")
 
-    def _take(self, reply: protocol.Reply) -> None:
+    def _take(self, reply: protocol.RegistryMessage) -> None:
         match reply:
             case protocol.Answer(number):
                 self._settle(number, reply)
@@ -223,16 +227,16 @@ class ApprovalsClient:
                 if (one := self._open.get(number)) is not None:
                     self._named(one, approval)
                     self.waiting.began(number)
-            case protocol.Over(grants):
-                self.passes.over(grants)
-            case protocol.Seen(number, state):
+            case protocol.GrantsEnded(grants):
+                self.leases.over(grants)
+            case protocol.StatusReply(number, state):
                 if number == self._fence:
                     self._fence = None
                 elif (one := self._open.get(number)) is not None and not one.holds:
                     del self._open[number]
                     one.settle(state)
-            case protocol.State(done) if self._fence is None:
-                self.told(done)
+            case protocol.TaskState(done) if self._fence is None:
+                self.on_task_state(done)
 
     def _ticket(self, patience: float, then: "Callable[[Any], None]", *, holds: bool) -> Ticket:
         number = self._number()
@@ -240,11 +244,11 @@ class ApprovalsClient:
         ticket = self._open[number] = Ticket(self, number, timer, then, holds)
         return ticket
 
-    def _look(self, word: "Callable[[int], Message]", seen: "Callable[[WishState | None], None]") -> Ticket:
+    def _query(self, word: "Callable[[int], Message]", seen: "Callable[[RequestState | None], None]") -> Ticket:
         ticket = self._ticket(LOOK, seen, holds=False)
         try:
             sent = self.is_there and self._send(word(ticket.number))
-        except Malformed:
+        except MalformedMessageError:
             sent = False
         if not sent:
             self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, ""))
@@ -259,7 +263,7 @@ class ApprovalsClient:
 
     def _named(self, ticket: Ticket, approval: str) -> None:
         """Take note of what people are asked for a ticket under which id, instead of the one before."""
-        self.was_asked(ticket.approval)
+        self.take_submitted(ticket.approval)
         ticket.approval = approval
         while len(self._asked) >= MOST_OPEN:
             self._asked.pop(next(iter(self._asked)))
@@ -275,11 +279,11 @@ class ApprovalsClient:
         if ticket is None:
             return
         if ticket.holds:
-            self._send(protocol.Drop(number))
+            self._send(protocol.Withdraw(number))
         self._settle(number, _unavailable(number, "the registry of approvals doesn't answer"))
 
     def _use(self, grant: str, size: int) -> bool:
-        return self._send(protocol.Used(grant, size))
+        return self._send(protocol.BytesUsed(grant, size))
 
     def _number(self) -> int:
         number, self._next = self._next, self._next + 1
@@ -330,7 +334,7 @@ class ApprovalsClient:
         waiting, self._open = list(self._open.values()), {}
         for ticket in waiting:
             self._conclude(ticket, _unavailable(ticket.number, "the registry of approvals is gone"))
-        self.passes.lost()
+        self.leases.lost()
 
 
 def _unavailable(number: int, why: str) -> Answer:

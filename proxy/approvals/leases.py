@@ -79,13 +79,13 @@ class Budget:
 class Lease:
     """One attempt that passes under grants: `end` says that it is over."""
 
-    passes: "Leases"
+    leases: "Leases"
     grants: "tuple[Grant, ...]"
     cut: "Callable[[Grant], None]"
 
     def end(self) -> None:
         """Take it off the list. Idempotent."""
-        self.passes.ended(self)
+        self.leases.ended(self)
 
 
 class Leases:

@@ -9,15 +9,15 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.approval_request import key, keys
-from proxy.approvals.model import Grant, State, Vote, Wider, given_by, sentence
+from proxy.approvals.approval_request import grant_key, grant_keys
+from proxy.approvals.model import ApprovalState, Grant, ScopeTooWideError, Vote, describe_bounds, limit_bounds
 from proxy.approvals.transaction import USED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from proxy.approvals.approval_request import ApprovalRequest, Rule
-    from proxy.approvals.model import Approval, Ballot, Extent, Offer, Task
+    from proxy.approvals.model import Approval, Ballot, GrantBounds, GrantTerms, Task
     from proxy.approvals.transaction import Transaction
 
 _LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that is taken for another
@@ -31,16 +31,16 @@ def new_id() -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 
 
-def same(rules: "Sequence[Rule]", question: "ApprovalRequest") -> str:
+def request_key(rules: "Sequence[Rule]", question: "ApprovalRequest") -> str:
     """Return what an approval request of a task has in common with those that it joins: its rules, and its reach."""
     named = sorted(f"{asks.rule} {asks.digest}" for asks in rules)
-    text = "\0".join([*named, key(question, question._replace(rules=tuple(rules)).covers)])
+    text = "\0".join([*named, grant_key(question, question._replace(rules=tuple(rules)).covers)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def serving(t: "Transaction", task: str, question: "ApprovalRequest") -> "tuple[list[Grant], list[Rule]]":
+async def find_grants(t: "Transaction", task: str, question: "ApprovalRequest") -> "tuple[list[Grant], list[Rule]]":
     """Return the grants that serve an attempt, one a rule, and the rules for which there is none."""
-    good = keys(question)
+    good = grant_keys(question)
     found: list[Grant] = []
     unmet: list[Rule] = []
     for asks in question.rules:
@@ -51,7 +51,7 @@ async def serving(t: "Transaction", task: str, question: "ApprovalRequest") -> "
     return found, unmet
 
 
-async def taken(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
+async def take_uses(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
     """Take a use of each, and return them with what is left."""
     left = []
     for grant in grants:
@@ -62,11 +62,11 @@ async def taken(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
     return left
 
 
-async def granted(t: "Transaction", approval: "Approval", ballots: "Sequence[Ballot]") -> list[Grant]:
+async def make_grants(t: "Transaction", approval: "Approval", ballots: "Sequence[Ballot]") -> list[Grant]:
     """Make what an approval grants: one grant for each rule, with the least that any approver gives."""
     found = []
-    for asks, (width, uses, bytes_, ends, cuts) in extents(approval.question, offers(ballots), t.now):
-        covers = key(approval.question, width)
+    for asks, (width, uses, bytes_, ends, cuts) in bounds_by_rule(approval.question, approved_terms(ballots), t.now):
+        covers = grant_key(approval.question, width)
         rule, digest = asks.rule, asks.digest
         grant = Grant(
             new_id(), approval.id, approval.task, rule, digest, width, covers, uses, bytes_, ends, cuts, t.now
@@ -76,29 +76,31 @@ async def granted(t: "Transaction", approval: "Approval", ballots: "Sequence[Bal
     return found
 
 
-def offers(ballots: "Sequence[Ballot]") -> "list[Offer]":
+def approved_terms(ballots: "Sequence[Ballot]") -> "list[GrantTerms]":
     """Return what those who approve offer."""
     return [ballot.offer for ballot in ballots if ballot.vote is Vote.APPROVE]
 
 
-def extents(question: "ApprovalRequest", given: "Sequence[Offer]", now: float) -> "list[tuple[Rule, Extent]]":
-    """Return how far the grant for each rule reaches. Raises Wider where more is offered than a rule gives."""
+def bounds_by_rule(
+    question: "ApprovalRequest", given: "Sequence[GrantTerms]", now: float
+) -> "list[tuple[Rule, GrantBounds]]":
+    """Return the bounds of each rule's grant. Raises ScopeTooWideError if an approver offers more than a rule gives."""
     width = question.covers
-    found = [(asks, given_by(asks.terms, width, given, now)) for asks in question.rules]
+    found = [(asks, limit_bounds(asks.terms, width, given, now)) for asks in question.rules]
     if question.cut and any(extent.width == "attempt" for _, extent in found):
-        raise Wider("this does more than is shown here: it can't be approved by itself")
+        raise ScopeTooWideError("this does more than is shown here: it can't be approved by itself")
     return found
 
 
-def reach(found: "Sequence[tuple[Rule, Extent]]", now: float) -> str:
+def describe_reach(found: "Sequence[tuple[Rule, GrantBounds]]", now: float) -> str:
     """Say how far grants reach: in one sentence for all rules, or rule by rule where they differ."""
-    said = {asks.rule: sentence(extent, now) for asks, extent in found}
+    said = {asks.rule: describe_bounds(extent, now) for asks, extent in found}
     if len(set(said.values())) == 1:
         return next(iter(said.values()))
     return "; ".join(f"for {rule} {text}" for rule, text in said.items())
 
 
-async def spent(t: "Transaction", task: str, grant: str, many: int) -> str:
+async def spend_bytes(t: "Transaction", task: str, grant: str, many: int) -> str:
     """Take bytes of a grant's budget; returns why what passes is to be cut, empty where it goes on."""
     left = await t.take_bytes(task, grant, many)
     if left:
@@ -112,7 +114,7 @@ async def spent(t: "Transaction", task: str, grant: str, many: int) -> str:
     return "" if found.over is None or found.ending == USED else found.ending
 
 
-async def outdated(
+async def find_outdated(
     t: "Transaction", task: "Task", question: "ApprovalRequest", waits: "Callable[[str], object]"
 ) -> "list[Approval]":
     """List what a task has asked about rules whose content has changed since, as a new `question` shows.
@@ -130,9 +132,9 @@ async def supersede(
     for one in gone:
         changed = _changed(one.question, question)
         why = f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since it was asked"
-        if instead is not None and key(one.question, one.question.covers) in keys(instead.question):
+        if instead is not None and grant_key(one.question, one.question.covers) in grant_keys(instead.question):
             why += f", and it is asked as {instead.id} now"
-        await t.conclude(one.id, State.SUPERSEDED, why=why)
+        await t.conclude(one.id, ApprovalState.SUPERSEDED, why=why)
         t.record(task).expired(one.id, one.question, f"superseded: {why}")
         t.tell(f"settle {one.id}")
 
@@ -145,7 +147,7 @@ def _changed(before: "ApprovalRequest", question: "ApprovalRequest") -> list[str
 async def expire_requests(t: "Transaction") -> "list[Approval]":
     """End approval requests that nobody answered in time, at most BATCH, and return them."""
     gone = await t.due(BATCH)
-    await t.conclude_all(gone, State.EXPIRED)
+    await t.conclude_all(gone, ApprovalState.EXPIRED)
     tasks = {one: await t.task(one) for one in dict.fromkeys(approval.task for approval in gone)}
     for approval in gone:
         if (task := tasks[approval.task]) is not None:
@@ -169,8 +171,8 @@ async def end_task(t: "Transaction", task: "Task") -> "list[Approval]":
     """End a task with all its grants and approval requests; returns the latter."""
     gone: list[Approval] = []
     await t.end_task(task.id)
-    while found := await t.listed([State.PENDING], (-1.0, ""), BATCH, task.id):
-        await t.conclude_all(found, State.OVER)
+    while found := await t.listed([ApprovalState.PENDING], (-1.0, ""), BATCH, task.id):
+        await t.conclude_all(found, ApprovalState.OVER)
         for approval in found:
             t.record(task).expired(approval.id, approval.question, "its task has ended")
         gone += found

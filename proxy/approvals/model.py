@@ -23,11 +23,11 @@ _SYNTAX: Final = "`once`, `task`, `1h`, `until 2027-01-31`, `uses 3`, `bytes 2GB
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
-class Wider(ValueError):  # noqa: N818  the message says the rest
+class ScopeTooWideError(ValueError):
     """More than the rule gives."""
 
 
-class Offer(Message, frozen=True, omit_defaults=True):
+class GrantTerms(Message, frozen=True, omit_defaults=True):
     """How much whoever approves is willing to give; what is not said is as the rule says."""
 
     width: GrantScope | None = None
@@ -38,7 +38,7 @@ class Offer(Message, frozen=True, omit_defaults=True):
     task: bool = False  # for as long as the task lives
 
     @classmethod
-    def parse(cls, words: "Iterable[str]", width: str = "") -> "Offer":
+    def parse(cls, words: "Iterable[str]", width: str = "") -> "GrantTerms":
         """Read what `--for` says, several times or in one text, and `--scope`. Raises ValueError."""
         found: dict[str, Any] = {}
         left = " ".join(words).replace(",", " ").split()
@@ -59,7 +59,7 @@ class Offer(Message, frozen=True, omit_defaults=True):
         return cls(**found)
 
 
-class Extent(NamedTuple):
+class GrantBounds(NamedTuple):
     """How far a grant reaches: None is no bound but the task's end."""
 
     width: GrantScope
@@ -69,16 +69,16 @@ class Extent(NamedTuple):
     cuts: bool = False  # whether what still passes then is cut; else it only has to begin before
 
 
-def given_by(terms: "Terms", width: GrantScope, offers: "Sequence[Offer]", now: float) -> Extent:
-    """Return what a rule of these terms gives where all `offers` were made at once: the least of each.
+def limit_bounds(terms: "Terms", width: GrantScope, offers: "Sequence[GrantTerms]", now: float) -> GrantBounds:
+    """Return the bounds that a rule with these terms gives: of each bound the least of all `offers`.
 
-    `width` is what the question's rules give together. Raises Wider where one of them is more than the rule gives.
+    `width` is the scope that all rules of the request give. Raises ScopeTooWideError if an offer exceeds the rule.
     """
-    extents = [_extent(terms, width, offer, now) for offer in offers] or [_extent(terms, width, Offer(), now)]
+    extents = [_extent(terms, width, offer, now) for offer in offers] or [_extent(terms, width, GrantTerms(), now)]
     narrowest = extents[0].width
     for extent in extents[1:]:
         narrowest = extent.width if narrower(extent.width, narrowest) else narrowest
-    return Extent(
+    return GrantBounds(
         narrowest,
         _least(extent.uses for extent in extents),
         _least(extent.bytes for extent in extents),
@@ -87,7 +87,7 @@ def given_by(terms: "Terms", width: GrantScope, offers: "Sequence[Offer]", now: 
     )
 
 
-def sentence(extent: Extent, now: float) -> str:
+def describe_bounds(extent: GrantBounds, now: float) -> str:
     """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
     what = {
         GrantScope.ATTEMPT: "this very attempt",
@@ -96,11 +96,11 @@ def sentence(extent: Extent, now: float) -> str:
     }[extent.width]
     often = {None: "as often as the task likes", 1: "once"}.get(extent.uses, f"{extent.uses} times")
     much = "" if extent.bytes is None else f", {extent.bytes} {'byte' if extent.bytes == 1 else 'bytes'} in all"
-    end = "until the task ends" if extent.ends is None else f"in the next {span(extent.ends - now)}"
+    end = "until the task ends" if extent.ends is None else f"in the next {format_duration(extent.ends - now)}"
     return f"{what}, {often}{much}, {end}"
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Say how long that is, in the largest unit that it fills, days from two on: `90m`, `24h`, `3d`."""
     whole = max(round(seconds), 0)
     for unit, length in _UNITS:
@@ -109,25 +109,25 @@ def span(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _extent(terms: "Terms", width: GrantScope, offer: Offer, now: float) -> Extent:
+def _extent(terms: "Terms", width: GrantScope, offer: GrantTerms, now: float) -> GrantBounds:
     if offer.width is not None and narrower(width, offer.width):
-        raise Wider(f"the rule covers {_an(width)} and no more: `--scope {offer.width}` is wider")
+        raise ScopeTooWideError(f"the rule covers {_an(width)} and no more: `--scope {offer.width}` is wider")
     ends = now + offer.seconds if offer.seconds is not None else offer.until
     if ends is not None and ends <= now:
-        raise Wider("that time is over already")
+        raise ScopeTooWideError("that time is over already")
     uses, fixed = offer.uses, terms.lasts
     if fixed:  # the rule gives a time
         if offer.task or (ends is not None and ends > now + fixed):
-            raise Wider(f"the rule gives {span(fixed)} at most")
+            raise ScopeTooWideError(f"the rule gives {format_duration(fixed)} at most")
         ends = now + fixed if ends is None else ends
     elif fixed is not None and (offer.task or (uses is None and ends is not None) or (uses or 1) > 1):
-        raise Wider("the rule gives one use and no more")
+        raise ScopeTooWideError("the rule gives one use and no more")
     elif uses is None and ends is None and not offer.task:
         uses = 1
     cuts = ends is not None
     if ends is None and not offer.task:
         ends = now + terms.open  # what nobody comes for is not kept for ever
-    return Extent(offer.width or width, uses, offer.bytes, ends, cuts)
+    return GrantBounds(offer.width or width, uses, offer.bytes, ends, cuts)
 
 
 def _read(word: str, left: list[str]) -> tuple[str, object]:
@@ -169,7 +169,7 @@ def _an(width: GrantScope) -> str:
 MERGING: Final = "/changes"  # behind a run's id: what merges its changes, which comes and goes after the run has ended
 
 
-class State(StrEnum):
+class ApprovalState(StrEnum):
     """What became of a question; only one that is pending can still become something else."""
 
     OVER = "over"  # its task ended
@@ -180,7 +180,7 @@ class State(StrEnum):
     PENDING = "pending"
 
 
-class WishKind(StrEnum):
+class PreRequestKind(StrEnum):
     """Whether an agent asked by itself, and what the rules say of what it wants."""
 
     UNRULED = "unruled"  # no rule says anything: nobody can approve it, a rule can be written
@@ -227,7 +227,7 @@ class Ballot(NamedTuple):
     person: str
     vote: Vote
     reviewer: bool
-    offer: Offer
+    offer: GrantTerms
     why: str
     at: Real
 
@@ -237,8 +237,8 @@ class Approval(NamedTuple):
 
     id: str
     task: str
-    state: State
-    wish: WishKind
+    state: ApprovalState
+    wish: PreRequestKind
     key: str  # the same for the same question, of one task; empty: it was rejected, and that was lifted
     question: ApprovalRequest  # its rules are those that were not granted when it was asked
     said: str  # the agent's own words
@@ -253,7 +253,7 @@ class Approval(NamedTuple):
     @property
     def lifted(self) -> bool:
         """Whether it was rejected and may be asked again all the same."""
-        return self.state is State.REJECTED and not self.key
+        return self.state is ApprovalState.REJECTED and not self.key
 
 
 class Grant(NamedTuple):
@@ -275,7 +275,7 @@ class Grant(NamedTuple):
     ending: str = ""  # why it is over
 
 
-class Place(NamedTuple):
+class DestinationHistory(NamedTuple):
     """What the store knows of a destination."""
 
     first: float  # when it was first asked about

@@ -10,7 +10,7 @@ import pwd
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.approvals.model import Ballot, Offer, Vote
+from proxy.approvals.model import Ballot, GrantTerms, Vote
 from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Secret(NamedTuple):
     env: str = ""
 
 
-class Notice(NamedTuple):
+class NotificationTarget(NamedTuple):
     """Whom to tell of questions."""
 
     webhook: str = ""
@@ -77,14 +77,14 @@ class Notice(NamedTuple):
     command: tuple[str, ...] = ()
 
 
-class Bounds(NamedTuple):
+class PendingLimits(NamedTuple):
     """How many questions may wait."""
 
     pending_per_task: int = PENDING_PER_TASK
     pending: int = PENDING
 
 
-class StorePlace(NamedTuple):
+class StoreLocation(NamedTuple):
     """Where approvals are kept. `url` empty: in a file beside the registry's socket."""
 
     url: str = ""
@@ -106,9 +106,9 @@ class People(NamedTuple):
     people: Mapping[str, Person] = {}
     groups: Mapping[str, frozenset[str]] = {}  # of names of people and reviewers
     reviewers: Mapping[str, Reviewer] = {}
-    notices: tuple[Notice, ...] = ()
-    bounds: Bounds = Bounds()
-    store: StorePlace = StorePlace()
+    notices: tuple[NotificationTarget, ...] = ()
+    bounds: PendingLimits = PendingLimits()
+    store: StoreLocation = StoreLocation()
     file: str = ""
     owner: int | None = None  # uid who may approve where there is no file
     name_of: Callable[[int], str] = user_name
@@ -124,7 +124,7 @@ class People(NamedTuple):
 
     def by_token(self, token: str) -> Actor | None:
         """Return whose token it is. Every one is compared, so that how long it takes says nothing."""
-        given = hashed(token)
+        given = hash_token(token)
         pairs = [(person.name, known) for person in self.people.values() for known in person.tokens]
         found = [name for name, known in pairs if hmac.compare_digest(known, given)]
         return Actor(found[0], known=True) if found else None
@@ -177,8 +177,8 @@ class People(NamedTuple):
         if asks.terms.by is not None and asks.terms.by not in self.groups:
             return self._no_group(asks.terms.by)
         owner = () if self.file or self.owner is None else (self.by_uid(self.owner).name,)
-        everybody = [Ballot(name, Vote.APPROVE, False, Offer(), "", 0.0) for name in (*self.people, *owner)]
-        programs = [Ballot(name, Vote.APPROVE, True, Offer(), "", 0.0) for name in self.reviewers]
+        everybody = [Ballot(name, Vote.APPROVE, False, GrantTerms(), "", 0.0) for name in (*self.people, *owner)]
+        programs = [Ballot(name, Vote.APPROVE, True, GrantTerms(), "", 0.0) for name in self.reviewers]
         lacking = self.lacking(asks, [*everybody, *programs], starter)
         return f"{lacking} more than there are who may" if lacking else ""
 
@@ -207,11 +207,11 @@ class People(NamedTuple):
         return Actor(ballot.person, known=self.owner is not None and ballot.person == self.by_uid(self.owner).name)
 
 
-def hashed(token: str) -> str:
+def hash_token(token: str) -> str:
     """Return what is kept of a token. It has 256 bits of noise: a slow hash would slow nobody but us."""
     return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def told(name: str, *, reviewer: bool) -> str:
+def display_name(name: str, *, reviewer: bool) -> str:
     """Return what somebody is called where it is told: a program is never taken for a person."""
     return REVIEWER + name if reviewer else name

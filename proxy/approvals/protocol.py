@@ -1,10 +1,10 @@
 """Protocol of a worker and the registry of approvals, as typed values: one JSON object a packet.
 
-The pair of sockets is one sandbox's, made with it, so neither side names itself (invariant 4). On anything that doesn't
-read (Malformed) a worker denies what it holds, and the registry ends the connection.
+Each sandbox has its own socket pair, made with it, so no message names the sandbox (invariant 4). On a message that
+can't be read (MalformedMessageError), a worker denies what it holds, and the registry closes the connection.
 
-Every `Ask` gets exactly one `Answer`, unless it was dropped, and before that any number of `Pending`: another id means
-that others used up what was granted. Numbers are the worker's, each used once after a `Hello`.
+Every `Submit` gets exactly one `Answer`, unless the worker withdraws it. Before that come any number of `Pending`; a
+new id in one means that other attempts used up the grant. The worker chooses the numbers, each once after a `Hello`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from proxy.approvals.approval_request import (
     Digest,
     Id,
     Line,
-    Malformed,
+    MalformedMessageError,
     Message,
     Named,
     NamedId,
@@ -48,8 +48,8 @@ class Result(StrEnum):
     GRANTED = "granted"
 
 
-class Tagged(Message, frozen=True, tag_field="type", tag=str.lower):
-    """A message that says by `type` which one it is: its class, in lower case."""
+class Tagged(Message, frozen=True, tag_field="type"):
+    """Message with its kind in the member `type`."""
 
 
 class Introduction(Message, frozen=True):
@@ -66,39 +66,39 @@ class Introduction(Message, frozen=True):
     version: int = VERSION
 
 
-class Hello(Tagged, frozen=True):
+class Hello(Tagged, frozen=True, tag="hello"):
     """The first word of every worker: what one before it still waits for is nobody's now."""
 
     version: int = VERSION
 
 
-class Ask(Tagged, frozen=True):
+class Submit(Tagged, frozen=True, tag="ask"):
     """An attempt is held until this is answered. `ApprovalRequest.fitted` makes it small enough for one packet."""
 
     number: Whole
     question: ApprovalRequest
 
 
-class Drop(Tagged, frozen=True):
+class Withdraw(Tagged, frozen=True, tag="drop"):
     """Nobody waits for an answer any more: the client gave up, or the policy changed."""
 
     number: Whole
 
 
-class Tainted(Tagged, frozen=True):
+class Tainted(Tagged, frozen=True, tag="tainted"):
     """The task is about to read from an untrusted source. Said before anything of it can reach the task."""
 
     source: Source
 
 
-class Used(Tagged, frozen=True):
+class BytesUsed(Tagged, frozen=True, tag="used"):
     """So many more bytes, both ways together, passed under a grant that has a budget of them."""
 
     grant: NamedId
     bytes: Whole
 
 
-class Attempted(Message, frozen=True):
+class EvaluatedAttempt(Message, frozen=True):
     """What the policy says of an attempt. The question has rules that ask where the verdict is `ask`, and else none."""
 
     question: ApprovalRequest
@@ -107,38 +107,38 @@ class Attempted(Message, frozen=True):
     rules: Texts = ()  # ids of those that decided
 
 
-class Wish(Tagged, frozen=True):
+class PreRequest(Tagged, frozen=True, tag="wish"):
     """The agent asks for access beforehand."""
 
     number: Whole
-    attempt: Attempted
+    attempt: EvaluatedAttempt
     why: Annotated[str, Meta(max_length=LONGEST_WHY)] = ""  # the agent's words
 
 
-class Look(Tagged, frozen=True):
+class StatusQuery(Tagged, frozen=True, tag="look"):
     """The agent asks what became of a wish, or of anything that its task was held for; an empty id is of nothing."""
 
     number: Whole
     id: Id
 
 
-type Word = Hello | Ask | Drop | Tainted | Used | Wish | Look
+type WorkerMessage = Hello | Submit | Withdraw | Tainted | BytesUsed | PreRequest | StatusQuery
 
 
-class Done(Message, frozen=True):
+class TaskTaint(Message, frozen=True):
     """What the task has done already."""
 
     tainted: bool
     tainted_by: Annotated[tuple[Source, ...], Meta(max_length=4096)] = ()
 
 
-class State(Tagged, frozen=True):
+class TaskState(Tagged, frozen=True, tag="state"):
     """The answer to a hello."""
 
-    done: Done
+    done: TaskTaint
 
 
-class Pending(Tagged, frozen=True):
+class Pending(Tagged, frozen=True, tag="pending"):
     """People are asked."""
 
     number: Whole
@@ -155,7 +155,7 @@ class Granted(Message, frozen=True):
     bytes: Whole | None = None  # that may pass, with all else that passes under it; None: any
 
 
-class Answer(Tagged, frozen=True):
+class Answer(Tagged, frozen=True, tag="answer"):
     """How an ask ended."""
 
     number: Whole
@@ -166,13 +166,13 @@ class Answer(Tagged, frozen=True):
     grants: Annotated[tuple[Granted, ...], Meta(max_length=4096)] = ()
 
 
-class Over(Tagged, frozen=True):
+class GrantsEnded(Tagged, frozen=True, tag="over"):
     """These grants ended early or with their time: what still passes under them is cut. One used up doesn't cut."""
 
     grants: Texts
 
 
-class Standing(StrEnum):
+class RequestStatus(StrEnum):
     """What became of a wish or a question, as its task may know it."""
 
     UNKNOWN = "unknown"  # no question of this task
@@ -184,10 +184,10 @@ class Standing(StrEnum):
     ALLOWED = "allowed"  # nobody has to approve it
 
 
-class WishState(Message, frozen=True):
+class RequestState(Message, frozen=True):
     """What a task is told of its own question."""
 
-    standing: Standing
+    standing: RequestStatus
     approval: Id = ""
     attempt: Text = ""  # one line
     by: Texts = ()
@@ -195,14 +195,14 @@ class WishState(Message, frozen=True):
     until: Real = 0.0  # when the question is given up, or the grant ends; 0: never, or nobody knows
 
 
-class Seen(Tagged, frozen=True):
+class StatusReply(Tagged, frozen=True, tag="seen"):
     """The answer to a wish and to a look."""
 
     number: Whole
-    state: WishState
+    state: RequestState
 
 
-type Reply = State | Pending | Answer | Over | Seen
+type RegistryMessage = TaskState | Pending | Answer | GrantsEnded | StatusReply
 
 
 ROUNDS: Final = 8  # times that one attempt is asked about: what is granted may bring up what another layer asks
@@ -221,36 +221,38 @@ def reason_of(answer: Answer) -> Reason:
 
 
 def read_introduction(message: object) -> Introduction:
-    """Read what `Introduction.packed` gave. Raises Malformed."""
+    """Read what `Introduction.packed` gave. Raises MalformedMessageError."""
     found = Introduction.read(message)
     _version(found.version)
     return found
 
 
-def read_word(message: object) -> Word:
-    """Read what a worker says. Raises Malformed."""
-    found: Word = read(message, Word)
+def read_worker_message(message: object) -> WorkerMessage:
+    """Read what a worker says. Raises MalformedMessageError."""
+    found: WorkerMessage = read(message, WorkerMessage)
     match found:
         case Hello():
             _version(found.version)
-        case Ask() if not found.question.rules:
-            raise Malformed("a question without a rule that asks")
-        case Wish() if bool(found.attempt.question.rules) != (found.attempt.verdict is Verdict.ASK):
-            raise Malformed("a wish whose verdict and rules say different things")
+        case Submit() if not found.question.rules:
+            raise MalformedMessageError("a question without a rule that asks")
+        case PreRequest() if bool(found.attempt.question.rules) != (found.attempt.verdict is Verdict.ASK):
+            raise MalformedMessageError("a wish whose verdict and rules say different things")
     return found
 
 
-def read_reply(message: object) -> Reply:
-    """Read what the registry says. Raises Malformed."""
-    found: Reply = read(message, Reply)
+def read_registry_message(message: object) -> RegistryMessage:
+    """Read what the registry says. Raises MalformedMessageError."""
+    found: RegistryMessage = read(message, RegistryMessage)
     match found:
         case Answer() if (found.result is Result.GRANTED) != bool(found.grants):
-            raise Malformed("an answer that grants nothing, or grants while it refuses")
-        case State(Done(tainted=False, tainted_by=[_, *_])):
-            raise Malformed("a state that is tainted by something and is not tainted")
+            raise MalformedMessageError("an answer that grants nothing, or grants while it refuses")
+        case TaskState(TaskTaint(tainted=False, tainted_by=[_, *_])):
+            raise MalformedMessageError("a state that is tainted by something and is not tainted")
     return found
 
 
 def _version(said: int) -> None:
     if said != VERSION:
-        raise Malformed(f"this is version {VERSION} of what is said about approvals, the other side speaks {said}")
+        raise MalformedMessageError(
+            f"approvals protocol {VERSION} expected, and the other side uses {said}: restart Exeat"
+        )

@@ -176,7 +176,7 @@ class ApprovalRecorder:
 
 def _about(question: "ApprovalRequest") -> dict[str, Any]:
     """Return a request as fields of an event: without what may be secret, or what its rules want told to nobody."""
-    question = question.told()
+    question = question.redacted()
     process = question.process
     return {
         "rules": tuple(asks.rule for asks in question.rules),

@@ -7,7 +7,7 @@ does.
 The caller runs it in one event loop: `introduce` for a sandbox's pair of sockets, `received` for each word that comes
 through it, in order and one at a time, and `leave` when the task is over. It sends what `reply` is called with, and
 calls `expire` in `next_due` seconds, asked anew after each of these. `news` is called with what watchers, notifiers and
-reviewers are to be told. What a worker says raises nothing; what people say may be Refused.
+reviewers are to be told. What a worker says raises nothing; what people say may be VoteRefusedError.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals import approval_card, lifecycle, protocol, transaction, votes
-from proxy.approvals.model import State, Task
-from proxy.approvals.protocol import Answer, Over, Reply, Result, Standing
+from proxy.approvals.model import ApprovalState, Task
+from proxy.approvals.protocol import Answer, GrantsEnded, RegistryMessage, RequestStatus, Result
 from proxy.approvals.store import Store, StoreError
-from proxy.approvals.submit import Put, Submitter, is_told
+from proxy.approvals.submit import Submitted, Submitter, is_recorded
 from proxy.approvals.transaction import Transaction
-from proxy.approvals.votes import Decided, Refused, Said
-from proxy.approvals.waiters import Clock, Link, News, Waiter, Waiters
+from proxy.approvals.votes import CastVote, VoteRefusedError, VoteResult
+from proxy.approvals.waiters import ApprovalUpdate, Clock, SandboxChannel, Waiter, Waiters
 from proxy.telemetry.journal.writer import JournalFailed
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Registry:
         people: "People",
         recorders: "Recorders",
         *,
-        reply: Callable[[Hashable, Reply], None],
-        news: Callable[[News], None] = lambda _: None,
+        reply: Callable[[Hashable, RegistryMessage], None],
+        news: Callable[[ApprovalUpdate], None] = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
         self.people = people  # swapped whole when its file has changed
@@ -107,7 +107,7 @@ class Registry:
                 granted = await t.granted_to(task.id)
             if (old := self._waiting.link_of(task.id)) is not None:
                 self._waiting.forget(old)
-            self._waiting.links[connection] = link = Link(connection, task, who.started_by)
+            self._waiting.links[connection] = link = SandboxChannel(connection, task, who.started_by)
             link.grants.update(grant.id for grant in granted)
 
     async def leave(self, connection: Hashable) -> None:
@@ -133,41 +133,41 @@ class Registry:
             except _TROUBLE:
                 return  # what it left ends by its time; its id serves nobody else
         for approval in gone:
-            self._news(News("over", approval.task, approval.id))
+            self._news(ApprovalUpdate("over", approval.task, approval.id))
 
-    async def received(self, connection: Hashable, word: protocol.Word) -> None:
+    async def received(self, connection: Hashable, word: protocol.WorkerMessage) -> None:
         """Do what a worker says. One at a time for each connection, in order."""
         link = self._waiting.links.get(connection)
         if link is None:
             return
         match word:
-            case protocol.Ask(number, question):
+            case protocol.Submit(number, question):
                 hold = min((asks.terms.hold for asks in question.rules), default=0.0)
                 waiter = Waiter(link, number, question, self.clock.now() + hold)
                 self._waiting.add(waiter)
                 async with self._turn:
                     await self._place(waiter)
-            case protocol.Drop(number):
+            case protocol.Withdraw(number):
                 await self._gone([waiter for waiter in (link.waiters.get(number),) if waiter is not None])
             case protocol.Hello():
                 await self._gone(list(link.waiters.values()))
                 await self._say_state(link)
             case protocol.Tainted():
                 await self._taint(link, word)
-            case protocol.Used(grant, bytes_):
+            case protocol.BytesUsed(grant, bytes_):
                 await self._use(link, grant, bytes_)
-            case protocol.Wish():
+            case protocol.PreRequest():
                 await self._wish(link, word)
-            case protocol.Look(number, id_):
+            case protocol.StatusQuery(number, id_):
                 try:
                     async with self.reading() as t:
                         state = await self._submitter.look(t, link.task, id_)
                 except StoreError:
-                    state = protocol.WishState(Standing.UNKNOWN, why="nothing can be looked up at the moment")
-                self._say(link, protocol.Seen(number, state))
+                    state = protocol.RequestState(RequestStatus.UNKNOWN, why="nothing can be looked up at the moment")
+                self._say(link, protocol.StatusReply(number, state))
 
-    async def decide(self, approval: str, said: Said) -> Decided:
-        """Take an answer. Raises Refused where it doesn't count; StoreError, JournalFailed where it can't be taken."""
+    async def decide(self, approval: str, said: CastVote) -> VoteResult:
+        """Count a vote. Raises VoteRefusedError if it doesn't count, StoreError or JournalFailed if that fails."""
         first: list[tuple[Waiter, Answer]] = []
         async with self._turn:
             waiters = self._waiting.of(approval)[:_AT_ONCE]
@@ -191,20 +191,20 @@ class Registry:
             self._due(grant.ends)
         if found.final:
             await self._settle(approval)
-        self._news(News("answered", found.approval.task, approval, found.text))
+        self._news(ApprovalUpdate("answered", found.approval.task, approval, found.text))
         return found
 
     async def seen(self, approval: str, who: "Actor") -> None:
         """Record that somebody looked at an approval request, once for each. Raises StoreError."""
         async with self._turn, self.transaction() as t:
             both = await t.found(approval)
-            if both is not None and both[0].state is State.PENDING and await t.viewed(approval, who.name):
+            if both is not None and both[0].state is ApprovalState.PENDING and await t.viewed(approval, who.name):
                 self._record(both[1]).seen(both[0], who.name)
 
     async def revoke(self, id_: str, who: "Actor", why: str = "") -> str:
         """End a grant, or all that a request granted, or lift a rejection; return what was done as a sentence.
 
-        Whoever could reject the request may. Raises Refused, StoreError.
+        Whoever could reject the request may. Raises VoteRefusedError, StoreError.
         """
         async with self._turn:
             with self._refusals(id_, who):
@@ -213,20 +213,20 @@ class Registry:
                     detail = f"revoked by {who.name}: {why[:1000]}".rstrip(": ")
                     self._record(task).expired(found.id, found.question, detail)
             self._cut(found.task, grants)
-        self._news(News("revoked", found.task, found.id, text))
+        self._news(ApprovalUpdate("revoked", found.task, found.id, text))
         return text
 
     async def card(self, approval: str) -> approval_card.Card | None:
         """Return all that is known of an approval request, or None. Raises StoreError."""
         async with self.reading() as t:
-            return await approval_card.card(t, approval)
+            return await approval_card.build_card(t, approval)
 
     @contextmanager
     def _refusals(self, id_: str, who: "Actor") -> Iterator[None]:
         """Record that an answer doesn't count, once its transaction has not happened."""
         try:
             yield
-        except Refused as refused:
+        except VoteRefusedError as refused:
             question = None if refused.approval is None else refused.approval.question
             self._record(refused.task).refused(id_[:64], question, str(refused), who.name)
             raise
@@ -261,7 +261,7 @@ class Registry:
             self._say(waiter.link, protocol.Pending(waiter.number, found.approval.id, waiter.deadline))
         self._tell_submitted(waiter.link, put, waiter.question.line())
 
-    async def _considered(self, t: Transaction, waiter: Waiter) -> Answer | Put:
+    async def _considered(self, t: Transaction, waiter: Waiter) -> Answer | Submitted:
         """Take what is granted already, or ask people. Raises StoreError, JournalFailed."""
         task = await t.task(waiter.link.task.id)
         if task is None or task.ended is not None:
@@ -269,10 +269,10 @@ class Registry:
         found = await self._submitter.submit(t, task, waiter.question, again=bool(waiter.approval))
         if isinstance(found, Answer):
             return found._replace(number=waiter.number)
-        return found if isinstance(found, Put) else await self._served(t, task, waiter, found)
+        return found if isinstance(found, Submitted) else await self._served(t, task, waiter, found)
 
     async def _served(self, t: Transaction, task: Task, waiter: Waiter, grants: "list[Grant]") -> Answer:
-        left = await lifecycle.taken(t, grants)
+        left = await lifecycle.take_uses(t, grants)
         self._record(task).used(waiter.question, left)
         approvals = [await t.approval(grant.approval) for grant in left]
         by = dict.fromkeys(name for one in approvals if one is not None for name in one.by)
@@ -285,7 +285,7 @@ class Registry:
         found: list[tuple[Waiter, Answer]] = []
         for waiter in waiters:
             task = None if waiter.done else await t.task(waiter.link.task.id)
-            grants, unmet = await lifecycle.serving(t, waiter.link.task.id, waiter.question)
+            grants, unmet = await lifecycle.find_grants(t, waiter.link.task.id, waiter.question)
             if task is None or unmet:
                 break
             found.append((waiter, await self._served(t, task, waiter, grants)))
@@ -307,14 +307,14 @@ class Registry:
             why = str(error)[:1000]
         for waiter in waiters:
             match None if found is None else found.state:
-                case State.PENDING:
+                case ApprovalState.PENDING:
                     return
-                case State.APPROVED | State.SUPERSEDED:
+                case ApprovalState.APPROVED | ApprovalState.SUPERSEDED:
                     async with self._turn:
                         await self._place(waiter)
-                case State.REJECTED if found is not None:
+                case ApprovalState.REJECTED if found is not None:
                     self._answer(waiter, Answer(waiter.number, Result.DENIED, approval, found.by, found.why))
-                case State.EXPIRED:
+                case ApprovalState.EXPIRED:
                     self._answer(waiter, _timeout(waiter))
                 case _:
                     self._answer(waiter, Answer(waiter.number, Result.UNAVAILABLE, approval, why=why))
@@ -332,12 +332,12 @@ class Registry:
                     if self._waiting.of(approval) or not await t.stale(approval):
                         continue
                     both = await t.found(approval)
-                    if both is not None and is_told(both[0].times):
+                    if both is not None and is_recorded(both[0].times):
                         self._record(both[1]).stale(both[0])
         except _TROUBLE:
             return  # nobody waits either way
 
-    async def _wish(self, link: Link, word: protocol.Wish) -> None:
+    async def _wish(self, link: SandboxChannel, word: protocol.PreRequest) -> None:
         put = None
         async with self._turn:
             if (state := self._submitter.refuses(link.task, word)) is None:
@@ -346,18 +346,20 @@ class Registry:
                         state, put = await self._submitter.wish(t, link.task.id, word)
                 except _TROUBLE:
                     line = word.attempt.question.line()
-                    state = protocol.WishState(Standing.REFUSED, attempt=line, why="nobody can be asked at the moment")
-        self._say(link, protocol.Seen(word.number, state))
+                    state = protocol.RequestState(
+                        RequestStatus.REFUSED, attempt=line, why="nobody can be asked at the moment"
+                    )
+        self._say(link, protocol.StatusReply(word.number, state))
         self._tell_submitted(link, put, state.attempt)
 
-    def _tell_submitted(self, link: Link, put: Put | None, line: str) -> None:
+    def _tell_submitted(self, link: SandboxChannel, put: Submitted | None, line: str) -> None:
         if put is not None:
             self._due(put.approval.expires)
-            self._news(News("joined" if put.joined else "asked", link.task.id, put.approval.id, line))
+            self._news(ApprovalUpdate("joined" if put.joined else "asked", link.task.id, put.approval.id, line))
         for why in self._submitter.alerts:
-            self._news(News("flood", link.task.id, "", why))
+            self._news(ApprovalUpdate("flood", link.task.id, "", why))
         for approval in self._submitter.superseded:
-            self._news(News("superseded", link.task.id, approval.id))
+            self._news(ApprovalUpdate("superseded", link.task.id, approval.id))
         self._submitter.alerts.clear()
         self._submitter.superseded.clear()
 
@@ -371,9 +373,9 @@ class Registry:
         told = tuple(grant for grant in grants if link is not None and grant in link.grants)
         if link is not None and told:
             link.grants.difference_update(told)
-            self._say(link, Over(told))
+            self._say(link, GrantsEnded(told))
 
-    def _say(self, link: Link, reply: Reply) -> None:
+    def _say(self, link: SandboxChannel, reply: RegistryMessage) -> None:
         if self._waiting.links.get(link.connection) is link:
             self._reply(link.connection, reply)
 
@@ -406,7 +408,7 @@ class Registry:
                     self._cut(grant.task, [grant.id])
         for approval in gone:
             await self._settle(approval.id)
-            self._news(News("expired", approval.task, approval.id))
+            self._news(ApprovalUpdate("expired", approval.task, approval.id))
         return lifecycle.BATCH in {len(gone), len(grants)}
 
     def next_due(self) -> float | None:
@@ -420,35 +422,35 @@ class Registry:
 
     # What else a task does
 
-    async def _say_state(self, link: Link) -> None:
+    async def _say_state(self, link: SandboxChannel) -> None:
         try:
             async with self.reading() as t:
                 sources = await t.taints(link.task.id)
         except StoreError:
             return  # without an answer it counts as tainted
-        self._say(link, protocol.State(protocol.Done(bool(sources), sources)))
+        self._say(link, protocol.TaskState(protocol.TaskTaint(bool(sources), sources)))
 
-    async def _taint(self, link: Link, word: protocol.Tainted) -> None:
+    async def _taint(self, link: SandboxChannel, word: protocol.Tainted) -> None:
         try:
             async with self._turn, self.transaction() as t:
                 if await t.taint(link.task.id, word.source):
                     self._record(link.task).tainted(word.source)
         except _TROUBLE:
             return  # its worker knows
-        self._news(News("tainted", link.task.id, text=word.source.destination))
+        self._news(ApprovalUpdate("tainted", link.task.id, text=word.source.destination))
 
-    async def _use(self, link: Link, grant: str, many: int) -> None:
+    async def _use(self, link: SandboxChannel, grant: str, many: int) -> None:
         """Take bytes of a budget; where it is empty, or that can't be written, what passes is cut."""
         try:
             async with self._turn, self.transaction() as t:
-                over = await lifecycle.spent(t, link.task.id, grant, many)
+                over = await lifecycle.spend_bytes(t, link.task.id, grant, many)
             if over == lifecycle.FOREIGN:
                 self._record(link.task).refused("", None, f"bytes passed under {grant}, which is no grant of this task")
         except _TROUBLE:
             over = lifecycle.FOREIGN
         if over:
             link.grants.discard(grant)
-            self._say(link, Over((grant,)))
+            self._say(link, GrantsEnded((grant,)))
 
     # What other hosts did
 
@@ -463,11 +465,11 @@ class Registry:
                 async with self._turn:  # what is about to wait for it waits for it
                     pass
                 await self._settle(approval)
-                self._news(News("answered", "", approval, here=False))
+                self._news(ApprovalUpdate("answered", "", approval, here=False))
             case ["over", task, grant]:
                 self._cut(task, [grant])
             case ["asked", task, approval]:
-                self._news(News("asked", task, approval, here=False))
+                self._news(ApprovalUpdate("asked", task, approval, here=False))
             case _:  # some may have been missed
                 for approval in self._waiting.approvals():
                     await self._settle(approval)

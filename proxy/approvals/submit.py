@@ -9,8 +9,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.approvals import lifecycle, transaction
-from proxy.approvals.model import Approval, State, WishKind
-from proxy.approvals.protocol import Answer, Result, Standing, WishState
+from proxy.approvals.model import Approval, ApprovalState, PreRequestKind
+from proxy.approvals.protocol import Answer, RequestState, RequestStatus, Result
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.telemetry.events import Answer as Told
 from rules.decision import GrantScope
@@ -21,27 +21,31 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.model import Grant, Task
-    from proxy.approvals.protocol import Wish
+    from proxy.approvals.protocol import PreRequest
     from proxy.approvals.recording import Recorders
     from proxy.approvals.transaction import Transaction
 
 _BURST, _A_SECOND = 10, 1 / 30  # pre-requests of one task: so many at once, and then twice a minute
 _OPEN: Final = 86400.0  # seconds that a pre-request stays open that no rule says anything about
 _LOOK: Final = 50  # requests of a task between looks at how many of its are kept
-_STANDING: Final = {
-    State.PENDING: Standing.PENDING, State.APPROVED: Standing.APPROVED, State.REJECTED: Standing.REJECTED,
-    State.EXPIRED: Standing.EXPIRED, State.SUPERSEDED: Standing.EXPIRED, State.OVER: Standing.EXPIRED,
-}  # fmt: skip
+_STATUS: Final = {
+    ApprovalState.PENDING: RequestStatus.PENDING,
+    ApprovalState.APPROVED: RequestStatus.APPROVED,
+    ApprovalState.REJECTED: RequestStatus.REJECTED,
+    ApprovalState.EXPIRED: RequestStatus.EXPIRED,
+    ApprovalState.SUPERSEDED: RequestStatus.EXPIRED,
+    ApprovalState.OVER: RequestStatus.EXPIRED,
+}
 
 
-class Put(NamedTuple):
+class Submitted(NamedTuple):
     """An approval request that people have before them. `joined`: it was there before."""
 
     approval: Approval
     joined: bool
 
 
-class Floods:
+class FloodDetector:
     """Reports a flood of requests once, not with each that is refused. Keyed by task; the empty name is all."""
 
     def __init__(self) -> None:
@@ -67,7 +71,7 @@ class Submitter:
     def __init__(self, record: "Recorders", waits: "Callable[[str], object]") -> None:
         self._record = record
         self._waits = waits
-        self._floods, self._rejected = Floods(), Floods()
+        self._floods, self._rejected = FloodDetector(), FloodDetector()
         self._wishes: defaultdict[str, RateLimiter] = defaultdict(_limiter)  # by task
         self._strays: defaultdict[str, RateLimiter] = defaultdict(_limiter)
         self._put: dict[str, int] = {}  # how many since it was looked how many are kept, by task
@@ -79,21 +83,21 @@ class Submitter:
         t: "Transaction",
         task: "Task",
         question: "ApprovalRequest",
-        wish: WishKind = WishKind.NONE,
+        wish: PreRequestKind = PreRequestKind.NONE,
         said: str = "",
         *,
         again: bool = False,
-    ) -> "list[Grant] | Put | Answer":
+    ) -> "list[Grant] | Submitted | Answer":
         """Return the grants that serve an attempt, or ask for what is missing, or say why not, with no number yet.
 
         `again`: it has waited, and may know older rules than others. Raises StoreError, JournalFailed.
         """
-        gone = [] if again else await lifecycle.outdated(t, task, question, self._waits)
-        grants, unmet = await lifecycle.serving(t, task.id, question)
+        gone = [] if again else await lifecycle.find_outdated(t, task, question, self._waits)
+        grants, unmet = await lifecycle.find_grants(t, task.id, question)
         put = None
         if unmet or not question.rules:
             put = await self._ask(t, task, question._replace(rules=tuple(unmet)), wish, said, len(gone))
-        await lifecycle.supersede(t, task, gone, question, put.approval if isinstance(put, Put) else None)
+        await lifecycle.supersede(t, task, gone, question, put.approval if isinstance(put, Submitted) else None)
         self.superseded += gone
         return put or grants
 
@@ -105,17 +109,17 @@ class Submitter:
             each.pop(task, None)
 
     async def _ask(  # noqa: PLR0917
-        self, t: "Transaction", task: "Task", question: "ApprovalRequest", wish: WishKind, said: str, leaving: int
-    ) -> Put | Answer:
+        self, t: "Transaction", task: "Task", question: "ApprovalRequest", wish: PreRequestKind, said: str, leaving: int
+    ) -> Submitted | Answer:
         """Ask people. So many others of this task are `leaving`, and not counted among those that wait."""
-        same = lifecycle.same(question.rules, question)
-        found = await t.last_of(task.id, same, State.PENDING)
+        same = lifecycle.request_key(question.rules, question)
+        found = await t.last_of(task.id, same, ApprovalState.PENDING)
         if found is not None and found.expires > t.now:
             times = found.times if wish else await t.asked_again(found.id)
-            if is_told(times):
+            if is_recorded(times):
                 t.record(task).asked(found, joined=True)
-            return Put(found, joined=True)
-        rejected = await t.last_of(task.id, same, State.REJECTED)
+            return Submitted(found, joined=True)
+        rejected = await t.last_of(task.id, same, ApprovalState.REJECTED)
         if rejected is not None and rejected.expires > t.now:
             return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
         if question.cut and question.covers is GrantScope.ATTEMPT:
@@ -126,15 +130,15 @@ class Submitter:
             return Answer(0, Result.FLOOD, why=flood)
         hold = min((asks.terms.hold for asks in question.rules), default=0.0)
         ends = t.now + hold + min((asks.terms.open for asks in question.rules), default=_OPEN)
-        new, stale = lifecycle.new_id(), wish is not WishKind.NONE
-        approval = Approval(new, task.id, State.PENDING, wish, same, question, said, t.now, ends, stale=stale)
+        new, stale = lifecycle.new_id(), wish is not PreRequestKind.NONE
+        approval = Approval(new, task.id, ApprovalState.PENDING, wish, same, question, said, t.now, ends, stale=stale)
         await t.put(approval)
         self._put[task.id] = put = self._put.get(task.id, 0) + 1
         if put % _LOOK == 0:
             await t.forget_of(task.id)
         t.record(task).asked(approval, joined=False)
         t.tell(f"asked {task.id} {approval.id}")
-        return Put(approval, joined=False)
+        return Submitted(approval, joined=False)
 
     async def _flood(self, t: "Transaction", task: "Task", question: "ApprovalRequest", leaving: int) -> str:
         """Say why no more may be asked; empty: it may."""
@@ -159,27 +163,27 @@ class Submitter:
 
     # Pre-requests
 
-    def refuses(self, task: "Task", said: "Wish") -> WishState | None:
+    def refuses(self, task: "Task", said: "PreRequest") -> RequestState | None:
         """Answer a pre-request that nobody is asked about; None: people are."""
         line, verdict, reason = said.attempt.question.line(), said.attempt.verdict, said.attempt.reason
         if verdict in {Verdict.ALLOW, Verdict.FLAG}:
-            return WishState(Standing.ALLOWED, attempt=line, why="the rules let this out: try it")
+            return RequestState(RequestStatus.ALLOWED, attempt=line, why="the rules let this out: try it")
         if verdict is Verdict.DENY and reason is not Reason.NO_RULE:
             named = f" ({', '.join(said.attempt.rules)})" if said.attempt.rules else ""
             why = f"the rules deny this: {reason}{named}; nobody can approve this"
-            return WishState(Standing.REFUSED, attempt=line, why=why)
+            return RequestState(RequestStatus.REFUSED, attempt=line, why=why)
         if not self._wishes[task.id].take():
-            return WishState(Standing.REFUSED, attempt=line, why="too many requests: wait a minute")
+            return RequestState(RequestStatus.REFUSED, attempt=line, why="too many requests: wait a minute")
         return None
 
-    async def wish(self, t: "Transaction", task: str, said: "Wish") -> tuple[WishState, Put | None]:
+    async def wish(self, t: "Transaction", task: str, said: "PreRequest") -> tuple[RequestState, Submitted | None]:
         """Submit a pre-request. Raises StoreError, JournalFailed."""
         found = await t.task(task)
         if found is None or found.ended is not None:
-            return WishState(Standing.REFUSED, why="the task has ended"), None
-        kind = WishKind.UNRULED if said.attempt.verdict is Verdict.DENY else WishKind.ASKS
+            return RequestState(RequestStatus.REFUSED, why="the task has ended"), None
+        kind = PreRequestKind.UNRULED if said.attempt.verdict is Verdict.DENY else PreRequestKind.ASKS
         put = await self.submit(t, found, said.attempt.question, kind, said.why)
-        if isinstance(put, Put):
+        if isinstance(put, Submitted):
             return await _state(t, put.approval), put
         id_ = put.approval if isinstance(put, Answer) else put[0].approval
         known = await t.approval(id_) if id_ else None
@@ -187,33 +191,33 @@ class Submitter:
             return await _state(t, known), None
         line = said.attempt.question.line()
         if isinstance(put, Answer):
-            return WishState(Standing.REFUSED, attempt=line, why=put.why), None
-        return WishState(Standing.ALLOWED, attempt=line, why="this is granted already: try it"), None
+            return RequestState(RequestStatus.REFUSED, attempt=line, why=put.why), None
+        return RequestState(RequestStatus.ALLOWED, attempt=line, why="this is granted already: try it"), None
 
-    async def look(self, t: "Transaction", task: "Task", id_: str) -> WishState:
+    async def look(self, t: "Transaction", task: "Task", id_: str) -> RequestState:
         """Return what became of a task's own request; of another's nothing is known."""
         found = await t.approval(id_) if id_ else None
         if found is not None and found.task == task.id:
             return await _state(t, found)
         if id_ and self._strays[task.id].take():
             self._record(task).refused(id_, None, "a task asks about a question that is none of its own")
-        return WishState(Standing.UNKNOWN, why="this task has asked nothing of that id")
+        return RequestState(RequestStatus.UNKNOWN, why="this task has asked nothing of that id")
 
 
-async def _state(t: "Transaction", approval: Approval) -> WishState:
-    until, standing = approval.expires, _STANDING[approval.state]
-    if standing is Standing.PENDING and approval.expires <= t.now:
-        standing = Standing.EXPIRED
-    if standing is Standing.APPROVED:
+async def _state(t: "Transaction", approval: Approval) -> RequestState:
+    until, standing = approval.expires, _STATUS[approval.state]
+    if standing is RequestStatus.PENDING and approval.expires <= t.now:
+        standing = RequestStatus.EXPIRED
+    if standing is RequestStatus.APPROVED:
         ends = [grant.ends for grant in await t.grants_of(approval.id) if grant.over is None]
         until = min((end for end in ends if end is not None), default=0.0)
-    return WishState(standing, approval.id, approval.question.line(), approval.by, approval.why, until)
+    return RequestState(standing, approval.id, approval.question.line(), approval.by, approval.why, until)
 
 
 def _limiter() -> RateLimiter:
     return RateLimiter(_BURST, _A_SECOND)
 
 
-def is_told(times: int) -> bool:
+def is_recorded(times: int) -> bool:
     """Whether an event is recorded for the so-manieth time: ever more rarely (1, 2, 4, 8, ...)."""
     return times & (times - 1) == 0

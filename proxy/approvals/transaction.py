@@ -9,7 +9,7 @@ from collections.abc import Mapping, Set  # noqa: PYI025
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import Message, Real, Source, read
-from proxy.approvals.model import Approval, Ballot, Grant, Place, State, Task
+from proxy.approvals.model import Approval, ApprovalState, Ballot, DestinationHistory, Grant, Task
 from proxy.approvals.store import StoreError
 from proxy.wire import strict_json
 
@@ -102,7 +102,7 @@ class Transaction:
         sql = "WHERE substr(id, 1, ?) = ? ORDER BY asked DESC LIMIT ?"
         return await self._every(Approval, sql, len(start), start, most)
 
-    async def last_of(self, task: str, key: str, state: State) -> Approval | None:
+    async def last_of(self, task: str, key: str, state: ApprovalState) -> Approval | None:
         """Return a task's latest approval request with a key that is in this state."""
         sql = "WHERE task = ? AND key = ? AND state = ? ORDER BY asked DESC LIMIT 1"
         return await self._first(Approval, sql, task, key, state)
@@ -113,7 +113,7 @@ class Transaction:
         # No text of a task reads as these: its quotes are escaped
         each = "replace(question, ?, '') <> question AND replace(question, ?, '') = question"
         sql = f"WHERE task = ? AND state = ? AND ({' OR '.join([each] * len(rules))}) ORDER BY asked, id"
-        return await self._every(Approval, sql, task, State.PENDING, *texts)
+        return await self._every(Approval, sql, task, ApprovalState.PENDING, *texts)
 
     async def asked_again(self, approval: str) -> int:
         """Count another attempt that waits for the same; returns how many there were."""
@@ -123,36 +123,38 @@ class Transaction:
     async def stale(self, approval: str) -> bool:
         """Mark a pending approval request that nobody waits for any more; returns whether that is new."""
         sql = "UPDATE approvals SET stale = 1 WHERE id = ? AND stale = 0 AND state = ? RETURNING id"
-        return bool(await self._rows.run(sql, approval, State.PENDING))
+        return bool(await self._rows.run(sql, approval, ApprovalState.PENDING))
 
-    async def conclude(self, approval: str, state: State, *, by: "Sequence[str]" = (), why: str = "") -> None:
+    async def conclude(self, approval: str, state: ApprovalState, *, by: "Sequence[str]" = (), why: str = "") -> None:
         """Move a pending approval request to its last state. Raises StoreError for one that isn't pending."""
         sql = "UPDATE approvals SET state = ?, answered = ?, by = ?, why = ? WHERE id = ? AND state = ? RETURNING id"
-        if not await self._rows.run(sql, state, self.now, _json(by), why, approval, State.PENDING):
+        if not await self._rows.run(sql, state, self.now, _json(by), why, approval, ApprovalState.PENDING):
             raise StoreError(f"the question {approval} is not pending")  # callers have looked
 
-    async def conclude_all(self, approvals: "Sequence[Approval]", state: State) -> None:
+    async def conclude_all(self, approvals: "Sequence[Approval]", state: ApprovalState) -> None:
         """Move approval requests that nobody decided to their last state."""
         if approvals:
             sql = f"UPDATE approvals SET state = ?, answered = ? WHERE state = ? AND id IN ({_marks(approvals)})"  # noqa: S608
-            await self._rows.run(sql, state, self.now, State.PENDING, *[approval.id for approval in approvals])
+            await self._rows.run(sql, state, self.now, ApprovalState.PENDING, *[approval.id for approval in approvals])
 
     async def lift(self, approval: str) -> None:
         """Let what was rejected be asked again."""
-        await self._rows.run("UPDATE approvals SET key = '' WHERE id = ? AND state = ?", approval, State.REJECTED)
+        await self._rows.run(
+            "UPDATE approvals SET key = '' WHERE id = ? AND state = ?", approval, ApprovalState.REJECTED
+        )
 
     async def counted(self, task: str = "") -> int:
         """Return how many approval requests are pending, of one task or of all."""
         sql, of = "SELECT count(*) FROM approvals WHERE state = ?", (task,) if task else ()
-        return _whole((await self._rows.run(sql + " AND task = ?" * len(of), State.PENDING, *of))[0][0])
+        return _whole((await self._rows.run(sql + " AND task = ?" * len(of), ApprovalState.PENDING, *of))[0][0])
 
     async def rejections(self, task: str) -> int:
         """Return how many rejections of a task's approval requests stand."""
         sql = "SELECT count(*) FROM approvals WHERE task = ? AND state = ? AND expires > ?"
-        return _whole((await self._rows.run(sql, task, State.REJECTED, self.now))[0][0])
+        return _whole((await self._rows.run(sql, task, ApprovalState.REJECTED, self.now))[0][0])
 
     async def listed(
-        self, states: "Sequence[State]", after: tuple[float, str], most: int, task: str = ""
+        self, states: "Sequence[ApprovalState]", after: tuple[float, str], most: int, task: str = ""
     ) -> list[Approval]:
         """List approval requests, oldest first, beginning after a time and an id."""
         of = (task,) if task else ()
@@ -163,7 +165,7 @@ class Transaction:
     async def due(self, most: int) -> list[Approval]:
         """List pending approval requests whose time is over."""
         sql = "WHERE state = ? AND expires <= ? ORDER BY expires LIMIT ?"
-        return await self._every(Approval, sql, State.PENDING, self.now, most)
+        return await self._every(Approval, sql, ApprovalState.PENDING, self.now, most)
 
     async def next_end(self) -> float | None:
         """Return when the next approval request or grant ends."""
@@ -171,17 +173,17 @@ class Transaction:
             "SELECT min(at) FROM (SELECT min(expires) AS at FROM approvals WHERE state = ? "
             "UNION ALL SELECT min(ends) AS at FROM grants WHERE over IS NULL) AS ends"
         )
-        ((found,),) = await self._rows.run(sql, State.PENDING)
+        ((found,),) = await self._rows.run(sql, ApprovalState.PENDING)
         return None if found is None else _real(found)
 
-    async def place(self, host: str, port: int) -> Place | None:
+    async def place(self, host: str, port: int) -> DestinationHistory | None:
         """Return what the store knows of a destination; None: it was never asked about."""
         sql = (
             "SELECT min(asked), sum(times), sum(CASE WHEN state = ? THEN 1 ELSE 0 END), "
             "sum(CASE WHEN state = ? THEN 1 ELSE 0 END) FROM approvals WHERE host = ? AND port = ?"
         )
-        ((first, *counts),) = await self._rows.run(sql, State.APPROVED, State.REJECTED, host, port)
-        return None if first is None else Place(_real(first), *(int(count or 0) for count in counts))
+        ((first, *counts),) = await self._rows.run(sql, ApprovalState.APPROVED, ApprovalState.REJECTED, host, port)
+        return None if first is None else DestinationHistory(_real(first), *(int(count or 0) for count in counts))
 
     # Votes and views
 
@@ -276,13 +278,13 @@ class Transaction:
     async def forget(self, before: float) -> None:
         """Delete what ended before a time. Tasks stay: an id is never used for another."""
         old = "SELECT id FROM approvals WHERE state <> ? AND answered < ?"
-        await self._take_out(("votes", "views"), old, State.PENDING, before)
+        await self._take_out(("votes", "views"), old, ApprovalState.PENDING, before)
         await self._rows.run("DELETE FROM grants WHERE over < ?", before)
         await self._rows.run("DELETE FROM taints WHERE task IN (SELECT id FROM tasks WHERE ended < ?)", before)
 
     async def forget_of(self, task: str) -> None:
         """Delete what a task has too much of."""
-        values = (task, State.PENDING, State.REJECTED, self.now, _LARGEST, MOST_ENDED)
+        values = (task, ApprovalState.PENDING, ApprovalState.REJECTED, self.now, _LARGEST, MOST_ENDED)
         await self._take_out(("votes", "views", "grants"), _BEYOND, *values)
 
     async def _take_out(self, tables: tuple[str, ...], which: str, *values: "Value") -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Waiter:
     """One ask that has no answer yet. `busy`: it is being seen to, and its time doesn't run out meanwhile."""
 
-    link: "Link"
+    link: "SandboxChannel"
     number: int
     question: "ApprovalRequest"
     deadline: float
@@ -27,7 +27,7 @@ class Waiter:
 
 
 @dataclass(slots=True, eq=False)
-class Link:
+class SandboxChannel:
     """One sandbox's pair of sockets, as the registry knows it."""
 
     connection: Hashable
@@ -41,10 +41,10 @@ class Waiters:
     """All links and all waiters."""
 
     def __init__(self) -> None:
-        self.links: dict[Hashable, Link] = {}
+        self.links: dict[Hashable, SandboxChannel] = {}
         self._of: dict[str, list[Waiter]] = {}  # by approval request, in the order in which they asked
 
-    def link_of(self, task: str) -> Link | None:
+    def link_of(self, task: str) -> SandboxChannel | None:
         """Return a task's link, if it is one of ours."""
         return next((link for link in self.links.values() if link.task.id == task), None)
 
@@ -66,7 +66,7 @@ class Waiters:
         waiter.link.waiters.pop(waiter.number, None)
         self._leave(waiter)
 
-    def forget(self, link: Link) -> None:
+    def forget(self, link: SandboxChannel) -> None:
         """Remove a link with all that waits there."""
         for waiter in list(link.waiters.values()):
             self.remove(waiter)
@@ -122,7 +122,7 @@ class Clock:
         return self._latest
 
 
-class News(NamedTuple):
+class ApprovalUpdate(NamedTuple):
     """Something that people who watch, notifiers and reviewers are told of."""
 
     kind: str  # asked, joined, answered, expired, superseded, over (its task is), revoked, flood, tainted

@@ -7,7 +7,7 @@ Only a name that a rule spells out is looked up before (`preflight`), so that no
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.approvals.approval_request import about_connection
+from proxy.approvals.approval_request import describe_connection
 from proxy.approvals.protocol import ROUNDS, Result, reason_of
 from proxy.dialing.address_check import DialFailed, preflight
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
@@ -142,10 +142,10 @@ class Pending:
         if asking is None:
             self.refuse(Reason.APPROVAL_UNAVAILABLE)
             return
-        question = about_connection(
+        question = describe_connection(
             self._sandbox.sources, judgement.attempt, judgement.decision, self._owner.record.process
         )
-        self._ticket = asking.ask(question, self._answered)
+        self._ticket = asking.submit(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:
         """Go on with what people answered; called from the loop."""
@@ -157,7 +157,7 @@ class Pending:
             self._judgement = self._judgement._replace(approval=answer.approval or known)
             asking = self._sandbox.approvals
             if answer.result is Result.GRANTED and asking is not None:
-                grants = asking.passes.grants(answer.approval, answer.grants)
+                grants = asking.leases.grants(answer.approval, answer.grants)
                 self._judgement = self._judgement._replace(grants=(*self._judgement.grants, *grants))
                 self.review()
             else:

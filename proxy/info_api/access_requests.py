@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from proxy.approvals.approval_request import about_connection, about_request, in_vain
-from proxy.approvals.protocol import LONGEST_WHY, Standing, WishState
+from proxy.approvals.approval_request import describe_connection, describe_request, explain_unapprovable
+from proxy.approvals.protocol import LONGEST_WHY, RequestState, RequestStatus
 from proxy.dialing.address_check import preflight
 from proxy.info_api.requests import Refusal
 from proxy.telemetry.visible import visible
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 LONGEST: Final = 2000  # characters of an attempt
 _ID: Final = re.compile(r"[a-z0-9]{1,64}")
 _STATUS: Final = {
-    Standing.PENDING: HTTPStatus.ACCEPTED,
-    Standing.REFUSED: HTTPStatus.FORBIDDEN,
-    Standing.UNKNOWN: HTTPStatus.NOT_FOUND,
+    RequestStatus.PENDING: HTTPStatus.ACCEPTED,
+    RequestStatus.REFUSED: HTTPStatus.FORBIDDEN,
+    RequestStatus.UNKNOWN: HTTPStatus.NOT_FOUND,
 }
 _HOW: Final = (
     'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
@@ -87,13 +87,13 @@ def request_access(
     asking = _asking(recorder)
     question, decision, attempt = _decided(recorder, text, process)
     if decision.allows:
-        return _said(WishState(Standing.ALLOWED, attempt=question.line()))
+        return _said(RequestState(RequestStatus.ALLOWED, attempt=question.line()))
     if decision.passes:
         raise Refusal(
             HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`"
         )
-    if why_not := in_vain(decision):
-        return _said(WishState(Standing.REFUSED, attempt=question.line(), why=why_not))
+    if why_not := explain_unapprovable(decision):
+        return _said(RequestState(RequestStatus.REFUSED, attempt=question.line(), why=why_not))
     if decision.needs_approval and dialer is not None:
         checked: Later[DialFailed] = Later()
         preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
@@ -102,9 +102,11 @@ def request_access(
         if (
             failure is not None and failure.reason is not Reason.UNRESOLVED
         ):  # it may be there by the time that it is tried
-            return _said(WishState(Standing.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}"))
-    later: Later[WishState] = Later()
-    ticket = asking.wish(question, decision, why, later.settle)
+            return _said(
+                RequestState(RequestStatus.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}")
+            )
+    later: Later[RequestState] = Later()
+    ticket = asking.request_access(question, decision, why, later.settle)
     try:
         yield later
     finally:
@@ -112,12 +114,12 @@ def request_access(
     return _said(later.state)
 
 
-def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[WishState], None, tuple[HTTPStatus, Any, str]]":
+def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[RequestState], None, tuple[HTTPStatus, Any, str]]":
     """Say what became of one of this task's questions. Raises Refusal."""
     if not _ID.fullmatch(approval):
         raise Refusal(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
-    later: Later[WishState] = Later()
-    ticket = _asking(recorder).look(approval, later.settle)
+    later: Later[RequestState] = Later()
+    ticket = _asking(recorder).query_status(approval, later.settle)
     try:
         yield later
     finally:
@@ -176,9 +178,9 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     except InvalidNameError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
-        question = about_connection(sandbox.sources, attempt, decision, process)
+        question = describe_connection(sandbox.sources, attempt, decision, process)
     else:
-        question = about_request(sandbox.sources, attempt, decision, process=process)
+        question = describe_request(sandbox.sources, attempt, decision, process=process)
     return question if decision.needs_approval else question._replace(rules=()), decision, attempt
 
 
@@ -194,7 +196,7 @@ def _known_method(policy: "Policy", said: "Tried") -> None:
     raise Refusal(HTTPStatus.BAD_REQUEST, f"{quote(method)} is no method of HTTP{hint}")
 
 
-def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:
+def _said(state: "RequestState | None") -> tuple[HTTPStatus, Any, str]:
     if state is None:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
@@ -211,31 +213,31 @@ def _said(state: "WishState | None") -> tuple[HTTPStatus, Any, str]:
     return _STATUS.get(state.standing, HTTPStatus.OK), values, "".join(f"{line}\n" for line in lines)
 
 
-def _lines(state: WishState, until: str) -> list[str]:
+def _lines(state: RequestState, until: str) -> list[str]:
     """Say how it stands, and what to do now."""
     id_, lines = state.approval, []
     match state.standing:
-        case Standing.PENDING:
+        case RequestStatus.PENDING:
             given_up = f" It is given up at {until}." if until else ""
             lines = [
                 f"waits for approval {id_}: a person has to say yes.{given_up}",
                 f"what to do: go on with something else, ask `GET /requests/{id_}` again, and try it once approved",
             ]
-        case Standing.APPROVED:
+        case RequestStatus.APPROVED:
             ends = f", before {until}" if until else ""
             lines = [f"was approved ({id_}): try it now, exactly as it was asked for{ends}"]
-        case Standing.REJECTED:
+        case RequestStatus.REJECTED:
             lines = [
                 f"was rejected ({id_})",
                 "what to do: look for no other way to the same; say what you need to the person you work for",
             ]
-        case Standing.EXPIRED:
+        case RequestStatus.EXPIRED:
             lines = [f"was not answered in time ({id_}): ask again if it is still needed"]
-        case Standing.ALLOWED:
+        case RequestStatus.ALLOWED:
             lines = ["needs no approval: the rules let it out, so try it"]
-        case Standing.REFUSED:
+        case RequestStatus.REFUSED:
             return [f"was not asked: {visible(state.why)}"]
-        case Standing.UNKNOWN:
+        case RequestStatus.UNKNOWN:
             lines = ["there is nothing of this id that this task was held for, or asked for"]
-    said = state.standing in {Standing.APPROVED, Standing.REJECTED} and bool(state.why)
+    said = state.standing in {RequestStatus.APPROVED, RequestStatus.REJECTED} and bool(state.why)
     return [*lines, f"they said: {visible(state.why)}"] if said else lines

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from proxy.approvals.approval_request import in_vain
+from proxy.approvals.approval_request import explain_unapprovable
 from proxy.dialing.dialer import written
 from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
 from proxy.inspection.stages.request_context import Ruling, Standing
@@ -239,7 +239,7 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
     too = "" if other is None or decision.needs_approval else "its `Destination` is decided on as well"
-    return in_vain(decision) or too
+    return explain_unapprovable(decision) or too
 
 
 def _mismatch(credential: str | None) -> str:

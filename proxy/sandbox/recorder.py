@@ -437,7 +437,7 @@ class Recorder:
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
         asking = self.sandbox.approvals
         # Of people who were asked about it, and not only about one like it before
-        if event.approval is not None and (asking is None or asking.was_asked(event.approval.id)):
+        if event.approval is not None and (asking is None or asking.take_submitted(event.approval.id)):
             self._tally.held(decision.reason, given_up=event.detail == GONE)
         if not decision.outcome.passes:
             self.refused.append(event)

@@ -128,7 +128,7 @@ class SandboxState:
 
     def lease(self, grants: "tuple[Grant, ...]", cut: "Callable[[Grant], None]") -> "Lease | None":
         """Return a lease on grants; `cut` is called with the first grant that ends. None: one has ended already."""
-        return None if self.approvals is None else self.approvals.passes.enter(grants, cut)
+        return None if self.approvals is None else self.approvals.leases.enter(grants, cut)
 
     def set_secrets(self, secret_injector: "SecretInjector | None", password: bytes = b"") -> None:
         """Set its secrets and the password for the upstream proxy. The task itself may send neither."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.approvals.client import ApprovalsClient
-    from proxy.approvals.protocol import Done
+    from proxy.approvals.protocol import TaskTaint
     from proxy.approvals.recording import ApprovalRecorder
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.prometheus.metrics import Metrics
@@ -50,7 +50,7 @@ class Taint:
     def needs_approval(self, asking: "ApprovalsClient") -> None:
         """Have the registry know, and hear what it knows, over `asking`, before that has started."""
         self._asking = asking
-        asking.told, asking.known = self._told, lambda: self.sources
+        asking.on_task_state, asking.known_sources = self._told, lambda: self.sources
 
     def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
         """Take note of what `decision` lets the task read; False: that can't be kept, so it must not."""
@@ -65,7 +65,7 @@ class Taint:
         self._set((source,))
         return True
 
-    def _told(self, state: "Done") -> None:
+    def _told(self, state: "TaskTaint") -> None:
         """Take note of what the registry knows."""
         if state.tainted:
             self._set(state.tainted_by)

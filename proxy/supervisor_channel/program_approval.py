@@ -111,7 +111,7 @@ class ProgramApprovals:
         self._waiting.clear()
 
     def _put(self, waiting: _Waiting) -> None:
-        from proxy.approvals.approval_request import about_program
+        from proxy.approvals.approval_request import describe_program
         from proxy.approvals.client import SLACK  # many rules ask nobody
 
         asking, starting = self._sandbox.approvals, waiting.starting
@@ -120,10 +120,10 @@ class ProgramApprovals:
         hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
         # The answer comes within this time; without one the supervisor denies the start
         self._say(messages.StartPending(starting.asked.number, hold + 2 * SLACK))
-        question = about_program(
+        question = describe_program(
             self._sandbox.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
         )
-        waiting.ticket = asking.ask(question, lambda answer: self._answered(waiting, answer))
+        waiting.ticket = asking.submit(question, lambda answer: self._answered(waiting, answer))
 
     def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
         """Handle the approver's answer; called from the loop."""
@@ -139,7 +139,7 @@ class ProgramApprovals:
             del self._waiting[number]
             self._refuse(waiting, reason_of(answer), answer.why)
             return
-        waiting.grants += asking.passes.grants(answer.approval, answer.grants)
+        waiting.grants += asking.leases.grants(answer.approval, answer.grants)
         self._say(messages.CheckStart(number))  # the grant is only for a program that still waits, unchanged
 
     def still(self, number: int, changed: str) -> None:
@@ -159,7 +159,7 @@ class ProgramApprovals:
             self._put(waiting)
             return
         del self._waiting[number]
-        lease = asking.passes.enter(waiting.grants, lambda _: None)
+        lease = asking.leases.enter(waiting.grants, lambda _: None)
         if lease is None:
             self._refuse(waiting, Reason.EXPIRED, "its approval has ended meanwhile")
             return

@@ -35,15 +35,15 @@ def through_a_registry(count: int, base: Path) -> list[float]:
     end = socket.socket(fileno=post.given.pop("approvals"))
     end.settimeout(60)
     end.send(json.dumps(protocol.Hello().packed()).encode())
-    protocol.read_reply(json.loads(end.recv(1 << 17)))
+    protocol.read_registry_message(json.loads(end.recv(1 << 17)))
     took = []
     for number in range(count):
-        end.send(json.dumps(protocol.Ask(number, REQUEST._replace(path=f"/{number}")).packed()).encode())
-        pending = protocol.read_reply(json.loads(end.recv(1 << 17)))
+        end.send(json.dumps(protocol.Submit(number, REQUEST._replace(path=f"/{number}")).packed()).encode())
+        pending = protocol.read_registry_message(json.loads(end.recv(1 << 17)))
         heard: list[float] = []
 
         def hear() -> None:
-            answer = protocol.read_reply(json.loads(end.recv(1 << 17)))
+            answer = protocol.read_registry_message(json.loads(end.recv(1 << 17)))
             heard.append(time.perf_counter())  # noqa: B023  joined below
             assert answer.result is protocol.Result.GRANTED
 

@@ -14,7 +14,7 @@ import pytest
 from enforcer.system.errors import HostError
 from enforcer.workspace import change_store
 from proxy.approvals import protocol as words
-from proxy.approvals.approval_request import Malformed
+from proxy.approvals.approval_request import MalformedMessageError
 from proxy.supervisor_channel import messages
 from proxy.telemetry.baseline.anomalies import load, read_numbers
 from proxy.telemetry.baseline.baselines import no_baselines
@@ -62,11 +62,11 @@ def an_index(text, _tmp_path):
 
 
 def a_word(text, _tmp_path):
-    return words.read_word(strict_json.loads(text))
+    return words.read_worker_message(strict_json.loads(text))
 
 
 def a_reply(text, _tmp_path):
-    return words.read_reply(strict_json.loads(text))
+    return words.read_registry_message(strict_json.loads(text))
 
 
 def counted():
@@ -125,8 +125,13 @@ READERS = {
     "numbers of baselines": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
     "an index": (an_index, [[1, 2, "a", "b"]], ()),
     "a task's changes": (file_with(lambda _: change_store.find(), "changes/t1/meta.json"), META, HostError),
-    **{f"a word: {type(word).__name__}": (a_word, word.packed(), (Malformed, ValueError)) for word in WORDS},
-    **{f"a reply: {type(reply).__name__}": (a_reply, reply.packed(), (Malformed, ValueError)) for reply in REPLIES},
+    **{
+        f"a word: {type(word).__name__}": (a_word, word.packed(), (MalformedMessageError, ValueError)) for word in WORDS
+    },
+    **{
+        f"a reply: {type(reply).__name__}": (a_reply, reply.packed(), (MalformedMessageError, ValueError))
+        for reply in REPLIES
+    },
     "a line": (everything_about_an_event, json.loads(encode(full_event(Kind.CONNECTION_CLOSED))), ValueError),
 }
 

@@ -4,9 +4,9 @@
 import json
 
 from proxy.approvals.approval_card import _decoded
-from proxy.approvals.approval_request import ApprovalRequest, Malformed, keys
+from proxy.approvals.approval_request import ApprovalRequest, MalformedMessageError, grant_keys
 from proxy.approvals.approvers_file import parse_people
-from proxy.approvals.protocol import Ask, Wish, read_reply, read_word
+from proxy.approvals.protocol import PreRequest, Submit, read_registry_message, read_worker_message
 from rules.problems import RuleFileError
 from tests.proxy.approvals.approval_samples import EACH
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
@@ -19,22 +19,22 @@ def fuzz_word(data: bytes) -> None:
         said = json.loads(data)
     except (ValueError, RecursionError):
         return
-    for read in (read_word, read_reply):
+    for read in (read_worker_message, read_registry_message):
         try:
             found = read(said)
-        except Malformed as error:
+        except MalformedMessageError as error:
             assert str(error)
             continue
         assert read(json.loads(json.dumps(found.packed()))) == found
-        if isinstance(found, Ask):
+        if isinstance(found, Submit):
             _question(found.question)
-        if isinstance(found, Wish):
+        if isinstance(found, PreRequest):
             _question(found.attempt.question)
 
 
 def _question(question: ApprovalRequest) -> None:
     """Whatever a question holds, it has keys, a line and a card that stays on its lines."""
-    assert all(len(key) == 64 for key in keys(question))
+    assert all(len(key) == 64 for key in grant_keys(question))
     assert isinstance(question.line(), str)
     assert all(line.isprintable() for line in _decoded(question))
     fitted = question.fitted()
@@ -57,7 +57,7 @@ TARGETS = {"word of a worker": fuzz_word, "approvers": fuzz_approvers}
 SEEDS: dict[str, list[bytes]] = {
     "word of a worker": [
         json.dumps(said.packed()).encode()
-        for said in (*WORDS, *REPLIES, *(Ask(number, question) for number, question in enumerate(EACH)))
+        for said in (*WORDS, *REPLIES, *(Submit(number, question) for number, question in enumerate(EACH)))
     ],
     "approvers": [WHOLE],
 }

@@ -6,7 +6,7 @@ The answer, the end of its client, or a change that makes the rules decide again
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.approvals.approval_request import about_request
+from proxy.approvals.approval_request import describe_request
 from proxy.approvals.protocol import ROUNDS, Answer, Result
 from proxy.telemetry.events import GONE
 from rules.attempt import Protocol
@@ -65,7 +65,7 @@ class PendingApproval:
                 Answer(0, Result.UNAVAILABLE, self.approval, why="there is no end of what is asked about it")
             )
         else:
-            self._ticket = self._asking.ask(question, self._answered)
+            self._ticket = self._asking.submit(question, self._answered)
 
     async def answer(self) -> Answer | None:
         """Wait for the answer; None: decide again, and wait on if the same is asked then."""
@@ -77,7 +77,7 @@ class PendingApproval:
             return Answer(0, Result.TIMEOUT, self.approval, why=GONE)
         if answer is not None:
             self.approval = answer.approval or self.approval
-            self.grants += self._asking.passes.grants(answer.approval, answer.grants)
+            self.grants += self._asking.leases.grants(answer.approval, answer.grants)
         return answer
 
     def wake(self, *, gone: bool = False) -> None:
@@ -157,7 +157,7 @@ def question(session: "Session", request: "RequestContext", ruling: "Ruling") ->
     push, content = (held.push, held.content) if held else (None, None)
     secrets = _secrets(sandbox, attempt, request.head, content)
     quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
-    return about_request(
+    return describe_request(
         sandbox.sources, attempt, ruling.decision, request.head, push, process, session.cause, secrets, quiet
     )
 

@@ -16,7 +16,7 @@ from enforcer.cli.output import table
 from enforcer.cli.parsing import Parser
 from enforcer.service import control_client
 from enforcer.system.errors import ExeatError, HostError
-from proxy.approvals.people import hashed
+from proxy.approvals.people import hash_token
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from rules.verdicts import Outcome, Verdict
@@ -175,7 +175,7 @@ def test_rule_files_are_named_as_short_as_leads_to_them(monkeypatch, tmp_path):
 
 def test_a_token_is_made_with_what_approvers_yaml_takes(called):
     found = json.loads(called("token", "--format", "json")[1])
-    assert found["hash"] == hashed(found["token"])
+    assert found["hash"] == hash_token(found["token"])
     assert len(found["token"]) >= 43  # 256 bits
 
 

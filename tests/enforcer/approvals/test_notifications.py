@@ -13,7 +13,7 @@ import pytest
 from enforcer.approvals import notifications
 from enforcer.approvals.notifications import Notifications, Receiver, Threads
 from proxy.approvals.model import Vote
-from proxy.approvals.people import Notice, People, Reviewer, Secret
+from proxy.approvals.people import NotificationTarget, People, Reviewer, Secret
 
 KEY = "whsec_" + base64.b64encode(b"k" * 32).decode()
 CARD = {"id": "abcd2345", "summary": "POST <!channel>"}
@@ -87,7 +87,7 @@ def test_a_webhook_is_signed_over_its_time_and_body_and_tried_again(tmp_path):
     key.write_text(KEY)
     key.chmod(0o600)
     with Receivers([(503, b""), (200, b"")]) as there:
-        people = People(notices=(Notice(webhook=there.url, secret=Secret(file=str(key))),))
+        people = People(notices=(NotificationTarget(webhook=there.url, secret=Secret(file=str(key))),))
         said = told(people, lambda said: len(said) == 2)
     (path, first, _), (_, headers, body) = there.got
     assert path == "/hook?team=web"
@@ -104,7 +104,9 @@ def test_a_webhook_is_signed_over_its_time_and_body_and_tried_again(tmp_path):
 def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
     with Receivers([(200, b"ok")]) as there:
         told(
-            People(notices=(Notice(webhook=there.url, shape="slack"),)), lambda _: there.got, "<!channel> `x`\n\x1b[2J&"
+            People(notices=(NotificationTarget(webhook=there.url, shape="slack"),)),
+            lambda _: there.got,
+            "<!channel> `x`\n\x1b[2J&",
         )
     text = json.loads(there.got[0][2])["text"]
     assert text == "```&lt;!channel&gt; \u2019x\u2019\n\\x1b[2J&amp;```"
@@ -112,9 +114,11 @@ def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
 
 def test_a_receiver_that_fails_is_told_once_and_no_redirect_is_followed(tmp_path):
     with Receivers([(302, b"")]) as there:
-        said = told(People(notices=(Notice(webhook=there.url),)), lambda _: len(there.got) == notifications.TRIES)
+        said = told(
+            People(notices=(NotificationTarget(webhook=there.url),)), lambda _: len(there.got) == notifications.TRIES
+        )
     assert len(said) == 1
-    said = told(People(notices=(Notice(command=("/nowhere/at/all",)),)), bool)
+    said = told(People(notices=(NotificationTarget(command=("/nowhere/at/all",)),)), bool)
     assert said == ["the notifier `/nowhere/at/all`: `/nowhere/at/all` cannot be run: No such file or directory"]
 
 

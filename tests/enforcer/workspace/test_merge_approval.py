@@ -19,7 +19,7 @@ from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
 from proxy.approvals.store import SqliteStore
-from proxy.approvals.votes import Said
+from proxy.approvals.votes import CastVote
 from proxy.telemetry.events import Kind as Event
 from rules.decision import ApprovalTerms, RequiredApproval
 from tests.harness import whole_lines
@@ -371,7 +371,7 @@ def test_a_program_that_reviews_counts_as_anywhere(world, people):
     merge(world, people)
     ((id_, _),) = people.questions
     decide = people.registry.registry.decide
-    people.run(decide(id_, Said(LINTER, Vote.APPROVE)))
+    people.run(decide(id_, CastVote(LINTER, Vote.APPROVE)))
     assert merge(world, people)[CI].startswith("it waits")
     people.run(people.registry.approve(id_, BO))
     assert merge(world, people) == {CI: "taken"}

@@ -4,12 +4,12 @@ import asyncio
 import json
 from collections import defaultdict
 
-from proxy.approvals.model import Offer, State, Vote
-from proxy.approvals.people import Actor, Bounds, People, Person, Reviewer
-from proxy.approvals.protocol import Answer, Ask, Introduction, Pending
+from proxy.approvals.model import ApprovalState, GrantTerms, Vote
+from proxy.approvals.people import Actor, PendingLimits, People, Person, Reviewer
+from proxy.approvals.protocol import Answer, Introduction, Pending, Submit
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
-from proxy.approvals.votes import Refused, Said
+from proxy.approvals.votes import CastVote, VoteRefusedError
 from proxy.approvals.waiters import Clock
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writer import JournalFailed
@@ -79,9 +79,9 @@ class World:
         return name
 
     async def ask(self, task, question):
-        """Ask, and return the number of it."""
+        """Submit, and return the number of it."""
         number = next(self._numbers)
-        await self.registry.received(task, Ask(number, question))
+        await self.registry.received(task, Submit(number, question))
         return number
 
     def answer(self, number):
@@ -106,13 +106,13 @@ class World:
         return found[-1].approval if found else None
 
     async def held(self, task, question):
-        """Ask what is held, and return its number and the question's id."""
+        """Submit what is held, and return its number and the question's id."""
         number = await self.ask(task, question)
         assert self.answer(number) is None
         return number, self.pending(number)
 
     async def asked(self, task, question):
-        """Ask what is answered at once, and return the answer."""
+        """Submit what is answered at once, and return the answer."""
         number = await self.ask(task, question)
         found = self.answer(number)
         assert found is not None
@@ -122,22 +122,22 @@ class World:
         return self.registry.people.by_uid(uid, "host")
 
     async def approve(self, id_, uid=ADA, *words, covers="", why="", as_rule=""):
-        said = Said(self.who(uid), Vote.APPROVE, Offer.parse(words, covers), why, as_rule)
+        said = CastVote(self.who(uid), Vote.APPROVE, GrantTerms.parse(words, covers), why, as_rule)
         return await self.registry.decide(id_, said)
 
     async def reject(self, id_, uid=ADA, why=""):
-        return await self.registry.decide(id_, Said(self.who(uid), Vote.REJECT, why=why))
+        return await self.registry.decide(id_, CastVote(self.who(uid), Vote.REJECT, why=why))
 
     async def listed(self, after=(0.0, ""), most=100):
         """What is pending, the first first."""
         async with self.registry.reading() as t:
-            return await t.listed((State.PENDING,), after, most)
+            return await t.listed((ApprovalState.PENDING,), after, most)
 
     async def refused(self, deciding):
         """Wait for what must be refused, and return why."""
         try:
             await deciding
-        except Refused as refused:
+        except VoteRefusedError as refused:
             return str(refused)
         raise AssertionError("it was not refused")
 
@@ -150,7 +150,7 @@ class World:
 
 def bounded(task, whole):
     """Everybody, with these bounds."""
-    return PEOPLE._replace(bounds=Bounds(task, whole))
+    return PEOPLE._replace(bounds=PendingLimits(task, whole))
 
 
 async def until(true, seconds=30.0, pause=0.01):

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import socket
 
-from proxy.approvals.approval_request import Malformed
+from proxy.approvals.approval_request import MalformedMessageError
 from proxy.approvals.client import ApprovalsClient
-from proxy.approvals.model import Offer, Vote
-from proxy.approvals.protocol import Introduction, Pending, Tainted, read_word
+from proxy.approvals.model import GrantTerms, Vote
+from proxy.approvals.protocol import Introduction, Pending, Tainted, read_worker_message
 from proxy.approvals.recording import ApprovalRecorder, origin
 from proxy.approvals.registry import Registry
 from proxy.approvals.store import SqliteStore
-from proxy.approvals.votes import Said
+from proxy.approvals.votes import CastVote
 from proxy.sandbox.taint import Taint
 from proxy.telemetry.events import Origin
 from proxy.wire import message
@@ -55,9 +55,9 @@ class People:
 
     async def _hear(self, channel):
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError, Malformed):
+        with contextlib.suppress(OSError, MalformedMessageError):
             while data := await loop.sock_recv(channel, 1 << 17):
-                word = read_word(message.json.loads(data))
+                word = read_worker_message(message.json.loads(data))
                 self.said.append(word)
                 if not self.mute:
                     await self.registry.received(channel, word)
@@ -96,10 +96,10 @@ class People:
 
     async def approve(self, id_, *words, uid=ADA):
         who = PEOPLE.by_uid(uid, "host")
-        return await self.registry.decide(id_, Said(who, Vote.APPROVE, Offer.parse(words), ""))
+        return await self.registry.decide(id_, CastVote(who, Vote.APPROVE, GrantTerms.parse(words), ""))
 
     async def reject(self, id_, why=""):
-        await self.registry.decide(id_, Said(PEOPLE.by_uid(ADA, "host"), Vote.REJECT, why=why))
+        await self.registry.decide(id_, CastVote(PEOPLE.by_uid(ADA, "host"), Vote.REJECT, why=why))
 
     async def revoke(self, id_):
         await self.registry.revoke(id_, PEOPLE.by_uid(ADA, "host"))
@@ -117,7 +117,7 @@ class People:
         sandbox.approvals = asking = _Hearing(self.heard, channel, poller, recorder.error)
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
         sandbox.taint = Taint(sandbox, approvals, recorder.metrics, unsure=unsure)
-        sandbox.taint.asks(asking)
+        sandbox.taint.needs_approval(asking)
         sandbox.taint.review = review
         asking.start()
         return asking

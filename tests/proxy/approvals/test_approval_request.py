@@ -5,7 +5,15 @@ import json
 import pytest
 from msgspec.structs import astuple
 
-from proxy.approvals.approval_request import ApprovalRequest, File, Kind, Malformed, Ref, key, keys
+from proxy.approvals.approval_request import (
+    ApprovalRequest,
+    File,
+    Kind,
+    MalformedMessageError,
+    Ref,
+    grant_key,
+    grant_keys,
+)
 from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
@@ -58,13 +66,13 @@ def test_every_field_is_of_the_key_or_known_not_to_be():
 
 @pytest.mark.parametrize("field", ELSE)
 def test_what_does_something_else_has_another_key(field):
-    assert key(PUSH._replace(**{field: ELSE[field]}), GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT)
-    assert not set(keys(PUSH._replace(**{field: ELSE[field]}))[:1]) & set(keys(PUSH))
+    assert grant_key(PUSH._replace(**{field: ELSE[field]}), GrantScope.ATTEMPT) != grant_key(PUSH, GrantScope.ATTEMPT)
+    assert not set(grant_keys(PUSH._replace(**{field: ELSE[field]}))[:1]) & set(grant_keys(PUSH))
 
 
 @pytest.mark.parametrize("field", ALSO)
 def test_what_does_the_same_has_the_same_key(field):
-    assert keys(REQUEST._replace(**{field: ALSO[field]})) == keys(REQUEST)
+    assert grant_keys(REQUEST._replace(**{field: ALSO[field]})) == grant_keys(REQUEST)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -72,23 +80,23 @@ def test_a_push_of_other_objects_is_another_attempt(number):
     changed = list(astuple(PUSH.refs[0]))
     changed[number + 1] = "d" * 40
     other = PUSH._replace(refs=(Ref(*changed), *PUSH.refs[1:]))
-    assert key(other, GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT)
-    assert key(PUSH._replace(refs=PUSH.refs[:1]), GrantScope.ATTEMPT) != key(PUSH, GrantScope.ATTEMPT), (
+    assert grant_key(other, GrantScope.ATTEMPT) != grant_key(PUSH, GrantScope.ATTEMPT)
+    assert grant_key(PUSH._replace(refs=PUSH.refs[:1]), GrantScope.ATTEMPT) != grant_key(PUSH, GrantScope.ATTEMPT), (
         "nor is a part of it"
     )
-    assert key(PUSH._replace(refs=PUSH.refs[::-1]), GrantScope.ATTEMPT) == key(PUSH, GrantScope.ATTEMPT)
+    assert grant_key(PUSH._replace(refs=PUSH.refs[::-1]), GrantScope.ATTEMPT) == grant_key(PUSH, GrantScope.ATTEMPT)
 
 
 def test_words_are_not_run_together():
     one, other = (COMMAND._replace(argv=argv) for argv in (("rm", "a b"), ("rm", "a", "b")))
-    assert key(one, GrantScope.ATTEMPT) != key(other, GrantScope.ATTEMPT)
+    assert grant_key(one, GrantScope.ATTEMPT) != grant_key(other, GrantScope.ATTEMPT)
 
 
 def test_a_wish_for_a_push_covers_it_whatever_its_objects():
     refs = tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs)
     wish = PUSH._replace(method="", path="", refs=refs, beforehand=True)
-    assert key(wish, GrantScope.ATTEMPT) in keys(PUSH)
-    assert key(PUSH, GrantScope.ATTEMPT) not in keys(wish)
+    assert grant_key(wish, GrantScope.ATTEMPT) in grant_keys(PUSH)
+    assert grant_key(PUSH, GrantScope.ATTEMPT) not in grant_keys(wish)
 
 
 def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
@@ -102,28 +110,30 @@ def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
         PUSH._replace(secrets=("forge",)),
     ):
         less = PUSH if other.kind is Kind.PUSH else small
-        assert key(less, GrantScope.ATTEMPT) not in keys(other)
-        assert key(other, GrantScope.ATTEMPT) not in keys(less)
+        assert grant_key(less, GrantScope.ATTEMPT) not in grant_keys(other)
+        assert grant_key(other, GrantScope.ATTEMPT) not in grant_keys(less)
 
 
 def test_a_wish_for_a_request_covers_it_whatever_its_body_and_secrets():
     wish = REQUEST._replace(size=None, beforehand=True)
     for size in (0, 12, None):
-        assert key(wish, GrantScope.ATTEMPT) in keys(REQUEST._replace(size=size, secrets=("forge",)))
-    assert key(REQUEST._replace(size=None), GrantScope.ATTEMPT) not in keys(REQUEST), "unknown is not any"
+        assert grant_key(wish, GrantScope.ATTEMPT) in grant_keys(REQUEST._replace(size=size, secrets=("forge",)))
+    assert grant_key(REQUEST._replace(size=None), GrantScope.ATTEMPT) not in grant_keys(REQUEST), "unknown is not any"
     bare = wish._replace(size=0)
-    assert key(bare, GrantScope.ATTEMPT) in keys(REQUEST._replace(size=0))
-    assert key(bare, GrantScope.ATTEMPT) not in keys(REQUEST)
-    assert key(REQUEST, GrantScope.ATTEMPT) not in keys(wish)
+    assert grant_key(bare, GrantScope.ATTEMPT) in grant_keys(REQUEST._replace(size=0))
+    assert grant_key(bare, GrantScope.ATTEMPT) not in grant_keys(REQUEST)
+    assert grant_key(REQUEST, GrantScope.ATTEMPT) not in grant_keys(wish)
 
 
 def test_wider_covers():
     other = REQUEST._replace(method="GET", path="/", kind=Kind.CONNECTION)
-    assert key(other, GrantScope.DESTINATION) == key(REQUEST, GrantScope.DESTINATION)
-    assert key(other._replace(port=80), GrantScope.DESTINATION) != key(REQUEST, GrantScope.DESTINATION)
-    assert key(CONNECTION, GrantScope.RULE) == key(REQUEST, GrantScope.RULE)
-    assert key(COMMAND, GrantScope.DESTINATION) != key(MERGE, GrantScope.DESTINATION)
-    assert key(COMMAND, GrantScope.DESTINATION) != key(COMMAND._replace(argv=("rm",)), GrantScope.DESTINATION)
+    assert grant_key(other, GrantScope.DESTINATION) == grant_key(REQUEST, GrantScope.DESTINATION)
+    assert grant_key(other._replace(port=80), GrantScope.DESTINATION) != grant_key(REQUEST, GrantScope.DESTINATION)
+    assert grant_key(CONNECTION, GrantScope.RULE) == grant_key(REQUEST, GrantScope.RULE)
+    assert grant_key(COMMAND, GrantScope.DESTINATION) != grant_key(MERGE, GrantScope.DESTINATION)
+    assert grant_key(COMMAND, GrantScope.DESTINATION) != grant_key(
+        COMMAND._replace(argv=("rm",)), GrantScope.DESTINATION
+    )
 
 
 def test_the_narrowest_rule_says_what_is_covered():
@@ -146,8 +156,8 @@ def test_what_is_too_long_to_show_is_cut_and_has_no_key_of_its_own(more):
     fitted = REQUEST._replace(**more).fitted()
     assert fitted.cut
     assert len(json.dumps(fitted.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) < 50_000
-    assert key(fitted, GrantScope.ATTEMPT) not in keys(fitted)
-    assert key(fitted, GrantScope.DESTINATION) in keys(fitted)
+    assert grant_key(fitted, GrantScope.ATTEMPT) not in grant_keys(fitted)
+    assert grant_key(fitted, GrantScope.DESTINATION) in grant_keys(fitted)
 
 
 def test_a_long_story_of_who_asks_cuts_nothing_that_is_done():
@@ -157,7 +167,7 @@ def test_a_long_story_of_who_asks_cuts_nothing_that_is_done():
 
 
 def test_more_rules_than_fit_are_not_asked_about():
-    with pytest.raises(Malformed, match="too many rules"):
+    with pytest.raises(MalformedMessageError, match="too many rules"):
         REQUEST._replace(rules=(ANYONE,) * 500).fitted()
 
 
@@ -182,7 +192,7 @@ def test_more_rules_than_fit_are_not_asked_about():
     ids=str,
 )
 def test_what_is_no_question_is_refused(broken):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedMessageError):
         ApprovalRequest.read({**PUSH.packed(), **broken})
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.approvals import client as module
 from proxy.approvals.client import MOST_UNSENT, ApprovalsClient
 from proxy.approvals.leases import PIECE, Budget, Leases
-from proxy.approvals.protocol import Answer, Ask, Granted, Result, read_word
+from proxy.approvals.protocol import Answer, Granted, Result, Submit, read_worker_message
 from proxy.event_loop.poller import Loop, Poller
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
 
@@ -43,7 +43,7 @@ def heard(ours):
     words = []
     try:
         while data := ours.recv(1 << 17):
-            words.append(read_word(json.loads(data)))
+            words.append(read_worker_message(json.loads(data)))
     except BlockingIOError:
         pass
     return words
@@ -55,7 +55,7 @@ def test_what_a_registry_doesn_t_take_is_kept_up_to_a_bound_and_then_refused(mon
     async def test(one, ours, _errors):
         answers = []
         for _ in range(2000):
-            one.ask(REQUEST, answers.append)
+            one.submit(REQUEST, answers.append)
         assert len(one._unsent) == MOST_UNSENT
         await asyncio.sleep(0)
         await until(lambda: answers)
@@ -64,7 +64,7 @@ def test_what_a_registry_doesn_t_take_is_kept_up_to_a_bound_and_then_refused(mon
         words = []
         await until(lambda: words.extend(heard(ours)) or not one._unsent)
         words += heard(ours)
-        asks = [word.number for word in words if isinstance(word, Ask)]
+        asks = [word.number for word in words if isinstance(word, Submit)]
         assert asks == sorted(asks)
         assert len(asks) + len(answers) == 2000
 
@@ -77,9 +77,9 @@ def test_what_is_asked_too_fast_is_denied_and_not_passed_on(monkeypatch):
     async def test(one, ours, _errors):
         answers = []
         for _ in range(25):
-            one.ask(CONNECTION, answers.append)
+            one.submit(CONNECTION, answers.append)
         await until(lambda: len(answers) == 20)
-        assert len([word for word in heard(ours) if isinstance(word, Ask)]) == 5
+        assert len([word for word in heard(ours) if isinstance(word, Submit)]) == 5
         assert {answer.result for answer in answers} == {Result.FLOOD}
 
     asking(test)
@@ -88,7 +88,7 @@ def test_what_is_asked_too_fast_is_denied_and_not_passed_on(monkeypatch):
 def test_a_question_that_was_dropped_has_no_answer():
     async def test(one, ours, errors):
         answers = []
-        ticket = one.ask(CONNECTION, answers.append)
+        ticket = one.submit(CONNECTION, answers.append)
         ticket.drop()
         ticket.drop()
         ours.send(json.dumps(Answer(ticket.number, Result.DENIED).packed()).encode())
@@ -104,10 +104,10 @@ def test_a_question_of_too_many_rules_is_unavailable():
     async def test(one, ours, _errors):
         answers = []
         many = CONNECTION._replace(rules=CONNECTION.rules * 5000)
-        one.ask(many, answers.append)
+        one.submit(many, answers.append)
         await until(lambda: answers)
         assert answers[0].result is Result.UNAVAILABLE
-        assert not any(isinstance(word, Ask) for word in heard(ours))
+        assert not any(isinstance(word, Submit) for word in heard(ours))
 
     asking(test)
 

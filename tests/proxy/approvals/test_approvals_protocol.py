@@ -5,45 +5,47 @@ import json
 import pytest
 
 from proxy.approvals import protocol
-from proxy.approvals.approval_request import Malformed
+from proxy.approvals.approval_request import MalformedMessageError
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import PUSH, REQUEST, SOURCE
 
 WORDS = (
     protocol.Hello(),
-    protocol.Ask(3, PUSH),
-    protocol.Drop(3),
+    protocol.Submit(3, PUSH),
+    protocol.Withdraw(3),
     protocol.Tainted(SOURCE),
-    protocol.Used("g1", 512),
-    protocol.Wish(
-        4, protocol.Attempted(REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",)), "to fix the build"
+    protocol.BytesUsed("g1", 512),
+    protocol.PreRequest(
+        4,
+        protocol.EvaluatedAttempt(REQUEST, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE, ("web:ask",)),
+        "to fix the build",
     ),
-    protocol.Wish(5, protocol.Attempted(REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE)),
-    protocol.Look(6, "abcd2345"),
-    protocol.Look(7, ""),
+    protocol.PreRequest(5, protocol.EvaluatedAttempt(REQUEST._replace(rules=()), Verdict.DENY, Reason.NO_RULE)),
+    protocol.StatusQuery(6, "abcd2345"),
+    protocol.StatusQuery(7, ""),
 )
 REPLIES = (
-    protocol.State(protocol.Done(tainted=False)),
-    protocol.State(protocol.Done(tainted=True, tainted_by=(SOURCE,))),
+    protocol.TaskState(protocol.TaskTaint(tainted=False)),
+    protocol.TaskState(protocol.TaskTaint(tainted=True, tainted_by=(SOURCE,))),
     protocol.Pending(3, "abcd2345", 1.5),
     protocol.Answer(3, protocol.Result.DENIED, "abcd2345", ("ada",), "not today"),
     protocol.Answer(
         3, protocol.Result.GRANTED, "abcd2345", ("ada",), grants=(protocol.Granted("web:ask", "d3", "g1", 100),)
     ),
-    protocol.Over(("g1", "g2")),
-    protocol.Seen(4, protocol.WishState(protocol.Standing.PENDING, "abcd2345", "GET x", until=9.0)),
+    protocol.GrantsEnded(("g1", "g2")),
+    protocol.StatusReply(4, protocol.RequestState(protocol.RequestStatus.PENDING, "abcd2345", "GET x", until=9.0)),
 )
 INTRODUCTION = protocol.Introduction("s1", "t1", "fix", {"team": "web"}, 1000, "host", ("web.yaml",), "/src")
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
 def test_words_arrive(word):
-    assert protocol.read_word(json.loads(json.dumps(word.packed()))) == word
+    assert protocol.read_worker_message(json.loads(json.dumps(word.packed()))) == word
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
 def test_replies_arrive(reply):
-    assert protocol.read_reply(json.loads(json.dumps(reply.packed()))) == reply
+    assert protocol.read_registry_message(json.loads(json.dumps(reply.packed()))) == reply
 
 
 def test_an_introduction_arrives():
@@ -68,14 +70,16 @@ def test_an_introduction_arrives():
         {"type": "tainted", "source": {}},
         {"type": "ask", "number": 1, "question": REQUEST._replace(rules=()).packed()},
         {**WORDS[5].packed(), "why": "x" * 2001},
-        protocol.Wish(4, protocol.Attempted(REQUEST, Verdict.DENY, Reason.RULE)).packed(),
-        protocol.Wish(4, protocol.Attempted(REQUEST._replace(rules=()), Verdict.ASK, Reason.RULE)).packed(),
+        protocol.PreRequest(4, protocol.EvaluatedAttempt(REQUEST, Verdict.DENY, Reason.RULE)).packed(),
+        protocol.PreRequest(
+            4, protocol.EvaluatedAttempt(REQUEST._replace(rules=()), Verdict.ASK, Reason.RULE)
+        ).packed(),
     ],
     ids=lambda message: json.dumps(message)[:40],
 )
 def test_what_no_worker_says_is_refused(message):
-    with pytest.raises(Malformed):
-        protocol.read_word(message)
+    with pytest.raises(MalformedMessageError):
+        protocol.read_worker_message(message)
 
 
 @pytest.mark.parametrize(
@@ -97,5 +101,5 @@ def test_what_no_worker_says_is_refused(message):
     ids=lambda message: json.dumps(message)[:50],
 )
 def test_what_no_registry_says_is_refused(message):
-    with pytest.raises(Malformed):
-        protocol.read_reply(message)
+    with pytest.raises(MalformedMessageError):
+        protocol.read_registry_message(message)

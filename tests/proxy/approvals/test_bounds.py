@@ -5,8 +5,16 @@ import asyncio
 from proxy.approvals import submit as asking
 from proxy.approvals import transaction
 from proxy.approvals.model import Vote
-from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
-from proxy.approvals.votes import Said
+from proxy.approvals.protocol import (
+    EvaluatedAttempt,
+    PreRequest,
+    RequestStatus,
+    Result,
+    StatusQuery,
+    StatusReply,
+    Withdraw,
+)
+from proxy.approvals.votes import CastVote
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, LINTER, bounded
@@ -23,13 +31,13 @@ def path(number):
 
 def wish(number, question=REQUEST, verdict=Verdict.ASK, reason=Reason.APPROVAL_UNAVAILABLE, why="to fix the build"):
     asked = question if verdict is Verdict.ASK else question._replace(rules=())
-    return Wish(number, Attempted(asked, verdict, reason, ("web:r",)), why)
+    return PreRequest(number, EvaluatedAttempt(asked, verdict, reason, ("web:r",)), why)
 
 
 async def wished(world, task, said):
     await world.registry.received(task, said)
     seen = world.replies[task][-1]
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, StatusReply)
     assert seen.number == said.number
     return seen.state
 
@@ -43,7 +51,7 @@ def test_a_flood_is_told_once_and_costs_that_task_alone(play, store):
         assert [event["approval"]["answer"] for event in world.told("approval.refused")] == ["flood"]
         assert [news.kind for news in world.news].count("flood") == 1
         number, _ = await world.held(task, path(0))  # the same again is no more
-        await world.registry.received(task, Drop(number))
+        await world.registry.received(task, Withdraw(number))
         await world.held(other, path(0))
         await world.approve(ids[0])
         await world.held(task, path(10))
@@ -100,7 +108,7 @@ def test_of_what_has_ended_the_latest_of_each_task_is_kept(play, store, monkeypa
         _, stands = await world.held(task, path(100))
         await world.reject(stands)
         number, serves = await world.held(task, path(101))
-        await world.registry.received(task, Drop(number))
+        await world.registry.received(task, Withdraw(number))
         await world.approve(serves)  # of which a use is left
         ids = []
         for number in range(20):
@@ -128,7 +136,7 @@ def test_asking_the_same_again_and_again_is_told_ever_more_rarely(play):
         task = await world.task()
         for _ in range(40):
             number, _ = await world.held(task, REQUEST)
-            await world.registry.received(task, Drop(number))
+            await world.registry.received(task, Withdraw(number))
         assert len(world.told("approval.asked")) == 6  # 1, 2, 4, 8, 16, 32
         assert len(world.told("approval.stale")) == 6
         assert [(each.times, each.stale) for each in await world.listed()] == [(40, True)]
@@ -162,7 +170,7 @@ def test_a_wish_is_a_question_that_serves_the_attempt(play, store):
     async def story(world):
         task = await world.task()
         state = await wished(world, task, wish(1, REQUEST._replace(size=None, beforehand=True)))
-        assert (state.standing, state.attempt) == (Standing.PENDING, "POST api.example:443/repos")
+        assert (state.standing, state.attempt) == (RequestStatus.PENDING, "POST api.example:443/repos")
         card = await world.registry.card(state.approval)
         assert "a body of any size" in card.text()
         assert "  secrets      whichever the rules let it have" in card.text()
@@ -170,9 +178,9 @@ def test_a_wish_is_a_question_that_serves_the_attempt(play, store):
         assert "asked by the agent" in card.text()
         assert world.told("approval.asked")[0]["approval"]["agent"]
         await world.approve(state.approval, why="go")
-        await world.registry.received(task, Look(2, state.approval))
+        await world.registry.received(task, StatusQuery(2, state.approval))
         looked = world.replies[task][-1].state
-        assert (looked.standing, looked.by, looked.why) == (Standing.APPROVED, ("ada",), "go")
+        assert (looked.standing, looked.by, looked.why) == (RequestStatus.APPROVED, ("ada",), "go")
         assert (await world.asked(task, REQUEST)).result is Result.GRANTED
         await world.held(task, REQUEST)
 
@@ -196,11 +204,11 @@ def test_nobody_can_approve_what_a_rule_denies(play):
     async def story(world):
         task = await world.task()
         state = await wished(world, task, wish(1, verdict=Verdict.DENY, reason=Reason.RULE))
-        assert (state.standing, state.approval) == (Standing.REFUSED, "")
+        assert (state.standing, state.approval) == (RequestStatus.REFUSED, "")
         assert "web:r" in state.why
         assert "nobody can approve this" in state.why
         state = await wished(world, task, wish(2, verdict=Verdict.ALLOW, reason=Reason.RULE))
-        assert state.standing is Standing.ALLOWED
+        assert state.standing is RequestStatus.ALLOWED
         assert world.told() == []
 
     play(story)
@@ -210,13 +218,13 @@ def test_what_no_rule_knows_is_kept_and_takes_a_rule(play, store):
     async def story(world):
         task = await world.task()
         state = await wished(world, task, wish(1, verdict=Verdict.DENY, reason=Reason.NO_RULE))
-        assert state.standing is Standing.PENDING
+        assert state.standing is RequestStatus.PENDING
         assert "--as-rule" in await world.refused(world.approve(state.approval))
         assert "nobody who may approve" in await world.refused(world.approve(state.approval, 6666, as_rule="web:new"))
         assert world.registry.people.reviewers_of((await world.registry.card(state.approval)).approval.question) == []
         for vote in (Vote.APPROVE, Vote.REJECT):
             assert "nobody" in await world.refused(
-                world.registry.decide(state.approval, Said(LINTER, vote, as_rule="x:y"))
+                world.registry.decide(state.approval, CastVote(LINTER, vote, as_rule="x:y"))
             )
         decided = await world.approve(state.approval, as_rule="web:new")
         assert (decided.final, decided.grants) == (True, ())
@@ -224,7 +232,7 @@ def test_what_no_rule_knows_is_kept_and_takes_a_rule(play, store):
         other = await wished(world, task, wish(2, path("x"), verdict=Verdict.DENY, reason=Reason.NO_RULE))
         await world.reject(other.approval, why="no")
         again = await wished(world, task, wish(3, path("x"), verdict=Verdict.DENY, reason=Reason.NO_RULE))
-        assert (again.standing, again.why) == (Standing.REJECTED, "no")
+        assert (again.standing, again.why) == (RequestStatus.REJECTED, "no")
 
     play(story, store)
 
@@ -233,16 +241,16 @@ def test_wishes_are_few_and_of_their_own_task(play):
     async def story(world):
         task, other = await world.task(), await world.task("t2")
         states = [await wished(world, task, wish(number, path(number))) for number in range(12)]
-        assert [state.standing for state in states].count(Standing.PENDING) == 10
+        assert [state.standing for state in states].count(RequestStatus.PENDING) == 10
         assert states[-1].why == "too many requests: wait a minute"
-        await world.registry.received(other, Look(1, states[0].approval))
-        assert world.replies[other][-1].state.standing is Standing.UNKNOWN
+        await world.registry.received(other, StatusQuery(1, states[0].approval))
+        assert world.replies[other][-1].state.standing is RequestStatus.UNKNOWN
         assert "none of its own" in world.told("approval.refused")[-1]["detail"]
         for number in range(30):
-            await world.registry.received(other, Look(number + 3, "abcd2345"))
+            await world.registry.received(other, StatusQuery(number + 3, "abcd2345"))
         assert len(world.told("approval.refused")) == 10
-        await world.registry.received(other, Look(2, ""))
-        assert world.replies[other][-1].state.standing is Standing.UNKNOWN
+        await world.registry.received(other, StatusQuery(2, ""))
+        assert world.replies[other][-1].state.standing is RequestStatus.UNKNOWN
 
     play(story)
 

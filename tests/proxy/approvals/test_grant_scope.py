@@ -4,7 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proxy.approvals.model import ONCE, Extent, Offer, Wider, given_by, sentence, span
+from proxy.approvals.model import (
+    ONCE,
+    GrantBounds,
+    GrantTerms,
+    ScopeTooWideError,
+    describe_bounds,
+    format_duration,
+    limit_bounds,
+)
 from rules.decision import ApprovalTerms, GrantScope
 from tests.proxy.approvals.approval_world import START
 
@@ -32,7 +40,7 @@ GIVEN = [
 
 @pytest.mark.parametrize(("terms", "words", "extent"), GIVEN, ids=lambda value: str(getattr(value, "lasts", value)))
 def test_what_is_given(terms, words, extent):
-    found = given_by(terms, D, [Offer.parse([words])], START)
+    found = limit_bounds(terms, D, [GrantTerms.parse([words])], START)
     ends = None if found.ends is None else found.ends - START
     assert (found.width, found.uses, found.bytes, ends) == (D, *extent)
 
@@ -51,25 +59,31 @@ def test_what_is_given(terms, words, extent):
     ids=lambda value: str(getattr(value, "lasts", value)),
 )
 def test_more_than_the_rule_gives(terms, words, why):
-    with pytest.raises(Wider, match=why):
-        given_by(terms, A, [Offer.parse([words])], START)
+    with pytest.raises(ScopeTooWideError, match=why):
+        limit_bounds(terms, A, [GrantTerms.parse([words])], START)
 
 
 @pytest.mark.parametrize("covers", GrantScope)
 @pytest.mark.parametrize("wanted", GrantScope)
 def test_never_wider_than_the_rule(covers, wanted):
-    offer = Offer.parse([], wanted)
+    offer = GrantTerms.parse([], wanted)
     if list(GrantScope).index(wanted) > list(GrantScope).index(covers):
-        with pytest.raises(Wider, match="is wider"):
-            given_by(FREE, covers, [offer], START)
+        with pytest.raises(ScopeTooWideError, match="is wider"):
+            limit_bounds(FREE, covers, [offer], START)
     else:
-        assert given_by(FREE, covers, [offer], START).width is wanted
+        assert limit_bounds(FREE, covers, [offer], START).width is wanted
 
 
 def test_of_several_the_least():
-    offers = [Offer.parse(["task"], "destination"), Offer.parse(["uses 5", "2h"]), Offer.parse(["bytes 100 1h"])]
-    assert given_by(FREE, R, offers, START) == Extent(D, 5, 100, START + 3600, cuts=True)
-    assert given_by(FREE, R, [Offer.parse(["task"]), Offer()], START) == Extent(R, 1, None, START + 86400)
+    offers = [
+        GrantTerms.parse(["task"], "destination"),
+        GrantTerms.parse(["uses 5", "2h"]),
+        GrantTerms.parse(["bytes 100 1h"]),
+    ]
+    assert limit_bounds(FREE, R, offers, START) == GrantBounds(D, 5, 100, START + 3600, cuts=True)
+    assert limit_bounds(FREE, R, [GrantTerms.parse(["task"]), GrantTerms()], START) == GrantBounds(
+        R, 1, None, START + 86400
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,19 +106,19 @@ def test_of_several_the_least():
 )
 def test_what_is_no_offer(words):
     with pytest.raises(ValueError, match=r"`|once|end"):
-        Offer.parse([words])
+        GrantTerms.parse([words])
 
 
 def test_what_is_no_width():
     with pytest.raises(ValueError, match="attempt, destination, rule"):
-        Offer.parse([], "everything")
+        GrantTerms.parse([], "everything")
 
 
 def test_sentences():
-    assert sentence(Extent(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 24h"
-    assert sentence(Extent(R, None, 2048, None), START) == (
+    assert describe_bounds(GrantBounds(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 24h"
+    assert describe_bounds(GrantBounds(R, None, 2048, None), START) == (
         "anything this rule asks about, as often as the task likes, 2048 bytes in all, until the task ends"
     )
-    assert [span(seconds) for seconds in (-1, 5, 60, 61, 120, 3600, 5400, 7200, 86400, 129600, 200000)] == [
+    assert [format_duration(seconds) for seconds in (-1, 5, 60, 61, 120, 3600, 5400, 7200, 86400, 129600, 200000)] == [
         "0s", "5s", "1m", "61s", "2m", "1h", "90m", "2h", "24h", "36h", "2d",
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.approvals.approval_request import Ref
-from proxy.approvals.protocol import Over, Result, Used
+from proxy.approvals.protocol import BytesUsed, GrantsEnded, Result
 from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
@@ -76,7 +76,9 @@ def test_a_destination_for_an_hour(play):
         world.replies.clear()
         world.hands.pass_(HOUR)
         await world.registry.expire()
-        assert [reply for reply in world.replies[task] if isinstance(reply, Over)] == [Over((decided.grants[0].id,))]
+        assert [reply for reply in world.replies[task] if isinstance(reply, GrantsEnded)] == [
+            GrantsEnded((decided.grants[0].id,))
+        ]
         await world.held(task, CONNECTION)
         assert [event["detail"] for event in world.told("approval.expired")] == [
             f"the grant {decided.grants[0].id} is over"
@@ -140,18 +142,18 @@ def test_bytes_are_taken_and_what_is_over_is_cut(play, store):
         _, id_ = await world.held(task, CONNECTION)
         (grant,) = (await world.approve(id_, ADA, "bytes 1000")).grants
         assert (await world.asked(task, CONNECTION)).grants[0].bytes == 1000
-        await world.registry.received(task, Used(grant.id, 999))
+        await world.registry.received(task, BytesUsed(grant.id, 999))
         assert (await world.asked(task, CONNECTION)).grants[0].bytes == 1
-        await world.registry.received(task, Used(grant.id, 5))
-        assert world.replies[task][-1] == Over((grant.id,))
+        await world.registry.received(task, BytesUsed(grant.id, 5))
+        assert world.replies[task][-1] == GrantsEnded((grant.id,))
         await world.held(task, CONNECTION)
         number, id_ = await world.held(task, REQUEST)  # once: its uses are taken before its bytes
         (once,) = (await world.approve(id_, ADA, "bytes 10")).grants
         assert world.answer(number).grants[0].bytes == 10
-        await world.registry.received(task, Used(once.id, 9))
+        await world.registry.received(task, BytesUsed(once.id, 9))
         assert world.replies[task][-1] == world.answer(number)
-        await world.registry.received(task, Used(once.id, 1))
-        assert world.replies[task][-1] == Over((once.id,))
+        await world.registry.received(task, BytesUsed(once.id, 1))
+        assert world.replies[task][-1] == GrantsEnded((once.id,))
 
     play(story, store)
 
@@ -162,8 +164,8 @@ def test_bytes_under_no_grant_of_this_task_are_cut_and_told(play):
         _, id_ = await world.held(task, CONNECTION)
         (grant,) = (await world.approve(id_, ADA, "bytes 1000")).grants
         for forged in (grant.id, "abcd2345"):
-            await world.registry.received(other, Used(forged, 400))
-            assert world.replies[other][-1] == Over((forged,))
+            await world.registry.received(other, BytesUsed(forged, 400))
+            assert world.replies[other][-1] == GrantsEnded((forged,))
         assert (await world.asked(task, CONNECTION)).grants[0].bytes == 1000, "and nothing was taken"
         assert all("no grant of this task" in event["detail"] for event in world.told("approval.refused"))
 
@@ -177,7 +179,7 @@ def test_revoked(play, store):
         (grant,) = (await world.approve(id_)).grants
         assert "nobody who may approve" in await world.refused(world.registry.revoke(grant.id, world.who(MALLORY)))
         assert await world.registry.revoke(grant.id, world.who(BO), "enough") == "revoked: what passes under it is cut"
-        assert world.replies[task][-1] == Over((grant.id,))
+        assert world.replies[task][-1] == GrantsEnded((grant.id,))
         again = await world.refused(world.registry.revoke(grant.id, world.who(BO)))
         assert "it is over: revoked by bo: enough; nothing has changed" in again
         await world.held(task, CONNECTION)
@@ -185,7 +187,7 @@ def test_revoked(play, store):
         _, id_ = await world.held(task, REQUEST)
         (used,) = (await world.approve(id_)).grants
         assert "uses were taken" in await world.registry.revoke(id_, world.who(ADA))
-        assert world.replies[task][-1] == Over((used.id,)), "what it let out may still be passing"
+        assert world.replies[task][-1] == GrantsEnded((used.id,)), "what it let out may still be passing"
         over = (await world.registry.card(id_)).grants
         assert [one.ending for one in over] == ["used, then revoked by ada"]
         again = await world.refused(world.registry.revoke(used.id, world.who(ADA)))

@@ -7,7 +7,7 @@ import pytest
 from proxy.approvals import approvers_file as file
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.approvers_file import parse_people, read_people
-from proxy.approvals.people import Bounds, Notice, People, Person, Secret, StorePlace, hashed
+from proxy.approvals.people import NotificationTarget, PendingLimits, People, Person, Secret, StoreLocation, hash_token
 from proxy.approvals.postgres_store import is_local
 from rules.problems import RuleFileError
 from tests.harness import PROJECT
@@ -15,7 +15,7 @@ from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import USERS
 
 TOKEN = "exeat_" + "0123456789abcdef" * 2
-HASH = hashed(TOKEN)
+HASH = hash_token(TOKEN)
 WHOLE = f"""version: 1
 people:
   - {{name: ada, user: ada}}
@@ -45,11 +45,11 @@ def test_a_whole_file():
         ("/usr/local/bin/review", "--strict"), (Kind.REQUEST, Kind.PUSH), 20.0,
     )  # fmt: skip
     assert found.notices == (
-        Notice("https://chat.example/hook", "slack", Secret("/etc/exeat/hook.key")),
-        Notice(command=("/usr/bin/logger",)),
+        NotificationTarget("https://chat.example/hook", "slack", Secret("/etc/exeat/hook.key")),
+        NotificationTarget(command=("/usr/bin/logger",)),
     )
-    assert found.bounds == Bounds(5, 50)
-    assert found.store == StorePlace("postgresql://exeat@db.example/approvals", "/etc/exeat/db", "/etc/exeat/ca.pem")
+    assert found.bounds == PendingLimits(5, 50)
+    assert found.store == StoreLocation("postgresql://exeat@db.example/approvals", "/etc/exeat/db", "/etc/exeat/ca.pem")
 
 
 def test_who_is_who():
@@ -61,7 +61,7 @@ def test_who_is_who():
     assert people.by_token(TOKEN + "x") is None
     assert people.by_token("") is None
     assert people.by_token(HASH) is None, "what is kept of it is not it"
-    assert people.by_token(hashed("")) is None
+    assert people.by_token(hash_token("")) is None
 
 
 def test_without_a_file_there_is_its_owner_and_nobody_else():

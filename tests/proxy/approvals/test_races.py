@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from proxy.approvals.model import State, Vote
-from proxy.approvals.protocol import Over, Result
+from proxy.approvals.model import ApprovalState, Vote
+from proxy.approvals.protocol import GrantsEnded, Result
 from proxy.approvals.store import SqliteStore, StoreError
-from proxy.approvals.votes import Refused, Said
+from proxy.approvals.votes import CastVote, VoteRefusedError
 from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import CONNECTION, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, BO, World, until
@@ -25,7 +25,7 @@ ROUNDS = 12
 async def _outcome(coroutine):
     try:
         return await coroutine
-    except Refused as refused:
+    except VoteRefusedError as refused:
         return refused
 
 
@@ -36,9 +36,9 @@ def test_approve_and_reject_at_once(play, store):
             number, id_ = await world.held(task, REQUEST._replace(path=f"/{round_}"))
             both = [_outcome(world.approve(id_, ADA)), _outcome(world.reject(id_, BO))]
             found = await asyncio.gather(*(both if round_ % 2 else reversed(both)))
-            decided = [one for one in found if not isinstance(one, Refused)]
+            decided = [one for one in found if not isinstance(one, VoteRefusedError)]
             assert len(decided) == 1
-            granted = decided[0].approval.state is State.APPROVED
+            granted = decided[0].approval.state is ApprovalState.APPROVED
             assert (world.answer(number).result is Result.GRANTED) == granted
             assert bool(decided[0].grants) == granted
 
@@ -57,10 +57,10 @@ def test_two_hosts_share_a_queue(shared):
         for round_ in range(ROUNDS):
             number, id_ = await here.held(task, REQUEST._replace(path=f"/{round_}"))
             found = await asyncio.gather(_outcome(here.approve(id_, ADA)), _outcome(there.reject(id_, BO)))
-            decided = [one for one in found if not isinstance(one, Refused)]
+            decided = [one for one in found if not isinstance(one, VoteRefusedError)]
             assert len(decided) == 1
             await until(lambda number=number: here.answer(number) is not None)
-            granted = decided[0].approval.state is State.APPROVED
+            granted = decided[0].approval.state is ApprovalState.APPROVED
             assert (here.answer(number).result is Result.GRANTED) == granted
         number, id_ = await here.held(task, PUSH)
         assert not (await here.approve(id_, ADA)).final
@@ -71,7 +71,7 @@ def test_two_hosts_share_a_queue(shared):
         (grant,) = (await there.approve(id_, ADA)).grants
         await until(lambda: here.answer(number) is not None)
         await there.registry.revoke(grant.id, there.who(ADA))
-        await until(lambda: Over((grant.id,)) in here.replies[task])
+        await until(lambda: GrantsEnded((grant.id,)) in here.replies[task])
         assert {news.here for news in here.news if news.kind == "asked"} == {True}
         await until(lambda: any(news.kind == "asked" and not news.here for news in there.news))
         await here.registry.close()
@@ -94,7 +94,7 @@ def test_a_server_that_is_gone_denies_and_comes_back(shared, postgres):
             assert answer.result is Result.UNAVAILABLE
             assert "the shared approvals can't be" in answer.why
             with pytest.raises(StoreError):
-                await there.registry.decide(id_, Said(there.who(ADA), Vote.APPROVE))
+                await there.registry.decide(id_, CastVote(there.who(ADA), Vote.APPROVE))
         finally:
             await asyncio.to_thread(postgres.start)
         assert here.answer(number) is None
@@ -187,9 +187,9 @@ def test_two_takers_of_one_use(play, store):
 
         async def take(through):
             async with through.transaction() as rows:
-                found, unmet = await lifecycle.serving(on(rows), task, CONNECTION)
+                found, unmet = await lifecycle.find_grants(on(rows), task, CONNECTION)
                 await asyncio.sleep(0.01)  # as if it took long
-                return bool(await lifecycle.taken(on(rows), found)) if not unmet else False
+                return bool(await lifecycle.take_uses(on(rows), found)) if not unmet else False
 
         taken = await asyncio.gather(*(take(through) for _ in range(4) for through in (world.registry.store, other)))
         assert sum(taken) == 3
@@ -240,11 +240,11 @@ def test_a_registry_that_is_killed_leaves_nothing_half_done(tmp_path, play, afte
         async with world.registry.store.reading() as rows:
             assert await rows.run("PRAGMA integrity_check") == [("ok",)]
         async with world.registry.reading() as t:
-            found = await t.listed(list(State), (-1.0, ""), 10_000)
+            found = await t.listed(list(ApprovalState), (-1.0, ""), 10_000)
             assert len(found) >= done, "what was told is there"
             for approval in found:
                 votes, grants = await t.votes(approval.id), await t.grants_of(approval.id)
-                whole = (1, 1) if approval.state is State.APPROVED else (0, 0)
+                whole = (1, 1) if approval.state is ApprovalState.APPROVED else (0, 0)
                 assert (len(votes), len(grants)) == whole, "an answer is there with all it does, or not at all"
         task = await world.task()
         await world.held(task, REQUEST._replace(path="/next"))
@@ -263,7 +263,7 @@ def test_a_store_that_is_gone_denies_at_once(tmp_path):
         assert answer.result is Result.UNAVAILABLE
         assert "can't be used" in answer.why
         with pytest.raises(StoreError):
-            await world.registry.decide(id_, Said(world.who(ADA), Vote.APPROVE))
+            await world.registry.decide(id_, CastVote(world.who(ADA), Vote.APPROVE))
         await world.registry.expire()
 
     asyncio.run(story())

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Program, Source
-from proxy.approvals.model import Approval, Grant, State, WishKind
+from proxy.approvals.model import Approval, ApprovalState, Grant, PreRequestKind
 from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.encoding import decode
@@ -22,8 +22,10 @@ QUESTION = ApprovalRequest(
     Kind.REQUEST, "tls", "api.example", 443, "POST", "/v1/things", rules=(ANYONE._replace(why="writes there"),),
     revision=REVISION, event=EVENT, process=Program(7, "/usr/bin/curl"),
 )  # fmt: skip
-APPROVAL = Approval(ID, "t-1", State.PENDING, WishKind.NONE, "key", QUESTION, "", 1_795_000_000.0, 1_795_003_600.0)
-WISH = APPROVAL._replace(wish=WishKind.ASKS, said="I need it")
+APPROVAL = Approval(
+    ID, "t-1", ApprovalState.PENDING, PreRequestKind.NONE, "key", QUESTION, "", 1_795_000_000.0, 1_795_003_600.0
+)
+WISH = APPROVAL._replace(wish=PreRequestKind.ASKS, said="I need it")
 GRANT = Grant(
     "g1",
     ID,

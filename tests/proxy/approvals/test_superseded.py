@@ -1,7 +1,15 @@
 """Questions about rules that have changed since: they end when the new ones ask, and what they end by is said."""
 
-from proxy.approvals.model import State
-from proxy.approvals.protocol import Attempted, Drop, Look, Result, Seen, Standing, Wish
+from proxy.approvals.model import ApprovalState
+from proxy.approvals.protocol import (
+    EvaluatedAttempt,
+    PreRequest,
+    RequestStatus,
+    Result,
+    StatusQuery,
+    StatusReply,
+    Withdraw,
+)
 from rules.verdicts import Reason, Verdict
 from tests.proxy.approvals.approval_samples import ANYONE, CONNECTION, HOURLY, REQUEST
 from tests.proxy.approvals.approval_world import ADA, bounded
@@ -13,7 +21,7 @@ OTHER = REQUEST._replace(path="/other")
 async def dropped(world, task, *numbers):
     """What a gate says that decides again: other rules are in force."""
     for number in numbers:
-        await world.registry.received(task, Drop(number))
+        await world.registry.received(task, Withdraw(number))
 
 
 async def state(world, id_):
@@ -35,7 +43,7 @@ def test_what_is_asked_anew_under_a_changed_rule_ends_what_was_asked_before(play
         for answer in (world.approve(before, ADA, "1h"), world.reject(before), world.approve(before, as_rule="x")):
             assert await world.refused(answer) == f"an answer to it opens nothing: {why}"
         card = await world.registry.card(before)
-        assert (card.approval.state, card.choices, card.missing) == (State.SUPERSEDED, (), ())
+        assert (card.approval.state, card.choices, card.missing) == (ApprovalState.SUPERSEDED, (), ())
         assert f"{before}  superseded: POST" in card.text()
         assert f"  superseded   {why}: an answer to it opens nothing" in card.text()
         assert world.told()[:4] == ["approval.asked", "approval.stale", "approval.asked", "approval.expired"]
@@ -57,7 +65,7 @@ def test_of_several_that_are_held_each_is_asked_about_once(play):
         two, _ = await world.held(task, REQUEST)
         await dropped(world, task, one)
         _, now = await world.held(task, CHANGED)
-        assert await state(world, before) is State.PENDING  # whoever waits is to decide again by itself
+        assert await state(world, before) is ApprovalState.PENDING  # whoever waits is to decide again by itself
         await dropped(world, task, two)
         assert (await world.held(task, CHANGED))[1] == now
         assert await pending(world) == [now]
@@ -124,15 +132,19 @@ def test_what_an_agent_asked_for_is_over_for_it_and_it_may_ask_again(play):
     async def story(world):
         task = await world.task()
         wish = REQUEST._replace(beforehand=True, size=None)
-        await world.registry.received(task, Wish(1001, Attempted(wish, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE)))
+        await world.registry.received(
+            task, PreRequest(1001, EvaluatedAttempt(wish, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE))
+        )
         (before,) = await pending(world)
         changed = wish._replace(rules=CHANGED.rules)
-        await world.registry.received(task, Wish(1002, Attempted(changed, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE)))
+        await world.registry.received(
+            task, PreRequest(1002, EvaluatedAttempt(changed, Verdict.ASK, Reason.APPROVAL_UNAVAILABLE))
+        )
         (now,) = await pending(world)
-        await world.registry.received(task, Look(1003, before))
-        seen = next(reply for reply in world.replies[task] if isinstance(reply, Seen) and reply.number == 1003)
+        await world.registry.received(task, StatusQuery(1003, before))
+        seen = next(reply for reply in world.replies[task] if isinstance(reply, StatusReply) and reply.number == 1003)
         assert (seen.state.standing, seen.state.why) == (
-            Standing.EXPIRED, f"web:ask has changed since it was asked, and it is asked as {now} now",
+            RequestStatus.EXPIRED, f"web:ask has changed since it was asked, and it is asked as {now} now",
         )  # fmt: skip
 
     play(story)

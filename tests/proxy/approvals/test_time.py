@@ -2,8 +2,7 @@
 
 import pytest
 
-from proxy.approvals.protocol import Done, Hello, Over, Result, Tainted
-from proxy.approvals.protocol import State as TaskState
+from proxy.approvals.protocol import GrantsEnded, Hello, Result, Tainted, TaskState, TaskTaint
 from proxy.approvals.waiters import Clock
 from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST, SOURCE
 from tests.proxy.approvals.approval_world import ADA, START, Hands
@@ -70,7 +69,7 @@ def test_a_clock_that_is_set_back_gives_no_time_back(play, back):
         world.hands.pass_(2)
         await world.held(task, CONNECTION)
         await world.registry.expire()
-        assert any(isinstance(reply, Over) for reply in world.replies[task])
+        assert any(isinstance(reply, GrantsEnded) for reply in world.replies[task])
         world.hands.pass_(DAY)
         assert "has expired" in await world.refused(world.approve(pending))
 
@@ -109,7 +108,7 @@ def test_a_registry_that_begins_anew_goes_on_and_gives_no_time_back(play, store)
     async def after(world):
         task = await world.task()
         await world.registry.received(task, Hello())
-        assert world.replies[task] == [TaskState(Done(tainted=True, tainted_by=(SOURCE,)))]
+        assert world.replies[task] == [TaskState(TaskTaint(tainted=True, tainted_by=(SOURCE,)))]
         assert (await world.asked(task, CONNECTION)).result is Result.GRANTED
         await world.held(task, CONNECTION)  # three uses are three, one went before it was asked
         assert kept["pending"] in {each.id for each in await world.listed()}
@@ -135,7 +134,7 @@ def test_what_an_earlier_worker_waits_for_is_stale(play, store):
         task = await world.task()
         number, id_ = await world.held(task, REQUEST)
         await world.registry.received(task, Hello())
-        assert world.replies[task][-1] == TaskState(Done(tainted=False))
+        assert world.replies[task][-1] == TaskState(TaskTaint(tainted=False))
         assert world.told()[-1] == "approval.stale"
         await world.approve(id_)
         assert world.answer(number) is None
@@ -153,8 +152,8 @@ def test_taint_only_grows_and_is_told_once_a_source(play, store):
             await world.registry.received(task, Tainted(source))
         await world.registry.received(task, Hello())
         await world.registry.received(other, Hello())
-        assert world.replies[task] == [TaskState(Done(tainted=True, tainted_by=(SOURCE, more)))]
-        assert world.replies[other] == [TaskState(Done(tainted=False))]
+        assert world.replies[task] == [TaskState(TaskTaint(tainted=True, tainted_by=(SOURCE, more)))]
+        assert world.replies[other] == [TaskState(TaskTaint(tainted=False))]
         assert len(world.told("task.tainted")) == 2
         for number in range(70):
             await world.registry.received(other, Tainted(SOURCE._replace(destination=f"https://{number}.example/")))

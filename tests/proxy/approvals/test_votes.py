@@ -5,7 +5,7 @@ import pytest
 from proxy.approvals.model import Vote
 from proxy.approvals.people import People
 from proxy.approvals.protocol import Result
-from proxy.approvals.votes import Said
+from proxy.approvals.votes import CastVote
 from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import ANYONE, ASKS, CONNECTION, HOURLY, PUSH, REQUEST, terms_of
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, MALLORY, STARTER, USERS
@@ -225,7 +225,7 @@ def test_a_reviewer_never_counts_alone(play, needed, votes, final):
         terms = terms_of(needed=needed)
         _, id_ = await world.held(task, REQUEST._replace(rules=(ANYONE._replace(terms=terms),)))
         who = {"L": LINTER, "A": world.who(ADA), "B": world.who(BO)}
-        decided = [await world.registry.decide(id_, Said(who[vote], Vote.APPROVE)) for vote in votes]
+        decided = [await world.registry.decide(id_, CastVote(who[vote], Vote.APPROVE)) for vote in votes]
         assert [one.final for one in decided] == [False] * (len(votes) - 1) + [final]
         names = [name for event in world.told("approval.answered") for name in event["approval"]["by"]]
         assert "linter" not in names
@@ -238,20 +238,20 @@ def test_a_reviewer_passes_rejects_and_speaks_only_of_its_own_rules(play):
     async def story(world):
         task = await world.task()
         number, id_ = await world.held(task, REQUEST)
-        assert not (await world.registry.decide(id_, Said(LINTER, Vote.PASS, why="it took too long"))).final
+        assert not (await world.registry.decide(id_, CastVote(LINTER, Vote.PASS, why="it took too long"))).final
         assert "only a reviewer passes" in await world.refused(
-            world.registry.decide(id_, Said(world.who(ADA), Vote.PASS))
+            world.registry.decide(id_, CastVote(world.who(ADA), Vote.PASS))
         )
         other = world.registry.people.by_name("other")
         assert "other doesn't review web:ask" in await world.refused(
-            world.registry.decide(id_, Said(other, Vote.APPROVE))
+            world.registry.decide(id_, CastVote(other, Vote.APPROVE))
         )
         assert "other doesn't review web:ask" in await world.refused(
-            world.registry.decide(id_, Said(other, Vote.REJECT))
+            world.registry.decide(id_, CastVote(other, Vote.REJECT))
         )
         assert world.registry.people.by_name("ada") is None
         assert world.answer(number) is None
-        await world.registry.decide(id_, Said(LINTER, Vote.REJECT, why="it smells"))
+        await world.registry.decide(id_, CastVote(LINTER, Vote.REJECT, why="it smells"))
         assert world.answer(number).by == ("reviewer linter",)
 
     play(story)

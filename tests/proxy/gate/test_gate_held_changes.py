@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from proxy.approvals.protocol import Drop
-from proxy.approvals.votes import Refused
+from proxy.approvals.protocol import Withdraw
+from proxy.approvals.votes import VoteRefusedError
 from tests.proxy.gate.gate_harness import RAW
 from tests.proxy.gate.held_harness import ASKED, held, reload, spoken, told, untouched
 
@@ -51,7 +51,7 @@ def test_a_registry_that_says_nothing_is_not_waited_for_without_end(tmp_path, mo
         task = await world.connect("raw.example")
         assert await task.ended() == "reset"
         assert [line[2] for line in told(world)] == ["approval_unavailable"]
-        await world.until(lambda: any(isinstance(word, Drop) for word in people.said))
+        await world.until(lambda: any(isinstance(word, Withdraw) for word in people.said))
 
     held(tmp_path, test, ASKED.replace("hold: 60s", "hold: 1s"))
 
@@ -70,7 +70,7 @@ def test_other_rules_decide_at_once_on_what_is_held(tmp_path, rules, reason):
         reload(world, tmp_path, *rules)
         assert await task.ended() == "reset"
         assert told(world) == [("deny", "blocked", reason, "")]
-        await world.until(lambda: any(isinstance(word, Drop) for word in people.said))
+        await world.until(lambda: any(isinstance(word, Withdraw) for word in people.said))
         await people.approve(id_)
         assert untouched(world)
 
@@ -96,10 +96,10 @@ def test_rules_that_ask_the_same_leave_the_question_and_others_ask_anew(tmp_path
         first = await people.question()
         reload(world, tmp_path, RAW, ASKED, "id: more, to: more.example, action: allow")
         await asyncio.sleep(0.05)
-        assert not any(isinstance(word, Drop) for word in people.said)
+        assert not any(isinstance(word, Withdraw) for word in people.said)
         reload(world, tmp_path, RAW, ASKED.replace("hold: 60s", "hold: 30s"))  # another rule, by its content
         second = await people.question(2)
-        with pytest.raises(Refused, match=f"opens nothing: .* it is asked as {second} now"):
+        with pytest.raises(VoteRefusedError, match=f"opens nothing: .* it is asked as {second} now"):
             await people.approve(first)
         assert untouched(world)
         await people.approve(second)

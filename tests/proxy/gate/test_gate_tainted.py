@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proxy.approvals.protocol import Hello, State
+from proxy.approvals.protocol import Hello, TaskState
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.dns.test_dns_records import Resolving, records
 from tests.proxy.gate.gate_harness import HOSTS, RAW, World, policy_of, run
@@ -132,8 +132,8 @@ def test_it_survives_its_worker(tmp_path):
         world.sandbox.approvals.close()
         world.sandbox.tainted = False
         people.behind(world.recorder, world.poller, channel, unsure=True)  # as the next worker, with the same socket
-        count = len([one for one in people.replies if isinstance(one, State)])
-        await world.until(lambda: len([one for one in people.replies if isinstance(one, State)]) > count)
+        count = len([one for one in people.replies if isinstance(one, TaskState)])
+        await world.until(lambda: len([one for one in people.replies if isinstance(one, TaskState)]) > count)
         await asyncio.sleep(0.05)
         assert world.sandbox.tainted
         assert [source.rule for source in world.sandbox.taint.sources] == ["r:forum"]

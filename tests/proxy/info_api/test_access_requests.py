@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from proxy.approvals.protocol import Wish
+from proxy.approvals.protocol import PreRequest
 from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
@@ -61,7 +61,7 @@ def test_what_an_approval_would_not_open_nobody_is_asked_for(tmp_path):
         assert (
             values["why"] == "`only.example` is 10.0.0.1: no rule opens that address, so an approval would not either"
         )
-        assert not [word for word in people.said if isinstance(word, Wish)]
+        assert not [word for word in people.said if isinstance(word, PreRequest)]
 
     told(tmp_path, test)
 
@@ -72,7 +72,7 @@ def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
         status, values = await wished(world, attempt, "to migrate\u202e")
         assert (status, values["standing"]) == (202, "pending")
         id_ = values["approval"]
-        (wish,) = [word for word in people.said if isinstance(word, Wish)]
+        (wish,) = [word for word in people.said if isinstance(word, PreRequest)]
         assert (wish.why, [rule.rule for rule in wish.attempt.question.rules]) == ("to migrate\u202e", ["r:asked"])
         status, text = await said(world, f"GET /requests/{id_}")
         assert status == 202
@@ -96,7 +96,7 @@ def test_it_can_be_written_as_text(tmp_path):
         status, text = await said(world, "POST /requests", "POST https://api.example/v1/things\nthe user wants one")
         assert status == 202
         assert text.startswith("POST api.example:443/v1/things\n  waits for approval ")
-        (wish,) = [word for word in people.said if isinstance(word, Wish)]
+        (wish,) = [word for word in people.said if isinstance(word, PreRequest)]
         assert (wish.why, wish.attempt.question.method, wish.attempt.question.path) == (
             "the user wants one",
             "POST",
@@ -141,7 +141,7 @@ def test_what_no_rule_lets_out_is_said_to_a_tainted_task_too(tmp_path):
         status, values = await wished(world, "POST https://other.example/")
         assert (status, values["standing"]) == (403, "refused")
         assert values["why"] == "no rule lets this out, so an approval of what `r:after` asks would open nothing"
-        assert len([word for word in people.said if isinstance(word, Wish)]) == 1
+        assert len([word for word in people.said if isinstance(word, PreRequest)]) == 1
 
     told(tmp_path, test)
 
@@ -197,7 +197,7 @@ WRONG = {
 def test_what_makes_no_sense_is_refused_and_nobody_is_asked(tmp_path, body, status):
     async def test(world, people):
         assert (await said(world, "POST /requests", body))[0] == status
-        assert not any(isinstance(word, Wish) for word in people.said)
+        assert not any(isinstance(word, PreRequest) for word in people.said)
 
     told(tmp_path, test)
 

@@ -12,7 +12,7 @@ from http2_client import Client
 from inspection_clients import cut_off, rest, until, wait_for
 from secrets_harness import REAL, SHOWN, secret
 
-from proxy.approvals.protocol import Ask, Drop
+from proxy.approvals.protocol import Submit, Withdraw
 from proxy.dialing.dialer import Dialer
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
@@ -35,7 +35,7 @@ def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, 
         assert rest(connection).startswith(b"HTTP/1.1 200")
     assert [request.target for request in desk.origin.requests] == ["/upload"]
     assert desk.told() == [("approval_granted", id_)]
-    (asked,) = [word.question for word in desk.people.said if isinstance(word, Ask)]
+    (asked,) = [word.question for word in desk.people.said if isinstance(word, Submit)]
     assert (asked.kind, asked.method, asked.path, asked.size) == ("request", "POST", "/upload", 5)
     (connection,) = desk.gate.events("connection.decided")
     assert asked.event == connection["id"]
@@ -151,7 +151,7 @@ def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
         assert desk.question(2) != id_
         first.close()
         desk.do(desk.people.approve, id_)
-        asked = [word.question for word in desk.people.said if isinstance(word, Ask)]
+        asked = [word.question for word in desk.people.said if isinstance(word, Submit)]
         assert [(one.size, one.secrets) for one in asked] == [(0, ()), (len(body), ("key",) if more else ())]
         assert desk.place.curl("/upload", "-X", "POST")[0] == 0
         desk.do(desk.people.reject, desk.question(2))
@@ -195,7 +195,7 @@ def test_a_stream_that_is_called_off_is_not_waited_for(desk):
         id_ = desk.question()
         client.h2.reset_stream(held, h2.errors.ErrorCodes.CANCEL)
         client.flush()
-        wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+        wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
         wait_for(desk.told)
         assert desk.told() == [("approval_timeout", id_)]
         assert client.status(client.request("/")) == "200"  # the connection goes on
@@ -224,7 +224,7 @@ def test_a_client_that_goes_away_is_noticed(desk, method, body, how):
         cut_off(connection)
     else:
         connection.close()
-    wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+    wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
     wait_for(desk.told)
     assert desk.told() == [("approval_timeout", id_)]
     (event,) = desk.gate.events("request.decided")
@@ -266,7 +266,7 @@ def test_other_rules_decide_at_once_on_what_is_held(desk, rules, status, reason,
     assert answer[9:12] == status
     wait_for(desk.told)
     assert [line[0] for line in desk.told()] == [reason]
-    wait_for(lambda: any(isinstance(word, Drop) for word in desk.people.said))
+    wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
     assert len(desk.origin.requests) == sent
 
 
@@ -278,7 +278,7 @@ def test_rules_that_ask_the_same_leave_the_question(desk):
         desk.review()
         desk.do(desk.people.approve, id_)
         assert rest(connection).startswith(b"HTTP/1.1 200")
-    assert not any(isinstance(word, Drop) for word in desk.people.said)
+    assert not any(isinstance(word, Withdraw) for word in desk.people.said)
 
 
 def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
@@ -328,7 +328,7 @@ def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(desk):
         assert [request.method for request in desk.origin.requests] == ["POST", "GET"]
         desk.do(desk.people.approve, id_)
         assert rest(connection).startswith(b"HTTP/1.1 200")
-    (asked,) = [word.question for word in desk.people.said if isinstance(word, Ask)]
+    (asked,) = [word.question for word in desk.people.said if isinstance(word, Submit)]
     assert [source.rule for source in asked.tainted_by] == ["t:read"]
 
 

@@ -7,7 +7,7 @@ from git_forge import RULES
 from inspection_clients import wait_for
 
 from proxy.approvals.approval_request import Ref
-from proxy.approvals.protocol import Ask
+from proxy.approvals.protocol import Submit
 from proxy.inspection import judging
 from proxy.inspection.stages import git as pushes
 from tests.git_pushes import MAIN
@@ -43,7 +43,7 @@ class Pushing:
         return self._loop.run(what, *words)
 
     def questions(self):
-        return [word.question for word in self.people.said if isinstance(word, Ask)]
+        return [word.question for word in self.people.said if isinstance(word, Submit)]
 
 
 @pytest.fixture

@@ -44,16 +44,16 @@ class Gate:
         self.end = socket.socket(fileno=end)
         self.end.settimeout(PATIENCE)
         self.say(protocol.Hello())
-        assert isinstance(self.hear(), protocol.State)
+        assert isinstance(self.hear(), protocol.TaskState)
 
     def say(self, word):
         self.end.send(json.dumps(word.packed()).encode())
 
     def hear(self):
-        return protocol.read_reply(json.loads(self.end.recv(1 << 17)))
+        return protocol.read_registry_message(json.loads(self.end.recv(1 << 17)))
 
     def ask(self, number=1, **more):
-        self.say(protocol.Ask(number, question(**more)))
+        self.say(protocol.Submit(number, question(**more)))
         pending = self.hear()
         assert isinstance(pending, protocol.Pending), pending
         return pending.approval

@@ -17,7 +17,7 @@ from enforcer.cli import main
 from enforcer.system import linux
 from enforcer.system.errors import ExeatError
 from proxy.approvals import protocol
-from proxy.approvals.people import hashed
+from proxy.approvals.people import hash_token
 from tests import harness
 
 from .process import PATIENCE, Gate, ask, events, kill, pid, question, until
@@ -59,12 +59,12 @@ def test_a_registry_that_is_killed_is_replaced_and_the_next_knows_what_waits_and
     assert pid() != old
     ((one,),) = (said["approvals"] for said in ask(what="list"))
     assert one["id"] == waits
-    gate.say(protocol.Ask(7, question()))
+    gate.say(protocol.Submit(7, question()))
     assert gate.hear().result is protocol.Result.GRANTED  # the second use
-    gate.say(protocol.Ask(8, question()))
+    gate.say(protocol.Submit(8, question()))
     assert isinstance(gate.hear(), protocol.Pending)
     ask(what="answer", id=waits, vote="approve")
-    gate.say(protocol.Ask(9, question("/other")))
+    gate.say(protocol.Submit(9, question("/other")))
     assert gate.hear().result is protocol.Result.GRANTED
 
 
@@ -123,7 +123,7 @@ def test_a_word_that_is_none_ends_the_gate_and_its_grants_serve_no_other_task(ga
         assert other.ask() != named
         other.end.send(b'{"ask": 2, "question": "please", "answer": "granted"}')
         assert other.end.recv(1) == b""
-    gate.say(protocol.Ask(2, question()))
+    gate.say(protocol.Submit(2, question()))
     assert gate.hear().result is protocol.Result.GRANTED
 
 
@@ -170,7 +170,7 @@ def test_a_forged_token_is_refused_and_told_and_after_a_few_no_more_are_compared
 def write_approvers(here, text="", **known):
     """People by their tokens, or by their uids; all of them are of the group `dba`."""
     said = {
-        name: f"uid: {by}" if isinstance(by, int) else f'tokens: ["{hashed(by)}"]'
+        name: f"uid: {by}" if isinstance(by, int) else f'tokens: ["{hash_token(by)}"]'
         for name, by in {"owner": os.geteuid(), **known}.items()
     }
     people = "".join(f"  - {{name: {name}, {by}}}\n" for name, by in said.items())

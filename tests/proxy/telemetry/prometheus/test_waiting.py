@@ -104,7 +104,7 @@ async def asking_of(replies):
     with ours, theirs:
         asking = ApprovalsClient(ours, NoPoller(), pytest.fail)
         asking.start()
-        tickets = [asking.ask(question(), lambda _answer: None) for _ in replies]
+        tickets = [asking.submit(question(), lambda _answer: None) for _ in replies]
         for ticket, said in zip(tickets, replies, strict=True):
             for reply in said:
                 if reply == "drop":

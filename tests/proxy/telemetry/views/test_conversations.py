@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.cli import main
 from proxy.approvals.approval_request import Program
-from proxy.approvals.model import Approval, State, WishKind
+from proxy.approvals.model import Approval, ApprovalState, PreRequestKind
 from proxy.approvals.recording import ApprovalRecorder
 from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writer import Journal
@@ -58,7 +58,7 @@ def told(here):
 
 def asked_about(question):
     """An approval that `approval="k3x9abcd"` of a decision names."""
-    return Approval("k3x9abcd", "t", State.PENDING, WishKind.NONE, "", question, "", 1.8e9, 1.8e9)
+    return Approval("k3x9abcd", "t", ApprovalState.PENDING, PreRequestKind.NONE, "", question, "", 1.8e9, 1.8e9)
 
 
 NODE = Process(100, "/usr/bin/node", ("codex",), 1000)
