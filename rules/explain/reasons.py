@@ -196,10 +196,10 @@ def opened_otherwise(target: HostName | Address) -> str:
     if isinstance(target, HostName):
         if target == HOST:
             return f"`{HOST}` is this machine: it needs {NEEDED}"
-        return f"the zone `{ZONE}` is exeat's own, and only `{HOST}` leads anywhere" if is_exeat_name(target) else ""
+        return f"the zone `{ZONE}` is exeat's own, and only `{HOST}` is a service" if is_exeat_name(target) else ""
     block = None if target.version == 6 and target.scope_id is not None else find_block(normalize(target))
     if block is None or block.opening is not Opening.NEVER:
         return ""
     if block.name == "loopback":
         return f"that is the sandbox's own loopback: a service of this machine has the name `{HOST}` and needs {NEEDED}"
-    return f"that is {block.name}, and no rule can let anything out to it"
+    return f"that is {block.name}, and no rule can allow it"

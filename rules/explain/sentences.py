@@ -16,14 +16,19 @@ from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 if TYPE_CHECKING:
     from rules.explain.explanation import Explanation
 
-_DONE: Final = {Verdict.ALLOW: "allowed", Verdict.FLAG: "flagged", Verdict.ASK: "held back", Verdict.DENY: "denied"}
+_DONE: Final = {
+    Verdict.ALLOW: "allowed",
+    Verdict.FLAG: "flagged",
+    Verdict.ASK: "held for approval",
+    Verdict.DENY: "denied",
+}
 _MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
 _SCANNED: Final = {
-    Scan.STRICT: "scanned: what looks like a secret in it is blocked, also encoded or in its usual place where no rule "
-    "and no secret names the host (`scan: strict`)",
-    Scan.BLOCK: "scanned: what looks like a secret in it is blocked (`scan: block`)",
-    Scan.FLAG: "scanned: what looks like a secret in it goes out, and is told (`scan: flag`)",
-    Scan.OFF: "not scanned: nobody looks for secrets in it (`scan: off`)",
+    Scan.STRICT: "scanned: a request with something that looks like a secret is blocked; where no rule and no secret "
+    "names the host, also if it is encoded or in its usual place (`scan: strict`)",
+    Scan.BLOCK: "scanned: a request with something that looks like a secret is blocked (`scan: block`)",
+    Scan.FLAG: "scanned: a request with something that looks like a secret is allowed and recorded (`scan: flag`)",
+    Scan.OFF: "not scanned for secrets (`scan: off`)",
 }
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
@@ -35,20 +40,21 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     asked = quote(explanation.question.text.partition("?")[0])
     yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
     if verdict is Verdict.FLAG:
-        yield "it goes out, and is put up for review"
+        yield "it is allowed and marked for review"
     if decision.outcome is Outcome.WOULD_BLOCK:
-        yield "it goes out all the same, because of `mode: audit`, and is told as `would_block`"
+        yield "it is allowed because of `mode: audit`, and recorded as `would_block`"
     if decision.why:
         yield f"the rule says: {decision.why}"
     connection = attempt is not None and attempt.request is None and explanation.question.record is None
     if connection and decision.passes and decision.inspect:
         yield "the connection is inspected: each request on it is decided by itself"
     elif connection and decision.passes and attempt is not None and attempt.protocol is Protocol.TLS:
-        yield "the connection is passed on unread: what is asked for on it is not seen"
+        yield "the connection is spliced: the gate does not read the requests on it"
     for layer in explanation.objecting:
-        yield f"`{layer.name}` ({layer.kind}) doesn't let it out by rules of its own, whatever other files say"
+        yield f"`{layer.name}` ({layer.kind}) has no rule that allows it, and rules of other files cannot override that"
     if explanation.proxied:
-        yield f"it goes through the proxy {explanation.via}" if explanation.via else "it goes past the proxy, directly"
+        direct = "it connects directly, without the proxy"
+        yield f"it goes through the proxy {explanation.via}" if explanation.via else direct
     request = attempt is not None and attempt.request is not None
     yield from _terms(decision, request=request, depends_on_taint=explanation.depends_on_taint)
     if decision.nearest is not None:
@@ -65,19 +71,19 @@ def run_sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]
     decision = explanation.decision
     yield _verdict(quote(explanation.question.text), verdict, decision, None)
     if verdict is Verdict.FLAG:
-        yield "it runs, and is put up for review"
+        yield "it runs and is marked for review"
     if decision.why:
         yield f"the rule says: {decision.why}"
     yield from _terms(decision, request=False, depends_on_taint=False)
-    yield "commands are a guard rail: a program that is copied, renamed or interpreted is another one"
+    yield "commands are a guard rail: a copied, renamed or interpreted program does not match"
 
 
 def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
     by = f" by {_names(decision.rules)}" if decision.rules else ""
     if decision.needs_approval:
-        return f"{asked} is held{by} until somebody has approved it (`{decision.reason}` where nobody can be asked)"
+        return f"{asked} needs an approval{by} (`{decision.reason}` where no approver can be reached)"
     if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
-        return f"{asked} is denied{by}: a rule asks, and no approval would let it out (`{decision.reason}`)"
+        return f"{asked} is denied{by}: a rule asks, and no approval would allow it (`{decision.reason}`)"
     said = "" if decision.reason is Reason.RULE else f": {meaning(decision.reason, target)}"
     return f"{asked} is {_DONE[verdict]}{by}{said} (`{decision.reason}`)"
 
@@ -87,7 +93,7 @@ def _names(rules: tuple[str, ...]) -> str:
 
 
 def _nearest(near: NearestRule) -> str:
-    wanted = f"which wants `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
+    wanted = f"which needs `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
     return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
 
 
@@ -96,13 +102,13 @@ def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iter
     if request and decision.passes:
         yield _SCANNED[decision.scan]
     if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
-        yield "what is read there taints the task: nobody vouches for it (`trust: untrusted`)"
+        yield "reading from there taints the task (`trust: untrusted`)"
     for rule, limits in decision.limits:
-        yield f"`{rule}` lets out {limited(limits)}"
+        yield f"`{rule}` allows {limited(limits)}"
     for asks in decision.approval:
-        yield f"`{asks.rule}` wants {_approved(asks.terms)}"
+        yield f"`{asks.rule}` needs {_approved(asks.terms)}"
     if decision.expires is not None:
-        yield f"this holds until {decision.expires}, and that day is the last"
+        yield f"this decision holds until the end of {decision.expires} (UTC)"
 
 
 def limited(limits: Limits) -> str:
@@ -122,7 +128,7 @@ def limited(limits: Limits) -> str:
 
 
 def _approved(terms: ApprovalTerms) -> str:
-    who = "whoever may approve" if terms.by is None else f"`{terms.by}`"
+    who = "any approver" if terms.by is None else f"`{terms.by}`"
     count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
     lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
     return f"{count} by {who}, good {lasts} for the {terms.covers}"
@@ -142,14 +148,14 @@ def _hints(explanation: "Explanation") -> Iterator[str]:
     """Say what to ask besides, where what wasn't said made the difference."""
     question, caller = explanation.question, explanation.question.caller
     if not caller.task and not caller.labels and any(entry.field == "for" for entry in explanation.considered):
-        yield "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"
+        yield "rules with `for` match certain tasks: name one with `--task NAME` and `--label NAME=VALUE`"
     if not caller.tainted and any(entry.field == "when" for entry in explanation.considered):
-        yield "rules with `when: tainted` are for tasks that read what nobody vouches for: `--tainted` says that it did"
+        yield "rules with `when: tainted` match tasks that have read untrusted content: add `--tainted` for such a task"
     if question.meant:
-        yield f"methods are in upper case, and what only looks like one is refused: did you mean `{question.meant}`?"
+        yield f"methods are upper case, and the gate denies others: did you mean `{question.meant}`?"
     unsaid = question.request is not None and question.request.credential is None
     if unsaid and any(entry.field == "credential" for entry in explanation.considered):
-        yield "no credential was said: `--credential ID` says that the placeholder of a secret is in its place"
+        yield "no credential was given: add `--credential ID` for a request with the placeholder of that secret"
 
 
 def _telling(entry: Considered) -> tuple[bool, int, str]:
@@ -162,13 +168,13 @@ def _line(entry: Considered, *, known: bool) -> str:
     rule = entry.rule
     line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "
     if entry.field == "until":
-        after = "lets nothing out any more" if rule.allows else "denies from then on"
+        after = "allows nothing any more" if rule.allows else "denies from then on"
         return f"{line}{after}: its `until` was {entry.wanted}, and this is {entry.got}"
     if known and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
-        line += "isn't sure to match, so it lets nothing out" if rule.allows else "may match, so it holds back"
+        line += "may not match, so it allows nothing" if rule.allows else "may match, so it counts"
     else:
         line += _MARKS[entry.match]
     if not entry.field:
         return line
-    wanted = f" wants {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
+    wanted = f" needs {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
     return f"{line}: `{entry.field}`{wanted}"

@@ -21,16 +21,16 @@ _MOST_TARGETS: Final = 20  # of one rule
 _ORDER: Final = {Verdict.ALLOW: 0, Verdict.FLAG: 1, Verdict.ASK: 2, Verdict.DENY: 3}
 _HEADINGS: Final = {
     Verdict.ALLOW: "You may:",
-    Verdict.FLAG: "You may, and people will look at it afterwards:",
-    Verdict.ASK: "Only with a person's leave:",
-    Verdict.DENY: "You may not, whatever else is said:",
+    Verdict.FLAG: "You may, and people review it afterwards:",
+    Verdict.ASK: "Only after a person approves it:",
+    Verdict.DENY: "You may not, whatever other rules say:",
 }
 _STARTING: Final = {
-    Verdict.FLAG: "Programs that you may start, and people will look at it afterwards:",
-    Verdict.ASK: "Programs that start only with a person's leave:",
+    Verdict.FLAG: "Programs that you may start, and people review it afterwards:",
+    Verdict.ASK: "Programs that start only after a person approves it:",
     Verdict.DENY: "Programs that you may not start:",
 }
-_ONCE_TAINTED: Final = "only once the task has read what a stranger may have written"
+_ONCE_TAINTED: Final = "only once the task has read untrusted content"
 
 
 class Permitted(NamedTuple):
@@ -126,7 +126,7 @@ def _sentence(rule: Rule) -> str:
     if rule.when_tainted:
         parts.append(_ONCE_TAINTED)
     if rule.default:
-        parts.append("where no other rule says anything")
+        parts.append("where no other rule matches")
     if rule.excepts:
         parts.append(f"with {len(rule.excepts)} exception{'s' if len(rule.excepts) > 1 else ''}")
     parts += [said[name] for name in ("credential", "limits") if name in said]

@@ -29,96 +29,98 @@ class Check(NamedTuple):
 
 
 BROKEN: Final = Check("EX001", "broken", Severity.ERROR, "the file can't be read as a rule file",
-    "mend it: nothing starts until it is right")  # fmt: skip
+    "correct the file: no task starts until it can be read")  # fmt: skip
 FAILED_TEST: Final = Check("EX002", "failed-test", Severity.ERROR, "a test that the file carries fails",
-    "mend the rule, or the test")  # fmt: skip
+    "correct the rule or the test")  # fmt: skip
 READING: Final = Check("EX003", "reading", Severity.WARNING,
-    "the file can be read, but not all of it as it was probably meant",
-    "mend it")  # fmt: skip
+    "the file can be read, but a part of it probably means something else",
+    "correct it")  # fmt: skip
 ONLY_UDP: Final = Check("EX010", "only-udp", Severity.WARNING,
-    "the rule lists UDP alone that never leaves, whatever rules say: DNS, QUIC",
-    "remove it, or list the ports that are meant")  # fmt: skip
+    "the rule lists only UDP that no rule can allow: DNS, QUIC",
+    "remove it, or list the ports that you mean")  # fmt: skip
 REDUNDANT: Final = Check("EX011", "redundant", Severity.WARNING,
-    "a wider rule of the same verdict covers all that the rule does",
-    "remove it, or narrow the wider one")  # fmt: skip
+    "a wider rule with the same action covers everything that the rule covers",
+    "remove the rule, or narrow the wider one")  # fmt: skip
 SHADOWED: Final = Check("EX012", "shadowed", Severity.WARNING,
-    "a rule that goes before it covers all that the rule does: it never decides",
-    "remove it, or give the other one an `except`")  # fmt: skip
+    "a rule that takes precedence covers everything that the rule covers: the rule never decides",
+    "remove the rule, or give the other one an `except`")  # fmt: skip
 PART_IDLE: Final = Check("EX013", "part-idle", Severity.WARNING,
-    "one of the rule's targets never decides or adds nothing",
+    "one of the rule's targets never decides, or another target covers it",
     "remove it from `to`, or give the other rule an `except`")  # fmt: skip
 IDLE_EXCEPT: Final = Check("EX014", "idle-except", Severity.WARNING,
-    "an `except` is about what the rule doesn't cover: it exempts nothing",
-    "mend what is mistyped, or remove it")  # fmt: skip
+    "an `except` exempts nothing: the rule does not cover it",
+    "correct the entry, or remove it")  # fmt: skip
 IDLE_CREDENTIAL: Final = Check("EX015", "idle-credential", Severity.WARNING,
-    "a rule's secret is put into no request that the rule is about",
-    "name the rule's hosts under the secret's `hosts`, or another secret")  # fmt: skip
+    "the rule requires a secret that the gate never sends to the rule's hosts",
+    "add the rule's hosts to the secret's `hosts`, or name another secret")  # fmt: skip
 UNKNOWN_METHOD: Final = Check("EX016", "unknown-method", Severity.WARNING,
-    "a rule is about a method that is not registered",
-    "write the method that is meant; `--ignore` the finding if a service has one of its own")  # fmt: skip
+    "a rule lists a method that is not registered with IANA",
+    "correct the method; `--ignore` the finding if the service defines its own")  # fmt: skip
 IN_THE_CLEAR: Final = Check("EX017", "secret-in-the-clear", Severity.WARNING,
-    "a secret's host and port are let out to, but not over TLS",
-    "list the port with `/tls` if that is what is spoken there, or take it from the secret's `hosts`")  # fmt: skip
+    "rules allow a secret's host and port, but not over TLS",
+    "list the port with `/tls` if the server speaks TLS, or remove it from the secret's `hosts`")  # fmt: skip
 SENT_NOWHERE: Final = Check("EX018", "secret-sent-nowhere", Severity.WARNING,
-    "no rule lets anything out to a secret's host and port",
-    "add the rule, mend the host or port, or take it from the secret's `hosts`")  # fmt: skip
+    "no rule allows a secret's host and port",
+    "add a rule, correct the host or port, or remove it from the secret's `hosts`")  # fmt: skip
 NEVER_TAINTED: Final = Check("EX019", "never-tainted", Severity.WARNING,
-    "a rule is for tainted tasks, and nothing that is let out taints one",
-    "say `trust: untrusted` on the rules whose hosts strangers write to")  # fmt: skip
-EVERY_NAME: Final = Check("EX020", "every-name", Severity.WARNING, "a rule lets out to every name there is",
-    "name the hosts, or make it `action: ask` or `default: true` with `action: flag`")  # fmt: skip
+    "a rule is for tainted tasks, and nothing that the rules allow taints a task",
+    "set `trust: untrusted` on rules whose hosts anyone can write to")  # fmt: skip
+EVERY_NAME: Final = Check("EX020", "every-name", Severity.WARNING, "a rule allows every name",
+    "list the hosts, or use `action: ask`, or `default: true` with `action: flag`")  # fmt: skip
 STRANGERS: Final = Check("EX021", "strangers", Severity.WARNING,
-    "a wildcard stands where a provider gives names to strangers",
-    "name the hosts that are yours")  # fmt: skip
+    "a wildcard covers names that anyone can register",
+    "list the hosts that are yours")  # fmt: skip
 WIDE_NETWORK: Final = Check("EX022", "wide-network", Severity.WARNING,
-    "a rule lets out to more addresses than one owner has",
-    "list the networks that are meant")  # fmt: skip
-WIDE_PORTS: Final = Check("EX023", "wide-ports", Severity.WARNING, "a rule lets out to more ports than one service has",
-    "list the ports that are meant")  # fmt: skip
+    "a rule allows more addresses than one owner has",
+    "list the networks that you mean")  # fmt: skip
+WIDE_PORTS: Final = Check("EX023", "wide-ports", Severity.WARNING, "a rule allows more ports than one service has",
+    "list the ports that you mean")  # fmt: skip
 PUBLIC_PART: Final = Check("EX024", "public-part", Severity.WARNING,
-    "a network holds addresses that are not public, and doesn't open them",
-    "narrow the network to what is meant")  # fmt: skip
-SPLICED: Final = Check("EX030", "spliced", Severity.NOTE, "what the rule lets out is passed on unread",
-    "inspect it, unless the client's certificates are pinned, it is bulk, "
-    "or all the host serves has one owner")  # fmt: skip
+    "a network contains addresses that are not public, and the rule does not open them",
+    "narrow the network to the addresses that you mean")  # fmt: skip
+SPLICED: Final = Check("EX030", "spliced", Severity.NOTE, "the gate does not read what the rule allows",
+    "remove `tls: splice`, unless the client pins certificates, the transfers are large, "
+    "or everything on the host has one owner")  # fmt: skip
 RAW: Final = Check("EX031", "raw", Severity.NOTE,
-    "the rule lets any bytes out: no request, name or secret is seen in them",
-    "write `/tls` or `/http` in place of `/tcp` where that is what is spoken")  # fmt: skip
+    "the rule allows any bytes: the gate sees no request, name or secret in them",
+    "write `/tls` or `/http` in place of `/tcp` where the server speaks it")  # fmt: skip
 NEVER_SPLICED: Final = Check("EX032", "never-spliced", Severity.WARNING,
-    "the rule says `tls: splice`, and another one has its requests read",
+    "the rule has `tls: splice`, and another rule needs the requests inspected",
     "remove `tls: splice`, or keep the other rule off these hosts with an `except`")  # fmt: skip
 UNREADABLE: Final = Check("EX033", "unreadable", Severity.WARNING,
-    "a rule has a port read on which something else than HTTP is usual",
-    "say `tls: splice`, or list the port with `/tcp`: nothing but HTTP can be inspected")  # fmt: skip
+    "a rule has a port inspected that usually carries something other than HTTP",
+    "set `tls: splice`, or list the port with `/tcp`: the gate can inspect only HTTP")  # fmt: skip
 AROUND_RAW: Final = Check("EX040", "around-raw", Severity.WARNING,
-    "what a rule holds back can leave unread on another port of the same host",
-    "hold that port back as well, or narrow the rule that lets it out")  # fmt: skip
+    "what a rule blocks or holds can leave unread on another port of the same host",
+    "block that port as well, or narrow the rule that allows it")  # fmt: skip
 AROUND_API: Final = Check("EX041", "around-api", Severity.WARNING,
-    "a git rule holds pushes back, and the forge's API can write the same",
-    "let only GET and HEAD out to the API, or hold its writes back for these repositories")  # fmt: skip
+    "a git rule blocks or holds pushes, and the forge's API can write the same",
+    "allow only GET and HEAD to the API, or block its writes to these repositories")  # fmt: skip
 AROUND_LFS: Final = Check("EX042", "around-lfs", Severity.WARNING,
-    "a git rule holds pushes back, and large files (LFS) can be uploaded",
-    "hold back POST and PUT to `/**/info/lfs/**`")  # fmt: skip
+    "a git rule blocks or holds pushes, and large files (LFS) can be uploaded",
+    "block POST and PUT to `/**/info/lfs/**`")  # fmt: skip
 EXPIRED: Final = Check("EX050", "expired", Severity.WARNING,
-    "the rule's `until` has passed: it lets nothing out any more",
-    "remove it, or give it a later date")  # fmt: skip
+    "the rule's `until` has passed: it allows nothing any more",
+    "remove the rule, or set a later date")  # fmt: skip
 EXPIRES_SOON: Final = Check("EX051", "expires-soon", Severity.NOTE, "the rule's `until` passes within thirty days",
-    "give it a later date in time, or let it go")  # fmt: skip
-NO_WHY: Final = Check("EX060", "no-why", Severity.NOTE, "rules don't say why they are there",
-    "add `why`: refusals and reviews show it")  # fmt: skip
-AUDITED: Final = Check("EX061", "audited", Severity.WARNING, "audit mode lets out what no rule decides, and only tells",
-    "go on to `mode: enforce` when `exeat replay` shows nothing more that would be blocked")  # fmt: skip
+    "set a later date in time, or remove the rule")  # fmt: skip
+NO_WHY: Final = Check("EX060", "no-why", Severity.NOTE, "rules have no `why`",
+    "add `why`: block pages and reviews show it")  # fmt: skip
+AUDITED: Final = Check("EX061", "audited", Severity.WARNING,
+    "audit mode allows what no rule decides, and only records it",
+    "set `mode: enforce` once `exeat replay` shows nothing that would be blocked")  # fmt: skip
 UNCLAIMED: Final = Check("EX062", "unclaimed", Severity.WARNING,
-    "a rule holds back certain tasks, and nobody says who may be one",
-    "say so in /etc/exeat/identities.yaml, or hold it back for everybody")  # fmt: skip
+    "a rule restricts certain tasks, and nothing controls which tasks those are",
+    "list them in /etc/exeat/identities.yaml, or restrict every task")  # fmt: skip
 UNASKED: Final = Check("EX063", "unasked", Severity.WARNING,
-    "an approval of what a rule asks about would not let it out to its address",
-    "say with `resolves_to` which addresses that are not public the name may have")  # fmt: skip
+    "an approval would not open the address of a name that the rule asks about",
+    "list the name's non-public addresses in `resolves_to`")  # fmt: skip
 UNREVIEWED: Final = Check("EX064", "unreviewed", Severity.WARNING,
-    "an `approval` of a `sandbox` whose changes nobody reviews asks nobody",
-    "say `workspace: review` beside it")  # fmt: skip
-OBEYED: Final = Check("EX065", "obeyed", Severity.WARNING, "the host runs or obeys all of what `write` gives to a task",
-    "let the task write something else, or look at what it has changed before anything runs it")  # fmt: skip
+    "a `sandbox` has an `approval`, and its changes are not reviewed",
+    "set `workspace: review` in the same `sandbox`")  # fmt: skip
+OBEYED: Final = Check("EX065", "obeyed", Severity.WARNING,
+    "the host runs or reads as configuration what `write` lets the task change",
+    "list another path, or review what the task changed before anything runs it")  # fmt: skip
 
 CHECKS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Check))
 

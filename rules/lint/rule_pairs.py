@@ -57,7 +57,7 @@ def ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Fin
         mine = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
         if mine:
             others = dict.fromkeys(ident for way in mine for ident in way.by)
-            message = f"`{rule.id}` ({rule.action}) doesn't see {_told(mine)}"
+            message = f"`{rule.id}` ({rule.action}) does not cover {_told(mine)}"
             yield reporter.about(check, rule, message, *others, at=at)
 
 
@@ -70,9 +70,9 @@ def _told(ways: list[_Way]) -> str:
     for by, tried in islice(attempts.items(), _MOST_NAMED):
         named = join_first([f"`{attempt}`" for attempt in tried], _MOST_NAMED)
         rules = " and ".join(f"`{ident}`" for ident in by[:_MOST_NAMED]) or "audit mode"
-        told.append(f"{named}, which {rules} lets out")
+        told.append(f"{named}, which {rules} allows")
     return "; ".join(told) + (
-        f"; and what {len(attempts) - _MOST_NAMED} others let out" if len(attempts) > _MOST_NAMED else ""
+        f"; and what {len(attempts) - _MOST_NAMED} others allow" if len(attempts) > _MOST_NAMED else ""
     )
 
 
@@ -168,7 +168,7 @@ def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -
         raw = [entry for entry in ports if entry.protocol in UNSEEN]
         if raw:
             shown = ", ".join(map(str, raw))
-            yield reporter.about(findings.RAW, rule, f"`{rule.id}` lets any bytes out on {shown}", at="ports")
+            yield reporter.about(findings.RAW, rule, f"`{rule.id}` allows any bytes on {shown}", at="ports")
         if rule.tls is not TlsMode.SPLICE and (unreadable := _unreadable(rule)):
             yield reporter.about(findings.UNREADABLE, rule, unreadable, at="ports")
         spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
@@ -188,14 +188,14 @@ def _unreadable(rule: Rule) -> str:
         return ""
     ports = ", ".join(f"{entry} ({said.rstrip('+')})" for entry, said in known)
     first = any(said.endswith("+") for _, said in known)
-    waits = ": its client waits for a server that speaks first, and is cut off after 10 seconds" if first else ""
-    return f"`{rule.id}` has {ports} read as HTTP, which is all that can be{waits}"
+    waits = ": the client waits for the server to speak first, and the gate ends that after 10 seconds" if first else ""
+    return f"`{rule.id}` has {ports} inspected as HTTP, the only protocol that the gate can inspect{waits}"
 
 
 def _given_up(rule: Rule, ports: str) -> str:
     return (
-        f"`{rule.id}` passes on unread what goes to {ports}: methods, paths, uploads and credentials are not seen, "
-        "and on a shared CDN the request inside can be for another host"
+        f"`{rule.id}` does not inspect {ports}: methods, paths, uploads and credentials are not seen, "
+        "and on a shared CDN the request can be for another host"
     )
 
 
@@ -211,7 +211,8 @@ def _never_spliced(ask: Asker, targets: Targets, rule: Rule, port: int, reporter
         by = next((other for other in others if other is not rule and _has_it_read(other, port)), None)
         named = "another rule" if by is None else f"`{by.id}`"
         message = (
-            f"`{rule.id}` says splice, and {named} has requests to `{pattern.text}` read, so its clients see the CA"
+            f"`{rule.id}` has `tls: splice`, and {named} needs requests to `{pattern.text}` inspected: "
+            "clients see the CA of the gate"
         )
         return reporter.about(findings.NEVER_SPLICED, rule, message, *(() if by is None else (by.id,)), at="tls")
     return None
@@ -235,7 +236,7 @@ def idle(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Findin
     for rule in own:
         if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):
             yield reporter.about(
-                findings.ONLY_UDP, rule, f"`{rule.id}` is about UDP alone that never leaves", at="ports"
+                findings.ONLY_UDP, rule, f"`{rule.id}` lists only UDP that no rule can allow", at="ports"
             )
             continue
         covered = _covered(targets, rule, reporter, voting)
@@ -250,7 +251,8 @@ def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     idents = [other.id for other in others[:_MOST_NAMED]]
     named = join_first([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
     if any(goes_before(other, rule) for other in others):
-        message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} is there before it"
+        verb = "takes" if len(others) == 1 else "take"
+        message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} {verb} precedence"
         return reporter.about(findings.SHADOWED, rule, message, *idents)
     return reporter.about(findings.REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
 
@@ -261,9 +263,7 @@ def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -
         if by is rule:
             message = f"`{text}` adds nothing to the other targets of `{rule.id}`"
         elif goes_before(by, rule):
-            message = (
-                f"`{text}` never decides in `{rule.id}` ({_kind(rule)}): `{by.id}` ({_kind(by)}) is there before it"
-            )
+            message = f"`{text}` never decides in `{rule.id}` ({_kind(rule)}): `{by.id}` ({_kind(by)}) takes precedence"
         else:
             message = f"`{text}` in `{rule.id}` adds nothing to `{by.id}`"
         others = () if by is rule else (by.id,)

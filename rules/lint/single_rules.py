@@ -32,15 +32,15 @@ def wide_networks(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
         if not rule.allows:
             continue
         if any(name.below == "" for name in rule.names) and not (rule.default and rule.action is Verdict.FLAG):
-            message = f"`{rule.id}` lets out to every name, those of attackers too"
+            message = f"`{rule.id}` allows every name, also those of attackers"
             yield reporter.about(findings.EVERY_NAME, rule, message, at="to", entry="*")
         for network in rule.networks:
             if _is_wide(network):
-                message = f"`{rule.id}` lets out to `{network}`: the task can dial what no name rule would let it reach"
+                message = f"`{rule.id}` allows `{network}`: the task can connect to addresses that no name rule allows"
                 yield reporter.about(findings.WIDE_NETWORK, rule, message, at="to", entry=str(network))
         for entry in rule.ports or ():
             if entry.high - entry.low >= _MOST_PORTS:
-                message = f"`{rule.id}` lets out to {entry.high - entry.low + 1} ports with `{entry}`"
+                message = f"`{rule.id}` allows {entry.high - entry.low + 1} ports with `{entry}`"
                 yield reporter.about(findings.WIDE_PORTS, rule, message, at="ports", entry=str(entry))
 
 
@@ -72,7 +72,7 @@ def useless_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]
                 idle += [network for network in exemption.networks if not any(map(network.overlaps, rule.networks))]
             for target in idle:
                 text = str(getattr(target, "text", target))
-                message = f"`{text}` under `except` is nothing that `{rule.id}` ({rule.action}) covers"
+                message = f"`{text}` under `except` exempts nothing: `{rule.id}` ({rule.action}) does not cover it"
                 yield reporter.about(findings.IDLE_EXCEPT, rule, message, at="except", entry=text)
 
 
@@ -92,7 +92,7 @@ def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator
     if not _taints(policy):
         for rule in own:
             if rule.depends_on_taint:
-                message = f"`{rule.id}` ({rule.action}) has `when: tainted`, and whatever rules let out they trust"
+                message = f"`{rule.id}` ({rule.action}) has `when: tainted`, and all hosts that rules allow are trusted"
                 yield reporter.about(
                     findings.NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except"
                 )
@@ -105,7 +105,7 @@ def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator
         if rule.action is Verdict.ASK and rule.resolves_to is None:
             for text in _inside(rule, opening):
                 message = (
-                    f"`{rule.id}` asks about `{text}`, and without `resolves_to` an approval opens no address inside"
+                    f"`{rule.id}` asks about `{text}`, and without `resolves_to` approvals open only public addresses"
                 )
                 yield reporter.about(findings.UNASKED, rule, message, at="to")
                 break
@@ -149,11 +149,11 @@ def unsent_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
                 continue
             place = written(host, port)
             if not spoken:
-                message = f"`{secret.id}` goes to `{place}`, and no rule lets anything out there"
+                message = f"`{secret.id}` is sent to `{place}`, and no rule allows that"
                 yield reporter.about_secret(findings.SENT_NOWHERE, secret.id, message, place)
                 continue
-            as_what = "HTTP in the clear" if spoken <= INSPECTABLE else "bytes that nobody reads"
-            message = f"`{secret.id}` goes to `{place}`, and rules let {as_what} out there: it is sent over TLS alone"
+            as_what = "HTTP in the clear" if spoken <= INSPECTABLE else "bytes that the gate does not read"
+            message = f"`{secret.id}` is sent to `{place}` over TLS only, and the rules allow {as_what} there"
             yield reporter.about_secret(findings.IN_THE_CLEAR, secret.id, message, place)
 
 
@@ -179,12 +179,12 @@ def unmet_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> It
             near = get_close_matches(method, REGISTERED_METHODS, 1)
             meant = f"; did you mean `{near[0]}`?" if near else ""
             at = "http" if rule.http is not None and method in (rule.http.methods or ()) else "except"
-            message = f"`{rule.id}` is about `{method}`, which is no method that is registered{meant}"
+            message = f"`{rule.id}` lists the method `{method}`, which is not registered{meant}"
             yield reporter.about(findings.UNKNOWN_METHOD, rule, message, at=at)
         hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
         if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
             places = join_first([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
-            message = f"`{rule.id}` is about requests with `{rule.credential}`, which goes to {places} alone"
+            message = f"`{rule.id}` requires `{rule.credential}`, which is sent to {places} only"
             yield reporter.about(findings.IDLE_CREDENTIAL, rule, message, at="credential")
 
 
@@ -199,12 +199,12 @@ def upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Surround
     """Tell what should be said, and what should not stay."""
     yield from _lifetimes(own, reporter, around.today)
     if policy.settings.mode is Mode.AUDIT:
-        yield reporter.about_settings(findings.AUDITED, "mode", "audit mode is on: what no rule decides is let out")
+        yield reporter.about_settings(findings.AUDITED, "mode", "audit mode is on: what no rule decides is allowed")
     if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
-        message = "`approval` is asked for where changes are reviewed, and no file says `workspace: review`"
+        message = "`approval` needs reviewed changes, and no file has `workspace: review`"
         yield from reporter.about_boxes(findings.UNREVIEWED, "approval", message)
     for path in filter(around.is_obeyed, policy.box.write):
-        message = f"`{path}` under `write`: this host runs or obeys it, so nothing of it is covered"
+        message = f"`{path}` under `write`: this host runs it or reads it as configuration"
         yield from reporter.about_boxes(findings.OBEYED, "write", message, entry=path)
     silent: dict[str, list[Rule]] = {}
     for rule in own:
@@ -212,11 +212,11 @@ def upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Surround
             silent.setdefault(rule.id.partition(":")[0], []).append(rule)
         if rule.mode is Mode.AUDIT and not rule.allows:
             yield reporter.about(
-                findings.AUDITED, rule, f"`{rule.id}` is audited: what it holds back is let out", at="mode"
+                findings.AUDITED, rule, f"`{rule.id}` has `mode: audit`: what it would block is allowed", at="mode"
             )
         if rule.selector is not None and not rule.allows and not around.identities:
             message = (
-                f"`{rule.id}` ({rule.action}) is for {rule.selector}, and whoever starts a task can call it otherwise"
+                f"`{rule.id}` ({rule.action}) is for {rule.selector}, and a user can start the task under another one"
             )
             yield reporter.about(findings.UNCLAIMED, rule, message, at="for")
     for rules in silent.values():
@@ -233,10 +233,8 @@ def _lifetimes(own: list[Rule], reporter: Reporter, today: date) -> Iterator[Fin
             continue
         left = rule.until - today
         if left < timedelta(0):
-            became = "doesn't match any more" if rule.allows else "denies now"
-            yield reporter.about(
-                findings.EXPIRED, rule, f"`{rule.id}` ended with {rule.until} and {became}", at="until"
-            )
+            became = "no longer matches" if rule.allows else "now denies"
+            yield reporter.about(findings.EXPIRED, rule, f"`{rule.id}` ended on {rule.until} and {became}", at="until")
         elif left <= SOON:
             days = {0: "today", 1: "tomorrow"}.get(left.days, f"in {left.days} days")
-            yield reporter.about(findings.EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, with {rule.until}", at="until")
+            yield reporter.about(findings.EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, on {rule.until}", at="until")

@@ -143,7 +143,7 @@ def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _
         field = next((name for name, said in kinds.items() if said is not None), "")
         if not field:
             return _Asked(Match.YES)
-        got = "bytes that nobody reads" if attempt.protocol in UNSEEN else "no request yet"
+        got = "bytes that the gate does not read" if attempt.protocol in UNSEEN else "no request yet"
         return _Asked(Match.PERHAPS, field, _wanted(condition), got)
     length = url_length(attempt.protocol, attempt.target, attempt.port, request.path)
     parts = [part for part in condition.parts(request, reading, length) if part.match is not Match.YES]

@@ -110,7 +110,8 @@ def test_check(exeat):
     code, out, err = exeat("check", "good.yaml")
     assert (code, err) == (0, [])
     assert (
-        out[0] == "good.yaml:4:5: note: EX060 no-why: `web:read` has no `why`; add `why`: refusals and reviews show it"
+        out[0]
+        == "good.yaml:4:5: note: EX060 no-why: `web:read` has no `why`; add `why`: block pages and reviews show it"
     )
     assert out[1].startswith("good.yaml: ok, 1 rule in 1 file, ")
     assert exeat("check", "broken.yaml") == (1, BROKEN_LINES, [])
@@ -118,7 +119,7 @@ def test_check(exeat):
     assert code == 1
     assert out[2] == (
         "warned.yaml:4:20: warning: EX021 strangers: `**.github.io` lets out to strangers too: "
-        "anybody can get a name under `github.io`; name the hosts that are yours"
+        "anybody can get a name under `github.io`; list the hosts that are yours"
     )
     assert out[4].startswith("warned.yaml: not clean, 1 rule in 1 file, ")
     assert out[4].endswith(", 1 warning, 1 note")
@@ -271,10 +272,10 @@ def test_explain_says_that_no_credential_was_said(exeat, tmp_path):
         "the request does not carry the credential that the rule requires, or not only that one; send the placeholder of the rule's `credential` and no other credential (`credential_mismatch`)"
         in out[0]
     )
-    assert "the nearest rule is `who:key`, which wants `key` and not `none that is known` as `credential`" in out
-    assert out[-1].startswith("no credential was said: `--credential ID` says ")
+    assert "the nearest rule is `who:key`, which needs `key` and not `none that is known` as `credential`" in out
+    assert out[-1].startswith("no credential was given: add `--credential ID` ")
     code, out, err = exeat("explain", "--rules", "who.yaml", "--credential", "other", "https://z.example/")
-    assert "the nearest rule is `who:key`, which wants `key` and not `other` as `credential`" in out
+    assert "the nearest rule is `who:key`, which needs `key` and not `other` as `credential`" in out
     assert not any("--credential" in line for line in out)
 
 

@@ -74,7 +74,7 @@ def test_a_connection_to_an_address_that_is_not_public_is_asked_about_in_audit_m
 
 R = "tcp x.example:443"
 UNSEEN = [
-    # bytes that nobody reads could be whatever a rule holds back; they are never what a rule lets out
+    # bytes that the gate does not read could be whatever a rule holds back; they are never what a rule lets out
     (RAW, R, "allow rule t:t"),
     (INSPECT, R, "deny no_rule"),
     (SPLICE, R, "deny no_rule"),

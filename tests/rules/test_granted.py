@@ -88,13 +88,13 @@ def test_a_grant_opens_what_it_names(rules, attempt, granted, expected):
     asked = policy(rules)
     decision = asked.decide(granting(asked, parse_attempt(attempt), *granted.split()))
     assert told(decision) == expected
-    assert decision.asks is bool(decision.approval and decision.outcome is Outcome.BLOCKED)
+    assert decision.needs_approval is bool(decision.approval and decision.outcome is Outcome.BLOCKED)
 
 
 def test_what_only_steps_aside_is_nothing_to_ask_about():
     asked = policy(GUARD)
     decision = asked.decide(parse_attempt("tcp x.example:9000").attempt(asked))
-    assert (decision.reason, decision.asks, decision.approval) == (Reason.APPROVAL_UNAVAILABLE, False, ())
+    assert (decision.reason, decision.needs_approval, decision.approval) == (Reason.APPROVAL_UNAVAILABLE, False, ())
 
 
 def test_an_ask_that_has_ended_is_a_deny_granted_or_not():
@@ -108,7 +108,7 @@ def test_having_read_something_is_no_reason_to_be_let_out():
     asked = policy("- {id: q, to: x.example, when: tainted, action: ask}\n" + WEB)
     attempt = granting(asked, parse_attempt(X)._replace(caller=Caller(tainted=True)), "q")
     assert told(asked.decide(attempt)) == "deny no_rule"
-    assert not asked.decide(attempt._replace(granted=frozenset())).asks
+    assert not asked.decide(attempt._replace(granted=frozenset())).needs_approval
     post = granting(asked, parse_attempt("POST https://x.example/")._replace(caller=Caller(tainted=True)), "q")
     assert told(asked.decide(post)) == "allow approval_granted t:g,t:q"
 
@@ -127,7 +127,7 @@ def test_a_rule_that_is_changed_is_granted_no_more(was, now):
     before, after = policy(Q), policy(Q.replace(was, now))
     attempt = granting(before, parse_attempt(X)._replace(caller=Caller(at=LAST)), "q")
     assert told(before.decide(attempt)) == "allow approval_granted t:q"
-    assert after.decide(attempt).asks
+    assert after.decide(attempt).needs_approval
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_every_layer_is_asked_for_itself(tmp_path):
     assert [asks.rule for asks in asked.decide(granting(asked, question, "a")).approval] == ["t:q"]
     assert asked.decide(granting(asked, question, "a", "q")).allows
     outside = asked.decide(granting(asked, parse_attempt("GET https://y.example/"), "q"))
-    assert (outside.verdict, outside.reason, outside.asks) == (Verdict.DENY, Reason.LAYER, False)
-    assert not asked.decide(parse_attempt("GET https://y.example/").attempt(asked)).asks
+    assert (outside.verdict, outside.reason, outside.needs_approval) == (Verdict.DENY, Reason.LAYER, False)
+    assert not asked.decide(parse_attempt("GET https://y.example/").attempt(asked)).needs_approval
 
 
 TRUSTED = [
@@ -234,7 +234,7 @@ def test_it_is_explained_for_a_task_that_has_read_something_and_one_that_has_not
     assert (after.match, after.field) == (Match.NO, "when")
     assert not any("--tainted" in line for line in tainted.lines())
     read = explain(asked, parse_attempt("GET https://i.example/"))
-    assert "what is read there taints the task: nobody vouches for it (`trust: untrusted`)" in read.lines()
+    assert "reading from there taints the task (`trust: untrusted`)" in read.lines()
     assert read.value()["trust"] == "untrusted"
 
 

@@ -83,9 +83,9 @@ def test_each_layer_has_its_vote_and_its_silence_has_none(tmp_path):
 
 
 EXPLAINED = [
-    (BLOCK, X, ["scanned: what looks like a secret in it is blocked (`scan: block`)"]),
-    (OPEN, X, ["scanned: what looks like a secret in it goes out, and is told (`scan: flag`)"]),
-    (OFF, X, ["not scanned: nobody looks for secrets in it (`scan: off`)"]),
+    (BLOCK, X, ["scanned: a request with something that looks like a secret is blocked (`scan: block`)"]),
+    (OPEN, X, ["scanned: a request with something that looks like a secret is allowed and recorded (`scan: flag`)"]),
+    (OFF, X, ["not scanned for secrets (`scan: off`)"]),
     (BLOCK, "tls x.example:443", []),  # each request is decided by itself
     (BLOCK, "GET https://y.example/", []),
 ]
@@ -96,7 +96,7 @@ def test_it_is_explained(rules, attempt, said):
     from rules.explain.explanation import explain
 
     told = explain(policy(rules), parse_attempt(attempt))
-    assert [line for line in told.lines() if "scanned:" in line] == said
+    assert [line for line in told.lines() if "scanned" in line] == said
     passes = told.decision.passes
     assert told.value()["scan"] == (told.decision.scan.value if passes else None)
 

@@ -30,7 +30,7 @@ rules:
 WAYS = [
     ("any name", "www.example", 443, Protocol.TLS, PROXY),
     ("a name in the clear", "www.example", 80, Protocol.HTTP, PROXY),
-    ("bytes that nobody reads", "www.example", 22, Protocol.TCP, PROXY),
+    ("bytes that the gate does not read", "www.example", 22, Protocol.TCP, PROXY),
     ("an excepted name", "direct.example", 443, Protocol.TLS, None),
     ("a name below an excepted one", "a.b.direct.example", 443, Protocol.TLS, None),
     ("a name that only looks like it", "indirect.example", 443, Protocol.TLS, PROXY),
@@ -108,8 +108,8 @@ def test_without_a_proxy_none_may_be_dialled():
 
 EXPLAINED = [
     ("https://www.example/", f"it goes through the proxy {PROXY}", PROXY),
-    ("tls direct.example:443", "it goes past the proxy, directly", None),
-    ("tls 10.1.2.3:443", "it goes past the proxy, directly", None),
+    ("tls direct.example:443", "it connects directly, without the proxy", None),
+    ("tls 10.1.2.3:443", "it connects directly, without the proxy", None),
     ("udp www.example:53", None, None),
     ("dns A www.example", None, None),
 ]  # fmt: skip

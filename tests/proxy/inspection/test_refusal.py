@@ -47,7 +47,7 @@ def test_what_a_program_reads():
 
 def test_what_git_shows_its_user():
     near = NearestRule(rule="web:read", field="methods", wanted="GET, HEAD", got="POST")
-    decision = Decision(reason=Reason.NO_RULE, near=near)
+    decision = Decision(reason=Reason.NO_RULE, nearest=near)
     made = page(Refusal(decision, "POST https://git.example/x"), user_agent="git/2.39.5")
     assert dict(made.headers)[b"Content-Type"] == b"text/plain; charset=us-ascii"
     assert made.body.decode() == (
@@ -107,7 +107,7 @@ def test_grpc_s_message_is_escaped():
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
 def test_a_task_s_text_comes_back_escaped(user_agent):
     near = NearestRule(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    decision = Decision(reason=Reason.RULE, rules=(HOSTILE,), near=near, why=HOSTILE)
+    decision = Decision(reason=Reason.RULE, rules=(HOSTILE,), nearest=near, why=HOSTILE)
     made = page(Refusal(decision, HOSTILE, event=HOSTILE, detail=HOSTILE), user_agent)
     raw = made.http1()
     head, _, body = raw.partition(b"\r\n\r\n")
@@ -152,7 +152,7 @@ def test_to_a_service_of_the_host_there_is_one_way(user_agent):
             "127.0.0.1",
             "that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal`",
         ),
-        ("224.0.0.1", "that is multicast, and no rule can let anything out to it"),
+        ("224.0.0.1", "that is multicast, and no rule can allow it"),
         ("fe80::1%a", "a service of this machine needs a rule"),
     ],
 )

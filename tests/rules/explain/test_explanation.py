@@ -25,11 +25,11 @@ TRANSCRIPTS = [
         """
         `GET https://x.example/a/b` is allowed by `t:read` (`rule`)
         the rule says: read only
-        scanned: what looks like a secret in it goes out, and is told (`scan: flag`)
+        scanned: a request with something that looks like a secret is allowed and recorded (`scan: flag`)
         rules about this target:
           `t:read` (allow) matches
-          `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
-          `t:raw` (allow) doesn't match: `ports` wants 22/tcp, and this is 443/tls
+          `t:local` (deny) could match: `resolves_to` needs 10.0.0.0/8, and this is unresolved
+          `t:raw` (allow) doesn't match: `ports` needs 22/tcp, and this is 443/tls
           `t:rest` (deny, default) matches
         """,
     ),
@@ -38,9 +38,9 @@ TRANSCRIPTS = [
         """
         `PUT https://x.example/a/b` is denied by `t:rest`: only a rule with `default: true` matches; add a rule for this host; a rule that is no default overrides it (`default_rule`)
         rules about this target:
-          `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
-          `t:raw` (allow) doesn't match: `ports` wants 22/tcp, and this is 443/tls
-          `t:read` (allow) doesn't match: `http.methods` wants GET, and this is PUT
+          `t:local` (deny) could match: `resolves_to` needs 10.0.0.0/8, and this is unresolved
+          `t:raw` (allow) doesn't match: `ports` needs 22/tcp, and this is 443/tls
+          `t:read` (allow) doesn't match: `http.methods` needs GET, and this is PUT
           `t:rest` (deny, default) matches
         """,
     ),
@@ -51,9 +51,9 @@ TRANSCRIPTS = [
         the rule says: read only
         the connection is inspected: each request on it is decided by itself
         rules about this target:
-          `t:local` (deny) could match: `resolves_to` wants 10.0.0.0/8, and this is unresolved
-          `t:read` (allow) could match: `http` wants GET /a/**, and this is no request yet
-          `t:raw` (allow) doesn't match: `ports` wants 22/tcp, and this is 443/tls
+          `t:local` (deny) could match: `resolves_to` needs 10.0.0.0/8, and this is unresolved
+          `t:read` (allow) could match: `http` needs GET /a/**, and this is no request yet
+          `t:raw` (allow) doesn't match: `ports` needs 22/tcp, and this is 443/tls
           `t:rest` (deny, default) matches
         """,
     ),
@@ -75,23 +75,23 @@ def test_a_person_reads(attempt, transcript):
 def test_the_nearest_rule_is_told():
     asked = policy("- {id: read, to: x.example, http: {paths: /a/**}, action: allow}")
     lines = explain(asked, parse_attempt("GET https://x.example/b?token=secret")).lines()
-    assert "the nearest rule is `t:read`, which wants `/a/**` and not `/b` as `http.paths`" in lines
+    assert "the nearest rule is `t:read`, which needs `/a/**` and not `/b` as `http.paths`" in lines
     assert "secret" not in "\n".join(lines)
 
 
 UNSURE = [
-    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "get https://x.example/", "`t:a` (allow) isn't sure to match, so it lets nothing out: `http.methods` wants GET, and this is get"),
-    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "GET wss://x.example/", "`t:a` (allow) isn't sure to match, so it lets nothing out: `http.websocket` wants no WebSocket, and this is a WebSocket"),
-    ("- {id: a, to: x.example, http: {methods: [PUT]}, action: deny}", "put https://x.example/", "`t:a` (deny) may match, so it holds back: `http.methods` wants PUT, and this is put"),
+    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "get https://x.example/", "`t:a` (allow) may not match, so it allows nothing: `http.methods` needs GET, and this is get"),
+    ("- {id: a, to: x.example, http: {methods: [GET]}, action: allow}", "GET wss://x.example/", "`t:a` (allow) may not match, so it allows nothing: `http.websocket` needs no WebSocket, and this is a WebSocket"),
+    ("- {id: a, to: x.example, http: {methods: [PUT]}, action: deny}", "put https://x.example/", "`t:a` (deny) may match, so it counts: `http.methods` needs PUT, and this is put"),
     ("- {id: a, to: x.example, action: allow}", "GET https://host.exeat.internal:8080/", "`GET https://host.exeat.internal:8080/` is denied: `host.exeat.internal` is this machine: it needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
-    ("- {id: a, to: x.example, action: allow}", "GET https://sub.host.exeat.internal/", "`GET https://sub.host.exeat.internal/` is denied: the zone `exeat.internal` is exeat's own, and only `host.exeat.internal` leads anywhere (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "GET https://sub.host.exeat.internal/", "`GET https://sub.host.exeat.internal/` is denied: the zone `exeat.internal` is exeat's own, and only `host.exeat.internal` is a service (`non_public_address`)"),
     ("- {id: a, to: x.example, action: allow}", "https://127.0.0.1:8080/", "`GET https://127.0.0.1:8080/` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: a, to: x.example, action: allow}", "tcp [::1]:22", "`tcp [::1]:22` is denied: that is the sandbox's own loopback: a service of this machine has the name `host.exeat.internal` and needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
-    ("- {id: a, to: x.example, action: allow}", "tcp 224.0.0.1:22", "`tcp 224.0.0.1:22` is denied: that is multicast, and no rule can let anything out to it (`non_public_address`)"),
+    ("- {id: a, to: x.example, action: allow}", "tcp 224.0.0.1:22", "`tcp 224.0.0.1:22` is denied: that is multicast, and no rule can allow it (`non_public_address`)"),
     ("- {id: a, to: x.example, action: allow}", "tcp 10.0.0.1:22", "`tcp 10.0.0.1:22` is denied: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "the rule says: nobody builds there"),
     ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "`tcp host.exeat.internal:22` is denied by `t:d` (`rule`)"),
-    ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` wants tasks b, and this is nobody in particular"),
+    ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` needs tasks b, and this is nobody in particular"),
 ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_audit_is_told():
     asked = policy("version: 1\nsettings: {mode: audit}")
     lines = explain(asked, parse_attempt("x.example:443")).lines()
     assert lines[0].startswith("`x.example:443` is denied: no rule allows this; add a rule that allows it")
-    assert "it goes out all the same, because of `mode: audit`, and is told as `would_block`" in lines
+    assert "it is allowed because of `mode: audit`, and recorded as `would_block`" in lines
 
 
 def test_a_program_reads():
@@ -133,19 +133,19 @@ TERMS = (
     "- {id: f, to: f.test, until: 2027-01-31, action: ask}\n"
 )
 TOLD = [
-    ("a.test:443", {"at": "2027-01-31"}, "`t:a` lets out at most 5 requests and 10MB up in 1h for each rule"),
-    ("a.test:443", {"at": "2027-01-31"}, "this holds until 2027-01-31, and that day is the last"),
-    ("a.test:443", {"at": "2027-02-01"}, "  `t:a` (allow) lets nothing out any more: its `until` was 2027-01-31, and this is 2027-02-01"),
+    ("a.test:443", {"at": "2027-01-31"}, "`t:a` allows at most 5 requests and 10MB up in 1h for each rule"),
+    ("a.test:443", {"at": "2027-01-31"}, "this decision holds until the end of 2027-01-31 (UTC)"),
+    ("a.test:443", {"at": "2027-02-01"}, "  `t:a` (allow) allows nothing any more: its `until` was 2027-01-31, and this is 2027-02-01"),
     ("f.test:443", {"at": "2027-02-01"}, "  `t:f` (ask) denies from then on: its `until` was 2027-01-31, and this is 2027-02-01"),
-    ("b.test:443", {}, "`t:b` wants 2 approvals by `dba`, good for 1d for the rule"),
-    ("c.test:443", {}, "rules with `for` are for certain tasks: say which with `--task NAME` and `--label NAME=VALUE`"),
-    ("c.test:443", {"task": "m-1", "labels": {"team": "data"}}, "it goes out, and is put up for review"),
-    ("c.test:443", {"task": "m-1"}, "  `t:c` (flag) doesn't match: `for` wants tasks m-* and team=data, and this is task m-1"),
-    ("d.test:443", {}, "the connection is passed on unread: what is asked for on it is not seen"),
+    ("b.test:443", {}, "`t:b` needs 2 approvals by `dba`, good for 1d for the rule"),
+    ("c.test:443", {}, "rules with `for` match certain tasks: name one with `--task NAME` and `--label NAME=VALUE`"),
+    ("c.test:443", {"task": "m-1", "labels": {"team": "data"}}, "it is allowed and marked for review"),
+    ("c.test:443", {"task": "m-1"}, "  `t:c` (flag) doesn't match: `for` needs tasks m-* and team=data, and this is task m-1"),
+    ("d.test:443", {}, "the connection is spliced: the gate does not read the requests on it"),
     ("dns TXT e.test", {}, "`dns TXT e.test` is allowed by `t:e` (`rule`)"),
     ("dns A g.test", {}, "`dns A g.test` is denied: no rule allows a connection to this name; add a rule that allows it (`dns_denied`)"),
     ("get https://a.test/", {}, "`get https://a.test/` is denied: servers read this request in different ways; send it as RFC 9112 defines it: one host, one length, one spelling (`ambiguous_request`)"),
-    ("Patch https://a.test/", {}, "methods are in upper case, and what only looks like one is refused: did you mean `PATCH`?"),
+    ("Patch https://a.test/", {}, "methods are upper case, and the gate denies others: did you mean `PATCH`?"),
     ("dns MX e.test", {}, "`dns MX e.test` is denied: no rule allows this type of DNS record; connect by name, or list the type in a rule's `dns_types` (`dns_type`)"),
 ]  # fmt: skip
 

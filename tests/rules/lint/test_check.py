@@ -115,7 +115,7 @@ def test_a_program_reads(exeat):
         "code": "EX001",
         "name": "broken",
         "message": "`too` is not a key of a rule; did you mean `to`?",
-        "todo": "mend it: nothing starts until it is right",
+        "todo": "correct the file: no task starts until it can be read",
         "rules": [],
     }
     assert [(f["code"], f["rules"], f["line"], f["column"]) for f in warned["findings"]] == [
@@ -326,7 +326,7 @@ def test_the_day_is_today_unless_it_is_given(exeat, tmp_path, monkeypatch):
     code, out, _ = exeat("--at", str(today + timedelta(days=80)), "ends.yaml")
     assert (code, "EX051 expires-soon: `clean:a` ends in 10 days" in out) == (0, True)
     code, out, _ = exeat("--at", str(today + timedelta(days=91)), "ends.yaml")
-    assert (code, "EX050 expired: `clean:a` ended with" in out) == (1, True)
+    assert (code, "EX050 expired: `clean:a` ended on" in out) == (1, True)
 
 
 def test_severities_are_those_of_sarif():

@@ -37,24 +37,24 @@ IDLE = [
     ("other paths", "- {id: g, to: x.test, http: {paths: /a/**}, action: allow}\n- {id: n, to: x.test, http: {paths: /b}, action: allow}", []),
     ("a path of them", "- {id: g, to: x.test, http: {paths: /a/**}, action: allow}\n- {id: n, to: x.test, http: {paths: /a/b/*}, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:g` (allow)"]),
     ("stricter", WIDE + "- {id: n, to: x.a.test, action: deny}", []),
-    ("laxer", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) is there before it"]),
+    ("laxer", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) takes precedence"]),
     ("laxer than a deny of requests", "- {id: no, to: '**.a.test', http: {methods: [PUT]}, action: deny}\n- {id: n, to: x.a.test, action: allow}", []),
-    ("laxer on raw TCP than a deny of TLS", "- {id: no, to: x.a.test, ports: 443, action: deny}\n- {id: n, to: x.a.test, ports: 443/tcp, action: allow}", ["6:25 EX031 `t:n` lets any bytes out on 443/tcp"]),
+    ("laxer on raw TCP than a deny of TLS", "- {id: no, to: x.a.test, ports: 443, action: deny}\n- {id: n, to: x.a.test, ports: 443/tcp, action: allow}", ["6:25 EX031 `t:n` allows any bytes on 443/tcp"]),
     ("laxer, and exempt", "- {id: no, to: '**.a.test', except: x.a.test, action: deny}\n- {id: n, to: x.a.test, action: allow}", []),
-    ("laxer, and something else is exempt", "- {id: no, to: '**.a.test', except: y.a.test, action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) is there before it"]),
+    ("laxer, and something else is exempt", "- {id: no, to: '**.a.test', except: y.a.test, action: deny}\n- {id: n, to: x.a.test, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:no` (deny) takes precedence"]),
     ("a default under a rule", "- {id: no, to: x.test, action: ask}\n- {id: d, to: x.test, default: true, action: deny}", []),
     ("a rule under a default", "- {id: d, to: '*', default: true, action: deny}\n- {id: n, to: x.test, action: allow}", []),
     ("addresses that names may have", WIDE + "- {id: n, to: x.a.test, resolves_to: 10.0.0.0/8, action: allow}", []),
-    ("addresses of a network", "- {id: w, to: 10.0.0.0/8, action: deny}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:w` (deny) is there before it"]),
+    ("addresses of a network", "- {id: w, to: 10.0.0.0/8, action: deny}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["6:3 EX012 `t:n` (allow) never decides: `t:w` (deny) takes precedence"]),
     ("an address is no name", "- {id: w, to: '*', action: deny}\n- {id: n, to: 10.1.0.0/16, action: allow}", []),
-    ("what a wide network doesn't open", "- {id: w, to: [0.0.0.0/4, 8.0.0.0/12], action: allow}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["5:16 EX022 `t:w` lets out to `0.0.0.0/4`: the task can dial what no name rule would let it reach", "5:27 EX013 `8.0.0.0/12` adds nothing to the other targets of `t:w`"]),
+    ("what a wide network doesn't open", "- {id: w, to: [0.0.0.0/4, 8.0.0.0/12], action: allow}\n- {id: n, to: 10.1.0.0/16, action: allow}", ["5:16 EX022 `t:w` allows `0.0.0.0/4`: the task can connect to addresses that no name rule allows", "5:27 EX013 `8.0.0.0/12` adds nothing to the other targets of `t:w`"]),
     ("a sooner end to silence", WIDE + "- {id: n, to: x.a.test, idle_timeout: 5s, action: allow}", []),
-    ("splice under inspect", WIDE + "- {id: n, to: x.a.test, tls: splice, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)", "6:25 EX032 `t:n` says splice, and `t:wide` has requests to `x.a.test` read, so its clients see the CA"]),
-    ("one of two names", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["6:24 EX013 `x.a.test` never decides in `t:n` (allow): `t:no` (deny) is there before it"]),
-    ("both names, by two", WIDE + "- {id: b, to: b.test, action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["7:3 EX012 `t:n` (allow) never decides: `t:b` (deny), `t:wide` (allow) is there before it"]),
+    ("splice under inspect", WIDE + "- {id: n, to: x.a.test, tls: splice, action: allow}", ["6:3 EX011 `t:n` adds nothing to `t:wide` (allow)", "6:25 EX032 `t:n` has `tls: splice`, and `t:wide` needs requests to `x.a.test` inspected: clients see the CA of the gate"]),
+    ("one of two names", "- {id: no, to: '**.a.test', action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["6:24 EX013 `x.a.test` never decides in `t:n` (allow): `t:no` (deny) takes precedence"]),
+    ("both names, by two", WIDE + "- {id: b, to: b.test, action: deny}\n- {id: n, to: [b.test, x.a.test], action: allow}", ["7:3 EX012 `t:n` (allow) never decides: `t:b` (deny), `t:wide` (allow) take precedence"]),
     ("a name twice", "- {id: n, to: [b.test, B.test], action: allow}", ["5:24 EX013 `b.test` adds nothing to the other targets of `t:n`"]),
     ("UDP that could leave", "- {id: u, to: '*', ports: [123/udp, 53/udp], action: deny}", []),
-    ("UDP", "- {id: u, to: '*', ports: 53/udp, action: deny}", ["5:20 EX010 `t:u` is about UDP alone that never leaves"]),
+    ("UDP", "- {id: u, to: '*', ports: 53/udp, action: deny}", ["5:20 EX010 `t:u` lists only UDP that no rule can allow"]),
 ]  # fmt: skip
 
 
@@ -63,19 +63,19 @@ def test_what_does_nothing(rules, findings):
     assert found(rules) == findings
 
 
-E = "is nothing that `t:a`"
+E = "exempts nothing: `t:a`"
 EXCEPTED = [
     ("a name of it", "- {id: a, to: '**.a.test', except: [x.a.test, a.test], action: allow}", []),
-    ("a mistyped one", "- {id: a, to: '**.a.test', except: [x.a.test, secrets.a.tset], action: allow}", [f"5:47 EX014 `secrets.a.tset` under `except` {E} (allow) covers"]),
-    ("the name above a wildcard", "- {id: a, to: '*.a.test', except: a.test, action: allow}", [f"5:35 EX014 `a.test` under `except` {E} (allow) covers"]),
-    ("of something that holds back", "- {id: a, to: '**.a.test', except: b.test, action: deny}", [f"5:36 EX014 `b.test` under `except` {E} (deny) covers"]),
+    ("a mistyped one", "- {id: a, to: '**.a.test', except: [x.a.test, secrets.a.tset], action: allow}", [f"5:47 EX014 `secrets.a.tset` under `except` {E} (allow) does not cover it"]),
+    ("the name above a wildcard", "- {id: a, to: '*.a.test', except: a.test, action: allow}", [f"5:35 EX014 `a.test` under `except` {E} (allow) does not cover it"]),
+    ("of something that holds back", "- {id: a, to: '**.a.test', except: b.test, action: deny}", [f"5:36 EX014 `b.test` under `except` {E} (deny) does not cover it"]),
     ("wider than it", "- {id: a, to: x.a.test, except: '**.a.test', action: deny}", []),
-    ("labels with a star", "- {id: a, to: 'r*.a.test', except: ['*1.a.test', 'r1.*.a.test'], action: deny}", [f"5:50 EX014 `r1.*.a.test` under `except` {E} (deny) covers"]),
-    ("in a mapping", "- {id: a, to: a.test, except: [{to: b.test, ports: 443}], action: deny}", [f"5:31 EX014 `b.test` under `except` {E} (deny) covers"]),
+    ("labels with a star", "- {id: a, to: 'r*.a.test', except: ['*1.a.test', 'r1.*.a.test'], action: deny}", [f"5:50 EX014 `r1.*.a.test` under `except` {E} (deny) does not cover it"]),
+    ("in a mapping", "- {id: a, to: a.test, except: [{to: b.test, ports: 443}], action: deny}", [f"5:31 EX014 `b.test` under `except` {E} (deny) does not cover it"]),
     ("without names", "- {id: a, to: a.test, except: [{http: {methods: [GET]}}], action: deny}", []),
     ("a network of it", "- {id: a, to: 10.0.0.0/8, except: 10.1.0.0/16, action: deny}", []),
-    ("another network", "- {id: a, to: 10.0.0.0/8, except: [11.1.0.0/16], action: deny}", [f"5:36 EX014 `11.1.0.0/16` under `except` {E} (deny) covers"]),
-    ("of another version", "- {id: a, to: 10.0.0.0/8, except: ['fd00::/8'], action: deny}", [f"5:36 EX014 `fd00::/8` under `except` {E} (deny) covers"]),
+    ("another network", "- {id: a, to: 10.0.0.0/8, except: [11.1.0.0/16], action: deny}", [f"5:36 EX014 `11.1.0.0/16` under `except` {E} (deny) does not cover it"]),
+    ("of another version", "- {id: a, to: 10.0.0.0/8, except: ['fd00::/8'], action: deny}", [f"5:36 EX014 `fd00::/8` under `except` {E} (deny) does not cover it"]),
     ("a name that may have such an address", "- {id: a, to: [b.test, 10.0.0.0/8], except: [a.test, 8.8.8.8], action: deny}", []),
 ]  # fmt: skip
 
@@ -97,9 +97,9 @@ def test_of_a_list_a_name_is_looked_for_and_a_wildcard_is_not(tmp_path):
 
 METHODS = [
     ("http: {methods: [GET, QUERY, PURGE, PROPFIND]}", []),
-    ("http: {methods: [GET, PSOT]}", ["5:23 EX016 `t:a` is about `PSOT`, which is no method that is registered; did you mean `POST`?"]),
-    ("http: {methods: FROBNICATE}", ["5:23 EX016 `t:a` is about `FROBNICATE`, which is no method that is registered"]),
-    ("except: [{http: {methods: DELTE}}]", ["5:23 EX016 `t:a` is about `DELTE`, which is no method that is registered; did you mean `DELETE`?"]),
+    ("http: {methods: [GET, PSOT]}", ["5:23 EX016 `t:a` lists the method `PSOT`, which is not registered; did you mean `POST`?"]),
+    ("http: {methods: FROBNICATE}", ["5:23 EX016 `t:a` lists the method `FROBNICATE`, which is not registered"]),
+    ("except: [{http: {methods: DELTE}}]", ["5:23 EX016 `t:a` lists the method `DELTE`, which is not registered; did you mean `DELETE`?"]),
 ]  # fmt: skip
 
 
@@ -123,7 +123,7 @@ CREDENTIALS = [
     ("k.test, ports: 80, action: allow", True),
     ("[k.test, l.test], ports: 8080/tls, action: ask", True),
 ]
-GOES = "`t:a` is about requests with `key`, which goes to `k.test`, `l.test:8443` alone"
+GOES = "`t:a` requires `key`, which is sent to `k.test`, `l.test:8443` only"
 
 
 @pytest.mark.parametrize(("to", "idle"), CREDENTIALS)
@@ -134,9 +134,9 @@ def test_a_secret_that_goes_elsewhere(to, idle):
 
 
 CLEAR, RAW_BYTES, NOTHING = (
-    "EX017 `key` goes to `k.test:80`, and rules let HTTP in the clear out there: it is sent over TLS alone",
-    "EX017 `key` goes to `k.test:80`, and rules let bytes that nobody reads out there: it is sent over TLS alone",
-    "EX018 `key` goes to `k.test:80`, and no rule lets anything out there",
+    "EX017 `key` is sent to `k.test:80` over TLS only, and the rules allow HTTP in the clear there",
+    "EX017 `key` is sent to `k.test:80` over TLS only, and the rules allow bytes that the gate does not read there",
+    "EX018 `key` is sent to `k.test:80`, and no rule allows that",
 )
 SENT = [
     # rules, the settings, what is found of a secret that goes to k.test:80
@@ -171,7 +171,7 @@ def test_secrets_whose_rules_are_in_another_file_are_not_told():
 def test_a_secret_of_443_is_written_without_it():
     secret = "secrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: [l.test, K.test]}]"
     (told,) = [each for each in found("- {id: a, to: l.test, action: allow}", secret) if " EX018 " in each]
-    assert told == "3:71 EX018 `key` goes to `k.test`, and no rule lets anything out there"
+    assert told == "3:71 EX018 `key` is sent to `k.test`, and no rule allows that"
 
 
 REACH = [
@@ -230,7 +230,7 @@ def test_what_reaches_further_than_it_looks(rules, expected):
 
 def test_a_way_around_is_told_as_one_would_try_it():
     rules = HOLD + "- {id: ssh, to: x.g.test, ports: 22/tcp, action: allow}"
-    assert "5:3 EX040 `t:hold` (deny) doesn't see `tcp x.g.test:22`, which `t:ssh` lets out" in found(rules)
+    assert "5:3 EX040 `t:hold` (deny) does not cover `tcp x.g.test:22`, which `t:ssh` allows" in found(rules)
 
 
 def test_rules_that_do_not_say_why_are_told_together():
@@ -243,8 +243,8 @@ def test_rules_that_do_not_say_why_are_told_together():
 def test_audit_mode_is_told_where_it_is_set():
     rule = "- {id: d, to: '*', default: true, mode: audit, action: ask}"
     assert found(rule, "settings: {mode: audit}") == [
-        "3:12 EX061 audit mode is on: what no rule decides is let out",
-        "5:35 EX061 `t:d` is audited: what it holds back is let out",
+        "3:12 EX061 audit mode is on: what no rule decides is allowed",
+        "5:35 EX061 `t:d` has `mode: audit`: what it would block is allowed",
     ]
     assert codes(rule.replace("mode: audit, ", "")) == []
 

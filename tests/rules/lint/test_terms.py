@@ -32,8 +32,8 @@ def test_days_are_told():
         "- {id: a, to: a.test, until: 2027-01-16, action: allow}\n- {id: b, to: b.test, until: 2027-01-01, action: ask}"
     )
     assert found(rules) == [
-        "5:23 EX051 `t:a` ends tomorrow, with 2027-01-16",
-        "6:23 EX050 `t:b` ended with 2027-01-01 and denies now",
+        "5:23 EX051 `t:a` ends tomorrow, on 2027-01-16",
+        "6:23 EX050 `t:b` ended on 2027-01-01 and now denies",
     ]
 
 
@@ -90,14 +90,14 @@ def test_ways_around_a_push(rules, expected):
 def test_ways_around_are_told_as_one_would_try_them():
     (finding,) = found(PUSHES + "- {id: api, to: api.g.test, http: {methods: [PUT]}, action: allow}")
     assert finding == (
-        "5:26 EX041 `t:main` (ask) doesn't see `PUT https://api.g.test/repos/acme/*/contents/*`, "
-        "`PUT https://api.g.test/repos/acme/*/pulls/1/merge`, which `t:api` lets out"
+        "5:26 EX041 `t:main` (ask) does not cover `PUT https://api.g.test/repos/acme/*/contents/*`, "
+        "`PUT https://api.g.test/repos/acme/*/pulls/1/merge`, which `t:api` allows"
     )
 
 
 def test_who_may_be_held_back_is_asked():
     rules = "- {id: a, to: a.test, for: {tasks: 'm-*'}, action: deny}"
-    assert found(rules) == ["5:23 EX062 `t:a` (deny) is for tasks m-*, and whoever starts a task can call it otherwise"]
+    assert found(rules) == ["5:23 EX062 `t:a` (deny) is for tasks m-*, and a user can start the task under another one"]
     assert found(rules, identities=True) == []
     assert found(rules.replace("deny", "allow")) == []
 

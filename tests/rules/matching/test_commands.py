@@ -103,7 +103,7 @@ def test_explain_says_which_and_why():
     assert told.lines() == [
         "`run terraform apply -auto-approve` is denied by `t:no-apply` (`rule`)",
         "the rule says: the pipeline does that",
-        "commands are a guard rail: a program that is copied, renamed or interpreted is another one",
+        "commands are a guard rail: a copied, renamed or interpreted program does not match",
     ]
     assert told.value()["verdict"] == "deny"
     assert told.value()["rules"] == ["t:no-apply"]

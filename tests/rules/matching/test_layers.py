@@ -91,8 +91,8 @@ def test_a_connection_is_open_to_what_a_mandatory_deny_leaves_alone(tmp_path):
 
 
 OBJECTING = [
-    ([ALLOW], "ceiling", [], ["`l` (ceiling) doesn't let it out by rules of its own, whatever other files say"]),
-    ([ALLOW], "mandatory", [REST_DENY], ["`l` (mandatory) doesn't let it out by rules of its own, whatever other files say"]),
+    ([ALLOW], "ceiling", [], ["`l` (ceiling) has no rule that allows it, and rules of other files cannot override that"]),
+    ([ALLOW], "mandatory", [REST_DENY], ["`l` (mandatory) has no rule that allows it, and rules of other files cannot override that"]),
     ([ALLOW], "ceiling", [ALLOW], []),
     ([], "mandatory", [], []),
 ]  # fmt: skip
@@ -102,7 +102,7 @@ OBJECTING = [
 def test_the_layer_that_objects_is_named(user, kind, layer, expected, tmp_path):
     asked = read(written(tmp_path, file("u", user), file("l", layer, kind))).policy
     explanation = explain(asked, parse_attempt(X))
-    assert [line for line in explanation.lines() if "whatever other files say" in line] == expected
+    assert [line for line in explanation.lines() if "rules of other files" in line] == expected
     assert explanation.value()["layers"] == ["l"] * len(expected)
 
 
