@@ -1,8 +1,8 @@
-"""Device nodes of a sandbox: its own inodes where this process may make device nodes, else the host's, read-only.
+"""Device nodes of a sandbox: nodes of its own where this process may make them, else the host's, read-only.
 
-An inode that two sandboxes have is a channel between them: byte-range locks, flock(2), inotify(7) and time stamps all
-belong to the inode, and no namespace parts them. A user namespace can't open a device node on a file system that it has
-mounted (SB_I_NODEV), so root makes the file system outside and the sandbox attaches it.
+Two sandboxes that share an inode share a channel: byte-range locks, flock(2), inotify(7) and time stamps belong to the
+inode, and no namespace separates them. In a user namespace, device nodes of a file system mounted there can't be opened
+(SB_I_NODEV). So root makes the file system outside, and the sandbox attaches it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ LINKS: Final = {
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
 }
-DIRECTORIES: Final = ("pts", "shm")  # what is mounted in it
+DIRECTORIES: Final = ("pts", "shm")  # mount points in it
 _MEMORY_MAJOR: Final = 1
 _KVM, _DRM = (10, 232), 226
 _NO_CARDS: Final = frozenset(
@@ -44,9 +44,9 @@ _SIZE: Final = {"mode": "755", "size": "64k", "nr_inodes": "256"}
 
 
 class Devices(NamedTuple):
-    """The sandbox's /dev, complete: device nodes, links, and the directories that other file systems go on.
+    """Mount the sandbox's /dev: device nodes, links, and directories for other file systems.
 
-    `given`: names of more of the host's devices, of which the task's nodes are `owner`'s, a kernel uid and gid.
+    `given`: names of further host devices; the task's nodes for them belong to `owner`, a kernel uid and gid.
     """
 
     target: str = "/dev"
@@ -58,7 +58,7 @@ class Devices(NamedTuple):
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
     def execute(self, executor: Executor) -> None:
-        """Make the file system here, and have the sandbox attach it."""
+        """Make the file system in this process, and have the sandbox attach it."""
         calls, tree = executor.calls, make_dev(self.given, self.owner)
         try:
             place = make_directory(calls, NEW + self.target)
@@ -70,7 +70,7 @@ class Devices(NamedTuple):
 
 
 def make_dev(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
-    """Return a detached tmpfs with all of /dev in it. Raises OSError for who may not make device nodes."""
+    """Return a detached tmpfs with the content of /dev. Raises OSError without the right to make device nodes."""
     tree = linux.make_detached_mount("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
     try:
         for name, number in NODES.items():
@@ -94,7 +94,7 @@ def make_dev(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
 
 @functools.cache
 def can_make() -> bool:
-    """Whether this process may make device nodes: it takes CAP_MKNOD and CAP_SYS_ADMIN of the host."""
+    """Whether this process may make device nodes: it takes CAP_MKNOD and CAP_SYS_ADMIN on the host."""
     try:
         os.close(make_dev())
     except OSError:
@@ -103,7 +103,10 @@ def can_make() -> bool:
 
 
 def host_devices(names: Iterable[str]) -> tuple[str, ...]:
-    """Return which devices of this host are meant by what rules and options say. Raises UsageError."""
+    """Resolve the device names of rules and options on this host.
+
+    Raises UsageError for one that a task may not have.
+    """
     all_of_them: set[str] = set()
     for name in names:
         if name == GPU:
@@ -129,21 +132,25 @@ def _below_dev() -> Iterator[str]:
 
 
 def _number(name: str) -> int:
-    """Return the device number of one of this host's. Raises UsageError for what isn't the device of that name."""
+    """Return the device number of a host device. Raises UsageError if it is another device than its name says."""
     try:
         status = os.stat(f"/dev/{name}", follow_symlinks=False)
     except OSError as error:
         why = (error.strerror or "error").lower()
-        raise UsageError(f"devices: `/dev/{name}` can't be given to a task: {why}") from error
+        raise UsageError(
+            f"devices: `/dev/{name}` can't be given to a task: {why}; check the name with `ls -l /dev`"
+        ) from error
     number = os.major(status.st_rdev), os.minor(status.st_rdev)
     is_it = stat.S_ISCHR(status.st_mode) and number[0] not in _NO_CARDS
     if (name == "kvm" and number != _KVM) or (name.startswith("dri/") and number[0] != _DRM) or not is_it:
-        raise UsageError(f"devices: `/dev/{name}` is another device than its name says, number {number[0]}:{number[1]}")
+        raise UsageError(
+            f"devices: `/dev/{name}` is not the device of that name: its number is {number[0]}:{number[1]}"
+        )
     return status.st_rdev
 
 
 def memory_device(descriptor: int) -> str:
-    """Return which of `NODES` a descriptor is open on; empty: none of them, or a terminal."""
+    """Return which of `NODES` a descriptor is open on; empty for anything else, and for terminals."""
     status = os.fstat(descriptor)
     if not stat.S_ISCHR(status.st_mode):
         return ""

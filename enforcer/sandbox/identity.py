@@ -1,9 +1,9 @@
-"""Kernel ids of a sandbox, user namespaces and id-mapped mounts. A task never has kernel uid 0.
+"""Ids of a sandbox: kernel ids, user namespaces and id-mapped mounts. A task never has kernel uid 0.
 
-That one owns core_pattern without any capability.
+Kernel uid 0 owns files such as core_pattern without any capability.
 
-Run by root, every sandbox gets a range of ids of its own, so that two tasks share no file, limit or signal. Run by a
-user, there is only that user's id, mapped alone. The ids in both forms:
+Run by root, every sandbox has an id range of its own, so two tasks share no file, limit or signal. Run by a user, there
+is only that user's id, mapped alone:
 
     inside the outer user namespace   kernel id, run by root      kernel id, run by a user
     0     init                        base                        the user
@@ -11,8 +11,8 @@ user, there is only that user's id, mapped alone. The ids in both forms:
     -     the gate's worker           base + 65533 (not mapped)   the user, in a user namespace of its own
     -     the certificate signer      base + 65532 (not mapped)   the user
 
-An id-mapped mount shows a host directory as if a sandbox's task (or the worker) owned it (mount_setattr(2)). Only root
-in the initial user namespace can make one; a task run by a user already has that user's id.
+An id-mapped mount shows a host directory as if the task (or the worker) owned it (mount_setattr(2)). Only root in the
+initial user namespace can make one; a task run by a user already has that user's id.
 """
 
 import contextlib
@@ -33,24 +33,23 @@ from enforcer.system.errors import HostError
 # programs that keep ids signed go wrong.
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
 TASK_ID, WORKER_ID, SIGNER_ID = 1000, 65533, 65532
-# What root has to have for it (capabilities(7)): to make namespaces, give processes and files ids of a range, and end
-# those processes.
+# The capabilities that root needs (capabilities(7)): make namespaces, set ids of processes and files, end processes.
 _NEEDED = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
 
 class IdMap(NamedTuple):
-    """The lines of a uid_map (user_namespaces(7)); the same are used for groups."""
+    """Lines of a uid_map or gid_map (user_namespaces(7))."""
 
     lines: tuple[tuple[int, int, int], ...]  # inside, outside, count
 
     def text(self) -> str:
-        """Give the form that the kernel reads."""
+        """Return the map as the kernel reads it."""
         return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in self.lines)
 
 
 class Identity(NamedTuple):
-    """Who init, the task and the worker are. `slot` is a held lock on the id range, or -1."""
+    """The ids of init, the task, the worker and the signer. `slot`: a locked descriptor for the id range, or -1."""
 
     privileged: bool
     outer_uids: IdMap
@@ -58,7 +57,7 @@ class Identity(NamedTuple):
     inner_uids: IdMap  # of the task's own user namespace, in ids of the outer one
     inner_gids: IdMap
     user: str
-    uid: int  # as the task sees itself
+    uid: int  # as the task sees it
     gid: int
     home: str
     kernel_uid: int
@@ -69,11 +68,11 @@ class Identity(NamedTuple):
 
     @property
     def owner(self) -> tuple[int, int]:
-        """The task's uid and gid in the outer user namespace, where its view is made."""
+        """The task's uid and gid in the outer user namespace, where its mounts are made."""
         return self.inner_uids.lines[0][1], self.inner_gids.lines[0][1]
 
     def as_root(self) -> "Identity":
-        """Give one that sees itself as uid 0. To the kernel it is who it was, and it has no capability either."""
+        """Return the identity with the task shown as uid 0. Its kernel ids stay, and it has no capability."""
         uids, gids = (IdMap(((0, outer, 1),)) for outer in self.owner)
         return self._replace(inner_uids=uids, inner_gids=gids, user="root", uid=0, gid=0, home="/root")
 
@@ -90,12 +89,12 @@ def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> No
 
 
 def is_privileged() -> bool:
-    """Whether we are root with every id of the host to give away (not root in a container's user namespace)."""
+    """Whether this process is root with all ids of the host to assign: not root in a container's user namespace."""
     return os.geteuid() == 0 and _outside(0) == 0 and _map_of_all() and not _lacking()
 
 
 def choose() -> Identity:
-    """Pick the ids for one sandbox. Raises HostError when every range is taken, or no id of ours can be used."""
+    """Choose the ids of one sandbox. Raises HostError when every range is taken, or no usable id exists."""
     if is_privileged():
         return _privileged()
     refuse_unmapped(os.geteuid(), os.getegid())
@@ -105,7 +104,7 @@ def choose() -> Identity:
 
 
 def _only_root() -> HostError:
-    """Say why this root can't run a task under another id."""
+    """Return the error for a root that can't run a task under another id."""
     never = "a task never runs under kernel uid 0, and this root"
     if lacking := _lacking():
         given = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in lacking)
@@ -120,7 +119,7 @@ def _only_root() -> HostError:
 
 
 def refuse_unmapped(uid: int, gid: int) -> None:
-    """Raise HostError for ids that aren't mapped here: they can make no user namespace (user_namespaces(7), EPERM)."""
+    """Raise HostError for ids that aren't mapped here: they can't make a user namespace (EPERM)."""
     if _outside(uid) is None or _outside(gid, "gid_map") is None:
         raise HostError(
             f"uid {uid} and gid {gid}, which this runs under, are not mapped in the user namespace that it is in",
@@ -139,7 +138,7 @@ def _map_of_all() -> bool:
 
 
 def _outside(number: int, name: str = "uid_map") -> int | None:
-    """Return what one of our uids (or, with `gid_map`, gids) is in the user namespace above; None: nothing there."""
+    """Return one of our uids (or, with `gid_map`, gids) as the parent user namespace numbers it; None if unmapped."""
     for inside, outside, count in _lines(name):
         if inside <= number < inside + count:
             return outside + number - inside
@@ -147,7 +146,7 @@ def _outside(number: int, name: str = "uid_map") -> int | None:
 
 
 def _lacking() -> list[str]:
-    """Name the capabilities that are needed and not held."""
+    """Return the names of required capabilities that this process lacks."""
     with open("/proc/self/status", encoding="utf-8") as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return [name for name, number in _NEEDED.items() if not held >> number & 1]
@@ -206,14 +205,14 @@ def _account(uid: int) -> tuple[str, str]:
     except KeyError:
         return "task", "/home/task"
     home = os.path.normpath(entry.pw_dir)
-    # A system account's home may be a system directory, which an empty one must not stand before.
+    # A system account's home may be a system directory, which the sandbox must not replace with an empty one.
     if uid == 0 or ":" in entry.pw_name or not home.startswith(("/home/", "/Users/", "/root")):
         return "task", "/home/task"
     return entry.pw_name, home
 
 
 def _take_slot() -> tuple[int, int]:
-    """Lock one byte of the slot file. The lock belongs to the open file: it goes when the last holder is gone."""
+    """Lock one byte of the slot file. The lock belongs to the open file description: it ends with its last holder."""
     try:
         SLOT_FILE.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         slot = os.open(SLOT_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -230,26 +229,26 @@ def _take_slot() -> tuple[int, int]:
             continue
         return number, slot
     os.close(slot)
-    raise HostError(f"all {SLOTS} id ranges are in use", "end some sandboxes first")
+    raise HostError(f"all {SLOTS} id ranges are in use", "stop some tasks first: `exeat ps`, `exeat stop`")
 
 
 def _in_turn(beginning: int) -> Iterator[int]:
-    """Give every slot once, each time from elsewhere: of a thousand not each has to try all that others have.
+    """Return every slot once, from a random start, so that a start tries few taken ones.
 
-    At random, for the roots of two containers don't see each other's locks, and their processes have the same ids.
+    Random, since the roots of two containers see neither each other's locks nor different pids.
     """
     return ((beginning + number) % SLOTS for number in range(SLOTS))
 
 
-_ahead: Final[dict[tuple[IdMap, IdMap], int]] = {}  # descriptors of user namespaces that are used once, by their maps
+_ahead: Final[dict[tuple[IdMap, IdMap], int]] = {}  # user namespaces made in advance, by their maps; each is used once
 
 
 def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
-    """Clone the mount of `path`, detached, with the owner of `path` on disk shown as kernel ids `uid` and `gid`.
+    """Clone the mount of `path`, detached, with the owner on disk shown as kernel ids `uid` and `gid`.
 
-    Every other id on disk appears as nobody's. Raises HostError where the file system can't do it; not `needed`, what
-    everybody may read is shown then, and no more. `path` is a real one: a link that somebody puts on the way to it,
-    such as another task whose workspace it lies in, is not followed.
+    All other ids on disk appear as nobody. Raises HostError where the file system can't be id-mapped; with `needed`
+    false the mount stays as it is then. `path` must contain no symbolic link: one that another task puts there is not
+    followed.
     """
     with _walked(path) as place:
         status, mount = os.fstat(place), linux.open_tree("", directory=place)
@@ -267,10 +266,10 @@ def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
 
 
 def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) -> int:
-    """Clone the mount of the directory that a file lies in, detached: the file's owner shown as `ids`.
+    """Clone the mount of a file's directory, detached, with the file's owner shown as `ids`.
 
-    `others` (uid and gid) is who the directory's owner is shown as, if that is another. Where the file system can't do
-    it, the mount as it is. Raises HostError.
+    `others` (uid and gid): how the directory's owner is shown, if it differs. Where the file system can't be id-mapped,
+    the mount is as it is. Raises HostError.
     """
     with _walked(path) as file, _walked(os.path.dirname(path)) as directory:
         of_file, of_directory = os.fstat(file), os.fstat(directory)
@@ -284,7 +283,7 @@ def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) ->
 
 @contextlib.contextmanager
 def _walked(path: str) -> Iterator[int]:
-    """Have what a path leads to open, over no symbolic link. Raises HostError, also for an OSError meanwhile."""
+    """Open a path without following symbolic links. Raises HostError, also for an OSError in the block."""
     try:
         place = open_without_links(path)
         try:
@@ -296,7 +295,7 @@ def _walked(path: str) -> Iterator[int]:
 
 
 def _map_mount(mount: int, uids: IdMap, gids: IdMap) -> None:
-    """Show ids on disk as kernel ids on a detached mount, as the maps say. Raises OSError, HostError."""
+    """Id-map a detached mount: show ids on disk as kernel ids. Raises OSError, HostError."""
     users = _ahead.pop((uids, gids)) if (uids, gids) in _ahead else _user_namespace(uids, gids)
     try:
         linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
@@ -310,18 +309,18 @@ def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
 
 
 def make_idmap_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
-    """Make what `idmapped_tree` needs for this owner (uid and gid) before the path is known. Raises HostError."""
+    """Make the user namespace that `idmapped_tree` needs for this owner (uid, gid), in advance. Raises HostError."""
     maps = _maps(owner, shown)
     _ahead[maps] = _user_namespace(*maps)
 
 
 def idmap_descriptors() -> set[int]:
-    """Return what is open of what was made ahead."""
+    """Return the descriptors of user namespaces made in advance."""
     return set(_ahead.values())
 
 
 def idmapped_shared(path: str, uids: IdMap, gids: IdMap) -> int:
-    """Clone the mount of `path`, detached, with ids on disk shown as kernel ids as the maps say. Raises OSError."""
+    """Clone the mount of `path`, detached, id-mapped by these maps. Raises OSError."""
     mount = linux.open_tree(path)
     try:
         _map_mount(mount, uids, gids)
@@ -337,7 +336,7 @@ def _maps(owner: tuple[int, int], shown: tuple[int, int]) -> tuple[IdMap, IdMap]
 
 
 def _user_namespace(uids: IdMap, gids: IdMap) -> int:
-    """Open a user namespace that exists only to carry these maps. Raises HostError where none can be made."""
+    """Open a user namespace that exists only to carry these maps. Raises HostError."""
     try:
         pid, process = init.start()
         try:
@@ -366,9 +365,9 @@ _ALLOW = (
 
 
 def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
-    """Move the calling process, which must have one thread, into a user namespace with these ids of its own user's.
+    """Move the calling process, which must have one thread, into a new user namespace with these id maps.
 
-    And into `others` that belong to it (CLONE_NEW...). Raises HostError.
+    `others`: further namespaces to make, which belong to it (CLONE_NEW...). Raises HostError.
     """
     try:
         os.unshare(os.CLONE_NEWUSER)
@@ -385,9 +384,9 @@ def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
 
 @contextlib.contextmanager
 def namespace_used() -> Iterator[None]:
-    """Turn a refusal of the ids and capabilities that a user namespace gives, after it was made, into a HostError.
+    """Raise HostError with a remedy when using the ids or capabilities of a new user namespace fails.
 
-    Ubuntu's AppArmor lets anybody make one, and denies its capabilities to programs without a profile.
+    Ubuntu's AppArmor lets every process make one, and denies its capabilities to programs without a profile.
     """
     try:
         yield
@@ -397,21 +396,21 @@ def namespace_used() -> Iterator[None]:
 
 
 def namespace_remedy(number: int | None = None) -> str:
-    """Say what would let an ordinary user make one, after unshare(2) has failed with this errno."""
-    if number == errno.ENOSPC:  # the limit on how many, whoever asks
+    """Return what lets an ordinary user make a user namespace, after unshare(2) failed with this errno."""
+    if number == errno.ENOSPC:  # the limit on their number
         return _RAISE_LIMIT
     return _switch() or (_ALLOW if number in {errno.EPERM, errno.EACCES} else _RAISE_LIMIT)
 
 
 def namespace_permission(number: int | None) -> str:
-    """Say what would let a namespace be used, or something be mounted in it, after that has failed with this errno."""
+    """Return what lets a namespace be used, or a file system be mounted in it, after that failed with this errno."""
     if number == errno.ENOSPC:
         return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
     return _switch() or _ALLOW
 
 
 def _switch() -> str:
-    """Say which of the settings that keep user namespaces from ordinary users is on, by what turns it off."""
+    """Return how to turn off the sysctl that keeps user namespaces from ordinary users; empty if none does."""
     for path, wanted in _SWITCHES:
         try:
             with open(path, encoding="utf-8") as file:

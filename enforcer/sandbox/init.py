@@ -1,16 +1,16 @@
-"""Init processes of a sandbox, seen from the runner: sends them programs of system calls, receives the results.
+"""Init processes of a sandbox, as the runner sees them: sends them call lists, and receives the results.
 
-    exeat ── programs ──► the outermost process ── FORK ──► init ── FORK ──► the task's, until it is executed
+    exeat ── call lists ──► the outermost process ── FORK ──► init ── FORK ──► the task, until it is executed
           ◄── results, and descriptors ──────────┘            │                │     each with a channel of its own
 
-Programs are given ahead, and results are heard when somebody has to know. One that failed has ended its process:
-nothing that was given after it is done.
+The runner sends lists in advance, and reads results when it needs them. A list that fails ends its process, which
+executes no later list.
 
-Programs that are the same for many sandboxes are written once (`execute_shared`), and so are the contents of files that
-every view has (`shared_file`): a service gives them to each sandbox that it makes.
+Lists that are the same for many sandboxes are written once (`execute_shared`), and so is the content of common files
+(`shared_file`): a service sends them to each sandbox.
 
-`SocketMaker` has the outermost process open sockets of the sandbox's network. All that can be done with them can be
-done from outside, by who owns the namespace.
+`SocketMaker` has the outermost process open sockets in the sandbox's network namespace; the runner does the rest with
+them.
 """
 
 import contextlib
@@ -37,15 +37,13 @@ from enforcer.sandbox.system_calls import (
 from enforcer.system.errors import HostError
 from proxy.wire import descriptor_passing
 
-_MOST_FILES: Final = (
-    32  # files that are kept for the next sandbox; no fewer than a program that isn't sent yet can have
-)
-_kept: Final[dict[int, tuple[bytes, int]]] = {}  # by identity: contents never change
-_for_good: Final[set[int]] = set()  # of those
+_MOST_FILES: Final = 32  # files kept for the next sandbox; at least as many as an unsent call list can have
+_kept: Final[dict[int, tuple[bytes, int]]] = {}  # by id() of the content, which never changes
+_for_good: Final[set[int]] = set()  # of those, the ones never closed
 
 
 def shared_file(content: bytes) -> int:
-    """Return a descriptor of a file in memory with this content; it stays ours. Raises OSError."""
+    """Return a memory file with this content, kept for later sandboxes; it stays ours. Raises OSError."""
     if found := _kept.get(id(content)):
         return found[1]
     file = new_file(content)
@@ -56,7 +54,7 @@ def shared_file(content: bytes) -> int:
 
 
 def new_file(content: bytes) -> int:
-    """Return a descriptor of a new file in memory with this content; it is the caller's. Raises OSError."""
+    """Return a new memory file with this content; it is the caller's. Raises OSError."""
     file = os.memfd_create("content", os.MFD_CLOEXEC)
     try:
         rest = memoryview(content)
@@ -69,14 +67,14 @@ def new_file(content: bytes) -> int:
 
 
 def keep_files(files: Iterable[int]) -> None:
-    """Have these kept for good. Raises ValueError for one that isn't of them."""
+    """Keep these shared files for good. Raises ValueError for a descriptor that isn't one."""
     if unknown := {*files} - kept_files():
-        raise ValueError(f"{len(unknown)} descriptors are of nothing that is kept")
+        raise ValueError(f"{len(unknown)} descriptors are of no shared file")
     _for_good.update(files)
 
 
 def kept_files() -> set[int]:
-    """Return what is open of them."""
+    """Return the descriptors of all shared files."""
     return {file for _, file in _kept.values()}
 
 
@@ -84,58 +82,58 @@ SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat_init.
 PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat-init")
 _SOURCE: Final = re.compile(rb"exeat_init\.c ([0-9a-f]{64})")  # SHA-256 of the source that it was compiled from
 _NAME: Final = "exeat-init"
-_AHEAD: Final = 32  # programs, no more: what is said of more fits into no channel, and both ends would wait
+_AHEAD: Final = 32  # lists: the replies to more don't fit into the channel, and both ends would wait
 
 
 class ChildExit(NamedTuple):
-    """A process that it had begun has ended, with this wait status."""
+    """A child of an init process has ended with this wait status."""
 
     pid: int
     status: int
 
 
 class ProcessGoneError(OSError):
-    """The process is gone, and hasn't said why."""
+    """The init process has ended without a reply."""
 
 
 class Executor:
-    """What can be given programs. `calls` are those that are written and not given yet."""
+    """Executes call lists. `calls`: the list that is being written."""
 
     def __init__(self) -> None:
         self.calls = CallList()
 
     def send(self, packets: Sequence[Packet]) -> None:
-        """Give programs that were written before."""
+        """Send call lists."""
         raise NotImplementedError
 
     def hear(self) -> list[int]:
-        """Wait until all that was given is done; return what the last one gives, -1 for what couldn't be opened.
+        """Wait for the results of all lists sent; returns the descriptors of the last, -1 for one that wasn't opened.
 
-        Raises CallFailed, GoneError, HostError.
+        Raises CallFailedError, ProcessGoneError, HostError.
         """
         raise NotImplementedError
 
     @property
     def registers(self) -> Sequence[int]:
-        """What the registers had when it was heard last."""
+        """The registers in the last reply."""
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Give what is written, and wait for nothing."""
+        """Send the list in `calls`, without waiting."""
         self.send(self.calls.packets())
 
     def do(self, *give: Register) -> list[int]:
-        """Give what is written and wait until it is done; return what these registers have, as descriptors of ours."""
+        """Send the list in `calls` and wait for it; returns copies of the descriptors in these registers."""
         self.send(self.calls.packets(*give))
         return self.hear()
 
     def value(self, register: Register) -> int:
-        """Return what a register had when it was heard last: a negative errno of a call that failed."""
+        """Return a register of the last reply: a result, or a negative errno."""
         return self.registers[register.number]
 
 
 class RemoteExecutor(Executor):
-    """A process, at the other end of a channel. `ended` is whose end it has told of, once it has."""
+    """An init process at the other end of a channel. `ended`: the exit of its child, once reported."""
 
     def __init__(self, channel: socket.socket) -> None:
         super().__init__()
@@ -146,11 +144,11 @@ class RemoteExecutor(Executor):
 
     @property
     def registers(self) -> Sequence[int]:
-        """What the registers had when it was heard last."""
+        """The registers in the last reply."""
         return self._registers
 
     def send(self, packets: Sequence[Packet]) -> None:
-        """Give programs that were written before; of a process that is gone `hear` tells, or this after very many."""
+        """Send call lists; `hear` reports a process that is gone. Waits for a reply after 32 unanswered lists."""
         for packet in packets:
             if len(self._given) >= _AHEAD:
                 self._hear_one()
@@ -160,17 +158,17 @@ class RemoteExecutor(Executor):
 
     @property
     def waits(self) -> int:
-        """How many programs it was given of which nothing is heard yet."""
+        """The number of lists sent and not answered yet."""
         return len(self._given)
 
     def tell(self) -> None:
-        """Give what is written, of which nothing will be heard."""
+        """Send the list in `calls`, to which no reply is sent."""
         for packet in self.calls.packets(silent=True):
             with contextlib.suppress(OSError):
                 descriptor_passing.send(self.channel, packet.data, packet.descriptors)
 
     def hear(self) -> list[int]:
-        """Wait until all that was given is done; return what the last one gives. Raises CallFailed, GoneError."""
+        """Wait for all replies; returns the descriptors of the last. Raises CallFailedError, ProcessGoneError."""
         descriptors: list[int] = []
         while self._given:
             descriptors = self._hear_one()
@@ -189,29 +187,29 @@ class RemoteExecutor(Executor):
         return self._ordered(packet.given, came)
 
     def _ordered(self, given: Sequence[int], came: list[int]) -> list[int]:
-        """Return a descriptor for each register, and -1 for what couldn't be opened."""
+        """Return a descriptor for each register, -1 for one that couldn't be opened."""
         if sum(self._registers[number] >= 0 for number in given) != len(came):
-            for descriptor in came:  # the kernel passes no more than may be open here: unix(7), MSG_CTRUNC
+            for descriptor in came:  # at our limit of open files the kernel drops descriptors: unix(7), MSG_CTRUNC
                 os.close(descriptor)
             raise HostError("too many open files", "raise `ulimit -n`")
         there = iter(came)
         return [next(there) if self._registers[number] >= 0 else -1 for number in given]
 
     def turn(self) -> ChildExit | None:
-        """Take a word of it while nothing is awaited: the end of who it had begun. Raises GoneError."""
+        """Read a message that answers no list: the exit of its child. Raises ProcessGoneError."""
         what, _ = self._receive(0)
         if isinstance(what, ChildExit):
             self.ended = what
         return self.ended
 
     def close(self) -> None:
-        """Have nothing to do with it any more: it ends, whoever was forked from us meanwhile. Idempotent."""
+        """Close the channel, so that the process ends. Idempotent."""
         with contextlib.suppress(OSError):
             self.channel.shutdown(socket.SHUT_RDWR)
         self.channel.close()
 
     def _receive(self, descriptors: int) -> tuple[ChildExit | tuple[int, int], list[int]]:
-        for _ in range(2):  # who ends with something of ours unread leaves a reset before its last words: unix(7)
+        for _ in range(2):  # a peer that ends with unread data causes ECONNRESET before its last message: unix(7)
             try:
                 data, came, _, _ = socket.recv_fds(self.channel, REPLY.size, descriptors, socket.MSG_CMSG_CLOEXEC)
             except ConnectionResetError:
@@ -227,13 +225,13 @@ class RemoteExecutor(Executor):
 
 
 def call_error(packet: Packet, at: int, error: int) -> CallFailedError:
-    """Return what to raise where a call of a program has failed."""
+    """Return the exception for a failed call of a list."""
     step = next((what for first, what in reversed(packet.steps) if first <= at), None)
     return CallFailedError(error, f"{packet.named[at]}: {os.strerror(error)}", step)
 
 
 def compiled() -> str:
-    """Return the path of the compiled one; empty: nobody compiled it, or of another source."""
+    """Return the path of the compiled program; empty if it is missing or compiled from another source."""
     try:
         with open(PROGRAM, "rb") as file:
             made_of = _SOURCE.search(file.read())
@@ -244,21 +242,21 @@ def compiled() -> str:
 
 
 def digest() -> str:
-    """Return what tells one source from another. Raises OSError."""
+    """Return the SHA-256 of the C source. Raises OSError."""
     with open(SOURCE, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-COMPILED = compiled()  # what is executed; empty: the interpreter executes
+COMPILED = compiled()  # empty: `init_interpreter` executes call lists
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
-    """Return a channel: our end, and that of a process that executes."""
+    """Return a channel: our end, and the init process's."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def start() -> tuple[int, RemoteExecutor]:
-    """Start a process that executes. Fork only from a process with one thread (KERNEL notes). Raises OSError."""
+    """Start an init process. Fork only from a process with one thread. Raises OSError."""
     ours, theirs = channel_pair()
     with theirs:
         if COMPILED:
@@ -266,7 +264,7 @@ def start() -> tuple[int, RemoteExecutor]:
         else:
             pid = os.fork()
             if pid == 0:
-                from enforcer.sandbox import init_interpreter  # where nobody compiled it
+                from enforcer.sandbox import init_interpreter  # only without a compiled program
 
                 init_interpreter.run(theirs)
     return pid, RemoteExecutor(ours)
@@ -274,7 +272,7 @@ def start() -> tuple[int, RemoteExecutor]:
 
 def _spawn(program: str, channel: int) -> int:
     nothing: Iterable[int] = ()
-    # What is made first is closed last: the channel may be one of the numbers that the others get.
+    # File actions run in order: the copy keeps the channel from being one of the numbers 0 to 2.
     copy = os.dup(channel)
     try:
         actions = (
@@ -286,27 +284,26 @@ def _spawn(program: str, channel: int) -> int:
         os.close(copy)
 
 
-_MOST_WRITTEN: Final = 32  # that are kept
+_MOST_WRITTEN: Final = 32  # shared lists that are kept
 _written: Final[dict[Hashable, list[Packet]]] = {}
 
 
 class StepRecorder(Executor):
-    """Records programs instead of executing them, so no step may wait for a result. `given`: all that it was given."""
+    """Records call lists instead of executing them, in `given`; no step may wait for a result."""
 
     def __init__(self) -> None:
         super().__init__()
         self.given: list[Packet] = []
 
     def send(self, packets: Sequence[Packet]) -> None:
-        """Take them."""
+        """Record the lists."""
         self.given += packets
 
 
 def execute_shared(executor: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
-    """Have the programs executed that `write` writes, after all that is written already.
+    """Execute the lists that `write` writes, after those already written; they are written once for each `what`.
 
-    They are the same wherever `what` is, and none has a descriptor but of contents that are kept: others are others in
-    each process.
+    They may contain no descriptor except those of shared files: other descriptors differ between processes.
     """
     executor.begin()
     executor.send(_shared(what, write))
@@ -319,7 +316,7 @@ def _shared(what: Hashable, write: Callable[[Executor], None]) -> list[Packet]:
         recorder.begin()
         for packet in recorder.given:
             if packet.given:
-                raise ValueError("a program that is kept has something to give")
+                raise ValueError("a shared call list returns a descriptor")
             keep_files(packet.descriptors)
         while len(_written) >= _MOST_WRITTEN:
             del _written[next(iter(_written))]
@@ -331,21 +328,21 @@ type Kind = tuple[int, int, int]  # family, type and protocol: socket(2)
 
 
 class SocketMaker:
-    """Opens them. `ahead` are those that will be asked for: one word brings them all."""
+    """Opens sockets in the sandbox's network namespace. `expect` opens several with one list."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._there: list[tuple[Kind, int]] = []
 
     def expect(self, kinds: Iterable[Kind]) -> None:
-        """Have these opened now; one that can't be is missed when it is asked for. Raises OSError."""
+        """Open these sockets now; a failure is raised when the socket is taken. Raises OSError."""
         wanted = tuple(kinds)
         opened = [self._open(*each) for each in wanted]
         for each, register, descriptor in zip(wanted, opened, self._executor.do(*opened), strict=True):
             self._there.append((each, self._executor.value(register) if descriptor < 0 else descriptor))
 
     def __call__(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """Return one. Raises OSError."""
+        """Return a socket. Raises OSError."""
         wanted = (family, kind, protocol)
         if all(each != wanted for each, _ in self._there):
             self.expect([wanted])
@@ -359,7 +356,7 @@ class SocketMaker:
         return self._executor.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
 
     def close(self) -> None:
-        """Close those that nobody has asked for."""
+        """Close the sockets that nobody has taken."""
         while self._there:
             if (descriptor := self._there.pop()[1]) >= 0:
                 os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Executes programs of system calls in Python, where `compiled/exeat_init.c` isn't compiled; both do the same.
+"""Executes call lists in Python, where `compiled/exeat_init.c` isn't compiled; both give the same results.
 
-In a process that was forked from who made the sandbox: what it has of that one's memory nobody of the task's can read.
+It runs in a fork of the runner. No process of the task can read its memory.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ _syscall: Final = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 
-class _New(Exception):  # noqa: N818  what has happened
-    """This process was begun by the program that it is in."""
+class _New(Exception):  # noqa: N818  no error: unwinds to the loop
+    """Raised in a process that `FORK` has just made."""
 
 
 class Interpreter:
-    """What a process that executes has: registers, and whose end it tells of."""
+    """The state of an init process: registers, and the child whose exit it reports."""
 
     def __init__(self) -> None:
         self.registers = [-1] * REGISTERS
         self.begun = 0
 
     def execute(self, program: bytes, taken: list[int]) -> tuple[int, int]:
-        """Execute one program; how far it came, and its error or 0. Raises `_New` in a process that it began."""
+        """Execute one call list; returns the index of the last call, and its errno or 0. Raises `_New` after `FORK`."""
         count, came, _, _, registers = HEAD.unpack_from(program)
         if came != len(taken):
             raise ValueError("descriptors are missing")
@@ -111,24 +111,26 @@ class Interpreter:
 
 
 def run(channel: socket.socket) -> NoReturn:
-    """Be a process that executes what comes over `channel`, in one that was just forked."""
+    """Execute call lists from `channel`, in a process that was just forked. Never returns."""
     try:
-        linux.set_process_name("exeat-init")  # the arguments of `exeat run` are none of the task's business
+        linux.set_process_name(
+            "exeat-init"
+        )  # the task may read this command line, so hide the arguments of `exeat run`
         os.dup2(channel.detach(), CHANNEL, inheritable=False)
-        null = os.open(os.devnull, os.O_RDWR)  # not before: it could be what becomes the channel
+        null = os.open(os.devnull, os.O_RDWR)  # only now: before, it could get the number of the channel
         for number in range(3):
             os.dup2(null, number)
         linux.keep_only({0, 1, 2, CHANNEL})
         for number in _FROM_TERMINAL:
             signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as it may have been, it leaves no status
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD leaves no status
         _serve(_signals())
     finally:
         os._exit(_CANNOT_MAKE)
 
 
 def _signals() -> int:
-    """Open what says that a child has ended (signalfd(2))."""
+    """Open a descriptor that reports the end of children (signalfd(2))."""
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
     mask = (ctypes.c_uint64 * 16)(1 << (signal.SIGCHLD - 1))
     descriptor = int(_libc.signalfd(-1, ctypes.byref(mask), os.O_CLOEXEC | os.O_NONBLOCK))
@@ -161,7 +163,7 @@ def _serve(signals: int) -> NoReturn:
 def _listen(interpreter: Interpreter, channel: socket.socket) -> None:
     program, taken, flags, _ = socket.recv_fds(channel, system_calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        os._exit(_CANNOT_MAKE)  # nobody is there any more, or not all of it could be had
+        os._exit(_CANNOT_MAKE)  # the runner is gone, or the message is truncated
     at, error = interpreter.execute(program, taken)
     _, came, given, silent, registers = HEAD.unpack_from(program)
     if error or not silent:

@@ -1,9 +1,9 @@
-"""Landlock rules of a task: a second restriction of files, independent of the mounts (landlock(7)).
+"""Landlock rules of a task: a second restriction of files, independent of mounts (landlock(7)).
 
-The mounts decide what a task sees. This says the same once more, to another part of the kernel and about files as such:
-a descriptor of the host's tree, a mount that was forgotten, or a hole in a namespace opens nothing that isn't beneath
-one of these places. What is covered inside them (credentials, rules) is the mounts' alone: Landlock only ever adds up.
-A kernel without it, or with its first version (no file could be moved to another directory), has one wall.
+The mounts decide what a task sees. Landlock repeats it for another part of the kernel: a leaked descriptor of the
+host's tree, a forgotten mount or a flaw in a namespace gives access to nothing outside these paths. Masks inside them
+(credentials, rules) are up to the mounts alone: Landlock can only add access beneath a path. A kernel without Landlock,
+or with version 1 (which forbids moving files between directories), has only the mounts.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from enforcer.sandbox.mount_steps import Bind, Files, Kernel, Step, Tmpfs
 from enforcer.sandbox.overlays import Show, ShowFile
 from enforcer.system import linux
 
-LEAST: Final = 2  # the version from which on files can be moved (LANDLOCK_ACCESS_FS_REFER)
+LEAST: Final = 2  # the first version that can allow moving files (LANDLOCK_ACCESS_FS_REFER)
 # landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
@@ -35,20 +35,20 @@ PATH_BENEATH: Final = 1
 
 
 class Grant(NamedTuple):
-    """A place of the view, and what may be done beneath it."""
+    """A path, and the Landlock access rights to everything beneath it."""
 
     path: str
     rights: int
 
 
 def describe(grant: Grant) -> str:
-    """Say what a grant is for, in a few words."""
+    """Describe a grant in a few words."""
     what = {LISTS: "list", READS: "read and run", DEVICES: "use"}.get(grant.rights, "do everything with")
     return f"{what} what is beneath {grant.path}"
 
 
 def version() -> int:
-    """Return which version of Landlock the kernel has; 0: none, or it is switched off."""
+    """Return the kernel's Landlock ABI version; 0 if it has none or it is disabled."""
     try:
         return linux.landlock_create_ruleset(b"", _VERSION)
     except OSError as error:
@@ -58,7 +58,7 @@ def version() -> int:
 
 
 def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
-    """Say of a view's steps what they let a task do where; `writable` is what of the host it may write."""
+    """Return the grants that match a mount plan's steps; `writable`: the host paths that the task may write."""
     found: dict[str, int] = {"/": LISTS}
     for step in steps:
         match step:
@@ -79,7 +79,7 @@ def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
 
 
 def ruled() -> tuple[int, int, int]:
-    """Return what a ruleset handles here, and scopes, and the size of its attributes; 0: the kernel can't."""
+    """Return a ruleset's handled rights and scopes, and the size of its attributes; zeros without Landlock."""
     found = version()
     if found < LEAST:
         return 0, 0, 0
@@ -89,10 +89,10 @@ def ruled() -> tuple[int, int, int]:
 
 
 def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
-    """Let the calling process, and all it starts, do these things to files and no others, for good.
+    """Restrict the calling process and its children to these grants, irrevocably.
 
-    Nothing where the kernel can't. `descriptors`: terminals and other devices that it has already and may open again.
-    Signals and abstract sockets go to nobody outside, from version 6 on. Raises OSError; then it must end.
+    Does nothing on a kernel without Landlock. `descriptors`: open terminals and devices that it may open again. From
+    version 6 on, signals and abstract sockets can't leave the sandbox. Raises OSError; then the process must end.
     """
     handled, scoped, size = ruled()
     if not size:

@@ -1,12 +1,11 @@
-"""Mount plan of a task: its view of the file system as a list of steps, closed by default.
+"""Mount plan of a task: the steps that make its file system view, closed by default.
 
-Shown read-only: the system's directories. Writable: the directory it works in, and empty directories in memory (home,
-/tmp, /run, /var, /dev/shm). Everything else of the host isn't there. What must never be written (rules, Exeat's code)
-or read (state, the CA key) is masked where it lies inside something shown, and a start that can't mask it is refused
-(invariant 8).
+Shown read-only: the system's directories. Writable: the workspace, and empty directories in memory (home, /tmp, /run,
+/var, /dev/shm). Nothing else of the host is visible. What must never be written (rules, Exeat's code) or read (state,
+the CA key) is masked where it lies inside something shown; a start that can't mask it fails (invariant 8).
 
-A mask lies on the file or directory that is there when it is made, under whatever name that has later; directories
-above it are pinned, so that no task can put another in the way of the next start.
+A mask covers the file or directory that exists when it is made, whatever its later name. The directories above it are
+pinned, so that no task can replace one before the next start.
 """
 
 import contextlib
@@ -49,11 +48,14 @@ from enforcer.sandbox.system_paths import (
 from enforcer.system.errors import HostError, UsageError
 from proxy.certificates.system_bundles import BUNDLES
 
-_OWN_SYSTEM = ("/dev", "/proc")  # a sandbox has these for itself, and there is something in them
+_OWN_SYSTEM = ("/dev", "/proc")  # the sandbox's own, and not empty
 
 
 def masks(wanted: "MountRequest", read: Collection[str], others: Collection[str]) -> list[Step]:
-    """Hide what must not be read in anything shown; make read-only what must not be written. `others`: every home."""
+    """Return steps that hide what must not be read, and make read-only what must not be written.
+
+    `others`: every home.
+    """
     hidden, protected = _hidden(wanted, read, others), _protected(wanted)
     protected += [path for path in wanted.guarded if not any(contains(other, path) for other in (*hidden, *protected))]
     pins: dict[str, Step] = {}
@@ -66,7 +68,7 @@ def masks(wanted: "MountRequest", read: Collection[str], others: Collection[str]
 
 
 def _hidden(wanted: "MountRequest", read: Collection[str], others: Collection[str]) -> list[str]:
-    """State, credentials of whoever runs this, and what is to be hidden besides, as far as it lies in what is shown."""
+    """Return state, credentials and `hide` paths that lie in something shown. Raises UsageError if one contains it."""
     shown = ShownPaths((*wanted.writable, *(path for path in SYSTEM if not os.path.islink(path)), *read, *_OWN_SYSTEM))
     secret = {*wanted.secret, *wanted.hide, *system_paths.credential_paths({wanted.identity.home, *others}, shown)}
     for path in secret:
@@ -76,7 +78,7 @@ def _hidden(wanted: "MountRequest", read: Collection[str], others: Collection[st
 
 
 def _protected(wanted: "MountRequest") -> list[str]:
-    """Rules and code in what may be written, the outermost tree of each. Raises UsageError where that is all of it."""
+    """Return rule files and code in writable directories, the outermost tree of each. Raises UsageError."""
     _refuse_other_names(wanted)
     found: set[str] = set()
     for place in wanted.writable:
@@ -91,7 +93,7 @@ def _protected(wanted: "MountRequest") -> list[str]:
 
 
 def _refuse_other_names(wanted: "MountRequest") -> None:
-    """Raise UsageError for a rule file with a second name, which could lie where a task may write, uncovered."""
+    """Raise UsageError for a rule file with a hard link, which could lie unmasked where the task may write."""
     devices = {os.stat(place).st_dev for place in wanted.writable}
     for path in wanted.protect:
         status = os.stat(path) if os.path.isfile(path) else None
@@ -104,44 +106,44 @@ def _refuse_other_names(wanted: "MountRequest") -> None:
 
 def _code_within(path: str) -> UsageError:
     return UsageError(
-        f"`{path}` holds exeat's own code or rules, so it cannot be a task's to write; "
+        f"a task cannot write to `{path}`: it holds exeat's own code or rules; "
         "run from another directory, or name one with --workspace"
     )
 
 
 def _pins(top: str, path: str) -> dict[str, Step]:
-    """Every directory strictly between `top` and `path`, outermost first."""
+    """Return a pin for every directory strictly between `top` and `path`, outermost first."""
     parts = os.path.relpath(os.path.dirname(path), top).split("/")
     places = ["/".join((top, *parts[: depth + 1])) for depth in range(len(parts))] if parts != ["."] else []
     return {place: Pin(place) for place in places if os.path.isdir(place)}
 
 
 _ETC = "/etc"
-_OF_ONE = ("hostname", "hosts")  # in it, of one task alone
-_OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # a sandbox has these for itself
-_CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # nothing more of the host's is shown in these
-# Of /proc, only these are shown beside the sandbox's own processes. The rest counts what all of the host does, names
-# its hardware, or lists its locks: exact numbers that one sandbox moves and another reads.
+_OF_ONE = ("hostname", "hosts")  # files in it that differ between tasks
+_OWN = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var")  # the sandbox's own
+_CLOSED = ("/dev", "/etc", "/proc", "/run", "/sys")  # no other path of the host can be shown inside these
+# Shown in /proc beside the sandbox's processes. The rest counts the whole host's activity, names its hardware, or lists
+# its locks: exact numbers that one sandbox changes and another reads, which makes a channel.
 _PROC_SHOWN: Final = """
     cmdline config.gz cpuinfo devices filesystems loadavg meminfo mounts net self stat swaps sys sysvipc thread-self tty
     uptime version version_signature
 """
 PROC_SHOWN: Final = frozenset(_PROC_SHOWN.split())
-# In /proc/sys, what counts instead of setting something. The test of the view looks for others.
+# Counters in /proc/sys. A test of the mount plan looks for new ones.
 _SYS_HIDDEN: Final = (
     *(f"fs/{name}" for name in ("aio-nr", "dentry-state", "file-nr", "inode-nr", "inode-state", "quota")),
     *(f"kernel/{name}" for name in ("hung_task_detect_count", "pty/nr")),
     "sunrpc/transports",
 )
-_MOST_GROUPS: Final = 4  # of IPv4 multicast, that one socket is in
-# Where distributions have their JDKs look (ca-certificates-java, update-ca-trust(8)), and where any other is sent.
+_MOST_GROUPS: Final = 4  # IPv4 multicast groups of one socket
+# Trust stores of distributions' JDKs (ca-certificates-java, update-ca-trust(8)), and the one for every other JDK.
 JAVA_STORES = (
     "/etc/ssl/certs/java/cacerts",
     "/etc/pki/java/cacerts",
     "/etc/pki/ca-trust/extracted/java/cacerts",
 )
 JAVA_STORE = "/etc/ssl/exeat-java.p12"
-# Of the host's /var, what installed programs can't do without: package managers make it of what packages hold.
+# Directories of the host's /var that installed programs need: package managers generate them from packages.
 SHARED_VAR: Final = (
     "/var/cache/fontconfig",
     "/var/cache/man",
@@ -155,9 +157,9 @@ _TOPOLOGY: Final = ("core_id", "core_siblings", "physical_package_id", "thread_s
 
 
 class CacheMount(NamedTuple):
-    """A directory of the host's that a task finds at `target`, in what its sandbox has for itself."""
+    """A host directory that the task finds at `target`, in a part of the tree that is the sandbox's own."""
 
-    source: str  # "": an empty one, of which nothing is kept
+    source: str  # "": an empty directory that isn't kept
     target: str
 
 
@@ -165,33 +167,36 @@ _NO_TREES: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class MountRequest(NamedTuple):
-    """What a view is made for. Paths are real (no symbolic links) unless they say otherwise."""
+    """The input of a mount plan. Paths are real (no symbolic links) unless noted."""
 
     identity: Identity
     workspace: str
-    etc: Mapping[str, bytes]  # files of ours, relative to /etc
+    etc: Mapping[str, bytes]  # the sandbox's own files, relative to /etc
     read: tuple[str, ...] = ()
     protect: tuple[str, ...] = ()  # rules and places that code is loaded from: never writable
     sealed: tuple[str, ...] = ()  # trees of code: never writable, and no workspace may lie inside one
     secret: tuple[str, ...] = ()  # state: never readable
-    trees: Mapping[str, int] = _NO_TREES  # detached mounts, by source, made by who could
+    trees: Mapping[str, int] = _NO_TREES  # detached mounts, by source, that the runner made with more rights
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
-    names: tuple[tuple[str, ...], ...] = ()  # hidden wherever they lie: globs of names, one below the other
+    names: tuple[tuple[str, ...], ...] = ()  # hidden everywhere: globs of names, one below the other
     kept: tuple[CacheMount, ...] = ()
-    review: str = ""  # the directory that changes to the workspace go to, if they don't go there itself
+    review: str = ""  # the directory for reviewed changes; empty: the task writes the workspace itself
     guarded: tuple[str, ...] = ()  # in the workspace: never writable
-    devices: tuple[str, ...] = ()  # of the host's, by name, beside what every task has
-    homes: frozenset[str] | None = None  # of this host; None: they are looked for
+    devices: tuple[str, ...] = ()  # names of further host devices
+    homes: frozenset[str] | None = None  # home directories of this host; None: look them up
 
     @property
     def writable(self) -> tuple[str, ...]:
-        """What of the host a task may write."""
+        """The host paths that the task may write."""
         return (self.workspace, *self.write)
 
 
 def paths_to_show(read: tuple[str, ...]) -> list[str]:
-    """Leave out what is shown anyhow. Raises UsageError for what a sandbox has for itself, in another form."""
+    """Return `read` without paths that every sandbox shows.
+
+    Raises UsageError for one that the sandbox has as its own.
+    """
     for path in read:
         for place in (*SYSTEM, *_OWN):
             holds = contains(path, place) and (path != place or place in _OWN or place == "/etc")
@@ -203,7 +208,10 @@ def paths_to_show(read: tuple[str, ...]) -> list[str]:
 
 
 def plan(wanted: MountRequest) -> tuple[Step, ...]:
-    """Make the steps. Raises UsageError when something can't be shown without showing what must stay hidden."""
+    """Return the mount steps of a sandbox.
+
+    Raises UsageError when a path can't be shown without what must stay hidden.
+    """
     others = home_directories() if wanted.homes is None else wanted.homes
     refuse_workspace(wanted.workspace, wanted.identity.home, others)
     for path in wanted.write:
@@ -223,9 +231,9 @@ def plan(wanted: MountRequest) -> tuple[Step, ...]:
 
 
 def _refuse_mounts(wanted: MountRequest) -> None:
-    """Raise UsageError for a file system that lies in what the task writes and isn't shown: it would write below it.
+    """Raise UsageError for another file system inside a writable path, unless rules or options name it.
 
-    Shown as it is to an ordinary user's task: that one's mount is cloned with those below it.
+    An ordinary user's task gets the mount as it is: its clone includes the mounts below.
     """
     for top in wanted.writable:
         if not (wanted.identity.privileged or _is_reviewed(wanted, top)):
@@ -235,21 +243,22 @@ def _refuse_mounts(wanted: MountRequest) -> None:
             if not any(contains(path, point) for path in known):
                 named = shlex.quote(point)
                 raise UsageError(
-                    f"`{point}` is another file system ({kind}), mounted inside `{top}`: the task would write below it "
-                    f"where nobody sees it; say `--write {named}`, `--read {named}` or `--hide {named}`, or unmount it"
+                    f"`{point}` is another file system ({kind}), mounted inside `{top}`: the task would write below "
+                    f"that mount, where it isn't visible; use `--write {named}`, `--read {named}` or "
+                    f"`--hide {named}`, or unmount it"
                 )
 
 
 def shared_steps(identity: Identity, given: tuple[str, ...] = ()) -> tuple[Step, ...]:
-    """Make the steps that every view of this identity begins with: they can be taken before it is known what for.
+    """Return the steps that every mount plan of this identity begins with, so they can be executed in advance.
 
-    Unless it is `given` devices.
+    `given`: names of host devices.
     """
     return (*_system(), *_private(identity), *_proc(), *_devices(identity, given))
 
 
 def _shown(wanted: MountRequest, read: Collection[str]) -> list[Step]:
-    """Show what is the host's: each directory before what lies in it and is shown in another way."""
+    """Return the steps that show host paths, each directory before those inside it."""
     steps: list[Step] = []
     for path in sorted((*wanted.writable, *read)):
         tree = wanted.trees.get(path)
@@ -266,25 +275,28 @@ def _shown(wanted: MountRequest, read: Collection[str]) -> list[Step]:
 
 
 def directory_tree_key(path: str) -> str:
-    """Name, among `Wanted.trees`, the mount of the directory that a single file is shown from."""
+    """Return the key in `MountRequest.trees` for the mount of a single file's directory."""
     return f"{os.path.dirname(path)}/./{os.path.basename(path)}"
 
 
 def _is_reviewed(wanted: MountRequest, path: str) -> bool:
-    """Whether a directory is shown through an overlay, whose sockets, FIFOs and mounts aren't the host's."""
+    """Whether a directory is shown through a writable overlay, whose sockets, FIFOs and mounts aren't the host's."""
     return bool(wanted.review) and path == wanted.workspace
 
 
 def _kept(wanted: MountRequest) -> list[Step]:
-    """Put directories that are kept, and empty ones in their place, where a sandbox has nothing but its own."""
+    """Return the steps that mount caches, or empty directories in their place."""
     identity = wanted.identity
     steps: dict[str, Step] = {}
     for number, kept in enumerate(wanted.kept):
-        # What a task left in one cache must have no say in where another comes to lie.
+        # A task may have put links into one cache: no other cache may be mounted through it.
         others = (other.target for other in wanted.kept[:number])
         for place in (*wanted.writable, *wanted.read, *others):
             if contains(place, kept.target) or contains(kept.target, place):
-                raise UsageError(f"the cache at `{kept.target}` would stand in the way of `{place}`, shown or kept")
+                raise UsageError(
+                    f"the cache at `{kept.target}` overlaps `{place}`, which the task is shown or "
+                    "another cache uses; change its path"
+                )
         if contains(identity.home, kept.target):
             parts = os.path.relpath(os.path.dirname(kept.target), identity.home).split("/")
             for depth in range(len(parts) if parts != ["."] else 0):
@@ -308,7 +320,7 @@ def _system() -> list[Step]:
 
 
 def etc_steps(own: Mapping[str, bytes]) -> tuple[Step, ...]:
-    """Show /etc, with files of the task's own before the host's: what every view goes on with after `shared_steps`."""
+    """Return the steps that show /etc, with the task's own files above the host's; they follow `shared_steps`."""
     same = {name: content for name, content in own.items() if name not in _OF_ONE}
     of_one = {name: content for name, content in own.items() if name in _OF_ONE}
     steps: list[Step] = [Show(_ETC, same, of_one)] if os.path.isdir(_ETC) else []
@@ -334,7 +346,7 @@ def _private(identity: Identity) -> list[Step]:
 
 
 def _processors() -> dict[str, bytes]:
-    """Copy which processors the host has (Documentation/admin-guide/cputopology.rst): lscpu(1) ends without that."""
+    """Copy the host's processor topology (Documentation/admin-guide/cputopology.rst): lscpu(1) fails without it."""
     found: dict[str, bytes] = {}
     with contextlib.suppress(OSError):
         each = sorted(name for name in os.listdir(_PROCESSORS) if name[:3] == "cpu" and name[3:].isdigit())
@@ -346,7 +358,7 @@ def _processors() -> dict[str, bytes]:
 
 
 def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
-    """Make /dev; the host's device nodes are read-only, so that no time stamp of theirs can be set."""
+    """Return the steps that make /dev; host device nodes are read-only, so that their time stamps stay."""
     own: list[Step] = [
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", devices=True) for name in devices.NODES),
@@ -365,13 +377,15 @@ def _devices(identity: Identity, given: tuple[str, ...]) -> list[Step]:
 def _proc() -> list[Step]:
     names = _of_kernel()
     if "sys" not in names:  # subset=pid (proc(5)): a sandbox's /proc is another, with all that is to be hidden
-        raise HostError("/proc of this process isn't whole", "mount all of it (in a unit: `ProcSubset=all`)")
+        raise HostError(
+            "/proc of this process shows only processes (`subset=pid`)", "mount all of it (in a unit: `ProcSubset=all`)"
+        )
     return [
         Kernel("proc", "/proc"),
-        # One user namespace below the sandbox's: the task's own. A nested one would hand a task capabilities again.
+        # One user namespace below the sandbox's: the task's own. A nested one would give the task capabilities again.
         Sysctl("user/max_user_namespaces", "1"),
         *(Sysctl(name, str(most)) for name, most in resource_limits.namespace_sysctls()),
-        # Of each membership the kernel keeps 240 bytes that no cgroup counts; it may be 20 a socket otherwise.
+        # The kernel keeps 240 bytes of each membership that no cgroup counts; the default is 20 a socket.
         Sysctl("net/ipv4/igmp_max_memberships", str(_MOST_GROUPS)),
         *(Mask(f"/proc/{name}", hide=True) for name in names if name not in PROC_SHOWN),
         Mask("/proc/sys"),
@@ -380,7 +394,7 @@ def _proc() -> list[Step]:
 
 
 def _of_kernel() -> list[str]:
-    """List what /proc has beside processes. The kernel lists those last: a thousand others cost a start nothing."""
+    """Return the names in /proc except processes. The kernel lists them first, so the scan stops early."""
     names: list[str] = []
     with contextlib.suppress(OSError), os.scandir("/proc") as entries:
         for entry in entries:
@@ -391,7 +405,7 @@ def _of_kernel() -> list[str]:
 
 
 def java_store_files(content: bytes) -> dict[str, bytes]:
-    """Where Java's trust store stands in /etc: at a place of its own, and over the real files of this host's."""
+    """Return Java's trust store as files of /etc: at our own path, and in place of the host's real files."""
     places = {
         JAVA_STORE,
         *(path for path in real_paths(JAVA_STORES) if os.path.isfile(path) and contains("/etc", path)),
@@ -400,7 +414,7 @@ def java_store_files(content: bytes) -> dict[str, bytes]:
 
 
 def bundle_files(content: bytes, extra: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Where the merged bundle stands in /etc: over the real file behind each of this host's bundle paths."""
+    """Return the merged bundle as files of /etc: in place of the real file of each bundle path of this host."""
     names: dict[str, bytes] = {}
     for path in real_paths(BUNDLES):
         if os.path.isfile(path) and contains("/etc", path):

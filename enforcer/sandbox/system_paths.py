@@ -1,8 +1,7 @@
-"""System paths of a host: what belongs to the system, which are homes, and where credentials are kept.
+"""System paths of a host: directories of the system, home directories, and paths of credentials.
 
-Credentials, and what people typed, no task sees in anything it is shown. Sources: the lists of bubblewrap's, firejail's
-(disable-common.inc) and sandbox-runtime's profiles, and the manuals of the programs. A place that is a link is hidden
-where it leads.
+No task sees credentials or shell histories in anything it is shown. Sources: bubblewrap, firejail (disable-common.inc),
+sandbox-runtime, and the manuals of the programs. A path that is a link is hidden at its target.
 """
 
 import os
@@ -14,11 +13,11 @@ from enforcer.system.errors import UsageError
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix/store", "/gnu/store")
 _SHARED = ("/tmp", "/var/tmp", "/dev/shm")
-# A workspace that is one of these, or holds one, would make the system or every credential of a user writable.
+# As a workspace, one of these or a directory above one would make the system or a user's credentials writable.
 _NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/var", *_SHARED)
 _TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
-_TREES = tuple(f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys"))  # in which no home lies
-_NOBODYS = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # homes of accounts that have none
+_TREES = tuple(f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys"))  # no home directory lies in these
+_NO_HOMES = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # the home of accounts without one
 
 
 def contains(outer: str, inner: str) -> bool:
@@ -27,29 +26,31 @@ def contains(outer: str, inner: str) -> bool:
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
-    """Return those that lie in no other of them, sorted."""
+    """Return the paths that lie in no other one, sorted."""
     found: list[str] = []
-    for path in sorted(paths, key=lambda path: f"{path.rstrip('/')}/"):  # what lies in one comes right behind it
+    for path in sorted(
+        paths, key=lambda path: f"{path.rstrip('/')}/"
+    ):  # a path inside another one sorts right behind it
         if not found or not contains(found[-1], path):
             found.append(path)
     return sorted(found)
 
 
 class ShownPaths:
-    """Places that a task is shown, asked about many paths: each answer is a look-up, whatever their number."""
+    """Paths that a task is shown, indexed: each query is a look-up, whatever their number."""
 
     def __init__(self, places: Iterable[str]) -> None:
-        """Take places without symbolic links."""
+        """Take paths without symbolic links."""
         self._below = {f"{place.rstrip('/')}/": place for place in places}
         self._all = tuple(self._below)
         self._sorted = sorted(self._all)
 
     def hold(self, path: str) -> bool:
-        """Whether one of them `contains` this."""
+        """Whether a shown path contains `path`."""
         return f"{path}/".startswith(self._all)
 
     def one_in(self, path: str) -> str | None:
-        """Return one that this `contains`; None: none of them lies in it."""
+        """Return a shown path inside `path`; None if there is none."""
         below = f"{path.rstrip('/')}/"
         at = bisect_left(self._sorted, below)
         there = at < len(self._sorted) and self._sorted[at].startswith(below)
@@ -57,7 +58,7 @@ class ShownPaths:
 
 
 def real_paths(paths: Iterable[str]) -> list[str]:
-    """Return where absolute paths really lie, as os.path.realpath has it; what several lie in is looked at once."""
+    """Return absolute paths with symbolic links resolved, as os.path.realpath does; looks at common parents once."""
     found = {"": ""}
     return [_real(path, found) or "/" if _is_plain(path) else os.path.realpath(path) for path in paths]
 
@@ -79,13 +80,13 @@ def _real(path: str, found: dict[str, str]) -> str:
 
 
 def containing_path(path: str, shown: Iterable[str]) -> str | None:
-    """Return in which of some places a path lies, by its name or by where it leads; None: in none."""
+    """Return the path in `shown` that contains `path`, by its name or its target; None if none does."""
     leads = os.path.realpath(path)
     return next((place for place in shown if contains(place, path) or contains(place, leads)), None)
 
 
 def home_directories() -> frozenset[str]:
-    """Every home of this host, as it really lies: of whoever runs this and of every account (passwd(5))."""
+    """Return every home directory of this host, resolved: the caller's and those of all accounts (passwd(5))."""
     found = {os.environ.get("HOME", ""), os.path.expanduser("~")}
     try:
         with open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as file:
@@ -93,37 +94,37 @@ def home_directories() -> frozenset[str]:
     except OSError:
         pass
     there = {*real_paths(home for home in found if os.path.isabs(home))}
-    return frozenset(home for home in there - _NOBODYS if not f"{home}/".startswith(_TREES))
+    return frozenset(home for home in there - _NO_HOMES if not f"{home}/".startswith(_TREES))
 
 
 def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = None) -> None:
-    """Raise UsageError for a directory that can't be given to a task; `others`: the home directories, if known."""
+    """Raise UsageError for a directory that no task may write to; `others`: the home directories, if known."""
     for place in (*_NEVER_WORKSPACE, home, *sorted(home_directories() if others is None else others)):
         if contains(workspace, place):
             because = _why_never(workspace, place, home)
             raise UsageError(
-                f"the directory `{workspace}` cannot be a task's to write: {because}; "
+                f"a task cannot write to `{workspace}`: {because}; "
                 "run from a project's own directory, or name one with --workspace"
             )
 
 
 def _why_never(workspace: str, place: str, home: str) -> str:
     if workspace == home:
-        return "it is your home, with your keys and your programs' configuration"
+        return "it is your home directory, with your keys and configuration"
     if workspace in _SHARED:
-        return "every program of this machine keeps files there"
-    return f"it is or holds `{place}`"
+        return "all programs of this machine keep files there"
+    return f"it is or contains `{place}`"
 
 
 def refuse_write(path: str, home: str, others: Iterable[str] | None = None) -> None:
-    """Raise UsageError for a file or directory that can't be given to a task beside its workspace."""
+    """Raise UsageError for a file or directory that no task may write to beside its workspace."""
     refuse_workspace(path, home, others)
     for place in _TRUSTED:
         if contains(place, path):
-            raise UsageError(f"write: `{path}` lies in `{place}`, where other programs of this host take it for theirs")
+            raise UsageError(f"write: `{path}` lies in `{place}`, whose files other programs of this host trust")
 
 
-# Of the host, whoever's home it is: what a user may read by a group that a user namespace keeps.
+# System-wide: also files that a user reads through a group, which a user namespace keeps.
 OF_THE_HOST: Final = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd", "/etc/ssl/private",
     "/etc/pki/tls/private", "/etc/pki/private", "/etc/letsencrypt", "/etc/krb5.keytab", "/etc/ipsec.secrets",
@@ -222,7 +223,7 @@ _TREE: Final = _tree(OF_A_HOME)
 
 
 def credential_paths(homes: Iterable[str], shown: ShownPaths) -> Iterator[str]:
-    """List the places of credentials that are there and may matter where that is shown."""
+    """Yield the existing paths of credentials that may matter for what is shown."""
     yield from filter(os.path.lexists, OF_THE_HOST)
     for home in homes:
         if shown.hold(home) or shown.one_in(home):
@@ -231,7 +232,7 @@ def credential_paths(homes: Iterable[str], shown: ShownPaths) -> Iterator[str]:
 
 
 def _elsewhere(directory: str, tree: _Tree = _TREE) -> Iterator[str]:
-    """List where those of a home lead that are links, or lie behind one. What can't be listed can't be shown either."""
+    """Yield the targets of a home's credential paths that are links, or lie behind one."""
     try:
         with os.scandir(directory) as entries:
             there = [entry for entry in entries if entry.name in tree]
@@ -246,7 +247,7 @@ def _elsewhere(directory: str, tree: _Tree = _TREE) -> Iterator[str]:
 
 
 def _ends(path: str, tree: _Tree) -> Iterator[str]:
-    """List the places at the ends of a tree, which begins at `path`, as they really lie."""
+    """Yield the resolved paths of the leaves of a tree that begins at `path`."""
     if not tree:
         yield os.path.realpath(path)
     for name, below in tree.items():

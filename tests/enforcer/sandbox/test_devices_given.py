@@ -107,7 +107,7 @@ def test_every_card_is_the_compute_and_render_nodes_of_this_host(given):
 @pytest.mark.parametrize("name", ["nvidia1", "dri/renderD129"])
 def test_a_device_that_is_another_than_its_name_says_is_refused(given, name):
     """A link, or another node of that name, would be the host's memory."""
-    assert f"`/dev/{name}` is another device than its name says, number 1:1" in given("--device", name)
+    assert f"`/dev/{name}` is not the device of that name: its number is 1:1" in given("--device", name)
 
 
 def test_a_device_that_isnt_there_is_said(given):
