@@ -307,7 +307,7 @@ def _within(limits: Limits, ceiling: ParentLimits) -> Limits:
     return limits._replace(
         memory=cgroups.lowest((limits.memory, ceiling.memory)),
         cpu=cgroups.lowest((limits.cpu, ceiling.cpu)),
-        processes=cgroups.lowest((limits.processes, ceiling.processes)) or limits.processes,
+        processes=limits.processes if ceiling.processes is None else min(limits.processes, ceiling.processes),
     )
 
 

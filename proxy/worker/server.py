@@ -250,7 +250,11 @@ class SandboxServers:
                 except Exception as error:  # noqa: BLE001 - whatever it is, what is in force stays
                     self._reject(rules, f"{type(error).__name__}: {error}")
                     continue
-                await self._put_in_force(rules, policy, login)
+                try:
+                    await self._put_in_force(rules, policy, login)
+                except Exception as error:  # noqa: BLE001 - a newer policy may wait already
+                    for sandbox_server in rules.members.values():
+                        sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
         finally:
             self._taking = None
 

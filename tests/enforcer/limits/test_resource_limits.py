@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.limits import resource_limits
+from enforcer.limits.cgroups import ParentLimits
 from tests import harness
 
 # Takes all there is of what is counted so, and keeps it; says how much of each, and how much that may be at most.
@@ -134,3 +135,9 @@ def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
 def test_of_open_files_a_quarter_is_left_to_its_users_others(monkeypatch, files, bound):
     _limits_are(monkeypatch, SIGPENDING=(1, resource.RLIM_INFINITY), NOFILE=files)
     assert resource_limits.task_rlimits(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)
+
+
+@pytest.mark.parametrize(("ceiling", "may"), [(None, 512), (77, 77), (1024, 512), (0, 0)])
+def test_a_task_may_have_no_more_processes_than_the_groups_that_it_leaves(ceiling, may):
+    limits = resource_limits.Limits(processes=512)
+    assert resource_limits._within(limits, ParentLimits(processes=ceiling)).processes == may

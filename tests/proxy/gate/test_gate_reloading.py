@@ -13,7 +13,7 @@ from proxy.dialing import proxy_auth
 from proxy.event_loop.poller import Loop
 from proxy.event_loop.slices import at_once
 from proxy.sandbox.sandbox_state import SandboxState, Task
-from proxy.worker import policy_transfer
+from proxy.worker import policy_transfer, server
 from proxy.worker.reload import Reloading, take_in
 from proxy.worker.server import SandboxServers, Setup, _Rules
 from rules.matching.policy import Policy
@@ -75,6 +75,26 @@ def test_the_newest_policy_is_in_force(tmp_path, monkeypatch, threads):
     sandbox, said = taken(tmp_path, before, file_of(middle), file_of(after))
     assert sandbox.policy.revision == after.revision
     assert [words[0] for words in said if words[0] in {"error", "rules_rejected", "rules_loaded"}] == ["rules_loaded"]
+
+
+def test_a_policy_that_waits_is_taken_though_the_one_before_it_can_not_be_dropped(tmp_path, monkeypatch):
+    async def stuck(_):
+        raise ValueError("this can't be taken apart")
+
+    monkeypatch.setattr(server, "let_go", stuck)
+    rules = [rule.replace("ORIGIN", "5432") for rule in (RAW, SPLICED)]
+    before, middle, after = (policy_of(tmp_path, some) for some in (rules[:1], rules, rules[1:]))
+    put, came = SandboxServers._put_in_force, []
+
+    async def put_in_force(self, *given):
+        if not came:
+            came.append(self._take(1, {}, [file_of(after)]))  # a newer one comes meanwhile
+        await put(self, *given)
+
+    monkeypatch.setattr(SandboxServers, "_put_in_force", put_in_force)
+    sandbox, said = taken(tmp_path, before, file_of(middle))
+    assert sandbox.policy.revision == after.revision
+    assert [words[0] for words in said if words[0] in {"error", "rules_loaded"}] == ["rules_loaded", "error"] * 2
 
 
 def test_what_root_s_files_say_over_others_that_can_t_be_read_is_no_whole_policy(tmp_path):
