@@ -1,14 +1,12 @@
-"""Steps that make a file system view, as frozen values.
+"""Mount steps: frozen values that each describe and execute one change of a sandbox's file system view.
 
-Each can say in a line what it does (`describe`), have an init process do it (`execute`), and some explain an error
-(`explain`).
+`describe` returns a line, `execute` writes the calls for an init process, and some steps `explain` an error.
 
-They are taken in a fresh mount namespace between two pivots: the host's tree lies at `/old`, the view grows at `/new`,
-and `/layers` holds what overlays are made of. A step never follows a symbolic link that a task could have planted.
+They are executed in a new mount namespace between two pivots: `/old` is the host's tree, `/new` becomes the sandbox's
+root, and `/layers` holds the layers of overlays. A step never follows a symbolic link that a task could have made.
 
-All that a task may write and that isn't the host's lies in one tmpfs (`TmpfsQuota`): one quota for home, /tmp and the
-rest. A tmpfs for each would be bounded by itself only, each at half of the host's memory where nobody says a size
-(tmpfs(5)).
+All that a task may write in memory is in one tmpfs (`TmpfsQuota`), with one quota for home, /tmp and the rest. Separate
+ones would each have a limit of their own, by default half of the host's memory (tmpfs(5)).
 """
 
 import contextlib
@@ -75,7 +73,7 @@ type Step = (
 
 
 class Tmpfs(NamedTuple):
-    """An empty file system in memory. Counted against the task's memory; `size` is a bound in bytes."""
+    """Mount an empty tmpfs. It counts against the task's memory; `size`: a limit in bytes."""
 
     target: str
     mode: int = 0o755
@@ -95,7 +93,7 @@ class Tmpfs(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """A directory on the view's own tmpfs."""
+    """Make a directory on the sandbox's own tmpfs."""
 
     target: str
     mode: int = 0o755
@@ -115,7 +113,7 @@ class Directory(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Files on the view's own tmpfs, by their paths below a directory there."""
+    """Write files on the sandbox's own tmpfs, by their paths below a directory."""
 
     target: str
     content: Mapping[str, bytes]
@@ -128,7 +126,7 @@ class Files(NamedTuple):
 
 
 class Link(NamedTuple):
-    """A symbolic link on the view's own tmpfs."""
+    """Make a symbolic link on the sandbox's own tmpfs."""
 
     target: str
     to: str
@@ -141,26 +139,26 @@ class Link(NamedTuple):
 
 
 class Bind(NamedTuple):
-    """A host path as it is, writable or not; for devices and for the directory that a task works in."""
+    """Mount a host path as it is, writable or not: devices, and directories that the task writes."""
 
     source: str
     target: str
     writable: bool = False
     devices: bool = False
-    tree: int | None = None  # a detached mount of the source, made (and id-mapped) by who could
+    tree: int | None = None  # a detached mount of the source, id-mapped, that the runner made with more rights
 
     def describe(self) -> str:
         how = "writable" if self.writable else "read-only"
         return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done. What is there is of the kind that it is when this is worked out, or it isn't done."""
+        """Mount the source if it still has the file type that it has now."""
         calls = executor.calls
         kind = stat.S_IFMT(os.stat(self.source if self.tree is None else self.tree).st_mode)
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
-            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
+            raise OSError(errno.EPERM, "it is neither a directory nor a regular file any more")
         tree = clone_path(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
-        calls.is_kind(tree, kind, says="it is something else by now")
+        calls.is_kind(tree, kind, says="its file type has changed")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
@@ -171,12 +169,12 @@ class Bind(NamedTuple):
 
 
 def mount(calls: CallList, kind: str, target: str, flags: int, data: str) -> None:
-    """Have a file system mounted, as mount(2) does."""
+    """Write a mount(2) call."""
     calls.call("mount", kind, target, kind, flags, data, says=f"mount {kind} on {target}")
 
 
 class Kernel(NamedTuple):
-    """One of the kernel's own file systems: proc or devpts."""
+    """Mount a kernel file system: proc or devpts."""
 
     kind: str
     target: str
@@ -194,13 +192,13 @@ class Kernel(NamedTuple):
     def explain(self, error: OSError) -> OSError:
         if self.kind != "proc" or error.errno != errno.EPERM:
             return error
-        # A new one would show what is mounted over in the one that is there (fs/namespace.c, mount_too_revealing)
+        # A new /proc would reveal what mounts mask in the present one (fs/namespace.c, mount_too_revealing)
         said = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
         return OSError(error.errno, said)
 
 
 class Sysctl(NamedTuple):
-    """A kernel setting of the sandbox's own namespaces, written through its fresh /proc."""
+    """Set a kernel setting of the sandbox's own namespaces, through its new /proc."""
 
     name: str
     value: str
@@ -216,7 +214,7 @@ class Sysctl(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A directory mounted on itself, so that it can't be renamed away from above something covered."""
+    """Mount a directory on itself, so that it can't be renamed with a mask below it."""
 
     target: str
 
@@ -231,7 +229,7 @@ class Pin(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """A path inside something shown that a task must not write, or (`hide`) not even read."""
+    """Make a path read-only, or with `hide` unreadable, inside something shown."""
 
     target: str
     hide: bool = False
@@ -240,7 +238,7 @@ class Mask(NamedTuple):
         return f"{'hide' if self.hide else 'make read-only:'} {self.target}"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done; what isn't there needs no cover when it is to be hidden."""
+        """Mount the mask. A path to hide that doesn't exist needs none."""
         calls, gone = executor.calls, Label()
         place = open_path(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
         if self.hide:
@@ -254,7 +252,7 @@ class Mask(NamedTuple):
 
 
 class MaskSockets(NamedTuple):
-    """Every socket and FIFO below a directory that is shown as it is: read-only mounts don't stop a connect."""
+    """Mask every socket and FIFO below a directory: a read-only mount doesn't prevent connect(2)."""
 
     target: str
 
@@ -262,13 +260,13 @@ class MaskSockets(NamedTuple):
         return f"mask every socket and FIFO below {self.target}"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done: who made the sandbox looks for them, at what is shown in it."""
+        """Find them in the sandbox's mount, from the runner, and mask each."""
         with _listed(executor, self.target) as root:
             _cover(executor, ((place, True) for place in find_sockets(root)))
 
 
 class HideNames(NamedTuple):
-    """Everything below a directory that has one of some names: `patterns` are globs of names, one below the other."""
+    """Hide everything below a directory whose name matches; `patterns`: globs of names, one below the other."""
 
     target: str
     patterns: tuple[tuple[str, ...], ...]
@@ -277,7 +275,7 @@ class HideNames(NamedTuple):
         return f"hide {', '.join('**/' + '/'.join(pattern) for pattern in self.patterns)} below {self.target}"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done, and directories that a pattern names above pinned: renamed, they would show it next time."""
+        """Hide matches, and pin the directories above them that a pattern names, so that none can be renamed."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
         with _listed(executor, self.target) as root:
             _cover(executor, find_names(root, patterns))
@@ -285,7 +283,7 @@ class HideNames(NamedTuple):
 
 @contextlib.contextmanager
 def _listed(executor: Executor, target: str) -> Iterator[int]:
-    """Have a directory as it is shown."""
+    """Open a directory as the sandbox shows it."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     path = NEW + target
     [root] = executor.do(executor.calls.get("openat", linux.AT_FDCWD, path, flags, says=f"open {path}"))
@@ -296,20 +294,20 @@ def _listed(executor: Executor, target: str) -> Iterator[int]:
 
 
 def _cover(executor: Executor, places: Iterable[tuple[int, bool]]) -> None:
-    """Have a mask put over these, or have them pinned; they are closed."""
+    """Mask or pin each place, and close it."""
     calls = executor.calls
     for place, masked in places:
         try:
             there = calls.take(place)
             (mask if masked else pin)(calls, there)
             calls.close(there)
-            executor.do()  # what is looked for next is looked for in what this has mounted
+            executor.do()  # the search goes on in what this has mounted
         finally:
             os.close(place)
 
 
 class HideMounts(NamedTuple):
-    """Whatever is mounted inside a directory that is shown as it is, but for file systems of disks and memory."""
+    """Hide file systems mounted inside a directory, except those of disks and memory."""
 
     target: str
 
@@ -326,7 +324,7 @@ class HideMounts(NamedTuple):
 
 
 class ReadOnly(NamedTuple):
-    """The view's own mount at a path, made read-only once it is complete."""
+    """Make the mount at a path read-only, once it is complete."""
 
     target: str
 
@@ -337,12 +335,12 @@ class ReadOnly(NamedTuple):
         add_mount_attributes(executor.calls, NEW + self.target, linux.MOUNT_ATTR_RDONLY)
 
 
-_QUOTA = "/room"
-_DEV = "/dev"  # made read-only once it is furnished
+_QUOTA = "/quota"
+_DEV = "/dev"  # read-only once it is complete
 
 
 class TmpfsQuota(NamedTuple):
-    """The tmpfs itself, of `size` bytes. Empty files are bounded too: they cost memory that no size counts."""
+    """Mount the tmpfs for all of the task's files in memory: `size` bytes, and a number of files derived from it."""
 
     size: int
 
@@ -350,7 +348,7 @@ class TmpfsQuota(NamedTuple):
         return f"keep what the task writes in memory in one tmpfs of {self.size} bytes"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done, and a descriptor kept of it: nothing in a view is sure to be it."""
+        """Mount it, and keep a descriptor in a register: no path in the sandbox is sure to lead to it."""
         calls = executor.calls
         calls.call("mkdirat", linux.AT_FDCWD, _QUOTA, 0o700)
         options = f"mode=700,size={self.size},nr_inodes={max_files(self.size)}"
@@ -359,7 +357,7 @@ class TmpfsQuota(NamedTuple):
 
 
 class TmpfsPart(NamedTuple):
-    """An empty directory of the room, shown at its own place."""
+    """Mount an empty directory of the quota tmpfs at a path."""
 
     target: str
     mode: int = 0o755
@@ -380,7 +378,7 @@ class TmpfsPart(NamedTuple):
 
 
 def with_tmpfs_quota(steps: Iterable[Step], size: int) -> tuple[Step, ...]:
-    """Return the steps of a view with one room of `size` bytes in the place of each empty file system in memory."""
+    """Return the steps with one tmpfs of `size` bytes in place of each separate one."""
     return (TmpfsQuota(size), *(_bounded(step) for step in steps))
 
 

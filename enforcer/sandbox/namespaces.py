@@ -1,13 +1,13 @@
-"""Empty sandbox: namespaces, network and the first steps of every view, before any task is assigned to it.
+"""Empty sandbox: namespaces, network and the first mount steps, before a task is assigned to it.
 
     exeat ── spawns ──► the outermost process, which owns the outer user namespace and all that belongs to it
-                          └── FORK ──► init, process 1, which makes the view and later begins the task
+                          └── FORK ──► init, process 1, which makes the file system view and later starts the task
 
-Both only execute what they are given (`init`): everything is decided in the process that made them.
+Both only execute call lists (`init`); the runner decides everything.
 
-So it can be made before it is known what for, while the rest of a start is worked out, or by a service before anybody
-asks. It is used for one task or for none, and holds nothing of its maker. Every process here ends when the one above it
-does. A view is built in a fresh mount namespace and made the root, leaving no way back to the host's tree.
+So a sandbox can be made before its task is known, while the rest of a start is worked out, or by a service before a
+request arrives. It is used for one task or none, and holds nothing of its maker. Every process ends with the one above
+it. The view is built in a new mount namespace and made the root, which leaves no path to the host's tree.
 """
 
 import contextlib
@@ -39,26 +39,26 @@ from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailedError
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
-# Any directory that exists everywhere serves: it is covered only in this namespace, and only until the pivot.
+# Any directory that exists everywhere: it is mounted over only in this namespace, and only until the pivot.
 _BASE = "/tmp"
 _BEGINNING = "nothing can be mounted here"
 
 
 class StepFailedError(OSError):
-    """A step that could not be taken, and why."""
+    """A mount step failed."""
 
     def __init__(self, step: Any, error: OSError) -> None:
-        """Keep the errno of `error` and say which step it was, a `Step`."""
+        """Keep the errno of `error`, and name the step (a `Step`)."""
         error = explain(error) if (explain := getattr(step, "explain", None)) else error
         super().__init__(error.errno or 0, f"could not {step.describe()}: {error.strerror or error}")
 
 
 def enter(steps: Iterable[Step]) -> None:
-    """Make the view of these steps, and make it the root of the calling process.
+    """Make the view of these steps the root of the calling process.
 
-    The caller owns a mount namespace with nothing shared in it. An init process in the same one takes the steps, and
-    ends: pivot_root(2) takes everybody along whose root and directory are the old root. Raises HostError, OSError; then
-    the caller must end: it is between two roots.
+    The caller owns a mount namespace with nothing shared in it. An init process in that namespace executes the steps
+    and ends; pivot_root(2) moves every process with the old root. Raises HostError, OSError; then the caller must end,
+    since it is between two roots.
     """
     os.chdir("/")
     before = os.stat("/")
@@ -75,11 +75,11 @@ def enter(steps: Iterable[Step]) -> None:
         executor.close()
         processes.kill_and_wait(pid)
     if os.path.samestat(os.stat("/"), before):
-        raise HostError("the view of a worker was made, and its own root is still the host's")
+        raise HostError("the worker's file system view was made, but its root is still the host's")
 
 
 def begin_view(executor: Executor) -> None:
-    """Have the host's tree moved out of the way of what is to be made: from here on it is between two roots."""
+    """Move the host's tree to `/old`. From here until `finish_view` the process is between two roots."""
     calls = executor.calls
     calls.step(_BEGINNING)
     calls.call("umask", 0o022)
@@ -94,9 +94,9 @@ def begin_view(executor: Executor) -> None:
 
 
 def begin_view_with(executor: Executor, steps: tuple[Step, ...]) -> None:
-    """Have a view begun and its first steps taken. Those before the sandbox's own devices are the same for many.
+    """Begin a view and execute its first steps. Those before the sandbox's own devices are shared by many sandboxes.
 
-    Not where one has to wait and see: something is mounted inside what it shows.
+    They are not shared where file systems are mounted inside shown directories, since that takes waiting for results.
     """
     first = next((at for at, step in enumerate(steps) if isinstance(step, Devices)), len(steps))
 
@@ -107,13 +107,13 @@ def begin_view_with(executor: Executor, steps: tuple[Step, ...]) -> None:
     if overlays.has_mounts_below(*(step.source for step in steps if isinstance(step, Show))):
         write(executor)
     else:
-        init.execute_shared(executor, repr(steps[:first]), write)  # some of them can't be hashed
+        init.execute_shared(executor, repr(steps[:first]), write)  # some steps can't be hashed
     execute_steps(executor, steps[first:])
     executor.begin()
 
 
 def execute_steps(executor: Executor, steps: Iterable[Step]) -> None:
-    """Have steps taken. Raises StepFailedError of one that looks at something first and couldn't."""
+    """Write the calls of these steps. Raises StepFailedError for one that inspects the host first and fails."""
     for some in group_steps(steps):
         if isinstance(some[0], Mask):
             init.execute_shared(executor, some, partial(_take, steps=some))
@@ -122,7 +122,7 @@ def execute_steps(executor: Executor, steps: Iterable[Step]) -> None:
 
 
 def group_steps(steps: Iterable[Step]) -> Iterator[tuple[Step, ...]]:
-    """Cut steps into those that are taken together: covers of one view are mostly the next one's, too."""
+    """Group steps that are executed together: masks of one sandbox are mostly the same in the next."""
     for covers, some in groupby(steps, lambda step: isinstance(step, Mask)):
         if covers:
             yield tuple(some)
@@ -142,10 +142,10 @@ def _take(executor: Executor, steps: Sequence[Step]) -> None:
 
 
 def finish_view(executor: Executor) -> None:
-    """Have what was made made the root, and the host's tree let go of."""
+    """Make the new tree the root, and detach the host's tree."""
     calls = executor.calls
     calls.step(None)
-    # pivot_root(2), "pivot_root(".", ".")": the new root is mounted on, then the whole old one below is let go.
+    # pivot_root(2), "pivot_root(".", ".")": the old root lies over the new one, and is then detached.
     calls.call("chdir", NEW)
     calls.call("pivot_root", ".", ".")
     calls.call("umount2", ".", linux.MNT_DETACH)
@@ -153,9 +153,9 @@ def finish_view(executor: Executor) -> None:
 
 
 def step_error(error: CallFailedError) -> OSError | HostError:
-    """Say what it means that a call of a view has failed.
+    """Return the exception for a failed call of a mount step.
 
-    A filter or security module may refuse all of it, as docker's do to who may make namespaces.
+    A filter or security module may deny all of it, as docker's do.
     """
     if error.step == _BEGINNING and error.errno in (errno.EPERM, errno.EACCES):
         said = f"{_BEGINNING} ({os.strerror(error.errno)})"
@@ -172,14 +172,14 @@ _AT_ONCE = {
 }
 NAMESPACES = ("user", *_AT_ONCE, "cgroup")  # in the order in which they are entered
 _LIMITS = 16  # RLIM_NLIMITS
-LAST_WORDS = 1.0  # seconds that a sandbox has for what it does at its end
+LAST_WORDS = 1.0  # seconds for a sandbox to end
 _USING: Final = "use its user namespace"
 _COULD_NOT: Final = "the sandbox could not be made"
 _RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
 
 
 class SandboxNamespaces:
-    """One that is being made: its outermost process, and its init."""
+    """A sandbox that is being made: its outermost process, and its init."""
 
     __slots__ = ("counting", "done", "first", "init", "made", "outer", "over", "pid", "settled")
 
@@ -187,15 +187,15 @@ class SandboxNamespaces:
         self.pid = pid
         self.outer = outer
         self.init = init
-        self.done = done  # the steps of a view that it begins with
-        self.first = 0  # the id of its init
+        self.done = done  # mount steps executed in advance
+        self.first = 0  # pid of its init
         self.made: dict[str, int] | None = None
-        self.counting: socket.socket | None = None  # in its network
-        self.settled = False  # whether nothing of a task is left in it
+        self.counting: socket.socket | None = None  # a socket in its network, for `counters`
+        self.settled = False  # no process of a task is left in it
         self.over = False
 
     def ready(self) -> dict[str, int]:
-        """Wait until it has its network. Returns its sockets, by name. Raises HostError."""
+        """Wait until its network is set up; returns its sockets by name. Raises HostError."""
         if self.made is None:
             with explain_errors():
                 make = SocketMaker(self.outer)
@@ -208,23 +208,23 @@ class SandboxNamespaces:
         return self.made
 
     def give(self) -> dict[str, int]:
-        """Return the sockets of its network, by name, once: they are the caller's from here on. Raises HostError."""
+        """Return the sockets of its network by name, once; they become the caller's. Raises HostError."""
         given, self.made = self.ready(), {}
         return given
 
     def descriptors(self) -> set[int]:
-        """Return what has to stay open for one that is ready."""
+        """Return the descriptors that have to stay open for a sandbox that is ready."""
         counting = () if self.counting is None else (self.counting.fileno(),)
         return {self.outer.channel.fileno(), self.init.channel.fileno(), *self.ready().values(), *counting}
 
     def counters(self) -> Mapping[str, int]:
-        """Return how many packets the kernel has refused, by kind. Raises OSError."""
+        """Return how many packets the kernel has denied, by kind. Raises OSError."""
         return {} if self.counting is None else read_counters(self.counting)
 
     def take(self, steps: tuple[Step, ...]) -> None:
-        """Have its init go on with these steps of a view while what comes after them is worked out.
+        """Send init these mount steps, while the caller works out the rest.
 
-        Why it has ended, if it has, is heard when it is told what it is for.
+        A failure is raised by a later call.
         """
         with explain_errors():
             execute_steps(self.init, steps)
@@ -232,26 +232,26 @@ class SandboxNamespaces:
         self.done += steps
 
     def adopt(self) -> None:
-        """Give its processes this one's limits and priority, as if they were forked now."""
+        """Give its processes this process's limits and priority, as a fork would."""
         nice = os.getpriority(os.PRIO_PROCESS, 0)
         for pid in (self.pid, self.first):
             for number in range(_LIMITS):
                 soft, hard = resource.getrlimit(number)
                 if number == resource.RLIMIT_NOFILE:
-                    soft = hard  # they pass descriptors on: `proxy.wire.descriptor_passing`
-                with contextlib.suppress(OSError, ValueError):  # less than it has, an ordinary user can't give back
+                    soft = hard  # passing descriptors counts against it: `proxy.wire.descriptor_passing`
+                with contextlib.suppress(OSError, ValueError):  # an ordinary user can't raise a hard limit
                     resource.prlimit(pid, number, (soft, hard))
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, pid, nice)
 
     def end(self) -> None:
-        """Kill it. Its namespaces go with its processes. Idempotent."""
-        if not self.over:  # or else its id may be another's
+        """Kill the sandbox; its namespaces end with its processes. Idempotent."""
+        if not self.over:  # else its pid may be another process's
             self.over = True
             self._end()
 
     def end_later(self, others: contextlib.ExitStack) -> None:
-        """Where nothing of a task is left, end it with `others`: nobody waits for that before."""
+        """Where no process of the task is left, end the sandbox when `others` closes."""
         if self.settled and not self.over:
             self.over = True
             others.callback(self._end)
@@ -270,11 +270,11 @@ class SandboxNamespaces:
             os.waitpid(self.pid, 0)
 
     def see_out(self) -> bool:
-        """Have its init end, and wait until nothing of the task is left; whether that took no longer than it may."""
+        """Have init end, and wait until no process of the task is left; False if that takes over a second."""
         self.init.close()
         poll = select.poll()
         poll.register(self.outer.channel, select.POLLIN)
-        with contextlib.suppress(OSError):  # that one is gone, too
+        with contextlib.suppress(OSError):  # the outermost process is gone, too
             while self.outer.ended is None:
                 if not poll.poll(LAST_WORDS * 1000):
                     return False
@@ -284,9 +284,9 @@ class SandboxNamespaces:
 
 
 def start_empty(identity: Identity, resource_limits: ResourceLimits, steps: tuple[Step, ...] = ()) -> SandboxNamespaces:
-    """Start an empty sandbox, which goes on making itself; `steps` of a view are taken ahead.
+    """Start an empty sandbox, which goes on making itself; `steps` of a mount plan are executed in advance.
 
-    Raises HostError when not even the namespaces can be had.
+    Raises HostError when the namespaces can't be made.
     """
     control, its_control = init.channel_pair()
     try:
@@ -300,7 +300,7 @@ def start_empty(identity: Identity, resource_limits: ResourceLimits, steps: tupl
         with its_control:
             _enter_own(sandbox, identity)
             _enter_others(outer, identity)
-            # Takes the kernel a while; meanwhile the sandbox makes its namespaces. It forks nothing until this is done.
+            # The kernel takes a while for this; meanwhile the sandbox makes its namespaces. It forks only afterwards.
             resource_limits.admit(pid)
             _begin_init(outer, its_control)
         with explain_errors():
@@ -336,7 +336,7 @@ def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
     calls = outer.calls
     calls.step(_USING)
     if identity.slot >= 0:
-        calls.take(identity.slot)  # a lock, which lasts as long as anything of the sandbox does
+        calls.take(identity.slot)  # a lock that lasts as long as a process of the sandbox
     if identity.privileged:
         calls.call("setgroups", 0, 0)
     calls.call("setresgid", 0, 0, 0)
@@ -348,7 +348,7 @@ def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     calls.call("openat", linux.AT_FDCWD, "/proc", flags, into=OUTSIDE)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # These pass descriptors on, which the kernel allows by this limit: `proxy.wire.descriptor_passing`.
+    # Passing descriptors counts against this limit: `proxy.wire.descriptor_passing`.
     most = _RLIMIT.pack(*(number & (1 << 64) - 1 for number in (files, files)))
     calls.call("prlimit64", 0, resource.RLIMIT_NOFILE, most, 0)
     outer.begin()
@@ -356,7 +356,7 @@ def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
 
 def _begin_init(outer: RemoteExecutor, channel: socket.socket) -> None:
     calls = outer.calls
-    # Only now: what it is in at this moment is all that can be seen from inside.
+    # Only now: the group at this moment is the root of what the sandbox sees (cgroup_namespaces(7)).
     calls.call("unshare", os.CLONE_NEWCGROUP)
     its_channel = calls.take(channel.fileno())
     calls.fork(its_channel, FIRST, leaf=False)
@@ -366,7 +366,7 @@ def _begin_init(outer: RemoteExecutor, channel: socket.socket) -> None:
 
 @contextlib.contextmanager
 def explain_errors() -> Iterator[None]:
-    """Raise a HostError that says why a process of a sandbox couldn't do what it was given."""
+    """Raise a HostError that explains why a process of a sandbox failed."""
     try:
         yield
     except HostError as error:

@@ -1,8 +1,8 @@
-"""Overlay mounts: steps that show a host directory or file through an overlay, with our files above the host's.
+"""Overlay mounts: steps that show a host directory or file through an overlay, with Exeat's files above the host's.
 
-Where an overlay can't be made because other file systems are mounted inside the directory and locked there (a
-container's /etc/resolv.conf, seen by an ordinary user), the directory is composed entry by entry around those mounts.
-Sources: Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked mounts.
+Where other file systems are mounted inside the directory and locked there (a container's /etc/resolv.conf, for an
+ordinary user), no overlay can be made: the directory is composed entry by entry around those mounts. Sources:
+Documentation/filesystems/overlayfs.rst; mount_namespaces(7) on locked mounts.
 """
 
 import errno
@@ -34,26 +34,26 @@ from enforcer.sandbox.path_scan import (
 from enforcer.sandbox.system_calls import CallList, Label, Register
 from enforcer.system import linux
 
-_TOP = f"{LAYERS}/top"  # of the one directory in a view that has files which all tasks have
+_TOP = f"{LAYERS}/top"  # the layer of the directory with `OwnFiles`
 _WRITTEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-_IN_WORDS = 4096  # bytes of a file that is written as it is told
+_IN_WORDS = 4096  # bytes of a file that go into the call list itself
 _CLOSED = errno.EACCES, errno.EPERM
-_AT_ONCE = 1 << 16  # bytes that sendfile(2) passes on of a file at least
-_FILES_AT_MOST = 1 << 20  # bytes of a mounted single file that is copied rather than shown
+_AT_ONCE = 1 << 16  # bytes that one sendfile(2) copies at least
+_FILES_AT_MOST = 1 << 20  # bytes of a file that is copied
 _IN_OCTAL = re.compile(rb"[ \t\n\\#]")
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes space, tab, newline and backslash
 _number = count()
 
 
 def make_layers(calls: CallList) -> None:
-    """Make the directory of layers, and the nothing that masks are made of."""
+    """Make the directory of layers, and the empty file and directory that masks use."""
     calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing", 0o755)
     calls.call("mkdirat", linux.AT_FDCWD, f"{LAYERS}/nothing/directory", 0o000)
     calls.close(calls.get("openat", linux.AT_FDCWD, f"{LAYERS}/nothing/file", _WRITTEN, 0o000))
 
 
 class OwnFiles(NamedTuple):
-    """Files of ours that stand before a directory's, by their paths in it: those of all tasks, and of one alone."""
+    """Files above a directory's own, by their paths in it: `same` for all tasks, `own` for one task."""
 
     same: Mapping[str, bytes]
     own: Mapping[str, bytes]
@@ -64,7 +64,7 @@ def mount_overlay(
 ) -> None:
     """Mount `source` on the existing directory `target`, read-only. `top` maps relative paths to contents.
 
-    `mode` is that of the directory. `around`: file systems may be mounted inside of it; that is waited for.
+    `mode` is the directory's. `around`: file systems may be mounted inside it; this waits for the result then.
     """
     layer = _filled(executor, top)
     done = _overlay(executor.calls, layer, source, target, mode, but=(errno.EINVAL,) if around else ())
@@ -81,10 +81,10 @@ def mount_overlay(
 
 
 def try_overlay(executor: Executor, source: str, target: str, seen: str) -> bool:
-    """Mount `source` on the existing directory `target`, read-only, and whether a path in it can be opened there.
+    """Mount `source` on the existing directory `target`, read-only; return whether `seen` can be opened there.
 
-    Not where file systems are mounted inside of it and locked, where its file system can't be a layer, or where this
-    process has no right to look into it.
+    False if file systems are mounted inside it and locked, if its file system can't be a layer, or without the right to
+    look into it.
     """
     done = _overlay(executor.calls, _filled(executor, {}), source, target, 0o755, but=(errno.EINVAL,))
     executor.do()
@@ -99,7 +99,7 @@ def try_overlay(executor: Executor, source: str, target: str, seen: str) -> bool
 
 
 def _filled(executor: Executor, top: Mapping[str, bytes] | OwnFiles) -> str:
-    """Have a layer with these files, and return where."""
+    """Make a layer with these files; returns its path."""
     if not isinstance(top, OwnFiles):
         layer = f"{LAYERS}/{next(_number)}"
         _fill(executor, layer, top)
@@ -117,8 +117,8 @@ def _fill(executor: Executor, layer: str, files: Mapping[str, bytes]) -> None:
 
 
 def write_files(calls: CallList, directory: str, files: Mapping[str, bytes]) -> None:
-    """Have files written below an existing directory of ours, by their paths in it."""
-    written: dict[bytes, str] = {}  # what is the same is in memory once, under all its names
+    """Write files below an existing directory of ours, by their paths in it."""
+    written: dict[bytes, str] = {}  # files with the same content are hard links
     made = {directory}
     for name, content in files.items():
         path = f"{directory}/{name}"
@@ -142,7 +142,7 @@ def _overlay(  # noqa: PLR0917  what it is made of
 
 
 def _parents(calls: CallList, path: str, made: set[str]) -> None:
-    """Make the directories above `path` that aren't among those `made`: all of it is ours, no task has been there."""
+    """Make the missing directories above `path`; `made` are known to exist. No task has access to them yet."""
     above = os.path.dirname(path)
     if above not in made:
         _parents(calls, above, made)
@@ -151,10 +151,10 @@ def _parents(calls: CallList, path: str, made: set[str]) -> None:
 
 
 def mount_review(calls: CallList, source: str, changes: str, target: str) -> None:
-    """Mount `source` on the existing directory `target`, writable: what is written goes to `changes`, a directory.
+    """Mount `source` on the existing directory `target`, writable, with changes going to the directory `changes`.
 
-    Whether a directory is redirected, or a file only half copied, is nothing that an attribute in `source` can say: a
-    task that could write there once may have left some (Documentation/filesystems/overlayfs.rst, "Permission model").
+    Attributes in `source` must not redirect directories or mark files as partly copied: a task that could write there
+    before may have left some (Documentation/filesystems/overlayfs.rst, "Permission model").
     """
     options = f"lowerdir={source},upperdir={changes}/upper,workdir={changes}/work,userxattr"
     options += ",redirect_dir=nofollow,metacopy=off,index=off,xino=off"
@@ -163,10 +163,10 @@ def mount_review(calls: CallList, source: str, changes: str, target: str) -> Non
 
 
 def explain_review_error(error: OSError) -> OSError:
-    """Say why an overlay that is to be written couldn't be made."""
+    """Return why a writable overlay couldn't be mounted, with the remedy."""
     if error.errno != errno.EINVAL:
         return error
-    why = "an overlay can't be written on this file system, or something is mounted inside the directory"
+    why = "this file system can't hold the changes of an overlay, or another one is mounted inside the directory"
     return OSError(errno.EINVAL, f"{why}; set XDG_STATE_HOME to a directory on ext4, xfs, btrfs or tmpfs")
 
 
@@ -191,7 +191,7 @@ def _write(calls: CallList, path: str, content: bytes) -> None:
 
 
 def mounts_below(executor: Executor, source: str) -> list[tuple[str, str]]:
-    """List every mount strictly below `source`, as (mount point, kind); proc_pid_mountinfo(5)."""
+    """List every mount strictly below `source`, as (mount point, type); proc_pid_mountinfo(5)."""
     path = f"{OLD}/proc/self/mountinfo"
     mounts = executor.calls.get("openat", linux.AT_FDCWD, path, os.O_RDONLY | os.O_CLOEXEC, says="look at the mounts")
     with open(executor.do(mounts)[0], "rb", buffering=0) as file:
@@ -199,30 +199,30 @@ def mounts_below(executor: Executor, source: str) -> list[tuple[str, str]]:
 
 
 def mounts_of_host(path: str) -> list[tuple[str, str]]:
-    """List every mount strictly below a directory of the host's, as (mount point, kind)."""
+    """List every mount strictly below a host directory, as (mount point, type)."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         mounts = file.readall()
     return list(_below(path, mounts)) if _may_have_below(path, mounts) else []
 
 
 def has_mounts_below(*paths: str) -> bool:
-    """Whether anything is mounted below one of these directories of the host's."""
+    """Whether anything is mounted below one of these host directories."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         mounts = file.readall()
     return any(_may_have_below(path, mounts) and any(True for _ in _below(path, mounts)) for path in paths)
 
 
 def _may_have_below(path: str, mountinfo: bytes) -> bool:
-    """Whether it is worth while to take mountinfo apart, which most paths aren't in at all.
+    """Whether mountinfo has to be parsed for this path: most paths don't occur in it.
 
-    Some characters stand there in octal (proc_pid_mountinfo(5)): a path with one of those is always looked for.
+    Some characters are in octal there (proc_pid_mountinfo(5)); a path with one of them is always looked up.
     """
     name = os.fsencode(path)
     return _IN_OCTAL.search(name) is not None or b" " + name + b"/" in mountinfo
 
 
 def _below(path: str, mountinfo: bytes) -> Iterator[tuple[str, str]]:
-    for line in mountinfo.removesuffix(b"\n").split(b"\n"):  # a carriage return may be in a name
+    for line in mountinfo.removesuffix(b"\n").split(b"\n"):  # not splitlines(): a name may contain a carriage return
         before, _, after = line.partition(b" - ")
         point = os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), before.split(b" ")[4]))
         if point.startswith(path + "/"):
@@ -263,18 +263,18 @@ def _compose(executor: Executor, source: str, target: str, top: Mapping[str, byt
 
 
 def _copy(calls: CallList, source: str, status: os.stat_result, place: str) -> None:
-    """Have a file copied by the sandbox, with its own rights: what it may not read is empty there.
+    """Copy a file in the sandbox, with the sandbox's rights; a file that these can't read is empty there.
 
-    Who made it may be root, and read what is nobody's business in there.
+    The runner may be root, and could read files that the task must not.
     """
     if status.st_size > _FILES_AT_MOST:
         return
     closed = Label()
     file = calls.get("openat", linux.AT_FDCWD, place, _WRITTEN, 0o000, says=f"open {place}")
-    # What is no file any more by now isn't waited for.
+    # O_NONBLOCK: it may be a FIFO by now.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     read = calls.get("openat", linux.AT_FDCWD, source, flags, but=_CLOSED, to=closed, says=f"open {source}")
-    for _ in range(0, status.st_size, _AT_ONCE):  # a call may pass on less than it is asked to
+    for _ in range(0, status.st_size, _AT_ONCE):  # a call may copy less than requested
         calls.call("sendfile", file, read, 0, status.st_size, says=f"copy {source}")
     passed, size = calls.get("lseek", file, 0, os.SEEK_CUR), calls.data(bytes(4))
     calls.store(size, passed)
@@ -291,18 +291,18 @@ _staging = count()
 
 
 class Show(NamedTuple):
-    """A host directory, read-only, through an overlay.
+    """Show a host directory read-only, through an overlay.
 
-    An overlay's inodes are its own: a socket or FIFO seen through one leads to no host process, and mounts below the
-    directory (network, FUSE, automount) are not entered. `top` holds files that stand before the host's, as they are
-    for all tasks, and `own` those that are this task's; no more than one directory of a view has any.
+    An overlay has inodes of its own: a socket or FIFO in it leads to no host process, and mounts below the directory
+    (network, FUSE, automount) are not entered. `top` has files above the host's that are the same for all tasks, `own`
+    this task's; only one directory of a sandbox has any.
     """
 
     source: str
     top: Mapping[str, bytes] = MappingProxyType({})
     own: Mapping[str, bytes] = MappingProxyType({})
-    staged: int | None = None  # a detached mount of the source, where this process could not walk to it
-    guarded: bool = False  # whether a task could have planted a link on the way to it
+    staged: int | None = None  # a detached mount of the source, where init can't reach it
+    guarded: bool = False  # a task could have made a link on the path
 
     def describe(self) -> str:
         names = ", ".join((*self.top, *self.own))
@@ -328,22 +328,22 @@ class Show(NamedTuple):
 
 
 class ShowFile(NamedTuple):
-    """A host file, read-only, through an overlay of its directory: locks and watches on it are the sandbox's own.
+    """Show a host file read-only, through an overlay of its directory: locks and watches on it are the sandbox's own.
 
-    Where the directory can't be an overlay's, or the sandbox may not look into it, the file is mounted as it is.
+    Where the directory can't be a layer, or the sandbox may not look into it, the file is mounted as it is.
     """
 
     source: str
-    tree: int | None = None  # a detached mount of the file, where this process could not walk to it
-    around: int | None = None  # and one of its directory
+    tree: int | None = None  # a detached mount of the file, where init can't reach it
+    around: int | None = None  # a detached mount of its directory
 
     def describe(self) -> str:
         return f"show {self.source} read-only through an overlay of its directory"
 
     def execute(self, executor: Executor) -> None:
-        """Have it done. What is there is a file when this is worked out and when it is mounted, or it isn't done."""
+        """Mount the file if it is a regular file, now and when it is mounted."""
         if not stat.S_ISREG(os.stat(self.source if self.tree is None else self.tree).st_mode):
-            raise OSError(errno.EPERM, "it is neither a directory nor a file any more")
+            raise OSError(errno.EPERM, "it is not a regular file any more")
         calls, name = executor.calls, os.path.basename(self.source)
         above = (
             clone_path(calls, OLD + os.path.dirname(self.source)) if self.around is None else calls.take(self.around)
@@ -354,7 +354,7 @@ class ShowFile(NamedTuple):
             tree = clone_path(calls, f"{target}/{name}")
         else:
             tree = clone_path(calls, f"{aside}/{name}") if self.tree is None else calls.take(self.tree)
-        calls.is_kind(tree, stat.S_IFREG, says="it is something else by now")
+        calls.is_kind(tree, stat.S_IFREG, says="its file type has changed")
         add_mount_attributes(calls, tree, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY)
         place = make_file(calls, NEW + self.source)
         attach_mount(calls, tree, place)
@@ -362,14 +362,14 @@ class ShowFile(NamedTuple):
 
 
 class Review(NamedTuple):
-    """A host directory that a task may write, and isn't written: what it changes goes to a directory of its own.
+    """Show a host directory writable, with changes going to another directory.
 
-    As with what is shown: sockets and FIFOs in it lead nowhere, and what is mounted below it isn't entered.
+    As with `Show`, sockets and FIFOs in it lead nowhere, and mounts below it are not entered.
     """
 
     source: str
-    changes: str  # where the changes go
-    tree: int | None = None  # detached mounts of the two, id-mapped, where this process could not walk to them
+    changes: str  # the directory for changes
+    tree: int | None = None  # detached mounts of the two, id-mapped, where init can't reach them
     staged: int | None = None
 
     def describe(self) -> str:
@@ -390,21 +390,21 @@ class Review(NamedTuple):
 
 
 def _aside(calls: CallList) -> str:
-    """Make a directory for a mount, under a name that has nothing that needs escaping."""
+    """Make a staging directory for a mount, with a name that needs no escaping."""
     path = f"{STAGE}/{next(_staging)}"
     calls.call("mkdirat", linux.AT_FDCWD, path, 0o755)
     return path
 
 
 def _staged(calls: CallList, tree: Register) -> str:
-    """Mount a detached mount aside."""
+    """Mount a detached mount in a staging directory."""
     path = _aside(calls)
     attach_mount(calls, tree, path)
     return path
 
 
 def _put(calls: CallList, aside: str, path: str) -> None:
-    """Put what is mounted aside where it belongs: what a path leads to could change before mount(2) looks it up."""
+    """Move a staged mount to its path: mount(2) itself would look the path up later, when it may have changed."""
     tree = clone_mount(calls, aside)
     place = make_directory(calls, path)
     attach_mount(calls, tree, place)

@@ -1,4 +1,4 @@
-"""Path scan: finds and masks paths in a view that is being made, and follows no link that a task could have planted."""
+"""Path scan: finds and masks paths in a sandbox being made, without following links that a task could have made."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from enforcer.sandbox.system_calls import ANY, CallList, Label, Register
 from enforcer.system import linux
 from rules.patterns import Pattern
 
-# While a view is made: the host's tree, the view, what overlays are made of, and what is mounted aside.
+# While a sandbox is made: the host's tree, the new root, layers of overlays, and staged mounts.
 OLD, NEW, LAYERS, STAGE = "/old", "/new", "/layers", "/stage"
 DEEPEST = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -19,17 +19,16 @@ _HOW, _ATTRIBUTES = 24, 32  # bytes of `struct open_how` and `struct mount_attr`
 
 
 def open_without_links(path: str) -> int:
-    """Open `path`, from the root on, with O_PATH, following no symbolic link. Raises OSError.
+    """Open `path` with O_PATH, following no symbolic link. Raises OSError.
 
-    The host's automounter hears of it as of any look-up (autofs): what is walked the caller and the rules have named,
-    and no task.
+    The look-up can trigger the host's automounter (autofs): so only paths that the caller or the rules name are opened.
     """
     try:
         return linux.openat2(linux.AT_FDCWD, f"/{path}", os.O_PATH, linux.RESOLVE_NO_SYMLINKS)
     except FileNotFoundError:
         raise
     except OSError:
-        return _walk(path)  # which says where there is a link, and needs no openat2(2)
+        return _walk(path)  # names the link in its error, and needs no openat2(2)
 
 
 def _walk(path: str) -> int:
@@ -47,14 +46,14 @@ def _walk(path: str) -> int:
 
 
 def open_path(calls: CallList, path: str, *, but: tuple[int, ...] = (), to: Label | None = None) -> Register:
-    """Have `path` opened in the view, from the root on, with O_PATH, following no symbolic link."""
+    """Open `path` with O_PATH in the sandbox, following no symbolic link."""
     return calls.get(
         "openat2", linux.AT_FDCWD, f"/{path}", _no_links(os.O_PATH), _HOW, but=but, to=to, says=_reach(path)
     )
 
 
 def make_directory(calls: CallList, path: str) -> Register:
-    """Have the directory `path` opened so, and made what is missing of it."""
+    """Open the directory `path` so, and make what is missing of it."""
     there, missing = Label(), Label()
     how = _no_links(os.O_PATH | os.O_DIRECTORY)
     place = calls.get(
@@ -74,7 +73,7 @@ def make_directory(calls: CallList, path: str) -> Register:
 
 
 def make_file(calls: CallList, path: str) -> Register:
-    """Have the file `path` opened with O_PATH, an empty one that is made if there is none."""
+    """Open the file `path` with O_PATH; makes an empty one if there is none."""
     above = make_directory(calls, os.path.dirname(path))
     there = Label()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -87,7 +86,7 @@ def make_file(calls: CallList, path: str) -> Register:
 
 
 def clone_mount(calls: CallList, place: Register | str, *, recursive: bool = True) -> Register:
-    """Have the mount at a place cloned, detached (open_tree(2))."""
+    """Clone the mount at a place, detached (open_tree(2))."""
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | (linux.AT_RECURSIVE if recursive else 0)
     if isinstance(place, str):
         return calls.get("open_tree", linux.AT_FDCWD, place, flags, says=f"open_tree {place}")
@@ -95,7 +94,7 @@ def clone_mount(calls: CallList, place: Register | str, *, recursive: bool = Tru
 
 
 def clone_path(calls: CallList, path: str) -> Register:
-    """Clone what is mounted at a path of the host's, and all below."""
+    """Clone the mount at a host path, with all mounts below."""
     place = open_path(calls, path)
     tree = clone_mount(calls, place)
     calls.close(place)
@@ -103,7 +102,7 @@ def clone_path(calls: CallList, path: str) -> Register:
 
 
 def attach_mount(calls: CallList, tree: Register, target: Register | str) -> None:
-    """Have a detached mount attached, and its descriptor closed (move_mount(2))."""
+    """Attach a detached mount, and close its descriptor (move_mount(2))."""
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH
     if isinstance(target, str):
         calls.call("move_mount", tree, "", linux.AT_FDCWD, target, flags, says=f"move_mount to {target}")
@@ -113,7 +112,7 @@ def attach_mount(calls: CallList, tree: Register, target: Register | str) -> Non
 
 
 def add_mount_attributes(calls: CallList, tree: Register | str, attributes: int, *, recursive: bool = False) -> None:
-    """Have attributes of a mount, or of what is mounted at a path, added (mount_setattr(2))."""
+    """Add attributes to a mount, given by register or path (mount_setattr(2))."""
     wanted, flags = struct.pack("=4Q", attributes, 0, 0, 0), linux.AT_RECURSIVE if recursive else 0
     if isinstance(tree, str):
         calls.call("mount_setattr", linux.AT_FDCWD, tree, flags, wanted, _ATTRIBUTES, says=f"mount_setattr {tree}")
@@ -122,12 +121,12 @@ def add_mount_attributes(calls: CallList, tree: Register | str, attributes: int,
 
 
 def pin(calls: CallList, place: Register) -> None:
-    """Have a directory mounted on itself: it can't be renamed away then."""
+    """Mount a directory on itself, so that it can't be renamed."""
     attach_mount(calls, clone_mount(calls, place), place)
 
 
 def mask(calls: CallList, place: Register) -> None:
-    """Have an empty, unreadable, read-only file or directory put over what is opened there."""
+    """Mount an empty, unreadable, read-only file or directory over an open one."""
     file, over = Label(), Label()
     calls.is_kind(place, stat.S_IFDIR, to=file)
     tree = clone_mount(calls, f"{LAYERS}/nothing/directory", recursive=False)
@@ -141,10 +140,9 @@ def mask(calls: CallList, place: Register) -> None:
 
 
 def mask_again(calls: CallList, path: str) -> None:
-    """Have a directory pinned, or a file made read-only, in the view that is in use.
+    """Pin a directory, or make a file read-only, in a sandbox that is in use.
 
-    For what the host has put in the place of something covered: with that, its cover went. What is gone again needs no
-    cover.
+    For a path that the host has replaced, which dropped its mask. One that is gone needs none.
     """
     gone, attached, file, over = Label(), Label(), Label(), Label()
     place = open_path(calls, path, but=(ANY,), to=gone)
@@ -177,10 +175,10 @@ def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
 
     The caller closes each.
 
-    Raises OSError for directories nested deeper than anybody nests them: a task could have made those to hide a door.
+    Raises OSError beyond 200 levels of directories: a task could have made those to hide a socket.
     """
     if not depth:
-        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could hide there")
+        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could be hidden there")
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
@@ -189,7 +187,7 @@ def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
                 try:
                     below = os.open(entry.name, _LISTED, dir_fd=directory)
                 except PermissionError:
-                    # Not to be listed, by us or by the task; but a task that guesses a name in it could get through.
+                    # Neither we nor the task can list it, but the task could guess a name in it.
                     yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
                     continue
                 try:
@@ -207,11 +205,10 @@ def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
 def find_names(
     directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST
 ) -> Iterator[tuple[int, bool]]:
-    """Yield an O_PATH descriptor of all below an open directory that has one of some names, and whether it is the last.
+    """Yield an O_PATH descriptor of each name match below an open directory, and whether it is the last of its pattern.
 
-    A pattern is globs of names one below the other; of one with several, the directories above what it is about come
-    first, with False. What is matched as the last is not searched. What can't be listed counts as matched. The caller
-    closes each.
+    A pattern is a list of globs, for names one below the other; its directories come before the last match, with False.
+    A last match is not searched. A directory that can't be listed counts as a last match. The caller closes each.
     """
     yield from _named(directory, [tuple(pattern) for pattern in patterns], [], depth)
 
@@ -220,13 +217,13 @@ def _named(
     directory: int, whole: list[tuple[Pattern, ...]], begun: list[tuple[Pattern, ...]], depth: int
 ) -> Iterator[tuple[int, bool]]:
     if not depth:
-        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a hidden name could lie there")
+        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a name to hide could be there")
     with os.scandir(directory) as entries:
         for entry in entries:
             met = [pattern for pattern in (*whole, *begun) if pattern[0].matches(entry.name)]
             last = any(len(pattern) == 1 for pattern in met)
             if entry.is_symlink():
-                continue  # what it leads to has a name of its own, or isn't shown
+                continue  # its target has a name of its own, or isn't shown
             if met:
                 yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), last
             if last or not entry.is_dir(follow_symlinks=False):
@@ -234,7 +231,7 @@ def _named(
             try:
                 below = os.open(entry.name, _LISTED, dir_fd=directory)
             except PermissionError:
-                # Nobody knows what is in it; but a task that guesses a name in it could get through.
+                # We can't list it, but the task could guess a name in it.
                 yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), True
                 continue
             try:

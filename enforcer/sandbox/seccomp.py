@@ -1,18 +1,18 @@
-"""System call filters as values and as BPF: for the task, the worker and the certificate signer.
+"""System call filters: the allow list of a task, the filters of the worker and the certificate signer, and their BPF.
 
-A filter is the second wall: namespaces and the empty capability set already refuse most of this. It is the *only* wall
-for the kernel's doors that no namespace closes: AF_VSOCK, io_uring (which would open sockets past a filter on
-`socket`), `request_key` (runs a helper in the initial namespaces), the terminal's input queue (TIOCSTI), and setuid
-bits on files that the host also sees. Sources: seccomp(2), linux/bpf_common.h, systemd.exec(5) RestrictSUIDSGID.
+Namespaces and the empty capability set already deny most of what a filter denies. It is the *only* restriction of
+interfaces that no namespace covers: AF_VSOCK, io_uring (which opens sockets past a filter on `socket`), `request_key`
+(runs a helper in the initial namespaces), the terminal's input queue (TIOCSTI), and setuid bits on files that the host
+sees, too. Sources: seccomp(2), linux/bpf_common.h, systemd.exec(5) RestrictSUIDSGID.
 
-The task's is an allow list (`ALLOWED`): a call that a kernel of next year adds is refused until somebody has looked at
-it. It has what shells, compilers, package managers, language runtimes and browsers use (Python, Node.js, Go, the JVM,
-git, cargo, Chromium, apt), held against the lists of systemd's @system-service and of the container engines. What no
-honest program tries and a way out begins with is `told`; what programs only probe for is refused without a word.
+A task's filter is an allow list (`ALLOWED`): a call of a newer kernel is refused until it has been reviewed. It has
+what shells, compilers, package managers, language runtimes and browsers use (Python, Node.js, Go, the JVM, git, cargo,
+Chromium, apt), checked against systemd's @system-service and the lists of container engines. Calls that only an escape
+attempt makes are `told`, which means reported; calls that programs merely probe for are refused silently.
 
-The BPF first looks at the architecture, then finds the call's number by halves, as in a search tree: some eight
-comparisons for any of hundreds of calls. What depends on nothing but the number the kernel remembers by itself
-(SECCOMP_CACHE, Linux 5.11), so that a call which is always let through costs nothing here.
+The BPF checks the architecture, then finds the call's number by binary search: about eight comparisons for hundreds of
+calls. The kernel caches answers that depend on the number alone (SECCOMP_CACHE, Linux 5.11), so a call that is always
+allowed costs nothing here.
 """
 
 import errno
@@ -35,43 +35,43 @@ _LOW = 0xFFFFFFFF
 
 
 class ArgumentTest(NamedTuple):
-    """One look at an argument: the low 32 bits of `argument` under `mask`, either equal to `value` or any bit set."""
+    """A test of the low 32 bits of `argument` under `mask`: equal to `value`, or any bit set."""
 
     argument: int
     mask: int = _LOW
     value: int | None = None  # None: true when any bit of the mask is set
 
     def holds(self, arguments: Sequence[int]) -> bool:
-        """Whether it holds of a call's arguments."""
+        """Whether the test holds for a call's arguments."""
         found = arguments[self.argument] & self.mask
         return bool(found) if self.value is None else found == self.value
 
 
 class Refuse(NamedTuple):
-    """A system call answered with `error` when every test holds (no tests: always); 0 is success, with nothing done."""
+    """Answer a call with `error` when every test holds (no tests: always); 0 reports success without doing anything."""
 
     call: str
     error: int = errno.EPERM
     tests: tuple[ArgumentTest, ...] = ()
-    told: bool = False  # whether whoever watches is to hear of it
+    told: bool = False  # report it to the supervisor
 
 
 class Permit(NamedTuple):
-    """A system call let through when every test holds; placed before a `Refuse` of the same call."""
+    """Allow a call when every test holds; placed before a `Refuse` of the same call."""
 
     call: str
     tests: tuple[ArgumentTest, ...]
 
 
 class Hold(NamedTuple):
-    """A system call that waits until whoever watches has said whether it may go on."""
+    """Hold a call until the seccomp supervisor decides."""
 
     call: str
     tests: tuple[ArgumentTest, ...] = ()
 
 
 class Metered(NamedTuple):
-    """A system call that goes on where nobody listens; else whoever watches counts it, and may refuse it."""
+    """Allow a call without a supervisor; otherwise the supervisor counts it, and may refuse it."""
 
     call: str
     tests: tuple[ArgumentTest, ...] = ()
@@ -81,17 +81,17 @@ type FilterLine = Refuse | Permit | Hold | Metered
 
 
 class Filter(NamedTuple):
-    """What becomes of each call: the first of its lines that matches, else whether it is let through.
+    """What happens to each call: the first matching line decides, then `allowed`.
 
-    `allowed` None: everything that no line refuses is, also what nobody knows yet. Otherwise the rest is answered as a
-    kernel does that doesn't have the call (ENOSYS), which is what programs have another way for.
+    `allowed` None: every call is allowed that no line refuses, also unknown ones. Otherwise an unlisted call returns
+    ENOSYS, as on a kernel without it, for which programs have a fallback.
     """
 
     lines: tuple[FilterLine, ...]
     allowed: frozenset[str] | None = None
 
     def line(self, call: str, arguments: Sequence[int]) -> FilterLine | None:
-        """Return the line that answers a call."""
+        """Return the line that decides a call; None if there is none."""
         for line in self.lines:
             if line.call == call and all(test.holds(arguments) for test in line.tests):
                 return line
@@ -100,11 +100,11 @@ class Filter(NamedTuple):
 
 @cache
 def assemble(filters: Filter, machine: str, *, watched: bool = False) -> bytes:
-    """Encode a filter for one machine. Lines about calls that the machine doesn't have are left out.
+    """Encode a filter as BPF for one machine. Lines about calls that the machine doesn't have are left out.
 
-    `watched`: somebody listens to it, so what is `told` is left to them to refuse. Without, it is refused all the same,
-    and what is to `Hold` too. Another architecture's call (IA-32 by `int 0x80`) ends the process; x32's answer ENOSYS.
-    Raises HostError for a machine whose numbers are not known: no filter, no start.
+    `watched`: a supervisor listens, so `Hold` and `told` lines notify it. Without one, both are refused. A call of
+    another architecture (IA-32 by `int 0x80`) ends the process; x32 calls return ENOSYS. Raises HostError for a machine
+    whose call numbers are unknown.
     """
     if machine not in NUMBERS:
         known = ", ".join(sorted(NUMBERS))
@@ -137,7 +137,7 @@ def _verdict(line: FilterLine, *, watched: bool) -> int:
 
 
 def _ranges(leaves: Mapping[int, bytes], unknown: bytes) -> list[tuple[int, bytes]]:
-    """Return where each stretch of numbers with the same answer begins, and the answer; the last has no end."""
+    """Return each range of call numbers with the same answer: first number, and answer; the last range has no end."""
     ranges = [(0, leaves.get(0, unknown))]
     for number in range(1, max(leaves) + 2):
         leaf = leaves.get(number, unknown)
@@ -147,7 +147,7 @@ def _ranges(leaves: Mapping[int, bytes], unknown: bytes) -> list[tuple[int, byte
 
 
 def _tree(ranges: Sequence[tuple[int, bytes]]) -> bytes:
-    """Find the stretch that the number in the accumulator lies in."""
+    """Encode a binary search for the range of the number in the accumulator."""
     if len(ranges) == 1:
         return ranges[0][1]
     middle = len(ranges) // 2
@@ -159,7 +159,7 @@ def _tree(ranges: Sequence[tuple[int, bytes]]) -> bytes:
 
 
 def _block(tests: Iterable[ArgumentTest], verdict: int) -> bytes:
-    """Return `verdict` if every test holds, else fall through to what comes after."""
+    """Encode: return `verdict` if every test holds, else fall through."""
     pieces: list[list[bytes]] = []
     for test in tests:
         load = _op(_LD, _AT_ARGUMENTS + 8 * test.argument)
@@ -226,10 +226,10 @@ _TIME: Final = """
 
 ALLOWED: Final = frozenset(f"{_FILES}{_WAITING}{_MEMORY}{_PROCESSES}{_TALKING}{_TIME}".split())
 
-# Answered as by a kernel without them: gone for years, or so new and special that everybody has another way. Linux AIO
-# is here because its requests are counted for the whole machine alone (fs.aio-max-nr): one task could take them all.
-# Databases fall back to threads. `cachestat` says which pages of a file others have read. What names an attribute in a
-# structure (`setxattrat`) has an older call beside it.
+# Answered with ENOSYS: removed long ago, or so new and special that programs have a fallback. Linux AIO is here: its
+# requests are counted for the whole machine (fs.aio-max-nr): one task could take all. Databases fall back to threads.
+# `cachestat` shows which pages of a file others have read. Calls that name an attribute in a structure (`setxattrat`)
+# have an older form.
 _ABSENT: Final = """
     _sysctl afs_syscall cachestat create_module epoll_ctl_old epoll_wait_old file_getattr file_setattr
     get_kernel_syms getpmsg io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit listmount listns
@@ -271,7 +271,7 @@ SOCKETS: Final[tuple[FilterLine, ...]] = (
         for protocol in protocols
     ),
     Permit("socket", (ArgumentTest(0, value=AF_NETLINK), ArgumentTest(2, value=0))),  # NETLINK_ROUTE: getifaddrs(3)
-    # Browsers and `ss` ask for other netlink families and do without.
+    # Browsers and `ss` try other netlink families, and work without.
     Refuse("socket", errno.EAFNOSUPPORT, (ArgumentTest(0, value=AF_NETLINK),)),
     *_told(
         Refuse("socket", errno.EACCES, (ArgumentTest(0, value=AF_INET),)),
@@ -300,7 +300,7 @@ NAMESPACES: Final[tuple[FilterLine, ...]] = (
         Refuse("clone", tests=(ArgumentTest(0, _NAMESPACES),)),
         Refuse("unshare", tests=(ArgumentTest(0, _NAMESPACES | _NEWTIME),)),
     ),
-    Refuse("clone3", errno.ENOSYS),  # its flags lie in memory, out of a filter's sight; callers fall back to clone
+    Refuse("clone3", errno.ENOSYS),  # its flags are in memory, which no filter reads; callers fall back to clone
 )
 
 SETID_BITS: Final[tuple[FilterLine, ...]] = (
@@ -315,7 +315,7 @@ SETID_BITS: Final[tuple[FilterLine, ...]] = (
         Refuse("mknod", tests=(ArgumentTest(1, _SETID),)),
         Refuse("mknodat", tests=(ArgumentTest(2, _SETID),)),
     ),
-    Refuse("openat2", errno.ENOSYS),  # its mode lies in memory; callers fall back to openat
+    Refuse("openat2", errno.ENOSYS),  # its mode is in memory; callers fall back to openat
 )
 
 TERMINAL: Final = _told(
@@ -323,8 +323,8 @@ TERMINAL: Final = _told(
     *(Refuse("ioctl", tests=(ArgumentTest(1, value=request),)) for request in (0x5412, 0x541C, 0x541D, 0x5423))
 )
 
-# fcntl(2), F_SETLEASE and F_SETDELEG: whoever has a lease on a file keeps others from opening it, 45 seconds each time.
-# A task may have one on what it can't write, if that is its user's: its own rules, which nobody could read then.
+# fcntl(2), F_SETLEASE and F_SETDELEG: a lease delays every open of the file by another process, 45 seconds each time. A
+# task could take one on any file of its user, such as its rule files, which nobody could read then.
 LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (ArgumentTest(1, value=command),)) for command in (1024, 1040))
 
 # fcntl(2), F_SETLK and F_SETLKW, and F_OFD_SETLK and F_OFD_SETLKW: a lock on some bytes of a file takes kernel memory
@@ -347,8 +347,8 @@ SEGMENT_KEYS: Final = tuple(
     for option in (14, 32, 38)
 )
 
-# The machine has one table of 4,096 flow labels of IPv6 (ipv6(7), IPV6_FLOWLABEL_MGR), and one pool of
-# huge pages (mmap(2), memfd_create(2), shmget(2)): a task could hold them, and others see that they are gone.
+# The machine has one table of 4,096 IPv6 flow labels (ipv6(7), IPV6_FLOWLABEL_MGR) and one pool of huge pages (mmap(2),
+# memfd_create(2), shmget(2)): a task could take them all, and other tasks could notice.
 _SOL_IPV6, _FLOW_LABELS = 41, 32
 _MAP_HUGE, _MEMFD_HUGE, _SHM_HUGE = 0x40000, 0x4, 0o4000
 POOLS: Final = (
@@ -356,19 +356,19 @@ POOLS: Final = (
     Refuse("mmap", errno.ENOMEM, (ArgumentTest(3, _MAP_HUGE),)),
     Refuse(
         "memfd_create", errno.EINVAL, (ArgumentTest(1, _MEMFD_HUGE),)
-    ),  # Chromium asks with every flag, and expects that
+    ),  # Chromium tries every flag, and expects EINVAL
     Refuse("shmget", errno.ENOMEM, (ArgumentTest(2, _SHM_HUGE),)),
 )
 
-# sync(2) writes out every disk of the host, and waits for those that hang. By POSIX it only has writing scheduled,
-# which the kernel does by itself; fsync(2) and syncfs(2) promise more, and do what they say.
-SYNC: Final = (Refuse("sync", 0),)  # answered as if it had been done
+# sync(2) writes out every disk of the host, and waits for those that hang. POSIX only requires it to schedule writing,
+# which the kernel does anyway. fsync(2) and syncfs(2) work as documented.
+SYNC: Final = (Refuse("sync", 0),)  # reports success
 
-# Attributes of files: whoever watches sets those that mean nothing to the host (`seccomp_supervisor.performed_calls`).
+# Extended attributes: the supervisor sets those without a meaning for the host (`seccomp_supervisor.performed_calls`).
 _ATTRIBUTES: Final = "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
 ATTRIBUTES: Final = _told(*map(Refuse, _ATTRIBUTES.split()))
 
-# personality(2): what uname says, where memory lies (debuggers), and asking (0xFFFFFFFF); none makes data executable.
+# personality(2): uname, address layout (debuggers), and the query (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
 NEEDS_RIGHTS: Final[tuple[FilterLine, ...]] = (
@@ -376,9 +376,9 @@ NEEDS_RIGHTS: Final[tuple[FilterLine, ...]] = (
     *map(Refuse, _NEEDS_RIGHTS.split()),
 )
 
-# fallocate(2), and what it was before (linux/falloc.h: FS_IOC_RESVSP, RESVSP64, ZERO_RANGE), take any room of a disk in
-# one call. A disk whose room is looked at is written instead: programs do so wherever a file system can't do this.
-_PUNCHES = 0x2  # FALLOC_FL_PUNCH_HOLE, which gives back
+# fallocate(2) and its predecessors (linux/falloc.h: FS_IOC_RESVSP, RESVSP64, ZERO_RANGE) allocate any disk space in one
+# call, faster than the disk quota can measure. Programs write instead, as on file systems without fallocate.
+_PUNCHES = 0x2  # FALLOC_FL_PUNCH_HOLE, which frees space
 NOT_AT_ONCE: Final[tuple[FilterLine, ...]] = (
     Permit("fallocate", (ArgumentTest(1, _PUNCHES),)),
     Refuse("fallocate", errno.EOPNOTSUPP),
@@ -410,13 +410,13 @@ TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"
 
 
 def task_filter(*, commands: bool = False, reviewed: bool = False) -> Filter:
-    """Return a task's. `commands`: each program that it starts is held; `reviewed`: so is its workspace."""
+    """Return a task's filter. `commands`: program starts are held; `reviewed`: its workspace is an overlay."""
     usual = TASK_WITH_COMMANDS if commands else TASK
     return usual._replace(lines=(*NOT_AT_ONCE, *usual.lines)) if reviewed else usual
 
 
 class WatchedFilter(NamedTuple):
-    """What is watched of a task: the filter that asks, and what it was made of. `needed`: without it, no start."""
+    """A filter with a listener, and its BPF. `needed`: the start fails where no listener can be had."""
 
     filters: Filter
     program: bytes
@@ -425,7 +425,7 @@ class WatchedFilter(NamedTuple):
 
 @functools.cache
 def watched_filter(*, commands: bool, reviewed: bool = False) -> WatchedFilter:
-    """Return what to watch; with `commands`, programs are held until they are answered for."""
+    """Return the filter that notifies the supervisor; with `commands`, it holds program starts."""
     filters = task_filter(commands=commands, reviewed=reviewed)
     program = assemble(filters, linux.platform_machine(), watched=True)
     return WatchedFilter(filters, program, needed=commands)
@@ -434,8 +434,8 @@ def watched_filter(*, commands: bool, reviewed: bool = False) -> WatchedFilter:
 _NOT_ITSELF = (ArgumentTest(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
 _INTERNET = tuple(line for line in SOCKETS if line != _UNIX)
 
-# The worker dials, so it needs sockets; it never runs a program, signals or inspects another process. It lives in the
-# host's network and process namespaces, so everything that would name a process or a unix socket there is refused.
+# The worker connects, so it needs sockets; it never executes, signals or inspects. It is in the host's network and pid
+# namespaces, so every call that could name a process or a unix socket there is refused.
 WORKER: Final = Filter(
     (
         *KERNEL_DOORS,
@@ -459,7 +459,7 @@ WORKER: Final = Filter(
     )
 )  # fmt: skip
 
-# The certificate signer has its sockets, and makes signatures in memory: it opens, connects and starts nothing.
+# The certificate signer has open sockets, and signs in memory: it opens, connects and executes nothing.
 _SIGNS: Final = """
     recvfrom recvmsg sendto sendmsg getsockname close epoll_wait epoll_pwait epoll_ctl brk munmap mremap madvise futex
     getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit
@@ -470,7 +470,7 @@ SIGNER: Final = Filter(
     (
         Refuse("mmap", tests=_EXECUTABLE),
         Refuse("mprotect", tests=_EXECUTABLE),
-        Permit("ioctl", (ArgumentTest(1, value=0x5421),)),  # FIONBIO: whether a socket waits
+        Permit("ioctl", (ArgumentTest(1, value=0x5421),)),  # FIONBIO: sets non-blocking mode
     ),
     frozenset({*_SIGNS.split(), "mmap", "mprotect"}),
 )

@@ -1,14 +1,14 @@
 """Standard streams of a task: pipes and a pseudo-terminal of its own.
 
-An inherited descriptor is a way out: a socket can be reconnected in the namespace it was made in, a directory leads to
-the host's tree, a file or pipe can be opened again the other way through /proc/self/fd. With the caller's own terminal
-a task could read keys typed at another program, take the terminal away from the shell, or signal the caller's process
-group, which no pid namespace prevents. So the task gets pipes, or a session and a pseudo-terminal (pty(7)), of its own;
-small processes of ours carry the bytes. In the place of a harmless memory device (/dev/null) it opens its own node of
-that device (`task_start`): the caller's is the host's inode.
+An inherited descriptor can be a way out of the sandbox: a socket can be reconnected in the namespace that it was made
+in, a directory leads to the host's tree, and a file or pipe can be opened again the other way through /proc/self/fd.
+With the caller's own terminal a task could read keys for another program, take the terminal from the shell, or signal
+the caller's process group, which no pid namespace prevents. So the task gets pipes, or a session and a pseudo-terminal
+(pty(7)) of its own; small processes relay the bytes. A memory device (/dev/null) is replaced by the sandbox's own node
+of it (`task_start`): the caller's has the host's inode.
 
-The sandbox's init makes the terminal, in the sandbox's own /dev/pts: one of the host's would have no name in there, and
-programs that ask what their terminal is called would hear that it is none (ttyname(3), ENODEV).
+The sandbox's init makes the terminal, in the sandbox's own /dev/pts: one of the host's has no name in there, so
+ttyname(3) would fail (ENODEV).
 """
 
 import contextlib
@@ -34,23 +34,23 @@ from enforcer.system.terminals import Terminals
 _TERMINAL_CHUNK = 1 << 14
 _LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground
 _UNTIL_RAW, _LOOK = 0.5, 0.002  # seconds
-_ENDING = frozenset(b"\x03\x1c")  # ^C and ^\, as terminals have them unless told otherwise
+_ENDING = frozenset(b"\x03\x1c")  # ^C and ^\, the defaults of terminals
 _LFLAG = 3  # of what tcgetattr returns
 _PTMX, _TTY = os.makedev(5, 2), os.makedev(5, 0)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # asm-generic/ioctls.h: x86, arm, RISC-V
-OWN = -1  # in the place of a descriptor: the terminal that the sandbox makes
+OWN = -1  # stands for the terminal that the sandbox makes
 
 
 def is_terminal(descriptor: int) -> bool:
-    """Whether it is a terminal that a program talks to: the other half of a pseudo-terminal is not."""
+    """Whether a descriptor is a terminal that a program talks to, and not the primary side of a pseudo-terminal."""
     return os.isatty(descriptor) and os.fstat(descriptor).st_rdev != _PTMX
 
 
 def keyboard_terminal(process: int) -> int | None:
-    """Return which of 0-2 is the terminal that keys for a task come from; None: no keys reach it.
+    """Return which of 0-2 is the terminal whose keys a task gets; None if it gets none.
 
-    `process` has the same three. From its standard input a program reads keys whoever's terminal that is. From any
-    other only if the terminal controls the session of `process`, as it opens /dev/tty for that.
+    `process` has the same three descriptors. Keys come from standard input, whichever terminal that is; from another
+    descriptor only if it is the controlling terminal of `process`, which programs open as /dev/tty.
     """
     terminals = [number for number in range(3) if is_terminal(number)]
     if terminals[:1] == [0]:
@@ -64,7 +64,7 @@ def keyboard_terminal(process: int) -> int | None:
 
 
 def _controlling(process: int) -> int:
-    """Return the device of the terminal that controls a process; 0: none does (proc_pid_stat(5), tty_nr)."""
+    """Return the device number of the controlling terminal of a process; 0 without one (proc_pid_stat(5), tty_nr)."""
     try:
         with open(f"/proc/{process}/stat", "rb", buffering=0) as file:
             number = int(file.readall().rpartition(b")")[2].split()[4])
@@ -74,20 +74,22 @@ def _controlling(process: int) -> int:
 
 
 class TerminalSettings(NamedTuple):
-    """What a terminal is like: termios(3), and its size (ioctl_tty(2), `struct winsize`)."""
+    """Settings of a terminal: attributes (termios(3)) and size (ioctl_tty(2), `struct winsize`)."""
 
     attributes: list[int | list[bytes | int]]
     size: bytes
-    has_keys: bool = True  # whether keys reach the task; otherwise it controls no session: /dev/tty can't be opened
+    has_keys: bool = (
+        True  # keys reach the task; otherwise the terminal controls no session, and /dev/tty can't be opened
+    )
 
     @classmethod
     def of(cls, real: int) -> "TerminalSettings":
-        """Look at a terminal. Raises OSError, termios.error."""
+        """Read the settings of a terminal. Raises OSError, termios.error."""
         return cls(termios.tcgetattr(real), _size(real))
 
 
 class Terminal:
-    """The caller's terminal, and our half of the task's once the sandbox has made that."""
+    """The caller's terminal, and the primary side of the task's, once the sandbox has made it."""
 
     __slots__ = ("primary", "real")
 
@@ -96,16 +98,16 @@ class Terminal:
         self.primary = -1
 
     def resize(self) -> None:
-        """Give it the size that the caller's has now; a change tells the task (SIGWINCH)."""
+        """Give the task's terminal the size of the caller's; a change sends SIGWINCH to the task."""
         if self.primary < 0:
-            return  # it is made with the size of that time, and has its own once it is there
+            return  # it is made with the right size
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.primary, termios.TIOCSWINSZ, _size(self.real))
 
     def wait_until_raw(self, *, by_us: bool) -> None:
-        """Wait until somebody has had the caller's pass all keys on; not for long: in the background nobody does.
+        """Wait up to 0.5 s until the caller's terminal passes all keys on; in the background nothing sets that.
 
-        `by_us`: whoever it is can do it for a terminal of this session alone, as its process belongs to that.
+        `by_us`: this run sets it, which works only for a terminal of this session.
         """
         with contextlib.suppress(OSError, termios.error):
             deadline = time.monotonic() + _UNTIL_RAW
@@ -114,16 +116,16 @@ class Terminal:
                 try:
                     if os.tcgetpgrp(self.real) != os.getpgrp():
                         return
-                except OSError:  # it is another session's
+                except OSError:  # the terminal of another session
                     if by_us:
                         return
                 time.sleep(_LOOK)
 
 
 def make_terminal(executor: Executor, like: TerminalSettings, owner: int) -> tuple[int, int]:
-    """Have one opened in the sandbox's own /dev/pts, in the view that is in use: our half, and the task's.
+    """Open a pseudo-terminal in the sandbox's own /dev/pts; returns the primary side and the task's.
 
-    That one is `owner`'s, a kernel uid. Raises OSError.
+    The task's side belongs to `owner`, a kernel uid. Raises OSError.
     """
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
     opened = executor.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, says="open /dev/pts/ptmx")
@@ -149,13 +151,14 @@ def _size(real: int) -> bytes:
 
 
 def relay_keys(source: int, primary: int, supervisor: int = 0) -> None:
-    """Pass what is typed on, keys like ^C as they are: they mean what they mean at the task's own terminal.
+    """Relay typed keys to the task's terminal unprocessed: a key like ^C has its meaning there.
 
-    Runs in a process of its own, until it is ended; then the caller's terminal is as it was. In the background it reads
-    nothing, as any program. In a pipeline it reads nothing while another program of that reads keys, as less(1) does.
-    `supervisor`, its parent, is sent SIGCONT behind keys that end a task, which may have stopped itself; and
-    SIGHUP when the terminal goes away: the kernel signals the leader of the session, which may be another user's
-    (su(1)), or none of this terminal's.
+    Runs in a process of its own, until it is ended; then it restores the caller's terminal. In the background it reads
+    nothing, nor while another program of its pipeline reads keys, as less(1) does.
+
+    `supervisor`, its parent, gets SIGCONT after keys that end a task, since it may have stopped itself. It gets SIGHUP
+    when the terminal is closed: the kernel signals only the session leader, which may be another user's process
+    (su(1)).
     """
     keys = _Keys(source, reads=os.isatty(0), writes=os.isatty(1))
     linux.keep_only({source, primary})
@@ -185,10 +188,10 @@ def relay_keys(source: int, primary: int, supervisor: int = 0) -> None:
 
 
 class _Keys:
-    """The modes of the caller's terminal while its keys are the task's: termios(3), "Raw mode".
+    """Modes of the caller's terminal while keys go to the task: termios(3), "Raw mode".
 
-    `reads`, `writes`: whether a terminal is the run's standard input, and its output. Where one isn't, other programs
-    of a pipeline may read keys: modes that they set stay. Where the second isn't, they write: output is processed.
+    `reads`, `writes`: whether the run's standard input, and its output, is a terminal. Otherwise other programs of a
+    pipeline may read keys, so modes that they set stay; or they print, so output processing stays.
     """
 
     __slots__ = ("_alone", "_before", "_own", "_source", "_writes")
@@ -198,10 +201,10 @@ class _Keys:
         self._alone = reads and writes
         self._writes = writes
         self._before: list[int | list[bytes | int]] | None = None
-        self._own: list[int | list[bytes | int]] | None = None  # the modes set here; None: none are set
+        self._own: list[int | list[bytes | int]] | None = None  # the modes set here; None: none
 
     def take(self) -> bool:
-        """Set the modes where that is needed; whether keys may be read now. Raises OSError, termios.error."""
+        """Set the modes if needed; returns whether keys may be read now. Raises OSError, termios.error."""
         if not _is_foreground(self._source):
             self._own = None
             return False
@@ -220,7 +223,7 @@ class _Keys:
         return True
 
     def restore(self) -> None:
-        """Give the terminal the modes that it had, unless another program has set its own meanwhile."""
+        """Restore the modes of the terminal, unless another program has changed them."""
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # from the background too
         with contextlib.suppress(termios.error):
             if self._before is not None and (self._alone or termios.tcgetattr(self._source) == self._own):
@@ -228,7 +231,7 @@ class _Keys:
 
 
 def _is_foreground(terminal: int) -> bool:
-    """Whether this process may read a terminal. One that controls no session of ours, anybody may. Raises OSError."""
+    """Whether this process may read a terminal; True for one that controls no session. Raises OSError."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError as error:
@@ -238,7 +241,7 @@ def _is_foreground(terminal: int) -> bool:
 
 
 def relay_output(primary: int, sink: int) -> None:
-    """Pass on what is printed, until the task's half is closed everywhere (EIO). Runs in a process of its own."""
+    """Relay the task's terminal output until its side is closed everywhere (EIO). Runs in a process of its own."""
     linux.keep_only({primary, sink})
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
@@ -257,7 +260,10 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _wait(descriptor: int, events: int, seconds: float | None = None) -> bool:
-    """Wait until it is ready; whether it is. By poll(2): select(2) knows no descriptor from 1024 on."""
+    """Wait until a descriptor is ready; returns whether it is.
+
+    Uses poll(2): select(2) fails from descriptor 1024 on.
+    """
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(None if seconds is None else seconds * 1000))
@@ -267,15 +273,15 @@ _CHUNK = 1 << 16
 
 
 class Relay(NamedTuple):
-    """A process that carries bytes between one of our descriptors and the task's."""
+    """A process that relays bytes between one of our descriptors and the task's."""
 
     pid: int
     name: str
-    end_with: signal.Signals | None = None  # None: it ends by itself, when the task's side is closed
+    end_with: signal.Signals | None = None  # None: it ends when the task's side is closed
 
 
 class PendingRelay(NamedTuple):
-    """What a relay is to do that isn't there yet. `ours` is our end of the task's pipe."""
+    """A relay that isn't started yet. `ours`: our end of the task's pipe."""
 
     source: int
     sink: int
@@ -285,7 +291,7 @@ class PendingRelay(NamedTuple):
 
 
 class Stdio:
-    """What becomes the task's 0, 1 and 2, and the relays that stand behind them."""
+    """The task's standard streams, and the relays behind them."""
 
     __slots__ = ("carry_in", "closed", "descriptors", "like", "outward", "relays", "terminal", "terminals", "to_carry")
 
@@ -293,15 +299,15 @@ class Stdio:
         self.descriptors = descriptors
         self.relays: list[Relay] = []
         self.to_carry: list[PendingRelay] = []
-        self.terminals = Terminals()  # before anything of the task's begins: they may go away while it starts
+        self.terminals = Terminals()  # now: they may be closed while the task starts
         self.terminal: Terminal | None = None
-        self.like: TerminalSettings | None = None  # what the task's own is to be like; None: it has none
-        self.outward = -1  # which of ours shows what is printed there
-        self.carry_in: Callable[[int], None] | None = None  # has passed on what is typed at ours; None: nothing is
+        self.like: TerminalSettings | None = None  # settings of the task's terminal; None: it has none
+        self.outward = -1  # our descriptor for the terminal's output
+        self.carry_in: Callable[[int], None] | None = None  # starts the relay of keys; None: none
         self.closed = False
 
     def begin(self) -> None:
-        """Have bytes carried through the pipes. Meanwhile the task may be starting: no start waits for this."""
+        """Start the relays of the pipes. The task may be starting meanwhile."""
         while self.to_carry:
             each = self.to_carry[0]
             pid = os.fork()
@@ -311,9 +317,9 @@ class Stdio:
             os.close(self.to_carry.pop(0).ours)
 
     def has_terminal(self, primary: int) -> None:
-        """Have carried what passes through the terminal that the sandbox has made: our half of it is taken over.
+        """Start relaying the terminal that the sandbox has made, and take over its primary side.
 
-        Returns when keys go there, and mean nothing to ours any more.
+        Returns once keys go to the task.
         """
         if self.terminal is None or self.terminal.primary >= 0:
             os.close(primary)
@@ -336,7 +342,7 @@ class Stdio:
                 os.close(descriptor)
 
     def finish(self) -> list[str]:
-        """Wait until what the task wrote has been carried on, end what would still be read for it, and say what failed.
+        """Wait until the task's output is relayed, end the input relays, and return what failed.
 
         Idempotent.
         """
@@ -357,25 +363,25 @@ class Stdio:
 
 
 def passes_as_it_is(descriptor: int) -> bool:
-    """Whether a descriptor can be handed to a task: only the memory devices, which lead nowhere."""
+    """Whether a descriptor can be given to a task unchanged: only memory devices, which lead nowhere."""
     return bool(devices.memory_device(descriptor))
 
 
 def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:
-    """Look at 0, 1 and 2 and put pipes, or a terminal, in front of them. `owner` is the task's kernel uid.
+    """Put pipes, or a terminal, in front of the descriptors 0, 1 and 2. `owner`: the task's kernel uid.
 
-    `carry_in` has somebody else pass on what is typed: only who is in the terminal's session may read it; `caller` is
-    that process. Raises UsageError for a directory, which nothing sensible can be done with.
+    `carry_in` has another process, `caller`, relay typed keys: only a process of the terminal's session may read them.
+    Raises UsageError for a directory.
     """
     for number in range(3):
         if stat.S_ISDIR(os.fstat(number).st_mode):
-            raise UsageError(f"descriptor {number} is a directory, which a task cannot be given; redirect it")
+            raise UsageError(f"descriptor {number} is a directory, which no task can have; redirect it")
     stdio = Stdio((0, 1, 2))
     terminals = [number for number in range(3) if is_terminal(number)]
     if terminals:
         _arrange_terminal(stdio, terminals, carry_in, caller or os.getpid())
     chosen: list[int] = []
-    carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share one pipe, so that their order stays
+    carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share a pipe, which keeps their order
     for number in range(3):
         status = os.fstat(number)
         key = (status.st_dev, status.st_ino)
@@ -412,9 +418,9 @@ def _carry_in(stdio: Stdio, typed: int, primary: int) -> None:
 
 
 def _pipe(stdio: Stdio, number: int, owner: int) -> int:
-    """Put a pipe in front of a descriptor of ours, for a process to carry what passes; returns the task's end.
+    """Put a pipe in front of a descriptor, and queue its relay; returns the task's end.
 
-    What it writes to is its own, so that it can be opened by name: `/dev/stderr`.
+    The writing end belongs to the task, so that it can be opened by name: `/dev/stderr`.
     """
     reader, writer = os.pipe()
     if number and os.geteuid() == 0:
@@ -428,13 +434,13 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
 
 
 def ignored_signals() -> frozenset[int]:
-    """Tell which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
+    """Return the signals that our caller ignores (nohup(1)), without the two that Python ignores."""
     return processes.ignored_signals() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def _carry(source: int, sink: int) -> None:
-    """Copy until the end, in a process of its own; it never returns. Its status is the errno that stopped it."""
-    # Only these two stay open: a relay that kept the other end of a pipe would keep its own input from ending.
+    """Copy until the end, in a process of its own; never returns. Its exit status is the errno that stopped it."""
+    # Only these two: with the other end of its pipe open, the relay would never see the end of its input.
     linux.keep_only({source, sink})
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
@@ -443,7 +449,7 @@ def _carry(source: int, sink: int) -> None:
             while view:
                 view = view[_patient(sink, select.POLLOUT, lambda: os.write(sink, view)) :]  # noqa: B023
     except BrokenPipeError:
-        pass  # whoever read has enough: the task learns of it as it would have without us
+        pass  # the reader has closed: the task gets EPIPE in turn
     except ConnectionResetError:
         pass
     except OSError as error:
@@ -452,7 +458,7 @@ def _carry(source: int, sink: int) -> None:
 
 
 def _patient[T](descriptor: int, event: int, act: Callable[[], T]) -> T:
-    """Do it, waiting where somebody has made the descriptor one that doesn't."""
+    """Call `act`, waiting while the descriptor would block."""
     while True:
         try:
             return act()

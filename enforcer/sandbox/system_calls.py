@@ -112,77 +112,77 @@ NUMBERS: Final[dict[str, dict[str, int]]] = {
 }
 
 
-# What both players know as well; `compiled/exeat_init.c` has the same.
-HEAD: Final = struct.Struct("=HBBBxxx64s")  # calls, descriptors that come and that go, silent; their registers
-CALL: Final = struct.Struct("=IHBxHHHxx6Q")  # number, kinds, result, errors that matter nothing, where to then
-REPLY: Final = struct.Struct("=4i64q")  # what it is (EXECUTED, ENDED), and then two numbers; registers
+# The wire format, which `compiled/exeat_init.c` defines as well.
+HEAD: Final = struct.Struct("=HBBBxxx64s")  # number of calls, descriptors sent and returned, silent; registers
+CALL: Final = struct.Struct("=IHBxHHHxx6Q")  # number, kinds, result, ignored errors, where to continue
+REPLY: Final = struct.Struct("=4i64q")  # EXECUTED or ENDED, two numbers, unused; registers
 CHECK, STORE, POINT, FORK = 0x10000, 0x10001, 0x10002, 0x10003
 EXECUTED, ENDED = 0, 1
-CHANNEL: Final = 3  # the descriptor over which programs come
-PACKET: Final = 1 << 17  # bytes that a program may have
+CHANNEL: Final = 3  # the descriptor of the channel
+PACKET: Final = 1 << 17  # most bytes of a list
 REGISTERS: Final = 64
-ANY: Final = 0xFFFF  # in the place of an error: each
+ANY: Final = 0xFFFF  # stands for every error
 NUMBER, DATA, REGISTER = 0, 1, 2  # kinds of arguments, two bits each
 
-_FIRST: Final = 8  # that a program has to itself
-_TAKEN: Final = 32  # that descriptors come in
-_NOWHERE: Final = REGISTERS - 1  # for what nobody asks for
-_SCRATCH: Final = 256  # bytes that each program's data begins with: room for `struct statx`
-_AFTER: Final = 48  # bytes that it ends with: none of its parts is at its very end
+_FIRST: Final = 8  # the first register that isn't kept between lists
+_TAKEN: Final = 32  # the first register for descriptors sent along
+_NOWHERE: Final = REGISTERS - 1  # for results that aren't used
+_SCRATCH: Final = 256  # bytes at the start of each list's data, for `struct statx`
+_AFTER: Final = 48  # zero bytes at the end of the data
 _MODE: Final = 28  # stx_mode in it, statx(2)
-_WHERE: Final = struct.Struct("=H")  # where a call goes on if it fails
-_WHERE_AT: Final = 12  # where in it that is
-_FULL: Final = 48 << 10  # bytes, from which on a program is sent and another begun
-_MOST_DESCRIPTORS: Final = 16  # that come along before the next step has a program of its own
+_WHERE: Final = struct.Struct("=H")  # the call to continue at after an error
+_WHERE_AT: Final = 12  # its offset in CALL
+_FULL: Final = 48 << 10  # bytes after which a list is split
+_MOST_DESCRIPTORS: Final = 16  # descriptors after which a list is split
 _STATX_TYPE_MODE: Final = 0x3
 _numbers: Final = NUMBERS.get(os.uname().machine, {})
 
 
 class Register(NamedTuple):
-    """What a call has returned."""
+    """The result of a call, by its register."""
 
     number: int
 
 
-# These keep what they have from one program to the next: the room that a view has, the host's /proc, the id of who was
-# begun; what a task is walled in by and listened to; and by which words and variables it is executed.
+# Kept between lists: the quota tmpfs, the host's /proc, the forked child's pid, the task's Landlock ruleset and seccomp
+# listener, and its arguments and environment.
 QUOTA, OUTSIDE, FIRST, RULES, LISTENER, ARGV, ENVIRONMENT = (Register(number) for number in range(1, 8))
 
 
 class Data(NamedTuple):
-    """Bytes of a program, by where they are in it."""
+    """Bytes of a call list, by their offset."""
 
     at: int
 
 
 class Label(list[int]):
-    """Somewhere further down: the calls that go on there if they fail."""
+    """A position further down; holds the calls that continue there."""
 
 
 type Argument = int | str | bytes | Data | Register
 
 
 class Packet(NamedTuple):
-    """A program as it is sent. `named`: what each call is for, and `steps`: from which call on it is for which step."""
+    """A call list as it is sent. `named`: the purpose of each call; `steps`: from which call on each step begins."""
 
     data: bytes
-    descriptors: tuple[int, ...]  # that go along
-    given: tuple[int, ...]  # registers of those that are sent back
+    descriptors: tuple[int, ...]  # sent along
+    given: tuple[int, ...]  # registers of descriptors to send back
     named: tuple[str, ...]
     steps: tuple[tuple[int, object], ...]
 
 
 class CallFailedError(OSError):
-    """A call failed that mattered. `step`: what it was for, if anybody said."""
+    """A call failed, with an error that the list doesn't ignore. `step`: what it belongs to, if known."""
 
     def __init__(self, error: int, text: str, step: object = None) -> None:
-        """Take the errno, what to say, and the step."""
+        """Take the errno, the message, and the step."""
         super().__init__(error, text)
         self.step = step
 
 
 class CallList:
-    """A program that is being written. It is cut in pieces where that matters nothing: between steps."""
+    """A call list that is being written. It is split where nothing depends on it: between steps."""
 
     def __init__(self) -> None:
         self._packets: list[Packet] = []
@@ -202,80 +202,83 @@ class CallList:
 
     def call(self, name: str, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None, says: str = "",
              into: Register | None = None) -> None:  # fmt: skip
-        """Make a system call. After an error of `but` it goes on at `to`, or with the next; `says`: what it is for."""
+        """Write a system call.
+
+        After an error in `but` execution continues at `to`, or the next call; `says`: its purpose.
+        """
         self._add(_numbers[name], arguments, but, to, says or name, _NOWHERE if into is None else into.number)
 
     def get(
         self, name: str, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
     ) -> Register:
-        """Make one and keep what it returns."""
+        """Write a call and keep its result in a register."""
         into = self.register()
         self.call(name, *arguments, but=but, to=to, says=says, into=into)
         return into
 
     def check(self, data: Data, mask: int, value: int, error: int = errno.EPERM, *, to: Label | None = None,
               says: str = "") -> None:  # fmt: skip
-        """Fail with an error unless the four bytes there are this, as far as `mask` goes; or go on at `to`."""
+        """Fail with `error` unless four bytes under `mask` equal `value`; or continue at `to`."""
         but = () if to is None else (error,)
         self._add(CHECK, (data, mask, value, error), but, to, says, _NOWHERE)
 
     def store(self, data: Data, register: Register) -> None:
-        """Put what a register has there, as four bytes."""
+        """Write a register to four bytes of data."""
         self._add(STORE, (data, register), (), None, "", _NOWHERE)
 
     def point(self, base: Data | Register, count: int, at: int = 0) -> None:
-        """Make addresses of so many offsets from `base` (8 bytes each, 0: none), which begin `at` bytes after it."""
+        """Turn `count` offsets from `base` (8 bytes each, 0: none), `at` bytes after it, into addresses."""
         self._add(POINT, (base, at, count), (), None, "", _NOWHERE)
 
     def fork(self, channel: Register, into: Register, *, leaf: bool) -> None:
-        """Have a process begin that executes what comes over its own channel; a `leaf` looks after none of its own."""
+        """Fork a process that executes call lists from its own channel; a `leaf` doesn't reap children."""
         self._add(FORK, (channel, int(leaf)), (), None, "clone", into.number)
 
     def skip(self, to: Label) -> None:
-        """Go on there, whatever has happened."""
+        """Continue at the label."""
         self._add(CHECK, (Data(0), 0, 1, errno.EPERM), (ANY,), to, "", _NOWHERE)
 
     def put(self, label: Label) -> None:
-        """Say that this is where `label` is."""
+        """Place the label here."""
         for at in label:
             _WHERE.pack_into(self._body, at * CALL.size + _WHERE_AT, len(self._named))
         label.clear()
 
     def data(self, content: bytes) -> Data:
-        """Have bytes in the program."""
+        """Add bytes to the list."""
         self._data += bytes(-len(self._data) % 8)
         at = len(self._data)
         self._data += content
         return Data(at)
 
     def within(self, data: Data, more: int) -> Data:
-        """Return what begins so many bytes later."""
+        """Return the position `more` bytes later."""
         return Data(data.at + more)
 
     def register(self) -> Register:
-        """Take one that nothing is in."""
+        """Allocate a register."""
         return Register(self._free.pop())
 
     def take(self, descriptor: int, into: Register | None = None) -> Register:
-        """Have a copy of a descriptor of ours there."""
+        """Pass a copy of a descriptor of ours in a register."""
         into = into or Register(_TAKEN + len(self._taken))
         self._taken.append((into.number, descriptor))
         return into
 
     def close(self, *registers: Register) -> None:
-        """Close what was opened, and have its register for others."""
+        """Close descriptors, and free their registers."""
         for register in registers:
             self.call("close", register)
             self.let_go(register)
 
     def let_go(self, register: Register) -> None:
-        """Have a register for others; what is in it stays as it is."""
-        if register.number < _TAKEN:  # what comes along is there from the beginning on
+        """Free a register; its content stays."""
+        if register.number < _TAKEN:  # those of descriptors sent along aren't reused
             self._free.append(register.number)
 
     def is_kind(self, place: Register, kind: int, error: int = errno.EPERM, *, to: Label | None = None,
                 unknown: Label | None = None, says: str = "") -> None:  # fmt: skip
-        """Fail with an error unless it is of this kind (S_IFDIR, ...), or go on at `to`; `unknown`: nobody can say."""
+        """Fail unless the file type is `kind` (S_IFDIR, ...), or continue at `to`; `unknown`: where statx fails."""
         but = () if unknown is None else (ANY,)
         self.call("statx", place, "", linux.AT_EMPTY_PATH, _STATX_TYPE_MODE, Data(0), but=but, to=unknown, says=says)
         self.check(Data(_MODE), 0o170000, kind, error, to=to, says=says)
@@ -283,20 +286,20 @@ class CallList:
     # --- what was written ---
 
     def step(self, step: object) -> None:
-        """Say what the next calls are for."""
+        """Name the step that the next calls belong to."""
         self._step = step
         self.may_be_cut()
 
     def may_be_cut(self) -> None:
-        """Say that what comes next needs nothing of what was before, but for what is kept from program to program."""
+        """Allow a split here: later calls need nothing earlier except the registers that are kept."""
         if len(self._data) + len(self._body) > _FULL or len(self._taken) >= _MOST_DESCRIPTORS:
             self._finish(())
         self._steps.append((len(self._named), self._step))
 
     def packets(self, *give: Register, silent: bool = False) -> list[Packet]:
-        """Return all of it, and begin anew. The last sends back what these registers have, as descriptors.
+        """Return the whole list, and begin a new one. Its last packet sends back the descriptors in `give`.
 
-        `silent`: nobody is told how it went.
+        `silent`: no reply is sent unless a call fails.
         """
         if self._named or self._taken or give:
             self._finish(give, silent=silent)
@@ -310,9 +313,9 @@ class CallList:
         descriptors = tuple(descriptor for _, descriptor in self._taken)
         made = b"".join((head, self._body, self._data, bytes(_AFTER)))
         if any(self._labels):
-            raise ValueError("a call goes on at what is nowhere")
+            raise ValueError("a call continues at a label that was never placed")
         if len(made) > PACKET or len(self._taken) > _NOWHERE - _TAKEN:
-            raise ValueError("a step takes more than fits into one program")
+            raise ValueError("a step doesn't fit into one call list")
         self._packets.append(Packet(made, descriptors, given, tuple(self._named), tuple(self._steps)))
         self._begin()
 

@@ -1,10 +1,10 @@
-"""Start of a task: its process gives up its rights in an irreversible order, and executes the program.
+"""Start of a task: its process drops its rights in an irreversible order, and executes the program.
 
-It is begun by the sandbox's init, and executes what it is given over a channel of its own (`init`) until it is
-executed: then that is closed, which is how it is known. Where nothing can be executed it still listens, and says why.
+The sandbox's init forks it. It executes call lists from a channel of its own, which closes when the program is
+executed; that shows the start has succeeded. If no program can be executed, it stays and reports the errors.
 
-The program is found as os.execvpe finds it: where a name has no slash, in each place of the task's PATH, and the first
-that can be executed is it.
+The program is found as os.execvpe does: a name without a slash is looked up in each directory of the task's PATH, and
+the first that can be executed is used.
 """
 
 import errno
@@ -45,16 +45,16 @@ from enforcer.sandbox.system_paths import SYSTEM
 from enforcer.system import linux
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127
-_LONGEST: Final = 4096  # bytes of what is said of a program that can't be executed
-_IN_WORDS: Final = 1 << 14  # bytes of words and variables that a program has room for beside all else
-_AT_ONCE: Final = 16  # programs that are tried before it is asked which has failed how
-_PATH_MAX: Final = 4096  # bytes of a path; of one that is longer no more matters
+_LONGEST: Final = 4096  # bytes of the message about a program that can't be executed
+_IN_WORDS: Final = 1 << 14  # bytes of arguments and environment that fit into a call list
+_AT_ONCE: Final = 16  # paths to try before reading the errors
+_PATH_MAX: Final = 4096  # bytes of a path; execve(2) fails for a longer one anyway
 _RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
 _UNLIMITED: Final = (1 << 64) - 1
 
 
 class _Strings(NamedTuple):
-    """Pointers to strings, as from their own beginning, and those; and how many there are."""
+    """An array of pointers, as offsets from its start, followed by the strings; and their number."""
 
     content: bytes
     number: int
@@ -63,7 +63,7 @@ class _Strings(NamedTuple):
 def execute_program(
     task: RemoteExecutor, argv: Sequence[str], environment: Mapping[str, str], bounds: Iterable[Bound]
 ) -> None:
-    """Have it kept to these bounds, and execute the first of the programs that can be, as os.execvpe does."""
+    """Set the rlimits, and execute the first program that can be executed, as os.execvpe does."""
     calls = task.calls
     words = tuple(_strings(each) for each in (map(os.fsencode, argv), _variables(environment)))
     short = sum(len(each.content) for each in words) <= _IN_WORDS
@@ -82,9 +82,10 @@ def execute_program(
 
 
 def _tried(task: RemoteExecutor, programs: Sequence[bytes], words: Sequence[_Strings]) -> list[int]:
-    """Have them executed one after the other; the errors, or none if one is. Raises GoneError where it ended before.
+    """Try to execute each program; returns the errors, or none if one was executed.
 
-    `words`: the words and variables that go along with each; none: they are in memory there.
+    `words`: the argument and environment arrays to send along; empty: they are mapped in the process already. Raises
+    ProcessGoneError if the process had ended before.
     """
     errors, calls = [], task.calls
     for at in range(0, len(programs), _AT_ONCE):
@@ -109,14 +110,14 @@ def _strings(strings: Iterable[bytes]) -> _Strings:
 
 
 def _along(calls: CallList, strings: _Strings) -> Data:
-    """Have them in the program itself, with pointers that lead there."""
+    """Put the strings into the call list, with pointers to them."""
     there = calls.data(strings.content)
     calls.point(there, strings.number)
     return there
 
 
 def _map(task: RemoteExecutor, words: Sequence[_Strings]) -> None:
-    """Have them in memory of their own: they may be more than a program has room for."""
+    """Map the strings into memory of the process: they may be larger than a call list."""
     calls, files = task.calls, []
     try:
         for each, into in zip(words, (ARGV, ENVIRONMENT), strict=True):
@@ -138,7 +139,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[bytes]:
 
 
 def _programs(word: str, environment: Mapping[str, str]) -> list[bytes]:
-    """List what is executed, the first that can be: as os.execvpe does."""
+    """Return the paths to try, in the order of os.execvpe."""
     name = os.fsencode(word)
     if os.path.dirname(name):
         return [name]
@@ -146,16 +147,16 @@ def _programs(word: str, environment: Mapping[str, str]) -> list[bytes]:
 
 
 def _is_there(task: RemoteExecutor, path: str) -> bool:
-    """Whether there is anything at a path, as the task sees it."""
+    """Whether a path exists, as the task sees it."""
     path = os.fsdecode(os.fsencode(path)[:_PATH_MAX])
     found = task.calls.get("faccessat", linux.AT_FDCWD, path, os.F_OK, but=(ANY,))
-    link = task.calls.get("readlinkat", linux.AT_FDCWD, path, Data(0), 1, but=(ANY,))  # even to nowhere
+    link = task.calls.get("readlinkat", linux.AT_FDCWD, path, Data(0), 1, but=(ANY,))  # also a dangling link
     task.do()
     return task.value(found) >= 0 or task.value(link) >= 0
 
 
 def _why_not(name: str, error: OSError, *, there: bool) -> tuple[int, bytes]:
-    """Return the status of what couldn't be executed, 126 or 127 as env(1) has them, and what to say of it."""
+    """Return the exit status for a program that can't be executed, 126 or 127 as in env(1), and the message."""
     status = CANNOT_EXECUTE
     if isinstance(error, FileNotFoundError) and "/" in name and there:
         text = f"exeat: `{name}`: its interpreter is not in the sandbox ({error.strerror})"
@@ -166,12 +167,12 @@ def _why_not(name: str, error: OSError, *, there: bool) -> tuple[int, bytes]:
     return status, text.encode("utf-8", "replace")[:_LONGEST] + b"\n"
 
 
-# Before init, which is in the same cgroup: with that, all of the sandbox goes (proc_pid_oom_score_adj(5)).
+# The OOM killer takes the task before init, whose end would end the sandbox (proc_pid_oom_score_adj(5)).
 _KILLED_FIRST = b"1000"
-# A crash is the task's own affair: a pattern with a pipe has the kernel run a program of the host's on what is left of
-# it, as root, unless the limit is 1 byte, which also no file fits in (core(5)). Where it was 0 for good it stays.
+# No core dumps: with a pipe in core_pattern the kernel runs a host program on the dump, as root, unless the limit is 1
+# byte, into which no file fits either (core(5)). A hard limit of 0 stays.
 _NO_CORE = (resource.RLIMIT_CORE, 1, 1)
-_FIRST_FREE: Final = 4  # descriptor: 0, 1 and 2 are the task's, and the next is its channel
+_FIRST_FREE: Final = 4  # descriptor: 0, 1 and 2 are the streams, 3 the channel
 _SIGNALS: Final = 64
 _SIGKILL, _SIGSTOP = 9, 19
 _SIG_IGN, _SIG_SETMASK, _SIGSET = 1, 2, 8  # the last is the size of a set, in bytes
@@ -181,15 +182,15 @@ _CAPABILITY_VERSION_3: Final = 0x20080522
 _TIOCSCTTY: Final = 0x540E
 _FPROG: Final = struct.Struct("=H6xQ")  # struct sock_fprog, seccomp(2)
 _FILTER: Final = 8  # where the pointer is in it
-_GRANTED: Final = "look at what is granted"
-_WATCHED: Final = "be watched"
+_GRANTED: Final = "open a path for Landlock"
+_WATCHED: Final = "get a listener of its filter"
 _NO_TERMINAL: Final = -1
-# What is granted of these is mostly the same for all tasks.
+# Grants for these are mostly the same for all tasks.
 _USUAL: Final = frozenset({*SYSTEM, "/", "/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/tmp", "/var"})
 
 
 class Program(NamedTuple):
-    """What the task runs. `ignored` are the signals that its caller had set to be ignored."""
+    """The program of a task. `ignored`: signals that its caller had set to be ignored."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
@@ -199,8 +200,8 @@ class Program(NamedTuple):
     watching: WatchedFilter | None = None
     terminal: int = _NO_TERMINAL  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
-    wall: tuple[landlock.Grant, ...] = ()  # what of its view it may do what to, said once more
-    bounds: tuple[Bound, ...] = ()  # all that it is kept to, `rlimits` among them: as of the moment when it begins
+    wall: tuple[landlock.Grant, ...] = ()  # Landlock grants: a repetition of the mounts
+    bounds: tuple[Bound, ...] = ()  # all rlimits at the start, `rlimits` included
 
 
 def start_task(
@@ -210,11 +211,11 @@ def start_task(
     stdio: tuple[int, int, int],
     watch: Callable[[int], None],
 ) -> int:
-    """Begin the task in the inner user namespace; returns its id there, when it is a program or has said why not.
+    """Start the task in the inner user namespace; returns its pid there, once it runs or has reported an error.
 
-    `watch` is given the listener of its filter, before it is executed. Raises OSError when it couldn't be made, with
-    the step that failed: then nothing of it has run. Raises ValueError for words that execve(2) can't take, or would
-    take for others.
+    `watch` gets the listener of its filter before the program is executed. Raises OSError with the step that failed:
+    then nothing of the task has run. Raises ValueError for arguments that execve(2) can't take, or would read
+    differently.
     """
     _check_words(program)
     try:
@@ -238,7 +239,9 @@ def _check_words(program: Program) -> None:
     names = program.environment.keys()
     words = (*program.argv, program.directory, *names, *program.environment.values())
     if any("\0" in word for word in words) or not all(name and "=" not in name for name in names):
-        raise ValueError("a word of the task's, or a variable, has what ends it in its midst")
+        raise ValueError(
+            "an argument or a variable of the task contains a zero byte, or a variable's name is empty or contains `=`"
+        )
 
 
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
@@ -256,9 +259,9 @@ def _fork(init: RemoteExecutor, channel: socket.socket) -> int:
 
 
 def _enter_own(init: RemoteExecutor, task: RemoteExecutor, identity: Identity, pid: int) -> None:
-    """Have it enter the inner user namespace, and init map its ids."""
+    """Have the process enter the inner user namespace, and init map its ids."""
     calls = task.calls
-    # Its id maps are written through /proc, where nothing of a process that can't be dumped is init's (proc(5)).
+    # Init writes its id maps through /proc, whose files of an undumpable process belong to root (proc(5)).
     _prctl(calls, linux.PR_SET_DUMPABLE, 1)
     unkept = Label()
     score = _open(calls, "/proc/self/oom_score_adj", os.O_WRONLY, but=(ANY,), to=unkept)
@@ -292,14 +295,14 @@ def _have_it_give_up(
         if error.step != _WATCHED:
             raise
         why = os.strerror(error.errno or errno.EPERM)
-        said = f"the rules have `commands`, and system calls can't be watched here ({why}): `exeat doctor`"
+        said = f"the rules have `commands`, and no program start can be held on this host ({why}): run `exeat doctor`"
         raise OSError(error.errno, said) from error
     if heard >= 0:
         watch(heard)
 
 
 class _Same(NamedTuple):
-    """What the same is given up by."""
+    """The part of dropping rights that is the same for many tasks."""
 
     uid: int
     gid: int
@@ -309,10 +312,10 @@ class _Same(NamedTuple):
 
 
 def drop_rights(task: Executor, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
-    """Have it give everything up, in an order that leaves no way back; the last of it is written and not given yet."""
+    """Drop all rights in an irreversible order; the last calls are written and not sent yet."""
     usual = tuple(grant for grant in program.wall if grant.path in _USUAL)
     same = _Same(identity.uid, identity.gid, program.ignored, landlock.ruled(), usual)
-    # A session of its own: a signal to one's own group crosses pid namespaces, and so does a shared terminal.
+    # A new session: signals to a process group, and a shared terminal, cross pid namespaces.
     task.calls.call("setsid")
     _own_descriptors(task.calls, program.terminal, stdio)
     init.execute_shared(task, same, partial(_give_up_rights, same=same))
@@ -322,16 +325,16 @@ def drop_rights(task: Executor, identity: Identity, program: Program, stdio: tup
 
 
 def _give_up_rights(task: Executor, same: _Same) -> None:
-    """Have it give up all that it is, but for where it may read and write: that is only begun with."""
+    """Drop ids, capabilities and signal settings, and begin the Landlock ruleset."""
     calls = task.calls
     calls.call("setresgid", *(same.gid,) * 3)
     calls.call("setresuid", *(same.uid,) * 3)
-    _prctl(calls, linux.PR_SET_DUMPABLE, 0)  # a change of uid makes of it what fs.suid_dumpable says: proc_sys_fs(5)
+    _prctl(calls, linux.PR_SET_DUMPABLE, 0)  # a change of uid sets it to fs.suid_dumpable: proc_sys_fs(5)
     _prctl(calls, linux.PR_SET_SECUREBITS, linux.SECURE)
     _prctl(calls, linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     past = Label()
     for capability in range(_MOST_CAPABILITIES):
-        beyond = capability > linux.CAP_LEAST_LAST  # then it may be past the last one that this kernel has
+        beyond = capability > linux.CAP_LEAST_LAST  # then this kernel may not have it
         _prctl(calls, linux.PR_CAPBSET_DROP, capability, but=(errno.EINVAL,) if beyond else (), to=past)
     calls.put(past)
     calls.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
@@ -342,17 +345,17 @@ def _give_up_rights(task: Executor, same: _Same) -> None:
             calls.call("rt_sigaction", number, action, 0, _SIGSET)
     calls.call("rt_sigprocmask", _SIG_SETMASK, bytes(_SIGSET), 0, _SIGSET)
     handled, scoped, size = same.ruled
-    if size:  # Landlock's wall, where the kernel has it: see `landlock.restrict`, which is the same
+    if size:  # Landlock, where the kernel has it; `landlock.restrict` does the same
         calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=RULES)
         _grant(calls, same.wall, handled)
 
 
 def _own_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]) -> None:
-    """Have the three as 0, 1 and 2, and everything else closed but its channel."""
+    """Put the three streams at 0, 1 and 2, and close everything else except the channel."""
     if terminal >= 0:
         calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, says="ioctl TIOCSCTTY")
     for number, descriptor in enumerate(stdio):
-        if name := devices.memory_device(descriptor):  # the inode of a device of the host's would be all sandboxes'
+        if name := devices.memory_device(descriptor):  # all sandboxes would share the inode of a host device
             mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK)
             node = _open(calls, f"/dev/{name}", mode | os.O_NOCTTY)
             calls.call("dup3", node, number, 0)
@@ -363,13 +366,13 @@ def _own_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]
 
 
 def _wall_in(calls: CallList, same: _Same, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
-    """Have the rest granted, and nothing more from here on."""
+    """Add the remaining Landlock rules, and enforce the ruleset."""
     handled, _, size = same.ruled
     if not size:
         return
     _grant(calls, (grant for grant in wall if grant not in same.wall), handled)
     for number, descriptor in enumerate(stdio):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices, which it may open again
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices may be opened again
             _allow(calls, number, landlock.DEVICES & landlock.OF_FILES & handled)
     calls.call("landlock_restrict_self", RULES, 0)
     calls.call("close", RULES)
@@ -377,7 +380,7 @@ def _wall_in(calls: CallList, same: _Same, wall: Sequence[landlock.Grant], stdio
 
 def _grant(calls: CallList, wall: Iterable[landlock.Grant], handled: int) -> None:
     for grant in wall:
-        calls.step(None)  # there may be more of them than one program has room for
+        calls.step(None)  # the grants may not fit into one list
         gone, added = Label(), Label()
         place = _open(calls, grant.path, os.O_PATH, but=(errno.ENOENT,), to=gone, says=_GRANTED)
         file = Label()
@@ -399,13 +402,13 @@ def _allow(calls: CallList, place: Register | int, rights: int) -> None:
 
 
 def _filter(calls: CallList, program: Program) -> None:
-    """Have the filter loaded whose listener somebody waits for, or where that can't be had the plain one."""
+    """Load the filter with a listener, or where none can be had, the plain filter."""
     loaded, plain, older = Label(), Label(), Label()
     watching = program.watching
     if watching is not None:
         if watching.needed:
-            # Whoever listens reads its memory, and may as long as it may be dumped; in that is nothing but a program of
-            # ours. Nobody else is in its user namespace yet.
+            # The supervisor reads its memory, which takes a dumpable process. So far that has only Exeat's program,
+            # and no other process is in its user namespace.
             _prctl(calls, linux.PR_SET_DUMPABLE, 1)
         calls.step(_WATCHED if watching.needed else None)
         asks, flags = _instructions(calls, watching.program), linux.FILTER_NEW_LISTENER
@@ -423,7 +426,7 @@ def _unless(watching: WatchedFilter) -> tuple[int, ...]:
 
 
 def _instructions(calls: CallList, program: bytes) -> Data:
-    """Have a filter there as seccomp(2) takes it: `struct sock_fprog`."""
+    """Put a filter into the list as seccomp(2) takes it: `struct sock_fprog`."""
     made = calls.data(_FPROG.pack(len(program) // 8, _FPROG.size) + program)
     calls.point(made, 1, _FILTER)
     return made

@@ -1,8 +1,9 @@
-"""Programs that are held until the worker decides: many at once, in any order, each with its own deadline.
+"""Pending program starts: holds execve(2) calls until the worker decides, each with its own deadline.
 
-A program goes on only after the worker has allowed this very file with these words; one without an answer, or whose
-worker is gone, is refused; the number that waits is bounded. Its caller reads the reason on its standard error, through
-a copy of the process's own descriptor (pidfd_getfd(2)), never one that we open: we can't write where it could not.
+A call continues only after the worker has allowed this very file with these arguments. A call without an answer, or
+whose worker is gone, is refused; the number of waiting calls is bounded. The reason is written to the calling process's
+standard error, through a copy of its own descriptor (pidfd_getfd(2)): so nothing is written where the process itself
+could not write.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from enforcer.seccomp_supervisor.listener import Listener, Notification
 
 _STDERR: Final = 2
-_AT_MOST: Final = 512  # bytes: PIPE_BUF at the least, so that a pipe with any room has room for it
+_AT_MOST: Final = 512  # bytes: the least PIPE_BUF, so that a pipe takes all or nothing
 
 
 def write_to_stderr(pid: int, line: bytes) -> None:
-    """Write one line, if it can be. Never raises."""
+    """Write one line to the process's standard error, if it can be written at once. Never raises."""
     text = line[: _AT_MOST - 1] + b"\n"
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)
@@ -57,27 +58,27 @@ def _write_line(descriptor: int, text: bytes) -> None:
         os.write(descriptor, text)
 
 
-PATIENCE: Final = 20.0  # seconds for an answer; a worker that is busy for longer starts no program
-COST: Final = 10  # what a program that is refused costs, in refused calls: each is an event
-_MOST_OPEN: Final = 32  # that wait for the worker's first word; the next ones wait in the kernel
-_MOST_WAITING: Final = 64  # that wait for people
+PATIENCE: Final = 20.0  # seconds for the worker's first answer; then the call is refused
+COST: Final = 10  # the cost of a refused program start, in refused calls: each one is an event
+_MOST_OPEN: Final = 32  # calls without a first answer; further ones wait in the kernel
+_MOST_WAITING: Final = 64  # calls that wait for an approval
 _LONGEST_WAIT: Final = 7 * 86400.0  # seconds
-_LOOKED_AT_EVERY: Final = 0.5  # seconds, whether they are still there
-_GONE_FOR: Final = 1.0  # seconds; a signal takes a call back, and has it made again (Linux before 5.19)
+_LOOKED_AT_EVERY: Final = 0.5  # seconds between checks whether the processes still wait
+_GONE_FOR: Final = 1.0  # seconds; before Linux 5.19 a signal interrupts a call, which is then made again
 _MOST_DECIDED: Final = 64
-_DECIDED_FOR: Final = 5.0  # seconds in which who was gone when it was answered comes back
-_WORDS: Final = 64  # that are read at the cost of a refused call
+_DECIDED_FOR: Final = 5.0  # seconds for an interrupted call to come back for its answer
+_WORDS: Final = 64  # arguments whose reading costs as much as a refused call
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
-_NOBODY: Final = b"exeat: nobody can decide whether this may start: the gate is gone"
-_TOO_MANY: Final = b"exeat: too many programs of this task wait to be approved"
-_CHANGED: Final = b"exeat: what was to start was changed while it was asked about"
+_NOBODY: Final = b"exeat: this program can't start: the gate that decides about it has ended"
+_TOO_MANY: Final = b"exeat: this program can't start: too many programs of this task wait for an approval"
+_CHANGED: Final = b"exeat: the program's file or arguments changed while it waited for an approval"
 
-_UNKNOWN: Final = b"exeat: nobody can say whether what was to start was changed: its file can't be looked at"
+_UNKNOWN: Final = b"exeat: the program's file can't be read to check that it is unchanged"
 
 
 class _ExecRequest(NamedTuple):
-    """What the program goes by, its words and its file; or the errno that the kernel has for it."""
+    """What a process asks to execute: names, arguments and file; or the errno that the kernel would return."""
 
     names: tuple[bytes, ...] = ()
     words: Words = Words((), whole=False)
@@ -89,7 +90,7 @@ type _Key = tuple[int, _ExecRequest]
 
 
 class _PendingExec:
-    """One program that waits. `waiting`: the worker has people asked; `checked`: it wants to know what is there now."""
+    """One execve(2) that waits. `waiting`: for a person's approval; `checked`: the worker asks whether it changed."""
 
     __slots__ = ("call", "caller", "checked", "deadline", "gone", "key", "name", "number", "waiting")
 
@@ -101,11 +102,14 @@ class _PendingExec:
         self.deadline = time.monotonic() + PATIENCE
         self.number = 0
         self.waiting = self.checked = False
-        self.gone: float | None = None  # since when nobody waits there any more
+        self.gone: float | None = None  # since when the process doesn't wait any more
 
 
 class PendingExecs:
-    """All programs that wait. `tell` sends to the worker, and returns whether it took it; `proc` is /proc outside."""
+    """All waiting execve(2) calls.
+
+    `tell` sends to the worker, and returns whether it was sent; `proc`: /proc of the host.
+    """
 
     def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.FromSupervisor], bool]") -> None:
         self._listener = listener
@@ -114,18 +118,18 @@ class PendingExecs:
         self._asked = 0
         self._lost = False
         self.open: dict[int, _PendingExec] = {}
-        # What was decided on programs that were gone when they were to be answered: a signal has them ask again.
+        # Answers for calls that a signal had interrupted: they are made again.
         self._decided: dict[_Key, tuple[messages.StartDecision, float]] = {}
         self._looked = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether no more can be asked about before the worker has said something."""
+        """Whether no further call can be held before the worker answers."""
         return sum(not held.waiting for held in self.open.values()) >= _MOST_OPEN
 
     @property
     def due(self) -> float:
-        """Seconds until `look` has something to look at, while programs are `open`."""
+        """Seconds until `look` has something to do, while calls are `open`."""
         now = time.monotonic()
         first = min(held.deadline for held in self.open.values()) - now
         if any(held.waiting for held in self.open.values()):
@@ -133,12 +137,12 @@ class PendingExecs:
         return max(0.0, first)
 
     def hold(self, name: str, call: "Notification") -> int:
-        """Ask whether a program may go on; what that has cost, in refused calls."""
+        """Ask the worker about a call; returns the cost, in refused calls."""
         caller = Caller(self._proc, call.thread)
         try:
             read = self._read(name, call, caller)
         except OSError as unreadable:
-            # As the kernel would say; whatever else keeps us from reading, the worker is asked without names.
+            # These errors the kernel would return; after others the worker is asked without names.
             known = unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG)
             read = _ExecRequest(error=(unreadable.errno or 0) if known else 0)
         cost = len(read.words.words) // _WORDS
@@ -152,14 +156,14 @@ class PendingExecs:
         if known is not None and time.monotonic() - known[1] < _DECIDED_FOR:
             return self._answer(held, known[0])
         before = next((other for other in self.open.values() if other.key == held.key), None)
-        if before is not None:  # a thread makes one call at a time: this is the same, made again
+        if before is not None:  # a thread makes one call at a time, so this is the same call, made again
             before.call, before.gone = held.call, None
             if before.checked:
                 self._check(before)
             return 0
         who = held.caller.who()
         if not self._listener.waits(held.call):
-            return 0  # it will ask again, or never
+            return 0  # interrupted: it is made again, or its process is gone
         self._asked += 1
         held.number = self._asked
         asked = messages.StartRequest(self._asked, who, names, words.words[1:], words.whole, bool(names))
@@ -171,7 +175,7 @@ class PendingExecs:
     def heard(
         self, told: "messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker"
     ) -> int:
-        """Take what the worker says; what that has cost."""
+        """Handle a message of the worker; returns the cost."""
         if isinstance(told, messages.NewWorker):
             return self._refuse_all([number for number, held in self.open.items() if held.waiting])
         held = self.open.get(told.number)
@@ -194,7 +198,7 @@ class PendingExecs:
         return 0
 
     def look(self) -> int:
-        """Refuse who has waited long enough, and tell who is gone; what that has cost."""
+        """Refuse calls past their deadline, and report those whose process is gone; returns the cost."""
         now = time.monotonic()
         cost = self._refuse_all([number for number, held in self.open.items() if held.deadline <= now])
         if now - self._looked < _LOOKED_AT_EVERY:
@@ -213,7 +217,7 @@ class PendingExecs:
         return cost
 
     def lost(self) -> None:
-        """Refuse all that wait, and all that come: the worker is gone."""
+        """Refuse every call, now and later: the worker is gone."""
         self._lost = True
         self._refuse_all(list(self.open))
 
@@ -225,7 +229,7 @@ class PendingExecs:
         return cost
 
     def _answer(self, held: _PendingExec, answer: messages.StartDecision) -> int:
-        """Let it go on, or refuse it and say why where its caller reads that."""
+        """Continue the call, or refuse it and write the reason to its standard error."""
         if answer.go:
             there = self._listener.let_go_on(held.call)
         else:
@@ -239,14 +243,17 @@ class PendingExecs:
         return 0 if answer.go else COST
 
     def _check(self, held: _PendingExec) -> None:
-        """Say whether it still is what people were asked about; of one that is gone that is said when it is back."""
+        """Tell the worker whether the request is unchanged.
+
+        For an interrupted call that waits until it is made again.
+        """
         changed = self._changed(held)
-        held.checked = not self._listener.waits(held.call)  # else what was read may be another process's
+        held.checked = not self._listener.waits(held.call)  # otherwise the memory read may be another process's
         if not held.checked:
             self._tell(messages.CheckResult(held.number, changed))
 
     def _changed(self, held: _PendingExec) -> bytes:
-        """Return nothing if it still is what people have approved: its words lie in the task's memory all the while."""
+        """Return an empty text if the request is unchanged: its arguments are in the task's memory all the while."""
         asked = held.key[1]
         if asked.file is None:
             return _UNKNOWN

@@ -1,7 +1,7 @@
-"""Receives seccomp notifications and reads the memory of the calling process: seccomp_unotify(2).
+"""Receives seccomp notifications, and reads memory of the calling process: seccomp_unotify(2).
 
-A supervisor that dies, or closes the listener, has every call that waits answered with ENOSYS. All memory is the other
-process's to choose, and to change while it is read (process_vm_readv(2)): nothing read here is more than a claim.
+When the supervisor dies or closes the listener, every waiting call returns ENOSYS. The other process chooses its
+memory, and may change it while it is read (process_vm_readv(2)): what is read is only a claim.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _RESPONSE: Final = struct.Struct("=QqiI")
 
 
 class Notification(NamedTuple):
-    """A call that waits for its answer. `thread` is an id in our own pid namespace."""
+    """A call that waits for its answer. `thread`: an id in our own pid namespace."""
 
     id: int
     thread: int
@@ -33,7 +33,7 @@ class Notification(NamedTuple):
 
 
 class Listener:
-    """The descriptor of a filter that somebody listens to (`linux.load_seccomp_with_listener`). For one thread."""
+    """The listener of a seccomp filter (`linux.load_seccomp_with_listener`). For one thread."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -41,7 +41,7 @@ class Listener:
         self._poll.register(descriptor, select.POLLIN)
 
     def receive(self) -> Notification | None:
-        """Take a call that waits; None where none does, or its process was killed meanwhile. Doesn't block."""
+        """Receive a waiting call; None if there is none, or its process was killed. Doesn't block."""
         if not any(events & select.POLLIN for _, events in self._poll.poll(0)):
             return None
         buffer = bytearray(_NOTIFICATION.size)  # the kernel wants zeroes
@@ -55,7 +55,7 @@ class Listener:
         return Notification(number_of, thread, number, tuple(arguments))
 
     def waits(self, call: Notification) -> bool:
-        """Whether the call still waits: what was read of its process until now was of that process."""
+        """Whether the call still waits, so that what was read until now was its process's."""
         try:
             fcntl.ioctl(self.descriptor, _ID_VALID, struct.pack("=Q", call.id))
         except OSError:
@@ -63,11 +63,11 @@ class Listener:
         return True
 
     def refuse(self, call: Notification, error: int) -> bool:
-        """Answer with an errno; whether anybody was there to be answered."""
+        """Answer with an errno; returns whether the call still waited."""
         return self._answer(_RESPONSE.pack(call.id, 0, -error, 0))
 
     def let_go_on(self, call: Notification) -> bool:
-        """Have the kernel make the call, with what its arguments and what they point to are *now*."""
+        """Have the kernel make the call, with arguments and memory as they are *now*; returns whether it waited."""
         return self._answer(_RESPONSE.pack(call.id, 0, 0, _CONTINUE))
 
     def _answer(self, response: bytes) -> bool:
@@ -80,15 +80,15 @@ class Listener:
         return True
 
     def close(self) -> None:
-        """Be asked no more: what waits, and all that comes, is answered with ENOSYS."""
+        """Close the listener: waiting and later calls return ENOSYS."""
         os.close(self.descriptor)
 
 
-PATH_MAX: Final = 4096  # limits.h: a longer path is no path, ENAMETOOLONG
-MOST_BYTES: Final = 64 << 10  # of all words together that are read
+PATH_MAX: Final = 4096  # limits.h: a longer path fails with ENAMETOOLONG
+MOST_BYTES: Final = 64 << 10  # bytes of all arguments that are read
 MOST_WORDS: Final = 4096
 _PAGE: Final = 4096
-_FIRST: Final = 256  # bytes of a text that are read first: most are shorter
+_FIRST: Final = 256  # bytes of the first read: most strings are shorter
 _ADDRESSES: Final = 1 << 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -100,14 +100,14 @@ class _Iovec(ctypes.Structure):
 
 
 class Words(NamedTuple):
-    """The words of a command, the first being what it calls itself; `whole`: there are no more."""
+    """The arguments of a program, with argv[0]; `whole`: none is missing."""
 
     words: tuple[bytes, ...]
     whole: bool
 
 
 def read_memory(thread: int, address: int, size: int) -> bytes:
-    """Read up to `size` bytes, no further than the page that `address` is in. Raises OSError where nothing is."""
+    """Read up to `size` bytes, within the page of `address`. Raises OSError for unmapped memory."""
     size = min(size, _PAGE - address % _PAGE)
     buffer = ctypes.create_string_buffer(size)
     local = _Iovec(ctypes.addressof(buffer), size)
@@ -120,7 +120,7 @@ def read_memory(thread: int, address: int, size: int) -> bytes:
 
 
 def read_text(thread: int, address: int, longest: int) -> bytes | None:
-    """Read a text that ends in a zero byte; None if it is longer. Raises OSError."""
+    """Read a zero-terminated string; None if it is longer. Raises OSError."""
     found = b""
     while len(found) < longest:
         piece = read_memory(thread, address + len(found), _FIRST if not found else _PAGE)
@@ -133,9 +133,9 @@ def read_text(thread: int, address: int, longest: int) -> bytes | None:
 
 
 def read_words(thread: int, address: int) -> Words:
-    """Read a list of texts that ends in a null pointer, as far as is looked at. Raises OSError.
+    """Read a null-terminated array of strings, up to a bound. Raises OSError.
 
-    No address: no words (execve(2), NOTES).
+    Address 0: no arguments (execve(2), NOTES).
     """
     found: list[bytes] = []
     if not address:
@@ -153,7 +153,7 @@ def read_words(thread: int, address: int) -> Words:
 
 
 def _pointers(thread: int, address: int) -> Iterator[int]:
-    left = b""  # of a pointer that a page's end cuts in two
+    left = b""  # the first part of a pointer across two pages
     while True:
         piece = read_memory(thread, address, _PAGE)
         address += len(piece)
@@ -169,7 +169,10 @@ _PROGRAM: Final = "/nowhere"
 
 
 def try_supervision() -> str:
-    """Hold a program and read its words. Raises OSError where the kernel, or a container's policy, forbids either."""
+    """Hold a program start and read its arguments.
+
+    Raises OSError where the kernel, or a container's policy, forbids it.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -179,21 +182,21 @@ def try_supervision() -> str:
     said, descriptors, _, _ = socket.recv_fds(ours, 256, 1)
     if not descriptors:
         os.waitpid(pid, 0)
-        raise OSError(said.decode() or "the process to be watched ended")
+        raise OSError(said.decode() or "the test process ended")
     listener = Listener(descriptors[0])
     select.select([listener.descriptor], [], [], _PATIENCE)
     try:
         call = listener.receive()
         if call is None:
-            raise OSError("the kernel doesn't ask")
+            raise OSError("the kernel sends no notification")
         path = read_text(call.thread, call.arguments[0], PATH_MAX)
         listener.refuse(call, errno.EACCES)
     finally:
-        listener.close()  # whoever still waits goes on with ENOSYS
+        listener.close()  # a waiting call returns ENOSYS
         _, status = os.waitpid(pid, 0)
     if path != os.fsencode(_PROGRAM) or os.waitstatus_to_exitcode(status) != errno.EACCES:
-        raise OSError("what was read, or answered, is something else")
-    return "programs can be held, and their words read"
+        raise OSError("the path read, or the answer, is wrong")
+    return "program starts can be held, and their arguments read"
 
 
 def _be_held(channel: socket.socket) -> None:

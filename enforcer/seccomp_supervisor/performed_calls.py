@@ -1,17 +1,17 @@
 """System calls that the supervisor makes or bounds for a task: directory modes, attributes, file locks.
 
-What is opened is what is changed: names in the task's memory may mean something else a moment later. The supervisor's
-root directory is the sandbox's, so paths mean to it what they mean to the task.
+The supervisor opens a file and changes what it opened: names in the task's memory may lead elsewhere a moment later.
+Its root directory is the sandbox's, so paths mean the same as for the task.
 
-Modes: the filter refuses every set-id bit, since it can't see whether a path names a file, and a set-id *file* would
-give its owner's rights to a program of the task's. On a directory set-gid only says which group new files get
-(inode(7)), and `cp -a`, `tar -xp` and git use it.
+Modes: the filter refuses every set-id bit, since it can't see whether a path names a file; a set-id *file* would give
+its owner's rights to a program of the task. On a directory set-gid only decides which group new files get (inode(7)),
+and `cp -a`, `tar -xp` and git use it.
 
-Attributes: a filter can't see a name, and `security.selinux` or `security.SMACK64` would change what the host takes a
-file for. So the supervisor copies the name, and makes the call with the rights that the task has over files.
+Attributes: a filter can't see their names, and `security.selinux` or `security.SMACK64` would change how the host
+labels a file. So the supervisor copies the name, and makes the call with the task's rights over files.
 
-Locks on bytes of files (fcntl(2)): the kernel keeps each in some 190 bytes that no cgroup counts (CVE-2022-0480). Calls
-that may make some are counted; after as many as locks may be, the locks there are get counted (proc_pid_fdinfo(5)).
+Byte-range locks (fcntl(2)): the kernel keeps each in about 190 bytes that no cgroup counts (CVE-2022-0480). Calls that
+may make locks are counted; at the bound, the existing locks are counted again (proc_pid_fdinfo(5)).
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, desce
 from enforcer.system import linux
 
 AT_FDCWD: Final = -100
-# /proc/self is nobody for the watcher. The C library's fchmodat() goes by this path (glibc 2.32 to 2.38, musl).
+# /proc/self isn't the task for the supervisor. The C library's fchmodat() uses this path (glibc 2.32 to 2.38, musl).
 _OWN_DESCRIPTOR: Final = re.compile(rb"/proc/(?:self|thread-self)/fd/([0-9]+)")
 
 
 def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
-    """Open again what a thread of the task has open; `proc` is /proc outside. Raises OSError: EBADF if it hasn't."""
+    """Open again what a thread of the task has open; `proc`: /proc of the host. Raises OSError: EBADF if it doesn't."""
     try:
         return os.open(f"{thread}/fd/{signed(number)}", flags | os.O_CLOEXEC, dir_fd=proc)
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
 
 
 def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD) -> int:
-    """Open the path at an address in a thread's memory, from its working directory or an open one. Raises OSError."""
+    """Open the path at an address in a thread's memory, relative to its working directory or `at`. Raises OSError."""
     path = listener.read_text(thread, address, listener.PATH_MAX)
     if path is None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -50,7 +50,7 @@ def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD
         return by_descriptor(proc, thread, int(own[1]), flags)
     if not path:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    if path.startswith(b"/"):  # openat(2): then nobody looks at the directory
+    if path.startswith(b"/"):  # openat(2) ignores the directory then
         return os.open(path, flags | os.O_CLOEXEC)
     if signed(at) == AT_FDCWD:
         base = os.open(f"{thread}/cwd", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
@@ -63,7 +63,7 @@ def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD
 
 
 def signed(argument: int) -> int:
-    """Return a descriptor as the kernel takes it: the low half of its argument, signed."""
+    """Return a descriptor argument as the kernel reads it: the low 32 bits, signed."""
     low = argument & 0xFFFFFFFF
     return low - (1 << 32) if low >= 1 << 31 else low
 
@@ -75,7 +75,7 @@ MODE_CALLS: Final = frozenset({"chmod", "fchmod", "fchmodat", "fchmodat2"})
 
 
 def open_directory(proc: int, name: str, call: Notification) -> int:
-    """Open the directory that one of `MODE_CALLS` is for. Raises OSError, ENOTDIR for a file."""
+    """Open the directory that one of `MODE_CALLS` names. Raises OSError: ENOTDIR for a file."""
     thread, (first, second, _, fourth, *_) = call.thread, call.arguments
     if name == "fchmod":
         return by_descriptor(proc, thread, first, _DIRECTORY)
@@ -91,12 +91,12 @@ def open_directory(proc: int, name: str, call: Notification) -> int:
 
 
 def change_mode(directory: int, name: str, call: Notification, ids: tuple[int, frozenset[int]]) -> None:
-    """Change the mode of an opened directory as the kernel does for a caller of these `ids`. Raises OSError."""
+    """Change the mode of an open directory, as the kernel does for a caller with these `ids`. Raises OSError."""
     mode = call.arguments[1 if name in {"chmod", "fchmod"} else 2] & 0o7777
     status, (uid, groups) = os.fstat(directory), ids
     if status.st_uid != uid:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    if status.st_gid not in groups:  # chmod(2): then the kernel leaves the bit out, without an error
+    if status.st_gid not in groups:  # chmod(2): the kernel clears the bit then, without an error
         mode &= ~_SET_GID
     os.fchmod(directory, mode)
 
@@ -111,13 +111,13 @@ _SIGKILL: Final = 9
 
 
 def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
-    """Make one of `ATTRIBUTE_CALLS` if it still `waits`. `proc` is /proc outside, our working directory.
+    """Make one of `ATTRIBUTE_CALLS` if it still `waits`. `proc`: /proc of the host, our working directory.
 
     Raises OSError.
     """
     first, second, third, fourth, fifth, _ = call.arguments
     flags = fifth & 0xFFFFFFFF if name.endswith("setxattr") else 0
-    if flags & ~_FLAGS:  # some are no number that can be passed on
+    if flags & ~_FLAGS:  # other flags are invalid
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     attribute = listener.read_text(call.thread, second, _NAME_MAX)
     if not attribute:
@@ -131,7 +131,7 @@ def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], 
     file = opened(proc, call.thread, first, how)
     try:
         ids = Caller(proc, call.thread).owns()
-        if not waits():  # what was read may be another process's
+        if not waits():  # the memory read may be another process's
             return
         with _rights_of(*ids):
             if value is None:
@@ -153,7 +153,7 @@ def _value(thread: int, address: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def _rights_of(uid: int, groups: frozenset[int]) -> Iterator[None]:
-    """Have the ids that the task touches files with, and with another uid than ours none of our rights over them."""
+    """Take on the task's ids for file access; with another uid than ours, our own rights over files are gone."""
     if uid < 0 or not groups:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     try:
@@ -168,14 +168,14 @@ def _rights_of(uid: int, groups: frozenset[int]) -> Iterator[None]:
 
 LOCK_CALL: Final = "fcntl"
 MOST: Final = 50_000  # 10 MB
-_MOST_LOOKS: Final = 400_000  # processes, threads and descriptors: a second; who has more has no more locks
-_MADE: Final = 2  # by one call at most: it may split another one
+_MOST_LOOKS: Final = 400_000  # processes, threads and descriptors, about a second; a task with more gets no more locks
+_MADE: Final = 2  # locks that one call makes at most: it may split another lock
 _OF_FILES: Final = frozenset({37, 38})  # F_OFD_SETLK, F_OFD_SETLKW
 _REST: Final = 0.1  # seconds between two counts, where there are many
 
 
 class Locks:
-    """Of one sandbox. `proc` is /proc outside, `first` the sandbox's first process."""
+    """The bound of byte-range locks of one sandbox. `proc`: /proc of the host, `first`: the sandbox's first process."""
 
     def __init__(self, proc: int, first: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._proc, self._first, self._clock = proc, first, clock
@@ -185,7 +185,7 @@ class Locks:
 
     def allows(self, command: int) -> bool:
         """Whether one more call may make locks."""
-        # Those of an open file may be where no process has it: in a socket. They are never given back.
+        # Locks of an open file may be in no process: the file may be in a socket. They are never counted as freed.
         if command in _OF_FILES:
             self._of_files -= _MADE
             if self._of_files < 0:
@@ -199,7 +199,7 @@ class Locks:
 
 
 def count_locks(proc: int, first: int) -> int:
-    """Count the locks of a process and all that it has begot; MOST where that is too much to look at."""
+    """Count the locks of a process and its descendants; MOST where that is too much to look at."""
     looks, found = LookBudget(_MOST_LOOKS), 0
     try:
         for pid in (first, *descendants(proc, first, looks)):

@@ -35,7 +35,7 @@ def test_no_task_starts_whose_commands_could_not_be_held(someone):
         done = _run(someone, "run", "--rules", rules, "--", "sh", "-c", "echo RAN")
         assert done.returncode == 125
         assert done.stdout == b""
-        assert b"the rules have `commands`, and system calls can't be watched here" in done.stderr
+        assert b"the rules have `commands`, and no program start can be held on this host" in done.stderr
 
 
 def test_the_doctor_says_so(someone):

@@ -91,7 +91,10 @@ def test_a_script_that_is_changed_while_it_waits_does_not_start(here):
     here.answer(asked, "approve")
     out, err = task.communicate(timeout=PATIENCE)
     assert (task.returncode, out) == (126, "")
-    assert f"(expired, approval {asked['id']}): what was to start was changed while it was asked about" in err
+    assert (
+        f"(expired, approval {asked['id']}): the program's file or arguments changed while it waited for an approval"
+        in err
+    )
     assert decided(here, "swapped") == [(["plan-swap"], "blocked", "expired", asked["id"])]
 
 

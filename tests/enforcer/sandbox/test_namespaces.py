@@ -110,4 +110,4 @@ def test_a_process_whose_root_stays_the_hosts_is_in_no_view():
     done = subprocess.run(
         [sys.executable, "-c", NOTHING_MADE], capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[3]
     )
-    assert done.stdout == "the view of a worker was made, and its own root is still the host's\n", done.stderr
+    assert done.stdout == "the worker's file system view was made, but its root is still the host's\n", done.stderr
