@@ -54,7 +54,7 @@ def test_what_git_shows_its_user():
         "exeat: no rule allows this: POST https://git.example/x\n"
         "exeat: verdict deny, reason no_rule\n"
         "exeat: nearest rule web:read: its methods wants GET, HEAD, this was POST\n"
-        "exeat: `exeat explain --suggest EVENT` on the host prints the rule that would allow it\n"
+        "exeat: add a rule that allows it\n"
         "exeat: more about it: GET http://exeat.internal/why\n"
     )
 
