@@ -22,8 +22,11 @@ from tests import harness
 from tests.lab import Lab, Name
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("walkthroughs")]
-DOCS = harness.PROJECT / "docs"
-PAGES = sorted(page for kind in ("start", "tutorials") for page in (DOCS / kind).glob("*.md"))
+ROOT = harness.PROJECT
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for kind in ("start", "tutorials") for page in (ROOT / "docs" / kind).glob("*.md")),
+]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<skip>[^>]+) -->\n)?^```(?P<kind>yaml|console)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -66,7 +69,7 @@ def lab():
         yield made
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS)) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_page_can_be_followed_from_its_first_command_to_its_last(lab, page):
     work = lab.workspace(Lab.ORDINARY, page.stem)
     home = lab.home(Lab.ORDINARY)
