@@ -196,7 +196,7 @@ def run_status(arguments: argparse.Namespace) -> int:
         what = visible(f"{each['name']} ({each['task']})")
         print(f"  {what} has a gate of its own: {each['why']}")
     signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
-    print(f"  key holder: {signs}")
+    print(f"  certificate signer: {signs}")
     print(_in_words(registry, broken, unheard))
     return 0 if whole else 1
 

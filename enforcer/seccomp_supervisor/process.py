@@ -1,11 +1,11 @@
-"""Process of the seccomp supervisor, forked when there is something to watch, or before what needs it.
+"""Process of the seccomp supervisor, forked at the first notification, or before the start of a task that needs it.
 
-    the task ── its filter's listener ──► supervisor ── what is asked ──► the gate's worker
-                                                     ◄── its decision ──
+    the task ── its filter's listener ──► supervisor ── questions ──► the gate's worker
+                                                     ◄── decisions ──
 
-It is in the sandbox's namespaces but for the pid namespace, so the task can't name it. It keeps the rights to look into
-the sandbox's processes, to look files up as they do, to change modes of their directories, and to take on their ids for
-a moment (`performed_calls`). What it costs counts as the task's.
+It is in the sandbox's namespaces except the pid namespace, so the task can't name it. It keeps the rights to inspect
+the sandbox's processes, to look up files as they do, to change modes of their directories, and to take on their ids for
+a moment (`performed_calls`). Its cost counts as the task's.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
 _LAST_WORDS: Final = 1.0  # seconds
 GREETING: Final = b"\x91\xa4anew"  # `messages.NewWorker`; the start doesn't import msgspec for it, which takes 14 ms
-_LONGEST: Final = 500  # bytes of an error that is told
+_LONGEST: Final = 500  # bytes of a reported error
 # The user namespace first: it gives the rights to enter the others.
 _NAMESPACES: Final = ("user", "net", "ipc", "uts", "cgroup", "mnt")
-SOCKET: Final = "watch"  # what the worker knows it by
+SOCKET: Final = "watch"  # the name of the worker's end among the sandbox's sockets
 
 
 class SupervisorProcess:
-    """Of one sandbox. Whatever goes wrong with it refuses what is asked: a listener that is closed answers nothing."""
+    """The supervisor process of one sandbox. When it fails, calls are refused: a closed listener allows nothing."""
 
     def __init__(self, watching: WatchedFilter, made: "SandboxNamespaces", resource_limits: "ResourceLimits") -> None:
         self._watching = watching
@@ -48,27 +48,27 @@ class SupervisorProcess:
         self._selector: selectors.BaseSelector | None = None
         self._pid = 0
         self._over: socket.socket | None = None
-        self._has_worker = True  # whether a worker may still ask something
+        self._has_worker = True  # the worker's end is open
 
     def give(self) -> int:
-        """Return the worker's end of what is asked and answered; it is the caller's."""
+        """Return the worker's end of the channel; it is the caller's."""
         return self._workers.detach()
 
     def listen(self, listener: int) -> None:
-        """Take over what its filter is heard by. Raises OSError, HostError where it must be watched and can't."""
+        """Take over the listener of the filter. Raises OSError, HostError where a supervisor is required and fails."""
         self._listener = listener
         if self._watching.needed:
             self._begin()
 
     def watch(self, selector: selectors.BaseSelector) -> None:
-        """Have `hear` called when somebody asks something, the task's filter or the worker."""
+        """Have `hear` called when the task's filter or the worker sends something."""
         if not self._pid:
             self._selector = selector
             for asks in self._asking():
                 selector.register(asks, selectors.EVENT_READ, self.hear)
 
     def hear(self) -> None:
-        """Begin to watch, unless a worker says that it is there, or has closed its end, or nobody is left to ask."""
+        """Start the supervisor, unless the worker only greets or has closed its end, or no process has the filter."""
         if self._has_worker and self._worker_asks_nothing():
             return
         if self._selector is not None:
@@ -84,14 +84,14 @@ class SupervisorProcess:
             self._let_go()
 
     def see_out(self) -> None:
-        """Wait until what was watched is told, for a moment: nothing of the task is left."""
+        """Wait up to 1 s until the supervisor has reported everything: no process of the task is left."""
         if self._over is not None:
             poll = select.poll()
             poll.register(self._over, select.POLLIN)
             poll.poll(_LAST_WORDS * 1000)
 
     def close(self) -> None:
-        """Watch no more. Idempotent."""
+        """End the supervisor. Idempotent."""
         self._let_go()
         self._workers.close()
         if self._over is not None:
@@ -100,25 +100,25 @@ class SupervisorProcess:
         processes.kill_and_wait(pid)
 
     def _worker_asks_nothing(self) -> bool:
-        """Take a worker's greeting, or its end, after which only the filter is heard; False: someone asks something."""
+        """Take a worker's greeting, or the end of its channel; False: it sent a question."""
         try:
             packet = self._channel.recv(len(GREETING) + 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except OSError:  # it closed with something unread: unix(7)
+        except OSError:  # closed with unread data: unix(7)
             packet = b""
         if not packet:
             if self._selector is not None:
                 self._selector.unregister(self._channel)
             self._has_worker = False
             return True
-        if packet == GREETING:  # who begins to watch now tells the worker all that there is
+        if packet == GREETING:  # a supervisor that starts later reports everything anyway
             self._channel.recv(len(GREETING) + 1)
             return True
         return False
 
     def _is_over(self) -> bool:
-        """Whether nobody is left who could ask: no process has the filter any more, as is heard before a task's end."""
+        """Whether no process has the filter any more, which is reported before a task's end."""
         if self._listener < 0:
             return True
         poll = select.poll()
@@ -155,7 +155,7 @@ class SupervisorProcess:
             self._resource_limits.admit_more(self._pid)
         except BaseException:
             pid, self._pid = self._pid, 0
-            processes.kill_and_wait(pid)  # what it costs would be nobody's
+            processes.kill_and_wait(pid)  # its cost would count for no task
             raise
         self._let_go()
 
@@ -165,10 +165,10 @@ class SupervisorProcess:
             init = os.pidfd_open(self._namespaces.first)
             linux.keep_only({self._listener, self._channel.fileno(), over.fileno(), init, *namespaces})
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            from enforcer.seccomp_supervisor.supervisor import SeccompSupervisor  # while it can be read
+            from enforcer.seccomp_supervisor.supervisor import SeccompSupervisor  # while its file can be read
 
             _enter(namespaces)
-            os.fchdir(proc)  # a path is all that names a file to set an attribute of
+            os.fchdir(proc)  # setxattr(2) takes only a path
             linux.die_with_parent(signal.SIGKILL, parent)
             machine = linux.platform_machine()
             watcher = SeccompSupervisor(
@@ -176,17 +176,17 @@ class SupervisorProcess:
             )
             watcher.serve(init, lambda: _say(over))
             _say(over)
-        except Exception as error:  # noqa: BLE001 - the worst that may come of it is that nothing is let go on
+        except Exception as error:  # noqa: BLE001 - then no held call continues
             self._tell_broken(error)
         finally:
             os._exit(0)
 
 
 def _enter(namespaces: Sequence[int]) -> None:
-    """Be in a sandbox's namespaces, as root there, with some of its rights and no more."""
+    """Enter a sandbox's namespaces as root there, with only the capabilities that the supervisor needs."""
     for namespace in namespaces:
         os.setns(namespace)
-    with contextlib.suppress(PermissionError):  # where they can't be given, an ordinary user has none to give up
+    with contextlib.suppress(PermissionError):  # an ordinary user's namespace has setgroups denied
         os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -195,6 +195,6 @@ def _enter(namespaces: Sequence[int]) -> None:
 
 
 def _say(over: socket.socket) -> None:
-    """Tell whoever waits that all is told: to end takes longer."""
+    """Tell the runner that everything is reported; ending the process takes longer."""
     with contextlib.suppress(OSError):
         over.send(b"o")

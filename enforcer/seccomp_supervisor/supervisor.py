@@ -1,8 +1,8 @@
-"""Loop of the seccomp supervisor: records refused calls, and holds programs until the worker decides.
+"""Loop of the seccomp supervisor: records refused calls, and holds program starts until the worker decides.
 
-A call that the filter refuses stays refused, whatever is recorded of it; a program goes on only after the worker has
-allowed it; floods and stalls hit their own task alone. Refused calls of one kind are recorded once in a while, a few at
-once, and the rest is counted (`EventBudget`).
+A call that the filter refuses stays refused, whatever is recorded; a program starts only after the worker has allowed
+it; a flood or stall affects only its own task. Refused calls of one kind are recorded at most once a minute, a few
+kinds at once; the rest is counted (`EventBudget`).
 """
 
 import errno
@@ -23,24 +23,24 @@ from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CA
 from enforcer.seccomp_supervisor.task_processes import Caller, SocketOwnerLookup
 from proxy.supervisor_channel import messages
 
-EACH: Final = 60.0  # seconds between two events of the same
+EACH: Final = 60.0  # seconds between two events of one kind
 AT_ONCE: Final = 20  # events
 REFILLED: Final = 3.0  # seconds for another one
-_MOST_KINDS: Final = 256  # that are told apart
+_MOST_KINDS: Final = 256  # kinds that are remembered
 
 
 class EventBudget:
-    """Says what is told. Bounded in time and in what it remembers, whatever the task does."""
+    """Rate limit of events about refused calls: bounded in time and memory, whatever the task does."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._room = float(AT_ONCE)
         self._at = clock()
-        self._told: dict[tuple[str, bytes], float] = {}  # when it was told last
-        self._untold: dict[tuple[str, bytes], int] = {}  # how often it wasn't, since
+        self._told: dict[tuple[str, bytes], float] = {}  # when the last event was sent
+        self._untold: dict[tuple[str, bytes], int] = {}  # how many were suppressed since
 
     def take(self, call: str, exe: bytes) -> int | None:
-        """Return how many like it were not told since the last one, or None: don't tell this one either."""
+        """Return how many like it were suppressed since the last event; None: suppress this one, too."""
         now = self._clock()
         self._room = min(AT_ONCE, self._room + (now - self._at) / REFILLED)
         self._at = now
@@ -57,25 +57,25 @@ class EventBudget:
         return self._untold.pop(key, 0)
 
     def _forget(self, now: float) -> None:
-        """Forget what could be told again by now; if that isn't enough, everything: the room bounds it still."""
+        """Forget kinds whose pause is over; if that isn't enough, all: the rate limit still holds."""
         self._told = {key: at for key, at in self._told.items() if now - at < EACH}
         if len(self._told) >= _MOST_KINDS // 2:
             self._told.clear()
         self._untold.clear()
 
 
-_A_TURN: Final = 64  # calls before anything else is looked at
+_A_TURN: Final = 64  # calls answered in a row
 _COUNTED_EVERY: Final = 0.2  # seconds
-_FREE: Final = 500  # refused calls at once; beyond that there is a rest after each turn
-_A_SECOND: Final = 2000  # refused calls that are answered without one
+_FREE: Final = 500  # refused calls in a burst; beyond it each turn ends with a pause
+_A_SECOND: Final = 2000  # refused calls a second that are answered without a pause
 _REST: Final = 0.02  # seconds
 _MOST_QUESTIONS: Final = 64
 
 
 class SeccompSupervisor:
-    """Asked by the kernel through `listener`, and asking the worker through `channel`; `proc` is /proc outside.
+    """Answers the kernel's notifications from `listener`, and asks the worker through `channel`.
 
-    `first` is the sandbox's first process, by its id there.
+    `proc`: a descriptor of /proc of the host; `first`: the sandbox's first process, by its pid there.
     """
 
     def __init__(  # noqa: PLR0917  what it is asked by, and what it looks at
@@ -95,14 +95,14 @@ class SeccompSupervisor:
         self._looking = SocketOwnerLookup()
         self._locks = Locks(proc, first)
         self._free, self._freed = float(_FREE), time.monotonic()
-        self._spent = 0  # on what was refused, since
+        self._spent = 0  # the cost of refused calls since then
         if any(isinstance(line, Hold) for line in filters.lines):
             self._tell(messages.HoldsPrograms())
 
     def serve(self, init: int, over: Callable[[], None]) -> None:
-        """Answer until the process that the pidfd `init` is of has ended.
+        """Answer until the process of the pidfd `init` has ended.
 
-        `over` is called as soon as nobody is left who could ask, if all that was counted is told by then.
+        `over` is called once no process has the filter and all counts are reported.
         """
         poll = select.poll()
         poll.register(init, select.POLLIN)
@@ -112,7 +112,7 @@ class SeccompSupervisor:
         while True:
             if (
                 listening and bool(held and self._programs.is_full) is not full
-            ):  # who can't be asked about yet waits in the kernel
+            ):  # calls that can't be held yet wait in the kernel
                 full = not full
                 poll.modify(self._listener.descriptor, 0 if full else select.POLLIN)
             ready = dict(poll.poll(self._patience()))
@@ -126,7 +126,7 @@ class SeccompSupervisor:
             if events & select.POLLIN:
                 if not self._turn(init):
                     break
-            elif events:  # nobody is left who could ask
+            elif events:  # no process has the filter any more
                 poll.unregister(self._listener.descriptor)
                 listening = False
                 self._tell_counts()
@@ -137,7 +137,7 @@ class SeccompSupervisor:
         self._tell_counts()
 
     def _patience(self) -> float | None:
-        """Milliseconds for which nothing has to be done; None: for ever."""
+        """Return the poll timeout in milliseconds; None: no timeout."""
         if not self._programs.open:
             return _COUNTED_EVERY * 1000 if self._counts else None
         due = self._programs.due
@@ -161,7 +161,7 @@ class SeccompSupervisor:
         return bool(packet)
 
     def _go_on(self) -> None:
-        """Look at programs that wait, and answer the worker's questions, which wait for nothing."""
+        """Check held programs, and answer the worker's process look-ups."""
         if self._programs.open:
             self._spent += self._programs.look()
         asked, self._whose = self._whose, []
@@ -170,7 +170,7 @@ class SeccompSupervisor:
             self._tell(messages.ProcessFound(each.number, *(found or (None,))))
 
     def _turn(self, init: int) -> bool:
-        """Answer what waits, up to a bound; False when the sandbox is over."""
+        """Answer waiting calls, up to a bound; False when the sandbox has ended."""
         for _ in range(_A_TURN):
             call = self._listener.receive()
             if call is None:
@@ -201,36 +201,39 @@ class SeccompSupervisor:
             self._listener.refuse(call, errno.ENOLCK)
 
     def _directory(self, name: str, call: Notification) -> int:
-        """Open the directory whose mode a call is to change; -1: it isn't for a directory that we could open."""
+        """Open the directory whose mode a call changes; -1 if it isn't one that we can open."""
         self._spent += 1
         try:
             return performed_calls.open_directory(self._proc, name, call)
-        except (OSError, ValueError):  # ValueError: a zero byte in it
+        except (OSError, ValueError):  # ValueError: the path contains a zero byte
             return -1
 
     def _change(self, directory: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
         try:
             ids = Caller(self._proc, call.thread).owns()
-            if waits():  # else what was read may be another process's
+            if waits():  # otherwise the memory read may be another process's
                 performed_calls.change_mode(directory, name, call, ids)
         finally:
             os.close(directory)
 
     def _perform(self, call: Notification, make: Callable[[Callable[[], bool]], None]) -> None:
-        """Make a call for the task, and answer with what came of it. `make` is given whether the call still waits."""
+        """Make a call for the task, and answer with its result.
+
+        `make` gets a function: whether the call still waits.
+        """
         error = errno.EPERM
         try:
             make(lambda: self._listener.waits(call))
             error = 0
         except OSError as failed:
             error = failed.errno or errno.EPERM
-        except ValueError:  # a zero byte in it, or ids that aren't numbers
+        except ValueError:  # a zero byte in a path, or ids that aren't numbers
             error = errno.EINVAL
         finally:
-            self._listener.refuse(call, error)  # 0: it has succeeded
+            self._listener.refuse(call, error)  # 0 reports success
 
     def _resting(self, init: int) -> bool:
-        """Rest if too much was refused lately: whoever floods waits. Whether the sandbox ended meanwhile."""
+        """Pause after too many refused calls, which slows a flood; returns whether the sandbox ended meanwhile."""
         now = time.monotonic()
         self._free = min(_FREE, self._free + (now - self._freed) * _A_SECOND) - self._spent
         self._freed, self._spent = now, 0
@@ -257,7 +260,7 @@ class SeccompSupervisor:
             self._tell(messages.SyscallDenied(name.encode(), who, more))
 
     def _tell(self, told: messages.FromSupervisor) -> bool:
-        """Say something to the worker; one that has no room for it now misses it, and the counts have it still."""
+        """Send a message to the worker; False if it takes none now. Counts still include what was missed."""
         try:
             self._channel.send(messages.pack(told), socket.MSG_DONTWAIT)
         except OSError:

@@ -1,14 +1,15 @@
-"""Finds the task's process that made a call or owns a socket, from outside, through /proc.
+"""Process attribution: finds the process of a task that made a call or owns a socket, from outside, through /proc.
 
-Names and arguments are the task's own claims, and only what is asked while a call still waits is about its process.
+Names and arguments are the task's own claims. A result is about the calling process only if the call still waits
+afterwards.
 
-Who holds a socket is the one process of the sandbox that has it open, looked for among all that its init has begot.
-What is not certain is None, "unknown" and never a guess: this tells people who did something, it decides nothing. It
-costs a bounded number of looks, whatever the task does: each directory is read no further than they last.
+The owner of a socket is the only process of the sandbox that has it open, searched among all descendants of its init.
+An uncertain result is None, "unknown": it informs people, and decides nothing. A look-up reads a bounded number of
+entries, whatever the task does.
 
-A task can hide itself: in a thread with a table of descriptors of its own (unshare(2), CLONE_FILES), which isn't looked
-into, or by leaving its socket to another alone: a child, or a program that takes descriptors, which is named then. Who
-is named is always one of its sandbox that has the socket open.
+A task can hide: in a thread with a descriptor table of its own (unshare(2), CLONE_FILES), which isn't searched, or by
+leaving its socket to another process: a child, or a program that receives descriptors, which is named then. A named
+process is always one of its sandbox that has the socket open.
 """
 
 import contextlib
@@ -24,13 +25,13 @@ from typing import Final, NamedTuple
 
 from proxy.supervisor_channel.messages import Ancestor, ProcessInfo
 
-_MOST_ARGUMENTS: Final = 4096  # bytes of its command line that are told
+_MOST_ARGUMENTS: Final = 4096  # bytes of its command line
 _MOST_LINKS: Final = 40  # path_resolution(7)
 _MAGIC: Final = re.compile(r"^/proc/[0-9]+/(?:task/[0-9]+/)?(?:exe|fd/[0-9]+)$")  # leads to a file, not to a path
 
 
 class File(NamedTuple):
-    """Which file it is and when it was last written: stat(2). `changed`, unlike `modified`, nobody can set back."""
+    """Identity of a file and its times: stat(2). `changed` can't be set back, unlike `modified`."""
 
     device: int
     inode: int
@@ -40,9 +41,9 @@ class File(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The file that is to be executed: what a path leads to, and the errno that the kernel would say to it, or 0.
+    """The file to execute: the resolved path, and the errno that the kernel would return for it, or 0.
 
-    `file` is None where we can't look at it.
+    `file` is None where it can't be read.
     """
 
     path: str
@@ -52,7 +53,7 @@ class Program(NamedTuple):
 
 @cache
 def _uid_map(proc: int) -> bytes:
-    """Return how this process's user ids are mapped to the host's (user_namespaces(7))."""
+    """Return how this process's uids map to the host's (user_namespaces(7))."""
     try:
         file = os.open("self/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     except OSError:
@@ -62,7 +63,7 @@ def _uid_map(proc: int) -> bytes:
 
 
 def _on_the_host(uid: int, uid_map: bytes) -> int:
-    """Return which user of the host's that is, or -1."""
+    """Return the uid on the host, or -1."""
     for line in uid_map.splitlines():
         inside, outside, count = map(int, line.split())
         if inside <= uid < inside + count:
@@ -71,9 +72,9 @@ def _on_the_host(uid: int, uid_map: bytes) -> int:
 
 
 class Caller:
-    """A process of the task, by the id of one of its threads. `proc` is a descriptor of /proc outside the sandbox.
+    """A process of the task, by the id of one of its threads. `proc`: a descriptor of /proc of the host.
 
-    Our own root directory is the sandbox's: paths mean to us what they mean to the task.
+    Our own root directory is the sandbox's, so paths mean the same as for the task.
     """
 
     def __init__(self, proc: int, thread: int) -> None:
@@ -83,39 +84,41 @@ class Caller:
 
     @property
     def pid(self) -> int:
-        """Its process id, on the host."""
+        """Its pid on the host."""
         return int(self._said(b"Tgid") or self._thread)
 
     def executable(self) -> bytes:
-        """Return the path of what it runs, or nothing."""
+        """Return the path of its executable, or an empty text."""
         return os.fsencode(self._link("exe") or "")
 
     def who(self) -> ProcessInfo:
-        """Say who it is, as far as it can be found out."""
-        uid = int((self._said(b"Uid").split() or [b"-1"])[0])  # as this process sees it, whose users the sandbox has
+        """Return who it is, as far as /proc shows it."""
+        uid = int(
+            (self._said(b"Uid").split() or [b"-1"])[0]
+        )  # as this process sees it, in the sandbox's user namespace
         line = self._read("cmdline", _MOST_ARGUMENTS)
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
         exe = os.fsencode(self._link("exe") or "")
         return ProcessInfo(self.pid, _on_the_host(uid, _uid_map(self._proc)), exe, argv, uid)
 
     def owns(self) -> tuple[int, frozenset[int]]:
-        """Return the ids that the kernel checks it by when it touches a file, as this process sees them.
+        """Return the uid and groups that the kernel checks its file access by, as this process sees them.
 
-        The uid is -1 where it can't be found out.
+        The uid is -1 if it is unknown.
         """
         ids, group_ids = self._said(b"Uid").split(), self._said(b"Gid").split()
         uid = int(ids[3]) if len(ids) > 3 else -1
         return uid, frozenset(map(int, (*group_ids[3:4], *self._said(b"Groups").split())))
 
     def path(self, path: str, directory: int | None = None) -> str:
-        """Make a path whole, which it starts from the working directory or from an open one."""
+        """Return the absolute form of a path relative to its working directory or an open one."""
         if path.startswith("/"):
             return path
         base = self._link("cwd" if directory is None else f"fd/{directory}") or ""
         return f"{base}/{path}" if path else base
 
     def program(self, path: str) -> Program:
-        """Find the file that a whole path leads to, and whether the kernel would execute it at all."""
+        """Resolve the file of an absolute path, and whether the kernel would execute it."""
         try:
             found, magic = _follow(path, self._said(b"NSpid").split()[-1:])
             if magic:
@@ -126,13 +129,13 @@ class Caller:
             if not stat.S_ISREG(about.st_mode) or not about.st_mode & 0o111:
                 return Program(found, errno.EACCES)
         except OSError as error:
-            # What we can't look at the task may: only what isn't there is none.
+            # The task may read what we can't: only a missing file is an error.
             gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
             return Program(path, error.errno or errno.ENOENT if gone else 0)
         return Program(found, file=_file(about))
 
     def opened(self, path: str, descriptor: int) -> Program:
-        """Return the file that it has open there, which goes by the path it once had."""
+        """Return the file that it has open there, named by the path it was opened with."""
         try:
             return Program(path, file=_file(os.stat(f"{self._thread}/fd/{descriptor}", dir_fd=self._proc)))
         except OSError:
@@ -141,7 +144,7 @@ class Caller:
     def _said(self, name: bytes) -> bytes:
         if self._status is None:
             self._status = self._read("status", 4096)
-        _, _, behind = self._status.partition(b"\n%b:" % name)  # in a task's own name a newline is escaped
+        _, _, behind = self._status.partition(b"\n%b:" % name)  # the kernel escapes newlines in a task's name
         return behind.partition(b"\n")[0].strip()
 
     def _read(self, name: str, size: int) -> bytes:
@@ -165,9 +168,9 @@ def _file(about: os.stat_result) -> File:
 
 
 def _follow(path: str, inner: list[bytes]) -> tuple[str, str]:
-    """Follow links as the kernel does for the caller; with the last, if that leads to a file and not to a path.
+    """Follow links as the kernel does for the caller; also returns the last link if it leads to a file, not a path.
 
-    /proc/self is the caller there, and nobody for us: `inner` is its id in the sandbox. Raises OSError.
+    /proc/self means the caller there: `inner` is its pid in the sandbox. Raises OSError.
     """
     todo = _parts(path)
     at, links = "", 0
@@ -203,34 +206,34 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-MOST_LOOKS: Final = 8192  # processes, threads and descriptors that are looked at, 10 ms; more of them is "unknown"
+MOST_LOOKS: Final = 8192  # processes, threads and descriptors per look-up, 10 ms; beyond it the owner is unknown
 MOST_ANCESTORS: Final = 8
 _TOO_MUCH: Final = "too much to look at"
-AT_ONCE: Final = 0.03  # seconds of a processor that looking may take: some fifty looks, mostly
-A_SECOND: Final = 0.001  # ... and then: a task that connects without end is nobody's to pay for
+AT_ONCE: Final = 0.03  # seconds of processor time at once: about fifty look-ups
+A_SECOND: Final = 0.001  # ... refilled per second, which bounds the cost of a task that connects without end
 
 
 class SocketOwner(NamedTuple):
-    """A process, and what it descends from, parent first, up to the sandbox's own first process."""
+    """A process that owns a socket, and its ancestors, parent first, up to the sandbox's first process."""
 
     who: ProcessInfo
     ancestors: tuple[Ancestor, ...]
 
 
 class SocketOwnerLookup:
-    """Looks for holders as long as that takes little of a processor; what is asked beyond is "unknown"."""
+    """Looks up socket owners within a budget of processor time; beyond it the answer is unknown."""
 
     __slots__ = ("_at", "_clock", "_left", "_used")
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
     ) -> None:
-        """Begin with all there may be. `used` says how much of a processor this thread has had (seconds)."""
+        """Begin with the full budget. `used`: processor time of this thread in seconds."""
         self._clock, self._used = clock, used
         self._left, self._at = AT_ONCE, clock()
 
     def holder(self, proc: int, init: int, inode: int) -> SocketOwner | None:
-        """Return what `find_socket_owner` does, if there is time left for it; one that takes longer is made up for."""
+        """Return what `find_socket_owner` does, if the budget allows; a long look-up is charged in full."""
         now = self._clock()
         self._left, self._at = min(AT_ONCE, self._left + (now - self._at) * A_SECOND), now
         if self._left <= 0:
@@ -243,14 +246,17 @@ class SocketOwnerLookup:
 
 
 class LookBudget:
-    """How many looks into /proc are left. Whoever takes more than there are raises ValueError."""
+    """The number of /proc entries that may still be read. Beyond it, a look-up raises ValueError."""
 
     def __init__(self, most: int | None = None) -> None:
         self.left = MOST_LOOKS if most is None else most
 
 
 def find_socket_owner(proc: int, init: int, inode: int) -> SocketOwner | None:
-    """Return who alone holds the socket with that inode; `proc` is a descriptor of /proc, `init` the first process."""
+    """Return the only process with the socket of this inode; None if unknown.
+
+    `proc`: /proc, `init`: the first process.
+    """
     link, looks = f"socket:[{inode}]", LookBudget()
     try:
         parents = descendants(proc, init, looks)
@@ -259,14 +265,14 @@ def find_socket_owner(proc: int, init: int, inode: int) -> SocketOwner | None:
             return None
         [(pid, at)] = holders
         found = SocketOwner(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
-        # The id may have changed hands since it was found: then the socket isn't there any more.
+        # The pid may be another process's by now: then it doesn't have the socket open.
         return found if os.readlink(at, dir_fd=proc) == link else None
     except (OSError, ValueError):
         return None
 
 
 def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
-    """Return the parent of each process below `init`: proc_tid_children(5). What is orphaned is init's."""
+    """Return the parent of each process below `init`: proc_tid_children(5). Orphans are children of init."""
     todo = [init]
     parents: dict[int, int] = {}
     while todo:
@@ -282,7 +288,7 @@ def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
 
 
 def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, ...]:
-    """Return the ancestors from the parent up; the sandbox's init is none of the task's."""
+    """Return the ancestors from the parent up, without the sandbox's init."""
     found: list[Ancestor] = []
     while len(found) < MOST_ANCESTORS and (pid := parents.get(pid, 0)) in parents:
         found.append(Ancestor(pid, Caller(proc, pid).executable()))
@@ -290,7 +296,7 @@ def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, 
 
 
 def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
-    """Return the descriptor, as a path in /proc, by which a process has `link` open; empty: it hasn't."""
+    """Return the descriptor, as a path in /proc, with which a process has `link` open; empty if it doesn't."""
     for name in list_directory(proc, f"{pid}/fd", looks):
         path = f"{pid}/fd/{name}"
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -300,9 +306,9 @@ def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
 
 
 def list_directory(proc: int, path: str, looks: LookBudget) -> list[str]:
-    """List a directory; one of a process that is gone, or is nobody's to look into, is empty.
+    """List a directory of /proc; empty for a process that is gone or not readable.
 
-    No further than looks last. Raises ValueError where they don't.
+    Raises ValueError once the budget is used up.
     """
     names: list[str] = []
     try:
@@ -321,7 +327,7 @@ def list_directory(proc: int, path: str, looks: LookBudget) -> list[str]:
 
 
 def read_file(proc: int, path: str) -> bytes:
-    """Read a file; one of a process that is gone, or is nobody's to look into, is empty."""
+    """Read a file of /proc; empty for a process that is gone or not readable."""
     found = b""
     with contextlib.suppress(OSError):  # it ended meanwhile
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)

@@ -114,7 +114,10 @@ class WorkerPool:
         ).most  # sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
         self.keyholder = CertificateSigner(
-            worker_paths.authority, worker_paths.certificate, self.workers[0].who, fingerprint=worker_paths.authority_is
+            worker_paths.authority,
+            worker_paths.certificate,
+            self.workers[0].who,
+            fingerprint=worker_paths.authority_fingerprint,
         )
         self.keyholder.said, self.keyholder.renew = said, self._renew
         self.keyholder.watch(selector)
@@ -284,7 +287,7 @@ class WorkerPool:
                 gc.freeze()
                 gc.enable()
                 own: frozenset[Address] = frozenset(OWN_ADDRESSES)
-                ends, forbidden = worker_paths.authority_ends, self._forbidden
+                ends, forbidden = worker_paths.authority_expires, self._forbidden
                 server.serve(server.Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
 
             try:

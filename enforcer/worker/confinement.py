@@ -1,8 +1,8 @@
-"""Confines the worker and the signer: ids, view, capabilities and system calls, to what they need.
+"""Confines the worker and the signer: their ids, file system view, capabilities and system calls.
 
-Run by root: ids of its own that nothing else has. Run by a user: a user namespace of its own, so that it is no longer
-the owner of the sandboxes' namespaces and can't enter them or inspect the user's processes. In both: a read-only view
-of the system and of Exeat's code, no capabilities, no new privileges, no program to execute, no process to signal.
+Run by root: ids that nothing else has. Run by a user: a user namespace of its own, so that it doesn't own the
+sandboxes' namespaces, and can neither enter them nor inspect the user's processes. In both cases: a read-only view of
+the system and of Exeat's code, no capabilities, no new privileges, no execve(2), and no signals to other processes.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _DEVICES = ("null", "urandom")
 
 
 def code_trees() -> tuple[str, ...]:
-    """Every directory tree that Exeat's code, its libraries and its interpreter are loaded from; real paths."""
+    """Return every directory tree with Exeat's code, its libraries or its interpreter; resolved paths."""
     trees = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, os.path.dirname(sys.executable)}
     trees.update(site.getsitepackages())
     for package in ("rules", "proxy", "enforcer"):
@@ -30,15 +30,15 @@ def code_trees() -> tuple[str, ...]:
 
 
 def code_places() -> tuple[str, ...]:
-    """Every place that a module could be imported from, shadowing one of ours."""
+    """Return every directory that a module could be imported from, in place of one of ours."""
     return tuple(sorted({*real_paths(path or os.getcwd() for path in sys.path)}))
 
 
 def steps() -> tuple[Step, ...]:
-    """Make the worker's view: the system and the code, read-only, nothing else."""
+    """Return the mount steps of the worker's view: the system and the code, read-only, nothing else."""
     shown = [path for path in SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
-    # Where resolv.conf really lies (systemd-resolved, NetworkManager): lookups honour what the host's programs do.
-    # A daemon replaces it by renaming, so its directory is shown; but no directory that isn't such a daemon's.
+    # The target of resolv.conf (systemd-resolved, NetworkManager): the worker resolves names as the host's programs do.
+    # A daemon replaces it by renaming, so the daemon's directory is shown.
     resolv = os.path.realpath("/etc/resolv.conf")
     places = [os.path.dirname(resolv)] if contains("/run", resolv) and os.path.dirname(resolv) != "/run" else []
     wanted = [*shown, *code_trees(), *(path for path in code_places() if os.path.isdir(path)), *places]
@@ -53,12 +53,12 @@ def steps() -> tuple[Step, ...]:
     return (
         *links,
         *(Bind(path, path) for path in binds),
-        # A user's code may lie above the CA's key and what tasks left: a virtual environment in ~/.local, `-m` at home
+        # Hide the CA's key and task changes, which may be below the code: a virtual environment in ~/.local, `-m` in ~
         *(Tmpfs(kept) for kept in [os.path.realpath(state.state_directory())] if _is_shown(kept, binds)),
         *names,
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
-        # Of /proc only what says what this process itself uses, and since when.
+        # Of /proc only this process's own directory and the boot time.
         *(Bind(path, path) for path in (f"/proc/{os.getpid()}", "/proc/stat") if os.path.exists(path)),
         Directory("/tmp"),
         ReadOnly("/"),
@@ -70,7 +70,10 @@ def _is_shown(path: str, binds: list[str]) -> bool:
 
 
 def enter(identity: Identity) -> None:
-    """Confine the calling process for good. It must have one thread. Raises OSError or HostError; then it must end."""
+    """Confine the calling process, irrevocably.
+
+    It must have one thread. Raises OSError, HostError; then it must end.
+    """
     plan = steps()
     filters = seccomp.assemble(seccomp.WORKER, linux.platform_machine())
     if identity.privileged:
@@ -89,10 +92,10 @@ def enter(identity: Identity) -> None:
 
 
 def enter_alone(identity: Identity, parent: int) -> None:
-    """Confine the signer for good: to its memory, to the sockets that it has, and to its `parent`'s life.
+    """Confine the signer, irrevocably: to its memory, its open sockets, and the life of its `parent`.
 
-    It opens nothing any more, so it has no view: for files and the network there is no system call left, and where the
-    kernel has Landlock, no file either. Raises OSError; then it must end.
+    It opens no file any more, so it needs no view: its filter has no call for files and the network, and Landlock, if
+    present, denies every file. Raises OSError; then it must end.
     """
     filters = seccomp.assemble(seccomp.SIGNER, linux.platform_machine())
     os.chdir("/")

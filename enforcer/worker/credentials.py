@@ -1,7 +1,7 @@
-"""Credentials of a task's rules: reads `secrets` and the upstream proxy's login outside the sandbox.
+"""Credentials of a task's rules: reads `secrets` and the upstream proxy's login, outside the sandbox.
 
-The process that becomes the worker (or reads rules for one) reads them. The supervisor, which the task descends from,
-learns placeholders and where the files lie. No error shows a value; a command that prints one is run without a shell.
+Only the process that becomes the worker (or reads rules for one) reads values. The runner, from which the task
+descends, gets placeholders and the paths of the files. No error contains a value; commands run without a shell.
 """
 
 import os
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
     from rules.secrets import Secret
 
-_MOST: Final = 65537  # bytes that are read of a value: more than one may have
-_PATIENCE: Final = 15.0  # seconds that a command has
-_ASKING: Final = 90.0  # ... and one that may have to ask somebody for a password
-# libsecret's; never looked for on PATH, which may have a directory that a task can write to
+_MOST: Final = 65537  # bytes that are read of a value: one more than the most allowed
+_PATIENCE: Final = 15.0  # seconds for a command
+_ASKING: Final = 90.0  # ... for one that may ask for a password
+# libsecret's; not looked up on PATH, which may contain a directory that a task can write to
 _KEYRING_TOOL: Final = ("/usr/bin/secret-tool", "/usr/local/bin/secret-tool", "/run/current-system/sw/bin/secret-tool")
 _OTHERS: Final = 0o077
 _STRANGERS: Final = 0o027  # systemd lets a service's user read by an ACL, which shows as the group's (systemd.exec(5))
 
 
 def read_secrets(policy: "Policy", environment: "Mapping[str, str]") -> "SecretInjector | None":
-    """Read every value; None: there are no secrets. Raises HostError, which says what is wrong but no value."""
+    """Read the values of all secrets; None if the policy has none. Raises HostError, which never contains a value."""
     if not policy.secrets:
         return None
     from proxy.secrets import Identity, SecretInjector, SecretValue, keys, split
@@ -51,7 +51,7 @@ def read_secrets(policy: "Policy", environment: "Mapping[str, str]") -> "SecretI
 
 
 def read_login(policy: "Policy") -> "proxy_auth.Login | None":
-    """Return the login at the upstream proxy; None: there is none. Raises HostError when its file can't be used."""
+    """Return the login for the upstream proxy; None if the policy has none. Raises HostError for an unusable file."""
     path = policy.settings.upstream_auth
     if path is None:
         return None
@@ -62,10 +62,10 @@ def read_login(policy: "Policy") -> "proxy_auth.Login | None":
 
 
 def hidden_files(policy: "Policy", environment: "Mapping[str, str]", shown: "Iterable[str]") -> tuple[str, ...]:
-    """Return the files that no sandbox may show, as they really lie; `shown`: the workspace, and what else is named.
+    """Return the resolved paths of files that no sandbox may show; `shown`: the workspace and other shown paths.
 
-    Raises UsageError where one lies in these: a host program that saves it anew would uncover it. And where a command
-    does: a task could write what is then run outside.
+    Raises UsageError if one lies in a shown path: a host program that saves it again would drop its mask. Also if a
+    command does: the task could change what is then executed outside.
     """
     found: list[str] = []
     shown = tuple(shown)
@@ -90,7 +90,7 @@ def hidden_files(policy: "Policy", environment: "Mapping[str, str]", shown: "Ite
 
 
 def check_environment(policy: "Policy", names: "Collection[str]") -> None:
-    """See that no variable gives the task a value, or stands in a placeholder's place. Raises UsageError."""
+    """Raise UsageError for a variable that gives the task a secret's value, or takes a placeholder's name."""
     for secret in policy.secrets:
         if given := next((name for name in secret.variables if name in names), None):
             raise UsageError(
@@ -101,19 +101,19 @@ def check_environment(policy: "Policy", names: "Collection[str]") -> None:
 
 
 def _refuse_inside(path: str, shown: "Iterable[str]", what: str) -> None:
-    path = os.path.normpath(os.path.join("/", path))  # where a command is run: a word of it may be relative
+    path = os.path.normpath(os.path.join("/", path))  # commands run in /, so their arguments may be relative to it
     if (place := containing_path(path, shown)) is not None:
         raise UsageError(f"{what} lies in `{place}`, which the task is shown; keep it elsewhere")
 
 
 def _values(secret: "Secret", environment: "Mapping[str, str]") -> tuple[bytes, ...]:
-    """Read what a secret has: one value, or one for each of its variables; a session token needn't be there."""
+    """Read a secret's values: one, or one for each of its variables; a session token may be missing."""
     if secret.source.kind is not SourceKind.ENV:
         return (_value(secret, environment),)
     found: list[bytes] = []
     for name in secret.read_from:
         value = environment.get(name)
-        if not value and len(found) == 2:  # keys that stay have no token
+        if not value and len(found) == 2:  # permanent keys have no token
             break
         if value is None:
             raise HostError(f"the secret `{secret.id}` is to come from the variable `{name}`, which is not set")
@@ -139,7 +139,7 @@ def _value(secret: "Secret", environment: "Mapping[str, str]") -> bytes:
 
 
 def _in_keyring(secret: "Secret", attributes: tuple[str, ...]) -> bytes:
-    """Ask the desktop's keyring (the Secret Service of freedesktop.org), which may ask its owner to unlock it."""
+    """Read a secret from the desktop's keyring (Secret Service of freedesktop.org), which may ask to be unlocked."""
     tool = next((path for path in _KEYRING_TOOL if os.access(path, os.X_OK)), None)
     if tool is None:
         raise HostError(
@@ -180,7 +180,7 @@ def _read(path: str, secret: "Secret", closed_to: int) -> bytes:
 
 
 def _said_by(words: tuple[str, ...], this: str, patience: float | None = None, hint: str = "") -> bytes:
-    """Run a command. It ends with us at the latest when its time is over, and what it says is never shown."""
+    """Run a command and return its output, which is never shown. It is killed when its time is over."""
     import subprocess  # few files have a command
 
     patience = _PATIENCE if patience is None else patience

@@ -1,8 +1,8 @@
-"""Certificate signer as its supervisor sees it: forked when it is needed, connected to workers, replaced when it dies.
+"""Certificate signer as the runner sees it: started when it is needed, connected to workers, replaced when it dies.
 
-The process that forks it may read the key and reads nothing that a worker sends, so the key is in the signer's memory
-alone. The supervisor of one task forks it when its worker asks for the first certificate, which many tasks never need.
-A service has one signer for all of its workers from its start.
+Its parent may read the CA's key, but reads nothing that a worker sends; so the key is in the signer's memory alone. The
+runner of one task starts it when its worker asks for the first certificate, which many tasks never need. A service has
+one signer for all of its workers from its start.
 """
 
 import contextlib
@@ -24,51 +24,51 @@ from proxy.wire import message
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
 
-_RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
-_FORGIVEN: Final = 60.0  # seconds after which one has lived long
-_LONGEST: Final = 500  # characters of what it says
-ASKED_EVERY: Final = 5.0  # seconds between two times that it is asked whether it is well
-_MOST_UNANSWERED: Final = 4  # times: one that hangs is as good as dead. No clock: both may have been stopped for hours
+_RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before a replacement, by the number of recent deaths
+_FORGIVEN: Final = 60.0  # seconds of life after which earlier deaths don't count
+_LONGEST: Final = 500  # characters of a message
+ASKED_EVERY: Final = 5.0  # seconds between two health checks
+_MOST_UNANSWERED: Final = 4  # health checks. No clock: both processes may have been suspended for hours
 
 type Renew = Callable[[int, socket.socket], None]
 
 
 class CertificateSigner:
-    """Sees to it that there is one, for workers that are known by numbers. For one thread, and only its own process."""
+    """Keeps one signer running for its workers, which are known by numbers. For one thread, in one process."""
 
     def __init__(self, directory: Path, certificate: bytes, who: "Identity", *, fingerprint: object = None) -> None:
-        """Have one for the CA kept in `directory`, whose certificate (PEM) the sandboxes trust.
+        """Prepare a signer for the CA in `directory`, whose certificate (PEM) the sandboxes trust.
 
-        With a `fingerprint` of the key's file it is opened now, must be that file, and stays open for as long as this
-        lives: then another CA may take its place there. Raises HostError.
+        With the `fingerprint` of the key file, the file is opened now, must match it, and stays open: another CA may
+        replace it later. Raises HostError.
         """
         self._directory, self._certificate, self._who = directory, certificate, who
         self._key: int | None = None
         self.said: Callable[[str], None] = print_notice
-        self.renew: Renew | None = None  # gives a worker another pair
+        self.renew: Renew | None = None  # called with a worker's number and its new pair
         self.pid = 0
         self._control: socket.socket | None = None
-        self._waiting: dict[int, socket.socket] = {}  # the signer's ends, while there is no signer
+        self._waiting: dict[int, socket.socket] = {}  # the signer's ends of pairs, while no signer runs
         self._selector: selectors.BaseSelector | None = None
         self._numbers: set[int] = set()
-        self._served: dict[int, int] = {}  # how many sandboxes each worker has
+        self._served: dict[int, int] = {}  # sandboxes of each worker
         self._began = 0.0
         self._deaths = 0
-        self._due = 0.0  # when the workers are to have other pairs; 0: they have them
-        self._unanswered = 0  # times that it was asked whether it is well
+        self._due = 0.0  # when the workers get new pairs (time.monotonic()); 0: they have them
+        self._unanswered = 0  # health checks without an answer
         self._ask_at = 0.0
         if fingerprint is not None:
             self._key = _open(directory)
             if authority_file.fingerprint(os.fstat(self._key)) != fingerprint:
                 self.close()
-                raise HostError("the CA was replaced in this very moment; start again")
+                raise HostError("the CA was replaced during the start", "start again")
 
     def pair(self, number: int) -> socket.socket:
-        """Return a worker's end of a new pair. What it had before is worth nothing any more."""
+        """Return a worker's end of a new socket pair, which replaces its earlier one."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._numbers.add(number)
         if self._control is not None:
-            with theirs, contextlib.suppress(OSError):  # one that is ending: it is heard of, and there are others then
+            with theirs, contextlib.suppress(OSError):  # the signer is ending: its replacement gives new pairs
                 message.send(self._control, {"pair": number}, [theirs.fileno()])
         else:
             self._forget(number)
@@ -78,10 +78,10 @@ class CertificateSigner:
         return ours
 
     def serves(self, number: int, sandboxes: int) -> None:
-        """Say how many sandboxes a worker has, before it hears of one more: each has an allowance of its own."""
+        """Set how many sandboxes a worker has, before it gets one more: its signing allowance depends on it."""
         self._served[number] = sandboxes
         if self._control is not None:
-            with contextlib.suppress(OSError):  # one that is ending: the next one is told when it is forked
+            with contextlib.suppress(OSError):  # the signer is ending: its replacement gets the numbers
                 message.send(self._control, {"serves": number, "sandboxes": sandboxes})
 
     def watch(self, selector: selectors.BaseSelector) -> None:
@@ -91,7 +91,7 @@ class CertificateSigner:
             selector.register(sock, selectors.EVENT_READ, self.hear)
 
     def hear(self) -> None:
-        """Do what a descriptor is ready for. Never raises: the workers go on without."""
+        """Handle a ready descriptor. Never raises: without a signer, workers have no new certificates."""
         try:
             if self._control is not None:
                 self._listen(self._control)
@@ -104,12 +104,12 @@ class CertificateSigner:
             self._lost(f"it can't be started: {error}")
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         due = [*([self._due] if self._due else []), *([self._ask_at] if self._control is not None else [])]
         return max(min(due) - time.monotonic(), 0.0) if due else _FORGIVEN
 
     def turn(self) -> None:
-        """Do what is due: see whether it hangs, and give the workers of one that is gone other pairs."""
+        """Check whether the signer hangs, and give the workers of a dead one new pairs."""
         if self._control is not None and time.monotonic() >= self._ask_at:
             self._ask(self._control)
         if self._due and time.monotonic() >= self._due:
@@ -121,8 +121,8 @@ class CertificateSigner:
                 ours.close()
 
     def start(self) -> None:
-        """Start it, and have it serve the pairs that there are. Raises OSError, HostError."""
-        from enforcer.worker import signer_process  # only where there is one
+        """Start the signer with the pairs so far. Raises OSError, HostError."""
+        from enforcer.worker import signer_process  # many runs never start one
 
         self._began = time.monotonic()
         key = _open(self._directory) if self._key is None else os.dup(self._key)
@@ -140,13 +140,13 @@ class CertificateSigner:
             self._selector.register(self._control, selectors.EVENT_READ, self.hear)
 
     def drop(self, number: int) -> None:
-        """Forget a worker that is gone: the signer notices that by itself."""
+        """Forget a worker that has ended; the signer notices the closed pair."""
         self._numbers.discard(number)
         self._served.pop(number, None)
         self._forget(number)
 
     def close(self) -> None:
-        """See that it is gone. Idempotent."""
+        """End the signer. Idempotent."""
         self._end()
         for number in list(self._waiting):
             self._forget(number)
@@ -159,27 +159,27 @@ class CertificateSigner:
     def _listen(self, control: socket.socket) -> None:
         try:
             said, _ = message.receive(control)
-        except BlockingIOError:  # it was a pair that was ready
+        except BlockingIOError:  # another descriptor was ready
             return
         if "told" in said:
-            self.said(f"the key holder: {str(said['told'])[:_LONGEST]}")
+            self.said(f"certificate signer: {str(said['told'])[:_LONGEST]}")
         elif "well" in said:
             self._unanswered = 0
         elif not said or "failed" in said:
             self._lost(str(said.get("failed", "its process ended"))[:_LONGEST])
 
     def _ask(self, control: socket.socket) -> None:
-        """Ask it whether it is well, or take one that never says so for gone."""
+        """Ask the signer whether it responds; one that never does counts as dead."""
         if self._unanswered >= _MOST_UNANSWERED:
             self._lost("it hung")
             return
         self._unanswered += 1
         self._ask_at = time.monotonic() + ASKED_EVERY
-        with contextlib.suppress(OSError):  # it takes nothing any more
+        with contextlib.suppress(OSError):  # it reads nothing any more
             message.send(control, {"well": True})
 
     def _lost(self, why: str) -> None:
-        """Take note that there is none: until there is another, nobody gets a certificate for a new name."""
+        """Record that the signer is gone: until the next one, no new name gets a certificate."""
         self._end()
         for number in list(self._waiting):
             self._forget(number)
@@ -188,7 +188,8 @@ class CertificateSigner:
         self._due = now + _RESTS[min(self._deaths, len(_RESTS) - 1)]
         self._deaths += 1
         self.said(
-            f"the key holder is gone ({why}); names that have no certificate yet are refused until there is another"
+            f"the certificate signer ended ({why}); connections to names without a certificate are denied "
+            "until the next one runs"
         )
 
     def _end(self) -> None:
@@ -207,7 +208,7 @@ class CertificateSigner:
 
     def _unwatch(self, sock: socket.socket) -> None:
         if self._selector is not None:
-            with contextlib.suppress(KeyError):  # who watched is done with it
+            with contextlib.suppress(KeyError):  # the selector is closed
                 self._selector.unregister(sock)
 
 
@@ -219,7 +220,7 @@ def _open(directory: Path) -> int:
 
 
 def _asks(sock: socket.socket) -> bool:
-    """Whether something was sent; nothing of it is read."""
+    """Whether data has arrived; reads none of it."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return any(events & select.POLLIN and not events & select.POLLHUP for _, events in poll.poll(0))

@@ -1,8 +1,8 @@
-"""Process of the certificate signer: has the CA's key, its sockets to workers, and nothing else.
+"""Process of the certificate signer: has the CA's key, sockets to workers, and nothing else.
 
-First it reads the key and imports all that signing takes; then it gives up everything but what it has in memory
-(`confinement.enter_alone`), and only then it reads a worker's requests. It ends with the process that forked it. A
-request that no worker of ours sends ends that worker's pair, and is reported.
+It reads the key and imports everything for signing; then it drops all other rights (`confinement.enter_alone`), and
+only then reads a worker's requests. It ends with its parent. A request that no worker of ours sends closes the pair,
+and is reported.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from proxy.certificates.authority import Authority
     from proxy.certificates.signer import Signer
 
-_AGAIN: Final = 60.0  # seconds between two times that it is told of a worker that asks for too much
+_AGAIN: Final = 60.0  # seconds between two reports about a worker's excess requests
 
 
 def fork(
     key: int, certificate: bytes, who: "Identity", ends: Mapping[int, socket.socket], served: Mapping[int, int]
 ) -> tuple[int, socket.socket]:
-    """Fork it; returns its pid and the channel to it. `key`: the open file that the CA is in, which stays the caller's.
+    """Fork the signer; returns its pid and the channel to it. `key`: the CA's open file, which stays the caller's.
 
-    `certificate` (PEM) has to be the one that belongs to the key; `ends` are its ends of pairs, by workers' numbers.
-    `served` says how many sandboxes those have.
+    `certificate` (PEM) must belong to the key; `ends`: the signer's ends of pairs, by worker number; `served`: the
+    number of sandboxes of each worker.
     """
     its = dict(ends), dict(served)
     return processes.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, *its))
@@ -50,7 +50,7 @@ def _be_it(  # noqa: PLR0917  what it is and has
     served: dict[int, int],
 ) -> None:
     signal.set_wakeup_fd(-1)
-    linux.disable_core_dumps()  # before there is a key in it
+    linux.disable_core_dumps()  # before the key is in memory
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     detach({known[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -61,11 +61,11 @@ def _be_it(  # noqa: PLR0917  what it is and has
     poll = select.epoll()
     confinement.enter_alone(who, parent)
     gc.freeze()
-    _Holder(authority, control, poll, ends, served).serve()
+    _SignerLoop(authority, control, poll, ends, served).serve()
 
 
 def _read(key: int, certificate: bytes) -> "Authority":
-    """Return the CA, once it has signed something: then all that signing takes is in memory. Raises HostError."""
+    """Return the CA, after signing something: then all code for signing is in memory. Raises HostError."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -75,8 +75,8 @@ def _read(key: int, certificate: bytes) -> "Authority":
 
     pem = os.pread(key, authority_file.LONGEST, 0)
     os.close(key)
-    if certificate not in pem:  # nobody in a sandbox would trust what it signs
-        raise HostError("the CA was replaced while this ran; start again")
+    if certificate not in pem:  # no sandbox would trust its signatures
+        raise HostError("the CA was replaced during the run", "start again")
     authority = Authority.from_pem(pem)
     public = ec.generate_private_key(ec.SECP256R1()).public_key()
     point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
@@ -85,8 +85,8 @@ def _read(key: int, certificate: bytes) -> "Authority":
     return authority
 
 
-class _Holder:
-    """Its loop: a request of each worker that has one, in turn."""
+class _SignerLoop:
+    """The loop of the signer: answers one request of each worker in turn."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Holder:
             self._take(number, end)
 
     def serve(self) -> None:
-        """Serve until whoever forked it is gone."""
+        """Answer requests until the parent process is gone."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor == self._control.fileno():
@@ -122,7 +122,7 @@ class _Holder:
                     self._answer(*pair)
 
     def _hear(self) -> bool:
-        """Take a pair; False: there is nobody left to take any from."""
+        """Handle a message of the parent; False: the parent is gone."""
         try:
             said, descriptors = message.receive(self._control, 1)
         except BlockingIOError:
@@ -132,12 +132,12 @@ class _Holder:
         if "serves" in said:
             self._serve(int(str(said["serves"])), int(str(said["sandboxes"])))
         if "well" in said:
-            with contextlib.suppress(OSError):  # nobody reads it: then nobody waits for it
+            with contextlib.suppress(OSError):  # the parent is ending
                 message.send(self._control, {"well": True})
         return bool(said)
 
     def _serve(self, number: int, sandboxes: int) -> None:
-        """Have a worker's allowance follow how many sandboxes it has."""
+        """Set a worker's allowance by its number of sandboxes."""
         self._served[number] = sandboxes
         for other, _, signer in self._pairs.values():
             if other == number:
@@ -151,7 +151,7 @@ class _Holder:
         self._poll.register(end, select.EPOLLIN)
 
     def _answer(self, number: int, end: socket.socket, signer: "Signer") -> None:
-        """Answer one request. Whatever is wrong with it, or with who doesn't take the answer, ends the pair."""
+        """Answer one request. An invalid request, or a worker that takes no answer, closes the pair."""
         try:
             packet = end.recv(self._most)
             if not packet:
@@ -162,16 +162,14 @@ class _Holder:
             if signer.refused != refused and time.monotonic() >= self._told.get(number, 0.0):
                 self._told[number] = time.monotonic() + _AGAIN
                 self._tell(
-                    f"worker {number} asks for too many certificates: it has had {signer.signed}, and is refused"
+                    f"worker {number} asks for too many certificates: after {signer.signed}, further ones are denied"
                 )
         except self._malformed as error:
             self._drop(end)
-            self._tell(
-                f"worker {number} asked for something else than a certificate for one host ({error}): it gets none"
-            )
-        except OSError:  # it is gone, or takes nothing
+            self._tell(f"worker {number} sent an invalid request ({error}): it gets no more certificates")
+        except OSError:  # the worker is gone, or reads nothing
             self._drop(end)
-        except Exception as error:  # noqa: BLE001 - what one has asked for is no other's trouble
+        except Exception as error:  # noqa: BLE001 - other workers must go on
             self._drop(end)
             self._tell(f"worker {number} gets no more certificates: {type(error).__name__}: {error}")
 
@@ -181,5 +179,5 @@ class _Holder:
         end.close()
 
     def _tell(self, sentence: str) -> None:
-        with contextlib.suppress(OSError):  # one that hears nothing has heard enough
+        with contextlib.suppress(OSError):  # the parent reads too slowly
             message.send(self._control, {"told": sentence})

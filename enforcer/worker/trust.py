@@ -1,8 +1,8 @@
-"""Trusted roots of a sandbox: our CA's certificate, the host's bundle with it, and Java's trust store.
+"""Trusted roots of a sandbox: our CA's certificate, the host's bundle, and Java's trust store.
 
-Reading a certificate and making a trust store take libraries whose imports cost more than the rest of a start. So their
-results are kept in the cache, found by what they were made from, and made in a child: the CA's key is never in the
-memory of a process that a task descends from.
+Parsing certificates and making a trust store take libraries that import slower than the rest of a start. So results are
+cached by their input, and computed in a child: the CA's key is never in the memory of a process from which a task
+descends.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from proxy.wire import strict_json
 
 _NAME = "ca.json"
 _LARGEST = 1 << 16  # bytes
-_RENEWED_BEFORE = 30 * 86400.0  # seconds before its end from which on a CA is looked at, and renewed, by its own module
+_RENEWED_BEFORE = 30 * 86400.0  # seconds before its expiry from which on the CA's module may renew it
 _PREFIX, _SUFFIX = "java-", ".p12"
 _LARGEST_STORE = 1 << 24  # bytes
 
 
 class PublicAuthority(NamedTuple):
-    """What may be known of the CA by anybody."""
+    """The public part of the CA."""
 
     certificate: str  # PEM
     link: str  # the name OpenSSL looks it up by in a directory of certificates
@@ -40,13 +40,13 @@ class PublicAuthority(NamedTuple):
 
 
 def public_authority(directory: Path, cache: Path) -> PublicAuthority:
-    """Return the public part of the CA in `directory`, which is made if there is none. Raises HostError."""
+    """Return the public part of the CA in `directory`; makes a CA if there is none. Raises HostError."""
     found = known_authority(directory, cache)
     if found is None:
         run_in_child(lambda: _remember(directory, cache))
         found = known_authority(directory, cache)
     if found is None:
-        raise HostError(f"the CA in `{directory}` changes while it is read; start again")
+        raise HostError(f"the CA in `{directory}` changed while it was read", "start again")
     return found
 
 
@@ -72,15 +72,15 @@ def _remember(directory: Path, cache: Path) -> None:
     authority = load_or_create(directory)
     pem = authority.certificate_pem
     subject = crypto.load_certificate(crypto.FILETYPE_PEM, pem).subject_name_hash()
-    name = f"{subject:08x}.0"  # under which OpenSSL looks for it in a directory: openssl-rehash(1)
+    name = f"{subject:08x}.0"  # the name for OpenSSL's directory look-up: openssl-rehash(1)
     known = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
-        raise HostError(f"the CA in `{directory}` changes while it is read; start again")
+        raise HostError(f"the CA in `{directory}` changed while it was read", "start again")
     state.write_private(cache / _NAME, json.dumps(known._asdict()).encode())
 
 
 def system_roots() -> bytes:
-    """Return the host's own bundle of roots: what its administrator trusts."""
+    """Return the host's bundle of roots (PEM), which its administrator trusts."""
     for path in BUNDLES:
         with contextlib.suppress(OSError), open(path, "rb") as file:
             return file.read()
@@ -88,9 +88,9 @@ def system_roots() -> bytes:
 
 
 def trusted_roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
-    """Return what a sandbox trusts, the host's roots and our CA's `certificate`: as PEM, and as Java's trust store.
+    """Return the roots of a sandbox, the host's and our CA's `certificate`: as PEM, and as Java's trust store.
 
-    The host's roots are looked at anew each time. Raises HostError.
+    Checks for a changed host bundle each time. Raises HostError.
     """
     return _roots(certificate, cache, bundle_fingerprints())
 
@@ -113,14 +113,14 @@ def bundle_fingerprints() -> tuple[tuple[int, ...], ...]:
 
 
 def java_store(bundle: bytes, cache: Path) -> bytes:
-    """Return the trust store of a PEM bundle; empty if there is no certificate in it. Raises HostError.
+    """Return the trust store of a PEM bundle; empty if the bundle has no certificate. Raises HostError.
 
-    One is kept; of starts with other roots at the same time each has its own.
+    The cache keeps one; concurrent starts with other roots each get their own.
     """
     name = f"{_PREFIX}{hashlib.sha256(bundle).hexdigest()[:32]}{_SUFFIX}"
     known = state.read_private(cache / name, _LARGEST_STORE)
     if known is None:
-        with _alone(cache):  # else another start could take ours away for an old one before it is read
+        with _alone(cache):  # else another start could remove our store before it is read
             run_in_child(lambda: _make_store(bundle, cache, name))
             known = state.read_private(cache / name, _LARGEST_STORE)
     return known or b""
@@ -128,13 +128,13 @@ def java_store(bundle: bytes, cache: Path) -> bytes:
 
 @contextlib.contextmanager
 def _alone(cache: Path) -> Iterator[None]:
-    """Let nobody else make one meanwhile (flock(2): freed when we end)."""
+    """Hold a lock on the cache directory (flock(2), released when the process ends)."""
     folder = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
-        fcntl.flock(folder, fcntl.LOCK_UN)  # whoever was forked meanwhile has the descriptor too
+        fcntl.flock(folder, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor, too
         os.close(folder)
 
 

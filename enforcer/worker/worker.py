@@ -1,6 +1,6 @@
-"""Worker process as its supervisor sees it: forks, confines and stops it, and notices its death.
+"""Worker process as the runner sees it: forks, confines and stops it, and notices its death.
 
-What the worker does is `proxy.worker.server`'s; here it only loses everything it doesn't need for that.
+`proxy.worker.server` is what the worker runs; this module takes away every right that it doesn't need.
 """
 
 import contextlib
@@ -29,39 +29,39 @@ from proxy.wire import message
 _ONLY = 1  # the worker's number
 _WORDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
-_LAST_WORDS = 5.0  # seconds that a worker has to close what is open after it was told to stop
+_LAST_WORDS = 5.0  # seconds for a stopped worker to close what is open
 
 
 class WorkerPaths(NamedTuple):
-    """Where the worker keeps and shows things."""
+    """Paths, certificate and listener of a worker."""
 
     authority: Path
-    authority_is: Sequence[int]  # the fingerprint of the file in it that the certificate is from
-    authority_ends: float  # seconds since 1970
+    authority_fingerprint: Sequence[int]  # the fingerprint of the CA's file
+    authority_expires: float  # seconds since 1970
     certificate: bytes  # of the CA (PEM), as the sandbox is to trust it
     journal: Path
     metrics: socket.socket | None  # already listening
 
 
 class Worker:
-    """A task's gate as its supervisor sees it: a channel to it, and one that the sandbox's sockets are sent through.
+    """A task's gate as the runner sees it: a control channel, and a channel for the sandbox's sockets.
 
-    It is a process of this run (`WorkerProcess`), or a place in a worker of the service (`service.placement`).
+    It is a process of this run (`WorkerProcess`), or a worker of the service (`service.placement`).
     """
 
-    words: frozenset[str] = _WORDS  # of what it says: the rest is not kept
-    watches_rules = False  # whether somebody else reads the rule files again when they change
-    writers: tuple[int, ...] = ()  # processes whose segments of the journal belong to this run
+    words: frozenset[str] = _WORDS  # the keys of its messages that are kept
+    watches_rules = False  # another process watches the rule files
+    writers: tuple[int, ...] = ()  # processes whose journal segments belong to this run
 
     def __init__(self, control: socket.socket, gate: socket.socket) -> None:
         self.control = control
         self.gate = gate
         self.alive = True
         self.said: dict[str, object] = {}
-        self._leaving = False  # it was told to stop, and may have more to say
+        self._leaving = False  # it was told to stop; its last message may be outstanding
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Send it a message. One that is gone gets none; one that can't be told of other rules has to end."""
+        """Send a message. A worker that is gone gets none; one that can't get new rules is ended."""
         try:
             message.send(self.control, what, descriptors)
         except message.Unsent:
@@ -72,7 +72,7 @@ class Worker:
     def hear(self) -> bool:
         """Read one message; False when the worker is gone.
 
-        A task may have chosen what it says: only `words` are kept, and a worker that says no message is ended.
+        A task may control the worker, so only the keys in `words` are kept; an invalid message ends the worker.
         """
         try:
             said, _ = message.receive(self.control)
@@ -85,7 +85,7 @@ class Worker:
         return bool(said)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
-        """Send the last message, and have it close what is open: `see_out` waits until it has."""
+        """Send the last message, and have it close what is open; `see_out` waits for that."""
         self.tell({**last, "stop": True})
         self._leaving = True
 
@@ -102,31 +102,31 @@ class Worker:
         self._leave()
 
     def kill(self) -> None:
-        """See that it serves this task no more. Idempotent."""
+        """End its service of this task. Idempotent."""
         self.alive = False
         self.control.close()
         self.gate.close()
 
-    # What a supervisor's loop has to do for it: nothing, for a worker that is looked after elsewhere.
+    # For the loop of the runner. Nothing to do for a worker of the service.
 
     def report_to(self, tell: Callable[[str], None]) -> None:
-        """Have faults of what belongs to it told."""
+        """Have errors of the worker's signer reported."""
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:
-        """Have what is said about it noticed. `kill` kills the task."""
+        """Register its descriptors. `kill` kills the task."""
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return math.inf
 
     def turn(self) -> None:
         """Do what is due."""
 
     def _report(self, said: Mapping[str, object]) -> None:
-        """Pass on what it has counted, where somebody wants that."""
+        """Pass metrics on, where another process reads them."""
 
     def _give_up(self) -> None:
-        """Have it let nothing out any more: `hear` finds it gone."""
+        """Stop it from allowing anything further: `hear` finds it gone."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
 
@@ -135,7 +135,7 @@ class Worker:
 
 
 class WorkerProcess(Worker):
-    """A worker that this process has forked for one sandbox, with its signer."""
+    """A worker process of this run, for one sandbox, with its signer."""
 
     def __init__(
         self, pid: int, control: socket.socket, gate: socket.socket, keyholder: CertificateSigner | None = None
@@ -143,11 +143,11 @@ class WorkerProcess(Worker):
         super().__init__(control, gate)
         self.pid = pid
         self.writers = (pid,)
-        self.over = False  # and its id may be another's
+        self.over = False  # it has ended, and its pid may be another process's
         self._keyholder = keyholder
 
     def kill(self) -> None:
-        """See that it is gone. Idempotent."""
+        """End the process. Idempotent."""
         self._give_up()
         if not self.over:
             self.over = True
@@ -158,17 +158,17 @@ class WorkerProcess(Worker):
             self._keyholder.close()
 
     def report_to(self, tell: Callable[[str], None]) -> None:
-        """Have faults of its signer told."""
+        """Have errors of its signer reported."""
         if self._keyholder is not None:
             self._keyholder.said = tell
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:  # noqa: ARG002
-        """Have its signer's requests noticed."""
+        """Register its signer's descriptors."""
         if self._keyholder is not None:
             self._keyholder.watch(selector)
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return math.inf if self._keyholder is None else self._keyholder.wait()
 
     def turn(self) -> None:
@@ -182,7 +182,7 @@ class WorkerProcess(Worker):
                 os.kill(self.pid, signal.SIGKILL)
 
     def _leave(self) -> None:
-        """End it; after its last message it goes while the rest is seen to: an interpreter's end takes a while."""
+        """End it; after its last message without waiting, since an interpreter takes a while to exit."""
         if "summary" in self.said:
             self._give_up()
         else:
@@ -192,9 +192,9 @@ class WorkerProcess(Worker):
 def start[Kind: WorkerProcess](
     identity: Identity, sandbox_state: SandboxState, worker_paths: WorkerPaths, kind: type[Kind]
 ) -> Kind:
-    """Fork a worker for one sandbox. Raises HostError when its journal can't be opened, or the CA is missing."""
+    """Fork a worker for one sandbox. Raises HostError when the journal can't be opened, or the CA is missing."""
     keyholder = CertificateSigner(
-        worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_is
+        worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_fingerprint
     )
     its_keyholder = keyholder.pair(_ONLY)
     keyholder.serves(_ONLY, 1)
@@ -202,7 +202,7 @@ def start[Kind: WorkerProcess](
     journal, metrics = open_journal(identity, worker_paths.journal), worker_paths.metrics
 
     def be(parent: int, control: socket.socket) -> None:
-        linux.disable_core_dumps()  # before there are secrets in it
+        linux.disable_core_dumps()  # before secrets are in memory
         detach({journal, control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, metrics)
         roots, login, policy = system_roots(), None, sandbox_state.policy
         if policy.secrets or policy.settings.upstream_auth is not None:
@@ -216,11 +216,11 @@ def start[Kind: WorkerProcess](
         linux.die_with_parent(signal.SIGKILL, parent)
         placeholders = sandbox_state.secret_injector.placeholders if sandbox_state.secret_injector is not None else {}
         message.send(control, {"confined": True, "placeholders": placeholders})
-        from proxy.worker import server  # from the view that it is confined to
+        from proxy.worker import server  # imported from the view that it is confined to
 
         gc.freeze()
         gc.enable()
-        ends = worker_paths.authority_ends
+        ends = worker_paths.authority_expires
         only = server.OnlySandbox(sandbox_state, its_gate, metrics, login)
         listens = () if metrics is None else (metrics.getsockname()[:2],)
         server.serve(server.Setup(its_keyholder, ends, roots, journal, control, forbidden=listens, only=only))
@@ -235,14 +235,14 @@ def start[Kind: WorkerProcess](
 
 
 def wait_until_confined(worker: Worker) -> None:
-    """Wait until the worker has given up what it doesn't need. Raises HostError with its own words."""
+    """Wait until the worker is confined. Raises HostError with its own message."""
     while "confined" not in worker.said:
         if not worker.hear() or "failed" in worker.said:
             raise start_error(worker)
 
 
 def start_error(worker: Worker) -> HostError:
-    """Return why a worker that is gone, or goes, serves nobody, in its own words if it has left any."""
+    """Return the error for a worker that ends before it serves, with its own message if it sent one."""
     worker.control.settimeout(_LAST_WORDS)
     with contextlib.suppress(TimeoutError):
         while "failed" not in worker.said and worker.hear():
@@ -251,7 +251,7 @@ def start_error(worker: Worker) -> HostError:
 
 
 def open_journal(identity: Identity, directory: Path) -> int:
-    """Open the journal's directory so that the worker, under its own ids, can make segments in it."""
+    """Open the journal's directory, so that the worker can make segments under its own ids."""
     if identity.privileged:
         return idmapped_tree(str(directory), identity.worker_uid, identity.worker_uid)
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -147,7 +147,7 @@ class SignerLink:
         self._sent.clear()
         self._queues.clear()
         for wanted in waiting:
-            wanted.owner.settle(wanted, "the key holder is gone: no certificate for a new name")
+            wanted.owner.settle(wanted, "the certificate signer is gone: no certificate for a new name")
 
 
 class Leaves:
@@ -205,12 +205,12 @@ class Leaves:
 
     def answered(self, wanted: _Wanted, certificate: bytes) -> None:
         """Take in the signer's answer: a certificate (DER), or none where it refused."""
-        problem = "" if certificate else "the key holder signs no more for this worker just now"
+        problem = "" if certificate else "the certificate signer signs no more for this worker just now"
         try:
             if certificate:
                 self._keep(wanted.host, certificate)
         except ValueError as error:
-            problem = f"the key holder's answer is no certificate: {error}"
+            problem = f"the certificate signer's answer is no certificate: {error}"
         self.settle(wanted, problem)
 
     def settle(self, wanted: _Wanted, problem: str) -> None:
@@ -238,5 +238,5 @@ class Leaves:
 
     def _give_up(self, host: str) -> None:
         wanted = self._wanted[host]
-        self.settle(wanted, "the key holder doesn't answer")
+        self.settle(wanted, "the certificate signer doesn't answer")
         self._signer.drop(wanted)

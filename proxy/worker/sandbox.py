@@ -48,18 +48,18 @@ class Common:
         keyholder: "socket.socket",
         roots: bytes,
         *,
-        authority_ends: float,
+        authority_expires: float,
         descriptors: "DescriptorQuotas",
         forbidden: "Collection[tuple[Address, int]]" = (),
         in_turn: bool = False,
     ) -> None:
         """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
 
-        `authority_ends`: seconds since 1970; `forbidden`: where Exeat itself listens outside; `in_turn`: whether other
-        sandboxes want their turn.
+        `authority_expires`: seconds since 1970; `forbidden`: addresses where Exeat itself listens on the host;
+        `in_turn`: whether other sandboxes want their turn.
         """
         self.journal = journal
-        self.authority_ends = authority_ends
+        self.authority_expires = authority_expires
         self.descriptors = descriptors
         self.forbidden = forbidden
         self.in_turn = in_turn
@@ -283,6 +283,6 @@ def _metrics(sandbox: "SandboxState", common: Common) -> Metrics:
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.needs.endings)
     metrics.rules_valid = not policy.unread
     metrics.limits = sandbox.meters
-    metrics.ca_expiry = common.authority_ends
+    metrics.ca_expiry = common.authority_expires
     metrics.watch("worker", os.getpid())
     return metrics

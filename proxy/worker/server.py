@@ -58,7 +58,7 @@ class Setup:
     """What a worker is given."""
 
     keyholder: socket.socket  # to the process that signs certificates
-    authority_ends: float  # seconds since 1970
+    authority_expires: float  # seconds since 1970
     roots: bytes  # the host's trusted certificates
     journal: int  # a descriptor of the journal's directory
     control: socket.socket  # to the service, or to the run's supervisor
@@ -131,7 +131,7 @@ class SandboxServers:
             self._journal,
             setup.keyholder,
             setup.roots,
-            authority_ends=setup.authority_ends,
+            authority_expires=setup.authority_expires,
             descriptors=DescriptorQuotas(limit, MOST if setup.only is None else 1),
             forbidden=_endpoints(setup.forbidden),
             in_turn=setup.only is None,

@@ -107,7 +107,7 @@ def fuzz_line(data: bytes) -> None:
 
 
 def fuzz_certificate(data: bytes) -> None:
-    """What a worker says to the key holder is one host in its one spelling, and the very packet, or nothing."""
+    """What a worker says to the certificate signer is one host in its one spelling, and the very packet, or nothing."""
     try:
         wanted = packets.read_request(data)
     except packets.Malformed:

@@ -105,7 +105,7 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
 
 
 def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
-    with pytest.raises(ValueError, match="nothing that is kept"):
+    with pytest.raises(ValueError, match="of no shared file"):
         init.execute_shared(init.StepRecorder(), "with one", lambda executor: executor.calls.take(0))
 
 

@@ -208,13 +208,13 @@ def test_the_file_that_was_approved_is_what_starts(tmp_path, change):
         change(program, link)
         watched.worker.send(messages.pack(messages.CheckStart(asked.number)))
         refused = change is not _nothing
-        assert (b"was changed while" in _until(watched, messages.CheckResult).changed) is refused
+        assert (b"changed while it waited" in _until(watched, messages.CheckResult).changed) is refused
         watched.answer(asked.number, go=True)
         watched.answer_all(lambda _: (True,))
         assert watched.result() == (errno.EACCES if refused else 7)
     os.close(writer)
     with open(reader, "rb") as said:
-        assert (b"exeat: what was to start was changed" in said.read()) is refused
+        assert (b"exeat: the program's file or arguments changed" in said.read()) is refused
 
 
 def test_whether_it_still_waits_is_said_of_one_that_was_killed():

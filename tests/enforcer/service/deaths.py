@@ -165,7 +165,7 @@ def _stopped(pid):
 
 
 def _without_key_holder(up):
-    """Each worker shows a page under a certificate; the key holder is killed, and they do again."""
+    """Each worker shows a page under a certificate; the certificate signer is killed, and they do again."""
     first = up.status()["keyholder"]
     page = ["curl", "-sk", "-m", str(PATIENCE), "-o", "/dev/null", "-w", "%{http_code}"]
     waiting = begin(
@@ -180,7 +180,7 @@ def _without_key_holder(up):
     assert (shown := waiting.stdout.readline()) == "403\n", shown
     pages = [run("--quiet", "--", *page, "https://two.example")["out"]]
     os.kill(first, signal.SIGKILL)
-    until(lambda: "the key holder is gone (its process ended)" in LOG.read_text(), "what is said of it")
+    until(lambda: "the certificate signer ended (its process ended)" in LOG.read_text(), "what is said of it")
     pages.append(run("--quiet", "--", *page, "https://three.example")["out"])
     waiting.communicate("\n")
     return {"pages": pages, "first": first, "next": up.status()["keyholder"]}

@@ -1,4 +1,4 @@
-"""The key holder of a run: what it has, who has the key, and what becomes of it and of others when one of them dies."""
+"""The certificate signer of a run: what it has, who has the key, and what becomes of it and of others when one of them dies."""
 
 import base64
 import contextlib
@@ -43,7 +43,7 @@ class Running:
     def keyholder(self):
         """The process that has nothing but a pair, the channel to who forked it, and what waits for both."""
         found = [pid for pid in children(self.process.pid) if status(pid).get("Seccomp") == "2" and no_files(pid)]
-        assert len(found) < 2, "a process that is not the key holder was taken for it"
+        assert len(found) < 2, "a process that is not the certificate signer was taken for it"
         return found[0] if found else 0
 
     def told(self, text):
@@ -143,10 +143,10 @@ def test_the_key_is_the_key_holder_s_alone_and_one_that_dies_is_replaced(someone
         os.kill(keyholder, signal.SIGKILL)
         until(lambda: started(keyholder) is None, "its end")
         assert [run.fetch(name) for name in ("two.example", "one.example", "two.example")] == ["000", "403", "000"]
-        refused = run.told("the key holder is gone: no certificate for a new name")
+        refused = run.told("the certificate signer is gone: no certificate for a new name")
         assert [event["fault"]["where"] for event in refused] == ["inspection", "inspection"]
         os.kill(supervisor, signal.SIGCONT)
-        until(lambda: run.told("the key holder is gone (its process ended)"), "what is told of it")
+        until(lambda: run.told("the certificate signer ended (its process ended)"), "what is told of it")
         until(lambda: run.fetch("two.example") == "403", "another one", 0.1)
         assert run.keyholder() not in (0, keyholder)
 

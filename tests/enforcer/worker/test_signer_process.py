@@ -1,4 +1,4 @@
-"""The key holder as a process by itself: what it answers, what it is confined to, and when another takes its place."""
+"""The certificate signer as a process by itself: what it answers, what it is confined to, and when another takes its place."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ from tests.soak.left import started
 
 
 class World:
-    """A CA, and a key holder for it; `said` is what it has told."""
+    """A CA, and a certificate signer for it; `said` is what it has told."""
 
     def __init__(self, directory, **more):
         for name in ("ca", "cache"):
@@ -103,7 +103,7 @@ def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_al
         # A descriptor that comes with it is nobody's, and more than a request is none.
         assert world.answer(bad, asked("*.example")) == b""
         until(lambda: world.turn() or world.said, "what it tells")
-        asked_for = "the key holder: worker 1 asked for something else than a certificate for one host"
+        asked_for = "certificate signer: worker 1 sent an invalid request"
         assert world.said == [f"{asked_for} (no name and no address): it gets none"]
         with world.keyholder.pair(1) as bad:  # another worker in its place
             socket.send_fds(bad, [asked(number=6)], [0])
@@ -176,7 +176,9 @@ def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
         answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
     assert [bool(certificate) for _, certificate in answers] == [True, True, False, False]
     until(lambda: world.turn() or world.said, "what it tells")
-    assert world.said == ["the key holder: worker 4 asks for too many certificates: it has had 2, and is refused"]
+    assert world.said == [
+        "certificate signer: worker 4 asks for too many certificates: after 2, further ones are denied"
+    ]
 
 
 def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_started_later(world, monkeypatch):
@@ -212,7 +214,7 @@ def test_one_that_hangs_is_replaced(world, monkeypatch):
         assert read_answer(world.answer(pair, asked(number=2)))[0] == 2
     assert world.keyholder.pid not in (0, first)
     assert started(first) is None
-    said = "the key holder is gone (it hung); names that have no certificate yet are refused until there is another"
+    said = "the certificate signer ended (it hung); connections to names without a certificate are denied until the next one runs"
     assert world.said == [said]
 
 
@@ -231,7 +233,7 @@ def test_one_whose_key_was_replaced_signs_nothing(world):
     with world.keyholder.pair(1) as pair:
         assert world.answer(pair, asked()) == b""
         until(lambda: world.turn() or world.said, "what it tells")
-    assert "the CA was replaced while this ran; start again" in world.said[0]
+    assert "the CA was replaced during the run; start again" in world.said[0]
     world.directory.chmod(0o755)
     with pytest.raises(HostError, match="is open to others"):
         world.keyholder.start()

@@ -185,7 +185,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
     authority.rotate(tmp_path / "ca")
     at = tmp_path / "ca"
     worker_paths = worker.WorkerPaths(at, known.fingerprint, known.expires, known.certificate.encode(), tmp_path, None)
-    with pytest.raises(HostError, match="the CA was replaced in this very moment"):
+    with pytest.raises(HostError, match="the CA was replaced during the start"):
         worker.start(None, None, worker_paths, worker.WorkerProcess)
 
 

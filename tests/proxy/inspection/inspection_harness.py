@@ -83,14 +83,14 @@ class Gate:
         self.inspection = Inspection(self.leaves, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
 
     def _sign(self):
-        """Be the key holder."""
+        """Be the certificate signer."""
         if packet := self.keyholder.recv(LONGEST_REQUEST + 1):
             self.keyholder.send(self.signer.answer(packet))
         else:
             asyncio.get_running_loop().remove_reader(self.keyholder)
 
     def silence(self):
-        """Let the key holder answer nothing any more."""
+        """Let the certificate signer answer nothing any more."""
         if self.keyholder.fileno() < 0:
             return
         self.loop.run(lambda: asyncio.get_running_loop().remove_reader(self.keyholder))

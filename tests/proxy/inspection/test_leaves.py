@@ -1,4 +1,4 @@
-"""What a worker asks the key holder for, what that signs and what it doesn't, and what becomes of who waits for it."""
+"""What a worker asks the certificate signer for, what that signs and what it doesn't, and what becomes of who waits for it."""
 
 import asyncio
 import contextlib
@@ -135,7 +135,7 @@ def test_sandboxes_that_come_and_go_bring_no_more_than_they_may_have(ca):
 
 
 class Pair:
-    """A worker's leaves, and the key holder's end of its pair."""
+    """A worker's leaves, and the certificate signer's end of its pair."""
 
     def __init__(self, ca):
         ours, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -198,7 +198,7 @@ async def test_who_waits_for_the_same_is_told_by_one_answer(pair):
     assert one.stale < one.ends
 
 
-GONE = "the key holder is gone: no certificate for a new name"
+GONE = "the certificate signer is gone: no certificate for a new name"
 
 
 @within_a_loop
@@ -242,8 +242,8 @@ async def test_another_key_holder_takes_its_place(pair):
 
 
 ANSWERS = [
-    ("refused", answer, "the key holder signs no more for this worker just now"),
-    ("no certificate", lambda number: answer(number, b"\x30\x00"), "the key holder's answer is no certificate"),
+    ("refused", answer, "the certificate signer signs no more for this worker just now"),
+    ("no certificate", lambda number: answer(number, b"\x30\x00"), "the certificate signer's answer is no certificate"),
     ("too short", lambda _number: b"x", GONE),
     ("too long", lambda number: answer(number, bytes(9000)), GONE),
 ]
@@ -270,7 +270,7 @@ def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
     @within_a_loop
     async def body(pair):
         pair.ask("good.example")
-        assert await pair.heard(1) == [("good.example", "the key holder doesn't answer")]
+        assert await pair.heard(1) == [("good.example", "the certificate signer doesn't answer")]
         pair.serve()  # too late
         pair.ask("other.example")
         await pair.heard(2)

@@ -74,7 +74,7 @@ def traffic(tmp_path):
             Journal(tmp_path / "journal"),
             sockets["diag"],
             b"",
-            authority_ends=time.time(),
+            authority_expires=time.time(),
             descriptors=DescriptorQuotas(RESERVED + OWN + 10, 1),
         )
 

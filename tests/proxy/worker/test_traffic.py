@@ -38,7 +38,11 @@ def world(tmp_path):
     sockets["tcp"].listen()
     keyholder, theirs = socket.socketpair()
     common = Common(
-        Journal(tmp_path / "journal"), keyholder, b"", authority_ends=time.time(), descriptors=DescriptorQuotas(4096, 1)
+        Journal(tmp_path / "journal"),
+        keyholder,
+        b"",
+        authority_expires=time.time(),
+        descriptors=DescriptorQuotas(4096, 1),
     )
     with asyncio.Runner(loop_factory=Loop) as runner, theirs:
         yield runner.run, lambda: SandboxServer(state, sockets, common, gave_up=lambda _: None), sockets
