@@ -31,10 +31,10 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from proxy.certificates.system_bundles import bundle_path
 from proxy.gate.block_page import Refusal, page, page_head
-from proxy.inspection.standalone import Desk, Visitor, kill, streaming, too_long_to_refuse
+from proxy.inspection.standalone import ClientConnection, StandaloneGate, kill, streaming, too_long_to_refuse
 from proxy.request.messages import checked_length
 from proxy.request.mitmproxy_messages import head_of, response_head_of, response_of
-from proxy.request.request_head import HTTP_PORT, Unclear, named, read_authority
+from proxy.request.request_head import HTTP_PORT, UnclearError, named, read_authority
 from proxy.telemetry.events import Tls, Where
 from rules.addresses import parse_host
 from rules.names import HostName, InvalidNameError
@@ -99,8 +99,8 @@ class Exeat:
     """The addon."""
 
     def __init__(self) -> None:
-        self.desk: Desk | None = None
-        self.visitors: dict[str, Visitor] = {}
+        self.desk: StandaloneGate | None = None
+        self.visitors: dict[str, ClientConnection] = {}
 
     # --- mitmproxy's life ---
 
@@ -129,7 +129,9 @@ class Exeat:
                 raise wrong("nothing can be decided without rules: `--set exeat_rules=FILE`")
             journal = ctx.options.exeat_journal
             try:
-                self.desk = Desk([Path(name) for name in ctx.options.exeat_rules], Path(journal) if journal else None)
+                self.desk = StandaloneGate(
+                    [Path(name) for name in ctx.options.exeat_rules], Path(journal) if journal else None
+                )
             except (RuleFileError, OSError) as error:
                 raise wrong(str(error)) from error
 
@@ -146,7 +148,7 @@ class Exeat:
         if self.desk is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
             client.error = "not a connection that exeat decides on"
             return
-        self.visitors[client.id] = Visitor(self.desk, functools.partial(self.sever, client))
+        self.visitors[client.id] = ClientConnection(self.desk, functools.partial(self.sever, client))
         self.visitor(client)
 
     @guarded
@@ -228,7 +230,7 @@ class Exeat:
         if visitor.tunnel is not None:
             tls = asked.client_conn.tls_established
         elif isinstance(asked.client_conn.proxy_mode, mode_specs.TransparentMode):
-            with contextlib.suppress(Unclear):  # then the decision will say why
+            with contextlib.suppress(UnclearError):  # then the decision will say why
                 host = str(read_authority(named(head_of(asked.request)), HTTP_PORT)[0])
         pending = visitor.ask(asked, host, port, tls=tls)
         if pending is None:
@@ -290,7 +292,7 @@ class Exeat:
 
     # --- what they share ---
 
-    def visitor(self, client: connection.Client) -> Visitor:
+    def visitor(self, client: connection.Client) -> ClientConnection:
         """Return who this is. Raises KeyError for one that was there before us."""
         return self.visitors[client.id]
 

@@ -1,6 +1,6 @@
 """Bodies of pushes, as git writes them (gitprotocol-pack(5))."""
 
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
 MAIN = "refs/heads/main"
@@ -38,4 +38,4 @@ END = line("push-cert-end\n")
 
 def feed(found, data):
     """Have a `Push` read the next piece; returns whether all refs are known."""
-    return at_once(found.feeding(data))
+    return run_at_once(found.feeding(data))

@@ -97,7 +97,7 @@ class Channel:
             except BlockingIOError:
                 self._wait_for_room(True)
                 return
-            except message.Unsent:
+            except message.MessageNotSentError:
                 self.close()  # and not go by rules that were: it ends, and what takes its place is told all anew
                 return
             except OSError:

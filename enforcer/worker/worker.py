@@ -64,7 +64,7 @@ class Worker:
         """Send a message. A worker that is gone gets none; one that can't get new rules is ended."""
         try:
             message.send(self.control, what, descriptors)
-        except message.Unsent:
+        except message.MessageNotSentError:
             self._give_up()
         except OSError:
             pass

@@ -469,9 +469,9 @@ def _size(head: "Head | None", *, body: bool) -> int | None:
     length = [value for name, value in head.fields if name.lower() == b"content-length"]
     if head.version == b"HTTP/2.0":
         return int(length[0]) if len(length) == 1 and length[0].isdigit() else None
-    from proxy.request.request_head import Unclear, body_size  # loaded where there is a head
+    from proxy.request.request_head import UnclearError, body_size  # loaded where there is a head
 
     try:
         return body_size(head)
-    except Unclear:
+    except UnclearError:
         return None

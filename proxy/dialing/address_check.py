@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from proxy.dialing.dialer import Dialer, Hop
-    from proxy.dns.lookup import Found
+    from proxy.dns.lookup import LookupResult
     from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.decision import Decision
@@ -29,7 +29,7 @@ _OWN: Final = f"no `resolves_to` opens this host's own public address: a service
 _LISTENER: Final = "no rule opens what exeat itself listens on"
 
 
-class DialFailed(Exception):  # noqa: N818  past tense: what happened
+class DialError(Exception):
     """No connection could be made, or may be. The texts are for people: what is wrong, and what can be done about it.
 
     `advice` is empty where it is what the reason has anyway. `held`: the decision by which people are to be asked
@@ -62,15 +62,15 @@ class OwnEndpoints:
         self._ports = frozenset(port for _, port in self._listeners)  # compared sooner than an address
 
     def may_dial(
-        self, policy: "Policy", attempt: "Attempt", found: "Found", proxy: "Found | None" = None
+        self, policy: "Policy", attempt: "Attempt", found: "LookupResult", proxy: "LookupResult | None" = None
     ) -> "tuple[Address, ...]":
-        """Return those of the addresses found that may be dialled. Raises DialFailed with the first one's reason.
+        """Return those of the addresses found that may be dialled. Raises DialError with the first one's reason.
 
         `proxy`: where the policy's upstream proxy was found, if the attempt is made to its port.
         """
         target, port = attempt.target, attempt.port
         upstream = policy.settings.upstream
-        first: DialFailed | None = None
+        first: DialError | None = None
         good: list[Address] = []
         for address in found.addresses:
             reason = policy.check_address(attempt, address)
@@ -90,13 +90,13 @@ class OwnEndpoints:
                 good.append(address)
             elif first is None or (first.held is None and reason is Reason.APPROVAL_UNAVAILABLE):
                 held = policy.held_at(attempt, address) if reason is Reason.APPROVAL_UNAVAILABLE else None
-                failure = DialFailed(reason, f"`{target}` is {address}{which}", advice, held, address)
+                failure = DialError(reason, f"`{target}` is {address}{which}", advice, held, address)
                 first = failure if first is None or held is not None else first
         if not good:
-            raise first or DialFailed(Reason.UNRESOLVED, found.problem)
+            raise first or DialError(Reason.UNRESOLVED, found.problem)
         return tuple(good)
 
-    def _is_ours(self, target: "HostName | Address", address: "Address", port: int, found: "Found") -> bool:
+    def _is_ours(self, target: "HostName | Address", address: "Address", port: int, found: "LookupResult") -> bool:
         """Whether this is a door of this host that nobody opened.
 
         Its public addresses look like anybody's to the rules, so a name never leads there; a rule that lists a
@@ -108,7 +108,7 @@ class OwnEndpoints:
             return False
         return isinstance(target, HostName) and why_not_public(address) is None
 
-    def _is_listener(self, address: "Address", port: int, found: "Found") -> bool:
+    def _is_listener(self, address: "Address", port: int, found: "LookupResult") -> bool:
         """Whether Exeat itself listens there."""
         if port not in self._ports:
             return False
@@ -120,7 +120,7 @@ class OwnEndpoints:
 
 
 def is_proxy(
-    target: "HostName | Address", own: "frozenset[Address]", host: "HostName | Address", proxy: "Found"
+    target: "HostName | Address", own: "frozenset[Address]", host: "HostName | Address", proxy: "LookupResult"
 ) -> bool:
     """Whether `target`, asked for at the proxy's port, is the proxy at `host`; `own`: what of it is this host's."""
     if target == host or target in proxy.addresses:
@@ -134,16 +134,16 @@ def is_proxy(
 _FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
 
 
-def approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
+def as_approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
     """Return the attempt as if all that is asked were granted; None: nothing may be looked up for it yet."""
     if not policy.spells_out(attempt.target, decision.approval):
         return None
     return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
 
 
-def in_vain(found: "tuple[Hop, ...] | DialFailed") -> DialFailed | None:
+def futile_error(found: "tuple[Hop, ...] | DialError") -> DialError | None:
     """Return why an approval would open nothing; None: it may."""
-    return found if isinstance(found, DialFailed) and found.reason in _FINAL else None
+    return found if isinstance(found, DialError) and found.reason in _FINAL else None
 
 
 def preflight(
@@ -151,24 +151,24 @@ def preflight(
     policy: "Policy",
     attempt: "Attempt",
     decision: "Decision",
-    done: "Callable[[DialFailed | None], None]",
+    done: "Callable[[DialError | None], None]",
 ) -> None:
     """Call `done` once, perhaps from within: with why an approval would open nothing, or None."""
-    would = approved(policy, attempt, decision)
+    would = as_approved(policy, attempt, decision)
     if would is None:
         done(None)
         return
     try:
         known = dialer.known(policy, would)
-    except DialFailed as failure:
-        done(in_vain(failure))
+    except DialError as failure:
+        done(futile_error(failure))
         return
     if known is not None:
         done(None)
     else:
-        dialer.find(policy, would, lambda found: done(in_vain(found)))
+        dialer.find(policy, would, lambda found: done(futile_error(found)))
 
 
-def refused(decision: "Decision", failure: DialFailed) -> "Decision":
+def deny_undialable(decision: "Decision", failure: DialError) -> "Decision":
     """Deny what nobody needs to be asked about."""
     return decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=failure.reason, approval=())

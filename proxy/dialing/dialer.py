@@ -18,8 +18,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.address_check import DialFailed, OwnEndpoints, is_proxy
-from proxy.dns.lookup import Found, source_for
+from proxy.dialing.address_check import DialError, OwnEndpoints, is_proxy
+from proxy.dns.lookup import LookupResult, source_for
 from proxy.event_loop.poller import OUT, cut_if_killed
 from proxy.sandbox.sandbox_state import DescriptorQuota, ExtraSockets
 from rules.attempt import Protocol
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from proxy.dialing.proxy_auth import Login
-    from proxy.dialing.through import Through
+    from proxy.dialing.proxy_connector import ProxyConnector
     from proxy.dns.lookup import Lookup
     from proxy.event_loop.poller import Poller
     from proxy.telemetry.prometheus.metrics import Metrics
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 type Hop = Address | ProxyDestination  # what is dialled
-type Done = Callable[[socket.socket | DialFailed, Hop | None], None]  # a connected socket and where to, or why not
+type Done = Callable[[socket.socket | DialError, Hop | None], None]  # a connected socket and where to, or why not
 
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
 
@@ -52,7 +52,7 @@ _INET: Final = int(socket.AF_INET)
 _INET6: Final = int(socket.AF_INET6)
 
 
-class Connecting:
+class ConnectRace:
     """One race for a connection. `done` is called once, and never from within the constructor or `cancel`.
 
     With `at_once` the first address may be connected when the constructor is done, as those near by are: `take` it
@@ -93,7 +93,7 @@ class Connecting:
         self._done = done
         self._metrics = metrics
         self._started = time.monotonic()
-        self._open: list[_Try] = []
+        self._open: list[_ConnectAttempt] = []
         self._over = False
         self._problem = "there is no address"
         self._timer: asyncio.TimerHandle | None = None
@@ -119,20 +119,20 @@ class Connecting:
             self._open.pop().close()
         self._extra.set(len(self._open) - 1)
 
-    def connected(self, attempt: "_Try") -> None:
+    def connected(self, attempt: "_ConnectAttempt") -> None:
         """End the race: this one has won."""
         self._open.remove(attempt)
         self.cancel()
         self._tell(attempt.sock, attempt.address)
 
-    def lost(self, attempt: "_Try", number: int) -> None:
+    def lost(self, attempt: "_ConnectAttempt", number: int) -> None:
         """Go on without this one: with the next address at once."""
         if attempt not in self._open:
             return  # it has won or was given up before
         self._open.remove(attempt)
         attempt.close()
         self._extra.set(len(self._open) - 1)
-        self._problem = said(number, attempt.address)
+        self._problem = describe_error(number, attempt.address)
         if self._timer is not None:
             self._timer.cancel()
         self._next()
@@ -145,9 +145,9 @@ class Connecting:
         while self._addresses and not self._over:
             address = self._addresses.pop(0)
             try:
-                attempt = _Try(self, self._poller, address, self._port, at_once=self._at_once)
+                attempt = _ConnectAttempt(self, self._poller, address, self._port, at_once=self._at_once)
             except OSError as error:
-                self._problem = said(error.errno, address)
+                self._problem = describe_error(error.errno, address)
                 continue
             self._at_once = False  # only within the constructor is there somebody to take it
             self._open.append(attempt)
@@ -168,23 +168,23 @@ class Connecting:
     def _fail(self) -> None:
         if not self._over:
             self._over = True
-            self._tell(DialFailed(Reason.UPSTREAM_FAILED, self._problem), None)
+            self._tell(DialError(Reason.UPSTREAM_FAILED, self._problem), None)
 
-    def _tell(self, result: "socket.socket | DialFailed", address: "Address | None") -> None:
+    def _tell(self, result: "socket.socket | DialError", address: "Address | None") -> None:
         if self._metrics is not None:
-            reason = result.reason if isinstance(result, DialFailed) else None
+            reason = result.reason if isinstance(result, DialError) else None
             self._metrics.dialled(reason, time.monotonic() - self._started)
         done = self._done
         del self._done
         done(result, address)
 
 
-class _Try:
+class _ConnectAttempt:
     """One socket on its way to one address."""
 
     __slots__ = ("_fd", "_poller", "_race", "address", "connected", "sock")
 
-    def __init__(self, race: Connecting, poller: "Poller", address: "Address", port: int, *, at_once: bool) -> None:
+    def __init__(self, race: ConnectRace, poller: "Poller", address: "Address", port: int, *, at_once: bool) -> None:
         """Begin. Raises OSError."""
         self._race = race
         self._poller = poller
@@ -237,7 +237,7 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def said(number: int | None, address: "Address") -> str:
+def describe_error(number: int | None, address: "Address") -> str:
     """Say why an address could not be connected to."""
     return f"{address}: {os.strerror(number or errno.EIO).lower()}"
 
@@ -245,7 +245,7 @@ def said(number: int | None, address: "Address") -> str:
 LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
 CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, and for what a proxy has to say
 NO_ANSWER: Final = f"no answer within {CONNECT_TIMEOUT:.0f} seconds"
-_NOWHERE: Final = Found()
+_NOWHERE: Final = LookupResult()
 _MOST_CHECKED: Final = 64  # answers of a policy kept with what was looked up; they save a third of a connection's CPU
 
 
@@ -271,14 +271,14 @@ class Dialer:
         self.descriptors = descriptors or DescriptorQuota()
         self._own = OwnEndpoints(forbidden)
         self._metrics = metrics
-        self._proxies: dict[HostName | Address, Found] = {}  # where the upstream proxy was found last
+        self._proxies: dict[HostName | Address, LookupResult] = {}  # where the upstream proxy was found last
         self.login: Login | None = None
         self.poller = poller
 
     def known(self, policy: "Policy", attempt: "Attempt") -> "tuple[Hop, ...] | None":
         """Return what may be dialled for `attempt`, best first; None: a lookup is needed, `find` it.
 
-        Raises DialFailed when there is nothing.
+        Raises DialError when there is nothing.
         """
         upstream = policy.settings.upstream
         if upstream is not None:
@@ -292,16 +292,14 @@ class Dialer:
         found = self._lookup.known(target)
         return None if found is None else self._checked(policy, attempt, found)
 
-    def find(
-        self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialFailed], None]"
-    ) -> None:
+    def find(self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialError], None]") -> None:
         """Look the name up and call `done`, once, with what may be dialled or why nothing may."""
         upstream = policy.settings.upstream
         if upstream is None or attempt.port != upstream.port or not isinstance(upstream.host, HostName):
             self._look_up(policy, attempt, done)
             return
 
-        def proxy_found(found: Found) -> None:
+        def proxy_found(found: LookupResult) -> None:
             assert upstream is not None
             self._proxies[upstream.host] = found
             self._look_up(policy, attempt, done)
@@ -309,21 +307,21 @@ class Dialer:
         self._lookup.ask(upstream.host, proxy_found)
 
     def _look_up(
-        self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialFailed], None]"
+        self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialError], None]"
     ) -> None:
         began = time.monotonic()
 
-        def looked_up(found: Found) -> None:
+        def looked_up(found: LookupResult) -> None:
             try:
                 hops = self._hops(policy, attempt, found)
-            except DialFailed as failure:
+            except DialError as failure:
                 if self._metrics is not None:  # what is found and dialled is counted when that has ended
                     self._metrics.dialled(failure.reason, time.monotonic() - began)
                 done(failure)
             except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
-                said = {"message": "addresses could not be checked", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(said)
-                done(DialFailed(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
+                describe_error = {"message": "addresses could not be checked", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(describe_error)
+                done(DialError(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
             else:
                 done(hops)
 
@@ -337,46 +335,48 @@ class Dialer:
 
     def connect(
         self, addresses: "tuple[Hop, ...]", port: int, done: "Done", *, at_once: bool = False
-    ) -> "Connecting | Through":
+    ) -> "ConnectRace | ProxyConnector":
         """Connect to one of `addresses`, which `known` or `find` gave, and call `done` once, never from within.
 
         The caller sets the deadline: `cancel` what this returns. With `at_once` it also takes what is there at once:
         `take`.
         """
         if addresses and isinstance(addresses[0], ProxyDestination):
-            from proxy.dialing.through import Through  # nobody else pays for it
+            from proxy.dialing.proxy_connector import ProxyConnector  # nobody else pays for it
 
-            return Through(
+            return ProxyConnector(
                 self.poller, self._lookup, addresses[0], port, done,
                 login=self.login, metrics=self._metrics, descriptors=self.descriptors,
             )  # fmt: skip
         direct = [address for address in addresses if not isinstance(address, ProxyDestination)]
-        return Connecting(self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors)
+        return ConnectRace(
+            self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors
+        )
 
-    def _hops(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Hop, ...]":
-        """Return what may be dialled, now that everything is looked up. Raises DialFailed."""
+    def _hops(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Hop, ...]":
+        """Return what may be dialled, now that everything is looked up. Raises DialError."""
         upstream = policy.settings.upstream
         if upstream is not None:
             proxy = self._proxies.get(upstream.host, _NOWHERE)
             if attempt.port == upstream.port and isinstance(upstream.host, HostName) and not proxy.addresses:
                 why = f"whether this is the proxy `{upstream}` can't be told: {proxy.problem}"
-                raise DialFailed(Reason.UPSTREAM_FAILED, why)
+                raise DialError(Reason.UPSTREAM_FAILED, why)
             if via := self._via(policy, attempt, upstream):
                 return via
         return self._checked(policy, attempt, found)
 
     def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[ProxyDestination] | None":
-        """Return the way through the proxy; None: this goes past it. Raises DialFailed for what must not go there."""
+        """Return the way through the proxy; None: this goes past it. Raises DialError for what must not go there."""
         if policy.upstream_for(attempt) is None:
             return None
         target = attempt.target
         if attempt.protocol is Protocol.UDP:
-            raise DialFailed(Reason.UDP, f"no datagrams go through the proxy `{upstream}`")
+            raise DialError(Reason.UDP, f"no datagrams go through the proxy `{upstream}`")
         if target == upstream.host or not isinstance(target, HostName):
             own = _NOWHERE.own if isinstance(target, HostName) else _found(target).own
             proxy = self._proxies.get(upstream.host, _NOWHERE)
             if attempt.port == upstream.port and is_proxy(target, own, upstream.host, proxy):
-                raise DialFailed(Reason.NON_PUBLIC_ADDRESS, f"`{target}` is the proxy itself")
+                raise DialError(Reason.NON_PUBLIC_ADDRESS, f"`{target}` is the proxy itself")
         return (ProxyDestination(upstream, target),)
 
     def _knows(self, upstream: "Upstream") -> bool:
@@ -388,8 +388,8 @@ class Dialer:
             return True
         return False
 
-    def _checked(self, policy: "Policy", attempt: "Attempt", found: Found) -> "tuple[Address, ...]":
-        """Return the addresses that may be dialled, which a policy says once of what was found. Raises DialFailed."""
+    def _checked(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Address, ...]":
+        """Return the addresses that may be dialled, which a policy says once of what was found. Raises DialError."""
         port, upstream = attempt.port, policy.settings.upstream
         if attempt.request is not None or (upstream is not None and upstream.port == port):
             proxy = None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _NOWHERE)
@@ -403,6 +403,6 @@ class Dialer:
         return good
 
 
-def _found(address: "Address") -> Found:
+def _found(address: "Address") -> LookupResult:
     """Return what would be found of a name that has this one address."""
-    return Found((address,), frozenset({address} & {source_for(address)}))
+    return LookupResult((address,), frozenset({address} & {source_for(address)}))

@@ -38,7 +38,7 @@ _REPLIES: Final = (  # RFC 1928 section 6
 )
 
 
-class Refused(Exception):  # noqa: N818  past tense: what happened
+class TunnelError(Exception):
     """The proxy made no connection, or didn't answer as one. The text says why, and holds nothing that it sent."""
 
 
@@ -49,15 +49,15 @@ class Tunnel(Protocol):
     open: bool  # whether the connection is made
 
     def take(self, data: bytes) -> tuple[int, bytes]:
-        """Return how many bytes of `data` were the proxy's own, and what to send now. Raises Refused."""
+        """Return how many bytes of `data` were the proxy's own, and what to send now. Raises TunnelError."""
         ...
 
 
-def tunnel(via: "ProxyDestination", port: int, login: "Login | None") -> Tunnel:
+def open_tunnel(via: "ProxyDestination", port: int, login: "Login | None") -> Tunnel:
     """Return how to ask for `port` of what `via` names."""
     if via.relayed:
-        return Unasked()
-    kinds: dict[Scheme, type[Connect | Socks]] = {Scheme.HTTP: Connect, Scheme.SOCKS5: Socks}
+        return NoTunnel()
+    kinds: dict[Scheme, type[ConnectTunnel | SocksTunnel]] = {Scheme.HTTP: ConnectTunnel, Scheme.SOCKS5: SocksTunnel}
     return kinds[via.upstream.scheme](via.target, port, login)
 
 
@@ -66,12 +66,12 @@ def credentials(login: "Login") -> bytes:
     return b"Basic " + b64encode(login.user + b":" + login.password)
 
 
-def unwelcome(login: "Login | None") -> str:
+def proxy_login_problem(login: "Login | None") -> str:
     """Return what a proxy says with 407."""
     return f"{_NEEDED if login is None else _NOT_TAKEN} (407)"
 
 
-class Unasked:
+class NoTunnel:
     """Nothing to ask for: each request says where it goes."""
 
     first = b""
@@ -82,7 +82,7 @@ class Unasked:
         return 0, b""
 
 
-class Connect:
+class ConnectTunnel:
     """RFC 9110 section 9.3.6, over HTTP/1.1."""
 
     def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
@@ -107,12 +107,12 @@ class Connect:
         taken = (end.end() if end else len(self._head)) - before
         self._size += taken
         if self._size > LONGEST_HEAD:
-            raise Refused(f"its answer is longer than {LONGEST_HEAD} bytes")
+            raise TunnelError(f"its answer is longer than {LONGEST_HEAD} bytes")
         try:
             check_status_line(self._head)
             status = parse_response(self._head[: end.end()]).status if end else None
         except ValueError:
-            raise Refused(_NOT_HTTP) from None
+            raise TunnelError(_NOT_HTTP) from None
         if status is not None:
             self._answered(status)
         return taken, b""
@@ -123,12 +123,12 @@ class Connect:
         elif 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
             self._head = b""  # RFC 9110 section 15.2: the answer itself is still to come
         elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            raise Refused(unwelcome(self._login))
+            raise TunnelError(proxy_login_problem(self._login))
         else:
-            raise Refused(f"it answered {_described(status)}")
+            raise TunnelError(f"it answered {_described(status)}")
 
 
-class Socks:
+class SocksTunnel:
     """RFC 1928, with the user and password of RFC 1929 if there are some. Names are the proxy's to look up."""
 
     def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
@@ -161,9 +161,9 @@ class Socks:
         """Read which way of logging in it chose (section 3)."""
         version, method = reply
         if version != _VERSION:
-            raise Refused("it doesn't speak SOCKS 5")
+            raise TunnelError("it doesn't speak SOCKS 5")
         if method not in self._methods:
-            raise Refused(_NEEDED if self._login is None else "it takes no user and password")
+            raise TunnelError(_NEEDED if self._login is None else "it takes no user and password")
         if method == _NO_LOGIN or self._login is None:
             self._next(4)
             self._read = self._answer
@@ -176,7 +176,7 @@ class Socks:
     def _logged_in(self, reply: bytes) -> bytes:
         """Read whether it took user and password (RFC 1929 section 2)."""
         if reply != b"\x01\x00":
-            raise Refused(_NOT_TAKEN)
+            raise TunnelError(_NOT_TAKEN)
         self._next(4)
         self._read = self._answer
         return self._asked
@@ -185,15 +185,15 @@ class Socks:
         """Read what became of it (section 6), and how long the address is that it gives, which nobody needs."""
         version, code, _, kind = reply[:4]
         if version != _VERSION:
-            raise Refused("it doesn't speak SOCKS 5")
+            raise TunnelError("it doesn't speak SOCKS 5")
         if code:
-            raise Refused(_REPLIES[code] if code < len(_REPLIES) else f"it failed with code {code}")
+            raise TunnelError(_REPLIES[code] if code < len(_REPLIES) else f"it failed with code {code}")
         if len(reply) == 4 and kind == _NAME:
             self._wanted = 5
         elif len(reply) <= 5:
             sizes = {_IPV4: 4, _IPV6: 16, _NAME: 1 + reply[-1]}
             if kind not in sizes:
-                raise Refused("it answered with an unknown kind of address")
+                raise TunnelError("it answered with an unknown kind of address")
             self._wanted = 4 + sizes[kind] + 2
         else:
             self.open = True

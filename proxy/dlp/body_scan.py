@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dlp.decodings import Closed, Plain, Reader, Unreadable, decoded, of_parts, readings, transfers
 from proxy.dlp.patterns import BACK, LONGEST, candidates
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Body:
 
     def end(self) -> tuple[bytes, list[str]]:
         """Do all of `ending` now."""
-        return at_once(self.ending())
+        return run_at_once(self.ending())
 
     def taking(self, data: bytes) -> "Sliced[tuple[bytes, list[str]]]":
         """Take the next bytes; returns those that may leave now, and what was found and leaves.
@@ -110,7 +110,7 @@ class Body:
 
     def tighten(self, action: Scan) -> list[str]:
         """Go on under other rules; what has left has left. Returns what was found in that."""
-        found = [] if self._blocks else at_once(self._work())  # it is less than AT_ONCE, and not packed
+        found = [] if self._blocks else run_at_once(self._work())  # it is less than AT_ONCE, and not packed
         self._action = Scan.strictest((self._action, action))
         return found
 

@@ -25,7 +25,7 @@ _IP_PKTINFO, _IP_ORIGDSTADDR, _IPV6_PKTINFO, _IPV6_ORIGDSTADDR = 8, 20, 50, 74
 type _Ancillary = tuple[int, int, bytes]
 
 
-class Datagrams:
+class UdpDnsServer:
     """Questions that come as datagrams. The socket stays the caller's, and has IPV6_RECVORIGDSTADDR set."""
 
     __slots__ = ("_poller", "_recorder", "_resolver", "_sock")

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.dns.records import LookupFailed
+from proxy.dns.records import DnsLookupError
 from rules.addresses import normalize, parse_address, why_not_public
 from rules.names import HOST, LOOPBACK, is_exeat_name
 
@@ -41,7 +41,7 @@ _DISCARD: Final = 9  # any port does: connecting a datagram socket only looks up
 _BEST, _MISMATCHED, _NO_ROUTE = range(3)  # routes
 
 
-class Found:
+class LookupResult:
     """What a lookup gave: addresses in the order in which to dial them, or why there are none."""
 
     __slots__ = ("addresses", "checked", "own", "problem")
@@ -57,7 +57,7 @@ class Found:
         self.checked: dict[tuple[Policy, date | None, int, Spoken, bool, frozenset[str]], tuple[Address, ...]] = {}
 
 
-_NOBODY: Final = Found(problem="names of this zone are exeat's own")
+_NOBODY: Final = LookupResult(problem="names of this zone are exeat's own")
 
 
 class HostsFile:
@@ -110,15 +110,17 @@ class Lookup:
         self.has_room = has_room
         self._look_again_at = clock() + _LOOK_AGAIN
         self._hosts.refresh()
-        self._kept: OrderedDict[HostName, tuple[float, Found]] = OrderedDict()
-        self._host = Found(LOOPBACK, frozenset(LOOPBACK))  # asked of nobody: not even the hosts file has a say in it
-        self.waiting: dict[HostName, deque[Callable[[Found], None]]] = {}
+        self._kept: OrderedDict[HostName, tuple[float, LookupResult]] = OrderedDict()
+        self._host = LookupResult(
+            LOOPBACK, frozenset(LOOPBACK)
+        )  # asked of nobody: not even the hosts file has a say in it
+        self.waiting: dict[HostName, deque[Callable[[LookupResult], None]]] = {}
         self._askers = 0  # in all of these
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def known(self, name: "HostName") -> Found | None:
+    def known(self, name: "HostName") -> LookupResult | None:
         """Return what is known of `name` without asking anybody; None: `ask` has to."""
         now = self._clock()
         if now >= self._look_again_at:
@@ -133,19 +135,19 @@ class Lookup:
         written = self._hosts.addresses_of(name)
         return self._keep(name, written, LONGEST_KEPT) if written else None
 
-    def ask(self, name: "HostName", done: "Callable[[Found], None]") -> None:
+    def ask(self, name: "HostName", done: "Callable[[LookupResult], None]") -> None:
         """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
         waiting = self.waiting.get(name)
         if is_exeat_name(name):
             asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _NOBODY)
         elif self._askers >= MOST_ASKERS:
-            found = Found(problem=f"{self._askers} connections, requests and lookups wait for names already")
+            found = LookupResult(problem=f"{self._askers} connections, requests and lookups wait for names already")
             asyncio.get_running_loop().call_soon(done, found)
         elif waiting is not None:
             waiting.append(done)
             self._askers += 1
         elif len(self.waiting) >= MOST_WAITING or not self.has_room():
-            found = Found(problem=f"{len(self.waiting)} names are being looked up already")
+            found = LookupResult(problem=f"{len(self.waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:
             self.waiting[name] = deque([done])
@@ -161,7 +163,7 @@ class Lookup:
             found.checked.clear()
 
     def servers(self) -> "Servers":
-        """Return whom to ask for records of other kinds. Raises LookupFailed when there is nobody."""
+        """Return whom to ask for records of other kinds. Raises DnsLookupError when there is nobody."""
         return self._servers()
 
     def close(self) -> None:
@@ -172,19 +174,19 @@ class Lookup:
             task.cancel()
 
     async def _look_up(self, name: "HostName") -> None:
-        found = Found(problem="the lookup broke off")
+        found = LookupResult(problem="the lookup broke off")
         try:
             async with self._turns:
                 addresses, seconds = await _both_families(self._servers(), name)
             found = self._keep(name, addresses, seconds)
-        except LookupFailed as error:
+        except DnsLookupError as error:
             found = self._keep(name, (), FAILURE_KEPT, str(error))
         finally:
             waiting = self.waiting.pop(name, deque())
             self._askers -= len(waiting)
             self._tell(waiting, found)
 
-    def _tell(self, waiting: "deque[Callable[[Found], None]]", found: Found) -> None:
+    def _tell(self, waiting: "deque[Callable[[LookupResult], None]]", found: LookupResult) -> None:
         """Tell those who wait, some at a time: thousands at once would keep everybody else waiting (invariant 11)."""
         if self._closed:
             return
@@ -194,9 +196,11 @@ class Lookup:
         if waiting:
             loop.call_soon(self._tell, waiting, found)
 
-    def _keep(self, name: "HostName", addresses: "Iterable[Address]", seconds: float, problem: str = "") -> Found:
+    def _keep(
+        self, name: "HostName", addresses: "Iterable[Address]", seconds: float, problem: str = ""
+    ) -> LookupResult:
         ordered, own = in_order(tuple(dict.fromkeys(addresses))[:MOST_ADDRESSES])
-        found = Found(ordered, own, problem)
+        found = LookupResult(ordered, own, problem)
         self._kept[name] = self._clock() + min(seconds, LONGEST_KEPT), found
         self._kept.move_to_end(name)
         if len(self._kept) > MOST_KEPT:
@@ -205,7 +209,7 @@ class Lookup:
 
 
 async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[Address, ...], float]":
-    """Ask for IPv4 and IPv6 at once; when one has answered, the other gets a moment more. Raises LookupFailed."""
+    """Ask for IPv4 and IPv6 at once; when one has answered, the other gets a moment more. Raises DnsLookupError."""
     tasks = [asyncio.create_task(servers.ask(name, kind)) for kind in ("A", "AAAA")]
     try:
         first, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -217,7 +221,7 @@ async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[A
     ended = [task for task in tasks if task.done() and not task.cancelled()]
     answers = [task.result() for task in ended if task.exception() is None]
     if not answers:
-        raise LookupFailed("; ".join(dict.fromkeys(str(task.exception()) for task in ended)))
+        raise DnsLookupError("; ".join(dict.fromkeys(str(task.exception()) for task in ended)))
     addresses = tuple(address for found, _ in answers for address in found)
     return addresses, min(seconds for _, seconds in answers)
 

@@ -19,7 +19,7 @@ MOST_RECORDS: Final = 64
 LONGEST_KEPT: Final = 300.0  # seconds that a client may keep an answer
 
 
-class LookupFailed(Exception):  # noqa: N818  past tense: what happened
+class DnsLookupError(Exception):
     """A name has no address of one kind, or nobody would say; the text is for people."""
 
 
@@ -37,11 +37,11 @@ class Servers(Protocol):
     """Who is asked for what the hosts file doesn't know: `servers.NameServers`."""
 
     async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
-        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises LookupFailed."""
+        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises DnsLookupError."""
         ...
 
     async def records(self, name: "HostName", kind: str) -> Records:
-        """Return the records of another kind. Raises LookupFailed when nobody would say."""
+        """Return the records of another kind. Raises DnsLookupError when nobody would say."""
         ...
 
 
@@ -77,7 +77,7 @@ class RecordLookup:
         try:
             async with self._turns:
                 found = await self._servers().records(name, kind)
-        except LookupFailed as error:
+        except DnsLookupError as error:
             found = Records(problem=str(error))
         finally:
             asyncio.get_running_loop().call_soon(done, found)

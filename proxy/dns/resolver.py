@@ -9,7 +9,17 @@ query gives one event, except for `localhost` and `exeat.internal`, which go now
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dns.names import TTL
-from proxy.dns.wire import BLOCKED, IN, Malformed, Query, Rcode, Type, build_answer, build_records, parse_query
+from proxy.dns.wire import (
+    BLOCKED,
+    IN,
+    MalformedQueryError,
+    Query,
+    Rcode,
+    Type,
+    build_answer,
+    build_records,
+    parse_query,
+)
 from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.attempt import Protocol
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from proxy.dns.lookup import Found, Lookup
+    from proxy.dns.lookup import Lookup, LookupResult
     from proxy.dns.names import NameTable
     from proxy.dns.records import RecordLookup, Records
     from proxy.sandbox.recorder import Recorder
@@ -72,7 +82,7 @@ class Resolver:
         """
         try:
             query = parse_query(data)
-        except Malformed as malformed:
+        except MalformedQueryError as malformed:
             if malformed.reply:
                 reply(malformed.reply)
             return False
@@ -99,7 +109,7 @@ class Resolver:
             self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
         else:
 
-            def looked_up(found: "Found") -> None:
+            def looked_up(found: "LookupResult") -> None:
                 self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
 
             self._lookup.ask(name, looked_up)
@@ -179,7 +189,7 @@ class Resolver:
             return _Answer(deny(self._sandbox.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
         return _Answer(decision, addresses=(address,))
 
-    def _true(self, query: Query, name: HostName, answer: _Answer, found: "Found") -> _Answer:
+    def _true(self, query: Query, name: HostName, answer: _Answer, found: "LookupResult") -> _Answer:
         """Answer with the true addresses, but those that a sandbox would take for its own.
 
         Where there are none, an address that stands for the name leads to a connection that can be told why.

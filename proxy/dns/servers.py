@@ -24,7 +24,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
-from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, LookupFailed, Records
+from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, DnsLookupError, Records
 from rules.addresses import normalize
 from rules.names import is_exeat_name
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 LONGEST: Final = 8192
 
 
-class TooLong(dns.exception.FormError):
+class AnswerTooLongError(dns.exception.FormError):
     """an answer is longer than any that is of use"""  # noqa: D400  dnspython shows it
 
 
-class Answers:
+class DnsBackend:
     """A backend of dnspython, asking as asyncio does. `turn`: of whose answer is read, of all that a sandbox asks."""
 
     def __init__(self, turn: asyncio.Lock) -> None:
@@ -108,7 +108,7 @@ class _Stream(_Socket):
             self._head += data
             self._left = int.from_bytes(self._head)
             if len(self._head) == 2 and self._left > LONGEST:
-                raise TooLong
+                raise AnswerTooLongError
         else:
             self._left -= len(data)
             if not self._left:
@@ -126,28 +126,28 @@ class NameServers:
     __slots__ = ("_answers", "_resolver")
 
     def __init__(self, path: str = "/etc/resolv.conf", turn: asyncio.Lock | None = None) -> None:
-        """Read the file. `turn`: see `Answers`. Raises LookupFailed when it names no server."""
-        self._answers = Answers(turn or asyncio.Lock())
+        """Read the file. `turn`: see `DnsBackend`. Raises DnsLookupError when it names no server."""
+        self._answers = DnsBackend(turn or asyncio.Lock())
         try:
             self._resolver = dns.asyncresolver.Resolver(path)
         except (dns.exception.DNSException, ValueError) as error:
-            raise LookupFailed(f"`{path}` names no usable name server: {error}") from error
+            raise DnsLookupError(f"`{path}` names no usable name server: {error}") from error
         self._resolver.cache = None
 
     async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
-        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises LookupFailed."""
+        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises DnsLookupError."""
         try:
             found, seconds = await self._find(name, kind)
             if not found:
-                raise LookupFailed(f"`{name}` has no {kind} record")
+                raise DnsLookupError(f"`{name}` has no {kind} record")
             return tuple(normalize(ipaddress.ip_address(record.address)) for record in found), seconds
         except dns.resolver.NXDOMAIN as error:
-            raise LookupFailed(f"`{name}` does not exist") from error
+            raise DnsLookupError(f"`{name}` does not exist") from error
         except ValueError as error:
-            raise LookupFailed(f"no name server would say what `{name}` is: {error}") from error
+            raise DnsLookupError(f"no name server would say what `{name}` is: {error}") from error
 
     async def records(self, name: "HostName", kind: str) -> Records:
-        """Return the records of one kind, of which there may be none. Raises LookupFailed when nobody would say."""
+        """Return the records of one kind, of which there may be none. Raises DnsLookupError when nobody would say."""
         try:
             found, seconds = await self._find(name, kind)
         except dns.resolver.NXDOMAIN:
@@ -159,7 +159,7 @@ class NameServers:
     async def _find(self, name: "HostName", kind: str) -> "tuple[list[Any], float]":
         """Return the records at a name, or at what it is an alias of, and for how many seconds they hold.
 
-        Raises LookupFailed when nobody would say, and NXDOMAIN.
+        Raises DnsLookupError when nobody would say, and NXDOMAIN.
         """
         asked = dns.name.from_text(name + ".")
         least = float("inf")
@@ -179,7 +179,7 @@ class NameServers:
         except dns.resolver.NXDOMAIN:
             raise
         except dns.exception.Timeout as error:
-            raise LookupFailed(f"no name server answered for `{name}` in {LIFETIME:.0f} seconds") from error
+            raise DnsLookupError(f"no name server answered for `{name}` in {LIFETIME:.0f} seconds") from error
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            raise LookupFailed(f"no name server would say what `{name}` is: {error}") from error
-        raise LookupFailed(f"`{name}` is an alias of an alias, and so on")
+            raise DnsLookupError(f"no name server would say what `{name}` is: {error}") from error
+        raise DnsLookupError(f"`{name}` is an alias of an alias, and so on")

@@ -93,7 +93,7 @@ class Query(NamedTuple):
         return Type(self.type).name if self.type in Type else f"TYPE{self.type}"
 
 
-class Malformed(Exception):  # noqa: N818  (it is the sender's error)
+class MalformedQueryError(Exception):
     """Not a query to answer. `reply` is what to say to it; empty: nothing."""
 
     def __init__(self, reply: bytes = b"") -> None:
@@ -102,23 +102,23 @@ class Malformed(Exception):  # noqa: N818  (it is the sender's error)
 
 
 def parse_query(data: bytes) -> Query:
-    """Read one query. Raises Malformed."""
+    """Read one query. Raises MalformedQueryError."""
     if len(data) < _HEADER.size:
-        raise Malformed
+        raise MalformedQueryError
     number, flags, questions, answers, authorities, additional = _HEADER.unpack_from(data)
     if flags & _QR:  # an answer; answering answers makes loops
-        raise Malformed
+        raise MalformedQueryError
     if flags & _OPCODE:
-        raise Malformed(_bare(number, flags, Rcode.NOTIMP))
+        raise MalformedQueryError(_bare(number, flags, Rcode.NOTIMP))
     try:
         name, at = _name(data, _HEADER.size)
         kind, dns_class = _PAIR.unpack_from(data, at)
         end = at + _PAIR.size
         options = _options(data, end, additional)
     except (ValueError, IndexError, struct.error) as error:
-        raise Malformed(_bare(number, flags, Rcode.FORMERR)) from error
+        raise MalformedQueryError(_bare(number, flags, Rcode.FORMERR)) from error
     if questions != 1 or answers or authorities:
-        raise Malformed(_bare(number, flags, Rcode.FORMERR))
+        raise MalformedQueryError(_bare(number, flags, Rcode.FORMERR))
     question = data[_HEADER.size : end]
     if options is None:
         return Query(number, flags, question, name, kind, dns_class)

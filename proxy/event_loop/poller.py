@@ -81,7 +81,7 @@ def _close(sock: socket.socket, linger: bytes) -> None:
     _closed(sock)
 
 
-class Watched(Protocol):
+class SocketHandler(Protocol):
     """Something with a socket in the set."""
 
     def ready(self, events: int) -> None:
@@ -99,7 +99,7 @@ class _Set:
     def __init__(self, epoll: select.epoll) -> None:
         self.epoll = epoll
         self.left: dict[int, int] = {}  # events by descriptor, that nobody was told of yet: their turn was over
-        self.watched: dict[int, Watched] = {}
+        self.watched: dict[int, SocketHandler] = {}
 
 
 class Poller:
@@ -115,17 +115,17 @@ class Poller:
         """
         loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._place: _Place | None = None
+        self._place: _PollSet | None = None
         mine = loop.selector.set if isinstance(loop, Loop) and not in_turn else _Set(select.epoll())
         self._set, self._watched, self._left = mine.epoll, mine.watched, mine.left
         if isinstance(loop, Loop) and in_turn:
-            self._place = _Place(loop, mine)
+            self._place = _PollSet(loop, mine)
         elif not isinstance(loop, Loop):
             self._loop = loop
             loop.add_reader(self._set.fileno(), _serve, mine, 0)
         self.number = self._set.fileno()  # the set's own descriptor
 
-    def watch(self, fd: int, events: int, watched: Watched) -> None:
+    def watch(self, fd: int, events: int, watched: SocketHandler) -> None:
         """Have `watched` told of `events` on a descriptor, and nobody else who was until now."""
         if fd in self._watched:
             self._set.modify(fd, events)
@@ -166,7 +166,7 @@ class Poller:
         self._set.close()
 
 
-class _Place:
+class _PollSet:
     """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
 
     __slots__ = ("_context", "_goes_on", "_loop", "_set")
@@ -244,7 +244,7 @@ def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":
     return zip(told[::2], told[1::2], strict=True)
 
 
-def _fail(one: _Set, who: tuple[int, Watched], error: Exception) -> None:
+def _fail(one: _Set, who: tuple[int, SocketHandler], error: Exception) -> None:
     """Have the one who raised close down; one that can't even do that is served no more, and told of."""
     fd, watched = who
     try:
@@ -328,7 +328,7 @@ class Loop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
 
-class Guest(Protocol):
+class PeriodicTarget(Protocol):
     """A connection or a flow in some stage of its life, as a gate keeps it."""
 
     def tick(self, now: float) -> None:
@@ -344,7 +344,7 @@ class Guest(Protocol):
         """End it now, and tell of an exception that nobody expected. Never raises."""
 
 
-def visit[Kind: Guest](guests: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
+def for_each[Kind: PeriodicTarget](guests: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
     """Do it to each that is there now. One that raises fails; it may leave the collection, and others with it."""
     for guest in tuple(guests):
         try:
@@ -353,13 +353,13 @@ def visit[Kind: Guest](guests: "Collection[Kind]", act: "Callable[[Kind], None]"
             guest.failed(error)
 
 
-class Rounds:
+class PeriodicTasks:
     """The rounds of one gate. For one thread, within a running loop."""
 
     def __init__(
         self,
         today: "Callable[[], date]",
-        guests: "Collection[Guest]",
+        guests: "Collection[PeriodicTarget]",
         review: "Callable[[], None]",
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
@@ -394,5 +394,5 @@ class Rounds:
             self._today = today
             self._review()
         now = self._clock()
-        visit(self._guests, lambda guest: guest.tick(now))
+        for_each(self._guests, lambda guest: guest.tick(now))
         self.keep_going()

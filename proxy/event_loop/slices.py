@@ -29,7 +29,7 @@ class Slice:
         return thread_time() >= self._end
 
 
-async def in_turns[T](sliced: Sliced[T]) -> T:
+async def run_in_turns[T](sliced: Sliced[T]) -> T:
     """Do the work in as many turns of the loop as it takes; return what it returns."""
     turn = Slice()
     while True:
@@ -43,7 +43,7 @@ async def in_turns[T](sliced: Sliced[T]) -> T:
             turn = Slice()
 
 
-def at_once[T](sliced: Sliced[T]) -> T:
+def run_at_once[T](sliced: Sliced[T]) -> T:
     """Do all of the work now, for a caller that has no others to care for; return what it returns."""
     while True:
         try:

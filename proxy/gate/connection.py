@@ -12,13 +12,13 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
-from proxy.gate.admission import Admission
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
-from proxy.gate.decide import Judgement, Patience, Way, again, holds, refuse
-from proxy.gate.record import Admitted
+from proxy.gate.decide import ConnectionDecision, GateAction, PeekWait, decide_again, deny_connection, still_holds
+from proxy.gate.managed_connection import ManagedConnection
+from proxy.gate.record import Handover
 from proxy.gate.splice import Splice
 from proxy.gate.states import LIFETIME, WHERE, State
 from rules.decision import deny
@@ -28,8 +28,8 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialing.dialer import Connecting, Hop
-    from proxy.dialing.through import Through
+    from proxy.dialing.dialer import ConnectRace, Hop
+    from proxy.dialing.proxy_connector import ProxyConnector
     from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
@@ -40,7 +40,7 @@ BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
 _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
 
 
-class Connection(Admission["Gate"]):
+class Connection(ManagedConnection["Gate"]):
     """One accepted socket, non-blocking and in no poller, until it is closed or inspection has it."""
 
     __slots__ = (
@@ -56,29 +56,29 @@ class Connection(Admission["Gate"]):
         self._said = b""  # the first words, as they were judged, until they are passed on
         self._had = 0  # bytes that were there at the last look
         self._asleep = False  # it is in the poller, and receives no events
-        self._connecting: Connecting | Through | None = None
+        self._connecting: ConnectRace | ProxyConnector | None = None
         self._splice: Splice | None = None
         self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
-        self._admitted: Admitted | None = None  # what inspection has
+        self._admitted: Handover | None = None  # what inspection has
         self._by: Decision | None = None  # the later decision that ends what inspection has
 
     def begin(self) -> None:
         """Wait for the first words, if they matter."""
-        waits = self._gate.decisions.patience(self.record.wanted)
-        if waits is Patience.NONE:
+        waits = self._gate.decisions.peek_wait(self.record.wanted)
+        if waits is PeekWait.NONE:
             self._decide(None)
             return
-        if waits is Patience.BRIEF:
+        if waits is PeekWait.BRIEF:
             self._brief = asyncio.get_running_loop().call_later(BRIEF, self._guarded, self.tick, self._deadline)
         self._enter(State.PEEKING)
         self._listen()
 
-    def refuse(self, reason: Reason) -> None:
+    def deny(self, reason: Reason) -> None:
         """Deny it, before anything was read, for a reason of the gate's own."""
         self._stop_listening()
         self._enter(State.DECIDING)
-        self._decided(refuse(self._gate.sandbox, self.record.wanted, reason))
+        self._decided(deny_connection(self._gate.sandbox, self.record.wanted, reason))
 
     def ready(self, _events: int) -> None:
         """Take note of what the poller says of the client's socket."""
@@ -99,7 +99,7 @@ class Connection(Admission["Gate"]):
         elif state is State.PEEKING:
             self._decide(None)
         elif state is State.RESOLVING:
-            self._resolved(DialFailed(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
+            self._resolved(DialError(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
         elif state is State.DIALING:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
 
@@ -108,13 +108,15 @@ class Connection(Admission["Gate"]):
         if self.state is not State.INSPECTING:
             super().review()
         elif self._admitted is not None and self._judgement.decision.outcome.passes:
-            self._tell_inspection(self._admitted, again(self._gate.sandbox, self._judgement, can_inspect=True).decision)
+            self._tell_inspection(
+                self._admitted, decide_again(self._gate.sandbox, self._judgement, can_inspect=True).decision
+            )
 
     def abort(self) -> None:
         """End it now: the gate closes, and nobody is waited for any more."""
         state = self.state
         if state is State.ACCEPTED or state is State.PEEKING:
-            self.refuse(Reason.GATE_ERROR)
+            self.deny(Reason.GATE_ERROR)
         elif state is State.PENDING and self._pending is not None:
             self._pending.refuse(Reason.GATE_ERROR)
         elif state is State.SPLICING and self._gate.is_finishing:
@@ -148,7 +150,7 @@ class Connection(Admission["Gate"]):
             self._listen()
             return
         except OSError:
-            self.refuse(Reason.PROTOCOL_MISMATCH)  # it closed before it sent enough
+            self.deny(Reason.PROTOCOL_MISMATCH)  # it closed before it sent enough
             return
         seen = recognise(data, whole_head=len(self.record.wanted.names) != 1)
         if not isinstance(seen, NeedMore):
@@ -182,11 +184,11 @@ class Connection(Admission["Gate"]):
         metrics = gate.recorder.metrics
         heard = time.monotonic()
         metrics.peek_seconds.observe(heard - record.opened)
-        judgement = gate.decisions.judge(record.wanted, seen)
+        judgement = gate.decisions.decide(record.wanted, seen)
         metrics.decision_seconds.observe(time.monotonic() - heard)
         self._decided(judgement)
 
-    def _decided(self, judgement: Judgement) -> None:
+    def _decided(self, judgement: ConnectionDecision) -> None:
         """Carry it out; a refusal may wait a moment for the process of the connection (`record.attribution`)."""
         self._judgement = judgement
         attribution = self.record.attribution
@@ -208,7 +210,7 @@ class Connection(Admission["Gate"]):
         self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
         super()._ask()
 
-    def answered(self, judgement: Judgement) -> None:
+    def answered(self, judgement: ConnectionDecision) -> None:
         """Go on with what came of asking people; the client may end its side again."""
         self._gate.poller.forget(self._client.fileno())
         super().answered(judgement)
@@ -218,14 +220,14 @@ class Connection(Admission["Gate"]):
         gate, record, judgement, inspection = self._gate, self.record, self._judgement, self._gate.inspection
         gate.poller.forget(self._client.fileno())
         self._said = b""  # inspection reads it, and judges what it has read
-        if judgement.way is Way.INSPECT and isinstance(judgement.attempt.target, HostName):
+        if judgement.way is GateAction.INSPECT and isinstance(judgement.attempt.target, HostName):
             record.address = None  # the name will be dialed; the address that the task chose never is (invariant 3)
         recorded = record.decided(judgement)
-        if not recorded or judgement.way is Way.RESET or inspection is None:
+        if not recorded or judgement.way is GateAction.RESET or inspection is None:
             self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
             return
         self._enter(State.INSPECTING)
-        self._admitted = Admitted(gate.sandbox, self._client, record, judgement, self._inspected)
+        self._admitted = Handover(gate.sandbox, self._client, record, judgement, self._inspected)
         try:
             inspection.adopt(self._admitted)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
@@ -255,10 +257,10 @@ class Connection(Admission["Gate"]):
         if there is not None:
             self._connected(*there)
 
-    def _connected(self, server: "socket.socket | DialFailed", address: "Hop | None") -> None:
+    def _connected(self, server: "socket.socket | DialError", address: "Hop | None") -> None:
         """Begin to pass bytes; called by the poller or the loop."""
         self._connecting = None  # it is over
-        if isinstance(server, DialFailed):
+        if isinstance(server, DialError):
             self._end(Outcome.FAILED, server.reason, detail=server.detail)
             return
         try:
@@ -270,7 +272,7 @@ class Connection(Admission["Gate"]):
                 gate.poller, gate.buffers, self._client, server, self._spliced, meter=self._quota.meter
             )
             self._enter(State.SPLICING)
-            if not holds(gate.sandbox, self._judgement, self._policy):
+            if not still_holds(gate.sandbox, self._judgement, self._policy):
                 self.review()  # before a byte leaves
             if not self._splice.done:
                 said, self._said = self._said, b""
@@ -307,7 +309,7 @@ class Connection(Admission["Gate"]):
 
     # INSPECTING
 
-    def _tell_inspection(self, admitted: Admitted, decision: "Decision") -> None:
+    def _tell_inspection(self, admitted: Handover, decision: "Decision") -> None:
         """Have inspection end it, or what is asked on it, if the rules allow it no more."""
         inspection = self._gate.inspection
         assert inspection is not None
@@ -362,7 +364,7 @@ class Connection(Admission["Gate"]):
                 self._lease.end()
         finally:
             if record.judgement is None:
-                record.decided(refuse(self._gate.sandbox, record.wanted, reason or Reason.GATE_ERROR))
+                record.decided(deny_connection(self._gate.sandbox, record.wanted, reason or Reason.GATE_ERROR))
             record.ended(up, down, outcome, reason, by, detail)
             self._gate.connections.discard(self)
 

@@ -7,7 +7,7 @@ sandbox's resolver gave an address for, or the one that the connection says itse
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.dialing.address_check import refused
+from proxy.dialing.address_check import deny_undialable
 from proxy.gate.client_hello import ClientHello, HttpHead
 from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, alpn_is_readable
@@ -17,7 +17,7 @@ from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant
-    from proxy.dialing.address_check import DialFailed
+    from proxy.dialing.address_check import DialError
     from proxy.gate.client_hello import Seen
     from proxy.sandbox.sandbox_state import SandboxState
     from rules.addresses import Address
@@ -30,7 +30,7 @@ _MOST_PROTOCOLS: Final = 8
 _MOST_OFFERS: Final = 3  # that are named
 
 
-class Wanted(NamedTuple):
+class OriginalDestination(NamedTuple):
     """Where a connection was made to; `names` are those that the sandbox got the address for, latest last."""
 
     address: "Address"
@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
         return self.names[-1] if self.names else self.address
 
 
-class Patience(Enum):
+class PeekWait(Enum):
     """How long a client's first words are waited for."""
 
     NONE = "none"  # what it says changes nothing, and its server may have to speak first
@@ -51,7 +51,7 @@ class Patience(Enum):
     FULL = "full"  # only what a client begins can pass
 
 
-class Way(Enum):
+class GateAction(Enum):
     """What is done with a connection."""
 
     RESET = "reset"
@@ -60,12 +60,12 @@ class Way(Enum):
     SPLICE = "splice"
 
 
-class Judgement(NamedTuple):
+class ConnectionDecision(NamedTuple):
     """One connection's decision, and what it was made about."""
 
     attempt: Attempt
     decision: Decision
-    way: Way
+    way: GateAction
     hello: ClientHello | None = None
     detail: str = ""  # why it can't be dialed, where that decides
     advice: str = ""  # ... and what can be done about it
@@ -79,7 +79,7 @@ class Judgement(NamedTuple):
         return target if isinstance(target, HostName) else None
 
 
-def nowhere(sandbox: "SandboxState", wanted: Wanted) -> bool:
+def is_unroutable(sandbox: "SandboxState", wanted: OriginalDestination) -> bool:
     """Whether this is no place outside: the sandbox itself, the gate, nobody or everybody."""
     address = wanted.address
     if wanted.names:
@@ -96,28 +96,30 @@ def nowhere(sandbox: "SandboxState", wanted: Wanted) -> bool:
     )
 
 
-def patience(policy: "Policy", wanted: Wanted) -> Patience:
+def peek_wait(policy: "Policy", wanted: OriginalDestination) -> PeekWait:
     """Say how long it is worth waiting for the first words."""
     spoken = policy.protocols(wanted.target, wanted.port) - {Protocol.UDP}
     if spoken == _TCP_ONLY:
-        return Patience.NONE
+        return PeekWait.NONE
     if Protocol.TCP in spoken or (not spoken and wanted.port not in (_HTTP_PORT, _TLS_PORT)):
-        return Patience.BRIEF  # a refusal, too, must not keep a client waiting that waits for its server
-    return Patience.FULL
+        return PeekWait.BRIEF  # a refusal, too, must not keep a client waiting that waits for its server
+    return PeekWait.FULL
 
 
-def judge(sandbox: "SandboxState", wanted: Wanted, seen: "Seen | None", *, can_inspect: bool) -> Judgement:
+def decide(
+    sandbox: "SandboxState", wanted: OriginalDestination, seen: "Seen | None", *, can_inspect: bool
+) -> ConnectionDecision:
     """Decide. `seen` None: nothing was sent, or nothing that is known."""
     if isinstance(seen, ClientHello):
-        return _judge_tls(sandbox, wanted, seen, can_inspect=can_inspect)
+        return _decide_tls(sandbox, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
-        return _judge_http(sandbox, wanted, seen, can_inspect=can_inspect)
-    attempt = attempt_at(sandbox, Protocol.TCP, wanted.target, wanted.port)
+        return _decide_http(sandbox, wanted, seen, can_inspect=can_inspect)
+    attempt = make_attempt(sandbox, Protocol.TCP, wanted.target, wanted.port)
     decision = _decide(sandbox.policy, attempt)
-    return Judgement(attempt, decision, Way.SPLICE if decision.outcome.passes else Way.RESET)
+    return ConnectionDecision(attempt, decision, GateAction.SPLICE if decision.outcome.passes else GateAction.RESET)
 
 
-def again(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+def decide_again(sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool) -> ConnectionDecision:
     """Decide once more on a connection that was allowed: the policy, or the day, is another one now.
 
     What the gate checks before the rules has been checked and stays so.
@@ -129,19 +131,21 @@ def again(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -
         if objection is not None:
             decision = deny(sandbox.policy, objection, decision)
     if not decision.outcome.passes:
-        way = Way.RESET
+        way = GateAction.RESET
     elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
-        way = Way.INSPECT
+        way = GateAction.INSPECT
     else:
-        way = Way.SPLICE
+        way = GateAction.SPLICE
     return judgement._replace(attempt=attempt, decision=decision, way=way, detail="", advice="")
 
 
-def after_asking(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: bool) -> Judgement:
+def decide_after_approval(
+    sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool
+) -> ConnectionDecision:
     """Decide once more on a pending connection, with the grants in `judgement`."""
     digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
     judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
-    found = again(sandbox, judgement, can_inspect=can_inspect)
+    found = decide_again(sandbox, judgement, can_inspect=can_inspect)
     return (
         found
         if found.decision.outcome.passes
@@ -149,61 +153,71 @@ def after_asking(sandbox: "SandboxState", judgement: Judgement, *, can_inspect: 
     )
 
 
-def unanswered(sandbox: "SandboxState", judgement: Judgement, reason: Reason, *, can_inspect: bool) -> Judgement:
+def deny_unanswered(
+    sandbox: "SandboxState", judgement: ConnectionDecision, reason: Reason, *, can_inspect: bool
+) -> ConnectionDecision:
     """Refuse what was held, for what came of asking."""
     decision = deny(sandbox.policy, reason, judgement.decision)._replace(approval=())
     return judgement._replace(decision=decision, way=_way_out(sandbox.policy, judgement, can_inspect=can_inspect))
 
 
-def in_vain(sandbox: "SandboxState", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
+def deny_before_asking(
+    sandbox: "SandboxState", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
+) -> ConnectionDecision:
     """Refuse what people need not be asked about: an approval would not allow it."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     way = _way_out(sandbox.policy, judgement, can_inspect=can_inspect)
-    return judgement._replace(decision=refused(judgement.decision, failure), way=way)
+    return judgement._replace(decision=deny_undialable(judgement.decision, failure), way=way)
 
 
-def holds(sandbox: "SandboxState", judgement: Judgement, policy: "Policy") -> bool:
+def still_holds(sandbox: "SandboxState", judgement: ConnectionDecision, policy: "Policy") -> bool:
     """Whether what `policy` decided still holds: no other rules are in force, no other day, nothing was read since."""
     attempt = judgement.attempt
     return policy is sandbox.policy and attempt.at == sandbox.calendar.today() and attempt.tainted is sandbox.tainted
 
 
-def refuse(sandbox: "SandboxState", wanted: Wanted, reason: Reason) -> Judgement:
+def deny_connection(sandbox: "SandboxState", wanted: OriginalDestination, reason: Reason) -> ConnectionDecision:
     """Deny before anything is read."""
-    attempt = attempt_at(sandbox, Protocol.TCP, wanted.target, wanted.port)
-    return Judgement(attempt, deny(sandbox.policy, reason), Way.RESET)
+    attempt = make_attempt(sandbox, Protocol.TCP, wanted.target, wanted.port)
+    return ConnectionDecision(attempt, deny(sandbox.policy, reason), GateAction.RESET)
 
 
-def failing(policy: "Policy", judgement: Judgement, failure: "DialFailed", *, can_inspect: bool) -> Judgement:
+def deny_after_dial(
+    policy: "Policy", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
+) -> ConnectionDecision:
     """Return what becomes of a connection that was allowed and can't be dialed, or may not be after all."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     decision = judgement.decision
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
         decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
-        return judgement._replace(decision=decision, way=Way.RESET)
+        return judgement._replace(decision=decision, way=GateAction.RESET)
     way = _way_out(policy, judgement, can_inspect=can_inspect)
     decision = deny(policy, failure.reason, decision)._replace(approval=())  # nobody is asked about this
     return judgement._replace(decision=decision, way=way)
 
 
-def _judge_tls(sandbox: "SandboxState", wanted: Wanted, hello: ClientHello, *, can_inspect: bool) -> Judgement:
+def _decide_tls(
+    sandbox: "SandboxState", wanted: OriginalDestination, hello: ClientHello, *, can_inspect: bool
+) -> ConnectionDecision:
     policy = sandbox.policy
     target, problem = _tls_target(wanted, hello)
-    attempt = attempt_at(sandbox, Protocol.TLS, target, wanted.port)
+    attempt = make_attempt(sandbox, Protocol.TLS, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes:
         objection = _objection(decision, hello, can_inspect=can_inspect)
         if objection is None:
-            return Judgement(attempt, decision, Way.INSPECT if decision.inspect else Way.SPLICE, hello)
+            return ConnectionDecision(
+                attempt, decision, GateAction.INSPECT if decision.inspect else GateAction.SPLICE, hello
+            )
         decision = deny(policy, objection, decision)
         if objection is Reason.PROTOCOL_MISMATCH:
             offers = ", ".join(f"`{each}`" for each in hello.alpn[:_MOST_OFFERS])
             detail = (
                 f"its client offers {offers} (ALPN), and only HTTP can be inspected: `tls: splice` passes it on unread"
             )
-            return Judgement(attempt, decision, _refusal(policy, can_explain=False), hello, detail)
+            return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=False), hello, detail)
     can_explain = can_inspect and _is_readable(hello) and problem is not Reason.INVALID_NAME
-    return Judgement(attempt, decision, _refusal(policy, can_explain=can_explain), hello)
+    return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=can_explain), hello)
 
 
 def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
@@ -220,18 +234,20 @@ def _is_readable(hello: ClientHello) -> bool:
     return alpn_is_readable(hello.alpn)
 
 
-def _judge_http(sandbox: "SandboxState", wanted: Wanted, head: HttpHead, *, can_inspect: bool) -> Judgement:
+def _decide_http(
+    sandbox: "SandboxState", wanted: OriginalDestination, head: HttpHead, *, can_inspect: bool
+) -> ConnectionDecision:
     policy = sandbox.policy
     target, problem = _http_target(wanted, head)
-    attempt = attempt_at(sandbox, Protocol.HTTP, target, wanted.port)
+    attempt = make_attempt(sandbox, Protocol.HTTP, target, wanted.port)
     decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes and not can_inspect:
         decision = deny(policy, Reason.GATE_ERROR, decision)
-    way = Way.INSPECT if decision.outcome.passes else _refusal(policy, can_explain=can_inspect)
-    return Judgement(attempt, decision, way)
+    way = GateAction.INSPECT if decision.outcome.passes else _refusal(policy, can_explain=can_inspect)
+    return ConnectionDecision(attempt, decision, way)
 
 
-def _tls_target(wanted: Wanted, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
+def _tls_target(wanted: OriginalDestination, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
     """Find the one host that a TLS connection is for, or why it has none."""
     if hello.sni is None:
         return wanted.target, Reason.SNI_MISSING if wanted.names else None
@@ -247,7 +263,7 @@ def _tls_target(wanted: Wanted, hello: ClientHello) -> "tuple[HostName | Address
     return name, None
 
 
-def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, Reason | None]":
+def _http_target(wanted: OriginalDestination, head: HttpHead) -> "tuple[HostName | Address, Reason | None]":
     """Find the host that a connection in the clear is for. Each request's own Host is inspection's to check."""
     if head.host is None or len(wanted.names) == 1:
         return wanted.target, None
@@ -264,7 +280,7 @@ def _http_target(wanted: Wanted, head: HttpHead) -> "tuple[HostName | Address, R
     return asked, None
 
 
-def attempt_at(sandbox: "SandboxState", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
+def make_attempt(sandbox: "SandboxState", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
     """Return an attempt of the task's, as of now."""
     return Attempt(protocol, target, port, None, *sandbox.caller)
 
@@ -278,19 +294,19 @@ def _decide(policy: "Policy", attempt: Attempt) -> Decision:
     return decision
 
 
-def _way_out(policy: "Policy", judgement: Judgement, *, can_inspect: bool) -> Way:
+def _way_out(policy: "Policy", judgement: ConnectionDecision, *, can_inspect: bool) -> GateAction:
     """Choose how to say no to what could have been spliced."""
     hello = judgement.hello
     return _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
 
 
-def _refusal(policy: "Policy", *, can_explain: bool) -> Way:
+def _refusal(policy: "Policy", *, can_explain: bool) -> GateAction:
     """Choose how to say no: with a page where the client can read one and the rules don't want it short."""
-    return Way.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else Way.RESET
+    return GateAction.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else GateAction.RESET
 
 
 class DecisionCache:
-    """`judge` and `patience` with a memory, for one sandbox: the same question has the same answer.
+    """`decide` and `peek_wait` with a memory, for one sandbox: the same question has the same answer.
 
     A decision depends on the policy, the day, whether the task is tainted, the destination and what the client says
     first, and on nothing else: each pending connection asks for its own grants. Another policy, another day or a taint
@@ -305,8 +321,8 @@ class DecisionCache:
         self._policy = sandbox.policy
         self._today = sandbox.calendar.today()
         self._tainted = sandbox.tainted
-        self._patience: dict[tuple[tuple[HostName, ...], int], Patience] = {}
-        self._judged: dict[tuple[object, ...], Judgement] = {}
+        self._patience: dict[tuple[tuple[HostName, ...], int], PeekWait] = {}
+        self._judged: dict[tuple[object, ...], ConnectionDecision] = {}
 
     def clear(self) -> None:
         """Drop everything that was decided under an earlier policy, or on an earlier day."""
@@ -315,25 +331,25 @@ class DecisionCache:
         self._patience.clear()
         self._judged.clear()
 
-    def patience(self, wanted: "Wanted") -> "Patience":
-        """Say how long the first words are worth waiting for: `patience`."""
+    def peek_wait(self, wanted: "OriginalDestination") -> "PeekWait":
+        """Say how long the first words are worth waiting for: `peek_wait`."""
         policy = self._sandbox.policy
         if self._policy is not policy:
             self.clear()
         key = wanted.names, wanted.port
         known = self._patience.get(key)
         if known is None:
-            known = patience(policy, wanted)
+            known = peek_wait(policy, wanted)
             if wanted.names:  # else it hangs on the address
                 _keep(self._patience, key, known)
         return known
 
-    def judge(self, wanted: "Wanted", seen: "Seen | None") -> "Judgement":
-        """Decide: `judge`."""
+    def decide(self, wanted: "OriginalDestination", seen: "Seen | None") -> "ConnectionDecision":
+        """Decide: `decide`."""
         sandbox = self._sandbox
         # What a task writes itself is part of what is kept only where it is short.
         if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
-            return judge(sandbox, wanted, seen, can_inspect=self._can_inspect)
+            return decide(sandbox, wanted, seen, can_inspect=self._can_inspect)
         if (
             self._policy is not sandbox.policy
             or self._tainted is not sandbox.tainted
@@ -343,7 +359,7 @@ class DecisionCache:
         key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
         known = self._judged.get(key)
         if known is None:
-            known = judge(sandbox, wanted, seen, can_inspect=self._can_inspect)
+            known = decide(sandbox, wanted, seen, can_inspect=self._can_inspect)
             _keep(self._judged, key, known)
         return known if known.hello is seen else known._replace(hello=seen)
 

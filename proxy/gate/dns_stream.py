@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dns.wire import LARGEST_QUERY
 from proxy.event_loop.poller import finish
-from proxy.gate.decide import refuse
+from proxy.gate.decide import deny_connection
 from proxy.gate.served_connection import ServedConnection
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 1024  # bytes read before the others get their turn
 
 
-class Stream(ServedConnection):
+class DnsStream(ServedConnection):
     """One connection with questions on it, each after its length in two bytes.
 
     Each question is an attempt of its own; a connection without a question is recorded as a connection.
@@ -90,4 +90,4 @@ class Stream(ServedConnection):
 
     def _ended(self) -> None:
         if not self._questions:
-            self._record.decided(refuse(self._sandbox, self._record.wanted, Reason.PROTOCOL_MISMATCH))
+            self._record.decided(deny_connection(self._sandbox, self._record.wanted, Reason.PROTOCOL_MISMATCH))

@@ -14,10 +14,10 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.event_loop.poller import IN, Guest, Rounds, prepare_listener, reset, visit
+from proxy.event_loop.poller import IN, PeriodicTarget, PeriodicTasks, for_each, prepare_listener, reset
 from proxy.gate.connection import Connection
-from proxy.gate.decide import DecisionCache, Wanted, nowhere
-from proxy.gate.dns_stream import Stream
+from proxy.gate.decide import DecisionCache, OriginalDestination, is_unroutable
+from proxy.gate.dns_stream import DnsStream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
 from proxy.telemetry.events import Where
@@ -59,7 +59,7 @@ def original_destination(sock: socket.socket) -> "Endpoint":
     return _address(name[0]), name[1]
 
 
-class Visitor(Guest, Protocol):
+class InfoApiHandler(PeriodicTarget, Protocol):
     """A connection that the gate itself answers."""
 
     def begin(self) -> None:
@@ -78,7 +78,7 @@ class Gate:
         dialer: "Dialer",
         names: "NameTable",
         resolver: "Resolver",
-        info_api: "Callable[[Gate, socket.socket, ConnectionRecord], Visitor]",
+        info_api: "Callable[[Gate, socket.socket, ConnectionRecord], InfoApiHandler]",
         inspection: "Inspection | None" = None,
         attribute: "FindProcess | None" = None,
         destination_of: "Callable[[socket.socket], Endpoint]" = original_destination,
@@ -111,11 +111,11 @@ class Gate:
         self._attribute = attribute
         self._destination_of = destination_of
         self.is_finishing = False  # the task is over: there is no client any more
-        self.connections: set[Guest] = set()  # in whatever stage
+        self.connections: set[PeriodicTarget] = set()  # in whatever stage
         self._pause = _SHORTEST_PAUSE
         self._resting: asyncio.TimerHandle | None = None
-        self._rounds = Rounds(sandbox.calendar.today, self.connections, self.review)
-        self._unreviewed: list[Guest] = []
+        self._rounds = PeriodicTasks(sandbox.calendar.today, self.connections, self.review)
+        self._unreviewed: list[PeriodicTarget] = []
 
     def start(self) -> None:
         """Begin to accept."""
@@ -132,7 +132,7 @@ class Gate:
         if self._resting is not None:
             self._resting.cancel()
         self._rounds.stop()
-        visit(self.connections, lambda guest: guest.abort())
+        for_each(self.connections, lambda guest: guest.abort())
 
     def review(self) -> None:
         """Decide again on every connection that is open: other rules are in force, or it is another day."""
@@ -142,14 +142,14 @@ class Gate:
 
     # for connections
 
-    def replace(self, guest: Guest, by: Guest) -> None:
+    def replace(self, guest: PeriodicTarget, by: PeriodicTarget) -> None:
         """Keep a connection in its next stage; a review that is under way comes to that, too."""
         self.connections.discard(guest)
         self.connections.add(by)
         if self._unreviewed:
             self._unreviewed.append(by)
 
-    def forget(self, guest: Guest) -> None:
+    def forget(self, guest: PeriodicTarget) -> None:
         """Keep a connection no more: it is closed."""
         self.connections.discard(guest)
 
@@ -198,19 +198,19 @@ class Gate:
         """Refuse it, answer it, or have it decided."""
         wanted = record.wanted
         if len(self.connections) > self.most or not self._has_room():
-            connection.refuse(Reason.LIMIT_EXCEEDED)
+            connection.deny(Reason.LIMIT_EXCEEDED)
         elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
-            stream = Stream(self.poller, self.sandbox, client, record, resolver=self._resolver, forget=self.forget)
+            stream = DnsStream(self.poller, self.sandbox, client, record, resolver=self._resolver, forget=self.forget)
             self.replace(connection, stream)
             stream.begin()
-        elif nowhere(self.sandbox, wanted):
-            connection.refuse(Reason.NON_PUBLIC_ADDRESS)
+        elif is_unroutable(self.sandbox, wanted):
+            connection.deny(Reason.NON_PUBLIC_ADDRESS)
         elif INFO_API in wanted.names and wanted.port in _OFFICES:
             visitor = self._info_api(self, client, record)
             self.replace(connection, visitor)
             visitor.begin()
         elif not wanted.names and self.names.covers(wanted.address):
-            connection.refuse(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+            connection.deny(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
             self.attribute(record)
             connection.begin()
@@ -222,9 +222,9 @@ class Gate:
             record.attribution = self._attribute(record.peer, (wanted.address, wanted.port))
         return record.attribution
 
-    def _wanted(self, client: socket.socket) -> Wanted:
+    def _wanted(self, client: socket.socket) -> OriginalDestination:
         address, port = self._destination_of(client)
-        return Wanted(address, port, self.names.names_of(address))
+        return OriginalDestination(address, port, self.names.names_of(address))
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays in the queue, and epoll would report it without end."""
@@ -242,7 +242,7 @@ class Gate:
         while self._unreviewed:
             guest = self._unreviewed.pop()
             if guest in self.connections:
-                visit((guest,), lambda guest: guest.review())
+                for_each((guest,), lambda guest: guest.review())
             if time.monotonic() >= until:
                 break
         if self._unreviewed:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.approval_request import describe_connection
 from proxy.approvals.protocol import ROUNDS, Result, reason_of
-from proxy.dialing.address_check import DialFailed, preflight
+from proxy.dialing.address_check import DialError, preflight
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
-from proxy.gate.decide import Way, after_asking, in_vain, unanswered
+from proxy.gate.decide import GateAction, decide_after_approval, deny_before_asking, deny_unanswered
 from proxy.telemetry.events import GONE
 from rules.verdicts import Reason
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.approvals.client import Ticket
     from proxy.approvals.protocol import Answer
     from proxy.dialing.dialer import Dialer
-    from proxy.gate.decide import Judgement
+    from proxy.gate.decide import ConnectionDecision
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.sandbox_state import SandboxState
 
@@ -31,7 +31,7 @@ class Owner(Protocol):
 
     record: "ConnectionRecord"
 
-    def answered(self, judgement: "Judgement") -> None:
+    def answered(self, judgement: "ConnectionDecision") -> None:
         """Go on with a judgement that asks nobody any more. Called once, also where nothing was approved."""
 
     def failed(self, error: Exception) -> None:
@@ -49,7 +49,7 @@ class Pending:
     def __init__(
         self,
         owner: Owner,
-        judgement: "Judgement",
+        judgement: "ConnectionDecision",
         sandbox: "SandboxState",
         dialer: "Dialer",
         *,
@@ -64,7 +64,7 @@ class Pending:
         self._clock = clock
         self._ticket: Ticket | None = None
         self._rounds = 0
-        self._checking: Judgement | None = None  # whose name is looked up
+        self._checking: ConnectionDecision | None = None  # whose name is looked up
         self._deadline = 0.0
         self._over = False
 
@@ -84,12 +84,12 @@ class Pending:
         """End a lookup that takes too long. An answer comes in time, or its lack is one (`asking`)."""
         checking = self._checking
         if checking is not None and now >= self._deadline:
-            self._checked(checking, DialFailed(Reason.UNRESOLVED, "the lookup took too long"))
+            self._checked(checking, DialError(Reason.UNRESOLVED, "the lookup took too long"))
 
     def review(self) -> None:
         """Decide under the rules of now. Where they ask the same as before, the request stands."""
         before = self._judgement
-        self._judgement = after_asking(self._sandbox, before, can_inspect=self._can_inspect)
+        self._judgement = decide_after_approval(self._sandbox, before, can_inspect=self._can_inspect)
         decision = self._judgement.decision
         if not decision.needs_approval:
             self._finish()
@@ -104,8 +104,8 @@ class Pending:
         approval = self._judgement.approval
         if self._ticket is not None:
             approval = self._ticket.approval or approval
-        found = unanswered(self._sandbox, self._judgement, reason, can_inspect=self._can_inspect)
-        way = Way.RESET if detail is GONE or reason is Reason.GATE_ERROR else found.way
+        found = deny_unanswered(self._sandbox, self._judgement, reason, can_inspect=self._can_inspect)
+        way = GateAction.RESET if detail is GONE or reason is Reason.GATE_ERROR else found.way
         self._judgement = found._replace(detail=detail, approval=approval, way=way)
         self._finish()
 
@@ -118,7 +118,7 @@ class Pending:
         self._over = True
         self._drop_ticket()
 
-    def _checked(self, judgement: "Judgement", failure: DialFailed | None) -> None:
+    def _checked(self, judgement: "ConnectionDecision", failure: DialError | None) -> None:
         """Go on with what is known of a name's addresses; called from the loop, or from within."""
         if self._over or judgement is not self._checking:
             return
@@ -128,7 +128,9 @@ class Pending:
                 self._put()
             else:
                 self._owner.record.may_not_lead_to(failure.address)
-                self._judgement = in_vain(self._sandbox, self._judgement, failure, can_inspect=self._can_inspect)
+                self._judgement = deny_before_asking(
+                    self._sandbox, self._judgement, failure, can_inspect=self._can_inspect
+                )
                 self._finish()
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self._owner.failed(error)

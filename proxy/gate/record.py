@@ -1,6 +1,6 @@
 """Record of one connection: one decision event, and one close event if it was allowed (invariant 6).
 
-`Admitted` is what inspection takes over: a connection that is recorded, with no byte consumed.
+`Handover` is what inspection takes over: a connection that is recorded, with no byte consumed.
 """
 
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.dialing.dialer import Hop
-    from proxy.gate.decide import Judgement, Wanted
+    from proxy.gate.decide import ConnectionDecision, OriginalDestination
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Attribution
@@ -39,12 +39,12 @@ class ConnectionRecord:
         self,
         recorder: "Recorder",
         peer: Endpoint,
-        wanted: "Wanted",
+        wanted: "OriginalDestination",
         address: "Address | str | None",
         opened: float,
     ) -> None:
         self._recorder = recorder
-        self.judgement: Judgement | None = None  # once the one decision has been recorded, or could not be
+        self.judgement: ConnectionDecision | None = None  # once the one decision has been recorded, or could not be
         self.peer = peer
         self.wanted = wanted
         self.address = address
@@ -62,7 +62,7 @@ class ConnectionRecord:
         if address is not None:
             self.address = written(address)
 
-    def decided(self, judgement: "Judgement") -> bool:
+    def decided(self, judgement: "ConnectionDecision") -> bool:
         """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
         assert self.judgement is None, "decided twice"
         self.judgement = judgement
@@ -128,7 +128,7 @@ class ConnectionRecord:
         self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)
 
 
-class Admitted(NamedTuple):
+class Handover(NamedTuple):
     """What inspection takes over. Its decision may be a refusal: then a page that explains it is all there is to serve.
 
     The target of the attempt is the one host that may be asked on this connection (invariant 3).
@@ -137,7 +137,7 @@ class Admitted(NamedTuple):
     sandbox: "SandboxState"
     client: "socket.socket"  # non-blocking, SO_RCVLOWAT 1, in no event loop
     record: ConnectionRecord
-    judgement: "Judgement"
+    judgement: "ConnectionDecision"
     closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
 
     @property
@@ -174,8 +174,8 @@ class Admitted(NamedTuple):
 class Inspection(Protocol):
     """Reads connections, and serves the page of those that are refused: `proxy.inspection`."""
 
-    def adopt(self, admitted: Admitted) -> None:
+    def adopt(self, admitted: Handover) -> None:
         """Take a connection over, its socket with it."""
 
-    def review(self, admitted: Admitted, decision: "Decision") -> None:
+    def review(self, admitted: Handover, decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.client import ApprovalsClient
-    from proxy.dialing.address_check import DialFailed
+    from proxy.dialing.address_check import DialError
     from proxy.dialing.dialer import Dialer
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
@@ -95,7 +95,7 @@ def request_access(
     if why_not := explain_unapprovable(decision):
         return _said(RequestState(RequestStatus.REFUSED, attempt=question.line(), why=why_not))
     if decision.needs_approval and dialer is not None:
-        checked: Later[DialFailed] = Later()
+        checked: Later[DialError] = Later()
         preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
         yield checked
         failure = checked.state

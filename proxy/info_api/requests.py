@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from proxy.request.http1_heads import parse_head
-from proxy.request.request_head import Asked, Head, Unclear, body_size, read, values
+from proxy.request.request_head import Head, RequestedResource, UnclearError, body_size, read, values
 from rules.names import INFO_API
 
 MOST_HEAD: Final = 8192  # bytes
@@ -93,7 +93,7 @@ class PartialRequest(NamedTuple):
     """A request whose head is there, and where in what was read its body begins, and ends, unless it is `chunked`."""
 
     head: Head
-    asked: Asked
+    asked: RequestedResource
     at: int
     end: int
     chunked: ChunkedBody | None = None
@@ -113,7 +113,7 @@ def read_head(data: bytes | bytearray, port: Port = QUESTIONS) -> PartialRequest
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
         asked = read(head, tls=False)
         size = body_size(head)
-    except Unclear as unclear:
+    except UnclearError as unclear:
         example = "`GET /policy HTTP/1.1`"
         raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no request of HTTP/1.1, as in {example}: {unclear}") from None
     if asked.method not in port.methods:
@@ -152,7 +152,7 @@ def _check_sender(head: Head, port: Port) -> None:
         raise Refusal(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
-def _request(head: Head, asked: Asked, body: bytes) -> Request:
+def _request(head: Head, asked: RequestedResource, body: bytes) -> Request:
     path, _, query = asked.path.partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)

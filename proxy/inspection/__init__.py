@@ -15,9 +15,9 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from proxy.certificates.leaves import Leaves
     from proxy.dialing.dialer import Dialer
-    from proxy.gate.record import Admitted
+    from proxy.gate.record import Handover
     from proxy.inspection.engine import Engine
-    from proxy.inspection.tls import FarContexts
+    from proxy.inspection.tls import ServerContexts
     from proxy.sandbox.recorder import Recorder
     from rules.decision import Decision
 
@@ -27,14 +27,14 @@ class Roots:
 
     def __init__(self, pem: bytes) -> None:
         self._pem = pem
-        self._far: FarContexts | None = None
+        self._far: ServerContexts | None = None
 
-    def far(self) -> "FarContexts":
+    def far(self) -> "ServerContexts":
         """Return what is made of them, once somebody needs it. Raises TrustError."""
         if self._far is None:
-            from proxy.inspection.tls import FarContexts
+            from proxy.inspection.tls import ServerContexts
 
-            self._far = FarContexts(self._pem)
+            self._far = ServerContexts(self._pem)
         return self._far
 
 
@@ -47,11 +47,11 @@ class Inspection:
         self._recorder = recorder
         self._roots = roots
         self._engine: Engine | None = None
-        self._waiting: list[Admitted] = []
+        self._waiting: list[Handover] = []
         self._loading: asyncio.Task[None] | None = None
         self._closed = False
 
-    def adopt(self, admitted: "Admitted") -> None:
+    def adopt(self, admitted: "Handover") -> None:
         """Take a connection over."""
         if self._closed:
             admitted.give_up(None)
@@ -61,7 +61,7 @@ class Inspection:
         else:
             self._start(self._engine, admitted)
 
-    def review(self, admitted: "Admitted", decision: "Decision") -> None:
+    def review(self, admitted: "Handover", decision: "Decision") -> None:
         """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
         if admitted in self._waiting:
             if not decision.outcome.passes:
@@ -102,7 +102,7 @@ class Inspection:
             else:
                 self._start(engine, admitted)
 
-    def _start(self, engine: "Engine", admitted: "Admitted") -> None:
+    def _start(self, engine: "Engine", admitted: "Handover") -> None:
         try:
             engine.adopt(admitted)
         except Exception as error:  # noqa: BLE001

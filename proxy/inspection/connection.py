@@ -10,17 +10,17 @@ import time
 from time import thread_time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.event_loop.poller import reset
 from proxy.event_loop.slices import SLICE
 from proxy.gate.states import LIFETIME
-from proxy.inspection.ends import Failure, Far, Near
+from proxy.inspection.connection_ends import ClientEnd, ServerEnd, ServerFailure
 from proxy.inspection.http1 import Codec
-from proxy.inspection.link import Link
 from proxy.inspection.pipeline import Pipeline
 from proxy.inspection.router import Begun, HttpRouter
 from proxy.inspection.session import Session
-from proxy.inspection.tls import HTTP2, FarTls, NearTls
+from proxy.inspection.tls import HTTP2, ClientTls, ServerTls
+from proxy.inspection.transport import Transport
 from proxy.telemetry.events import Where
 from rules.settings import ProxyDestination
 from rules.verdicts import Reason
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.gate.record import Admitted
+    from proxy.gate.record import Handover
     from proxy.inspection.engine import Engine
     from proxy.inspection.pipeline import Found
     from proxy.inspection.stream import Stream
-    from proxy.request.messages import Place
+    from proxy.request.messages import WebOrigin
     from rules.attempt import Attempt
     from rules.decision import Decision
 
@@ -46,7 +46,7 @@ HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, o
 class InspectedConnection:
     """A client connection and the connections to the internet that its requests use."""
 
-    def __init__(self, engine: "Engine", admitted: "Admitted", place: "Place") -> None:
+    def __init__(self, engine: "Engine", admitted: "Handover", place: "WebOrigin") -> None:
         judgement = admitted.judgement
         refused = None if judgement.decision.outcome.passes else judgement.decision
         self._engine = engine
@@ -58,12 +58,14 @@ class InspectedConnection:
         self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
         self._pipeline = Pipeline(self.session, self._addresses)
-        self._client = client = Near(place)
+        self._client = client = ClientEnd(place)
         self._http: HttpRouter = HttpRouter(client, self.session, engine.room, self, self.decide)
-        tls = NearTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
-        client.link = Link[Near | Far](engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls)
-        self.links: list[Link[Near | Far]] = [client.link]  # their sockets are open
-        self._dials: dict[Far, Callable[[], None]] = {}  # how to call each off
+        tls = ClientTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
+        client.link = Transport[ClientEnd | ServerEnd](
+            engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls
+        )
+        self.links: list[Transport[ClientEnd | ServerEnd]] = [client.link]  # their sockets are open
+        self._dials: dict[ServerEnd, Callable[[], None]] = {}  # how to call each off
         self._counted = 0  # servers beside the one that is the client's own
         self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
@@ -90,35 +92,35 @@ class InspectedConnection:
 
     # --- what links report ---
 
-    def received(self, link: Link[Near | Far], data: bytes) -> None:
+    def received(self, link: Transport[ClientEnd | ServerEnd], data: bytes) -> None:
         """Have what has come read as HTTP."""
         self._last = time.monotonic()
         self._do(self._http.receive, link.connection, data)
 
-    def opened(self, link: Link[Near | Far], problem: str | None) -> None:
+    def opened(self, link: Transport[ClientEnd | ServerEnd], problem: str | None) -> None:
         """Let what is above TLS begin, or report why it can't."""
         connection = link.connection
         if problem is not None:
             connection.can_read = False
             self.close(connection)
-        if type(connection) is Far:
+        if type(connection) is ServerEnd:
             self._do(self._http.opened, connection, problem)
         elif problem is None:
             self._do(self._http.start)
         else:
             self._turn()
 
-    def finished(self, link: Link[Near | Far], *, broken: bool) -> None:
+    def finished(self, link: Transport[ClientEnd | ServerEnd], *, broken: bool) -> None:
         """Note that a peer has ended its side of TLS, or broken it: then what came may not be all."""
         connection = link.connection
         connection.cut = connection.cut or broken
         connection.can_read = False
         self._do(self._broken if broken else self._http.receive_end, connection)
 
-    def _broken(self, connection: Near | Far) -> Begun:
+    def _broken(self, connection: ClientEnd | ServerEnd) -> Begun:
         """Cut a connection whose TLS broke, before its requests hear of its end."""
         connection.can_write = False
-        if type(connection) is Far:
+        if type(connection) is ServerEnd:
             connection.over = True
         else:
             self._leaving = True
@@ -126,7 +128,7 @@ class InspectedConnection:
             connection.link.cut_off()
         return self._http.receive_end(connection)
 
-    def ended(self, link: Link[Near | Far]) -> None:
+    def ended(self, link: Transport[ClientEnd | ServerEnd]) -> None:
         """Note that nothing more comes."""
         connection, tls = link.connection, link.tls
         connection.cut = link.cut
@@ -145,21 +147,21 @@ class InspectedConnection:
         if link.cut and not link.over:
             link.reset()
 
-    def relieved(self, _link: Link[Near | Far]) -> None:
+    def relieved(self, _link: Transport[ClientEnd | ServerEnd]) -> None:
         """Go on with what waited for room."""
         self._do(self._http.settle)
 
-    def leaving(self, link: Link[Near | Far]) -> None:
+    def leaving(self, link: Transport[ClientEnd | ServerEnd]) -> None:
         """Note that a client has ended its side while people are asked: it waits no more."""
         if link.connection is self._client:
             self.session.approvals.leave()
 
-    def gone(self, link: Link[Near | Far]) -> None:
+    def gone(self, link: Transport[ClientEnd | ServerEnd]) -> None:
         """Forget a socket that is closed; without the client's there is nothing left to do."""
         connection = link.connection
         self.links.remove(link)
         connection.can_read = connection.can_write = False
-        if type(connection) is Far:
+        if type(connection) is ServerEnd:
             self._up += link.up
             self._down += link.down
             connection.over = True
@@ -310,7 +312,7 @@ class InspectedConnection:
                 return (address,)
         return self._engine.addresses(policy, attempt)
 
-    def open(self, server: Far) -> None:
+    def open(self, server: ServerEnd) -> None:
         """Dial the one place there is, at an address that was checked for the request at hand."""
         place = self.session.place
         if server.place != place:
@@ -318,17 +320,17 @@ class InspectedConnection:
         if self.session.refused is not None or not server.addresses:
             raise RuntimeError("the router wants to dial without a decision")
 
-        def done(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
+        def done(got: "socket.socket | DialError", address: "Hop | None") -> None:
             self._dials.pop(server, None)
             try:
                 self._dialled(server, got, address)
             except Exception as error:  # noqa: BLE001  the dialer has no use for it
                 self.crashed(error)
-                if not isinstance(got, DialFailed):
+                if not isinstance(got, DialError):
                     reset(got)
 
         if self._count_servers() and not self._extra_sockets.has_room():
-            done(DialFailed(Reason.LIMIT_EXCEEDED, "there is no room for one more connection of this task"), None)
+            done(DialError(Reason.LIMIT_EXCEEDED, "there is no room for one more connection of this task"), None)
         elif call_off := self._engine.connect(server.addresses, place.port, done):
             self._dials[server] = call_off
             self._count_servers()
@@ -341,14 +343,16 @@ class InspectedConnection:
             self._extra_sockets.set(beside)
         return servers
 
-    def _dialled(self, server: Far, got: "socket.socket | DialFailed", address: "Hop | None") -> None:
-        if isinstance(got, DialFailed):
+    def _dialled(self, server: ServerEnd, got: "socket.socket | DialError", address: "Hop | None") -> None:
+        if isinstance(got, DialError):
             server.over = True
             self._count_servers()
-            self._do(self._http.opened, server, Failure(got.reason, got.detail))
+            self._do(self._http.opened, server, ServerFailure(got.reason, got.detail))
             return
-        tls = FarTls(self.session, self._engine.ends, self._client, server) if server.place.tls else None
-        link = Link[Near | Far](self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls)
+        tls = ServerTls(self.session, self._engine.ends, self._client, server) if server.place.tls else None
+        link = Transport[ClientEnd | ServerEnd](
+            self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls
+        )
         link.watch()
         server.link = link
         self.links.append(link)
@@ -364,19 +368,19 @@ class InspectedConnection:
         else:
             link.shake_hands()
 
-    def end_sending(self, connection: Near | Far) -> None:
+    def end_sending(self, connection: ClientEnd | ServerEnd) -> None:
         """End our half alone."""
         connection.can_write = False
         if connection.link is not None:
             connection.link.end_sending()
 
-    def close(self, connection: Near | Far) -> None:
+    def close(self, connection: ClientEnd | ServerEnd) -> None:
         """Send what waits, then close; without a client no server is needed either. Idempotent."""
         self._end(connection)
         if connection.link is not None:
             connection.link.close()
 
-    def reset(self, connection: Near | Far, *, at_once: bool = False) -> None:
+    def reset(self, connection: ClientEnd | ServerEnd, *, at_once: bool = False) -> None:
         """Cut a connection: what was being sent on it is not complete (invariant 12).
 
         What was sent before is delivered first, unless it is `at_once`: the gate's own refusals let nothing more
@@ -389,9 +393,9 @@ class InspectedConnection:
             else:
                 connection.link.cut_off()
 
-    def _end(self, connection: Near | Far) -> None:
+    def _end(self, connection: ClientEnd | ServerEnd) -> None:
         """Note that a connection is closed by us: nothing more is read of it, not even what has come."""
-        if type(connection) is Far:
+        if type(connection) is ServerEnd:
             connection.over = True
             if call_off := self._dials.pop(connection, None):
                 call_off()

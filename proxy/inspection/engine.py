@@ -11,14 +11,14 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.inspection.connection import InspectedConnection
-from proxy.inspection.ends import Room
-from proxy.inspection.tls import Ends, FarContexts, NearContexts, Spoken
-from proxy.request.messages import Place
+from proxy.inspection.connection_ends import MemoryQuota
+from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TlsContexts
+from proxy.request.messages import WebOrigin
 from proxy.sandbox.sandbox_state import ExtraSockets
 from proxy.telemetry.events import Where
 from rules.attempt import Protocol
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.certificates.leaves import Leaves
     from proxy.dialing.dialer import Dialer, Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.gate.record import Admitted
+    from proxy.gate.record import Handover
     from proxy.inspection.pipeline import Found
     from proxy.sandbox.recorder import Recorder
     from rules.attempt import Attempt
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 class Engine:
     """Inspects the connections of one sandbox. For one thread, within its running loop."""
 
-    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", trusted: FarContexts) -> None:
+    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", trusted: ServerContexts) -> None:
         self.loop = asyncio.get_running_loop()
         self.recorder = recorder
         self.poller = dialer.poller
-        self.ends = Ends(NearContexts(leaves), trusted, Spoken())
+        self.ends = TlsContexts(ClientContexts(leaves), trusted, KnownProtocols())
         self._leaves = leaves
         self._room = RateLimiter(NEW_NAMES, NEW_NAMES_A_SECOND)
-        self._expected: dict[str, Admitted] = {}  # connections that wait for a certificate, by their events
+        self._expected: dict[str, Handover] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
         self._connections: dict[str, InspectedConnection] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
-        self.room = Room(self._connections.values)
+        self.room = MemoryQuota(self._connections.values)
         self._later: dict[InspectedConnection, None] = {}  # those that have put something off, in their order
         self._calls = False  # one of them is about to go on
 
@@ -66,7 +66,7 @@ class Engine:
         """Return what counts the connections to servers beside one, of one client."""
         return ExtraSockets(self._dialer.descriptors)
 
-    def adopt(self, admitted: "Admitted") -> None:
+    def adopt(self, admitted: "Handover") -> None:
         """Take a connection over. Whatever this raises, nothing was begun."""
         place = place_of(admitted)
         host = admitted.shown_host
@@ -78,7 +78,7 @@ class Engine:
         else:
             admitted.give_up(Reason.LIMIT_EXCEEDED)
 
-    def _go_on(self, admitted: "Admitted", place: Place, problem: str) -> None:
+    def _go_on(self, admitted: "Handover", place: WebOrigin, problem: str) -> None:
         """Begin with a connection that has waited for its certificate, or end it where there is none. Never raises."""
         if self._expected.pop(admitted.event, None) is None:  # it is over already
             return
@@ -91,14 +91,14 @@ class Engine:
         self.recorder.error(Where.INSPECTION, problem, cause=admitted.event)
         admitted.give_up(Reason.GATE_ERROR)
 
-    def _begin(self, admitted: "Admitted", place: Place) -> None:
+    def _begin(self, admitted: "Handover", place: WebOrigin) -> None:
         connection = InspectedConnection(self, admitted, place)
         self._connections[admitted.event] = connection
         connection.start()
         if self._round is None:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
-    def review(self, admitted: "Admitted", decision: "Decision") -> None:
+    def review(self, admitted: "Handover", decision: "Decision") -> None:
         """Go on with a connection under other rules, which say `decision` to it."""
         if connection := self._connections.get(admitted.event):
             connection.review(decision)
@@ -158,7 +158,7 @@ class Engine:
         """Return where an attempt may be dialled to, or why nowhere: at once if that is known."""
         try:
             known = self._dialer.known(policy, attempt)
-        except DialFailed as failure:
+        except DialError as failure:
             return failure
         if known is not None:
             return known
@@ -169,7 +169,7 @@ class Engine:
             if not answer.done():
                 answer.set_result(addresses)
 
-        too_late = DialFailed(Reason.UNRESOLVED, "the lookup took too long")
+        too_late = DialError(Reason.UNRESOLVED, "the lookup took too long")
         timer = self.loop.call_later(LOOKUP_TIMEOUT, found, too_late)
         self._dialer.find(policy, attempt, found)
         return answer
@@ -178,15 +178,15 @@ class Engine:
         self,
         addresses: "tuple[Hop, ...]",
         port: int,
-        done: "Callable[[socket.socket | DialFailed, Hop | None], None]",
+        done: "Callable[[socket.socket | DialError, Hop | None], None]",
     ) -> "Callable[[], None] | None":
         """Connect, within a time; returns how to call it off. What is there at once `done` is told at once."""
 
         def too_late() -> None:
             connecting.cancel()
-            done(DialFailed(Reason.UPSTREAM_FAILED, f"no answer within {CONNECT_TIMEOUT:.0f} seconds"), None)
+            done(DialError(Reason.UPSTREAM_FAILED, f"no answer within {CONNECT_TIMEOUT:.0f} seconds"), None)
 
-        def connected(got: "socket.socket | DialFailed", address: "Hop | None") -> None:
+        def connected(got: "socket.socket | DialError", address: "Hop | None") -> None:
             timer.cancel()
             done(got, address)
 
@@ -203,9 +203,9 @@ class Engine:
         return call_off
 
 
-def place_of(admitted: "Admitted") -> Place:
+def place_of(admitted: "Handover") -> WebOrigin:
     """Return where a connection leads. Raises ValueError for what is not inspected."""
     attempt = admitted.judgement.attempt
     if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):
         raise ValueError(f"{attempt.protocol} is not inspected")
-    return Place(attempt.target, attempt.port, tls=attempt.protocol is Protocol.TLS)
+    return WebOrigin(attempt.target, attempt.port, tls=attempt.protocol is Protocol.TLS)

@@ -47,7 +47,7 @@ _TABLE: Final = int(SettingCodes.HEADER_TABLE_SIZE)
 _KNOWN: Final = frozenset(int(code) for code in SettingCodes)
 
 
-class Patience:
+class FrameBudget:
     """An account of frames."""
 
     __slots__ = ("_left", "_since")
@@ -126,14 +126,14 @@ _FIELDS: Final = frozenset({HeadersFrame.type, 0x09})  # ... and CONTINUATION
 
 
 @dataclass
-class Malformed(h2.events.Event):
+class MalformedMessage(h2.events.Event):
     """A message that breaks the rules of HTTP: an error of its stream, and of no other (RFC 9113 section 8.1.1)."""
 
     stream_id: int
     problem: str
 
 
-class Trimming(Decoder):
+class TrimmingDecoder(Decoder):
     """hpack's reader, which takes blanks off the ends of values: HTTP means nothing by them (RFC 9110 section 5.5).
 
     RFC 9113 section 8.2.1 has a request with such a value refused, so what leaves has none. Pseudo-headers stay.
@@ -155,10 +155,10 @@ def _is_blank_around(field: "HeaderTuple") -> bool:
     return bool(value) and (value[0] in b" \t" or value[-1] in b" \t") and not name.startswith(b":")
 
 
-class Patient(BufferedH2Connection):
+class BoundedH2Connection(BufferedH2Connection):
     """h2's state of a connection whose peer is borne with only so long.
 
-    h2 ends the connection over a message that breaks the rules of HTTP; here that message alone is `Malformed`.
+    h2 ends the connection over a message that breaks the rules of HTTP; here that message alone is `MalformedMessage`.
     """
 
     incoming_buffer: BoundedFrames
@@ -166,10 +166,10 @@ class Patient(BufferedH2Connection):
     def __init__(self, config: "H2Configuration") -> None:
         super().__init__(config)
         self.incoming_buffer = BoundedFrames(server=not config.client_side)
-        trimming = Trimming(self.decoder.max_header_list_size)
+        trimming = TrimmingDecoder(self.decoder.max_header_list_size)
         trimming.max_allowed_table_size = self.decoder.max_allowed_table_size
         self.decoder = trimming
-        self._patience = Patience()
+        self._patience = FrameBudget()
         self._to_credit = 0  # bytes that credit is due for: twice what was sent, for a stream and for all
 
     def receive_data(self, data: bytes) -> "list[Event]":
@@ -204,20 +204,22 @@ class Patient(BufferedH2Connection):
             begun = stream is not None or (not self.config.client_side and frame.stream_id in self.streams)
             if not begun or not self._is_of_one_message(error):
                 raise
-            return [], [Malformed(frame.stream_id, str(error))]
+            return [], [MalformedMessage(frame.stream_id, str(error))]
         if stream is not None and _says_no_length(events[0]):
             stream._expected_content_length = None  # noqa: SLF001
         if stream is not None and expected is not None and isinstance(events[0], TrailersReceived):
             actual = stream._actual_content_length  # noqa: SLF001  h2 compares them only where DATA ends a message
             if expected != actual:
-                events = [Malformed(frame.stream_id, str(h2.exceptions.InvalidBodyLengthError(expected, actual)))]
+                events = [
+                    MalformedMessage(frame.stream_id, str(h2.exceptions.InvalidBodyLengthError(expected, actual)))
+                ]
         return frames, events
 
     def _receive_data_frame(self, frame: DataFrame) -> "tuple[list[Frame], list[Event]]":
         try:
             return super()._receive_data_frame(frame)
         except h2.exceptions.InvalidBodyLengthError as error:
-            malformed = Malformed(frame.stream_id, str(error))
+            malformed = MalformedMessage(frame.stream_id, str(error))
             if error.actual_length > error.expected_length:
                 self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
                 return [], [malformed]

@@ -42,7 +42,7 @@ from proxy.request.http1_heads import (
 )
 from proxy.request.messages import MOST_INFORMATIONAL, Unreadable, body_size, closing, has_no_body
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
-from proxy.request.request_head import NOTHING, Head, Unclear
+from proxy.request.request_head import NOTHING, Head, UnclearError
 from proxy.request.request_head import body_size as request_size
 from rules.verdicts import Reason
 
@@ -78,7 +78,7 @@ class State(Enum):
 class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
     """A request that can't be read: where its body ends is anybody's guess, so nothing behind it is read."""
 
-    def __init__(self, head: Head, problem: Unclear, *, http2: bool = False) -> None:
+    def __init__(self, head: Head, problem: UnclearError, *, http2: bool = False) -> None:
         """`http2`: the client speaks HTTP/2, in the clear."""
         super().__init__(str(problem))
         self.head = head
@@ -279,7 +279,7 @@ class FrontHttp1(Codec):
     def give_up(self) -> Misread:
         """Stop, and return why a client is refused that waits for its server to speak first."""
         self.state = State.DONE
-        return Misread(NOTHING, Unclear(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
+        return Misread(NOTHING, UnclearError(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
 
     def _next_head(self) -> HttpEvent | None:
         """Read the next request's head, or refuse it."""
@@ -296,10 +296,10 @@ class FrontHttp1(Codec):
                 return None
             if raw == _PREFACE[0] and self.buf.startswith(_PREFACE[1]):
                 self.state = State.DONE
-                raise Misread(NOTHING, Unclear(NOT_HTTP2), http2=True)
+                raise Misread(NOTHING, UnclearError(NOT_HTTP2), http2=True)
             head = parse_head(raw)
             size = request_size(head)
-        except Unclear as problem:
+        except UnclearError as problem:
             self.state = State.DONE
             raise Misread(head, problem) from problem
         self.request = head

@@ -33,12 +33,12 @@ from mitmproxy.proxy.layers.http._http2 import (
 )
 from mitmproxy.proxy.layers.http._http_h2 import SendH2Data
 
-from proxy.inspection.ends import LayerContext
-from proxy.inspection.frames import Malformed, Patient
+from proxy.inspection.connection_ends import LayerContext
+from proxy.inspection.frames import BoundedH2Connection, MalformedMessage
 from proxy.request.http1_heads import one_length
 from proxy.request.messages import ResponseHead, Unreadable
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders, request_of, response_of
-from proxy.request.request_head import NOTHING, Head, Unclear
+from proxy.request.request_head import NOTHING, Head, UnclearError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.events import Event
     from mitmproxy.proxy.layer import CommandGenerator
 
-    from proxy.inspection.ends import Far, Near
+    from proxy.inspection.connection_ends import ClientEnd, ServerEnd
     from proxy.inspection.session import Session
 
 MIB: Final = 1 << 20
@@ -69,7 +69,7 @@ class Checkpoint(commands.Command):
     """A point in the middle of long work: the connection may go on from here in its next turn (`slices`)."""
 
 
-class Windowed(Patient):
+class Windowed(BoundedH2Connection):
     """h2's state of a connection, with windows of a size that can be kept."""
 
     def __init__(self, config: "H2Configuration", stream: int, connection: int) -> None:
@@ -207,7 +207,7 @@ class _Http2(Http2Connection):
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over. Data as mitmproxy does, but for the credit."""
-        if isinstance(event, Malformed):
+        if isinstance(event, MalformedMessage):
             yield from self.break_off(event)
             return False
         if not isinstance(event, h2.events.DataReceived):
@@ -226,7 +226,7 @@ class _Http2(Http2Connection):
             self.h2_conn.acknowledge_received_data(size, event.stream_id)
         return False
 
-    def break_off(self, event: Malformed) -> "CommandGenerator[None]":
+    def break_off(self, event: MalformedMessage) -> "CommandGenerator[None]":
         """End the one stream whose message breaks the rules of HTTP (RFC 9113 section 8.1.1)."""
         if not self.is_closed(event.stream_id):
             self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
@@ -238,7 +238,7 @@ class _Http2(Http2Connection):
 class FrontHttp2(_Http2, Http2Server):
     """HTTP/2 with a task's client."""
 
-    def __init__(self, session: "Session", client: "Near", stuck: "Callable[[int], bool]") -> None:
+    def __init__(self, session: "Session", client: "ClientEnd", stuck: "Callable[[int], bool]") -> None:
         super().__init__(LayerContext(client))  # type: ignore[arg-type]  # what layers read of one
         self.session = session
         self.stuck = stuck
@@ -273,10 +273,10 @@ class FrontHttp2(_Http2, Http2Server):
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
         """Handle one; returns whether the connection is over."""
-        if isinstance(event, h2.events.StreamReset | Malformed):
+        if isinstance(event, h2.events.StreamReset | MalformedMessage):
             self._resets += 1
             if self._resets > RESETS + self.session.asked // 2:
-                self.session.misread(NOTHING, Unclear("too many streams broken off", Reason.LIMIT_EXCEEDED))
+                self.session.misread(NOTHING, UnclearError("too many streams broken off", Reason.LIMIT_EXCEEDED))
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         elif isinstance(event, h2.events.RequestReceived):
@@ -285,7 +285,7 @@ class FrontHttp2(_Http2, Http2Server):
         elif isinstance(event, h2.exceptions.ProtocolError):
             flood = isinstance(event, h2.exceptions.DenialOfServiceError)
             reason = Reason.LIMIT_EXCEEDED if flood else Reason.AMBIGUOUS_REQUEST
-            self.session.misread(NOTHING, Unclear(str(event), reason))
+            self.session.misread(NOTHING, UnclearError(str(event), reason))
         if isinstance(event, h2.events.StreamEnded):
             over = yield from self._end(event)
         else:
@@ -311,19 +311,19 @@ class FrontHttp2(_Http2, Http2Server):
         method, scheme, authority, path = (pseudo.pop(name, b"") for name in _PSEUDO)
         head = Head(b"HTTP/2.0", method, scheme, authority, path, headers.fields)
         if pseudo:
-            yield from self._refuse(event.stream_id, head, Unclear("there is no such pseudo-header in a request"))
+            yield from self._refuse(event.stream_id, head, UnclearError("there is no such pseudo-header in a request"))
             return
         self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
         yield ReceiveHttp(RequestHeaders(event.stream_id, head, end_stream=bool(event.stream_ended)))
 
-    def break_off(self, event: Malformed) -> "CommandGenerator[None]":
+    def break_off(self, event: MalformedMessage) -> "CommandGenerator[None]":
         """Refuse a request that can't be decided, or break off one that was."""
         if event.stream_id in self.streams:
             yield from super().break_off(event)
         else:
-            yield from self._refuse(event.stream_id, NOTHING, Unclear(event.problem))
+            yield from self._refuse(event.stream_id, NOTHING, UnclearError(event.problem))
 
-    def _refuse(self, stream_id: int, head: Head, problem: Unclear) -> "CommandGenerator[None]":
+    def _refuse(self, stream_id: int, head: Head, problem: UnclearError) -> "CommandGenerator[None]":
         """Answer a request whose head can't be read; the others of its connection go on."""
         page = self.session.misread(head, problem)
         if self.is_open_for_us(stream_id):
@@ -342,7 +342,7 @@ class BackHttp2(_Http2, Http2Client):
     our_stream_id: dict[int, int]
     their_stream_id: dict[int, int]
 
-    def __init__(self, client: "Near", server: "Far", stuck: "Callable[[int], bool]") -> None:
+    def __init__(self, client: "ClientEnd", server: "ServerEnd", stuck: "Callable[[int], bool]") -> None:
         super().__init__(LayerContext(client, server))  # type: ignore[arg-type]  # what layers read of one
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
@@ -412,12 +412,12 @@ class BackHttp2(_Http2, Http2Client):
         pseudo, headers = split_pseudo_headers(event.headers)
         status = pseudo.get(b":status", b"")
         if len(pseudo) != 1 or not _STATUS.fullmatch(status):
-            yield from self.break_off(Malformed(event.stream_id, "its status is not one of a response"))
+            yield from self.break_off(MalformedMessage(event.stream_id, "its status is not one of a response"))
             return
         try:
             fields = one_length(b"HTTP/2.0", int(status), list(headers.fields))
         except ValueError as problem:
-            yield from self.break_off(Malformed(event.stream_id, str(problem)))
+            yield from self.break_off(MalformedMessage(event.stream_id, str(problem)))
             return
         response = ResponseHead(b"HTTP/2.0", int(status), b"", tuple(fields))
         ended = isinstance(event, h2.events.ResponseReceived) and event.stream_ended is not None

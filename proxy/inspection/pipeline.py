@@ -20,21 +20,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result, reason_of
-from proxy.dialing.address_check import DialFailed, approved, in_vain, refused
+from proxy.dialing.address_check import DialError, as_approved, deny_undialable, futile_error
 from proxy.dialing.dialer import written
-from proxy.event_loop.slices import at_once, in_turns
+from proxy.event_loop.slices import run_at_once, run_in_turns
 from proxy.gate.block_page import is_for_git
-from proxy.inspection.judging import unanswered, unclear, undialled
+from proxy.inspection.decide_request import unanswered, unclear, undialled
 from proxy.inspection.stages.approval import question
 from proxy.inspection.stages.git import FEW_REFS, report
-from proxy.inspection.stages.held_body import HeldBody, HeldPush
 from proxy.inspection.stages.limits import Grants, Limits, Taint
+from proxy.inspection.stages.pending_body import PendingContent, PendingPush
 from proxy.inspection.stages.secret_injection import SecretInjection
 from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stages.stage import Needs, Stage
 from proxy.inspection.upstream_proxy import relayed
 from proxy.request.messages import settle
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.session import Session
-    from proxy.inspection.stages.request_context import RequestContext, Ruling
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision
     from rules.attempt import Attempt
     from rules.matching.policy import Policy
 
-type Found = tuple[Hop, ...] | DialFailed
+type Found = tuple[Hop, ...] | DialError
 
 # In this order they may deny, and change what is sent. Bytes are counted before any of them sees a part of a body
 # (`RequestContext.may_send`), so that a piece beyond a limit is cut and not looked at.
@@ -97,7 +97,7 @@ class Pipeline:
             return self._ask(request, ruling, asking)
         return self._resolve(request, ruling)
 
-    def _ruled(self, request: "RequestContext") -> "Ruling | None":
+    def _ruled(self, request: "RequestContext") -> "RequestDecision | None":
         """Decide by what was read; None: more of it has to be."""
         session, held = self._session, request.held
         read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
@@ -105,9 +105,9 @@ class Pipeline:
         if held is None:
             if not ruling.refs_wanted and not ruling.body_wanted:
                 return ruling
-            held = HeldPush.of(request.head) if ruling.refs_wanted else HeldBody()
+            held = PendingPush.of(request.head) if ruling.refs_wanted else PendingContent()
             if not self._holds:
-                held.problem = Unclear("no bodies are read here", Reason.PROTOCOL_MISMATCH)
+                held.problem = UnclearError("no bodies are read here", Reason.PROTOCOL_MISMATCH)
             if held.problem is not None and ruling.refs_for_events:
                 return ruling
             held.attempt = ruling.attempt
@@ -118,13 +118,13 @@ class Pipeline:
         else:
             session.holding.pop(request.key, None)
             if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
-                held.problem = Unclear("it is a push, and its body is wanted for another reason too")
+                held.problem = UnclearError("it is a push, and its body is wanted for another reason too")
         may_pass = (ruling.decision.outcome.passes or ruling.decision.needs_approval) and not ruling.refs_for_events
         if held.problem is not None and may_pass:
             return unclear(session.recorder.sandbox, request.head, held.problem)
         return ruling
 
-    async def _ask(self, request: "RequestContext", ruling: "Ruling", asking: "ApprovalsClient") -> None:
+    async def _ask(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> None:
         """Ask people, until what they say, or the rules by then, decide."""
         session = self._session
         waiting = session.approvals.begin(request, ruling, asking)
@@ -135,7 +135,7 @@ class Pipeline:
                     return  # its connection is gone, and that was told
                 if failure is not None:
                     ruling = undialled(ruling, failure)
-                    ruling = replace(ruling, decision=refused(ruling.decision, failure))
+                    ruling = replace(ruling, decision=deny_undialable(ruling.decision, failure))
                     break
                 waiting.ask(question(session, request, ruling), ruling.decision)
             answer = await waiting.answer()
@@ -163,36 +163,36 @@ class Pipeline:
         held.attempt = held.attempt._replace(
             at=sandbox.calendar.today(), tainted=sandbox.tainted, granted=request.granted
         )
-        await in_turns(held.judge_ahead(self._session))
+        await run_in_turns(held.decide_refs_ahead(self._session))
 
-    async def _in_vain(self, ruling: "Ruling") -> DialFailed | None:
+    async def _in_vain(self, ruling: "RequestDecision") -> DialError | None:
         """Return why an approval would open nothing; None: it may."""
         assert ruling.attempt is not None
-        would = approved(self._session.recorder.sandbox.policy, ruling.attempt, ruling.decision)
+        would = as_approved(self._session.recorder.sandbox.policy, ruling.attempt, ruling.decision)
         if would is None:
             return None
         found = self._addresses(would)
-        return in_vain(found if isinstance(found, tuple | DialFailed) else await found)
+        return futile_error(found if isinstance(found, tuple | DialError) else await found)
 
-    def _resolve(self, request: "RequestContext", ruling: "Ruling") -> "Awaitable[None] | None":
+    def _resolve(self, request: "RequestContext", ruling: "RequestDecision") -> "Awaitable[None] | None":
         """Look up where it may go, if it may, and record that."""
         if ruling.attempt is None or not ruling.decision.outcome.passes:
             return self._decided(request, ruling, ())
         found = self._addresses(ruling.attempt)
         pushed = ruling.pushed
-        if not isinstance(found, tuple | DialFailed) or (pushed and len(pushed.attempts) > FEW_REFS):
+        if not isinstance(found, tuple | DialError) or (pushed and len(pushed.attempts) > FEW_REFS):
             return self._later(request, ruling, self._session.recorder.sandbox.policy, found)
         if pushed is not None:
-            found = at_once(among(self._session.recorder.sandbox.policy, pushed.attempts, found))
+            found = run_at_once(among(self._session.recorder.sandbox.policy, pushed.attempts, found))
         return self._decided(request, ruling, found)
 
     async def _later(
-        self, request: "RequestContext", ruling: "Ruling", policy: "Policy", found: "Found | Awaitable[Found]"
+        self, request: "RequestContext", ruling: "RequestDecision", policy: "Policy", found: "Found | Awaitable[Found]"
     ) -> None:
         sandbox, attempt = self._session.recorder.sandbox, ruling.attempt
-        addresses = found if isinstance(found, tuple | DialFailed) else await found
+        addresses = found if isinstance(found, tuple | DialError) else await found
         if ruling.pushed is not None:
-            addresses = await in_turns(among(policy, ruling.pushed.attempts, addresses))
+            addresses = await run_in_turns(among(policy, ruling.pushed.attempts, addresses))
         same = attempt is not None and sandbox.calendar.today() == attempt.at and sandbox.tainted is attempt.tainted
         if sandbox.policy is policy and same:
             pending = self._decided(request, ruling, addresses)
@@ -202,10 +202,12 @@ class Pipeline:
         if pending is not None:
             await pending
 
-    def _decided(self, request: "RequestContext", ruling: "Ruling", found: "Found") -> "Awaitable[None] | None":
+    def _decided(
+        self, request: "RequestContext", ruling: "RequestDecision", found: "Found"
+    ) -> "Awaitable[None] | None":
         """Record the decision, and carry it out; where people are to be asked about an address, that comes first."""
         session, head = self._session, request.head
-        if isinstance(found, DialFailed) and found.held is not None:
+        if isinstance(found, DialError) and found.held is not None:
             asking = session.recorder.sandbox.approvals
             if asking is not None:
                 return self._ask(request, replace(ruling, decision=found.held), asking)
@@ -213,7 +215,7 @@ class Pipeline:
             session.approvals.settle(waiting)
             ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
         via = address = None
-        if isinstance(found, DialFailed):
+        if isinstance(found, DialError):
             ruling, found = undialled(ruling, found), ()
         elif found:
             if isinstance(found[0], ProxyDestination):
@@ -242,12 +244,12 @@ class Pipeline:
 
 def among(policy: "Policy", attempts: "tuple[Attempt, ...]", found: "Found") -> "Sliced[Found]":
     """Return those of the addresses that were found which every ref of a push may go to."""
-    if isinstance(found, DialFailed):
+    if isinstance(found, DialError):
         return found
     for attempt in attempts[1:]:
         reasons = [policy.check_address(attempt, address) for address in found]
         found = tuple(address for address, reason in zip(found, reasons, strict=True) if reason is None)
         if not found:
-            return DialFailed(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
+            return DialError(next(filter(None, reasons), Reason.UNRESOLVED), "no address will do for every ref")
         yield
     return found

@@ -17,12 +17,12 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError, ResponseProtocolError
 
-from proxy.inspection.ends import FIELD, REQUEST, Far, Near, Revoked
+from proxy.inspection.connection_ends import FIELD, REQUEST, ClientEnd, RequestsRevoked, ServerEnd
 from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
 from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
-from proxy.inspection.link import FULL
 from proxy.inspection.stream import WAIT, Stream
 from proxy.inspection.tls import HTTP2
+from proxy.inspection.transport import FULL
 from proxy.inspection.websocket import Steps
 from proxy.request.mitmproxy_messages import RequestHeaders
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dialing.dialer import Hop
-    from proxy.inspection.ends import Driver, Room
+    from proxy.inspection.connection_ends import ConnectionControl, MemoryQuota
     from proxy.inspection.session import Session
 
 HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
@@ -45,21 +45,26 @@ class HttpRouter:
     """HTTP with one client."""
 
     def __init__(
-        self, client: Near, session: "Session", room: "Room", driver: "Driver", decide: "Callable[[Stream], bool]"
+        self,
+        client: ClientEnd,
+        session: "Session",
+        room: "MemoryQuota",
+        driver: "ConnectionControl",
+        decide: "Callable[[Stream], bool]",
     ) -> None:
         """`decide` has a request decided; returns whether it is, and else has it go on later."""
         self.decide = decide
         self.client = client
         self.session = session
         self.driver = driver
-        self.servers: list[Far] = []
+        self.servers: list[ServerEnd] = []
         self.streams: dict[int, Stream] = {}
         self.stinted = False  # whether something is left unread for want of room
         self.stopped = False  # nothing more is begun: the connection is over, or other rules come first
         self.todo: deque[tuple[Callable[..., Begun], tuple[Any, ...]]] = deque()
         self._room = room
         self._requests = 0  # bytes that those under way take by themselves
-        self._expecting: dict[Far, list[Stream]] = {}  # requests that wait for a connection
+        self._expecting: dict[ServerEnd, list[Stream]] = {}  # requests that wait for a connection
         self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
         self._heads_left = 0  # how many HTTP/1 requests may still begin in this turn
         # What is done before the next call, in this order
@@ -131,7 +136,7 @@ class HttpRouter:
         self.client.codec = FrontHttp1(tls=self.session.place.tls)
         return None
 
-    def receive(self, connection: Near | Far, data: bytes) -> Begun:
+    def receive(self, connection: ClientEnd | ServerEnd, data: bytes) -> Begun:
         """Take what has come."""
         codec = connection.codec
         if isinstance(codec, Codec):
@@ -141,7 +146,7 @@ class HttpRouter:
             return None
         return self._carry_out(codec.handle_event(events.DataReceived(connection, data)))  # type: ignore[arg-type]  # ours, not mitmproxy's
 
-    def receive_end(self, connection: Near | Far) -> Begun:
+    def receive_end(self, connection: ClientEnd | ServerEnd) -> Begun:
         """Take note that nothing more comes."""
         codec = connection.codec
         if isinstance(codec, Codec):
@@ -151,7 +156,7 @@ class HttpRouter:
             return None
         return self._carry_out(codec.handle_event(events.ConnectionClosed(connection)))  # type: ignore[arg-type]  # ours, too
 
-    def opened(self, server: Far, problem: str | None) -> Begun:
+    def opened(self, server: ServerEnd, problem: str | None) -> Begun:
         """Have those go on that wait for a connection; it speaks what was agreed on."""
         waiting, begun = self._expecting.pop(server), None
         if problem is None and server.over:  # since it opened: this may have waited for another turn
@@ -173,7 +178,7 @@ class HttpRouter:
     def revoke(self, flows: frozenset[str]) -> None:
         """End requests (by their keys) that other rules don't let out."""
         for stream in [one for one in self.streams.values() if one.settled and one.request.key in flows]:
-            stream.handle(Revoked(flows))
+            stream.handle(RequestsRevoked(flows))
 
     def refuse_silent(self) -> Begun:
         """Refuse a client that waits for its server to speak first."""
@@ -182,7 +187,7 @@ class HttpRouter:
         self._refuse(self.client.codec.give_up())
         return self._pull(self.client)
 
-    def _pull(self, connection: Near | Far) -> "Iterator[None]":
+    def _pull(self, connection: ClientEnd | ServerEnd) -> "Iterator[None]":
         """Give each event of HTTP/1 to its request; close the connection, if nothing more can come."""
         codec = connection.codec
         assert isinstance(codec, Codec)
@@ -228,7 +233,7 @@ class HttpRouter:
             case _:
                 raise RuntimeError(f"unexpected command {type(command).__name__}")
 
-    def _send(self, connection: Near | Far, data: bytes) -> None:
+    def _send(self, connection: ClientEnd | ServerEnd, data: bytes) -> None:
         """Send with the end of the turn."""
         if connection.link is not None:
             connection.link.new.append(data)
@@ -311,7 +316,7 @@ class HttpRouter:
         elif front is not None and (data := front.send(event)):
             self.client.link.new.append(data)
 
-    def send_to_server(self, server: Far | None, event: "HttpEvent") -> None:
+    def send_to_server(self, server: ServerEnd | None, event: "HttpEvent") -> None:
         """Send a part of a request; to nobody, where the connection is over."""
         back = None if server is None or server.over else server.codec
         if back is None or server is None:
@@ -331,7 +336,7 @@ class HttpRouter:
             else:
                 self._do(command)
 
-    def connect(self, stream: Stream) -> Far | None:
+    def connect(self, stream: Stream) -> ServerEnd | None:
         """Return a connection to an address that was checked for this very request; None: it has to wait for one."""
         for server in self.servers:
             if not stream.request.may_trust(server.authorities):
@@ -345,12 +350,12 @@ class HttpRouter:
         return None
 
     def _open_for(self, stream: Stream) -> None:
-        server = Far(self.session.place, stream.request.addresses or (), stream.request.authorities)
+        server = ServerEnd(self.session.place, stream.request.addresses or (), stream.request.authorities)
         self.servers.append(server)
         self._expecting[server] = [stream]
         self.driver.open(server)
 
-    def usable(self, server: Far) -> bool:
+    def usable(self, server: ServerEnd) -> bool:
         """Whether a connection can take one more request: open, and free."""
         back = server.codec
         if back is None or not (server.can_read and server.can_write):

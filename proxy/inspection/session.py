@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING
 
 from proxy.dlp.head_scan import Heads
 from proxy.gate.block_page import Page, Refusal, page
-from proxy.inspection.judging import Looks, attempts_of, judge, misuse, shown, standing, unanswered, unclear
+from proxy.inspection.decide_request import (
+    RuleInputs,
+    attempts_of,
+    decide,
+    misuse,
+    shown,
+    standing,
+    unanswered,
+    unclear,
+)
 from proxy.inspection.pipeline import stages_for
 from proxy.inspection.stages.approval import PendingApprovals
 from proxy.inspection.stages.limits import Limits
 from proxy.inspection.stages.record import RequestRecord
-from proxy.inspection.stages.request_context import NOTHING, RequestContext, Ruling
-from proxy.inspection.stages.stage import Needs, Stopped
-from proxy.request.messages import Place, Unreadable, advice_on_unreadable
-from proxy.request.request_head import Unclear, grpc_kind, may_trail, user_agent
+from proxy.inspection.stages.request_context import NOTHING, RequestContext, RequestDecision
+from proxy.inspection.stages.stage import Needs, RequestStoppedError
+from proxy.request.messages import Unreadable, WebOrigin, advice_on_unreadable
+from proxy.request.request_head import UnclearError, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
 from proxy.telemetry.events import GONE
 from proxy.telemetry.journal.writer import JournalFailed
@@ -66,7 +75,7 @@ class Session:
     def __init__(  # noqa: PLR0917 - what is known of a connection
         self,
         recorder: "Recorder",
-        place: Place,
+        place: WebOrigin,
         cause: str,
         refused: Decision | None = None,
         detail: str = "",
@@ -96,23 +105,25 @@ class Session:
         self.held = 0  # bytes of bodies that are kept for those
         self.connections = Connections()  # whose limits count this one
         self.heads = Heads()  # that were looked at
-        self._looks: Looks | None = None
+        self._looks: RuleInputs | None = None
         self.record = RequestRecord(recorder, place, cause, attribution)
 
-    def rule(self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None) -> Ruling:
+    def rule(
+        self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None
+    ) -> RequestDecision:
         """Decide on a request; nothing is recorded yet. Again, when more is read of it: `push` or `content`."""
         self.asked += push is None and content is None
         sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
-            ruling = Ruling(self.refused, *shown(head), detail=self._detail, advice=self._advice)
+            ruling = RequestDecision(self.refused, *shown(head), detail=self._detail, advice=self._advice)
             if where := misuse(sandbox, self.place, head):  # worse than what refused the connection
                 decision = deny(sandbox.policy, Reason.SECRET_MISUSE)
                 ruling = replace(ruling, decision=decision, detail=where, advice="", misused=True)
             return ruling
         looks = self._looks
         if looks is None or looks.policy is not sandbox.policy:
-            looks = self._looks = Looks.of(sandbox.policy, self.place)
-        return judge(
+            looks = self._looks = RuleInputs.of(sandbox.policy, self.place)
+        return decide(
             sandbox,
             self.place,
             head,
@@ -134,21 +145,21 @@ class Session:
     def abandon(self, request: RequestContext) -> None:
         """Record a held request that more of never came."""
         if self.holding.pop(request.key, None) is not None:
-            problem = Unclear("the request broke off")
+            problem = UnclearError("the request broke off")
             self.admit(request, unclear(self.recorder.sandbox, request.head, problem))
 
-    def misread(self, head: "Head", problem: "Unclear") -> Page:
+    def misread(self, head: "Head", problem: "UnclearError") -> Page:
         """Refuse, and record, what could not even be parsed; `head` holds what could be made out."""
         self.asked += 1
         if self.refused is not None:
-            return self._page(Ruling(self.refused, *shown(head)), head, self.cause)
+            return self._page(RequestDecision(self.refused, *shown(head)), head, self.cause)
         request = RequestContext("", head, body=False)
         page = self.admit(request, unclear(self.recorder.sandbox, head, problem))
         assert page is not None
         return page
 
     def admit(
-        self, request: RequestContext, ruling: Ruling, via: str | None = None, address: str | None = None
+        self, request: RequestContext, ruling: RequestDecision, via: str | None = None, address: str | None = None
     ) -> Page | None:
         """Record the decision and return the page that refuses the request; None: it may pass.
 
@@ -167,7 +178,7 @@ class Session:
             if passes:
                 self._leave_stages(request)
             decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
-            return self._page(Ruling(decision, ruling.method, ruling.path), head, UNTOLD)
+            return self._page(RequestDecision(decision, ruling.method, ruling.path), head, UNTOLD)
         if ruling.misused:
             record.tampered(cause, ruling.detail)
         if passes:
@@ -176,13 +187,13 @@ class Session:
         try:
             for stage in request.stages:
                 stage.recorded(ruling)
-        except Stopped as stopped:
+        except RequestStoppedError as stopped:
             passes, request.by = False, stopped.decision
             self.complete(request, None, detail=str(stopped))
             ruling = replace(ruling, decision=stopped.decision, detail=str(stopped))
         return None if passes else self._page(ruling, head, cause)
 
-    def _through_stages(self, request: RequestContext, ruling: Ruling) -> tuple[Ruling, bool]:
+    def _through_stages(self, request: RequestContext, ruling: RequestDecision) -> tuple[RequestDecision, bool]:
         """Take a request that the rules allow into its stages, up to the first that denies it; whether none does."""
         if not ruling.decision.outcome.passes or ruling.asked is None:
             return ruling, False
@@ -249,12 +260,12 @@ class Session:
         for request in self.open.values():
             request.by = decision
 
-    def stop(self, request: RequestContext, stopped: Stopped) -> Page:
+    def stop(self, request: RequestContext, stopped: RequestStoppedError) -> Page:
         """Note that a stage ends a request under way; returns the page to end it with."""
         detail, event = str(stopped), UNTOLD
         if request.is_open:
             request.by, event = stopped.decision, request.cause
-        return self._page(Ruling(stopped.decision, *shown(request.head), detail=detail), request.head, event)
+        return self._page(RequestDecision(stopped.decision, *shown(request.head), detail=detail), request.head, event)
 
     def stray(self, request: RequestContext, detail: str) -> None:
         """Record that what goes on under a request is not what was allowed."""
@@ -266,7 +277,7 @@ class Session:
         """Record that what was allowed came to nothing, and why; returns the page that says so."""
         advice = advice_on_unreadable(self.place) if isinstance(detail, Unreadable) else ""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
-        ruling = Ruling(decision, *shown(request.head), detail=detail, advice=advice)
+        ruling = RequestDecision(decision, *shown(request.head), detail=detail, advice=advice)
         page = self._page(ruling, request.head, UNTOLD)
         self.complete(request, page.status, Outcome.FAILED, reason, detail)
         return page
@@ -324,7 +335,7 @@ class Session:
             else:
                 self.complete(request, None, Outcome.FAILED, self.ending)
 
-    def _page(self, ruling: Ruling, head: "Head", event: str) -> Page:
+    def _page(self, ruling: RequestDecision, head: "Head", event: str) -> Page:
         attempt = f"{ruling.method} {self.place}{ruling.path}"
         refusal = Refusal(
             ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,

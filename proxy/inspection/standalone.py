@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from mitmproxy.net.http.http1 import expected_http_body_size
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from proxy.gate.block_page import page_head
 from proxy.inspection.pipeline import Pipeline
 from proxy.inspection.session import Session
 from proxy.inspection.stages.request_context import RequestContext
-from proxy.inspection.stages.stage import Stopped
-from proxy.request.messages import Place
+from proxy.inspection.stages.stage import RequestStoppedError
+from proxy.request.messages import WebOrigin
 from proxy.request.mitmproxy_messages import head_of, response_of
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.events import Kind, Tls
@@ -66,7 +66,7 @@ class _Logged:
         return 0
 
 
-class Desk:
+class StandaloneGate:
     """Rules in force, and those who came to be decided on. For one thread."""
 
     def __init__(self, rules: "Sequence[Path]", journal: "Path | None") -> None:
@@ -110,12 +110,12 @@ class Desk:
         """Return where an attempt may be dialled to, or why nowhere."""
         if (upstream := self.sandbox.policy.upstream_for(attempt)) is not None:
             why = f"this has to go through the proxy `{upstream}`, which mitmproxy by itself can't do"
-            return DialFailed(Reason.UPSTREAM_FAILED, why)
+            return DialError(Reason.UPSTREAM_FAILED, why)
         if self._dialer is None:
             self._dialer = Dialer(Lookup(), Poller())
         try:
             known = self._dialer.known(self.sandbox.policy, attempt)
-        except DialFailed as failure:
+        except DialError as failure:
             return failure
         if known is not None:
             return known
@@ -193,9 +193,9 @@ def passing(
         nonlocal over
         if not over and (not data or request.may_send(len(data))):
             try:
-                parts = at_once(request.sent(RequestData(0, data) if data else RequestEndOfMessage(0)))
+                parts = run_at_once(request.sent(RequestData(0, data) if data else RequestEndOfMessage(0)))
                 return [part.data for part in parts if isinstance(part, RequestData)]
-            except Stopped as stopped:
+            except RequestStoppedError as stopped:
                 session.stop(request, stopped)
         over = True
         cut()
@@ -204,19 +204,19 @@ def passing(
     return passed
 
 
-class Visitor:
+class ClientConnection:
     """One client connection."""
 
-    def __init__(self, desk: Desk, sever: "Callable[[], object]") -> None:
+    def __init__(self, desk: StandaloneGate, sever: "Callable[[], object]") -> None:
         """`sever` ends the connection, and all that were made for it."""
         self._desk = desk
         self._sever = sever
         self.tunnel: tuple[HostName | Address, int] | None = None  # where a CONNECT or the SNI leads, for good
         self.cause = ""  # the event that let it there
         self.shut = False  # nothing passes any more
-        self._sessions: dict[Place, Session] = {}
+        self._sessions: dict[WebOrigin, Session] = {}
         self._requests: dict[str, tuple[Session, RequestContext]] = {}  # under way, by their flows
-        self._dialled: dict[tuple[str, int], Place] = {}  # what may be dialled, and for which place
+        self._dialled: dict[tuple[str, int], WebOrigin] = {}  # what may be dialled, and for which place
 
     def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
         """Decide on where a CONNECT or a ClientHello wants to go; all that follows is held to it."""
@@ -232,12 +232,12 @@ class Visitor:
             target, at = self.tunnel or (parse_host(host), port)
         except InvalidNameError:
             target, at = HostName("invalid.invalid"), port  # no rule's; the head itself says why it is refused
-        place = Place(target, at, tls=tls)
+        place = WebOrigin(target, at, tls=tls)
         session = self._sessions.get(place)
         if session is None:
             session = self._sessions[place] = Session(self._desk.recorder, place, self.cause)
         if flow.error:
-            session.misread(head_of(flow.request), Unclear(flow.error.msg))
+            session.misread(head_of(flow.request), UnclearError(flow.error.msg))
             return None
         request = RequestContext(flow.id, head_of(flow.request), body=announces_body(flow.request))
         self._requests[flow.id] = session, request
@@ -247,7 +247,7 @@ class Visitor:
             return None
         return self._later(flow, session, request, pending)
 
-    def leads_to(self, address: tuple[str, int]) -> Place | None:
+    def leads_to(self, address: tuple[str, int]) -> WebOrigin | None:
         """Return for which place an address may be dialled; None: it may not."""
         return None if self.shut else self._dialled.get((address[0], address[1]))
 

@@ -27,11 +27,11 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from proxy.gate.block_page import page_head
-from proxy.inspection.ends import Failure, Revoked, next_key
+from proxy.inspection.connection_ends import RequestsRevoked, ServerFailure, next_key
 from proxy.inspection.http1 import ClientEnded
 from proxy.inspection.stages.request_context import RequestContext
-from proxy.inspection.stages.secret_scan import LONG_HEAD, look_ahead
-from proxy.inspection.stages.stage import Stopped
+from proxy.inspection.stages.secret_scan import LONG_HEAD, scan_ahead
+from proxy.inspection.stages.stage import RequestStoppedError
 from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState
 from proxy.inspection.tls import HTTP2
 from proxy.inspection.upstream_proxy import answered_by_proxy, asked_of_proxy
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.gate.block_page import Page
-    from proxy.inspection.ends import Far
+    from proxy.inspection.connection_ends import ServerEnd
     from proxy.inspection.router import HttpRouter
-    from proxy.inspection.stages.held_body import Held
+    from proxy.inspection.stages.pending_body import PendingBody
     from proxy.inspection.stages.stage import RequestPart, ResponsePart
 
 WAIT: Final = object()  # what a request yields that waits for a decision or a connection
@@ -82,7 +82,7 @@ class Stream:
         self.session = router.session
         self.client = router.client
         self.stream_id = stream_id
-        self.server: Far | None = None  # once there is a connection for it
+        self.server: ServerEnd | None = None  # once there is a connection for it
         self.request_state = RequestState.HEAD
         self.response_state = ResponseState.NOTHING
         self.undecided = False  # the decision is being made
@@ -90,12 +90,12 @@ class Stream:
         self.takes = 0  # bytes, by itself
         self.waiting: Steps | None = None  # what goes on when there is a decision, or a connection
         self.queue: deque[Event] = deque()  # what has come meanwhile
-        self.opened: Far | str = ""  # the connection that it waited for, or why there is none
+        self.opened: ServerEnd | str = ""  # the connection that it waited for, or why there is none
         self.request: RequestContext  # with its head
         self.response: ResponseHead | None = None  # of its server
         self.websocket: Switched | None = None  # once both sides have agreed
         self._bodiless = False  # nothing of the request follows its head
-        self._held: Held | None = None
+        self._held: PendingBody | None = None
         self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
         self._has_leave = False  # the client, to send its body: from the gate
         self._informed = 0  # informational responses that came
@@ -139,7 +139,7 @@ class Stream:
         """Return what is sent in place of a part of the request; None: a stage has stopped it, or other rules have."""
         try:
             parts = yield from self.request.sent(part)
-        except Stopped as stopped:
+        except RequestStoppedError as stopped:
             self._stop(stopped)
             return None
         if self.request.by is not None:  # since it came: it may have waited for another turn
@@ -176,7 +176,7 @@ class Stream:
         request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
         if request.head.size > LONG_HEAD:
-            yield from look_ahead(self.session, request)
+            yield from scan_ahead(self.session, request)
         if not self.http.decide(self):
             yield WAIT
         self.undecided = False
@@ -202,7 +202,7 @@ class Stream:
             return
         self.request_state = RequestState.DONE if isinstance(event, RequestEndOfMessage) else RequestState.SINK
         try:
-            yield from held.judge_ahead(self.session)
+            yield from held.decide_refs_ahead(self.session)
             yield from self._decide()
             if self.settled:
                 yield from self._begin()  # and while its server is dialled it counts as held still
@@ -213,7 +213,7 @@ class Stream:
             held.let_go(self.session)
             self._held = None
 
-    def revoke(self, _event: Revoked) -> None:
+    def revoke(self, _event: RequestsRevoked) -> None:
         """End a request that other rules don't allow."""
         self.cut_off(REVOKED)
 
@@ -234,12 +234,12 @@ class Stream:
         """
         request, session = self.request, self.session
         self._may_ask_again = False
-        server: Far | str | None = self.http.connect(self)
+        server: ServerEnd | str | None = self.http.connect(self)
         if server is None:
             yield WAIT
             server = self.opened
         if isinstance(server, str):
-            self._fail(server.reason if isinstance(server, Failure) else Reason.UPSTREAM_FAILED, server)
+            self._fail(server.reason if isinstance(server, ServerFailure) else Reason.UPSTREAM_FAILED, server)
             return
         self.server = server
         if not (yield from session.may_go(request, server.dialled)):
@@ -445,7 +445,7 @@ class Stream:
         self.leave()
         return None
 
-    def _stop(self, stopped: Stopped) -> None:
+    def _stop(self, stopped: RequestStoppedError) -> None:
         """End a request that a stage has stopped, with a page if nothing has been answered."""
         page, why = self.session.stop(self.request, stopped), str(stopped)
         if self.response_state is ResponseState.HEAD:

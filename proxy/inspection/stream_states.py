@@ -14,7 +14,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.ends import Revoked
+from proxy.inspection.connection_ends import RequestsRevoked
 from proxy.inspection.http1 import ClientEnded
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 
@@ -66,5 +66,5 @@ OTHERS: Final[dict[type, str]] = {
     RequestProtocolError: "handle_protocol_error",
     ResponseProtocolError: "handle_protocol_error",
     ClientEnded: "end_sending",
-    Revoked: "revoke",
+    RequestsRevoked: "revoke",
 }

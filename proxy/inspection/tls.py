@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from proxy.inspection.ends import Failure
+from proxy.inspection.connection_ends import ServerFailure
 from rules.names import HostName
 from rules.verdicts import Reason
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.certificates.leaves import Leaf, Leaves
-    from proxy.inspection.ends import Far, Near
+    from proxy.inspection.connection_ends import ClientEnd, ServerEnd
     from proxy.inspection.session import Session
-    from proxy.request.messages import Place
+    from proxy.request.messages import WebOrigin
     from proxy.secrets import Identity
     from rules.addresses import Address
 
@@ -63,7 +63,7 @@ class TrustError(Exception):
 
 
 @dataclass(slots=True)
-class Offer:
+class AlpnOffer:
     """What ALPN may select on one connection, for the callback that OpenSSL calls."""
 
     protocols: tuple[bytes, ...]
@@ -101,7 +101,7 @@ class _Bounded[K, V](OrderedDict[K, V]):
             self.popitem(last=False)
 
 
-class NearContexts:
+class ClientContexts:
     """Contexts towards the sandboxes, one a name."""
 
     def __init__(self, leaves: "Leaves") -> None:
@@ -117,21 +117,21 @@ class NearContexts:
         leaf = self._leaves.usable(host)
         kept = self._kept.get(host)
         if kept is None or kept[0] is not leaf:
-            kept = leaf, _near_context(leaf)
+            kept = leaf, _client_context(leaf)
         self._kept.keep(host, kept)
         connection = SSL.Connection(kept[1])
-        connection.set_app_data(Offer(protocols))
+        connection.set_app_data(AlpnOffer(protocols))
         connection.set_accept_state()
         return connection
 
 
-class FarContexts:
+class ServerContexts:
     """Contexts towards the internet: one that trusts as the host does, and those that trust more, for a rule's `ca`."""
 
     def __init__(self, roots: bytes) -> None:
         """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
         self._roots = roots
-        self._context = _far_context(roots)
+        self._context = _server_context(roots)
         self._trusting = _Bounded[tuple[bytes, ...], SSL.Context](TRUSTING)
 
     def connection(
@@ -149,7 +149,7 @@ class FarContexts:
         make. `identity` is shown to a server that asks for a client certificate. Raises TrustError.
         """
         if identity is not None:
-            context = identity.context(authorities, lambda: _far_context(self._roots, *authorities))
+            context = identity.context(authorities, lambda: _server_context(self._roots, *authorities))
         else:
             context = self._trusts(authorities) if authorities else self._context
         connection = SSL.Connection(context)
@@ -173,12 +173,12 @@ class FarContexts:
         return connection
 
     def _trusts(self, authorities: tuple[bytes, ...]) -> SSL.Context:
-        context = self._trusting.get(authorities) or _far_context(self._roots, *authorities)
+        context = self._trusting.get(authorities) or _server_context(self._roots, *authorities)
         self._trusting.keep(authorities, context)
         return context
 
 
-class Spoken:
+class KnownProtocols:
     """What places were found to speak, so that they are met the right way the next time. Bounded.
 
     Those without HTTP/2: with it on one side only, every request of an HTTP/2 client costs a connection of its own. And
@@ -187,28 +187,28 @@ class Spoken:
 
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
-        self._only_http1 = _Bounded["Place", None](CONTEXTS)
-        self._groups = _Bounded["Place", tuple[str, float]](CONTEXTS)
+        self._only_http1 = _Bounded["WebOrigin", None](CONTEXTS)
+        self._groups = _Bounded["WebOrigin", tuple[str, float]](CONTEXTS)
 
-    def note(self, place: "Place", protocol: bytes | None) -> None:
+    def note(self, place: "WebOrigin", protocol: bytes | None) -> None:
         """Remember what a place chose of both."""
         if protocol == HTTP2:
             self._only_http1.pop(place, None)
         else:
             self._only_http1.keep(place, None)
 
-    def offer(self, place: "Place") -> tuple[bytes, ...]:
+    def offer(self, place: "WebOrigin") -> tuple[bytes, ...]:
         """Return what to offer a client of this place."""
         return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
 
-    def note_group(self, place: "Place", group: str | None) -> None:
+    def note_group(self, place: "WebOrigin", group: str | None) -> None:
         """Remember by which group a place agreed on a key."""
         known = self._groups.get(place)
         group = (group or "").lower()
         if known is None or known[0] != group:
             self._groups.keep(place, (group, self._clock() + _LOOK_AGAIN))
 
-    def group(self, place: "Place") -> str:
+    def group(self, place: "WebOrigin") -> str:
         """Return by which it will agree on one; empty: that isn't known, or was found out too long ago."""
         group, until = self._groups.get(place, ("", 0.0))
         if group and until < self._clock():
@@ -218,12 +218,12 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class TlsContexts:
     """What TLS is ended with on both sides."""
 
-    near: NearContexts
-    far: FarContexts
-    spoken: Spoken
+    near: ClientContexts
+    far: ServerContexts
+    spoken: KnownProtocols
 
 
 def distrust(connection: SSL.Connection) -> str:
@@ -242,7 +242,7 @@ def _context(method: int) -> SSL.Context:
     return context
 
 
-def _near_context(leaf: "Leaf") -> SSL.Context:
+def _client_context(leaf: "Leaf") -> SSL.Context:
     context = _context(SSL.TLS_SERVER_METHOD)
     context.use_certificate(leaf.certificate)
     context.use_privatekey(leaf.key)
@@ -252,7 +252,7 @@ def _near_context(leaf: "Leaf") -> SSL.Context:
     return context
 
 
-def _far_context(*roots: bytes) -> SSL.Context:
+def _server_context(*roots: bytes) -> SSL.Context:
     context = _context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_PEER)
     store = context.get_cert_store()
@@ -268,7 +268,7 @@ def _far_context(*roots: bytes) -> SSL.Context:
 
 def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
     """Choose what ALPN speaks (RFC 7301 section 3.2), by our order of preference."""
-    offer: Offer = connection.get_app_data()
+    offer: AlpnOffer = connection.get_app_data()
     for protocol in offer.protocols:
         if protocol in offered:
             return protocol
@@ -290,7 +290,9 @@ _bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
 class Tls:
     """One TLS connection inside one TCP connection."""
 
-    def __init__(self, session: "Session", ends: Ends, connection: "Near | Far", tls: SSL.Connection) -> None:
+    def __init__(
+        self, session: "Session", ends: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
+    ) -> None:
         self._session = session
         self._spoken = ends.spoken
         self._connection = connection
@@ -390,10 +392,10 @@ class Tls:
         raise AssertionError("TLS failed without an error")
 
 
-class NearTls(Tls):
+class ClientTls(Tls):
     """TLS with a task's client, under a leaf for the host that it wants."""
 
-    def __init__(self, session: "Session", ends: Ends, client: "Near", host: str, sni: str | None) -> None:
+    def __init__(self, session: "Session", ends: TlsContexts, client: "ClientEnd", host: str, sni: str | None) -> None:
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
         offer = ends.spoken.offer(session.place)
         super().__init__(session, ends, client, ends.near.connection(host, offer))
@@ -412,10 +414,10 @@ class NearTls(Tls):
         return None if name.lower() == (self._sni or "").lower() else "the SNI isn't the one that was decided on"
 
 
-class FarTls(Tls):
+class ServerTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
-    def __init__(self, session: "Session", ends: Ends, client: "Near", server: "Far") -> None:
+    def __init__(self, session: "Session", ends: TlsContexts, client: "ClientEnd", server: "ServerEnd") -> None:
         place = session.place
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         self._http2 = client.alpn == HTTP2
@@ -430,10 +432,10 @@ class FarTls(Tls):
         """Tell a certificate that can't be trusted from everything else that can go wrong."""
         result = distrust(self.tls)
         if result:
-            return Failure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
+            return ServerFailure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
         if self._is_unidentified():
-            return Failure(Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_text(error)}")
-        return Failure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
+            return ServerFailure(Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_text(error)}")
+        return ServerFailure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
         """Note that the server has proved its name, and remember what it speaks."""

@@ -8,7 +8,7 @@ has the login at the proxy. Header fields between us and the proxy reach neither
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.tunnel import credentials, unwelcome
+from proxy.dialing.tunnel import credentials, proxy_login_problem
 from proxy.request.request_head import Head
 from rules.attempt import Protocol
 from rules.settings import ProxyDestination, Scheme
@@ -16,8 +16,8 @@ from rules.settings import ProxyDestination, Scheme
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.inspection.stages.request_context import Ruling
-    from proxy.request.messages import Place, ResponseHead
+    from proxy.inspection.stages.request_context import RequestDecision
+    from proxy.request.messages import ResponseHead, WebOrigin
 
 # What is said between a client and a proxy: RFC 9110 sections 7.6.1 and 11.7
 _PROXYS: Final = frozenset(
@@ -28,7 +28,7 @@ _OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
 _ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
 
 
-def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[Hop, ...]":
+def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -> "tuple[Hop, ...]":
     """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
 
     What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
@@ -40,7 +40,7 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "Ruling") -> "tuple[
     return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
 
 
-def asked_of_proxy(head: Head, place: "Place", login: "Login | None") -> Head:
+def asked_of_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:
     """Return a request's head as the proxy is sent it; `login` is ours there."""
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
@@ -56,7 +56,7 @@ def asked_of_proxy(head: Head, place: "Place", login: "Login | None") -> Head:
 def answered_by_proxy(response: "ResponseHead", proxy: "Hop | None", login: "Login | None") -> "ResponseHead | str":
     """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
     if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return f"the proxy `{proxy}`: {unwelcome(login)}"
+        return f"the proxy `{proxy}`: {proxy_login_problem(login)}"
     if login is not None and any(name.lower() in _OWN_PAGES for name, _ in response.fields):
         return f"the proxy `{proxy}`: it answered {response.status} itself"
     return response._replace(fields=tuple(field for field in response.fields if field[0].lower() not in _PROXYS))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
 
-from proxy.request.websocket_frames import CLOSE, FIN, MOST_CONTROL, ClientFrames, Frames, NotFrames
+from proxy.request.websocket_frames import CLOSE, FIN, MOST_CONTROL, ClientFrames, Frames, NotFramesError
 from proxy.request.websocket_handshake import SWITCHING, is_extended
 from rules.verdicts import Outcome, Reason
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.ends import Driver, Far, Near
+    from proxy.inspection.connection_ends import ClientEnd, ConnectionControl, ServerEnd
     from proxy.inspection.session import Session
     from proxy.inspection.stages.request_context import RequestContext
     from proxy.inspection.stages.stage import RequestPart
@@ -43,8 +43,8 @@ class Exchange(Protocol):
 
     session: "Session"
     request: "RequestContext"
-    client: "Near"
-    server: "Far | None"
+    client: "ClientEnd"
+    server: "ServerEnd | None"
 
     def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
         """Return what is sent in place of a part; None: it has ended."""
@@ -67,7 +67,7 @@ class Switched:
 
     __slots__ = ("_driver", "_half_ended", "_request", "answered", "said")
 
-    def __init__(self, request: Exchange, driver: "Driver", answer: "HasFields") -> None:
+    def __init__(self, request: Exchange, driver: "ConnectionControl", answer: "HasFields") -> None:
         """`answer`: the head of the response that agreed to it."""
         self._request = request
         self._driver = driver
@@ -87,7 +87,7 @@ class Switched:
         data = b"" if isinstance(event, RequestEndOfMessage) else event.data
         try:
             yield from _following(self.said, data)
-        except NotFrames as problem:
+        except NotFramesError as problem:
             request.session.stray(request.request, str(problem))
             request.cut_off(str(problem))
             return

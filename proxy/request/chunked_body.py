@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from proxy.request.request_head import MOST_FIELDS, Unclear, field_of
+from proxy.request.request_head import MOST_FIELDS, UnclearError, field_of
 
 if TYPE_CHECKING:
     from proxy.request.request_head import Field
@@ -150,7 +150,7 @@ class Chunks:
                 line = _mended(line, fields)
             try:
                 fields.append(field_of(line))
-            except Unclear as problem:
+            except UnclearError as problem:
                 raise h11.RemoteProtocolError(f"the trailers can't be read: {problem}") from problem
         return None
 

@@ -12,7 +12,7 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from rules.attempt import Attempt, RefChange
 from rules.verdicts import Reason
 
@@ -91,7 +91,7 @@ class Push:
         self._among_options = False  # the refs are read
 
     def feeding(self, data: bytes) -> "Sliced[bool]":
-        """Take the next piece of the body; returns whether all refs are known. Raises Unclear."""
+        """Take the next piece of the body; returns whether all refs are known. Raises UnclearError."""
         self._fed += len(data)
         if self._packed is None:
             self._data += data
@@ -99,26 +99,26 @@ class Push:
         else:
             yield from self._unpack(self._packed, data)
         if not self.complete and (self._fed > MOST_BYTES or len(self._data) - self._at > LONGEST_LINE):
-            raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
+            raise UnclearError("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
         return self.complete
 
     def end(self) -> None:
-        """Take note that the body is over. Raises Unclear if it is cut off; no refs at all is a client's probe."""
+        """Take note that the body is over. Raises UnclearError if it is cut off; no refs at all is a client's probe."""
         if not self.complete and not self._flushed:
-            raise Unclear("the push ends within its list of refs")  # git's server would act on what came
+            raise UnclearError("the push ends within its list of refs")  # git's server would act on what came
         if self._packed is not None and not self.complete and not self._packed.eof:
-            raise Unclear("the push ends within its packing")
+            raise UnclearError("the push ends within its packing")
         self.complete = True
 
     def _unpack(self, packed: "zlib._Decompress", data: bytes) -> "Sliced[None]":
         waits = False
         while (data or waits) and not self.complete:
             if packed.eof and data:  # some go on with a second file here, some don't
-                raise Unclear("something follows the packed list of refs")
+                raise UnclearError("something follows the packed list of refs")
             try:
                 piece = packed.decompress(data, _PIECE)
             except zlib.error as error:
-                raise Unclear("the body is not packed as its Content-Encoding says") from error
+                raise UnclearError("the body is not packed as its Content-Encoding says") from error
             self._data += piece
             data = packed.unused_data if packed.eof else packed.unconsumed_tail
             waits = len(piece) == _PIECE  # what zlib has read may unpack to more
@@ -132,7 +132,7 @@ class Push:
             if not lines % _LINES_AT_ONCE:
                 yield
         if self._flushed and len(self._data) > self._at:
-            raise Unclear("something follows an empty list of refs")
+            raise UnclearError("something follows an empty list of refs")
         if self.complete:
             self._data.clear()
 
@@ -142,28 +142,28 @@ class Push:
         if len(data) - self._at < 4:
             return False
         if self._flushed:
-            raise Unclear("something follows an empty list of refs")
+            raise UnclearError("something follows an empty list of refs")
         length = data[self._at : self._at + 4]
         if not _LENGTH.fullmatch(length):
-            raise Unclear("a line of the push doesn't begin with its length")
+            raise UnclearError("a line of the push doesn't begin with its length")
         size = int(length, 16)
         if size == 0:
             self._at += 4
             self._flush()
         elif not 4 < size <= LONGEST_LINE:  # 1 to 3 are other ends, which git's server takes for this one
-            raise Unclear("a line of the push has an impossible length")
+            raise UnclearError("a line of the push has an impossible length")
         elif len(data) - self._at < size:
             return False
         else:
             self._line(bytes(data[self._at + 4 : self._at + size]))
             self._at += size
         if self._at > MOST_BYTES:
-            raise Unclear("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
+            raise UnclearError("the list of refs is longer than 1 MB", Reason.LIMIT_EXCEEDED)
         return True
 
     def _flush(self) -> None:
         if self._certificate is not None:
-            raise Unclear("the push certificate doesn't end")
+            raise UnclearError("the push certificate doesn't end")
         if self.commands and not self._among_options and self._announces_options():
             self._among_options = True
             return
@@ -184,16 +184,16 @@ class Push:
         text, nul, capabilities = line.removesuffix(b"\n").partition(b"\0")
         if nul:
             if self.capabilities or self.commands or self._certified:
-                raise Unclear("capabilities stand behind another ref than the first")
+                raise UnclearError("capabilities stand behind another ref than the first")
             self._take_capabilities(capabilities)
         if text == b"push-cert":
             if self.commands or self._certified:
-                raise Unclear("the push has refs inside and outside of a certificate")
+                raise UnclearError("the push has refs inside and outside of a certificate")
             self._certificate = bytearray()
         elif not nul and _SHALLOW.fullmatch(text):
             pass  # where the client's history ends
         elif self._certified:
-            raise Unclear("the push has refs inside and outside of a certificate")
+            raise UnclearError("the push has refs inside and outside of a certificate")
         else:
             self._command(text)
 
@@ -201,16 +201,16 @@ class Push:
         try:
             self.capabilities = frozenset(text.decode("ascii").split()) or frozenset({""})
         except UnicodeDecodeError as error:
-            raise Unclear("a capability is not ASCII") from error
+            raise UnclearError("a capability is not ASCII") from error
 
     def _command(self, text: bytes) -> None:
         match = _COMMAND.fullmatch(text)
         if match is None or len(match[1]) != len(match[2]):
-            raise Unclear("a line of the push is not `old new ref`")
+            raise UnclearError("a line of the push is not `old new ref`")
         old, new = int(match[1], 16), int(match[2], 16)
         change = RefChange.DELETE if not new else RefChange.CREATE if not old else RefChange.UPDATE
         if len(self.commands) >= MOST_REFS:
-            raise Unclear(f"the push has more than {MOST_REFS} refs", Reason.LIMIT_EXCEEDED)
+            raise UnclearError(f"the push has more than {MOST_REFS} refs", Reason.LIMIT_EXCEEDED)
         self.commands.append(Command(ref_name(match[3]), change))
         self.objects.append((match[1].decode().lower(), match[2].decode().lower()))
 
@@ -218,17 +218,17 @@ class Push:
         """Put a certificate together: its lines needn't be the packets (receive-pack.c, read_head_info)."""
         if line != b"push-cert-end\n":
             if b"\0" in line:  # git's server would drop the rest of the packet
-                raise Unclear("the push certificate has a NUL in it")
+                raise UnclearError("the push certificate has a NUL in it")
             certificate += line
             return
         self._certificate, self._certified = None, True
         if certificate.count(b"\n") > 2 * MOST_REFS:
-            raise Unclear("the push certificate has too many lines", Reason.LIMIT_EXCEEDED)
+            raise UnclearError("the push certificate has too many lines", Reason.LIMIT_EXCEEDED)
         header, blank, rest = bytes(certificate).partition(b"\n\n")
         lines = rest.split(b"\n")
         signed = [at for at, text in enumerate(lines) if text.startswith(_SIGNATURE)]
         if not blank or len(signed) != 1 or not all(_HEADER.fullmatch(text) for text in header.split(b"\n")):
-            raise Unclear("the push certificate is not written as one")
+            raise UnclearError("the push certificate is not written as one")
         options = [text.partition(b" ")[2] for text in header.split(b"\n") if text.startswith(b"push-option ")]
         self.asks_more = not all(map(_HARMLESS.fullmatch, options))
         for text in lines[: signed[0]]:
@@ -236,11 +236,11 @@ class Push:
 
 
 def ref_name(name: bytes) -> str:
-    """Return the name of a ref that can be pushed to. Raises Unclear for what git-check-ref-format(1) refuses."""
+    """Return the name of a ref that can be pushed to. Raises UnclearError for what git-check-ref-format(1) refuses."""
     try:
         ref = name.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unclear("a ref's name is not UTF-8") from error
+        raise UnclearError("a ref's name is not UTF-8") from error
     if len(name) > LONGEST_REF or not ref.startswith("refs/") or _NO_REF.search(ref) or not ref.isprintable():
-        raise Unclear("a ref's name is not one that can be pushed to")
+        raise UnclearError("a ref's name is not one that can be pushed to")
     return ref

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.request.messages import ResponseHead, body_size
-from proxy.request.request_head import MOST_FIELDS, Head, Unclear
+from proxy.request.request_head import MOST_FIELDS, Head, UnclearError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ _FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
-def _not_http(data: bytearray) -> Unclear:
+def _not_http(data: bytearray) -> UnclearError:
     """Say that this is another protocol. A first line with HTTP's name is a request that servers read differently."""
     http = b"http" in data[:_LONGEST_LOOK].partition(b"\n")[0].lower()
-    return Unclear(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
+    return UnclearError(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
 
 
 def split_head(buffer: "Buffer") -> bytes | None:
-    """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises Unclear."""
+    """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises UnclearError."""
     empty = 0
     while buffer.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
         empty += 2 if buffer.startswith(b"\r\n", empty) else 1
@@ -55,7 +55,7 @@ def split_head(buffer: "Buffer") -> bytes | None:
         raise _not_http(buffer)  # LDAP's begins with a digit
     if first >= 0 and not buffer.startswith(b"HTTP/") and buffer.find(b" HTTP/", 0, first) < 0:
         raise _not_http(buffer)  # its sender may be waiting for another greeting
-    return _take_head(buffer, Unclear)
+    return _take_head(buffer, UnclearError)
 
 
 def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
@@ -70,21 +70,21 @@ def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
 
 
 def parse_head(raw: bytes) -> Head:
-    """Return a request's head (RFC 9112 sections 2.1, 3 and 5); raises Unclear for every other way to write it."""
+    """Return a request's head (RFC 9112 sections 2.1, 3 and 5); raises UnclearError for every other way to write it."""
     if not raw.endswith(b"\r\n\r\n"):
-        raise Unclear("a line doesn't end with CR LF")
+        raise UnclearError("a line doesn't end with CR LF")
     lines = raw[:-4].split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
-        raise Unclear("the first line is not a request line of HTTP/1.1")
+        raise UnclearError("the first line is not a request line of HTTP/1.1")
     method, target, version = match.groups()
     if len(lines) > MOST_FIELDS + 1:
-        raise Unclear(f"the head has more than {MOST_FIELDS} fields", Reason.LIMIT_EXCEEDED)
+        raise UnclearError(f"the head has more than {MOST_FIELDS} fields", Reason.LIMIT_EXCEEDED)
     fields = []
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if not colon or line[0] in b" \t":
-            raise Unclear("a header line is folded, or has no colon")
+            raise UnclearError("a header line is folded, or has no colon")
         fields.append((name, value.strip(b" \t")))
     scheme = authority = b""
     path = target
@@ -92,7 +92,7 @@ def parse_head(raw: bytes) -> Head:
         # RFC 9112 section 3.2.4: OPTIONS of no path is about the server as a whole
         scheme, authority, path = absolute[1], absolute[2], absolute[3] or (b"*" if method == b"OPTIONS" else b"/")
         if not authority:
-            raise Unclear("the request target names no host")
+            raise UnclearError("the request target names no host")
     return Head(version, method, scheme, authority, path, tuple(fields))
 
 

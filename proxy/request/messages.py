@@ -10,7 +10,7 @@ from proxy.request.request_head import TOKEN, Head, forwarded, without_upgrade
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
-    from proxy.request.request_head import Asked, Field
+    from proxy.request.request_head import Field, RequestedResource
     from rules.addresses import Address
     from rules.names import HostName
 
@@ -31,7 +31,7 @@ GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WebOrigin:
     """Where a connection was made to, as the gate decided it: the one host that may be asked on it."""
 
     target: "HostName | Address"
@@ -50,7 +50,7 @@ class Place:
         return f"{'https' if self.tls else 'http'}://{self.authority.decode()}"
 
 
-def settle(head: Head, asked: "Asked", place: "Place", *, extensions: bool) -> Head:
+def settle(head: Head, asked: "RequestedResource", place: "WebOrigin", *, extensions: bool) -> Head:
     """Return the head of a request that may pass as it is sent: what was decided on, and only that.
 
     It names one host and one length. Without `extensions` a WebSocket's messages come as they are: a server agrees to
@@ -109,7 +109,7 @@ class Unreadable(str):
     __slots__ = ()
 
 
-def advice_on_unreadable(place: "Place") -> str:
+def advice_on_unreadable(place: "WebOrigin") -> str:
     """Say what helps where a server's response can't be passed on."""
     unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
     return (

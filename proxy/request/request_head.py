@@ -54,7 +54,7 @@ _OPTIONAL = re.compile(rb"h2c?(?:-[0-9]+)?|http/[0-9.]+|tls/[0-9.]+|websocket(?:
 _METHODS = frozenset(method.encode() for method in METHODS)
 
 
-class Unclear(Exception):  # noqa: N818  (it is no error: it is why the request is refused)
+class UnclearError(Exception):
     """The request is refused for how it is written; `reason` is for the event, the text for the task.
 
     `advice`: what can be done about it, where the reason doesn't say that.
@@ -92,7 +92,7 @@ NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made o
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedResource:
     """The one thing a head asks for."""
 
     host: "HostName | Address"
@@ -108,23 +108,25 @@ class Asked:
     overrides: bool  # names another method, path or host in a header, or a method in a parameter
 
 
-def read(head: Head, *, tls: bool) -> Asked:
-    """Return what `head`, received with or without TLS, asks for; raises Unclear."""
+def read(head: Head, *, tls: bool) -> RequestedResource:
+    """Return what `head`, received with or without TLS, asks for; raises UnclearError."""
     http1 = head.version.startswith(b"HTTP/1.")
     if not TOKEN.fullmatch(head.method):
-        raise Unclear("the method is not a token")
+        raise UnclearError("the method is not a token")
     if head.method.upper() == b"CONNECT":
-        raise Unclear("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
+        raise UnclearError("a tunnel would hide what goes through it", Reason.PROTOCOL_MISMATCH)
     if head.method not in _METHODS and head.method.upper() in _METHODS:
-        raise Unclear("the method is not written as a method: they are in upper case")  # some servers take it for one
+        raise UnclearError(
+            "the method is not written as a method: they are in upper case"
+        )  # some servers take it for one
     if why := too_costly(head):
-        raise Unclear(why, Reason.LIMIT_EXCEEDED)
+        raise UnclearError(why, Reason.LIMIT_EXCEEDED)
     if not _TARGET.fullmatch(head.path) and (head.path, head.method) != (b"*", b"OPTIONS"):  # RFC 9112 section 3.2.4
-        raise Unclear("the request target is not a path")
+        raise UnclearError("the request target is not a path")
     if (head.authority or not http1) and head.scheme.lower() != (b"https" if tls else b"http"):
-        raise Unclear("the scheme is not the connection's")
+        raise UnclearError("the scheme is not the connection's")
     if b"#" in head.path:
-        raise Unclear("a request target has no fragment")
+        raise UnclearError("a request target has no fragment")
     found = _collect(head.fields)
     body_size(head)
     hosts = found.get(b"host", [])
@@ -135,7 +137,7 @@ def read(head: Head, *, tls: bool) -> Asked:
     if b"expect" in found:
         _check_expect(found[b"expect"])
     upgrades = found.get(b"upgrade", [])
-    return Asked(
+    return RequestedResource(
         host=host,
         port=port,
         spelled=spelled,
@@ -163,38 +165,38 @@ def too_costly(head: Head) -> str:
 def body_size(head: Head) -> int | None:
     """Return how long a request's body is, None if its chunks say so.
 
-    Raises Unclear for two places to find its end (RFC 9112 section 6.3). HTTP/2 has an end of its own, too.
+    Raises UnclearError for two places to find its end (RFC 9112 section 6.3). HTTP/2 has an end of its own, too.
     """
     framing = [(name.lower(), value) for name, value in head.fields if len(name) in _FRAMING_SIZES]
     lengths = [value for name, value in framing if name == b"content-length"]
     codings = [value for name, value in framing if name == b"transfer-encoding"]
     if codings:
         if lengths:
-            raise Unclear("the request has both a Content-Length and a Transfer-Encoding")
+            raise UnclearError("the request has both a Content-Length and a Transfer-Encoding")
         if head.version != b"HTTP/1.1":
-            raise Unclear("only HTTP/1.1 has a Transfer-Encoding")
+            raise UnclearError("only HTTP/1.1 has a Transfer-Encoding")
         if len(codings) > 1 or codings[0].lower() != _CHUNKED:
-            raise Unclear("the Transfer-Encoding is not `chunked`")
+            raise UnclearError("the Transfer-Encoding is not `chunked`")
         return None
     if not lengths:
         return 0
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
-        raise Unclear("the Content-Length is not one number")
+        raise UnclearError("the Content-Length is not one number")
     return int(lengths[0])
 
 
 def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address", int]:
-    """Return the host and port of an authority without a user (RFC 9110 section 4.2.4); raises Unclear."""
+    """Return the host and port of an authority without a user (RFC 9110 section 4.2.4); raises UnclearError."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
-        raise Unclear("the host is not written as a host")
+        raise UnclearError("the host is not written as a host")
     host, port = match[1], int(match[2] or default_port)
     if not 0 < port < 1 << 16:
-        raise Unclear("the port is not a port")
+        raise UnclearError("the port is not a port")
     try:
         return parse_host(host.decode("ascii")), port
     except InvalidNameError as error:
-        raise Unclear(str(error), Reason.INVALID_NAME) from error
+        raise UnclearError(str(error), Reason.INVALID_NAME) from error
 
 
 def authority(host: "HostName | Address", port: int, *, tls: bool) -> bytes:
@@ -286,13 +288,13 @@ def grpc_kind(head: Head) -> bytes:
 
 
 def field_of(line: bytes) -> Field:
-    """Return the field on a line without its end (RFC 9112 section 5); raises Unclear."""
+    """Return the field on a line without its end (RFC 9112 section 5); raises UnclearError."""
     name, colon, value = line.partition(b":")
     if not colon or not TOKEN.fullmatch(name):
-        raise Unclear("a header's name is not a token")
+        raise UnclearError("a header's name is not a token")
     value = value.strip(b" \t")
     if _BAD_IN_VALUE.search(value):
-        raise Unclear("a header's value has a control character or a line break in it")
+        raise UnclearError("a header's value has a control character or a line break in it")
     return name, value
 
 
@@ -301,15 +303,15 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = {}
     for name, value in fields:
         if not TOKEN.fullmatch(name):
-            raise Unclear("a header's name is not a token")
+            raise UnclearError("a header's name is not a token")
         if _BAD_IN_VALUE.search(value):
-            raise Unclear("a header's value has a control character or a line break in it")
+            raise UnclearError("a header's value has a control character or a line break in it")
         lower = name.lower()
         if lower in _LOOKED_AT:
             found.setdefault(lower, []).append(value)
         elif alike(lower) in _LOOKED_AT or (is_override(lower) and alike(lower) != lower):
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
-            raise Unclear("a header that frames or routes is spelled with another sign than `-`")
+            raise UnclearError("a header that frames or routes is spelled with another sign than `-`")
     return found
 
 
@@ -335,11 +337,11 @@ def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
 def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
     """Return the authority that the request line and Host agree on (RFC 9112 section 3.2, RFC 9113 section 8.3.1)."""
     if len(hosts) > 1:
-        raise Unclear("the request has more than one Host")
+        raise UnclearError("the request has more than one Host")
     if not hosts and (http1 or not target):
-        raise Unclear("the request has no Host")
+        raise UnclearError("the request has no Host")
     if hosts and target and hosts[0].lower() != target.lower():
-        raise Unclear("the request's target and its Host differ")
+        raise UnclearError("the request's target and its Host differ")
     return target or hosts[0]
 
 
@@ -348,10 +350,10 @@ def _check_connection(values: list[bytes]) -> None:
     for value in values:
         options = [option.strip().lower() for option in value.split(b",", MOST_FIELDS)]
         if len(options) > MOST_FIELDS or [o for o in options if o in _MUST_ARRIVE or is_override(o)]:
-            raise Unclear("`Connection` names a header that must arrive, or more than there may be")
+            raise UnclearError("`Connection` names a header that must arrive, or more than there may be")
 
 
 def _check_expect(values: list[bytes]) -> None:
     """Refuse what only some servers take for an expectation, and then may not read the body (RFC 9110, 10.1.1)."""
     if len(values) > 1 or values[0].lower() != b"100-continue":
-        raise Unclear("`Expect` is not `100-continue`")
+        raise UnclearError("`Expect` is not `100-continue`")

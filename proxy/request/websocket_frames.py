@@ -15,7 +15,7 @@ _LONG: Final = {126: 2, 127: 8}  # bytes of a length that has no room in the fir
 MASK: Final = 4  # bytes
 
 
-class NotFrames(Exception):  # noqa: N818  (it is no error: it is why the WebSocket ends)
+class NotFramesError(Exception):
     """What a client sends is no WebSocket's; the text says why."""
 
 
@@ -77,13 +77,13 @@ class ClientFrames(Frames):
         self._extended = extended
 
     def _look(self, head: bytes) -> None:
-        """Raise NotFrames for what no client may send."""
+        """Raise NotFramesError for what no client may send."""
         if not self._extended and (head[0] & RESERVED or head[0] & _OPCODE not in _OPCODES):
-            raise NotFrames("what its client sends has no opcode that there is")
+            raise NotFramesError("what its client sends has no opcode that there is")
         if len(head) > 1 and not head[1] & MASKED:
-            raise NotFrames("what its client sends isn't masked")
+            raise NotFramesError("what its client sends isn't masked")
         if len(head) > 1 and head[0] & CONTROL and head[1] & _SIZE > MOST_CONTROL:
-            raise NotFrames("its client sends a control frame that is too long")
+            raise NotFramesError("its client sends a control frame that is too long")
 
 
 def _head_size(head: bytes) -> int:

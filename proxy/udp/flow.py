@@ -10,9 +10,9 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.event_loop.poller import IN
-from proxy.gate.admission import Admission
+from proxy.gate.managed_connection import ManagedConnection
 from proxy.gate.states import LIFETIME, WHERE, State
 from rules.decision import deny
 from rules.settings import ProxyDestination
@@ -20,7 +20,7 @@ from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Hop
-    from proxy.gate.decide import Judgement
+    from proxy.gate.decide import ConnectionDecision
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate
     from rules.addresses import Address
@@ -34,14 +34,16 @@ _OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, e
 _JUST_THIS_ONE: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})  # send(2)
 
 
-class Flow(Admission["UdpGate"]):
+class Flow(ManagedConnection["UdpGate"]):
     """What one client sends to one place, and gets back."""
 
     __slots__ = (
         "_down", "_far", "_finishing", "_first_size", "_key", "_opened", "_quiet_since", "_up", "_waiting",
     )  # fmt: skip
 
-    def __init__(self, gate: "UdpGate", key: "Key", record: "ConnectionRecord", judgement: "Judgement") -> None:
+    def __init__(
+        self, gate: "UdpGate", key: "Key", record: "ConnectionRecord", judgement: "ConnectionDecision"
+    ) -> None:
         super().__init__(gate, record, State.DECIDING)
         self._key = key
         self._judgement = judgement
@@ -115,7 +117,7 @@ class Flow(Admission["UdpGate"]):
             self._pending.tick(now)
         elif self.state is State.RESOLVING:
             if now >= self._deadline:
-                self._resolved(DialFailed(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
+                self._resolved(DialError(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
         elif rule := self._quota.rule_over():
             self._cut(rule)
         elif now - self._quiet_since >= self._judgement.decision.idle_timeout:
@@ -136,7 +138,7 @@ class Flow(Admission["UdpGate"]):
         gate, record = self._gate, self.record
         try:
             self._far, self._hop = connected(hops, record.wanted.port)
-        except DialFailed as failure:
+        except DialError as failure:
             self._cannot_dial(failure)
             return
         if not self._is_within_limits():
@@ -230,7 +232,7 @@ class Flow(Admission["UdpGate"]):
 
 
 def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
-    """Return a socket that is connected to the first address that this host has a way to. Raises DialFailed.
+    """Return a socket that is connected to the first address that this host has a way to. Raises DialError.
 
     Nothing is sent by making it.
     """
@@ -243,7 +245,7 @@ def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Addre
             far = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             reason = Reason.LIMIT_EXCEEDED if error.errno in _OUT_OF_SOCKETS else Reason.UPSTREAM_FAILED
-            raise DialFailed(reason, str(error.strerror)) from error
+            raise DialError(reason, str(error.strerror)) from error
         try:
             far.connect((str(address), port))
         except OSError as error:
@@ -251,4 +253,4 @@ def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Addre
             problem = f"{address}: {error.strerror}"
         else:
             return far, address
-    raise DialFailed(Reason.UPSTREAM_FAILED, problem)
+    raise DialError(Reason.UPSTREAM_FAILED, problem)

@@ -10,9 +10,9 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from proxy.event_loop.poller import IN, Rounds, visit
+from proxy.event_loop.poller import IN, PeriodicTasks, for_each
 from proxy.event_loop.rate_limiter import RateLimiter
-from proxy.gate.decide import Judgement, Wanted, Way, attempt_at, nowhere
+from proxy.gate.decide import ConnectionDecision, GateAction, OriginalDestination, is_unroutable, make_attempt
 from proxy.gate.record import ConnectionRecord
 from proxy.telemetry.events import Where
 from proxy.udp import receiving_socket
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.gate.record import Endpoint
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.udp.answers import Answers
+    from proxy.udp.reply_socket import ReplySocket
 
 MOST_FLOWS: Final = 512
 RESTED: Final = 2.0  # seconds of quiet after which a flow makes way for a new one
@@ -54,7 +54,7 @@ class UdpGate:
     def __init__(
         self,
         sock: socket.socket,
-        answers: "Answers",
+        answers: "ReplySocket",
         sandbox: "SandboxState",
         recorder: "Recorder",
         *,
@@ -78,7 +78,7 @@ class UdpGate:
         self.open_flows: OrderedDict[Key, Flow] = OrderedDict()  # the one that sent last comes last
         self._refused: OrderedDict[Key, float] = OrderedDict()  # until when
         self._may_tell = RateLimiter(_TOLD_AT_ONCE, _TOLD_A_SECOND, clock)
-        self.rounds = Rounds(sandbox.calendar.today, self.open_flows.values(), self.review, clock)
+        self.rounds = PeriodicTasks(sandbox.calendar.today, self.open_flows.values(), self.review, clock)
 
     @property
     def flows(self) -> int:
@@ -95,19 +95,19 @@ class UdpGate:
         """Take no more, and end every flow. Idempotent."""
         self.poller.forget(self._sock.fileno())
         self.rounds.stop()
-        visit(self.open_flows.values(), Flow.abort)
+        for_each(self.open_flows.values(), Flow.abort)
 
     def finish(self) -> None:
         """End what is only kept open in case more comes: the task is over. What still has to leave leaves first."""
         for _ in range(_WHOLE_QUEUE):
             if not self._take():
                 break
-        visit(self.open_flows.values(), Flow.finish)
+        for_each(self.open_flows.values(), Flow.finish)
 
     def review(self) -> None:
         """Decide again on every flow: other rules are in force, or it is another day."""
         self._refused.clear()
-        visit(self.open_flows.values(), Flow.review)
+        for_each(self.open_flows.values(), Flow.review)
         self._turn()
 
     # for flows
@@ -116,7 +116,7 @@ class UdpGate:
         """Keep a flow no more: it is over."""
         self.open_flows.pop(key, None)
 
-    def refuse(self, record: ConnectionRecord, judgement: Judgement, key: Key, size: int) -> None:
+    def refuse(self, record: ConnectionRecord, judgement: ConnectionDecision, key: Key, size: int) -> None:
         """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
         self._remember(key, RESTED if judgement.decision.reason in _PASSING_BY else REMEMBERED)
         if self._may_tell.take():
@@ -189,22 +189,22 @@ class UdpGate:
 
     def _record(self, asked: "Endpoint", client: "Endpoint") -> ConnectionRecord:
         address, port = asked
-        wanted = Wanted(address, port, self._names.names_of(address))
+        wanted = OriginalDestination(address, port, self._names.names_of(address))
         return ConnectionRecord(
             self.recorder, client, wanted, None if self._names.covers(address) else address, time.monotonic()
         )
 
-    def _judge(self, wanted: Wanted) -> Judgement:
+    def _judge(self, wanted: OriginalDestination) -> ConnectionDecision:
         """Decide on a flow that nothing has been read of, and nothing will be."""
         sandbox = self.sandbox
-        attempt = attempt_at(sandbox, Protocol.UDP, wanted.target, wanted.port)
-        if nowhere(sandbox, wanted):
+        attempt = make_attempt(sandbox, Protocol.UDP, wanted.target, wanted.port)
+        if is_unroutable(sandbox, wanted):
             decision = deny(sandbox.policy, Reason.NON_PUBLIC_ADDRESS)
         elif not wanted.names and self._names.covers(wanted.address):
             decision = deny(sandbox.policy, Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
             decision = sandbox.policy.decide(attempt)
-        return Judgement(attempt, decision, Way.SPLICE if decision.passes else Way.RESET)
+        return ConnectionDecision(attempt, decision, GateAction.SPLICE if decision.passes else GateAction.RESET)
 
     def _has_room(self) -> bool:
         """Whether there may be one more flow; the one that has been quiet longest makes way, if that is long."""

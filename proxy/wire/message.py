@@ -22,7 +22,7 @@ _IN_WORDS: Final = "file in words"  # no message has this by itself
 _LARGEST: Final = 1 << 26  # bytes of such a file
 
 
-class Unsent(OSError):  # noqa: N818  what happened
+class MessageNotSentError(OSError):
     """A file could be sent in no way: who was to go by it must not go on without it."""
 
 
@@ -32,7 +32,7 @@ def as_text(message: Mapping[str, object]) -> str:
 
 
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-    """Send one message, with descriptors. Raises OSError when the other side is gone, Unsent."""
+    """Send one message, with descriptors. Raises OSError when the other side is gone, MessageNotSentError."""
     try:
         descriptor_passing.send(channel, _packed(message), descriptors)
     except OSError as error:
@@ -56,7 +56,9 @@ def _send_in_words(channel: socket.socket, message: Mapping[str, object], file: 
     content = zlib.compress(os.pread(file, min(size, _LARGEST), 0))
     data = _packed({**message, _IN_WORDS: base64.b64encode(content).decode()})
     if size > _LARGEST or len(data) > _AT_MOST:
-        raise Unsent(errno.ETOOMANYREFS, "the kernel passes no descriptor, and the file is too large for a message")
+        raise MessageNotSentError(
+            errno.ETOOMANYREFS, "the kernel passes no descriptor, and the file is too large for a message"
+        )
     channel.send(data)
 
 

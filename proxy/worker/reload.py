@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 
-class Reloading:
+class PolicyReload:
     """Swaps the policy of one sandbox. For one thread, within a running loop."""
 
     def __init__(  # noqa: PLR0917
@@ -74,7 +74,7 @@ class Reloading:
             self._inspection.warm()
 
 
-async def take_in(descriptor: int) -> "tuple[Policy, Login | None]":
+async def read_policy(descriptor: int) -> "tuple[Policy, Login | None]":
     """Take over what a file holds, which is closed then, while the loop goes on. Raises what is wrong with it."""
     gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
     try:
@@ -84,7 +84,7 @@ async def take_in(descriptor: int) -> "tuple[Policy, Login | None]":
         gc.enable()
 
 
-async def let_go(dropped: "list[Policy]") -> None:
+async def release_policies(dropped: "list[Policy]") -> None:
     """Take apart policies that nobody else has any more, while the loop goes on."""
     await _aside(policy_transfer.let_go, dropped)
 

@@ -2,7 +2,7 @@
 
 Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made for it alone: here,
 and in `Traffic` once its first connection, lookup or datagram comes, which most short tasks never send. Sandboxes share
-(`Common`) the link to the signer, the host's roots, the journal's writer, and immutable policies.
+(`WorkerResources`) the link to the signer, the host's roots, the journal's writer, and immutable policies.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _A_MOMENT: Final = 0.25  # seconds: inspection takes as long to import, on a cor
 _ARRIVALS: Final = ("tcp", "dns_udp", "udp", "refusal_log")  # sockets that traffic comes over
 
 
-class Common:
+class WorkerResources:
     """What the sandboxes of one worker share."""
 
     def __init__(
@@ -94,7 +94,7 @@ class SandboxServer:
         self,
         sandbox: "SandboxState",
         sockets: "Mapping[str, socket.socket]",
-        common: Common,
+        common: WorkerResources,
         login: "Login | None" = None,
         *,
         before: int | None = None,
@@ -277,7 +277,7 @@ def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "I
         yield from ((word, int(counts[word])) for word in map(str, known) if word in counts)
 
 
-def _metrics(sandbox: "SandboxState", common: Common) -> Metrics:
+def _metrics(sandbox: "SandboxState", common: WorkerResources) -> Metrics:
     metrics = Metrics()
     policy = sandbox.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.needs.endings)

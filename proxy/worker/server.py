@@ -26,8 +26,8 @@ from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, SandboxState, Ta
 from proxy.telemetry.events import Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker.reload import let_go, take_in
-from proxy.worker.sandbox import Common, SandboxServer
+from proxy.worker.reload import read_policy, release_policies
+from proxy.worker.sandbox import SandboxServer, WorkerResources
 from rules.addresses import normalize
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class SandboxServers:
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._common = Common(
+        self._common = WorkerResources(
             self._journal,
             setup.keyholder,
             setup.roots,
@@ -246,7 +246,7 @@ class SandboxServers:
                 rules = waiting[0]
                 descriptor, rules.newest = rules.newest, -1
                 try:
-                    policy, login = await take_in(descriptor)
+                    policy, login = await read_policy(descriptor)
                 except Exception as error:  # noqa: BLE001 - whatever it is, what is in force stays
                     self._reject(rules, f"{type(error).__name__}: {error}")
                     continue
@@ -272,7 +272,7 @@ class SandboxServers:
             rules.waiting.pop(0)
             await asyncio.sleep(0)
         if dropped:
-            await let_go(dropped)
+            await release_policies(dropped)
 
     def _reject(self, rules: _Rules, why: str) -> None:
         """Record that a policy can't be read. The one in force stays; without one, no sandbox is served."""

@@ -9,7 +9,7 @@ from proxy.approvals.recording import ApprovalRecorder
 from proxy.certificates.leaves import Leaves
 from proxy.dialing.dialer import Dialer
 from proxy.dns import records
-from proxy.dns.datagrams import Datagrams
+from proxy.dns.datagrams import UdpDnsServer
 from proxy.dns.lookup import MOST_AT_ONCE, Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
@@ -17,10 +17,10 @@ from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.sandbox.taint import Taint
-from proxy.udp.answers import Answers
 from proxy.udp.listener import UdpGate
-from proxy.worker.refused_packets import Undeliverable
-from proxy.worker.reload import Reloading
+from proxy.udp.reply_socket import ReplySocket
+from proxy.worker.refused_packet_log import RefusedPacketLog
+from proxy.worker.reload import PolicyReload
 
 if TYPE_CHECKING:
     import socket
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
-    from proxy.worker.sandbox import Common
+    from proxy.worker.sandbox import WorkerResources
 
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
 
@@ -44,7 +44,7 @@ class Traffic:
         self,
         recorder: "Recorder",
         sockets: "Mapping[str, socket.socket]",
-        common: "Common",
+        common: "WorkerResources",
         poller: Poller,
         descriptors: "DescriptorQuota",
         *,
@@ -77,7 +77,7 @@ class Traffic:
         self._leaves = Leaves(common.signer)
         self.inspection = Inspection(self._leaves, dialer, recorder, common.roots)
         self._resolver = resolver = Resolver(sandbox, recorder, names, self._lookup)
-        self._datagrams = Datagrams(sockets["dns_udp"], resolver, recorder, poller)
+        self._datagrams = UdpDnsServer(sockets["dns_udp"], resolver, recorder, poller)
         self._gate = Gate(
             sockets["tcp"],
             sandbox,
@@ -90,13 +90,13 @@ class Traffic:
             attribute=attribution.ask if attribution is not None else None,
             has_room=has_room,
         )
-        answers = Answers(sockets["answers"], sockets.get("answers6"), sandbox.own_addresses)
+        answers = ReplySocket(sockets["answers"], sockets.get("answers6"), sandbox.own_addresses)
         self._udp = UdpGate(sockets["udp"], answers, sandbox, recorder, dialer=dialer, names=names, has_room=has_room)
         descriptors.count(self._gate.connections, _EACH)
         descriptors.count(self._udp.open_flows, 1)
         descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
         descriptors.count(resolver.record_tasks, 1, records.MOST_AT_ONCE)
-        self.reloading = Reloading(recorder, self._gate, self._udp, self._lookup, self.inspection, hearing)
+        self.reloading = PolicyReload(recorder, self._gate, self._udp, self._lookup, self.inspection, hearing)
 
     def start(self) -> None:
         """Begin to serve."""
@@ -105,7 +105,7 @@ class Traffic:
         self._udp.start()
         if self._log is not None:
             self._log.setblocking(False)
-            self._poller.watch(self._log.fileno(), IN, Undeliverable(self._log, self._recorder, self._names))
+            self._poller.watch(self._log.fileno(), IN, RefusedPacketLog(self._log, self._recorder, self._names))
         if self._asking is not None:
             self._asking.start()
 

@@ -6,9 +6,9 @@ import ssl
 from itertools import pairwise
 
 from proxy.certificates import packets
-from proxy.dns.wire import Malformed, Query, Rcode, build_answer, parse_query
+from proxy.dns.wire import MalformedQueryError, Query, Rcode, build_answer, parse_query
 from proxy.gate.client_hello import MOST_BYTES, ClientHello, NeedMore, recognise
-from proxy.request.git_push import Push, Unclear
+from proxy.request.git_push import Push, UnclearError
 from proxy.telemetry.encoding import MalformedEvent, decode, encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
 from proxy.wire.netlink import MalformedMessageError
@@ -50,7 +50,7 @@ def fuzz_query(data: bytes) -> None:
     """Any datagram is a query, or is answered by an error or nothing; an answer is no longer than it may be."""
     try:
         query = parse_query(data)
-    except Malformed as error:
+    except MalformedQueryError as error:
         assert len(error.reply) in {0, 12}
         return
     assert isinstance(query, Query)
@@ -73,7 +73,7 @@ def fuzz_push(data: bytes) -> None:
                     if feed(push, chunk):
                         break
                 push.end()
-            except Unclear as problem:
+            except UnclearError as problem:
                 assert str(problem).isprintable()
                 seen.append(None)
                 continue

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest
     from proxy.approvals.client import ApprovalsClient, Ticket
     from proxy.approvals.leases import Grant
-    from proxy.inspection.stages.request_context import RequestContext, Ruling
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision
     from proxy.inspection.stages.stage import Session
     from proxy.request.request_head import Head
     from proxy.sandbox.sandbox_state import SandboxState
@@ -33,7 +33,7 @@ class PendingApproval:
         "ruling",
     )  # fmt: skip
 
-    def __init__(self, asking: "ApprovalsClient", request: "RequestContext", ruling: "Ruling") -> None:
+    def __init__(self, asking: "ApprovalsClient", request: "RequestContext", ruling: "RequestDecision") -> None:
         self.request = request
         self.ruling = ruling
         self.grants: tuple[Grant, ...] = ()  # so far
@@ -114,7 +114,7 @@ class PendingApprovals:
         self._waiting: dict[str, PendingApproval] = {}  # by the keys of their requests
         self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
 
-    def begin(self, request: "RequestContext", ruling: "Ruling", asking: "ApprovalsClient") -> PendingApproval:
+    def begin(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> PendingApproval:
         """Note a request that people are asked about; with what they have granted, where it waited before."""
         waiting = request.approval
         if waiting is None:
@@ -149,7 +149,7 @@ class PendingApprovals:
                 waiting.wake(gone=True)
 
 
-def question(session: "Session", request: "RequestContext", ruling: "Ruling") -> "ApprovalRequest":
+def question(session: "Session", request: "RequestContext", ruling: "RequestDecision") -> "ApprovalRequest":
     """Return what people are asked about a request, with what was read of its body."""
     attempt, sandbox, held = ruling.attempt, session.recorder.sandbox, request.held
     assert attempt is not None

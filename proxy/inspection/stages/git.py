@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from proxy.gate.block_page import Page, visible
 from proxy.request.git_push import DecidedRefs
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from rules.attempt import Attempt, GitRequest, GitService
 from rules.explain.reasons import REASONS
 from rules.paths import cut_readings, readings
@@ -56,7 +56,7 @@ class _Shape(NamedTuple):
 
 
 def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> GitRequest | None:
-    """Return what a request wants of git; None: it isn't git's. Raises Unclear.
+    """Return what a request wants of git; None: it isn't git's. Raises UnclearError.
 
     `target` is the path with its query, `kinds` the values of Content-Type. A push's refs are not known yet.
     """
@@ -66,45 +66,45 @@ def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> GitReques
     found |= {_shape(cut, method) for segments in ways for cut in cut_readings(segments) or ()} - {None}
     typed = any("x-git-" in kind.lower() for kind in kinds)
     if len(found) > 1:
-        raise Unclear("the path is a git repository's by one reading, and not by another", Reason.AMBIGUOUS_PATH)
+        raise UnclearError("the path is a git repository's by one reading, and not by another", Reason.AMBIGUOUS_PATH)
     if not found:
         return None  # a path that can't be read, which no rule lets out
     shape = found.pop()
     if shape is None:
         if typed:
-            raise Unclear("the Content-Type is one of git's, and the path is not")
+            raise UnclearError("the Content-Type is one of git's, and the path is not")
         return None
     if shape.advertisement:
         return _advertisement(shape.repo, method, query, plain=not question)
     if shape.service is None:
         return GitRequest(GitService.FETCH, shape.repo) if not question else None
     if method != "POST" or question:
-        raise Unclear("a git service is asked in another way than with POST and no query")
+        raise UnclearError("a git service is asked in another way than with POST and no query")
     if kinds != (f"application/x-{shape.service}-request",):
-        raise Unclear("the Content-Type is not that of the git service")
+        raise UnclearError("the Content-Type is not that of the git service")
     return GitRequest(_SERVICES[shape.service], shape.repo)
 
 
 def _advertisement(repo: str, method: str, query: str, *, plain: bool) -> GitRequest:
     if method not in _READS:
-        raise Unclear("git over WebDAV can't be read")
+        raise UnclearError("git over WebDAV can't be read")
     if plain:  # the dumb protocol, or a client that still has to find out
         return GitRequest(GitService.FETCH, repo)
     name, _, service = query.partition("=")
     if name != "service" or service not in _SERVICES:
-        raise Unclear("`info/refs` is asked for something else than one service of git")
+        raise UnclearError("`info/refs` is asked for something else than one service of git")
     return GitRequest(_SERVICES[service], repo)
 
 
 def _shape(segments: tuple[str, ...], method: str) -> _Shape | None:
-    """Return what one reading of a path stands for. Raises Unclear for what a less exact server takes for git's."""
+    """Return the git request that a path stands for. Raises UnclearError where servers read it in different ways."""
     parts = tuple(part for segment in segments for part in segment.split("/"))
     reads = method in _READS
     for at, part in enumerate(parts):
         bare = part.rstrip(". ").lower()
         if bare in _SERVICES and not reads:
             if part != bare or at != len(parts) - 1:
-                raise Unclear("the path has the name of a git service in another spelling or place")
+                raise UnclearError("the path has the name of a git service in another spelling or place")
             return _Shape(_repo(parts[:at]), part, advertisement=False)
     if parts[-2:] == ("info", "refs"):
         return _Shape(_repo(parts[:-2]), None, advertisement=True)
@@ -112,7 +112,7 @@ def _shape(segments: tuple[str, ...], method: str) -> _Shape | None:
     if reads:
         return None if inside is None else _Shape(_repo(parts[:inside]), None, advertisement=False)
     if inside is not None or _is_written(parts, method):
-        raise Unclear("git over WebDAV can't be read")
+        raise UnclearError("git over WebDAV can't be read")
     return None
 
 
@@ -139,11 +139,11 @@ def _is_written(parts: tuple[str, ...], method: str) -> bool:
 
 
 def _repo(parts: tuple[str, ...]) -> str:
-    """Return a repository's path, written as a URL has it and without `.git`. Raises Unclear if it is not one."""
+    """Return a repository's path, written as a URL has it and without `.git`. Raises UnclearError if it is not one."""
     name = "/".join(parts)
     bare = name.removesuffix(_SUFFIX)
     if not bare or bare.endswith("/") or bare.lower().endswith(_SUFFIX):
-        raise Unclear("the path doesn't name one repository", Reason.AMBIGUOUS_PATH)
+        raise UnclearError("the path doesn't name one repository", Reason.AMBIGUOUS_PATH)
     return quote(bare, safe="/!$&'()*+,:=@~")
 
 
@@ -155,7 +155,7 @@ _TEXT, _MESSAGE = b"\1", b"\2"  # bands
 FEW_REFS: Final = 10  # that are decided in one slice
 
 
-class Judged(NamedTuple):
+class PushDecision(NamedTuple):
     """The decision on a push: of all of it, and of each ref. The first attempt is that of the strictest."""
 
     decision: "Decision"
@@ -167,8 +167,8 @@ class Judged(NamedTuple):
     detail: str
 
 
-def judge_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[None]":
-    """Decide on every ref that was read, a ref in a slice, so that `judge_push` has no more to do than to compare."""
+def decide_refs_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[None]":
+    """Decide on every ref that was read, a ref in a slice, so that `decide_push` has no more to do than to compare."""
     if attempt.request is None or attempt.request.git is None or len(push.commands) < FEW_REFS:
         return
     ahead = push.ahead = DecidedRefs(policy, attempt, {})
@@ -186,7 +186,7 @@ def _of_ref(attempt: Attempt, command: "Command") -> Attempt:
     return attempt._replace(request=request._replace(git=git))
 
 
-def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
+def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecision:
     """Decide on every ref that was read; `attempt` is the push as far as its head says."""
     ahead = {} if push.ahead is None else push.ahead.of(policy, attempt)
     decided: list[tuple[Attempt, Decision]] = []
@@ -201,8 +201,8 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     command = push.commands[strictest]
     kept_out = zip(push.commands, decided, strict=True)
     quiet = frozenset(command.ref for command, (_, one) in kept_out if one.pattern is not None)
-    return Judged(
-        _together(decision, [one for _, one in decided]),
+    return PushDecision(
+        _strictest(decision, [one for _, one in decided]),
         (first, *rest),
         tuple((command.ref, one) for command, (_, one) in zip(push.commands, decided, strict=True)),
         _told(push, quiet),
@@ -212,7 +212,7 @@ def judge_push(policy: "Policy", attempt: Attempt, push: "Push") -> Judged:
     )
 
 
-def all_refused(judged: Judged, decision: "Decision", detail: str) -> Judged:
+def deny_all(judged: PushDecision, decision: "Decision", detail: str) -> PushDecision:
     """Refuse all of a push for what is no ref's."""
     return judged._replace(decision=decision, refs=tuple((ref, decision) for ref, _ in judged.refs), detail=detail)
 
@@ -233,12 +233,12 @@ def _openness(decision: "Decision") -> tuple[int, bool, int]:
     return _STRICTER.index(decision.outcome), decision.needs_approval, STRICTEST_FIRST.index(decision.verdict)
 
 
-def together(*decisions: "Decision") -> "Decision":
+def strictest(*decisions: "Decision") -> "Decision":
     """Return one decision of several on one request."""
-    return _together(min(decisions, key=_openness), decisions)
+    return _strictest(min(decisions, key=_openness), decisions)
 
 
-def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
+def _strictest(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
     """Give the strictest decision what all of them bring along: every limit, every approval, the earliest end."""
     every = list(decisions)
     held = strictest.needs_approval
@@ -256,7 +256,7 @@ def _together(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decisi
     )
 
 
-def report(judged: Judged, page: Page) -> Page | None:
+def report(judged: PushDecision, page: Page) -> Page | None:
     """Return a refusal as a push's client understands it; None: it wants none, and gets the page that others get.
 
     `page` is the refusal in text. Sideband (gitprotocol-common(5), gitprotocol-pack(5)): 1 carries the report, 2 what
@@ -281,7 +281,7 @@ def report(judged: Judged, page: Page) -> Page | None:
     return Page(HTTPStatus.OK, page.phrase, headers, body)
 
 
-def _refusals(judged: Judged, page: Page) -> "Iterator[tuple[str, str]]":
+def _refusals(judged: PushDecision, page: Page) -> "Iterator[tuple[str, str]]":
     """Say of each ref why it is refused; without a word of its own where the rules alone would have let it pass."""
     for ref, decision in judged.refs:
         if judged.decision.passes:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxy.inspection.stages.stage import Stage, Stopped
+from proxy.inspection.stages.stage import RequestStoppedError, Stage
 from proxy.sandbox.rule_limits import Exceeded, budgets, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
 from rules.decision import deny
@@ -11,7 +11,7 @@ from rules.verdicts import Reason, Trust
 
 if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
-    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision, ReviewResult
     from proxy.inspection.stages.stage import Needs, Session
 
 
@@ -29,7 +29,7 @@ class Grants(Stage):
         """Only where people have approved it."""
         return needs.grants
 
-    def admit(self, ruling: "Ruling") -> "Ruling":
+    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
         """Enter the grants."""
         sandbox = self.session.recorder.sandbox
         self._lease = sandbox.lease(ruling.grants, self._over)
@@ -61,7 +61,7 @@ class Limits(Stage):
         """Only where there are limits."""
         return needs.limits or needs.grants
 
-    def admit(self, ruling: "Ruling") -> "Ruling":
+    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
         """Count it; deny it where a limit is used up."""
         session, left = self.session, budgets(ruling.grants)
         if not ruling.decision.limits and not left:
@@ -73,7 +73,7 @@ class Limits(Stage):
         self.request.meter = found
         return ruling
 
-    def review(self, now: "Standing") -> None:
+    def review(self, now: "ReviewResult") -> None:
         """Go on under the limits of the rules in force now."""
         if self.request.by is not None:
             return
@@ -95,8 +95,8 @@ class Taint(Stage):
         """Only where a rule that allows it doesn't trust the source."""
         return needs.trust is not Trust.TRUSTED
 
-    def recorded(self, ruling: "Ruling") -> None:
-        """Note it. Raises Stopped."""
+    def recorded(self, ruling: "RequestDecision") -> None:
+        """Note it. Raises RequestStoppedError."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
         if not sandbox.record_read(ruling.decision, place.target, place.port, self.request.cause):
-            raise Stopped(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)
+            raise RequestStoppedError(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

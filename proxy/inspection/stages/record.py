@@ -13,8 +13,8 @@ from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.inspection.stages.request_context import RequestContext, Ruling
-    from proxy.request.messages import Place
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision
+    from proxy.request.messages import WebOrigin
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Attribution
@@ -31,7 +31,7 @@ class RequestRecord:
 
     __slots__ = ("_address", "_attribution", "_cause", "_name", "_place", "_recorder")
 
-    def __init__(self, recorder: "Recorder", place: "Place", cause: str, attribution: "Attribution | None") -> None:
+    def __init__(self, recorder: "Recorder", place: "WebOrigin", cause: str, attribution: "Attribution | None") -> None:
         """`cause` is the event of the connection."""
         self._recorder = recorder
         self._place = place
@@ -41,7 +41,7 @@ class RequestRecord:
         self._name: str | None = target if isinstance(target, HostName) else None
         self._address = None if self._name else str(target)
 
-    def http(self, ruling: "Ruling", head: "Head") -> Http:
+    def http(self, ruling: "RequestDecision", head: "Head") -> Http:
         """Return what events say of a request: the host that was asked for, which may not be this one.
 
         Of the path no more than the rules want told: `log: pattern`.
@@ -56,7 +56,7 @@ class RequestRecord:
         query = len(request.path.partition("?")[2].encode("utf-8", "surrogateescape"))
         return said._replace(body=request.body, websocket=request.websocket, query=query)
 
-    def decided(self, ruling: "Ruling", http: Http, via: str | None, address: str | None = None) -> str:
+    def decided(self, ruling: "RequestDecision", http: Http, via: str | None, address: str | None = None) -> str:
         """Record the decision and return the event's id. Raises JournalFailed.
 
         `address`: the first that is dialled for a name, or the one that it is refused for.
@@ -117,7 +117,7 @@ class RequestRecord:
         self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
 
 
-def _git(ruling: "Ruling") -> Git | None:
+def _git(ruling: "RequestDecision") -> Git | None:
     """Return what a request is in git's protocol, as events say it; nothing where they don't say its path, either."""
     request = None if ruling.attempt is None else ruling.attempt.request
     if request is None or request.git is None or ruling.asked is None:
@@ -128,7 +128,7 @@ def _git(ruling: "Ruling") -> Git | None:
     return Git(request.git.service, request.git.repo, refs)
 
 
-def _detail(ruling: "Ruling") -> str:
+def _detail(ruling: "RequestDecision") -> str:
     """Return what an event says of a ruling in words; not which ref of a push counts, where that isn't told."""
     if not (ruling.undialled or ruling.approval or ruling.decision.reason in _SAID):
         return ""

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from proxy.event_loop.slices import Sliced
     from proxy.gate.block_page import Page
     from proxy.inspection.stages.approval import PendingApproval
-    from proxy.inspection.stages.git import Judged
-    from proxy.inspection.stages.held_body import Held
-    from proxy.inspection.stages.secret_scan import Seen
+    from proxy.inspection.stages.git import PushDecision
+    from proxy.inspection.stages.pending_body import PendingBody
+    from proxy.inspection.stages.secret_scan import HeadScan
     from proxy.inspection.stages.stage import RequestPart, Stage
-    from proxy.request.request_head import Asked, Head
+    from proxy.request.request_head import Head, RequestedResource
     from proxy.sandbox.rule_limits import Meter
     from proxy.telemetry.events import Http
     from rules.addresses import Address
@@ -31,18 +31,18 @@ NOTHING: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class RequestDecision:
     """The decision on one request, with what its event and its refusal need."""
 
     decision: Decision
     method: str
     path: str
-    asked: "Asked | None" = None  # None: the head can't be read, or asks for another host
+    asked: "RequestedResource | None" = None  # None: the head can't be read, or asks for another host
     attempt: Attempt | None = None  # what the rules were asked
     detail: str = ""
     status: "HTTPStatus | None" = None
     refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
-    pushed: "Judged | None" = None  # ... and this is what was decided on them
+    pushed: "PushDecision | None" = None  # ... and this is what was decided on them
     refs_for_events: bool = False  # ... for events alone: where they can't be read, it is decided without them
     body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
     misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
@@ -53,7 +53,7 @@ class Ruling:
     grants: "tuple[Grant, ...]" = ()  # under which it passes
 
 
-class Standing(NamedTuple):
+class ReviewResult(NamedTuple):
     """How a request stands by now."""
 
     denial: "Decision | None"  # by which it may not go on
@@ -79,8 +79,8 @@ class RequestContext:
         self.body = body  # whether one follows; one that isn't known counts
 
         # until it is decided
-        self.seen: dict[bool, Seen] | None = None  # what was found in its head already, strictly or not
-        self.held: Held | None = None  # what has to come of its body first
+        self.seen: dict[bool, HeadScan] | None = None  # what was found in its head already, strictly or not
+        self.held: PendingBody | None = None  # what has to come of its body first
         self.approval: PendingApproval | None = None  # it waits for people's answer
 
         # the decision: `refusal`, or `addresses`; neither yet: `held`
@@ -135,7 +135,7 @@ class RequestContext:
         self.is_open, self.started, self.seen = True, time.monotonic(), None
 
     def sent(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
-        """Return what is sent in place of a part that follows the head. Raises Stopped: nothing is, and it ends."""
+        """Return the parts to send in place of `part`. Raises RequestStoppedError: send nothing, the request ends."""
         parts = [part]
         for stage in self.senders:
             if self.by is not None:

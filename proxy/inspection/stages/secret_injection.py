@@ -17,7 +17,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 
-from proxy.inspection.stages.stage import Stage, Stopped
+from proxy.inspection.stages.stage import RequestStoppedError, Stage
 from proxy.request.messages import ResponseHead
 from proxy.request.mitmproxy_messages import ResponseHeaders
 from proxy.request.override_headers import alike
@@ -101,14 +101,14 @@ class SecretInjection(Stage):
         return [part]
 
     def _check(self, data: bytes, where: str) -> None:
-        """Raise Stopped for a placeholder where no secret belongs, and record that."""
+        """Raise RequestStoppedError for a placeholder where no secret belongs, and record that."""
         if not (secret := self._body.misused(data)):
             return
         place, request = self.session.place, self.request
         detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
             self.session.record.tampered(request.cause, detail)
-        raise Stopped(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
+        raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
         """Yield a part of the response with every value masked."""

@@ -13,8 +13,8 @@ from mitmproxy.proxy.layers.http._events import RequestData, RequestTrailers
 from proxy.dlp.body_scan import Body, Leaking
 from proxy.dlp.decodings import Messages, has_parts, is_form, reader
 from proxy.dlp.head_scan import HEAD, shown
-from proxy.event_loop.slices import at_once
-from proxy.inspection.stages.stage import Stage, Stopped
+from proxy.event_loop.slices import run_at_once
+from proxy.inspection.stages.stage import RequestStoppedError, Stage
 from proxy.request.request_head import too_costly, values
 from proxy.telemetry.events import Where
 from rules.decision import deny
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision, ReviewResult
     from proxy.inspection.stages.stage import Needs, RequestPart, Session
     from proxy.request.request_head import Head
     from proxy.secrets.detection import SecretSearch
@@ -34,7 +34,7 @@ LONG_HEAD: Final = 4 << 10  # bytes: what is longer is looked through in slices
 _CODINGS: Final = (b"content-encoding", b"grpc-encoding", b"connect-content-encoding")
 
 
-class Seen(NamedTuple):
+class HeadScan(NamedTuple):
     """What was seen of a head that is not decided yet. `found`: credentials, and where they are."""
 
     watch: "SecretSearch | None"  # knows what was found of the values of secrets
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     error: Exception | None = None  # it could not be looked at
 
 
-def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
+def scan_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
     """Look at a long head before the request is decided, in slices: its stage has no time for that."""
     head = request.head
     if too_costly(head) or session.refused is not None:  # it will be refused
@@ -53,7 +53,7 @@ def look_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
         seen[each] = yield from _look(session, head, strict=each)
 
 
-def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":
+def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[HeadScan]":
     """Look at a head, whatever will be decided about it."""
     sandbox, watch = session.recorder.sandbox, None
     try:
@@ -61,8 +61,8 @@ def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Seen]":
         is_placeholder = _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder
         found = yield from session.heads.looking(head, watch, is_placeholder, strict=strict)
     except Exception as error:  # noqa: BLE001  see above
-        return Seen(watch, error=error)
-    return Seen(watch, tuple(found))
+        return HeadScan(watch, error=error)
+    return HeadScan(watch, tuple(found))
 
 
 class SecretScan(Stage):
@@ -85,7 +85,7 @@ class SecretScan(Stage):
         """Only where the rules have it looked through."""
         return needs.scan is not Scan.OFF
 
-    def admit(self, ruling: "Ruling") -> "Ruling":
+    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
         """Look at the head; where something in it has to stay, deny. What is recorded shows nothing of it."""
         session, head, action = self.session, self.request.head, ruling.decision.scan
         self._action = action
@@ -95,13 +95,13 @@ class SecretScan(Stage):
             if seen is None:
                 if session.recorder.sandbox.own_secrets is None and not strict and session.heads.is_clean(head):
                     return ruling
-                seen = at_once(_look(session, head, strict=strict))
+                seen = run_at_once(_look(session, head, strict=strict))
             return self._looked(ruling, seen)
         except Exception as error:  # noqa: BLE001  see above
             self._fail(error, session.cause)
             return ruling
 
-    def _looked(self, ruling: "Ruling", seen: Seen) -> "Ruling":
+    def _looked(self, ruling: "RequestDecision", seen: HeadScan) -> "RequestDecision":
         """Deny or allow for what was seen in the head. Raises the error that kept it from being seen."""
         if seen.error is not None:
             raise seen.error
@@ -121,13 +121,13 @@ class SecretScan(Stage):
         decision = self._denial(ruling.decision.rules)._replace(pattern=ruling.decision.pattern)
         return replace(ruling, decision=decision, detail=self._found)
 
-    def recorded(self, ruling: "Ruling") -> None:
+    def recorded(self, ruling: "RequestDecision") -> None:
         """Record what was found in the head."""
         if self._found:
             self._record(self._found, ruling.decision.rules, blocked=self._action.blocks)
 
     def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
-        """Return what is passed on in place of a part of the body or a WebSocket. Raises Stopped for a secret."""
+        """Return the parts to send in place of `part`. Raises RequestStoppedError if a secret is found."""
         if self._action is Scan.OFF:
             return [part]
         body = self._body = self._body or self._new_body()
@@ -136,7 +136,7 @@ class SecretScan(Stage):
         except Leaking as leak:
             if self.request.is_open:
                 self._record(str(leak), self.request.rules, blocked=True)
-            raise Stopped(self._denial(self.request.rules), str(leak)) from None
+            raise RequestStoppedError(self._denial(self.request.rules), str(leak)) from None
         except Exception as error:  # noqa: BLE001  see above
             self._fail(error, self.request.cause)
             return [part]
@@ -174,7 +174,7 @@ class SecretScan(Stage):
         self._flag(found)
         return parts
 
-    def review(self, now: "Standing") -> None:
+    def review(self, now: "ReviewResult") -> None:
         """Go on under the stricter of what the rules said and say now."""
         if self._action is not Scan.OFF:
             self._action = Scan.strictest((self._action, now.scan))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from proxy.dlp.head_scan import Heads
     from proxy.event_loop.slices import Sliced
     from proxy.inspection.stages.record import RequestRecord
-    from proxy.inspection.stages.request_context import RequestContext, Ruling, Standing
-    from proxy.request.messages import Place
+    from proxy.inspection.stages.request_context import RequestContext, RequestDecision, ReviewResult
+    from proxy.request.messages import WebOrigin
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.rule_limits import Connections
@@ -32,7 +32,7 @@ type RequestPart = RequestData | RequestTrailers | RequestEndOfMessage  # what f
 type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
 
 
-class Stopped(Exception):  # noqa: N818  (it is no error: it is why the request ends)
+class RequestStoppedError(Exception):
     """A stage ends a request that was allowed; the text says why, in its page and its last event."""
 
     def __init__(self, decision: "Decision", detail: str) -> None:
@@ -55,7 +55,7 @@ class Session(Protocol):
 
     recorder: "Recorder"
     record: "RequestRecord"
-    place: "Place"
+    place: "WebOrigin"
     cause: str  # id of the connection's decision event
     attribution: "Attribution | None"
     refused: "Decision | None"  # what denied the connection
@@ -86,19 +86,19 @@ class Stage:
         """Whether the stage has a part in such requests."""
         raise NotImplementedError
 
-    def admit(self, ruling: "Ruling") -> "Ruling":
+    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
         """Deny the request, or let it go on to the next stage, before its decision is recorded."""
         return ruling
 
-    def recorded(self, ruling: "Ruling") -> None:
-        """Go on once the decision is recorded; that may be this stage's denial. Raises Stopped."""
+    def recorded(self, ruling: "RequestDecision") -> None:
+        """Go on once the decision is recorded; that may be this stage's denial. Raises RequestStoppedError."""
 
     def request_head(self, head: "Head") -> "Head":
         """Return the head that is sent."""
         return head
 
     def send(self, part: RequestPart) -> "Sliced[list[RequestPart]]":
-        """Return what is sent in place of a part of the request. Raises Stopped: then nothing is, and no more comes."""
+        """Return the parts to send in place of `part`. Raises RequestStoppedError: send nothing, the request ends."""
         yield from ()
         return [part]
 
@@ -106,7 +106,7 @@ class Stage:
         """Yield what the client gets in place of a part of the response, its head among them."""
         yield event
 
-    def review(self, now: "Standing") -> None:
+    def review(self, now: "ReviewResult") -> None:
         """Go on under other rules, which say `now` to the request; sets `request.by` where it may not."""
 
     def end(self) -> None:

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.request.http1_heads import parse_head
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from proxy.telemetry.events import Where
 from proxy.telemetry.prometheus.totals import Reported
 from proxy.wire import message
@@ -90,7 +90,7 @@ class ScrapeServer:
             return _response("431 Request Header Fields Too Large", _TEXT, b"the request is too long\n")
         try:
             request = parse_head(head)
-        except Unclear as why:
+        except UnclearError as why:
             return _response("400 Bad Request", _TEXT, f"this is no request of HTTP/1.1: {why}\n".encode())
         if request.path.partition(b"?")[0] != b"/metrics":
             return _response("404 Not Found", _TEXT, b"there is only /metrics\n")

@@ -11,8 +11,8 @@ from netns_harness import outcome
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from proxy.udp import receiving_socket
-from proxy.udp.answers import Answers
 from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
+from proxy.udp.reply_socket import ReplySocket
 
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
 REFUSED = errno.ECONNREFUSED
@@ -45,7 +45,7 @@ def arrived(network):
 
 
 def answers(network):
-    return Answers(network.sockets.answers, network.sockets.answers6, OWN_ADDRESSES)
+    return ReplySocket(network.sockets.answers, network.sockets.answers6, OWN_ADDRESSES)
 
 
 @pytest.fixture

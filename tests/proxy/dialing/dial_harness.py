@@ -3,7 +3,7 @@
 import asyncio
 from ipaddress import ip_address
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import HostsFile, Lookup
 from proxy.event_loop.poller import Poller
@@ -26,18 +26,18 @@ def attempt(target, port=443):
 
 
 async def dial(dialer, policy, wanted):
-    """Look up, check and connect, as a connection does; return the socket and its address. Raises DialFailed."""
+    """Look up, check and connect, as a connection does; return the socket and its address. Raises DialError."""
     loop = asyncio.get_running_loop()
     hops, answer = dialer.known(policy, wanted), loop.create_future()
     if hops is None:
         dialer.find(policy, wanted, answer.set_result)
         hops = await asyncio.wait_for(answer, 10)
-        if isinstance(hops, DialFailed):
+        if isinstance(hops, DialError):
             raise hops
     connected = loop.create_future()
     dialer.connect(hops, wanted.port, lambda *got: connected.set_result(got))
     sock, address = await asyncio.wait_for(connected, 10)
-    if isinstance(sock, DialFailed):
+    if isinstance(sock, DialError):
         raise sock
     return sock, address
 
@@ -54,7 +54,7 @@ class Setting:
         """The addresses as text, or why there are none."""
         try:
             found = self.dialer.known(self.policy, attempt(target, port))
-        except DialFailed as failure:
+        except DialError as failure:
             return failure.reason.value
         return None if found is None else " ".join(map(str, found))
 
@@ -62,7 +62,7 @@ class Setting:
         answer = asyncio.get_running_loop().create_future()
         self.dialer.find(self.policy, attempt(target, port), answer.set_result)
         result = await asyncio.wait_for(answer, 10)
-        return result.reason.value if isinstance(result, DialFailed) else " ".join(map(str, result))
+        return result.reason.value if isinstance(result, DialError) else " ".join(map(str, result))
 
 
 def setting(tmp_path, test, **more):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from proxy.dialing import dialer
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from tests.ports import free_port
 from tests.proxy.dialing.dial_harness import OTHER, PUBLIC, RULES, attempt, dial, setting
 from tests.proxy.gate.gate_harness import Origin, open_descriptors, policy_of
@@ -73,7 +73,7 @@ def test_a_port_or_protocol_that_nobody_allowed_is_checked_for_itself(tmp_path):
 def test_a_name_that_is_not_found(tmp_path):
     async def test(it):
         assert await it.found("good.example") == "unresolved"
-        with pytest.raises(DialFailed, match="has no A record") as caught:
+        with pytest.raises(DialError, match="has no A record") as caught:
             await dial(it.dialer, it.policy, attempt("good.example"))
         assert caught.value.reason.value == "unresolved"
 
@@ -103,7 +103,7 @@ def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeyp
     async def test(it):
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
         assert await it.found("good.example") == "non_public_address"
-        with pytest.raises(DialFailed, match=f"`good.example` is {PUBLIC}, which is this host's own") as failed:
+        with pytest.raises(DialError, match=f"`good.example` is {PUBLIC}, which is this host's own") as failed:
             it.dialer.known(it.policy, attempt("good.example"))
         assert failed.value.advice.startswith(
             "no `resolves_to` opens this host's own public address: a service of this"
@@ -123,7 +123,7 @@ def test_nobody_is_asked_about_this_hosts_own_address(tmp_path, monkeypatch):
         it.policy = policy_of(tmp_path, (RULES[0], asked))
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
         assert await it.found("good.example") == "non_public_address"
-        with pytest.raises(DialFailed, match="this host's own") as failed:
+        with pytest.raises(DialError, match="this host's own") as failed:
             it.dialer.known(it.policy, attempt("good.example"))
         assert failed.value.held is None
         it.servers.known["good.example", "A"] = [str(OTHER)]  # control: another address is not asked about
@@ -180,7 +180,7 @@ def test_the_next_address_is_tried_when_one_refuses(tmp_path):
 
 def test_when_all_refuse_the_last_ones_word_is_told(tmp_path):
     async def test(it):
-        with pytest.raises(DialFailed, match=r"connection refused") as caught:
+        with pytest.raises(DialError, match=r"connection refused") as caught:
             await dial(it.dialer, it.policy, attempt("inside.example", free_port()))
         assert caught.value.reason.value == "upstream_failed"
         assert [*it.metrics.dial_seconds] == ["upstream_failed"]
@@ -291,7 +291,7 @@ def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(dialer, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(it):
-        with pytest.raises(DialFailed, match="too many open files"):
+        with pytest.raises(DialError, match="too many open files"):
             await dial(it.dialer, it.policy, attempt("inside.example", 1))
 
     setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")

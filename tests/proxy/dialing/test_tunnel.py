@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.dialing.proxy_auth import Login
-from proxy.dialing.tunnel import LONGEST_HEAD, Refused, tunnel
+from proxy.dialing.tunnel import LONGEST_HEAD, TunnelError, open_tunnel
 from rules.addresses import parse_host
 from rules.settings import ProxyDestination, Upstream
 
@@ -15,7 +15,7 @@ SOCKS = Upstream.parse("socks5://proxy:1080")
 
 
 def asking(upstream, target="good.example", login=None, port=443):
-    return tunnel(ProxyDestination(upstream, parse_host(target)), port, login)
+    return open_tunnel(ProxyDestination(upstream, parse_host(target)), port, login)
 
 
 def converse(asked, pieces):
@@ -130,7 +130,7 @@ REFUSALS = [
 def test_a_refusal_says_why_and_nothing_of_what_was_sent(upstream, login, said, why):
     for pieces in ([said], [bytes([byte]) for byte in said]):
         asked = asking(upstream, login=login)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(TunnelError) as refused:
             converse(asked, pieces)
         assert why in str(refused.value)
         assert not asked.open
@@ -180,7 +180,7 @@ def test_whatever_a_proxy_says_ends_in_one_of_three_ways(upstream, with_login, p
     asked = asking(upstream, login=LOGIN if with_login else None)
     try:
         sent, left = converse(asked, pieces)
-    except Refused:
+    except TunnelError:
         assert not asked.open
         return
     assert sum(map(len, sent)) < 1024

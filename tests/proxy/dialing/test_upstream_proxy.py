@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.proxy_auth import Login
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
@@ -238,7 +238,7 @@ def test_no_rule_opens_the_proxy_itself(host, to, tmp_path):
     async def test():
         async with Through(tmp_path, OPEN, host=host, hosts="127.0.0.1 here.example\n") as world:
             for _ in range(2):  # with nothing known yet, and with everything
-                with pytest.raises(DialFailed, match="is the proxy itself") as refused:
+                with pytest.raises(DialError, match="is the proxy itself") as refused:
                     await dial(world.dialer, world.policy, attempt(to, world.proxy.port))
                 assert refused.value.reason is Reason.NON_PUBLIC_ADDRESS
             if isinstance(to, str):
@@ -256,7 +256,7 @@ def test_datagrams_have_no_way_through_it(tmp_path):
         rule = "id: u, to: good.example, ports: [123/tcp], action: allow"
         async with Through(tmp_path, [rule]) as world:
             wanted = Attempt(Protocol.UDP, HostName("good.example"), 123)
-            with pytest.raises(DialFailed, match="no datagrams go through the proxy") as refused:
+            with pytest.raises(DialError, match="no datagrams go through the proxy") as refused:
                 world.dialer.known(world.policy, wanted)
             assert refused.value.reason is Reason.UDP
             assert world.nothing_left
@@ -285,7 +285,7 @@ def test_while_nobody_knows_where_the_proxy_is_its_port_is_closed(tmp_path):
             client = await world.connect("here.example")
             assert await client.ended() == "reset"
             assert (await world.decision())["reason"] == "upstream_failed"
-            with pytest.raises(DialFailed, match="whether this is the proxy") as refused:
+            with pytest.raises(DialError, match="whether this is the proxy") as refused:
                 await dial(world.dialer, world.policy, attempt(ip_address("127.0.0.1"), origin.port))
             assert refused.value.reason is Reason.UPSTREAM_FAILED
             assert origin.accepted == 0
@@ -368,5 +368,5 @@ def test_without_a_proxy_nothing_of_it_is_even_imported():
     import subprocess
     import sys
 
-    code = "import sys, proxy.gate.listener, proxy.dialing.dialer; print([m for m in ('proxy.dialing.through', 'proxy.dialing.tunnel') if m in sys.modules])"
+    code = "import sys, proxy.gate.listener, proxy.dialing.dialer; print([m for m in ('proxy.dialing.proxy_connector', 'proxy.dialing.tunnel') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -5,7 +5,7 @@ import random
 import struct
 
 from proxy.dlp.body_scan import Body, Leaking
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.detection import OwnSecrets
 from rules.names import HostName
@@ -51,7 +51,7 @@ def body(action=Scan.FLAG, secrets=None, **more):
 
 
 def take(one, data):
-    return at_once(one.taking(data))
+    return run_at_once(one.taking(data))
 
 
 def sent(one, pieces):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
 from proxy.dlp.decodings import Messages, reader
 from proxy.dlp.patterns import BACK, LONGEST
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent, take
 from tests.proxy.leaky import KINDS, TOKEN, some
@@ -132,9 +132,9 @@ def test_what_ends_with_the_body_is_found():
 
 
 def test_what_comes_after_a_body():
-    assert at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
+    assert run_at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
     with pytest.raises(Leaking):
-        at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
+        run_at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
 
 
 def test_other_rules_tighten_what_is_under_way_and_never_loosen_it():

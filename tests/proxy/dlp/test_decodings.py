@@ -10,7 +10,7 @@ import pytest
 
 from proxy.dlp.decodings import readings
 from proxy.dlp.head_scan import Heads
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from proxy.request.request_head import Head
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import LONG, body, cut, sent
@@ -41,7 +41,7 @@ JSONS = {
 
 def in_url(path, **more):
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path.encode(), (), **more)
-    return at_once(Heads().looking(head, None, lambda _: False))
+    return run_at_once(Heads().looking(head, None, lambda _: False))
 
 
 @pytest.mark.parametrize("kind", SECRETS)
@@ -200,8 +200,10 @@ def test_strict_finds_credentials_in_their_place_in_a_head(path, field, where):
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path, (field,))
     heads = Heads()
     for _ in range(2):
-        assert at_once(heads.looking(head, None, lambda _: False)) == []  # and nothing is remembered as clean by that
-        assert at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
+        assert (
+            run_at_once(heads.looking(head, None, lambda _: False)) == []
+        )  # and nothing is remembered as clean by that
+        assert run_at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
 
 
 BEHIND_ESCAPES = [

@@ -10,7 +10,7 @@ import pytest
 from proxy.dlp.body_scan import HELD_BACK, Leaking
 from proxy.dlp.decodings import reader
 from proxy.dlp.patterns import PATTERNS
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
 from tests.processor_time import check, measured_again
 from tests.proxy.dlp.leaks_harness import body, broker, take
@@ -103,7 +103,7 @@ def test_rules_that_tighten_between_two_slices_lose_and_repeat_no_byte(before):
         for _ in range(stop):
             next(work)
         one.tighten(Scan.BLOCK)
-        free, _ = at_once(work)
+        free, _ = run_at_once(work)
         more, _ = take(one, text)
         rest, _ = one.end()
         assert free + more + rest == text + text
@@ -115,4 +115,4 @@ def test_rules_that_tighten_between_two_slices_hold_for_what_is_found_from_then_
     next(work)
     one.tighten(Scan.BLOCK)
     with pytest.raises(Leaking):
-        at_once(work)
+        run_at_once(work)

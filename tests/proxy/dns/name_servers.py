@@ -10,7 +10,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from proxy.dns.servers import Answers, NameServers
+from proxy.dns.servers import DnsBackend, NameServers
 
 
 def _on_one_port():
@@ -79,7 +79,7 @@ def add(reply, name, kind, *values, ttl=17):
 def asking(server):
     """`NameServers` that ask this server and no other."""
     servers = NameServers.__new__(NameServers)
-    servers._answers = Answers(asyncio.Lock())
+    servers._answers = DnsBackend(asyncio.Lock())
     servers._resolver = dns.asyncresolver.Resolver(configure=False)
     servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
     return servers

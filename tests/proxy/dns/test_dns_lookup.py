@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from proxy.dns import lookup as lookups
-from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
+from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.dns.servers import NameServers
 from rules.names import HostName
 from tests.proxy.gate.gate_harness import Names, run, until
@@ -147,7 +147,7 @@ def test_a_failure_says_why_and_is_not_kept(tmp_path):
     looked_up(tmp_path, test)
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("a bug"), LookupFailed("no")])
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("a bug"), DnsLookupError("no")])
 def test_whatever_the_servers_do_who_asks_hears_of_it(tmp_path, error):
     async def test(asked):
         async def ask(*_):
@@ -187,7 +187,7 @@ def test_a_denial_of_one_family_doesnt_cut_the_other_short(tmp_path):
 
         async def ask(_name, kind):
             if kind == "A":
-                raise LookupFailed("none")
+                raise DnsLookupError("none")
             await answer.wait()
             return addresses("2606:4700::1"), 30.0
 

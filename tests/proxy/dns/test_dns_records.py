@@ -9,7 +9,7 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 
-from proxy.dns.lookup import LookupFailed
+from proxy.dns.lookup import DnsLookupError
 from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLookup, Records
 from proxy.dns.wire import MOST_OVER_TCP, Type, build_records, parse_query
 from rules.attempt import Protocol
@@ -126,7 +126,7 @@ def test_what_is_not_there(tmp_path):
         known = resolver.world.servers.known
         known["a.mail.example", "TXT"] = Records()
         known["b.mail.example", "TXT"] = Records(exists=False)
-        known["c.mail.example", "TXT"] = LookupFailed("no name server answered")
+        known["c.mail.example", "TXT"] = DnsLookupError("no name server answered")
         codes = [dns.rcode.to_text((await resolver.ask(f"{at}.mail.example", "TXT")).rcode()) for at in "abc"]
         assert codes == ["NOERROR", "NXDOMAIN", "SERVFAIL"]
         assert resolver.told == [("passed", "rule", []), ("passed", "rule", []), ("failed", "unresolved", [])]
@@ -196,7 +196,7 @@ def found_by(answer, name="good.example", kind="TXT"):
         servers = asking(server)
         try:
             found.append(await servers.records(HostName(name), kind))
-        except LookupFailed as error:
+        except DnsLookupError as error:
             found.append(str(error))
 
     try:

@@ -10,7 +10,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.lookup import DnsLookupError, Lookup
 from proxy.dns.servers import LONGEST, MOST_ALIASES, NameServers, _Datagrams
 from rules.names import HostName
 from tests.proxy.dns.name_servers import Server, add, asking
@@ -29,7 +29,7 @@ def asked_of(answer, name="good.example", kind="A"):
         try:
             found, seconds = await servers.ask(HostName(name), kind)
             outcome.append((" ".join(map(str, found)), seconds))
-        except LookupFailed as error:
+        except DnsLookupError as error:
             outcome.append(str(error))
 
     try:
@@ -149,7 +149,7 @@ def test_no_search_list_is_applied(tmp_path):
     async def inside():
         servers = NameServers(str(conf))
         servers._resolver.port = server.port
-        with pytest.raises(LookupFailed):
+        with pytest.raises(DnsLookupError):
             await servers.ask(HostName("good"), "A")
 
     try:

@@ -6,7 +6,7 @@ import struct
 import dns.message
 import pytest
 
-from proxy.dns.datagrams import Datagrams
+from proxy.dns.datagrams import UdpDnsServer
 from proxy.gate import served_connection
 from tests.proxy.gate.gate_harness import TIMEOUT, World, run
 
@@ -41,7 +41,7 @@ def served(family):
 async def datagrams(tmp_path, family=socket.AF_INET6):
     async with World(tmp_path, RULES) as world:
         with served(family) as sock:
-            made = Datagrams(sock, world.resolver, world.recorder, world.poller)
+            made = UdpDnsServer(sock, world.resolver, world.recorder, world.poller)
             made.start()
             yield world, sock.getsockname()[1]
             made.close()
@@ -96,7 +96,7 @@ def test_an_answer_that_can_not_be_sent_stops_nothing(tmp_path, error):
         async with World(tmp_path, RULES) as world:
             with served(socket.AF_INET6) as sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
                 trouble = Trouble(sock, error)
-                made = Datagrams(trouble, world.resolver, world.recorder, world.poller)
+                made = UdpDnsServer(trouble, world.resolver, world.recorder, world.poller)
                 made.start()
                 for _ in range(3):
                     client.sendto(question(), ("127.0.0.1", sock.getsockname()[1]))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.dns.wire import BLOCKED, MOST_BYTES, Malformed, Query, Rcode, Type, build_answer, parse_query
+from proxy.dns.wire import BLOCKED, MOST_BYTES, MalformedQueryError, Query, Rcode, Type, build_answer, parse_query
 from rules.names import HostName, InvalidNameError
 
 
@@ -127,14 +127,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("data", NOT_ANSWERED.values(), ids=NOT_ANSWERED.keys())
 def test_what_is_not_answered_at_all(data):
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedQueryError) as caught:
         parse_query(data)
     assert caught.value.reply == b""
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_question(data):
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedQueryError) as caught:
         parse_query(data)
     reply = read(caught.value.reply)
     assert (reply.id, reply.rcode(), reply.question) == (0x1234, dns.rcode.FORMERR, [])
@@ -142,7 +142,7 @@ def test_what_is_no_question(data):
 
 @pytest.mark.parametrize("opcode", [1, 2, 4, 5, 15])
 def test_another_operation_is_not_implemented(opcode):
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(MalformedQueryError) as caught:
         parse_query(made(flags=opcode << 11))
     assert caught.value.reply[3] & 15 == Rcode.NOTIMP
 
@@ -181,7 +181,7 @@ def test_no_bytes_raise_anything_else(data):
     for wire in (data, made(more=data, counts=(1, 0, 0, 3)), made(data, b"")):
         try:
             query = parse_query(wire)
-        except Malformed as malformed:
+        except MalformedQueryError as malformed:
             size = len(malformed.reply)
         else:
             answer = build_answer(query, Rcode.NXDOMAIN, error=(BLOCKED, "x"))
@@ -194,5 +194,5 @@ def test_no_bytes_raise_anything_else(data):
 def test_damage_to_a_real_question_is_harmless(junk, at):
     wire = question(want_dnssec=True)
     damaged = wire[:at] + junk + wire[at + len(junk) :]
-    with contextlib.suppress(Malformed):
+    with contextlib.suppress(MalformedQueryError):
         assert isinstance(parse_query(damaged), Query)

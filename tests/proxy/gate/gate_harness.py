@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from proxy.dialing.dialer import Dialer
-from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
+from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
@@ -77,15 +77,15 @@ class Names:
             await self.hold.wait()
         addresses = self.known.get((str(name), kind))
         if addresses is None:
-            raise LookupFailed(f"`{name}` has no {kind} record")
+            raise DnsLookupError(f"`{name}` has no {kind} record")
         return tuple(ip_address(address) for address in addresses), 30.0
 
     async def records(self, name, kind):
         self.asked.append((str(name), kind))
         if self.hold is not None:
             await self.hold.wait()
-        found = self.known.get((str(name), kind), LookupFailed("nobody knows"))
-        if isinstance(found, LookupFailed):
+        found = self.known.get((str(name), kind), DnsLookupError("nobody knows"))
+        if isinstance(found, DnsLookupError):
             raise found
         return found
 

@@ -2,9 +2,18 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.gate.client_hello import OTHER, HttpHead, parse_hello
-from proxy.gate.decide import Patience, Wanted, Way, failing, judge, nowhere, patience, refuse
+from proxy.gate.decide import (
+    GateAction,
+    OriginalDestination,
+    PeekWait,
+    decide,
+    deny_after_dial,
+    deny_connection,
+    is_unroutable,
+    peek_wait,
+)
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from rules.attempt import Protocol
 from rules.names import HostName
@@ -34,7 +43,7 @@ def sandbox(tmp_path):
 
 
 def named(name, port=443, address=SYNTHETIC):
-    return Wanted(address, port, (HostName(name),))
+    return OriginalDestination(address, port, (HostName(name),))
 
 
 def hello(name, alpn=("h2", "http/1.1")):
@@ -42,7 +51,7 @@ def hello(name, alpn=("h2", "http/1.1")):
 
 
 def judged(sandbox, wanted, seen, *, can_inspect=True):
-    made = judge(sandbox, wanted, seen, can_inspect=can_inspect)
+    made = decide(sandbox, wanted, seen, can_inspect=can_inspect)
     assert made.attempt.port == wanted.port
     return str(made.attempt.target), made.attempt.protocol.value, made.decision.reason.value, made.way.value
 
@@ -78,20 +87,20 @@ TABLE = {
     "raw bytes": (named("ssh.example", 22), None, "ssh.example tcp rule splice"),
     "tls under a rule for raw bytes": (named("ssh.example", 22), hello("evil.example"), "ssh.example tls name_mismatch explain"),
     "raw bytes to another port": (named("ssh.example", 23), OTHER, "ssh.example tcp no_rule reset"),
-    "a literal address with a name": (Wanted(STRANGE, 443), hello("good.example"), "good.example tls rule splice"),
-    "an address rule's address with a name": (Wanted(LITERAL, 443), hello("evil.example"), "evil.example tls no_rule explain"),
-    "an address rule's address": (Wanted(LITERAL, 443), hello(None), "93.184.216.34 tls rule inspect"),
-    "a literal address without a name": (Wanted(STRANGE, 443), hello(None), "93.184.216.99 tls no_rule explain"),
-    "a literal address with a host": (Wanted(STRANGE, 80), HttpHead("seen.example"), "seen.example http rule inspect"),
-    "a literal address with a host and port": (Wanted(STRANGE, 80), HttpHead("seen.example:80"), "seen.example http rule inspect"),
-    "a literal address as host": (Wanted(LITERAL, 80), HttpHead("93.184.216.34"), "93.184.216.34 http rule inspect"),
-    "an ipv6 address as host": (Wanted(ip_address("2606:2800::1"), 80), HttpHead("[2606:2800::1]:80"), "2606:2800::1 http rule inspect"),
-    "the same address spelled otherwise": (Wanted(LITERAL, 80), HttpHead("0x5d.184.216.34"), "93.184.216.34 http rule inspect"),
-    "another address as host": (Wanted(STRANGE, 80), HttpHead("93.184.216.34"), "93.184.216.99 http name_mismatch explain"),
-    "no host": (Wanted(STRANGE, 80), HttpHead(None), "93.184.216.99 http no_rule explain"),
-    "a host that is none": (Wanted(STRANGE, 80), HttpHead("a b"), "93.184.216.99 http invalid_name explain"),
-    "raw bytes to a literal address": (Wanted(LITERAL, 22), None, "93.184.216.34 tcp rule splice"),
-    "raw bytes to a strange address": (Wanted(STRANGE, 22), None, "93.184.216.99 tcp no_rule reset"),
+    "a literal address with a name": (OriginalDestination(STRANGE, 443), hello("good.example"), "good.example tls rule splice"),
+    "an address rule's address with a name": (OriginalDestination(LITERAL, 443), hello("evil.example"), "evil.example tls no_rule explain"),
+    "an address rule's address": (OriginalDestination(LITERAL, 443), hello(None), "93.184.216.34 tls rule inspect"),
+    "a literal address without a name": (OriginalDestination(STRANGE, 443), hello(None), "93.184.216.99 tls no_rule explain"),
+    "a literal address with a host": (OriginalDestination(STRANGE, 80), HttpHead("seen.example"), "seen.example http rule inspect"),
+    "a literal address with a host and port": (OriginalDestination(STRANGE, 80), HttpHead("seen.example:80"), "seen.example http rule inspect"),
+    "a literal address as host": (OriginalDestination(LITERAL, 80), HttpHead("93.184.216.34"), "93.184.216.34 http rule inspect"),
+    "an ipv6 address as host": (OriginalDestination(ip_address("2606:2800::1"), 80), HttpHead("[2606:2800::1]:80"), "2606:2800::1 http rule inspect"),
+    "the same address spelled otherwise": (OriginalDestination(LITERAL, 80), HttpHead("0x5d.184.216.34"), "93.184.216.34 http rule inspect"),
+    "another address as host": (OriginalDestination(STRANGE, 80), HttpHead("93.184.216.34"), "93.184.216.99 http name_mismatch explain"),
+    "no host": (OriginalDestination(STRANGE, 80), HttpHead(None), "93.184.216.99 http no_rule explain"),
+    "a host that is none": (OriginalDestination(STRANGE, 80), HttpHead("a b"), "93.184.216.99 http invalid_name explain"),
+    "raw bytes to a literal address": (OriginalDestination(LITERAL, 22), None, "93.184.216.34 tcp rule splice"),
+    "raw bytes to a strange address": (OriginalDestination(STRANGE, 22), None, "93.184.216.99 tcp no_rule reset"),
 }  # fmt: skip
 
 
@@ -101,7 +110,7 @@ def test_what_becomes_of(sandbox, wanted, seen, says):
 
 
 def test_alpn_that_cannot_be_inspected_is_named_with_what_helps(sandbox):
-    made = judge(sandbox, named("seen.example"), hello("seen.example", ("imap", "mqtt")), can_inspect=True)
+    made = decide(sandbox, named("seen.example"), hello("seen.example", ("imap", "mqtt")), can_inspect=True)
     assert made.detail.startswith("its client offers `imap`, `mqtt` (ALPN)")
     assert "`tls: splice`" in made.detail
 
@@ -120,13 +129,13 @@ def test_reset_means_no_page(tmp_path, name):
 
 
 def test_a_refusal_of_the_gate_keeps_the_rules_it_overrides(sandbox):
-    made = judge(sandbox, named("good.example"), E, can_inspect=True).decision
+    made = decide(sandbox, named("good.example"), E, can_inspect=True).decision
     assert (made.verdict, made.outcome, made.rules) == (Verdict.DENY, Outcome.BLOCKED, ("r:good",))
-    made = judge(sandbox, named("good.example"), OTHER, can_inspect=True).decision
+    made = decide(sandbox, named("good.example"), OTHER, can_inspect=True).decision
     assert made.near is not None
 
 
-SHARED = Wanted(LITERAL, 443, (HostName("good.example"), HostName("seen.example")))
+SHARED = OriginalDestination(LITERAL, 443, (HostName("good.example"), HostName("seen.example")))
 
 
 @pytest.mark.parametrize(
@@ -156,36 +165,36 @@ def test_so_does_http(sandbox, host, says):
 
 def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path):
     sandbox = sandbox_of(tmp_path, mode="audit")
-    made = judge(sandbox, named("evil.example"), hello("evil.example"), can_inspect=True)
-    assert (made.decision.outcome, made.way) == (Outcome.WOULD_BLOCK, Way.INSPECT)
+    made = decide(sandbox, named("evil.example"), hello("evil.example"), can_inspect=True)
+    assert (made.decision.outcome, made.way) == (Outcome.WOULD_BLOCK, GateAction.INSPECT)
     for wanted, seen, reason in (
         (named("good.example"), hello("evil.example"), Reason.NAME_MISMATCH),
         (named("evil.example"), hello(None), Reason.SNI_MISSING),
         (named("good.example"), E, Reason.ECH),
         (named("bad.example"), hello("bad.example"), Reason.RULE),
     ):
-        made = judge(sandbox, wanted, seen, can_inspect=True)
+        made = decide(sandbox, wanted, seen, can_inspect=True)
         assert (made.decision.outcome, made.decision.reason) == (Outcome.BLOCKED, reason)
 
 
 @pytest.mark.parametrize(
     ("wanted", "how_long"),
     [
-        (named("ssh.example", 22), Patience.NONE),
-        (Wanted(LITERAL, 22), Patience.NONE),
-        (named("both.example", 9000), Patience.BRIEF),
-        (named("good.example"), Patience.FULL),
-        (named("seen.example", 80), Patience.FULL),
-        (named("evil.example"), Patience.FULL),
-        (named("evil.example", 80), Patience.FULL),
-        (named("evil.example", 22), Patience.BRIEF),
-        (named("good.example", 22), Patience.BRIEF),
-        (Wanted(STRANGE, 443), Patience.FULL),
-        (Wanted(STRANGE, 5432), Patience.BRIEF),
+        (named("ssh.example", 22), PeekWait.NONE),
+        (OriginalDestination(LITERAL, 22), PeekWait.NONE),
+        (named("both.example", 9000), PeekWait.BRIEF),
+        (named("good.example"), PeekWait.FULL),
+        (named("seen.example", 80), PeekWait.FULL),
+        (named("evil.example"), PeekWait.FULL),
+        (named("evil.example", 80), PeekWait.FULL),
+        (named("evil.example", 22), PeekWait.BRIEF),
+        (named("good.example", 22), PeekWait.BRIEF),
+        (OriginalDestination(STRANGE, 443), PeekWait.FULL),
+        (OriginalDestination(STRANGE, 5432), PeekWait.BRIEF),
     ],
 )
 def test_how_long_first_words_are_waited_for(sandbox, wanted, how_long):
-    assert patience(sandbox.policy, wanted) is how_long
+    assert peek_wait(sandbox.policy, wanted) is how_long
 
 
 NOWHERE = (
@@ -195,33 +204,37 @@ NOWHERE = (
 
 @pytest.mark.parametrize("address", NOWHERE)
 def test_what_is_no_place_outside(sandbox, address):
-    assert nowhere(sandbox, Wanted(ip_address(address), 443))
+    assert is_unroutable(sandbox, OriginalDestination(ip_address(address), 443))
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "10.0.0.1", "169.254.169.254", "2606:2800::1", "fd00::1"])
 def test_what_is_some_place_and_the_rules_to_decide(sandbox, address):
-    assert not nowhere(sandbox, Wanted(ip_address(address), 443))
-    assert nowhere(sandbox, Wanted(ip_address(address), 0))
+    assert not is_unroutable(sandbox, OriginalDestination(ip_address(address), 443))
+    assert is_unroutable(sandbox, OriginalDestination(ip_address(address), 0))
 
 
 def test_port_0_is_nowhere_for_a_name_too(sandbox):
-    assert nowhere(sandbox, named("good.example", 0))
+    assert is_unroutable(sandbox, named("good.example", 0))
 
 
 def test_a_refusal_before_anything_is_read_is_a_denial(sandbox):
-    made = refuse(sandbox, named("good.example"), Reason.LIMIT_EXCEEDED)
+    made = deny_connection(sandbox, named("good.example"), Reason.LIMIT_EXCEEDED)
     assert (made.decision.verdict, made.decision.outcome, made.decision.reason, made.way) == (
-        Verdict.DENY, Outcome.BLOCKED, Reason.LIMIT_EXCEEDED, Way.RESET,
+        Verdict.DENY, Outcome.BLOCKED, Reason.LIMIT_EXCEEDED, GateAction.RESET,
     )  # fmt: skip
     assert made.attempt.protocol is Protocol.TCP
 
 
 def test_an_address_that_may_not_be_dialled_is_a_denial_and_a_name_that_is_not_found_is_nobodys(sandbox):
-    passed = judge(sandbox, named("good.example"), hello("good.example"), can_inspect=True)
-    made = failing(sandbox.policy, passed, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
-    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.DENY, Outcome.BLOCKED, Way.EXPLAIN)
-    made = failing(sandbox.policy, passed, DialFailed(Reason.UNRESOLVED, ""), can_inspect=True)
-    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.ALLOW, Outcome.FAILED, Way.RESET)
-    raw = judge(sandbox, named("ssh.example", 22), None, can_inspect=True)
-    made = failing(sandbox.policy, raw, DialFailed(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
-    assert made.way is Way.RESET
+    passed = decide(sandbox, named("good.example"), hello("good.example"), can_inspect=True)
+    made = deny_after_dial(sandbox.policy, passed, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    assert (made.decision.verdict, made.decision.outcome, made.way) == (
+        Verdict.DENY,
+        Outcome.BLOCKED,
+        GateAction.EXPLAIN,
+    )
+    made = deny_after_dial(sandbox.policy, passed, DialError(Reason.UNRESOLVED, ""), can_inspect=True)
+    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.ALLOW, Outcome.FAILED, GateAction.RESET)
+    raw = decide(sandbox, named("ssh.example", 22), None, can_inspect=True)
+    made = deny_after_dial(sandbox.policy, raw, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    assert made.way is GateAction.RESET

@@ -2,9 +2,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.gate import decide
+from proxy.gate import decide as decide_module
 from proxy.gate.client_hello import parse_hello
-from proxy.gate.decide import DecisionCache, Patience, Wanted, judge, patience
+from proxy.gate.decide import DecisionCache, OriginalDestination, PeekWait, decide, peek_wait
 from proxy.sandbox.sandbox_state import Calendar, SandboxState, Task
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -12,7 +12,7 @@ from tests.proxy.gate.gate_harness import client_hello, policy_of
 
 REAL = client_hello()
 RULES = ("id: good, to: good.example, ports: [443], tls: splice, action: allow",)
-GOOD = Wanted(ip_address("198.18.0.1"), 443, (HostName("good.example"),))
+GOOD = OriginalDestination(ip_address("198.18.0.1"), 443, (HostName("good.example"),))
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def test_the_same_question_has_the_same_answer(sandbox):
     cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     for _ in range(3):
-        assert cache.judge(GOOD, hello) == judge(sandbox, GOOD, hello, can_inspect=True)
-        assert cache.patience(GOOD) is patience(sandbox.policy, GOOD) is Patience.FULL
-    assert cache.judge(GOOD, hello) is cache.judge(GOOD, hello)
+        assert cache.decide(GOOD, hello) == decide(sandbox, GOOD, hello, can_inspect=True)
+        assert cache.peek_wait(GOOD) is peek_wait(sandbox.policy, GOOD) is PeekWait.FULL
+    assert cache.decide(GOOD, hello) is cache.decide(GOOD, hello)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_the_same_question_has_the_same_answer(sandbox):
 def test_another_question_is_another_question(sandbox, wanted, change, reason):
     cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
-    assert cache.judge(GOOD, hello).decision.passes
+    assert cache.decide(GOOD, hello).decision.passes
     other = hello._replace(**change)
     for _ in range(2):
-        made = cache.judge(wanted, other)
-        assert made == judge(sandbox, wanted, other, can_inspect=True)
+        made = cache.decide(wanted, other)
+        assert made == decide(sandbox, wanted, other, can_inspect=True)
         assert made.decision.reason is Reason(reason)
         assert made.hello is other
 
@@ -56,10 +56,10 @@ def test_another_question_is_another_question(sandbox, wanted, change, reason):
 def test_another_policy_is_asked_anew(sandbox, tmp_path):
     cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
-    assert cache.judge(GOOD, hello).decision.passes
+    assert cache.decide(GOOD, hello).decision.passes
     sandbox.policy = policy_of(tmp_path, ("id: other, to: other.example, ports: [22/tcp], action: allow",))
-    assert not cache.judge(GOOD, hello).decision.passes
-    assert cache.patience(Wanted(GOOD.address, 22, GOOD.names)) is Patience.BRIEF
+    assert not cache.decide(GOOD, hello).decision.passes
+    assert cache.peek_wait(OriginalDestination(GOOD.address, 22, GOOD.names)) is PeekWait.BRIEF
 
 
 def turned(sandbox):
@@ -76,37 +76,40 @@ def test_another_day_and_a_task_that_is_tainted_are_asked_anew(tmp_path, change)
     sandbox = SandboxState("s", Task("t", "task"), policy_of(tmp_path, rules), frozenset(), 15001)
     cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
-    assert cache.judge(GOOD, hello).decision.passes
+    assert cache.decide(GOOD, hello).decision.passes
     change(sandbox)
-    assert not cache.judge(GOOD, hello).decision.passes
+    assert not cache.decide(GOOD, hello).decision.passes
 
 
 def test_each_hello_is_told_as_its_own(sandbox):
     cache = DecisionCache(sandbox, can_inspect=True)
     one, two = parse_hello(REAL), parse_hello(REAL)._replace(version="TLSv1.2")
-    assert cache.judge(GOOD, one).hello is one
-    assert cache.judge(GOOD, two).hello is two
+    assert cache.decide(GOOD, one).hello is one
+    assert cache.decide(GOOD, two).hello is two
 
 
 def test_addresses_are_not_mixed_up(tmp_path):
     rule = ("id: raw, to: 93.184.216.34, ports: [22/tcp], action: allow",)
     sandbox = SandboxState("s", Task("t", "task"), policy_of(tmp_path, rule), frozenset(), 15001)
     cache = DecisionCache(sandbox, can_inspect=True)
-    one, two = Wanted(ip_address("93.184.216.34"), 22), Wanted(ip_address("93.184.216.35"), 22)
-    assert [cache.patience(wanted) for wanted in (one, two, one)] == [Patience.NONE, Patience.BRIEF, Patience.NONE]
+    one, two = (
+        OriginalDestination(ip_address("93.184.216.34"), 22),
+        OriginalDestination(ip_address("93.184.216.35"), 22),
+    )
+    assert [cache.peek_wait(wanted) for wanted in (one, two, one)] == [PeekWait.NONE, PeekWait.BRIEF, PeekWait.NONE]
 
 
 def test_what_is_kept_is_bounded_and_never_what_a_task_wrote_at_length(sandbox, monkeypatch):
-    monkeypatch.setattr(decide, "MOST_REMEMBERED", 5)
+    monkeypatch.setattr(decide_module, "MOST_REMEMBERED", 5)
     cache = DecisionCache(sandbox, can_inspect=True)
     hello = parse_hello(REAL)
     for port in range(1, 100):
-        cache.judge(GOOD._replace(port=port), hello)
-        cache.patience(GOOD._replace(port=port))
+        cache.decide(GOOD._replace(port=port), hello)
+        cache.peek_wait(GOOD._replace(port=port))
         assert len(cache._judged) <= 5
         assert len(cache._patience) <= 5
     cache._judged.clear()
-    cache.judge(GOOD, hello._replace(alpn=("x",) * 9))
-    cache.judge(GOOD, hello._replace(sni="x" * 9999))
-    cache.judge(GOOD._replace(names=()), hello)
+    cache.decide(GOOD, hello._replace(alpn=("x",) * 9))
+    cache.decide(GOOD, hello._replace(sni="x" * 9999))
+    cache.decide(GOOD._replace(names=()), hello)
     assert not cache._judged

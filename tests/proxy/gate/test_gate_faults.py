@@ -111,9 +111,9 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
     ("what", "where"),
     [
         ("proxy.gate.connection.recognise", Where.PEEK),
-        ("proxy.gate.decide.judge", Where.PEEK),
-        ("proxy.gate.decide.patience", Where.PEEK),
-        ("proxy.gate.listener.nowhere", Where.PEEK),
+        ("proxy.gate.decide.decide", Where.PEEK),
+        ("proxy.gate.decide.peek_wait", Where.PEEK),
+        ("proxy.gate.listener.is_unroutable", Where.PEEK),
         ("proxy.dialing.dialer.Dialer.known", Where.DECIDE),
         ("proxy.dialing.dialer.Dialer.connect", Where.DIAL),
         ("proxy.gate.connection.Splice", Where.DIAL),
@@ -169,7 +169,7 @@ def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkey
 
     async def test(world):
         with monkeypatch.context() as patch:
-            patch.setattr("proxy.gate.decide.judge", broken)
+            patch.setattr("proxy.gate.decide.decide", broken)
             task = await world.connect("good.example")
             assert await task.ended() == "reset"
         world.servers.hold = asyncio.Event()

@@ -194,7 +194,7 @@ def test_a_literal_address_with_a_name_leads_to_where_the_name_is_here(tmp_path)
 
 def test_an_address_rules_address_is_dialled_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "proxy.gate.listener.nowhere", lambda *_: False
+        "proxy.gate.listener.is_unroutable", lambda *_: False
     )  # the loopback is all the outside there is here
 
     async def test(world):

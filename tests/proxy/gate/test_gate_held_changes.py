@@ -170,7 +170,7 @@ def test_a_bug_while_it_is_held_lets_nothing_out(tmp_path, monkeypatch):
         task = await world.connect("raw.example")
         await task.send(b"hello")
         id_ = await people.question()
-        monkeypatch.setattr("proxy.gate.pending.after_asking", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("proxy.gate.pending.decide_after_approval", lambda *_, **__: 1 / 0)
         await people.approve(id_)
         assert await task.ended() == "reset"
         assert [line[2] for line in told(world)] == ["gate_error"]

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from proxy.event_loop import poller
-from proxy.gate import admission, connection, listener
+from proxy.gate import connection, listener, managed_connection
 from tests.proxy.gate.gate_harness import (
     RAW,
 )
@@ -96,7 +96,7 @@ def test_no_connection_lives_for_ever(tmp_path, monkeypatch):
 
 def test_a_lookup_that_never_ends_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(poller, "EVERY", 0.02)
-    monkeypatch.setattr(admission, "LOOKUP_TIMEOUT", 0.05)
+    monkeypatch.setattr(managed_connection, "LOOKUP_TIMEOUT", 0.05)
 
     async def test(world):
         world.servers.hold = asyncio.Event()

@@ -11,10 +11,10 @@ import pytest
 
 from proxy.dialing import proxy_auth
 from proxy.event_loop.poller import Loop
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer, server
-from proxy.worker.reload import Reloading, take_in
+from proxy.worker.reload import PolicyReload, read_policy
 from proxy.worker.server import SandboxServers, Setup, _Rules
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import raised
@@ -44,7 +44,7 @@ def file_of(policy, login=None):
 def taken(journal, before, *descriptors):
     """Have a worker take policies over; returns the sandbox and what was told."""
     everybody = Everybody(SimpleNamespace(policy=before, meters=SimpleNamespace(keep=lambda _: None)))
-    swap = Reloading(everybody, everybody, everybody, everybody, everybody).swap
+    swap = PolicyReload(everybody, everybody, everybody, everybody, everybody).swap
     sandbox = SimpleNamespace(recorder=everybody, swap=swap, context=copy_context())
 
     async def take():
@@ -123,14 +123,14 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
         dialer = SimpleNamespace(login=None)
         recorder, gate = Part("recorder"), Part("gate")
         recorder.sandbox, gate.dialer = sandbox, dialer
-        reloading = Reloading(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
-        reloading.swap(*await take_in(file_of(after, proxy_auth.Login(b"me", b"geheimnis"))))
+        reloading = PolicyReload(recorder, gate, Part("udp"), Part("lookup"), Part("inspection"))
+        reloading.swap(*await read_policy(file_of(after, proxy_auth.Login(b"me", b"geheimnis"))))
         assert dialer.login == proxy_auth.Login(b"me", b"geheimnis")
 
     sandbox = SandboxState("box", Task("1", "t"), before)
     sandbox.meters = Part("meters")
     asyncio.run(test())
-    at_once((watch := sandbox.own_secrets.watch()).taking(b"geheimnis"))
+    run_at_once((watch := sandbox.own_secrets.watch()).taking(b"geheimnis"))
     assert watch.found() == ["the password for the upstream proxy"]
     assert heard[:5] == [
         ("meters", "keep", True),

@@ -72,7 +72,7 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
     gate(tmp_path, test)
 
 
-@pytest.mark.parametrize("what", ["proxy.sandbox.rule_limits.Quota.end", "proxy.dialing.dialer.Connecting.cancel"])
+@pytest.mark.parametrize("what", ["proxy.sandbox.rule_limits.Quota.end", "proxy.dialing.dialer.ConnectRace.cancel"])
 def test_what_they_deny_is_cut_off_though_something_of_its_end_raises(tmp_path, monkeypatch, what):
     def broken(*_):
         raise RuntimeError("on purpose")
@@ -220,7 +220,7 @@ def test_a_read_connection_that_cannot_be_decided_again_ends(tmp_path, monkeypat
         await (await world.connect("seen.example")).send(client_hello("seen.example"))
         await world.until(lambda: world.adopted)
         (admitted,) = world.adopted
-        monkeypatch.setattr("proxy.gate.connection.again", None)
+        monkeypatch.setattr("proxy.gate.connection.decide_again", None)
         reload(world, tmp_path, *RULES)
         ((told, decision),) = world.inspection.reviewed
         assert told is admitted

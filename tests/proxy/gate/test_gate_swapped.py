@@ -67,13 +67,13 @@ async def arrives(world, client, swapped):
 def test_what_was_judged_is_what_arrives(tmp_path, monkeypatch, swapped, compiled):
     if compiled and COMPILED is None:
         harness.missing("a C compiler")
-    judge = DecisionCache.judge
+    judge = DecisionCache.decide
 
     def judge_and_swap(*words):
         swapped.swap()
         return judge(*words)
 
-    monkeypatch.setattr(DecisionCache, "judge", judge_and_swap)
+    monkeypatch.setattr(DecisionCache, "decide", judge_and_swap)
     rule = SPLICED if compiled else f"{SPLICED}, limits: {{bytes_up: 1MiB}}"
 
     async def inside():

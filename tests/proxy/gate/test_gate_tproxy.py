@@ -11,7 +11,7 @@ from test_gate_swapped import Swapped
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
-from proxy.dns.datagrams import Datagrams
+from proxy.dns.datagrams import UdpDnsServer
 from proxy.dns.records import Records
 from proxy.gate.decide import DecisionCache
 from tests import harness
@@ -40,7 +40,7 @@ def sandbox(request, encoded, tmp_path):
             hosts = "127.0.0.1 good.example raw.example\n"
             async with World(tmp_path, rules, hosts=hosts, listener=network.sockets.tcp) as world:
                 world.sandbox.own_addresses = frozenset(OWN_ADDRESSES)
-                datagrams = Datagrams(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
+                datagrams = UdpDnsServer(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
                 datagrams.start()
                 await test(world, lambda function: asyncio.to_thread(network.run, function))
                 datagrams.close()
@@ -180,13 +180,13 @@ def test_what_a_task_changes_after_it_was_judged_does_not_arrive(sandbox, monkey
     """Here, too, what it sends is its own file until that is read."""
     swapped = Swapped(tmp_path / "greeting")
     swapped.is_sent = True  # by a process of its own
-    judge = DecisionCache.judge
+    judge = DecisionCache.decide
 
     def judge_and_swap(*words):
         swapped.swap()
         return judge(*words)
 
-    monkeypatch.setattr(DecisionCache, "judge", judge_and_swap)
+    monkeypatch.setattr(DecisionCache, "decide", judge_and_swap)
 
     async def test(world, inside):
         def task():

@@ -27,11 +27,11 @@ from mitmproxy import platform
 HERE = Path({here!r})
 sys.path.append({root!r})
 import proxy.dns.lookup, proxy.inspection.standalone as standalone
-from proxy.dns.lookup import Lookup, LookupFailed
+from proxy.dns.lookup import Lookup, DnsLookupError
 
 class Nobody:
     async def ask(self, name, kind):
-        raise LookupFailed(f"{{name}} has no {{kind}}")
+        raise DnsLookupError(f"{{name}} has no {{kind}}")
 
 standalone.Lookup = lambda: Lookup(proxy.dns.lookup.HostsFile(str(HERE / "hosts")), Nobody)
 platform.original_addr = lambda sock: tuple(eval((HERE / "original").read_text()))

@@ -21,11 +21,11 @@ from proxy.certificates.leaves import Leaves, SignerLink
 from proxy.certificates.packets import LONGEST_REQUEST
 from proxy.certificates.signer import Signer
 from proxy.dialing.dialer import Dialer
-from proxy.dns.lookup import HostsFile, Lookup, LookupFailed
+from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.event_loop import poller
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
-from proxy.gate.decide import Judgement, Wanted, Way
-from proxy.gate.record import Admitted, ConnectionRecord
+from proxy.gate.decide import ConnectionDecision, GateAction, OriginalDestination
+from proxy.gate.record import ConnectionRecord, Handover
 from proxy.inspection import Inspection, Roots
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
@@ -42,7 +42,7 @@ class NoServers:
     """Nobody knows a name that the hosts file doesn't."""
 
     async def ask(self, name, kind):
-        raise LookupFailed(f"{name} has no {kind}")
+        raise DnsLookupError(f"{name} has no {kind}")
 
 
 @dataclass
@@ -134,16 +134,16 @@ class Gate:
             if idle is not None:
                 decided = decided._replace(idle_timeout=idle)
             hello = hello if isinstance(hello, ClientHello) else None
-            judgement = Judgement(attempt, decided, Way.INSPECT, hello)
+            judgement = ConnectionDecision(attempt, decided, GateAction.INSPECT, hello)
             peer = ip_address(peer[0]), peer[1]
-            record = ConnectionRecord(self.recorder, peer, Wanted(peer[0], port), None, time.monotonic())
+            record = ConnectionRecord(self.recorder, peer, OriginalDestination(peer[0], port), None, time.monotonic())
             record.decided(judgement)
 
             def closed(up, down, reason):
                 record.ended(up, down, Outcome.PASSED, reason)
                 self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
 
-            self.inspection.adopt(Admitted(self.sandbox, client, record, judgement, closed))
+            self.inspection.adopt(Handover(self.sandbox, client, record, judgement, closed))
 
         def accept():
             with contextlib.suppress(BlockingIOError):

@@ -23,7 +23,7 @@ from mitmproxy.test import taddons
 
 from proxy import addon
 from proxy.certificates.system_bundles import bundle_path
-from proxy.inspection.standalone import Desk
+from proxy.inspection.standalone import StandaloneGate
 
 HOOKS = [
     "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",
@@ -126,7 +126,7 @@ def test_rules_with_secrets_are_refused(tmp_path):
     file = tmp_path / "rules.yaml"
     file.write_text("version: 1\nsecrets: [{id: a, from: {env: A}, as: B, hosts: x.example, in: basic}]\n")
     with pytest.raises(OSError, match="rule files with `secrets` need `exeat run`"):
-        Desk([file], None)
+        StandaloneGate([file], None)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_certificates_that_mitmproxy_would_not_trust_are_refused(tmp_path, text,
     shutil.copy(certifi.where(), roots)
     file.write_text(f"version: 1\n{text.replace('ROOTS', str(roots))}\n")
     with pytest.raises(OSError, match=said):
-        Desk([file], None)
+        StandaloneGate([file], None)
 
 
 def test_a_sandbox_and_commands_in_mitmproxy_are_warned_of(tmp_path, caplog):
     for text in ("sandbox: {timeout: 5m}", "commands: [{id: a, run: b, action: deny}]"):
         caplog.clear()
         (tmp_path / "rules.yaml").write_text(f"version: 1\n{text}\n")
-        Desk([tmp_path / "rules.yaml"], None)
+        StandaloneGate([tmp_path / "rules.yaml"], None)
         assert "`sandbox` and `commands` of the rule files have no effect here" in caplog.text
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.inspection.stages.git import git_request
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from rules.attempt import GitRequest, GitService
 from rules.verdicts import Reason
 
@@ -128,6 +128,6 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "target", "kinds", "reason"), REFUSED)
 def test_refused(method, target, kinds, reason):
-    with pytest.raises(Unclear) as raised:
+    with pytest.raises(UnclearError) as raised:
         git_request(method, target, kinds)
     assert raised.value.reason is reason

@@ -11,11 +11,11 @@ from inspection_clients import cut_off, rest, wait_for
 from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.inspection import connection as inspected
-from proxy.inspection import engine, http1, http2, judging, link, pipeline, router, session, stream, tls
-from proxy.inspection.ends import Far
-from proxy.request.messages import Place
+from proxy.inspection import decide_request, engine, http1, http2, pipeline, router, session, stream, tls, transport
+from proxy.inspection.connection_ends import ServerEnd
+from proxy.request.messages import WebOrigin
 from proxy.telemetry.journal.writer import JournalFailed
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -32,8 +32,8 @@ def bug(*_, **__):
 BEFORE = {  # nothing may have reached the origin
     "rule": (session.Session, "rule"),
     "admit": (session.Session, "admit"),
-    "judge": (session, "judge"),
-    "read head": (judging.request_head, "read"),
+    "decide head": (session, "decide"),
+    "read head": (decide_request.request_head, "read"),
     "parse head": (http1, "parse_head"),
     "pipeline": (pipeline.Pipeline, "decide"),
     "decided": (pipeline.Pipeline, "_decided"),
@@ -45,9 +45,9 @@ BEFORE = {  # nothing may have reached the origin
     "balance": (inspected.InspectedConnection, "_balance"),
     "decide": (inspected.InspectedConnection, "decide"),
     "open": (inspected.InspectedConnection, "open"),
-    "tls": (tls.NearTls, "settled"),
+    "tls": (tls.ClientTls, "settled"),
     "tls data": (tls.Tls, "receive"),
-    "read": (link.Link, "_arrived"),
+    "read": (transport.Transport, "_arrived"),
 }
 AFTER = {
     "response": (http1, "response_heads"),
@@ -56,7 +56,7 @@ AFTER = {
     "complete": (session.Session, "complete"),
     "far": (http1.BackHttp1, "next_event"),
     "near": (http1.FrontHttp1, "send"),
-    "far tls": (tls.FarTls, "settled"),
+    "far tls": (tls.ServerTls, "settled"),
 }
 
 
@@ -128,7 +128,7 @@ def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
 
     def elsewhere(self, stream):
         addresses = stream.request.addresses if name == "evil.example" else ()
-        self.driver.open(Far(Place(HostName(name), origin.port, tls=False), addresses))
+        self.driver.open(ServerEnd(WebOrigin(HostName(name), origin.port, tls=False), addresses))
 
     monkeypatch.setattr(router.HttpRouter, "connect", elsewhere)
     assert place.curl("/")[0] != 0
@@ -281,7 +281,7 @@ def test_the_reasons_of_a_dial_are_the_decision_s_own(gate, origins, monkeypatch
     place = site(gate, origins.web("good.example"))
 
     def refuse(*_):
-        raise DialFailed(Reason.RULE, "a rule denies the address")
+        raise DialError(Reason.RULE, "a rule denies the address")
 
     monkeypatch.setattr(type(gate.dialer), "known", refuse)
     _, out, _ = place.curl("/x")

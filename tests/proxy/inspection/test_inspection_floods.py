@@ -17,9 +17,9 @@ from inspection_harness import Gate, site
 from mitmproxy.proxy import events
 
 from proxy.inspection import frames, http2
-from proxy.inspection.ends import Near
-from proxy.inspection.frames import PATIENCE, REGAINED, Patience, Patient
-from proxy.request.messages import Place
+from proxy.inspection.connection_ends import ClientEnd
+from proxy.inspection.frames import PATIENCE, REGAINED, BoundedH2Connection, FrameBudget
+from proxy.request.messages import WebOrigin
 from rules.names import HostName
 
 MANY = 1500
@@ -120,9 +120,9 @@ def test_a_client_s_flood_ends_its_connection_alone(busy, flood):
 
 def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
     """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
-    place = Place(HostName("good.example"), 443, tls=True)
+    place = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(session, Near(place), lambda _stream: True)
+    front = http2.FrontHttp2(session, ClientEnd(place), lambda _stream: True)
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):
@@ -245,7 +245,7 @@ def test_a_server_s_flood_is_a_failed_request(lonely, origins, flood):
 def test_patience_is_regained_and_never_more_than_at_first(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(frames.time, "monotonic", lambda: now[0])
-    patience = Patience()
+    patience = FrameBudget()
 
     def borne():
         count = 0
@@ -264,7 +264,7 @@ def test_patience_is_regained_and_never_more_than_at_first(monkeypatch):
 def test_credit_costs_nothing_for_what_was_sent_and_for_no_more():
     """Servers have given it for every read of half a kilobyte, on the stream and on the connection."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
-    server = Patient(h2.config.H2Configuration(client_side=False))
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     client.initiate_connection()
     server.initiate_connection()
     client.send_headers(
@@ -281,7 +281,7 @@ def test_credit_costs_nothing_for_what_was_sent_and_for_no_more():
 
 
 def test_settings_that_nobody_knows_are_not_kept():
-    server = Patient(h2.config.H2Configuration(client_side=False))
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     server.initiate_connection()
     unknown = b"".join(n.to_bytes(2) + ONE for n in range(1000, 11000))
     server.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, unknown))
@@ -292,7 +292,7 @@ def test_settings_that_nobody_knows_are_not_kept():
 def test_what_a_peer_would_have_us_remember_of_fields_has_a_bound(allowed, kept):
     """It may allow 4 GB, which were kept beside all that is counted, and searched through for each field."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
-    server = Patient(h2.config.H2Configuration(client_side=False))
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     client.initiate_connection()
     client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: allowed})
     server.initiate_connection()

@@ -15,8 +15,8 @@ from inspection_harness import Site, site
 
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import parse_head, split_head
-from proxy.request.messages import Place, settle
-from proxy.request.request_head import Head, Unclear, authority, body_size, read, without_upgrade
+from proxy.request.messages import WebOrigin, settle
+from proxy.request.request_head import Head, UnclearError, authority, body_size, read, without_upgrade
 
 TOKENS = st.sampled_from([
     b"GET", b"POST", b"CONNECT", b" ", b"  ", b"\t", b"\r\n", b"\n", b"\r", b"\0", b"/", b"*", b"http://", b"https://",
@@ -34,10 +34,10 @@ def test_a_head_is_read_or_refused(data, tls):
             head = parse_head(raw)
             body_size(head)
             asked = read(head, tls=tls)
-        except Unclear:
+        except UnclearError:
             continue
         # what passes is forwarded as one line and one host, and reads the same again
-        sent = settle(head, asked, Place(asked.host, asked.port, tls), extensions=True)
+        sent = settle(head, asked, WebOrigin(asked.host, asked.port, tls), extensions=True)
         again = read(sent, tls=tls)
         assert (again.host, again.path, again.method) == (asked.host, asked.path, asked.method)
         assert not any(c in sent.path for c in b" \r\n\0")
@@ -48,7 +48,7 @@ def test_a_head_is_read_or_refused(data, tls):
 @given(BYTES, st.binary(max_size=30), st.binary(max_size=30), st.lists(st.tuples(BYTES, BYTES), max_size=4))
 def test_an_http2_head_is_read_or_refused(path, method, host, fields):
     head = Head(b"HTTP/2.0", method, b"https", host, path, tuple(fields))
-    with contextlib.suppress(Unclear):
+    with contextlib.suppress(UnclearError):
         asked = read(head, tls=True)
         assert b"\n" not in head.path
         assert asked.method.isascii()
@@ -60,7 +60,7 @@ def test_an_http2_head_is_read_or_refused(path, method, host, fields):
 def test_a_head_is_the_same_in_any_pieces(data, step):
     def heads(pieces):
         buffer, found = Buffer(), []
-        with contextlib.suppress(Unclear):
+        with contextlib.suppress(UnclearError):
             for piece in pieces:
                 buffer += piece
                 while head := split_head(buffer):

@@ -8,7 +8,7 @@ from inspection_clients import wait_for
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Submit
-from proxy.inspection import judging
+from proxy.inspection import decide_request
 from proxy.inspection.stages import git as pushes
 from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
@@ -116,7 +116,7 @@ def test_a_push_of_two_refs_is_held_as_a_whole(pushing):
 @pytest.fixture
 def unsliced(monkeypatch):
     """Count the refs that each decision on a push decides in one piece, and not in slices before it."""
-    of_ref, judge_push = pushes._of_ref, judging.judge_push
+    of_ref, judge_push = pushes._of_ref, decide_request.decide_push
     counts = []
     decided = 0
 
@@ -133,7 +133,7 @@ def unsliced(monkeypatch):
             counts.append(decided - before)
 
     monkeypatch.setattr(pushes, "_of_ref", counted)
-    monkeypatch.setattr(judging, "judge_push", judged)
+    monkeypatch.setattr(decide_request, "decide_push", judged)
     return counts
 
 
@@ -212,7 +212,7 @@ def test_refs_that_a_rule_wants_told_to_nobody_are_kept_out_and_hide_no_others(p
     (question,) = pushing.questions()
     untold = {refs[one] for one in quiet.split()}
     assert {ref.ref for ref in question.refs if ref.quiet} == untold
-    assert {ref.ref for ref in question.told().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
+    assert {ref.ref for ref in question.redacted().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
     gate.rules(written("action: deny"))
     pushing.do(pushing.people.approve, id_)
     assert done.result(60).returncode == 1

@@ -22,7 +22,7 @@ from inspection_harness import Gate, Site
 import proxy.inspection
 from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.http1 import Codec
-from proxy.inspection.link import Link, Owner
+from proxy.inspection.transport import Transport, TransportOwner
 from rules.verdicts import Reason
 from tests.git_pushes import push
 
@@ -51,7 +51,7 @@ def is_hook(owner, name):
     """Whether somebody else's code calls this method."""
     if name == "__init__":
         return False
-    told = name in vars(Owner) or name.startswith("state_")
+    told = name in vars(TransportOwner) or name.startswith("state_")
     told = told or (owner is InspectedConnection and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
     bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
     return told or any(name in vars(base) for base in bases)
@@ -61,9 +61,9 @@ HOOKS = {
     f"{owner.__name__}.{name}": (owner, name)
     for owner in classes()
     for name, member in vars(owner).items()
-    if inspect.isfunction(member) and owner is not Owner and is_hook(owner, name)
+    if inspect.isfunction(member) and owner is not TransportOwner and is_hook(owner, name)
 }
-HOOKS["Link.ready"] = (Link, "ready")
+HOOKS["Transport.ready"] = (Transport, "ready")
 ELSEWHERE = {
     "InspectedConnection.crashed",  # what all of these end in
     "InspectedConnection.leaving",  # only where people are asked: test_inspection_asking.py

@@ -13,7 +13,7 @@ from slices_harness import post
 from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
 from proxy.inspection.connection import InspectedConnection
-from proxy.inspection.judging import standing
+from proxy.inspection.decide_request import standing
 from proxy.inspection.router import HttpRouter
 from proxy.inspection.stream import Stream
 from proxy.sandbox.sandbox_state import Calendar

@@ -16,8 +16,8 @@ from inspection_origins import Origin
 from OpenSSL import SSL
 
 from proxy.certificates.leaves import Leaf
-from proxy.inspection.tls import FarContexts, NearContexts, Spoken, TrustError
-from proxy.request.messages import Place
+from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TrustError
+from proxy.request.messages import WebOrigin
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port
@@ -242,17 +242,17 @@ class SignedAtOnce(dict):
 
 def test_contexts_are_kept_and_bounded(gate, monkeypatch):
     monkeypatch.setattr("proxy.inspection.tls.CONTEXTS", 5)
-    contexts = NearContexts(SignedAtOnce(gate.ca))
+    contexts = ClientContexts(SignedAtOnce(gate.ca))
     first = contexts.connection("kept.example", (b"h2",)).get_context()
     for number in range(20):
         contexts.connection(f"n{number}.example", (b"h2",))
         assert contexts.connection("kept.example", (b"h2",)).get_context() is first
     assert len(contexts._kept) == 5
-    spoken = Spoken()
+    spoken = KnownProtocols()
     for number in range(20):
-        spoken.note(Place(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
+        spoken.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
     assert len(spoken._only_http1) == 5
-    place = Place(HostName("n19.example"), 443, tls=True)
+    place = WebOrigin(HostName("n19.example"), 443, tls=True)
     assert spoken.offer(place) == (b"http/1.1",)
     spoken.note(place, b"h2")
     assert spoken.offer(place) == (b"h2", b"http/1.1")
@@ -276,7 +276,7 @@ def _shares(hello):
 
 
 def _hello(group):
-    connection = FarContexts(b"").connection(HostName("good.example"), (), group=group)
+    connection = ServerContexts(b"").connection(HostName("good.example"), (), group=group)
     with pytest.raises(SSL.WantReadError):
         connection.do_handshake()
     return _shares(connection.bio_read(65536))
@@ -305,7 +305,7 @@ def test_a_server_is_brought_the_key_that_it_took_last_and_offered_the_quantum_s
 
 def test_what_a_server_took_is_remembered_for_an_hour():
     now = [0.0]
-    spoken, place = Spoken(lambda: now[0]), Place(HostName("good.example"), 443, tls=True)
+    spoken, place = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
     assert spoken.group(place) == ""
     spoken.note_group(place, "X25519")
     assert spoken.group(place) == "x25519"
@@ -328,12 +328,12 @@ def test_a_server_with_a_taste_of_its_own_is_understood(gate, origins):
 
 @pytest.mark.parametrize("roots", [b"", b"\n"])
 def test_without_roots_nobody_is_trusted(roots):
-    FarContexts(roots)
+    ServerContexts(roots)
 
 
 def test_unreadable_roots_are_refused():
     with pytest.raises(TrustError, match="can't be read"):
-        FarContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+        ServerContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
 
 
 def test_a_long_task_is_shown_a_new_leaf_before_the_old_one_ends(gate, origins, monkeypatch):

@@ -12,10 +12,10 @@ from inspection_clients import rest, wait_for
 from inspection_harness import site
 
 from proxy.inspection import connection as inspected
-from proxy.inspection.ends import Near, Room
+from proxy.inspection.connection_ends import ClientEnd, MemoryQuota
 from proxy.inspection.http1 import FrontHttp1
 from proxy.inspection.router import HttpRouter
-from proxy.request.messages import Place
+from proxy.request.messages import WebOrigin
 from rules.explain.reasons import REASONS
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -63,10 +63,10 @@ def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greetin
 def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
     """What it said waits for another turn, when the time is looked at."""
     refused = []
-    client = Near(Place(HostName("good.example"), 443, tls=True))
+    client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
     client.codec = FrontHttp1(tls=True)
     router = HttpRouter(
-        client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), Room(list), None, None
+        client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), MemoryQuota(list), None, None
     )
     router.todo.extend([(router.receive, (client, b"GET / HT")), (router.refuse_silent, ())])
     assert router.work(math.inf)

@@ -7,9 +7,9 @@ import pytest
 from inspection_clients import until
 from inspection_harness import site
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.proxy_auth import Login
-from proxy.inspection.standalone import Desk
+from proxy.inspection.standalone import StandaloneGate
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -270,7 +270,7 @@ def test_mitmproxy_by_itself_lets_nothing_out_that_has_to_go_through_a_proxy(tmp
         "version: 1\nname: t\nsettings: {upstream: 'http://127.0.0.1:1', upstream_except: [past.example]}\n"
         "rules:\n  - {id: a, to: '*', action: allow}\n"
     )
-    desk = Desk([rules], tmp_path / "journal")
+    desk = StandaloneGate([rules], tmp_path / "journal")
     found = desk.addresses(Attempt(Protocol.TLS, HostName("good.example"), 443))
-    assert isinstance(found, DialFailed)
+    assert isinstance(found, DialError)
     assert (found.reason, "through the proxy `http://127.0.0.1:1`" in found.detail) == (Reason.UPSTREAM_FAILED, True)

@@ -19,10 +19,10 @@ from mitmproxy.proxy import commands, layer, server
 from mitmproxy.proxy.layers.http import _http2, _http_h2
 from OpenSSL import SSL
 
-from proxy.inspection import ends as ours
+from proxy.inspection import connection_ends as ours
 from proxy.inspection import http1, http2
 from proxy.request import messages
-from proxy.request.messages import Place, ResponseHead
+from proxy.request.messages import ResponseHead, WebOrigin
 from proxy.request.mitmproxy_messages import head_of, request_of, response_head_of, response_of
 from proxy.request.request_head import Head
 from rules.names import HostName
@@ -105,8 +105,8 @@ def test_what_we_reach_into_is_there(owner, names):
 
 
 def test_our_ends_have_all_that_a_used_layer_reads_of_its_own():
-    place = Place(HostName("good.example"), 443, tls=True)
-    client, server = ours.Near(place), ours.Far(place)
+    place = WebOrigin(HostName("good.example"), 443, tls=True)
+    client, server = ours.ClientEnd(place), ours.ServerEnd(place)
     made = ours.LayerContext(client, server)
     source = "".join(file.read_text() for file in USED)
     assert all(hasattr(made, name) for name in re.findall(r"\bcontext\.([a-z_]+)", source))

@@ -6,13 +6,13 @@ import pytest
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
 
 from proxy.inspection import session as sessions
-from proxy.inspection.stages.held_body import HeldBody
+from proxy.inspection.stages.pending_body import PendingContent
 from proxy.inspection.stages.request_context import RequestContext
-from proxy.inspection.stages.secret_scan import look_ahead
+from proxy.inspection.stages.secret_scan import scan_ahead
 from proxy.inspection.stages.stage import Stage
 from proxy.inspection.stream import Stream
 from proxy.inspection.stream_states import RequestState, ResponseState
-from proxy.request.messages import Place
+from proxy.request.messages import WebOrigin
 from proxy.request.mitmproxy_messages import RequestHeaders
 from proxy.request.request_head import Head
 from rules.names import HostName
@@ -33,8 +33,8 @@ class Broken(Stage):
 
 def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch):
     monkeypatch.setattr(sessions, "stages_for", lambda _needs: (Holding, Broken))
-    sandbox = SimpleNamespace(broker=None)
-    session = sessions.Session(SimpleNamespace(sandbox=sandbox), Place(HostName("good.example"), 443, tls=True), "")
+    sandbox = SimpleNamespace(secret_injector=None)
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
     request = RequestContext("1", Head(b"HTTP/1.1", b"GET", b"", b"", b"/", ()), body=False)
     decision = SimpleNamespace(outcome=Outcome.PASSED, scan=Scan.OFF, trust=Trust.TRUSTED, limits=())
     with pytest.raises(ValueError, match="a fault"):
@@ -44,13 +44,13 @@ def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch
 
 def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twice():
     needs = SimpleNamespace(strict_scan=False, names_host=lambda _target: False)
-    sandbox = SimpleNamespace(own=None, broker=None, policy=SimpleNamespace(needs=needs))
-    session = sessions.Session(SimpleNamespace(sandbox=sandbox), Place(HostName("good.example"), 443, tls=True), "")
+    sandbox = SimpleNamespace(own_secrets=None, secret_injector=None, policy=SimpleNamespace(needs=needs))
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
     request = RequestContext("1", Head(b"HTTP/1.1", b"POST", b"", b"", b"/", ((b"a", b"b" * 8192),)), body=True)
-    list(look_ahead(session, request))
+    list(scan_ahead(session, request))
     first = request.seen[False]
     needs.strict_scan = True  # other rules, while it was held
-    list(look_ahead(session, request))
+    list(scan_ahead(session, request))
     assert request.seen[False] is first
     assert set(request.seen) == {False, True}
 
@@ -63,7 +63,7 @@ def test_a_held_request_whose_client_left_while_it_was_decided_is_over_and_recor
     stream = Stream(router, 1)
 
     def decide(stream):
-        stream.request.held = HeldBody()
+        stream.request.held = PendingContent()
         stream.queue.append(RequestProtocolError(1, "reset", ErrorCode.CANCEL))
         return True
 

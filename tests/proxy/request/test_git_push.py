@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.request.git_push import MOST_BYTES, MOST_REFS, Push, ref_name
-from proxy.request.request_head import Unclear
+from proxy.request.request_head import UnclearError
 from rules.verdicts import Reason
 from tests.git_pushes import END, MAIN, PACK, ZERO, A, B, certificate, feed, line, push
 
@@ -175,7 +175,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
 def test_unreadable(data, size, packed):
-    with pytest.raises(Unclear) as raised:
+    with pytest.raises(UnclearError) as raised:
         read(gzip.compress(data) if packed else data, size, packed=packed)
     assert raised.value.reason is Reason.AMBIGUOUS_REQUEST
 
@@ -191,12 +191,12 @@ REFS = [
 
 @pytest.mark.parametrize("ref", REFS)
 def test_no_ref(ref):
-    with pytest.raises(Unclear, match="a ref's name is not one that can be pushed to"):
+    with pytest.raises(UnclearError, match="a ref's name is not one that can be pushed to"):
         ref_name(ref.encode())
 
 
 def test_a_ref_that_is_no_utf8():
-    with pytest.raises(Unclear, match="not UTF-8"):
+    with pytest.raises(UnclearError, match="not UTF-8"):
         feed(Push(), line(b"%b %b refs/heads/\xff\0x" % (A.encode(), B.encode())))
 
 
@@ -212,7 +212,7 @@ def test_bounds(packed):
     assert len(read(pack(many(MOST_REFS)), packed=packed).commands) == MOST_REFS
     shallow = line(f"shallow {A}") * (MOST_BYTES // 51)
     for data in (many(MOST_REFS + 1), shallow * 100, line("push-cert\0 a") + line("x" * 60000) * 1800):
-        with pytest.raises(Unclear) as raised:
+        with pytest.raises(UnclearError) as raised:
             read(pack(data), packed=packed)
         assert raised.value.reason is Reason.LIMIT_EXCEEDED
 
@@ -220,7 +220,7 @@ def test_bounds(packed):
 def test_a_gzip_bomb_is_unpacked_no_further_than_it_is_read():
     bomb = gzip.compress(b"0" * 50_000_000, 9)
     found = Push(gzip=True)
-    with pytest.raises(Unclear, match="something follows an empty list"):
+    with pytest.raises(UnclearError, match="something follows an empty list"):
         feed(found, bomb)
     assert len(found._data) <= 2 * 65536
 
@@ -229,7 +229,7 @@ def test_packing_that_unpacks_to_nothing_is_bounded():
     packer = zlib.compressobj(wbits=31)
     body = packer.compress(b"") + b"".join(packer.flush(zlib.Z_FULL_FLUSH) or b"\0\0\0\xff\xff" for _ in range(10))
     body += b"\0\0\0\xff\xff" * (1 << 18)  # an empty stored block each (RFC 1951 section 3.2.4)
-    with pytest.raises(Unclear) as raised:
+    with pytest.raises(UnclearError) as raised:
         read(body, packed=True)
     assert raised.value.reason is Reason.LIMIT_EXCEEDED
 
@@ -247,7 +247,7 @@ WRONGLY_PACKED = {
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("body", WRONGLY_PACKED.values(), ids=WRONGLY_PACKED)
 def test_wrongly_packed(body, size):
-    with pytest.raises(Unclear) as raised:
+    with pytest.raises(UnclearError) as raised:
         read(body, size, packed=True)
     assert raised.value.reason is Reason.AMBIGUOUS_REQUEST
 
@@ -263,7 +263,7 @@ def test_no_noise_raises_anything_else(pieces, data):
     def told(size):
         try:
             return read(body, size).commands
-        except Unclear as problem:
+        except UnclearError as problem:
             return problem.reason
 
     assert told(data.draw(st.integers(1, 300))) == told(len(body) or 1)

@@ -6,7 +6,7 @@ from proxy.request.http1_heads import parse_head, split_head
 from proxy.request.override_headers import MOST_PARAMETERS
 from proxy.request.request_head import (
     Head,
-    Unclear,
+    UnclearError,
     authority,
     body_size,
     forwarded,
@@ -53,14 +53,14 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("case", UNREADABLE, ids=[case.name for case in UNREADABLE])
 def test_what_has_two_readings_or_none(case):
-    with pytest.raises(Unclear) as refusal:
+    with pytest.raises(UnclearError) as refusal:
         read(parse_head(split_head(Buffer(raw(case.sent, "good.example:8080")))), tls=False)
     assert refusal.value.reason == case.outcome.reason
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
 def test_a_tunnel_is_refused_as_what_it_is(method):
-    with pytest.raises(Unclear) as refusal:
+    with pytest.raises(UnclearError) as refusal:
         reading(f"{method} evil.example:443 HTTP/1.1\nHost: good.example\n\n")
     assert refusal.value.reason is Reason.PROTOCOL_MISMATCH
 
@@ -70,7 +70,7 @@ def test_explain_says_of_a_method_what_the_gate_does(method):
     try:
         reading(f"{method} / HTTP/1.1\nHost: good.example\n\n")
         reason = Reason.RULE
-    except Unclear as refusal:
+    except UnclearError as refusal:
         reason = refusal.reason
     lets_all_out = policy("- {id: a, to: good.example, action: allow}")
     assert parse_attempt(f"{method} https://good.example/").decide(lets_all_out).reason is reason
@@ -99,7 +99,7 @@ def test_http2_takes_the_authority_or_the_host():
     ids=str,
 )
 def test_http2_that_would_split_or_stray(made):
-    with pytest.raises(Unclear):
+    with pytest.raises(UnclearError):
         http2(**made)
 
 
@@ -108,7 +108,7 @@ def test_http2_that_would_split_or_stray(made):
     [(b"host", b"evil.example"), (b"transfer-encoding", b"chunked"), (b"x", b"a\r\nHost: evil.example"), (b"a b", b"")],
 )
 def test_http2_fields_that_would_split_or_stray(field):
-    with pytest.raises(Unclear):
+    with pytest.raises(UnclearError):
         http2(field)
 
 
@@ -145,16 +145,16 @@ OVERRIDES = [
 def test_another_method_in_a_header_is_seen(name):
     assert reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: DELETE\n\n").overrides
     assert not may_trail(name.lower().encode())
-    with pytest.raises(Unclear, match="another sign"):
+    with pytest.raises(UnclearError, match="another sign"):
         reading(f"POST / HTTP/1.1\nHost: good.example\n{name.replace('-', '_', 1)}: DELETE\n\n")
-    with pytest.raises(Unclear, match="must arrive"):
+    with pytest.raises(UnclearError, match="must arrive"):
         reading(f"POST / HTTP/1.1\nHost: good.example\nConnection: {name}\n\n")
 
 
 def test_connection_names_no_more_headers_than_there_may_be():
     head = "GET / HTTP/1.1\nHost: good.example\nConnection: {}\n\n"
     assert reading(head.format(",".join(["a"] * 500)))
-    with pytest.raises(Unclear, match="more than there may be"):
+    with pytest.raises(UnclearError, match="more than there may be"):
         reading(head.format(",".join(["a"] * 501)))
 
 
@@ -279,7 +279,7 @@ def test_a_head_is_taken_whole_whatever_the_pieces():
 
 
 def test_a_head_without_end_is_refused():
-    with pytest.raises(Unclear):
+    with pytest.raises(UnclearError):
         split_head(Buffer(b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000))
 
 

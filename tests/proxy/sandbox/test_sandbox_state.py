@@ -11,7 +11,7 @@ from proxy.dns.records import MOST_AT_ONCE
 from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import LEAST, OWN, RESERVED, DescriptorQuotas, SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
-from proxy.worker.sandbox import Common, SandboxServer
+from proxy.worker.sandbox import SandboxServer, WorkerResources
 from rules.loading.load import load
 
 
@@ -70,7 +70,7 @@ def traffic(tmp_path):
     sandbox = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
     with asyncio.Runner(loop_factory=Loop) as runner:
         sockets = {name: socket.socket() for name in ("tcp", "dns_udp", "udp", "answers", "diag")}
-        common = Common(
+        common = WorkerResources(
             Journal(tmp_path / "journal"),
             sockets["diag"],
             b"",

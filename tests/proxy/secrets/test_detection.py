@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from proxy.event_loop.slices import at_once
+from proxy.event_loop.slices import run_at_once
 from proxy.secrets.detection import WHOLE, OwnSecrets
 from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some
@@ -16,7 +16,7 @@ MOST = "most of the value of the secret `key`, in one request or in several"
 
 def take(watch, text):
     """Look at a text, and say what was found."""
-    at_once(watch.taking(text))
+    run_at_once(watch.taking(text))
     return watch.found()
 
 

@@ -14,7 +14,7 @@ def heard():
     ours, watchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     told = []
     recorder = SimpleNamespace(
-        sandbox=SimpleNamespace(policy=SimpleNamespace(revision="r"), asking=None, holds_programs=False),
+        sandbox=SimpleNamespace(policy=SimpleNamespace(revision="r"), approvals=None, holds_programs=False),
         error=lambda _where, detail: told.append(detail),
         command_decided=lambda *_: None,
     )

@@ -15,7 +15,7 @@ from proxy.telemetry.events import Kind, Where
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker import sandbox, server
-from proxy.worker.sandbox import Common, SandboxServer
+from proxy.worker.sandbox import SandboxServer, WorkerResources
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
 from tests.proxy.gate.test_gate_reloading import file_of
@@ -37,7 +37,7 @@ def world(tmp_path):
         sock.bind(("127.0.0.1", 0))
     sockets["tcp"].listen()
     keyholder, theirs = socket.socketpair()
-    common = Common(
+    common = WorkerResources(
         Journal(tmp_path / "journal"),
         keyholder,
         b"",

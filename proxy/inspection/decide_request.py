@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import explain_unapprovable
 from proxy.dialing.dialer import written
-from proxy.inspection.stages.git import all_refused, git_request, judge_push, together
-from proxy.inspection.stages.request_context import Ruling, Standing
+from proxy.inspection.stages.git import decide_push, deny_all, git_request, strictest
+from proxy.inspection.stages.request_context import RequestDecision, ReviewResult
 from proxy.request import request_head
-from proxy.request.messages import Place
-from proxy.request.request_head import Unclear, read_authority, values
+from proxy.request.messages import WebOrigin
+from proxy.request.request_head import UnclearError, read_authority, values
 from proxy.request.websocket_handshake import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, GitRequest, GitService, Request
 from rules.decision import Decision, deny
@@ -28,12 +28,12 @@ from rules.matching.judge import to_be_asked
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
-    from proxy.dialing.address_check import DialFailed
+    from proxy.dialing.address_check import DialError
     from proxy.dialing.dialer import Hop
     from proxy.event_loop.slices import Sliced
-    from proxy.inspection.stages.git import Judged
+    from proxy.inspection.stages.git import PushDecision
     from proxy.request.git_push import Push
-    from proxy.request.request_head import Asked, Head
+    from proxy.request.request_head import Head, RequestedResource
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.secrets.injection import Carried, SecretInjector
     from rules.decision import Limits
@@ -46,8 +46,8 @@ _DESTINATION: Final = re.compile(r"(?:(https?)://([^/?#]+))?(/(?!/)[!-\"$-~]*)",
 _PORTS: Final = {"https": 443, "http": 80}
 
 
-def second_path(head: "Head", asked: "Asked", place: "Place") -> str | None:
-    """Return the path that a request names beside that of its request line; None: there is none. Raises Unclear."""
+def second_path(head: "Head", asked: "RequestedResource", place: "WebOrigin") -> str | None:
+    """Return the second path that a COPY or MOVE request names (RFC 4918); None: none. Raises UnclearError."""
     if asked.method not in _METHODS:
         return None
     named = values(head, b"destination")
@@ -55,12 +55,12 @@ def second_path(head: "Head", asked: "Asked", place: "Place") -> str | None:
         return None
     match = _DESTINATION.fullmatch(named[0])
     if match is None or len(named) > 1:
-        raise Unclear("its `Destination` is not one path of this host, or one URL")
+        raise UnclearError("its `Destination` is not one path of this host, or one URL")
     scheme, authority, path = match.groups()
     if scheme is not None:
         host = read_authority(authority.encode(), _PORTS[scheme.lower()])
         if host != (place.target, place.port) or (scheme.lower() == "https") is not place.tls:
-            raise Unclear("its `Destination` is at another host", Reason.NAME_MISMATCH)
+            raise UnclearError("its `Destination` is at another host", Reason.NAME_MISMATCH)
     return str(path)
 
 
@@ -69,7 +69,7 @@ LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for 
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class RuleInputs:
     """What the rules of one place look at beyond method and path; what they don't look at is not read."""
 
     policy: "Policy"
@@ -80,23 +80,23 @@ class Looks:
     git_for_events: bool = False  # no rule looks at git, and audit mode records it for `exeat learn`
 
     @classmethod
-    def of(cls, policy: "Policy", place: Place) -> "Looks":
+    def of(cls, policy: "Policy", place: WebOrigin) -> "RuleInputs":
         """Ask a policy."""
         requests, headers, git, people = policy.looks_at(place.target, place.port)
         return cls(policy, requests, headers, git, people, policy.settings.mode is Mode.AUDIT and not git)
 
 
-def judge(
+def decide(
     sandbox: "SandboxState",
-    place: Place,
+    place: WebOrigin,
     head: "Head",
-    looks: Looks,
+    looks: RuleInputs,
     *,
     body: bool,
     push: "Push | None" = None,
     content: bytes | None = None,
     granted: frozenset[str] = frozenset(),
-) -> Ruling:
+) -> RequestDecision:
     """Decide on one request. Whatever can't be read, or names another place, is denied before any rule is asked.
 
     `body`: one follows. `push` and `content` are what was read of it, where the ruling before said that it has to be.
@@ -105,7 +105,7 @@ def judge(
     policy = looks.policy
     try:
         asked = request_head.read(head, tls=place.tls)
-    except request_head.Unclear as problem:
+    except request_head.UnclearError as problem:
         return unclear(sandbox, head, problem)
     carried = (
         None
@@ -122,7 +122,7 @@ def judge(
         git = _git(head, asked, looks) if looks.git or looks.git_for_events else None
         named = asked.method in _METHODS and (looks.requests or looks.people)
         other = second_path(head, asked, place) if named else None
-    except request_head.Unclear as problem:
+    except request_head.UnclearError as problem:
         return unclear(sandbox, head, problem)
     headers = request_head.as_text(head.fields) if looks.headers else ()
     task = sandbox.task
@@ -135,7 +135,7 @@ def judge(
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
         judged, advice = _judge_push(sandbox, policy, attempt, push, options=looks.git_for_events)
-        return Ruling(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
+        return RequestDecision(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
     decision = policy.decide(attempt)
     if other is not None:
         decision = _with_other_path(policy, attempt, decision, other)
@@ -145,24 +145,28 @@ def judge(
     passes = decision.outcome.passes
     may_pass = passes or decision.needs_approval
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
-        return Ruling(decision, *said, attempt, body_wanted=True)
+        return RequestDecision(decision, *said, attempt, body_wanted=True)
     detail = "" if passes else _why(decision, credential, other)
     refs_wanted = may_pass and push is None and has_refs
-    return Ruling(decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events)
+    return RequestDecision(
+        decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events
+    )
 
 
-def _upgrade(sandbox: "SandboxState", head: "Head", asked: "Asked", *, body: bool) -> Ruling | None:
+def _upgrade(
+    sandbox: "SandboxState", head: "Head", asked: "RequestedResource", *, body: bool
+) -> RequestDecision | None:
     """Refuse what is no WebSocket's handshake though it says so, and what needs another protocol to go on."""
     if asked.websocket and not is_handshake(head, body=body):
         return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
     return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
 
 
-def _git(head: "Head", asked: "Asked", looks: Looks) -> GitRequest | None:
-    """Return what a request wants of git. Raises Unclear where a rule looks at it."""
+def _git(head: "Head", asked: "RequestedResource", looks: RuleInputs) -> GitRequest | None:
+    """Return what a request wants of git. Raises UnclearError where a rule looks at it."""
     try:
         return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
-    except request_head.Unclear:
+    except request_head.UnclearError:
         if looks.git:
             raise
         return None
@@ -178,20 +182,20 @@ def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: 
         return there
     if here.needs_approval or there.needs_approval:  # people would be shown one of both
         return deny(policy, Reason.AMBIGUOUS_REQUEST)
-    return together(here, there)
+    return strictest(here, there)
 
 
 def _judge_push(
     sandbox: "SandboxState", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
-) -> "tuple[Judged, str]":
+) -> "tuple[PushDecision, str]":
     """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't.
 
     `options`: it may have some, because no rule looks at its refs.
     """
-    judged = judge_push(policy, attempt, push)
+    judged = decide_push(policy, attempt, push)
     if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.needs_approval):
         return judged, ""
-    return all_refused(judged, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
+    return deny_all(judged, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
@@ -203,13 +207,13 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
     return any(decision.outcome.passes or decision.needs_approval for decision in map(policy.decide, ways))
 
 
-def misuse(sandbox: "SandboxState", place: Place, head: "Head") -> str:
+def misuse(sandbox: "SandboxState", place: WebOrigin, head: "Head") -> str:
     """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
     carried = None if sandbox.secret_injector is None else _carried(sandbox.secret_injector, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 
-def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> Ruling:
+def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDecision:
     """Refuse a request that goes on in a protocol that nobody here reads: without it, it would come to nothing."""
     said = (
         f"the request asks to go on as `{protocol}` (`Upgrade`), which can't be inspected; of such, only WebSocket can"
@@ -221,7 +225,7 @@ def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> Ruling:
     return replace(_denied(sandbox, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
 
 
-def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> Ruling | None:
+def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> RequestDecision | None:
     """Refuse what brings a placeholder that can't be replaced: it doesn't belong there, or isn't signed as it says."""
     if carried.misused:
         return replace(_denied(sandbox, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
@@ -230,7 +234,7 @@ def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> Rul
     return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
 
 
-def _carried(injector: "SecretInjector", place: Place, head: "Head", content: bytes | None = None) -> "Carried":
+def _carried(injector: "SecretInjector", place: WebOrigin, head: "Head", content: bytes | None = None) -> "Carried":
     return injector.read(head, place.target, place.port, tls=place.tls, content=content)
 
 
@@ -251,7 +255,9 @@ def _mismatch(credential: str | None) -> str:
     return "the request brings a credential that is not ours, or more than one"
 
 
-def _misdirected(sandbox: "SandboxState", place: Place, head: "Head", asked: "Asked", looks: Looks) -> Ruling | None:
+def _misdirected(
+    sandbox: "SandboxState", place: WebOrigin, head: "Head", asked: "RequestedResource", looks: RuleInputs
+) -> RequestDecision | None:
     """Refuse what asks for another host or another protocol, or for one thing twice."""
     if asked.host != place.target or asked.port != place.port:
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
@@ -284,7 +290,7 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
     return (could, to_be_asked(decision)) if policy.decide(could).allows else (attempt, decision)
 
 
-def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.Unclear) -> Ruling:
+def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.UnclearError) -> RequestDecision:
     """Return the ruling on what can't be read."""
     return replace(_denied(sandbox, head, problem.reason, str(problem)), advice=problem.advice)
 
@@ -295,7 +301,7 @@ def shown(head: "Head") -> tuple[str, str]:
     return method, path
 
 
-def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
+def undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
     """Return the ruling on what the rules let out, and that can't be dialled, or may not after all (invariant 9)."""
     reason = failure.reason
     if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
@@ -308,7 +314,7 @@ def undialled(ruling: Ruling, failure: "DialFailed") -> Ruling:
     )
 
 
-def unanswered(sandbox: "SandboxState", ruling: Ruling, reason: Reason, detail: str) -> Ruling:
+def unanswered(sandbox: "SandboxState", ruling: RequestDecision, reason: Reason, detail: str) -> RequestDecision:
     """Return the ruling on what people were asked about, for what came of that."""
     decision = ruling.decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=sandbox.policy.revision
@@ -322,18 +328,20 @@ def unanswered(sandbox: "SandboxState", ruling: Ruling, reason: Reason, detail: 
 
 def _denied(
     sandbox: "SandboxState", head: "Head", reason: Reason, detail: str, status: HTTPStatus | None = None
-) -> Ruling:
-    return Ruling(deny(sandbox.policy, reason), *shown(head), detail=detail, status=status)
+) -> RequestDecision:
+    return RequestDecision(deny(sandbox.policy, reason), *shown(head), detail=detail, status=status)
 
 
-def attempts_of(ruling: "Ruling") -> "tuple[Attempt, ...]":
+def attempts_of(ruling: "RequestDecision") -> "tuple[Attempt, ...]":
     """Return all that the rules were asked about a request: one attempt, or one a ref of a push."""
     if ruling.pushed is not None:
         return ruling.pushed.attempts
     return () if ruling.attempt is None else (ruling.attempt,)
 
 
-def standing(sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None") -> "Sliced[Standing]":
+def standing(
+    sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None"
+) -> "Sliced[ReviewResult]":
     """Return what the rules say by now to a request, a ref of a push in a slice. `leads_to`: where it was sent."""
     policy, today = sandbox.policy, sandbox.calendar.today()
     limits: dict[tuple[str, Limits], None] = {}
@@ -343,12 +351,12 @@ def standing(sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to:
         attempt = attempt._replace(at=today, tainted=sandbox.tainted)  # noqa: PLW2901 - the same one, by now
         decision = policy.decide(attempt)
         if not decision.outcome.passes:
-            return Standing(decision)
+            return ReviewResult(decision)
         limits.update(dict.fromkeys(decision.limits))
         scans.append(decision.scan)
         untrusted = untrusted if decision.trust is Trust.TRUSTED else decision
         problem = None if leads_to is None else policy.check_address(attempt, leads_to)
         if problem is not None:
-            return Standing(deny(sandbox.policy, problem))
+            return ReviewResult(deny(sandbox.policy, problem))
         yield
-    return Standing(None, tuple(limits), Scan.strictest(scans), untrusted)
+    return ReviewResult(None, tuple(limits), Scan.strictest(scans), untrusted)

@@ -52,35 +52,35 @@ class Tls(Protocol):
         """Return the records of `data`, with a close_notify behind them if they are the `last`."""
 
 
-class Owner[End](Protocol):
+class TransportOwner[End](Protocol):
     """Receives what happens on the links of its ends."""
 
-    def opened(self, link: "Link[End]", problem: str | None) -> None:
+    def opened(self, link: "Transport[End]", problem: str | None) -> None:
         """Note that the TLS handshake is over, and what went wrong with it."""
 
-    def received(self, link: "Link[End]", data: bytes) -> None:
+    def received(self, link: "Transport[End]", data: bytes) -> None:
         """Take what has come, decrypted."""
 
-    def finished(self, link: "Link[End]", *, broken: bool) -> None:
+    def finished(self, link: "Transport[End]", *, broken: bool) -> None:
         """Note that the peer has ended its side of TLS, or broken the protocol."""
 
-    def ended(self, link: "Link[End]") -> None:
+    def ended(self, link: "Transport[End]") -> None:
         """Note that nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
 
-    def relieved(self, link: "Link[End]") -> None:
+    def relieved(self, link: "Transport[End]") -> None:
         """Note that there is room again."""
 
-    def leaving(self, link: "Link[End]") -> None:
+    def leaving(self, link: "Transport[End]") -> None:
         """Note that the peer has ended its side, where that is watched; what it sent is still unread."""
 
-    def gone(self, link: "Link[End]") -> None:
+    def gone(self, link: "Transport[End]") -> None:
         """Forget the link: its socket is closed."""
 
     def crashed(self, error: Exception) -> None:
         """Close everything: something of ours raised."""
 
 
-class Link[End]:
+class Transport[End]:
     """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Link[End]:
         loop: "asyncio.AbstractEventLoop",
         poller: "Poller",
         sock: socket.socket,
-        owner: Owner[End],
+        owner: TransportOwner[End],
         connection: End,
         *,
         client: bool,

@@ -1,6 +1,7 @@
 """Holds the body of a request whose decision depends on it: nothing of it leaves before that.
 
-`HeldPush` reads the refs of a push; `HeldBody` keeps the whole body of another request. Both pass it on as it came.
+`PendingPush` reads the refs of a push; `PendingContent` keeps the whole body of another request. Both forward the body
+unchanged.
 """
 
 from abc import ABC, abstractmethod
@@ -8,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage
 
-from proxy.inspection.stages.git import judge_ahead
+from proxy.inspection.stages.git import decide_refs_ahead
 from proxy.request.git_push import Push
-from proxy.request.request_head import Head, Unclear, values
+from proxy.request.request_head import Head, UnclearError, values
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ MOST_HELD: Final = 4 << 20  # bytes of one client connection, which may have man
 _PACKED: Final = frozenset({"gzip", "x-gzip"})  # what git's server knows (http-backend.c)
 
 
-class Held(ABC):
+class PendingBody(ABC):
     """What has come so far of one request's body."""
 
     push: Push | None = None
@@ -30,7 +31,7 @@ class Held(ABC):
     content: bytes | None = None  # all of it
 
     def __init__(self) -> None:
-        self.problem: Unclear | None = None  # why it can't be decided by what it says
+        self.problem: UnclearError | None = None  # why it can't be decided by what it says
         self.events: list[RequestPart] = []
         self.size = 0
 
@@ -43,20 +44,20 @@ class Held(ABC):
                 self.size += len(event.data)
                 session.held += len(event.data)
             complete = yield from self.read(event)
-        except Unclear as problem:
+        except UnclearError as problem:
             self.problem = problem
         if session.held > MOST_HELD:
-            self.problem = Unclear("more than 4 MB of bodies wait on this connection", Reason.LIMIT_EXCEEDED)
+            self.problem = UnclearError("more than 4 MB of bodies wait on this connection", Reason.LIMIT_EXCEEDED)
         return complete or self.problem is not None
 
     @abstractmethod
     def read(self, event: "RequestPart") -> "Sliced[bool]":
-        """Read the next piece; returns whether that is enough. Raises Unclear."""
+        """Read the next piece; returns whether that is enough. Raises UnclearError."""
 
-    def judge_ahead(self, session: "Session") -> "Sliced[None]":
+    def decide_refs_ahead(self, session: "Session") -> "Sliced[None]":
         """Decide on many refs in slices, before the push itself is decided."""
         if self.push is not None and self.attempt is not None and self.problem is None:
-            yield from judge_ahead(session.recorder.sandbox.policy, self.attempt, self.push)
+            yield from decide_refs_ahead(session.recorder.sandbox.policy, self.attempt, self.push)
 
     def let_go(self, session: "Session") -> None:
         """Keep nothing any more."""
@@ -66,7 +67,7 @@ class Held(ABC):
         self.content = None
 
 
-class HeldPush(Held):
+class PendingPush(PendingBody):
     """A push, up to the end of its refs."""
 
     def __init__(self, push: Push) -> None:
@@ -74,12 +75,12 @@ class HeldPush(Held):
         self.push: Push = push
 
     @classmethod
-    def of(cls, head: Head) -> "HeldPush":
+    def of(cls, head: Head) -> "PendingPush":
         """Begin with a push; there is a problem already if its body is in a coding that git doesn't know."""
         codings = values(head, b"content-encoding")
         held = cls(Push(gzip=bool(codings)))
         if codings and (len(codings) > 1 or codings[0].lower() not in _PACKED):
-            held.problem = Unclear("the body of the push is packed in another way than with gzip")
+            held.problem = UnclearError("the body of the push is packed in another way than with gzip")
         return held
 
     def read(self, event: "RequestPart") -> "Sliced[bool]":
@@ -91,7 +92,7 @@ class HeldPush(Held):
         return self.push.complete
 
 
-class HeldBody(Held):
+class PendingContent(PendingBody):
     """A body that is signed by its hash, or a form that may have a secret in it."""
 
     def read(self, event: "RequestPart") -> "Sliced[bool]":

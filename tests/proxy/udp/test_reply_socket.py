@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.udp.answers import Answers
+from proxy.udp.reply_socket import ReplySocket
 
 OWN = ip_address("10.0.2.15"), ip_address("fd00::15")
 
@@ -33,7 +33,7 @@ class Raw:
 )
 def test_answers_and_refusals_lead_back_and_nowhere_else(asked, client, goes):
     ipv4, ipv6 = Raw(), Raw()
-    answers = Answers(ipv4, ipv6, OWN)
+    answers = ReplySocket(ipv4, ipv6, OWN)
     ends = (ip_address(asked), 53), (ip_address(client), 7777)
     assert answers.reply(*ends, b"answer") is goes
     answers.refuse(*ends, 6)

@@ -11,9 +11,9 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from proxy.dialing.address_check import DialFailed
-from proxy.dialing.dialer import Connecting
-from proxy.dialing.tunnel import Refused, tunnel
+from proxy.dialing.address_check import DialError
+from proxy.dialing.dialer import ConnectRace
+from proxy.dialing.tunnel import TunnelError, open_tunnel
 from proxy.event_loop.poller import IN, OUT
 from rules.names import HostName
 from rules.verdicts import Reason
@@ -21,7 +21,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from proxy.dialing.dialer import Done, Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.dns.lookup import Found, Lookup
+    from proxy.dns.lookup import Lookup, LookupResult
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PIECE = 4096  # bytes looked at at a time
 
 
-class Through:
+class ProxyConnector:
     """One connection on its way. `done` is called once, and never from within the constructor or `cancel`."""
 
     __slots__ = (
@@ -59,10 +59,10 @@ class Through:
         self._done = done
         self._metrics = metrics
         self._started = time.monotonic()
-        self._tunnel = tunnel(via, port, login)
+        self._tunnel = open_tunnel(via, port, login)
         self._sending = self._tunnel.first
         self._sock: socket.socket | None = None
-        self._connecting: Connecting | None = None
+        self._connecting: ConnectRace | None = None
         self._over = False
         host = via.upstream.host
         if not isinstance(host, HostName):
@@ -106,7 +106,7 @@ class Through:
         except OSError as error:
             self._fail(os.strerror(error.errno or 0).lower())
             return
-        except Refused as refused:
+        except TunnelError as refused:
             self._fail(str(refused))
             return
         if self._tunnel.open:
@@ -118,7 +118,7 @@ class Through:
         """`ready` raised, which is a bug: this attempt is over."""
         self._fail(type(error).__name__)
 
-    def _found(self, found: "Found") -> None:
+    def _found(self, found: "LookupResult") -> None:
         if self._over:
             return
         if found.addresses:
@@ -127,13 +127,13 @@ class Through:
             self._fail(found.problem or "it has no address")
 
     def _dial(self, addresses: "tuple[Address, ...]") -> None:
-        self._connecting = Connecting(
+        self._connecting = ConnectRace(
             self._poller, addresses, self._via.upstream.port, self._reached, descriptors=self._descriptors
         )
 
-    def _reached(self, got: "socket.socket | DialFailed", _address: "Hop | None") -> None:
+    def _reached(self, got: "socket.socket | DialError", _address: "Hop | None") -> None:
         self._connecting = None
-        if isinstance(got, DialFailed):
+        if isinstance(got, DialError):
             self._fail(got.detail)
             return
         self._sock = got
@@ -156,7 +156,7 @@ class Through:
             return
         self.cancel()
         self._count(Reason.UPSTREAM_FAILED)
-        self._done(DialFailed(Reason.UPSTREAM_FAILED, f"the proxy `{self._via}`: {why}"), None)
+        self._done(DialError(Reason.UPSTREAM_FAILED, f"the proxy `{self._via}`: {why}"), None)
 
     def _count(self, reason: Reason | None) -> None:
         if self._metrics is not None:

@@ -15,10 +15,10 @@ from inspection_clients import wait_for
 from inspection_harness import site
 
 from proxy.dialing.dialer import Dialer
-from proxy.inspection import ends
-from proxy.inspection.ends import Room
+from proxy.inspection import connection_ends
+from proxy.inspection.connection_ends import MemoryQuota
 from proxy.inspection.http2 import Leaving
-from proxy.inspection.link import Link
+from proxy.inspection.transport import Transport
 
 
 class Kept:
@@ -44,7 +44,7 @@ def unwilling(place):
 
 def test_those_that_keep_most_end_and_what_was_taken_since_counts_for_nothing():
     keepers = [Kept(n) for n in (10, 40, 20, 30, 5)]
-    made = Room(lambda: [one for one in keepers if not one.ended], most=100)
+    made = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
     for one in keepers[:4]:
         made.note(one, one.truly)
     assert made.kept == 100
@@ -65,14 +65,14 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sand
         clients.append(unwilling(place))
         for _ in range(4):
             clients[-1].request("/bytes/16000000")
-    least = ends.TIGHT
+    least = connection_ends.TIGHT
     wait_for(lambda: gate.inspection._engine.room.kept > least)
     settled, last = 0, -1
     while settled < 5:  # until nothing more comes
         time.sleep(0.1)
         kept = gate.inspection._engine.room.kept
         settled, last = (settled + 1 if kept == last else 0), kept
-    assert last < 2 * ends.TIGHT
+    assert last < 2 * connection_ends.TIGHT
     # who reads now gets all of it
     reader = clients[0]
     reader.h2.increment_flow_control_window(16000000)
@@ -85,7 +85,7 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sand
 
 
 def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
-    monkeypatch.setattr(Room.__init__, "__defaults__", (4 * MIB,))
+    monkeypatch.setattr(MemoryQuota.__init__, "__defaults__", (4 * MIB,))
     place = site(gate, origins.web("good.example", tls=True))
     clients = [unwilling(place) for _ in range(4)]
     for client in clients:
@@ -128,7 +128,7 @@ def test_small_pieces_that_a_socket_does_not_take_are_kept_as_one():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        link = Link(None, Watcher(), ours, Watcher(), None, client=True)
+        link = Transport(None, Watcher(), ours, Watcher(), None, client=True)
         link.new.append(bytes(MIB))
         link.flush()
         sent, before = link.up, len(link._kept)

@@ -31,7 +31,7 @@ _REASONS = {
 }
 
 
-class Undeliverable:
+class RefusedPacketLog:
     """Reads one sandbox's refusal log and tells each packet as one decision."""
 
     __slots__ = ("_log", "_names", "_recorder")

@@ -7,9 +7,9 @@ be dialed is a denial, so nothing is recorded before the lookup.
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.dialing.address_check import DialFailed
+from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
-from proxy.gate.decide import Way, again, failing, holds
+from proxy.gate.decide import GateAction, decide_again, deny_after_dial, still_holds
 from proxy.gate.states import NEXT_STATE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.dialer import Dialer, Hop
-    from proxy.gate.decide import Judgement
+    from proxy.gate.decide import ConnectionDecision
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.sandbox_state import SandboxState
     from rules.decision import Decision
 
 
-class AnyGate(Protocol):
+class GateState(Protocol):
     """What a connection or a flow needs of its gate, `Gate` or `UdpGate`."""
 
     sandbox: "SandboxState"
@@ -36,13 +36,13 @@ class AnyGate(Protocol):
     clock: "Callable[[], float]"
 
 
-class Admission[G: AnyGate](ABC):
+class ManagedConnection[G: GateState](ABC):
     """One connection or flow. `_judgement` is set from DECIDING on."""
 
     __slots__ = (
         "_deadline", "_gate", "_hop", "_judgement", "_lease", "_pending", "_policy", "_quota", "record", "state",
     )  # fmt: skip
-    _judgement: "Judgement"
+    _judgement: "ConnectionDecision"
 
     def __init__(self, gate: G, record: "ConnectionRecord", state: State) -> None:
         self.state = state
@@ -55,7 +55,7 @@ class Admission[G: AnyGate](ABC):
         self._quota = Quota(gate.sandbox.meters)
         self._lease: Lease | None = None  # where it passes under grants
 
-    def answered(self, judgement: "Judgement") -> None:
+    def answered(self, judgement: "ConnectionDecision") -> None:
         """Go on with what came of asking people: a judgement that asks nobody."""
         self._pending = None
         self._judgement = judgement
@@ -69,7 +69,7 @@ class Admission[G: AnyGate](ABC):
             self._pending.review()
         elif state is State.RESOLVING:
             self._enter(State.DECIDING)
-            self._judgement = again(self._gate.sandbox, self._judgement, can_inspect=self._can_inspect)
+            self._judgement = decide_again(self._gate.sandbox, self._judgement, can_inspect=self._can_inspect)
             self._carry_out()
         elif state is State.DIALING or state is State.SPLICING:
             self._review_allowed()
@@ -97,7 +97,7 @@ class Admission[G: AnyGate](ABC):
 
     def _carry_out(self) -> None:
         judgement = self._judgement
-        if judgement.way is Way.SPLICE:
+        if judgement.way is GateAction.SPLICE:
             self._resolve()
         elif judgement.decision.needs_approval and self._gate.sandbox.approvals is not None:
             self._ask()
@@ -123,7 +123,7 @@ class Admission[G: AnyGate](ABC):
         self._policy = policy = gate.sandbox.policy
         try:
             hops = gate.dialer.known(policy, judgement.attempt)
-        except DialFailed as failure:
+        except DialError as failure:
             self._cannot_dial(failure)
             return
         if hops is not None:
@@ -132,23 +132,23 @@ class Admission[G: AnyGate](ABC):
         self._deadline = gate.clock() + LOOKUP_TIMEOUT
         gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
 
-    def _resolved(self, found: "tuple[Hop, ...] | DialFailed", judgement: "Judgement") -> None:
+    def _resolved(self, found: "tuple[Hop, ...] | DialError", judgement: "ConnectionDecision") -> None:
         """Go on with what a lookup for `judgement` gave; called from the loop."""
         if self.state is not State.RESOLVING or judgement is not self._judgement:
             return
         try:
-            if not holds(self._gate.sandbox, judgement, self._policy):
+            if not still_holds(self._gate.sandbox, judgement, self._policy):
                 self.review()
-            elif isinstance(found, DialFailed):
+            elif isinstance(found, DialError):
                 self._cannot_dial(found)
             else:
                 self._dial(found)
         except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
             self.failed(error)
 
-    def _cannot_dial(self, failure: DialFailed) -> None:
+    def _cannot_dial(self, failure: DialError) -> None:
         """Refuse it after all, or ask people about its address."""
-        judgement = failing(self._gate.sandbox.policy, self._judgement, failure, can_inspect=self._can_inspect)
+        judgement = deny_after_dial(self._gate.sandbox.policy, self._judgement, failure, can_inspect=self._can_inspect)
         self.record.may_not_lead_to(failure.address)
         self._enter(State.DECIDING)
         self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
@@ -161,7 +161,7 @@ class Admission[G: AnyGate](ABC):
         if grants:
             self._lease = self._gate.sandbox.lease(grants, self._grant_over)
             if self._lease is None:
-                self._cannot_dial(DialFailed(Reason.EXPIRED, "its approval has ended meanwhile"))
+                self._cannot_dial(DialError(Reason.EXPIRED, "its approval has ended meanwhile"))
                 return False
         over = self._quota.begin(decision.limits, budgets(grants))
         if over is None:
@@ -169,7 +169,7 @@ class Admission[G: AnyGate](ABC):
         if self._lease is not None:
             self._lease.end()  # inspection may serve the page of this refusal for longer
         self._judgement = judgement._replace(decision=exceeded(decision, over))
-        self._cannot_dial(DialFailed(Reason.LIMIT_EXCEEDED, str(over)))
+        self._cannot_dial(DialError(Reason.LIMIT_EXCEEDED, str(over)))
         return False
 
     def _grant_over(self, grant: "Grant") -> None:
@@ -189,11 +189,11 @@ class Admission[G: AnyGate](ABC):
     def _review_allowed(self) -> None:
         """Go on under the rules and limits of now, or end it."""
         sandbox = self._gate.sandbox
-        judgement = again(sandbox, self._judgement, can_inspect=self._can_inspect)
+        judgement = decide_again(sandbox, self._judgement, can_inspect=self._can_inspect)
         problem = None
-        if self.state is State.SPLICING and judgement.way is Way.SPLICE and self._hop is not None:
+        if self.state is State.SPLICING and judgement.way is GateAction.SPLICE and self._hop is not None:
             problem = sandbox.policy.check_address(judgement.attempt, self._hop)
-        if judgement.way is Way.SPLICE and problem is None:
+        if judgement.way is GateAction.SPLICE and problem is None:
             self._judgement = judgement
             if self._may_read():  # its source may be untrusted by now
                 self._go_on()

@@ -1,9 +1,9 @@
 """Client and server ends of an inspected connection, and the quota of buffered bytes.
 
-Each connection's buffers and windows are bounded, but a sandbox may have thousands of connections. Each may ask for
-something large and read none of it; the machine would run out of memory, and the kernel could kill other tasks first
-(invariant 11). So `Room` counts the buffered bytes of a sandbox. Beyond `TIGHT` a connection whose client reads too
-little reads less from its server; beyond `MOST` the connections that keep most end. It must never lose a count.
+A sandbox may have thousands of connections. Each may request something large and read none of it, until the machine
+runs out of memory and the kernel kills other tasks (invariant 11). `MemoryQuota` therefore counts the buffered bytes of
+a sandbox. Above `TIGHT`, a connection whose client reads too little reads less from its server. Above `MOST`, the
+connections that buffer most are closed. It must never lose a count.
 """
 
 import itertools
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.inspection.http1 import BackHttp1, FrontHttp1
     from proxy.inspection.http2 import BackHttp2, FrontHttp2
-    from proxy.inspection.link import Link
-    from proxy.request.messages import Place
+    from proxy.inspection.transport import Transport
+    from proxy.request.messages import WebOrigin
     from rules.attempt import Attempt, Request
     from rules.matching.policy import Policy
     from rules.verdicts import Reason
@@ -33,9 +33,9 @@ class End:
     """One connection of an inspected client, to it or to a server, as the HTTP on it sees it."""
 
     __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
-    link: "Link[Near | Far] | None"
+    link: "Transport[ClientEnd | ServerEnd] | None"
 
-    def __init__(self, place: "Place") -> None:
+    def __init__(self, place: "WebOrigin") -> None:
         self.place = place
         self.alpn: bytes | None = None  # the protocol that TLS agreed on
         self.can_read = self.can_write = False  # something may still come, or be sent
@@ -48,19 +48,19 @@ class End:
         return self.can_read and self.can_write
 
 
-class Near(End):
+class ClientEnd(End):
     """The connection of a sandbox's client."""
 
     __slots__ = ("codec",)
-    link: "Link[Near | Far]"
+    link: "Transport[ClientEnd | ServerEnd]"
 
-    def __init__(self, place: "Place") -> None:
+    def __init__(self, place: "WebOrigin") -> None:
         super().__init__(place)
         self.codec: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
         self.can_read = self.can_write = True
 
 
-class Far(End):
+class ServerEnd(End):
     """A connection to the one place there is on the internet (invariant 3); a client may use many."""
 
     __slots__ = (
@@ -68,7 +68,9 @@ class Far(End):
         "unidentified", "used",
     )  # fmt: skip
 
-    def __init__(self, place: "Place", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self, place: "WebOrigin", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()
+    ) -> None:
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
         super().__init__(place)
         self.link = None  # it isn't dialed yet
@@ -92,21 +94,21 @@ class Far(End):
         return self._good_for is not None
 
 
-class Driver(Protocol):
+class ConnectionControl(Protocol):
     """Opens and closes the connections that a client's requests use (`proxy.inspection.connection`)."""
 
-    links: "list[Link[Near | Far]]"  # their sockets are open
+    links: "list[Transport[ClientEnd | ServerEnd]]"  # their sockets are open
 
-    def open(self, server: Far) -> None:
+    def open(self, server: ServerEnd) -> None:
         """Dial a server, at an address that was checked for the request at hand."""
 
-    def end_sending(self, connection: Near | Far) -> None:
+    def end_sending(self, connection: ClientEnd | ServerEnd) -> None:
         """End our half alone."""
 
-    def close(self, connection: Near | Far) -> None:
+    def close(self, connection: ClientEnd | ServerEnd) -> None:
         """Send what waits, then close. Idempotent."""
 
-    def reset(self, connection: Near | Far, *, at_once: bool = ...) -> None:
+    def reset(self, connection: ClientEnd | ServerEnd, *, at_once: bool = ...) -> None:
         """Cut a connection; what was sent before is delivered first, unless it is `at_once`."""
 
 
@@ -131,7 +133,7 @@ class LayerContext:
 
     __slots__ = ("client", "layers", "options", "server")
 
-    def __init__(self, client: Near, server: Far | None = None) -> None:
+    def __init__(self, client: ClientEnd, server: ServerEnd | None = None) -> None:
         self.client = client
         self.server = server
         self.options = _OPTIONS
@@ -146,14 +148,14 @@ def next_key() -> str:
     return f"request {next(_numbers)}"
 
 
-class Revoked(events.Event):
+class RequestsRevoked(events.Event):
     """Other rules are in force, and they don't let these requests (by their keys) out."""
 
     def __init__(self, flows: "frozenset[str]") -> None:
         self.flows = flows
 
 
-class Failure(str):
+class ServerFailure(str):
     """Why a connection to the internet didn't come about. A string, because that is what mitmproxy's layers pass on."""
 
     __slots__ = ("reason",)
@@ -173,7 +175,7 @@ REQUEST: Final = 32 * 1024  # bytes that a request under way takes by itself, wi
 FIELD: Final = 128  # ... and each field of its head, beside its text
 
 
-class Keeper(Protocol):
+class BufferOwner(Protocol):
     """A connection that keeps something. `kept`: how much as far as was noted (bytes)."""
 
     kept: int
@@ -185,12 +187,12 @@ class Keeper(Protocol):
         """End: there is no room for what it keeps. It leaves the room with that."""
 
 
-class Room:
+class MemoryQuota:
     """One sandbox's room. For one thread."""
 
     __slots__ = ("_keepers", "_most", "kept")
 
-    def __init__(self, keepers: "Callable[[], Collection[Keeper]]", most: int = MOST) -> None:
+    def __init__(self, keepers: "Callable[[], Collection[BufferOwner]]", most: int = MOST) -> None:
         self._keepers = keepers
         self._most = most
         self.kept = 0  # bytes, of all
@@ -200,14 +202,14 @@ class Room:
         """Whether nothing more should be taken in for who doesn't read."""
         return self.kept > min(TIGHT, self._most // 2)
 
-    def note(self, keeper: Keeper, kept: int) -> None:
+    def note(self, keeper: BufferOwner, kept: int) -> None:
         """Take note of how much a connection keeps now; it may have to end for that, or another."""
         self.kept += kept - keeper.kept
         keeper.kept = kept
         if self.kept > self._most:
             self._make_room()
 
-    def leave(self, keeper: Keeper) -> None:
+    def leave(self, keeper: BufferOwner) -> None:
         """Take note that a connection keeps nothing any more. Idempotent."""
         self.kept -= keeper.kept
         keeper.kept = 0
@@ -227,6 +229,6 @@ class Room:
             self.leave(keeper)
 
 
-def _weighed(keeper: Keeper) -> int:
+def _weighed(keeper: BufferOwner) -> int:
     keeper.kept = keeper.weigh()
     return keeper.kept

@@ -9,8 +9,8 @@ import pytest
 from inspection_clients import cut_off, rest
 
 from proxy.event_loop import poller
-from proxy.inspection import link as module
-from proxy.inspection.link import Link
+from proxy.inspection import transport as module
+from proxy.inspection.transport import Transport
 
 
 class Owner:
@@ -48,7 +48,7 @@ class Pair:
         near.setblocking(False)
         self.far.settimeout(30)
         self.owner = Owner()
-        self.link = Link(asyncio.get_running_loop(), poller.Poller(), near, self.owner, None, client=client)
+        self.link = Transport(asyncio.get_running_loop(), poller.Poller(), near, self.owner, None, client=client)
         self.link.watch()
 
     async def until(self, true):
@@ -136,15 +136,15 @@ async def test_a_cut_while_paused_is_told_too():
 async def test_a_peer_that_is_gone_doesn_t_spin_while_paused():
     pair = Pair()
     calls = []
-    ready = Link.ready
+    ready = Transport.ready
     pair.link.pause(paused=True)
     pair.far.sendall(b"x" * 1000)
     pair.far.close()
-    Link.ready = lambda self, events: (calls.append(events), ready(self, events))
+    Transport.ready = lambda self, events: (calls.append(events), ready(self, events))
     try:
         await asyncio.sleep(0.2)
     finally:
-        Link.ready = ready
+        Transport.ready = ready
     assert len(calls) < 5
     pair.link.pause(paused=False)
     await pair.until(lambda: pair.owner.told)
@@ -218,13 +218,13 @@ def test_a_client_that_goes_on_sending_is_waited_for(monkeypatch):
     """Longer than one that is silent: for as long as something has come each time that is looked."""
     monkeypatch.setattr(module, "LINGER", 0.05)
     looks = []
-    look = module.Link._look
+    look = module.Transport._look
 
     def looked(link, times, had):
         looks.append(times)
         look(link, times, had)
 
-    monkeypatch.setattr(module.Link, "_look", looked)
+    monkeypatch.setattr(module.Transport, "_look", looked)
 
     @in_a_loop
     async def run():

@@ -22,7 +22,7 @@ _ALL_ONES: Final = 0xFFFF
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
-class Answers:
+class ReplySocket:
     """The way back into one sandbox. `ipv4` and `ipv6` are raw sockets in its network, and stay the caller's."""
 
     __slots__ = ("_ipv4", "_ipv6", "_own")
