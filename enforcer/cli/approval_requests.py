@@ -24,7 +24,7 @@ from rules.attempt import Caller, Protocol, RefChange
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
-    from rules.editing import Edited, Wanted
+    from rules.editing import AttemptToAllow, EditedFile
     from rules.loading.load import Loaded
 
 _OURS, _ROOTS = "your own", "root's"  # registries
@@ -212,7 +212,7 @@ def _as_rule(arguments: argparse.Namespace) -> "Written | None":
 class Written:
     """A rule file as it would be: it loads, its tests pass, and nothing else would be decided otherwise."""
 
-    def __init__(self, edited: "Edited") -> None:
+    def __init__(self, edited: "EditedFile") -> None:
         self._edited = edited
 
     @property
@@ -226,7 +226,7 @@ class Written:
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
         """
-        from rules.editing import CannotWrite, written
+        from rules.editing import EditError, add_rule
 
         question, task = card["question"], card["task"]
         asks = [asked["rule"] for asked in question["rules"]]
@@ -241,8 +241,8 @@ class Written:
         cannot = "it is known of no rule file that it is the task's"
         for path in [Path(file)] if file else _sources(named) if asks else named[:1]:
             try:
-                return cls(written(lambda instead: _read(named, instead), path, asks, wanted, arguments.why))
-            except CannotWrite as error:
+                return cls(add_rule(lambda instead: _read(named, instead), path, asks, wanted, arguments.why))
+            except EditError as error:
                 cannot = str(error)
                 if "in another file" not in cannot:
                     break
@@ -287,14 +287,14 @@ def _sources(named: list[Path]) -> list[Path]:
         raise HostError(f"--as-rule: `{error.filename}` can't be read: {error.strerror}") from error
 
 
-def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bool) -> "Wanted":
+def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bool) -> "AttemptToAllow":
     """Return what was asked about as the editor of rules takes it. Raises ExeatError for what no rule speaks of."""
-    from rules.editing import Wanted
+    from rules.editing import AttemptToAllow
 
     if not question["host"]:
         raise UsageError("--as-rule: only what goes out can be written down as a rule")
     try:
-        return Wanted(
+        return AttemptToAllow(
             Protocol(question["protocol"]),
             question["host"],
             question["port"],

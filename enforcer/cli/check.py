@@ -19,7 +19,7 @@ from enforcer.cli.output import day, several
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
 from rules.files import read_file
-from rules.lint import Surroundings, examine
+from rules.lint import LintContext, lint
 from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, Check, Finding, Severity, from_problem
 from rules.loading.document import Mapping, parse
 from rules.loading.identities import FILE_KEYS as OF_IDENTITIES
@@ -143,7 +143,7 @@ def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | No
     known = {check.code: check for check in CHECKS}
     findings = [from_problem(problem, FAILED_TEST) for problem in failures(loaded)]
     findings += [from_problem(problem, known.get(problem.code, READING)) for problem in loaded.warnings]
-    findings += examine(loaded, Surroundings(at, os.path.exists(IDENTITIES), _obeyed(loaded)))
+    findings += lint(loaded, LintContext(at, os.path.exists(IDENTITIES), _obeyed(loaded)))
     return _Report(file, [finding for finding in findings if finding.check.code not in ignored], loaded)
 
 

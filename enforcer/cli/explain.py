@@ -26,10 +26,10 @@ from proxy.telemetry.visible import visible
 from rules.attempt import Caller
 from rules.decision import Decision
 from rules.explain.explanation import explain
-from rules.explain.reasons import meaning
-from rules.learning.writing import rule_file
-from rules.loading.cases import Question, parse_attempt
-from rules.loading.fields import header_name
+from rules.explain.reasons import describe_reason
+from rules.learning.writing import write_rule_file
+from rules.loading.cases import AttemptText, parse_attempt
+from rules.loading.fields import parse_header_name
 from rules.loading.secret_schema import unknown
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome, Reason, Verdict
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
     return 0
 
 
-def _question(arguments: argparse.Namespace) -> Question:
+def _question(arguments: argparse.Namespace) -> AttemptText:
     """Read what is asked about. Raises ValueError and UsageError."""
     if not arguments.attempt:
         raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
@@ -114,7 +114,7 @@ def _question(arguments: argparse.Namespace) -> Question:
     )
 
 
-def _check_secret(question: Question, known: list[str]) -> None:
+def _check_secret(question: AttemptText, known: list[str]) -> None:
     """Raise ValueError for a secret that there isn't: no rule would match, whatever was meant."""
     credential = question.request and question.request.credential
     if credential and credential not in known:
@@ -125,7 +125,7 @@ def _header(word: str) -> tuple[str, str]:
     name, colon, value = word.partition(":")
     if not colon:
         raise ValueError(f"--header: `{word}` is no header; write NAME:VALUE, as in `--header accept:text/html`")
-    return header_name(name.strip()), value.strip()
+    return parse_header_name(name.strip()), value.strip()
 
 
 class NoRule(Exception):  # noqa: N818  what it is, in words
@@ -177,7 +177,7 @@ def suggested(event: Event) -> str:
         if attempt.address is None and event.destination is not None and event.destination.name:
             head.append("Which address the name has was not recorded: one that is not public needs `resolves_to`.")
     # A name of its own: a second suggestion is loaded beside the first
-    return rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
+    return write_rule_file(drafted, head, f"{_NAME}-{event.id[-12:]}", without_secrets)
 
 
 def _said(event: Event) -> str:
@@ -188,7 +188,7 @@ def _said(event: Event) -> str:
 def _to_be_allowed(event: Event) -> Recorded:
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
-        raise NoRule(f"{meaning(event.reason, None)} (`{event.reason}`)")
+        raise NoRule(f"{describe_reason(event.reason, None)} (`{event.reason}`)")
     attempt = recorded(event, None)
     if attempt is None:
         raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
@@ -196,10 +196,10 @@ def _to_be_allowed(event: Event) -> Recorded:
         raise NoRule("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
         said = _said(event) if event.reason is Reason.AMBIGUOUS_REQUEST else ""
-        raise NoRule(said or meaning(event.reason, None))
+        raise NoRule(said or describe_reason(event.reason, None))
     if attempt.problem:
         no_request = event.reason is Reason.PROTOCOL_MISMATCH
-        helps = "; ".join(filter(None, (_said(event), meaning(Reason.PROTOCOL_MISMATCH, None))))
+        helps = "; ".join(filter(None, (_said(event), describe_reason(Reason.PROTOCOL_MISMATCH, None))))
         raise NoRule(helps if no_request else attempt.problem)
     if event.reason is Reason.RULE:
         raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")

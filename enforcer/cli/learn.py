@@ -13,11 +13,11 @@ from enforcer.cli.parsing import FORCE, argument
 from enforcer.system.errors import UsageError
 from proxy.telemetry.journal.query import Progress
 from proxy.telemetry.replay.learner import Learner, without_secrets
-from rules.explain.reasons import meaning
-from rules.learning.drafts import Drafted
-from rules.learning.generalize import GitDraft, written
-from rules.learning.writing import NOT_TAKEN_OVER, enforced, noted, rule_file
-from rules.loading.fields import slugged
+from rules.explain.reasons import describe_reason
+from rules.learning.drafts import LearnedRules
+from rules.learning.generalize import GitDraft, write_pattern
+from rules.learning.writing import NOT_TAKEN_OVER, add_notes, enforce_settings, write_rule_file
+from rules.loading.fields import make_slug
 from rules.loading.load import read
 from rules.matching.policy import Policy
 from rules.sandbox import NO_SANDBOX_SETTINGS
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     with journals.readable(path):
         for entry in journals.entries(path, arguments.task, arguments.since, progress):
             learner.take(entry.event)
-    drafted, looser = noted(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
+    drafted, looser = add_notes(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
     if not learner.attempts and not drafted.left_out:
         journals.report(progress)
         raise UsageError(journals.nothing_of(arguments.task, arguments.since, "no allowed attempt"))
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     return max(journals.report(progress), 1 if left_out or learner.incomplete or looser else 0)
 
 
-def _warn(learner: Learner, drafted: Drafted, shown: str, looser: int) -> int:
+def _warn(learner: Learner, drafted: LearnedRules, shown: str, looser: int) -> int:
     """Say what the file doesn't allow, or may not, and that it may allow more; return how many attempts it doesn't."""
     if learner.not_public:
         said = "what audit mode refused for its address is not learned"
@@ -79,7 +79,9 @@ def _warn(learner: Learner, drafted: Drafted, shown: str, looser: int) -> int:
     return left_out
 
 
-def _yaml(drafted: Drafted, learner: Learner, path: Path, arguments: argparse.Namespace, policy: Policy | None) -> str:
+def _yaml(
+    drafted: LearnedRules, learner: Learner, path: Path, arguments: argparse.Namespace, policy: Policy | None
+) -> str:
     output: Path | None = arguments.output
     attempts = f"{learner.attempts} attempt{'s' * (learner.attempts != 1)}"
     head = (
@@ -88,8 +90,10 @@ def _yaml(drafted: Drafted, learner: Learner, path: Path, arguments: argparse.Na
         *_not_here(learner, policy),
         *_not_public(learner),
     )
-    name = slugged(output.stem) if output is not None else "learned"
-    return rule_file(drafted, head, name, without_secrets, enforced(policy.settings) if policy is not None else None)
+    name = make_slug(output.stem) if output is not None else "learned"
+    return write_rule_file(
+        drafted, head, name, without_secrets, enforce_settings(policy.settings) if policy is not None else None
+    )
 
 
 def _not_here(learner: Learner, policy: Policy | None) -> list[str]:
@@ -118,12 +122,12 @@ def _not_public(learner: Learner) -> Iterator[str]:
     if learner.not_public:
         yield "Refused in audit mode, too, and so not learned:"
     for target, _ in learner.not_public.most_common(_MOST_REFUSED):
-        yield f"  {without_secrets(str(target))}: {meaning(Reason.NON_PUBLIC_ADDRESS, target)}"
+        yield f"  {without_secrets(str(target))}: {describe_reason(Reason.NON_PUBLIC_ADDRESS, target)}"
     if len(learner.not_public) > _MOST_REFUSED:
         yield f"  and {len(learner.not_public) - _MOST_REFUSED} more"
 
 
-def _json(drafted: Drafted, learner: Learner, policy: Policy | None) -> str:
+def _json(drafted: LearnedRules, learner: Learner, policy: Policy | None) -> str:
     def value(of: Any) -> dict[str, Any]:
         place, evidence = of.place, of.evidence
         return {
@@ -131,7 +135,7 @@ def _json(drafted: Drafted, learner: Learner, policy: Policy | None) -> str:
             "to": str(place.target),
             "ports": f"{place.port}/{place.protocol.value}",
             "methods": of.methods,
-            "paths": None if of.paths is None else [written(each) for each in of.paths],
+            "paths": None if of.paths is None else [write_pattern(each) for each in of.paths],
             "body": of.body,
             "websocket": of.websocket,
             "git": None if of.git is None else _git_value(of.git),
@@ -144,14 +148,14 @@ def _json(drafted: Drafted, learner: Learner, policy: Policy | None) -> str:
             "last": evidence.last,
             "tasks": [without_secrets(task) for task in evidence.tasks],
             "notes": of.notes,
-            "not_recorded": list(evidence.untold),
+            "not_recorded": list(evidence.unrecorded),
         }
 
     left_out = [
         {"what": without_secrets(each.what), "attempts": each.times, "why": each.why} for each in drafted.left_out
     ]
     told = {
-        "settings": None if policy is None else enforced(policy.settings),
+        "settings": None if policy is None else enforce_settings(policy.settings),
         "sources": list(map(without_secrets, learner.sources)),
         "rules": list(map(value, drafted.drafts)),
         "not_learned": left_out,

@@ -187,6 +187,6 @@ def _size_limit(text: str) -> int | None:
     if text == "none":
         return None
     try:
-        return fields.size(text)
+        return fields.parse_size(text)
     except ValueError as error:
         raise UsageError(f"`--size`: {error}; or write none") from error

@@ -56,7 +56,7 @@ def day(text: str) -> date:
     from rules.loading import fields
 
     try:
-        return fields.day(text)
+        return fields.parse_day(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

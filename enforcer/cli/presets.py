@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import HostError, UsageError
 from rules.loading.load import preset_names
-from rules.loading.preset_locks import Locked, Places, lock_paths, read_locks
-from rules.presets.shipped import Preset, preset
+from rules.loading.preset_locks import LockedPlace, Places, lock_paths, read_locks
+from rules.presets.shipped import Preset, show_preset
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.names:
         raise UsageError("`list` takes no names; `exeat presets show NAME` shows one")
-    presets = [preset(name, _locks(arguments), tried=False) for name in preset_names()]
+    presets = [show_preset(name, _locks(arguments), tried=False) for name in preset_names()]
     if arguments.format == "json":
         values = [{"name": p.name, "state": p.state, "rules": len(p.rules), "about": p.about} for p in presets]
         print(json.dumps({"presets": values}, indent=2))
@@ -63,7 +63,7 @@ def _show(arguments: argparse.Namespace) -> int:
         if name not in known:
             hint = did_you_mean(name, known) or "; `exeat presets list` lists them"
             raise UsageError(f"there is no preset {quote(name)}{hint}")
-    presets = [preset(name, _locks(arguments)) for name in arguments.names]
+    presets = [show_preset(name, _locks(arguments)) for name in arguments.names]
     if arguments.format == "json":
         print(json.dumps({"presets": [_value(p) for p in presets]}, indent=2))
     else:
@@ -93,7 +93,7 @@ def _places_value(places: Places) -> dict[str, Any]:
     return {place: [_locked_value(locked) for locked in entries] for place, entries in places.items()}
 
 
-def _locked_value(locked: Locked) -> dict[str, Any]:
+def _locked_value(locked: LockedPlace) -> dict[str, Any]:
     resolves = [str(network) for network in locked.resolves_to]
     return {"url": locked.origin.url, "from": locked.source, **({"resolves_to": resolves} if resolves else {})}
 

@@ -10,14 +10,14 @@ from enforcer.cli.check import LOCK, locks_of, rule_files
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import UsageError
 from rules.loading import cases
-from rules.loading.cases import Question, Result, said
+from rules.loading.cases import AttemptText, RuleTestResult, verdict_of
 from rules.loading.load import read
 from rules.matching.policy import Policy
 from rules.problems import RuleFileError, escape_unprintable
 
 if TYPE_CHECKING:
-    from rules.diff.compare import Compared
-    from rules.diff.words import Statement
+    from rules.diff.compare import PolicyDiff
+    from rules.diff.statements import Statement
 
 
 TEST_ARGUMENTS: Final = (
@@ -44,7 +44,7 @@ def run_test(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     if problems:
         return 2
-    results: list[Result] = []
+    results: list[RuleTestResult] = []
     broken = False
     for file in files:
         try:
@@ -68,7 +68,7 @@ def run_test(arguments: argparse.Namespace) -> int:
     return 2 if broken else 1 if failed else 0
 
 
-def _test_value(result: Result) -> dict[str, Any]:
+def _test_value(result: RuleTestResult) -> dict[str, Any]:
     case = result.case
     caller = case.question.caller
     return {
@@ -79,7 +79,7 @@ def _test_value(result: Result) -> dict[str, Any]:
         "file": case.file,
         "line": case.line,
         "expect": case.expect.value,
-        "verdict": said(result.decision).value,
+        "verdict": verdict_of(result.decision).value,
         "reason": result.decision.reason.value,
         "rules": list(result.decision.rules),
         "passed": not result.failure,
@@ -87,7 +87,7 @@ def _test_value(result: Result) -> dict[str, Any]:
     }
 
 
-def _print_test(result: Result) -> None:
+def _print_test(result: RuleTestResult) -> None:
     case = result.case
     said = _circumstances(case.question)
     if result.failure:
@@ -96,7 +96,7 @@ def _print_test(result: Result) -> None:
         print(f"ok    {case.expect:<5}  {case.question.text}{said}")
 
 
-def _circumstances(asked: Question) -> str:
+def _circumstances(asked: AttemptText) -> str:
     """Say who asks, when and with what: tests may differ in nothing else."""
     labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.caller.labels.items()))
     parts = [f"task {asked.caller.task}"] * bool(asked.caller.task) + [f"labels {labels}"] * bool(labels)
@@ -119,11 +119,11 @@ def run_diff(arguments: argparse.Namespace) -> int:
             "as in `exeat diff --old a.yaml --old b.yaml --new c.yaml`"
         )
     from rules.diff.compare import compare
-    from rules.diff.words import statements
+    from rules.diff.statements import describe_diff
 
     before, after = read(old).policy, read(new).policy
     compared = compare(before, after)
-    told = statements(compared)
+    told = describe_diff(compared)
     if arguments.format == "json":
         print(json.dumps(_diff_value(before, after, compared, told), indent=2))
     else:
@@ -131,7 +131,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     return 0 if compared.is_empty else 1
 
 
-def _diff_value(before: Policy, after: Policy, compared: "Compared", told: "list[Statement]") -> dict[str, Any]:
+def _diff_value(before: Policy, after: Policy, compared: "PolicyDiff", told: "list[Statement]") -> dict[str, Any]:
     return {
         "old": {"files": list(map(str, before.sources)), "revision": before.revision},
         "new": {"files": list(map(str, after.sources)), "revision": after.revision},
@@ -141,7 +141,7 @@ def _diff_value(before: Policy, after: Policy, compared: "Compared", told: "list
     }
 
 
-def _print_diff(compared: "Compared", told: "list[Statement]") -> None:
+def _print_diff(compared: "PolicyDiff", told: "list[Statement]") -> None:
     # What a setting changes for attempts that no statement lists
     means = ": what no rule or but a default rule decides is let out in audit mode, and told"
     for setting in compared.settings:
@@ -157,15 +157,15 @@ def _print_diff(compared: "Compared", told: "list[Statement]") -> None:
     print("; ".join(_counted(compared, told)))
 
 
-def _counted(compared: "Compared", told: "list[Statement]") -> Iterator[str]:
+def _counted(compared: "PolicyDiff", told: "list[Statement]") -> Iterator[str]:
     """Say how much differs: settings, then what is decided."""
-    from rules.diff.words import BECOMES
+    from rules.diff.statements import VERDICT_WORDS
 
     settings, things = len(compared.settings), len(told)
     if settings:
         yield "1 setting differs" if settings == 1 else f"{settings} settings differ"
     if things or not settings:
-        counts = {word: sum(each.now.verdict == verdict for each in told) for verdict, word in BECOMES.items()}
+        counts = {word: sum(each.now.verdict == verdict for each in told) for verdict, word in VERDICT_WORDS.items()}
         said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         yield f"{things} {'difference' if things == 1 else 'differences'}{f': {said}' if said else ''}"
 

@@ -312,16 +312,16 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 def _read(name: str, text: str) -> Any:
     """Read one option's value as rule files have it. Raises UsageError."""
     from rules.loading import sandbox_schema as grammar  # few starts have such an option
-    from rules.loading.fields import duration
+    from rules.loading.fields import parse_duration
     from rules.sandbox import parse_device
 
     parsers: dict[str, Callable[[str], Any]] = {
-        "hide": lambda path: grammar.hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
-        "protected": grammar.protected,
+        "hide": lambda path: grammar.parse_hidden(path if path.startswith(ANYWHERE) else os.path.abspath(path)),
+        "protected": grammar.parse_protected,
         "caches": _cache,
         "devices": parse_device,
-        "hostname": grammar.hostname,
-        "timeout": duration,
+        "hostname": grammar.parse_hostname,
+        "timeout": parse_duration,
         **grammar.LIMITS,
     }
     if not text:
@@ -333,8 +333,8 @@ def _read(name: str, text: str) -> Any:
 
 
 def _cache(text: str) -> tuple[str, str]:
-    from rules.loading.fields import slug
-    from rules.loading.sandbox_schema import cache_place
+    from rules.loading.fields import parse_slug
+    from rules.loading.sandbox_schema import parse_cache_path
 
     name, _, path = text.partition("=")
     home = os.path.expanduser("~")
@@ -342,7 +342,7 @@ def _cache(text: str) -> tuple[str, str]:
         path = "~" + path.removeprefix(home)  # a shell has written it out, and the task's own home is meant
     if not name or not path:
         raise ValueError(f"{quote(text)} is no name and place; write it like `pip=~/.cache/pip`")
-    return slug(name), cache_place(path)
+    return parse_slug(name), parse_cache_path(path)
 
 
 def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:

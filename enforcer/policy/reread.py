@@ -97,7 +97,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
     from enforcer.worker import credentials
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
-    from rules.matching.unreadable_layer import raised
+    from rules.matching.unreadable_layer import put_over
 
     good, login = before.wanted.policy, None
     if before.good >= 0:
@@ -108,7 +108,7 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
             login = credentials.read_login(good)
     if not rule_files.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
         return {}
-    over = raised(good, rule_files.parse([], before.wanted.system).policy, bounded(problems))
+    over = put_over(good, rule_files.parse([], before.wanted.system).policy, bounded(problems))
     _write(over, login, policy)
     return {"revision": over.revision, "asks": over.needs.approvals}
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
 from enforcer.system.errors import HostError, UsageError
-from rules.loading.fields import slug, slugged
-from rules.loading.layers import NUMBERS, within
+from rules.loading.fields import make_slug, parse_slug
+from rules.loading.layers import NUMBERS, apply_floor
 from rules.matching.policy import Policy
 from rules.problems import quote
 from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxFloor, SandboxSettings, parse_device
@@ -75,9 +75,9 @@ class Wanted(NamedTuple):
 def task_name(given: str | None, command: str) -> str:
     """Return the task's name: the one that was given, or one made from the command's. Raises UsageError."""
     if given is None:
-        return slugged(os.path.basename(command)) if os.path.basename(command) else "task"
+        return make_slug(os.path.basename(command)) if os.path.basename(command) else "task"
     try:
-        return slug(given)
+        return parse_slug(given)
     except (ValueError, IndexError) as error:
         raise UsageError(f"--task: {error or 'a name is needed'}") from error
 
@@ -90,7 +90,7 @@ def task_labels(given: Sequence[str]) -> dict[str, str]:
         if not separator or not name:
             raise UsageError(f"--label: `{word}` is not a label; write NAME=VALUE, as in `--label team=data`")
         try:
-            slug(name)
+            parse_slug(name)
         except ValueError as error:
             raise UsageError(f"--label: {error}") from error
         if not 0 < len(value) <= _LONGEST_VALUE or not _VALUE.issuperset(value):
@@ -175,7 +175,7 @@ def settle(policy: Policy, asked: SandboxSettings = NO_SANDBOX_SETTINGS, said: I
         mine, most = getattr(asked, name), getattr(policy.floor.box, name)
         if name in said and most is not None and mine > most:
             raise UsageError(f"{OPTIONS[name]}: `{by[name]}`, a layer, lets a task have no more than {most:g}")
-    _, objections = within(asked, said, policy.floor)
+    _, objections = apply_floor(asked, said, policy.floor)
     for name, message in objections:
         raise UsageError(f"{OPTIONS[name]}: {message}")
     found: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 
 from enforcer.presets.fetch import Answer, FetchError, Web
 from enforcer.presets.machine import Machine
-from rules.loading.preset_locks import Locked, Origin
+from rules.loading.preset_locks import LockedPlace, Origin
 
 _MOST_HOSTS: Final = 16  # that one registry may name
 
@@ -35,11 +35,11 @@ class Client(NamedTuple):
     preset: str
     places: tuple[str, ...]  # the first is what is configured, the others may be learnt from it
     configured: Callable[[Machine], Iterable[Setting]]
-    learn: Callable[[Web, Locked], list[Learnt]] | None = None
+    learn: Callable[[Web, LockedPlace], list[Learnt]] | None = None
     variables: tuple[str, ...] = ()
 
 
-def inside(locked: Locked) -> bool:
+def inside(locked: LockedPlace) -> bool:
     """Whether a registry is on a network that is not public; then what it names may be, too."""
     from rules.addresses import why_not_public
     from rules.names import HostName

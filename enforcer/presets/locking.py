@@ -18,7 +18,7 @@ from enforcer.presets.machine import Machine
 from enforcer.system.errors import HostError
 from rules.addresses import Address, find_block, parse_network
 from rules.loading.load import failures, read_preset
-from rules.loading.preset_locks import Locked, Origin, Places
+from rules.loading.preset_locks import LockedPlace, Origin, Places
 from rules.names import HostName
 from rules.problems import RuleFileError
 
@@ -73,7 +73,7 @@ def _settings(client: Client, machine: Machine, given: Mapping[str, Sequence[str
 
 
 def _places(client: Client, machine: Machine, web: Web, settings: Sequence[Setting]) -> Places:
-    places: dict[str, list[Locked]] = {place: [] for place in client.places}
+    places: dict[str, list[LockedPlace]] = {place: [] for place in client.places}
     for setting in settings:
         _add(
             places,
@@ -91,7 +91,7 @@ def _places(client: Client, machine: Machine, web: Web, settings: Sequence[Setti
     return {place: tuple(entries) for place, entries in places.items()}
 
 
-def _add(places: dict[str, list[Locked]], place: str, locked: Locked) -> None:
+def _add(places: dict[str, list[LockedPlace]], place: str, locked: LockedPlace) -> None:
     if all(entry.origin != locked.origin for entry in places[place]):
         places[place].append(locked)
 
@@ -106,7 +106,7 @@ def _bare(url: str, machine: Machine) -> Origin:
     return Origin.parse(scheme + separator + host + slash + path)
 
 
-def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> Locked:
+def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> LockedPlace:
     """Lock what a client is set to. Given by hand it may have no address yet; then it has to become a public one."""
     try:
         addresses = web.addresses(origin, inside=inside)
@@ -118,17 +118,17 @@ def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: 
     return _locked(origin, source, addresses)
 
 
-def _checked(learnt: Learnt, registry: Locked, web: Web) -> Locked:
+def _checked(learnt: Learnt, registry: LockedPlace, web: Web) -> LockedPlace:
     """Lock what a registry named: inside only if the registry itself is."""
     addresses = web.addresses(learnt.origin, inside=inside(registry))
     return _locked(learnt.origin, learnt.source, addresses)
 
 
-def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> Locked:
+def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> LockedPlace:
     closed = any(find_block(address) is not None for address in addresses)
     named = isinstance(origin.host, HostName)
     networks = tuple(parse_network(text) for text in sorted(map(str, addresses))) if closed and named else ()
-    return Locked(origin, source, networks)
+    return LockedPlace(origin, source, networks)
 
 
 def text_of(locked: Mapping[str, Places]) -> str:

@@ -11,7 +11,7 @@ from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, r
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
-from rules.loading.preset_locks import Locked
+from rules.loading.preset_locks import LockedPlace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ def _options(text: str) -> Iterator[tuple[str, str]]:
             yield key, value.strip().strip("\"'")
 
 
-def _learn(web: Web, registry: Locked) -> list[Learnt]:
+def _learn(web: Web, registry: LockedPlace) -> list[Learnt]:
     """Ask for a small package, and see where its tarballs are."""
     for package in _ASKED:
         answer = web.get(f"{registry.origin.url}/{package}", _ACCEPT, inside=inside(registry))

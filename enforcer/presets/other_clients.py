@@ -18,7 +18,7 @@ from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
-from rules.loading.preset_locks import Locked, Origin
+from rules.loading.preset_locks import LockedPlace, Origin
 
 _OPTIONS: Final = re.compile(r"\[[^\]]*\]\s*")  # of a line of sources.list
 
@@ -45,7 +45,7 @@ def _cargo(machine: Machine) -> Iterator[Setting]:
         yield Setting("index", f"https://{host}", f"used by cargo before ({place})")
 
 
-def _crates(web: Web, index: Locked) -> list[Learnt]:
+def _crates(web: Web, index: LockedPlace) -> list[Learnt]:
     """Read `dl` of the index's configuration (The Cargo Book, "Registry Index")."""
     answer = web.get(f"{index.origin.url}/config.json", "application/json", inside=inside(index))
     try:
@@ -217,7 +217,7 @@ def _nothing(_machine: Machine) -> tuple[Setting, ...]:
     return ()
 
 
-def _tokens(web: Web, registry: Locked) -> list[Learnt]:
+def _tokens(web: Web, registry: LockedPlace) -> list[Learnt]:
     """See where tokens are given out (OCI distribution specification; RFC 6750).
 
     Layers are taken to lie on the registry itself; where a pull is sent elsewhere, the refusal names the host, which is

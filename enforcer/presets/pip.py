@@ -17,7 +17,7 @@ from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, r
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
-from rules.loading.preset_locks import Locked
+from rules.loading.preset_locks import LockedPlace
 
 _ASKED: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 691
@@ -104,7 +104,7 @@ def _default_index(source: str) -> str | None:
     return None
 
 
-def _learn(web: Web, index: Locked) -> list[Learnt]:
+def _learn(web: Web, index: LockedPlace) -> list[Learnt]:
     """Ask for a project that every index has, and see where its files are."""
     for project in _ASKED:
         answer = web.get(f"{index.origin.url}/{project}/", _ACCEPT, inside=inside(index))

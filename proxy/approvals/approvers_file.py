@@ -24,7 +24,16 @@ from urllib.parse import parse_qsl, urlsplit
 from proxy.approvals.approval_request import Kind
 from proxy.approvals.people import NotificationTarget, PendingLimits, People, Person, Reviewer, Secret, StoreLocation
 from rules.loading.document import Mapping, Node
-from rules.loading.fields import Reader, count, duration, pattern, shaped, slug, variable_name, whole
+from rules.loading.fields import (
+    Reader,
+    parse_count,
+    parse_duration,
+    parse_pattern,
+    parse_slug,
+    parse_variable_name,
+    parser_of_shape,
+    read_whole,
+)
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 _LONGEST_REVIEW: Final = 120.0  # seconds
@@ -41,8 +50,8 @@ _MEANT: Final = {
     ("the approvers", "webhooks"): "notify",
 }  # fmt: skip
 _TOKEN: Final = "is no hash of a token: `sha256:` and 64 hexadecimal digits, as `exeat approvals token` prints it"
-_token: Final = shaped(r"sha256:[0-9a-f]{64}", _TOKEN)
-_user: Final = shaped(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\$?", "is no name of a unix user")
+_token: Final = parser_of_shape(r"sha256:[0-9a-f]{64}", _TOKEN)
+_user: Final = parser_of_shape(r"[A-Za-z_][A-Za-z0-9._-]{0,31}\$?", "is no name of a unix user")
 
 
 class Shape(StrEnum):
@@ -65,7 +74,7 @@ def read_people(path: Path) -> People:
 
 def parse_people(data: bytes, file: str) -> People:
     """Read the text of the file. Raises RuleFileError with every problem."""
-    return whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
+    return read_whole(data, file, lambda root, problems: _Reader(file, problems).read(root))
 
 
 class _Reader(Reader):
@@ -159,8 +168,8 @@ class _Reader(Reader):
             return {}
         found: dict[str, frozenset[str]] = {}
         for key, value in node.pairs.values():
-            name = self.parsed(key, "groups", slug)
-            members = self.each(value, "groups", slug)
+            name = self.parsed(key, "groups", parse_slug)
+            members = self.each(value, "groups", parse_slug)
             for member in members:
                 if member not in known:
                     self.complain(value, f"{quote(member)} is no person and no reviewer{did_you_mean(member, known)}")
@@ -273,14 +282,15 @@ def _kinds(reader: Reader, node: Node, key: str) -> tuple[Kind, ...]:
 _RECEIVER: Final[dict[str, _Read]] = {"command": _many(str), "webhook": _one(_webhook), "secret": _Reader.secret}
 KEYS: Final[dict[type, dict[str, _Read]]] = {
     Person: {
-        "name": _one(slug), "user": _one(_user), "uid": _one(_uid), "tokens": _many(_token), "oidc": _one(str),
+        "name": _one(parse_slug), "user": _one(_user), "uid": _one(_uid), "tokens": _many(_token), "oidc": _one(str),
     },
     Reviewer: {
-        "name": _one(slug), **_RECEIVER, "rules": _many(pattern), "kinds": _kinds, "timeout": _one(duration),
+        "name": _one(parse_slug), **_RECEIVER, "rules": _many(parse_pattern), "kinds": _kinds,
+        "timeout": _one(parse_duration),
     },
     NotificationTarget: {**_RECEIVER, "shape": lambda reader, node, key: reader.choice(node, key, Shape)},
-    Secret: {"file": _one(_path), "env": _one(variable_name)},
-    PendingLimits: {"pending_per_task": _one(count), "pending": _one(count)},
+    Secret: {"file": _one(_path), "env": _one(parse_variable_name)},
+    PendingLimits: {"pending_per_task": _one(parse_count), "pending": _one(parse_count)},
     StoreLocation: {"url": _one(_store_url), "password": _one(_path), "ca": _one(_path)},
 }  # fmt: skip
 FILE_KEYS: Final = ("version", "people", "groups", "reviewers", "notify", "bounds", "store")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.approvals.approval_request import ApprovalRequest, Message, Real, Text, Texts, Whole, narrower
 from rules.decision import GrantScope
-from rules.loading.fields import count, day, duration, size
+from rules.loading.fields import parse_count, parse_day, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -137,21 +137,21 @@ def _read(word: str, left: list[str]) -> tuple[str, object]:
         case "task":
             return "task", True
         case "uses":
-            return "uses", count(left.pop(0))
+            return "uses", parse_count(left.pop(0))
         case "bytes":
             text = left.pop(0)
-            return "bytes", count(text) if text.isdigit() else size(text)
+            return "bytes", parse_count(text) if text.isdigit() else parse_size(text)
         case "until":
             return "until", _end_of(left.pop(0))
     try:
-        return "seconds", duration(word)
+        return "seconds", parse_duration(word)
     except ValueError as error:
         raise ValueError(f"`{word}` is none of {_SYNTAX}" if not word[:1].isdigit() else str(error)) from error
 
 
 def _end_of(text: str) -> float:
     """Return when a day ends that counts itself, in UTC, as `until` of a rule does."""
-    return datetime.combine(day(text) + timedelta(days=1), time(), UTC).timestamp()
+    return datetime.combine(parse_day(text) + timedelta(days=1), time(), UTC).timestamp()
 
 
 def _least[N: (int, float)](values: "Iterable[N | None]") -> N | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Process
     from rules.attempt import Attempt
     from rules.decision import Decision
-    from rules.loading.cases import Question as Tried
+    from rules.loading.cases import AttemptText as Tried
     from rules.matching.policy import Policy
 
 LONGEST: Final = 2000  # characters of an attempt

@@ -15,7 +15,7 @@ from proxy.info_api.requests import QUESTIONS, Refusal
 from proxy.telemetry.descriptions import what
 from proxy.telemetry.visible import visible
 from rules.explain.reasons import REASONS, remedy_for
-from rules.explain.task_rules import in_words, permitted, told, told_commands
+from rules.explain.task_rules import commands_as_json, describe_rules, find_task_rules, rules_as_json
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
 
@@ -180,17 +180,17 @@ class QuestionHandler:
 
 def _said_of(sandbox: "SandboxState", today: "date") -> _Said:
     policy, task = sandbox.policy, sandbox.task
-    found = permitted(policy, task.name, task.labels, today)
+    found = find_task_rules(policy, task.name, task.labels, today)
     values = {
         "task": task.name,
         "tainted": False,
         "mode": policy.settings.mode.value,
-        "rules": told(found),
-        "commands": told_commands(found),
+        "rules": rules_as_json(found),
+        "commands": commands_as_json(found),
         "more": found.more,
         "otherwise": "what no rule covers is refused",
     }
-    lines = [*in_words(found), "What no rule covers is refused. `GET /why` says more of what was."]
+    lines = [*describe_rules(found), "What no rule covers is refused. `GET /why` says more of what was."]
     return _Said(policy, today, values, "".join(f"{line}\n" for line in lines))
 
 

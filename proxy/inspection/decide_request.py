@@ -24,7 +24,7 @@ from proxy.request.request_head import UnclearError, read_authority, values
 from proxy.request.websocket_handshake import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, GitRequest, GitService, Request
 from rules.decision import Decision, deny
-from rules.matching.judge import to_be_asked
+from rules.matching.judge import defer_approval
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
         return attempt, decision
     digests = attempt.granted.union(asks.digest for asks in decision.approval)
     could = attempt._replace(granted=digests)  # as a push that was approved: where it may go is checked with that
-    return (could, to_be_asked(decision)) if policy.decide(could).allows else (attempt, decision)
+    return (could, defer_approval(decision)) if policy.decide(could).allows else (attempt, decision)
 
 
 def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.UnclearError) -> RequestDecision:

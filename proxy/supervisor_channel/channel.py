@@ -24,7 +24,7 @@ from proxy.telemetry.visible import visible
 from proxy.wire import message
 from proxy.wire.netlink import HEADER, NLM_F_REQUEST
 from rules.decision import Decision
-from rules.matching.commands import Run, decide_run
+from rules.matching.commands import ProgramRun, decide_run
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ class SupervisorChannel:
         if not asked.readable:
             return Decision(revision=sandbox.policy.revision)  # gate_error
         names, words = tuple(map(os.fsdecode, asked.names)), tuple(map(os.fsdecode, asked.words))
-        run = Run(names, words, asked.whole)
+        run = ProgramRun(names, words, asked.whole)
         return decide_run(sandbox.policy, run, sandbox.task.name, sandbox.task.labels, granted)
 
 

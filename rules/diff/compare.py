@@ -12,23 +12,23 @@ from rules.attempt import INSPECTABLE, Attempt, Protocol, Request
 from rules.decision import Decision
 from rules.diff.regions import (
     EVERYWHERE,
+    AddressRegion,
     Atoms,
     Owner,
-    Place,
-    Setting,
-    Side,
-    Stretch,
-    atoms_of,
-    layers,
-    places,
-    settings,
-    spoken,
-    stretches,
-    terms_of,
+    PolicySide,
+    PortRange,
+    SettingChange,
+    address_regions,
+    changed_protocols,
+    describe_layers,
+    describe_terms,
+    find_atoms,
+    port_ranges,
+    setting_changes,
 )
-from rules.diff.sample_attempts import OF_REQUESTS, CallerKind, Requests, callers
+from rules.diff.sample_attempts import OF_REQUESTS, CallerKind, SampleRequests, sample_callers
 from rules.matching.policy import Policy
-from rules.matching.signatures import LABELS, Signatures, TooMany
+from rules.matching.signatures import LABELS, Signatures, TooManyError
 from rules.names import HostName, InvalidNameError
 from rules.patterns import NamePattern
 from rules.ports import ports_could_cover
@@ -46,7 +46,7 @@ _COUNTED: Final = ("connections", "requests", "bytes_up", "bytes_down")
 AUDITED: Final = "audit"  # let out because the mode is audit, and told
 
 
-class Standing(NamedTuple):
+class Effect(NamedTuple):
     """What a policy says to an attempt. `verdict` may also be AUDITED: let out by audit mode alone."""
 
     verdict: str
@@ -73,26 +73,26 @@ class Standing(NamedTuple):
         return self.verdict not in {Verdict.DENY, Verdict.ASK}
 
 
-class Row(NamedTuple):
+class DiffRow(NamedTuple):
     """One kind of attempt that is decided otherwise. `where` says by facet which kind it is."""
 
     target: frozenset[str] | Network  # the names' patterns that cover it, or the smallest network
     where: dict[str, Any]
-    was: Standing
-    now: Standing
+    was: Effect
+    now: Effect
     attempt: Attempt
     among: dict[str, tuple[Any, ...]]  # by facet all kinds that were told apart
     address: Address | None = None  # that its name resolves to, where that makes the difference
 
 
-class Compared(NamedTuple):
+class PolicyDiff(NamedTuple):
     """Everything that differs. `complete`: nothing was left out.
 
     `names` are the kinds of names that were looked at, `whole` the patterns of which every kind was.
     """
 
-    settings: tuple[Setting, ...]
-    rows: tuple[Row, ...]
+    settings: tuple[SettingChange, ...]
+    rows: tuple[DiffRow, ...]
     names: tuple[frozenset[str], ...]
     whole: frozenset[str]
     complete: bool
@@ -103,30 +103,35 @@ class Compared(NamedTuple):
         return not self.settings and not self.rows and self.complete
 
 
-def compare(old: Policy, new: Policy, most: int = MOST_COMPARED) -> Compared:
+def compare(old: Policy, new: Policy, most: int = MOST_COMPARED) -> PolicyDiff:
     """Find what `new` decides otherwise than `old`, with at most so many attempts tried."""
     comparison = _Comparison(old, new, most)
     try:
         comparison.run()
         complete = comparison.whole_lists
-    except TooMany:
+    except TooManyError:
         complete = False
-    return Compared(settings(old, new), tuple(comparison.rows), tuple(comparison.seen), comparison.whole, complete)
+    return PolicyDiff(
+        setting_changes(old, new), tuple(comparison.rows), tuple(comparison.seen), comparison.whole, complete
+    )
 
 
 class _Comparison:
     def __init__(self, old: Policy, new: Policy, most: int) -> None:
         self.old, self.new = old, new
-        self.rows: list[Row] = []
+        self.rows: list[DiffRow] = []
         self.seen: list[frozenset[str]] = []
         self.whole: frozenset[str] = frozenset()
         self._left = most
-        self._apart: tuple[tuple[Rule, ...], tuple[Requests, list[CallerKind]]] = ((), (Requests(()), callers(())))
+        self._apart: tuple[tuple[Rule, ...], tuple[SampleRequests, list[CallerKind]]] = (
+            (),
+            (SampleRequests(()), sample_callers(())),
+        )
         self._depends_on_taint = old.needs.taint or new.needs.taint
         self._timeouts = old.settings.idle_timeout == new.settings.idle_timeout
         self._defaults = {policy: {rule.id for rule in policy.rules if rule.default} for policy in (old, new)}
-        ceilings = layers(old) != layers(new)
-        self._atoms: Atoms = atoms_of(old, new, all_changed=ceilings)
+        ceilings = describe_layers(old) != describe_layers(new)
+        self._atoms: Atoms = find_atoms(old, new, all_changed=ceilings)
         self.whole_lists = not self._atoms.left_out
         self._audited = Mode.AUDIT in {old.settings.mode, new.settings.mode}
         self._holding = [
@@ -144,7 +149,7 @@ class _Comparison:
             self.seen.append(frozenset(name.text for name in names))
             owners = [owner for name in names for owner in self._atoms.names[name]]
             self._at(self.seen[-1], target, owners)
-        for place in places(self._atoms.changed_networks, self._atoms.networks):
+        for place in address_regions(self._atoms.changed_networks, self._atoms.networks):
             owners = self._about(place.address)
             self._at(place.network, place.address, owners)
         self._dialled()
@@ -171,8 +176,8 @@ class _Comparison:
         near = self._resolving(rules) if listed else ()
         # Where defaults alone differ and look at no request, one attempt that they decide stands for all.
         alike = all(rule.default for rule in changed) and not any(r.default and r.looks_at_requests for r in rules)
-        for stretch in stretches(rules):
-            for protocol in spoken(changed, stretch):
+        for stretch in port_ranges(rules):
+            for protocol in changed_protocols(changed, stretch):
                 here = [rule for rule in rules if ports_could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))
                 among = {**asked.among, **_among(who)}
@@ -188,10 +193,10 @@ class _Comparison:
                     if len(self.rows) == before:
                         self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
 
-    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[Requests, list[CallerKind]]:
+    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[SampleRequests, list[CallerKind]]:
         """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
         if self._apart[0] != rules:
-            self._apart = rules, (Requests(rules), callers(rules))
+            self._apart = rules, (SampleRequests(rules), sample_callers(rules))
         return self._apart[1]
 
     def _compare(
@@ -199,18 +204,18 @@ class _Comparison:
         told: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
-        near: Iterable[Place],
+        near: Iterable[AddressRegion],
         among: dict[str, tuple[Any, ...]],
     ) -> None:
         self._spend()
         was, now = self._standing(self.old, attempt), self._standing(self.new, attempt)
         if was.essence != now.essence:
             if not self._follows_from_settings(was, now):
-                self._tell(Row(told, where, was, now, attempt, among))
+                self._tell(DiffRow(told, where, was, now, attempt, among))
         elif was.passes:
             self._compare_dialled(told, where, attempt, near, (was, now), among)
 
-    def _tell(self, row: Row) -> None:
+    def _tell(self, row: DiffRow) -> None:
         """Take note of a difference; where nothing but defaults decide, no matter what the request is."""
         if row.was.by_default and row.now.by_default:
             about = {key: value for key, value in row.where.items() if key not in OF_REQUESTS}
@@ -225,8 +230,8 @@ class _Comparison:
         told: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
-        near: Iterable[Place],
-        standings: tuple[Standing, Standing],
+        near: Iterable[AddressRegion],
+        standings: tuple[Effect, Effect],
         among: dict[str, tuple[Any, ...]],
     ) -> bool:
         """Compare an attempt that both let out by the addresses that its name may have."""
@@ -240,32 +245,33 @@ class _Comparison:
             if was.passes is not now.passes:
                 found = True
                 was, now = (
-                    self._named(standing, side, place.address) for standing, side in ((was, Side.OLD), (now, Side.NEW))
+                    self._named(standing, side, place.address)
+                    for standing, side in ((was, PolicySide.OLD), (now, PolicySide.NEW))
                 )
                 self.rows.append(
-                    Row(told, {**where, "address": place.network}, was, now, attempt, among, place.address)
+                    DiffRow(told, {**where, "address": place.network}, was, now, attempt, among, place.address)
                 )
         return found
 
-    def _named(self, standing: Standing, side: Side, address: Address) -> Standing:
+    def _named(self, standing: Effect, side: PolicySide, address: Address) -> Effect:
         """Say which rules about addresses hold back what may not be dialled."""
         if standing.passes or standing.reason not in _BY_ADDRESS:
             return standing
         about = [owner for owner in self._about(address) if owner.side is side and not owner.exempts]
         return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.allows)))
 
-    def _resolving(self, rules: list[Rule]) -> list[Place]:
+    def _resolving(self, rules: list[Rule]) -> list[AddressRegion]:
         """Find addresses for what these rules list, and one that nobody does."""
         listed = {network for rule in rules for network in rule.resolves_to or ()}
         every = [*listed, *self._atoms.networks]
-        public = next(places(EVERYWHERE[:1], every), None)
-        return [*([public] if public else []), *places(listed, every)]
+        public = next(address_regions(EVERYWHERE[:1], every), None)
+        return [*([public] if public else []), *address_regions(listed, every)]
 
     def _dialled(self) -> None:
         """Compare what names may resolve to, where rules about addresses differ that hold back."""
         if not self._holding:
             return
-        near = list(places(self._holding, self._atoms.networks))
+        near = list(address_regions(self._holding, self._atoms.networks))
         self.whole = frozenset(name.text for name in self._atoms.names)
         about = {place: [owner.rule for owner in self._about(place.address)] for place in near}
         for names, target in self._names(None):
@@ -279,14 +285,14 @@ class _Comparison:
         told: frozenset[str],
         target: HostName,
         rules: list[Rule],
-        near: list[Place],
+        near: list[AddressRegion],
         holding: list[Rule],
     ) -> None:
         everybody = list(dict.fromkeys((*rules, *holding)))
         opening = [rule for rule in rules if rule.allows or rule.default]
-        for stretch in stretches(everybody):
-            may_pass = frozenset(Protocol if self._audited else spoken(opening, stretch))
-            for protocol in may_pass.intersection(spoken(holding, stretch)):
+        for stretch in port_ranges(everybody):
+            may_pass = frozenset(Protocol if self._audited else changed_protocols(opening, stretch))
+            for protocol in may_pass.intersection(changed_protocols(holding, stretch)):
                 here = [rule for rule in everybody if ports_could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))
                 for one in who:
@@ -298,7 +304,7 @@ class _Comparison:
                         if both and self._compare_dialled(told, where, attempt, near, standings, _among(who)):
                             break
 
-    def _tried(self, asked: Requests, holding: list[Rule], attempt: Attempt) -> Iterator[Request | None]:
+    def _tried(self, asked: SampleRequests, holding: list[Rule], attempt: Attempt) -> Iterator[Request | None]:
         yield None
         if asked.asks and attempt.protocol in INSPECTABLE:
             for _, request in asked.within(holding, attempt.protocol, attempt.target, attempt.port):
@@ -307,15 +313,15 @@ class _Comparison:
     def _spend(self, attempts: int = 1) -> None:
         self._left -= attempts
         if self._left < 0:
-            raise TooMany
+            raise TooManyError
 
-    def _standing(self, policy: Policy, attempt: Attempt) -> Standing:
+    def _standing(self, policy: Policy, attempt: Attempt) -> Effect:
         decision = policy.decide(attempt)
         verdict = _said(decision)
         # Whether it is held here or on the way is no other answer
         reason = Reason.APPROVAL_UNAVAILABLE if verdict is Verdict.ASK else decision.reason
         unread = attempt.protocol is Protocol.TLS and attempt.request is None and decision.passes
-        return Standing(
+        return Effect(
             verdict,
             unread and not decision.inspect,
             self._terms(decision) if verdict not in {Verdict.DENY, AUDITED} else (),
@@ -324,9 +330,9 @@ class _Comparison:
             self._defaults[policy].issuperset(decision.rules) and reason in _UNDECIDED,
         )
 
-    def _dialling(self, policy: Policy, attempt: Attempt, address: Address, standing: Standing) -> Standing:
+    def _dialling(self, policy: Policy, attempt: Attempt, address: Address, standing: Effect) -> Effect:
         reason = policy.check_address(attempt, address)
-        return standing if reason is None else Standing(Verdict.DENY, reason=reason)
+        return standing if reason is None else Effect(Verdict.DENY, reason=reason)
 
     def _terms(self, decision: Decision) -> tuple[str, ...]:
         """Say what a decision is bound to, beside its verdict."""
@@ -335,13 +341,13 @@ class _Comparison:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
             window = "" if limits.window is None else f" in {limits.window:g}s"
             terms.append(f"at most {', '.join(counts)}{window} per {limits.per}")
-        terms += [f"approval {terms_of(approval)}" for approval in {asks.terms for asks in decision.approval}]
+        terms += [f"approval {describe_terms(approval)}" for approval in {asks.terms for asks in decision.approval}]
         terms += [f"ca {path}" for path in decision.ca]
         terms += [f"trust {decision.trust}"] if self._depends_on_taint and decision.trust is Trust.UNTRUSTED else []
         terms += [f"scan {decision.scan}"] if decision.inspect and decision.scan is not Scan.FLAG else []
         return tuple(sorted(terms))
 
-    def _follows_from_settings(self, was: Standing, now: Standing) -> bool:
+    def _follows_from_settings(self, was: Effect, now: Effect) -> bool:
         """Whether nothing but the mode, or how audited TLS is passed, makes the difference."""
         old, new = self.old.settings, self.new.settings
         if was.verdict == now.verdict:
@@ -352,7 +358,7 @@ class _Comparison:
 
 
 def _attempt(
-    target: HostName | Address, stretch: Stretch, protocol: Protocol, who: CallerKind, request: Request | None = None
+    target: HostName | Address, stretch: PortRange, protocol: Protocol, who: CallerKind, request: Request | None = None
 ) -> Attempt:
     return Attempt(protocol, target, stretch.low, request, *who.caller)
 

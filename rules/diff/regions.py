@@ -21,22 +21,22 @@ from rules.settings import Settings
 from rules.verdicts import Verdict
 
 
-class Stretch(NamedTuple):
+class PortRange(NamedTuple):
     """Ports that no rule at hand tells apart."""
 
     low: int
     high: int
 
 
-def stretches(rules: Iterable[Rule]) -> list[Stretch]:
+def port_ranges(rules: Iterable[Rule]) -> list[PortRange]:
     """Cut all ports into stretches that no rule tells apart."""
     lists = (ports for rule in rules for ports in (rule.ports, *(exemption.ports for exemption in rule.excepts)))
     edges = {edge for ports in lists for entry in ports or () for edge in (entry.low, entry.high + 1)}
     starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
-    return [Stretch(low, high - 1) for low, high in zip(starts, [*starts[1:], LAST_PORT + 1], strict=True)]
+    return [PortRange(low, high - 1) for low, high in zip(starts, [*starts[1:], LAST_PORT + 1], strict=True)]
 
 
-def spoken(changed: Iterable[Rule], stretch: Stretch) -> list[Protocol]:
+def changed_protocols(changed: Iterable[Rule], stretch: PortRange) -> list[Protocol]:
     """List the protocols on which a rule that differs could have a say on these ports."""
     changed = tuple(changed)
     return [p for p in Protocol if any(_speaks(rule, stretch.low, p) for rule in changed)]
@@ -50,14 +50,14 @@ def _speaks(rule: Rule, port: int, protocol: Protocol) -> bool:
 EVERYWHERE: Final = (parse_network("0.0.0.0/0"), parse_network("::/0"))
 
 
-class Place(NamedTuple):
+class AddressRegion(NamedTuple):
     """A network, and an address of it that no smaller network at hand has."""
 
     network: Network
     address: Address
 
 
-def places(within: Iterable[Network], others: Collection[Network]) -> Iterator[Place]:
+def address_regions(within: Iterable[Network], others: Collection[Network]) -> Iterator[AddressRegion]:
     """Give places for each network of `within`, and for each smaller one of `others` that lies inside."""
     wanted = sorted(set(within), key=_order)
     everything = sorted({*wanted, *others}, key=_order)
@@ -70,17 +70,17 @@ def places(within: Iterable[Network], others: Collection[Network]) -> Iterator[P
                 yield from _of(smaller, list(_inside(smaller, everything)), list(_inside(smaller, blocks)))
 
 
-def _of(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[Place]:
+def _of(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[AddressRegion]:
     """Give an address beside the smaller networks and the blocks, and one in a block and beside the networks."""
     plain = _gap(network, sorted((*smaller, *blocks), key=_order))
     if plain is not None:
-        yield Place(network, plain)
+        yield AddressRegion(network, plain)
     for block in blocks:
         if any(block == other or is_within(block, other) for other in smaller):
             continue
         address = _gap(block, [*_inside(block, smaller)])
         if address is not None and find_block(address) is not None:
-            yield Place(network, address)
+            yield AddressRegion(network, address)
             return
 
 
@@ -109,7 +109,7 @@ def _gap(network: Network, smaller: list[Network]) -> Address | None:
     return address if normalize(address) == address else None
 
 
-class Setting(NamedTuple):
+class SettingChange(NamedTuple):
     """A setting that differs."""
 
     key: str
@@ -117,33 +117,33 @@ class Setting(NamedTuple):
     now: str | None
 
 
-def settings(old: Policy, new: Policy) -> tuple[Setting, ...]:
+def setting_changes(old: Policy, new: Policy) -> tuple[SettingChange, ...]:
     """List what differs of settings, layers, boxes and commands."""
-    was, now = (", ".join(layers(policy)) or "none" for policy in (old, new))
-    voting = [Setting("layer", was, now)] if was != now else []
+    was, now = (", ".join(describe_layers(policy)) or "none" for policy in (old, new))
+    voting = [SettingChange("layer", was, now)] if was != now else []
     pairs = zip(Settings._fields, old.settings, new.settings, strict=True)
-    found = [Setting(key, _shown(was), _shown(now)) for key, was, now in pairs if was != now]
+    found = [SettingChange(key, _shown(was), _shown(now)) for key, was, now in pairs if was != now]
     return (*voting, *found, *_boxes(old, new))
 
 
-def _boxes(old: Policy, new: Policy) -> list[Setting]:
+def _boxes(old: Policy, new: Policy) -> list[SettingChange]:
     """Compare what tasks run in, what layers keep it to, and which programs are held back."""
-    found = [Setting(*each) for each in differences(old.box, new.box)]
-    found += [Setting(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
+    found = [SettingChange(*each) for each in differences(old.box, new.box)]
+    found += [SettingChange(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
     was, now = ({command.cite: _command(command) for command in policy.commands} for policy in (old, new))
     for cite in sorted({*was, *now}):
         if was.get(cite) != now.get(cite):
-            found.append(Setting(f"command {cite}", was.get(cite), now.get(cite)))
+            found.append(SettingChange(f"command {cite}", was.get(cite), now.get(cite)))
     return found
 
 
 def _command(command: Command) -> str:
     said = f" for {command.for_}" if command.for_ is not None else ""
-    asks = "" if command.approval is None else f" with approval {terms_of(command.approval)}"
+    asks = "" if command.approval is None else f" with approval {describe_terms(command.approval)}"
     return f"{command.action} {' '.join(command.words)}{said}{asks}"
 
 
-def terms_of(approval: ApprovalTerms) -> str:
+def describe_terms(approval: ApprovalTerms) -> str:
     """Say what an approval takes, for comparison: every term that is set."""
     return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
 
@@ -152,7 +152,7 @@ def _shown(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def layers(policy: Policy) -> list[str]:
+def describe_layers(policy: Policy) -> list[str]:
     """Name the files that vote alone: what they leave unsaid counts too."""
     return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
 
@@ -161,7 +161,7 @@ _NOT_COMPARED: Final = frozenset({"id", "why", "names", "networks", "feeds"})
 _MOST_LISTED: Final = 20_000  # names of lists that differ; what is left out is told
 
 
-class Side(Enum):
+class PolicySide(Enum):
     """Which of the two policies."""
 
     OLD = 0
@@ -171,7 +171,7 @@ class Side(Enum):
 class Owner(NamedTuple):
     """A rule of one of the policies that a pattern belongs to, or one of its exemptions."""
 
-    side: Side
+    side: PolicySide
     rule: Rule
     changed: bool = False  # whether the other policy doesn't have this atom
     exempts: bool = False
@@ -196,11 +196,11 @@ class Atoms:
         return [network for network, owners in self.networks.items() if any(owner.changed for owner in owners)]
 
 
-def atoms_of(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
+def find_atoms(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
     """Take both policies' rules apart. `all_changed`: what decides beside the rules differs, so each may."""
-    contents: dict[Side, list[tuple[object, Rule]]] = {
+    contents: dict[PolicySide, list[tuple[object, Rule]]] = {
         side: [((content(rule, _NOT_COMPARED), votes(rule)), rule) for rule in policy.rules]
-        for side, policy, votes in ((Side.OLD, old, _votes(old)), (Side.NEW, new, _votes(new)))
+        for side, policy, votes in ((PolicySide.OLD, old, _votes(old)), (PolicySide.NEW, new, _votes(new)))
     }
     having = {
         side: {(said, target) for said, rule in pairs for target in (*map(_text, rule.names), *rule.networks)}
@@ -208,7 +208,7 @@ def atoms_of(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
     }
     atoms = Atoms()
     for side, pairs in contents.items():
-        other = having[Side.NEW if side is Side.OLD else Side.OLD]
+        other = having[PolicySide.NEW if side is PolicySide.OLD else PolicySide.OLD]
         for said, rule in pairs:
             for name in rule.names:
                 changed = all_changed or (said, _text(name)) not in other
@@ -217,8 +217,8 @@ def atoms_of(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
                 changed = all_changed or (said, network) not in other
                 atoms.networks.setdefault(network, []).append(Owner(side, rule, changed))
             for exemption in rule.excepts:
-                _take_exemption(atoms, side, rule, exemption)
-    _take_lists(atoms, contents)
+                _add_exemption(atoms, side, rule, exemption)
+    _add_lists(atoms, contents)
     return atoms
 
 
@@ -231,22 +231,22 @@ def _votes(policy: Policy) -> Callable[[Rule], object]:
     return lambda rule: tuple(sorted(layers.get(rule, ())))
 
 
-def _take_lists(atoms: Atoms, contents: dict[Side, list[tuple[object, Rule]]]) -> None:
+def _add_lists(atoms: Atoms, contents: dict[PolicySide, list[tuple[object, Rule]]]) -> None:
     """Take the names of lists that one side alone has; of a list that is the same on both sides none."""
-    by_content: dict[object, dict[Side, list[Rule]]] = {}
+    by_content: dict[object, dict[PolicySide, list[Rule]]] = {}
     for side, pairs in contents.items():
         for said, rule in pairs:
             if rule.feeds:
-                by_content.setdefault(said, {Side.OLD: [], Side.NEW: []})[side].append(rule)
+                by_content.setdefault(said, {PolicySide.OLD: [], PolicySide.NEW: []})[side].append(rule)
     for sides in by_content.values():
         feeds = {side: {feed.digest: feed for rule in rules for feed in rule.feeds} for side, rules in sides.items()}
-        if feeds[Side.OLD].keys() == feeds[Side.NEW].keys():
+        if feeds[PolicySide.OLD].keys() == feeds[PolicySide.NEW].keys():
             continue
         named = {side: {name for feed in found.values() for name in _names_of(feed)} for side, found in feeds.items()}
-        differing = sorted(named[Side.OLD] ^ named[Side.NEW])
+        differing = sorted(named[PolicySide.OLD] ^ named[PolicySide.NEW])
         atoms.left_out |= len(differing) > _MOST_LISTED
         for name in differing[:_MOST_LISTED]:
-            side = Side.OLD if name in named[Side.OLD] else Side.NEW
+            side = PolicySide.OLD if name in named[PolicySide.OLD] else PolicySide.NEW
             pattern = NamePattern.parse(f"**.{name}")
             owners = atoms.names.setdefault(pattern, [])
             owners += [Owner(side, rule, changed=True) for rule in sides[side]]
@@ -257,7 +257,7 @@ def _names_of(feed: Feed) -> Iterator[str]:
         yield from filter(None, chunk.split("\n"))
 
 
-def _take_exemption(atoms: Atoms, side: Side, rule: Rule, exemption: Exemption) -> None:
+def _add_exemption(atoms: Atoms, side: PolicySide, rule: Rule, exemption: Exemption) -> None:
     for name in exemption.names:
         atoms.names.setdefault(name, []).append(Owner(side, rule, exempts=True))
     for network in exemption.networks:

@@ -27,7 +27,7 @@ class CallerKind(NamedTuple):
     where: tuple[tuple[str, str], ...] = ()
 
 
-def callers(rules: Iterable[Rule]) -> list[CallerKind]:
+def sample_callers(rules: Iterable[Rule]) -> list[CallerKind]:
     """Give one of each kind; a single nobody where no rule asks."""
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
@@ -71,10 +71,10 @@ def _tasks(asked: Sequence[TaskSelector]) -> list[tuple[str, Mapping[str, str], 
 
 def _texts(patterns: Sequence[Pattern]) -> list[tuple[str | None, str]]:
     """Give a text for each combination of patterns, and one that none covers; each with what it is called."""
-    return [(text, kind or "any other") for text, kind in texts(tuple(dict.fromkeys(patterns)))]
+    return [(text, kind or "any other") for text, kind in sample_texts(tuple(dict.fromkeys(patterns)))]
 
 
-def texts(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
+def sample_texts(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
     """Give a text and the patterns that cover it, for each combination, and at last one that no pattern covers."""
     walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], ANY_TEXT)
     found = [
@@ -116,14 +116,14 @@ OF_REQUESTS: Final = frozenset(
 type Where = dict[str, Any]
 
 
-class Kind(NamedTuple):
+class SampleValue(NamedTuple):
     """A value of a facet: what it is called, and the text or value that has it."""
 
     label: str
     value: Any
 
 
-class Requests:
+class SampleRequests:
     """The requests that stand for all that `rules` tell apart."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -200,9 +200,9 @@ class Requests:
 class _Variation(NamedTuple):
     """What some conditions tell apart beside methods and paths."""
 
-    queries: list[Kind]
-    headers: list[Kind]
-    shapes: list[Kind]
+    queries: list[SampleValue]
+    headers: list[SampleValue]
+    shapes: list[SampleValue]
     sizes: list[int]
 
     @classmethod
@@ -260,66 +260,75 @@ def _paths(patterns: tuple[PathPattern, ...]) -> tuple[tuple[frozenset[str], str
     """Give the patterns that cover it and a path, for each combination that there is."""
     ordered = (_EVERY_PATH, *(pattern for pattern in patterns if pattern.text != ANY_PATH))
     walk = Signatures([pattern.parts for pattern in ordered], SEGMENTS)
-    found = walk.find(lambda parts: bool(readings(written(parts))))
-    return tuple((frozenset(ordered[number].text for number in each.signature), written(each.parts)) for each in found)
+    found = walk.find(lambda parts: bool(readings(write_path(parts))))
+    return tuple(
+        (frozenset(ordered[number].text for number in each.signature), write_path(each.parts)) for each in found
+    )
 
 
-def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[Kind]:
+def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[SampleValue]:
     """Give bodies and WebSockets, where rules tell them apart: by saying so, or by not saying what others don't ask.
 
     `plain`: some rule lets out without asking.
     """
     said = any(http.body is not None or http.websocket is not None for http in conditions)
     if not said and not (plain and conditions):
-        return [Kind("", (False, False))]
+        return [SampleValue("", (False, False))]
     return [
-        Kind("no body", (False, False)),
-        Kind("a body", (True, False)),
-        Kind("a WebSocket", (False, True)),
-        Kind("a WebSocket with a body", (True, True)),
+        SampleValue("no body", (False, False)),
+        SampleValue("a body", (True, False)),
+        SampleValue("a WebSocket", (False, True)),
+        SampleValue("a WebSocket with a body", (True, True)),
     ]
 
 
-def _parameters(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[Kind]:
+def _parameters(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
     """Give queries for all that rules tell apart of the parameters that they name."""
     choices = [
         [
-            Kind(f"no {name}", ""),
-            *(Kind(f"{name}={kind or 'other'}", f"{_query(name)}={_query(text)}") for text, kind in _values(wanted)),
-            Kind(f"{name} read in two ways", f"{_query(name)}[]={_query(_values(wanted)[0][0])}"),
+            SampleValue(f"no {name}", ""),
+            *(
+                SampleValue(f"{name}={kind or 'other'}", f"{_query(name)}={_query(text)}")
+                for text, kind in _values(wanted)
+            ),
+            SampleValue(f"{name} read in two ways", f"{_query(name)}[]={_query(_values(wanted)[0][0])}"),
         ]
         for name, wanted in _by_name(asked).items()
     ]
     return [
-        Kind(", ".join(kind.label for kind in kinds), "&".join(kind.value for kind in kinds if kind.value))
+        SampleValue(", ".join(kind.label for kind in kinds), "&".join(kind.value for kind in kinds if kind.value))
         for kinds in product(*choices)
     ]
 
 
-def _credentials(rules: Sequence[Rule]) -> list[Kind]:
+def _credentials(rules: Sequence[Rule]) -> list[SampleValue]:
     """Tell apart whose credential a request carries; `None` where no rule asks."""
     exempted = (exemption.credential for rule in rules for exemption in rule.excepts)
     named = {name for name in (*(rule.credential for rule in rules), *exempted) if name is not None}
-    return [*(Kind(name, name) for name in sorted(named)), Kind("another", "")] if named else [Kind("", None)]
+    return (
+        [*(SampleValue(name, name) for name in sorted(named)), SampleValue("another", "")]
+        if named
+        else [SampleValue("", None)]
+    )
 
 
-def _headers(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[Kind]:
+def _headers(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
     choices = [
         [
-            Kind(f"no {name}", ()),
-            *(Kind(f"{name}: {kind or 'other'}", ((name, text),)) for text, kind in _values(wanted)),
-            Kind(f"{name} read in two ways", ((name, f"{_values(wanted)[0][0]}, zzz"),)),
+            SampleValue(f"no {name}", ()),
+            *(SampleValue(f"{name}: {kind or 'other'}", ((name, text),)) for text, kind in _values(wanted)),
+            SampleValue(f"{name} read in two ways", ((name, f"{_values(wanted)[0][0]}, zzz"),)),
         ]
         for name, wanted in _by_name(asked).items()
     ]
     if not choices:
-        return [Kind("", ())]
+        return [SampleValue("", ())]
     host = ("host", "x.example")
     known = [
-        Kind(", ".join(kind.label for kind in kinds), (host, *(pair for kind in kinds for pair in kind.value)))
+        SampleValue(", ".join(kind.label for kind in kinds), (host, *(pair for kind in kinds for pair in kind.value)))
         for kinds in product(*choices)
     ]
-    return [*known, Kind("unknown", ())]
+    return [*known, SampleValue("unknown", ())]
 
 
 def _by_name(asked: Iterable[tuple[tuple[str, Values], ...]]) -> dict[str, tuple[Pattern, ...]]:
@@ -331,7 +340,7 @@ def _by_name(asked: Iterable[tuple[tuple[str, Values], ...]]) -> dict[str, tuple
 
 
 def _values(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
-    return texts(patterns) or [("other", "")]
+    return sample_texts(patterns) or [("other", "")]
 
 
 def _query(text: str) -> str:
@@ -343,7 +352,7 @@ def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> It
     refs = list(_refs(gits))
     for service, suffix in _ASKED:
         for kind, repo in _found(gits, suffix, paths):
-            path = written((*repo, *suffix))
+            path = write_path((*repo, *suffix))
             name = "/".join(repo)
             if service is GitService.FETCH:
                 yield (
@@ -373,7 +382,7 @@ def _found(
     repos = {repo.text: (repo.parts, repo.folded) for git in gits for repo in git.repos}
     patterns = [((*parts, *suffix), (*folded, *suffix)) for parts, folded in repos.values()]
     walk = _folding((MANY, *suffix), patterns, [path.parts for path in paths])
-    for found in walk.find(lambda parts: len(parts) > len(suffix) and bool(readings(written(parts)))):
+    for found in walk.find(lambda parts: len(parts) > len(suffix) and bool(readings(write_path(parts)))):
         repo = found.parts[: -len(suffix)]
         kind = _called(found.signature, list(repos))
         yield kind, repo
@@ -412,6 +421,6 @@ def _in_another_case(kind: frozenset[str]) -> frozenset[str]:
     return frozenset(name if name.endswith((ANOTHER_CASE, *_OTHER)) else name + ANOTHER_CASE for name in kind)
 
 
-def written(parts: Iterable[str]) -> str:
+def write_path(parts: Iterable[str]) -> str:
     """Write segments as a request has them (RFC 3986 section 3.3)."""
     return "/" + "/".join(percent_encode(part, _UNESCAPED) for part in parts)

@@ -1,10 +1,9 @@
-"""Edits rule files: writes a rule that allows what was asked about, or an exemption from the rule that asks.
+"""Edits rule files: adds a rule that allows an attempt, or an exemption from the rule that asks about it.
 
-`Wanted` says in a rule's words what was asked about, `places` where it goes in a file's text, and `written` puts it
-there and holds the file as it would be against the one that is: nothing but what was meant may be decided otherwise.
-Whoever asks for it writes the file.
+`AttemptToAllow` is the attempt, `insertion` finds where the rule goes in the file's text, and `add_rule` inserts it.
+`add_rule` then compares the policies before and after: no other decision may change. The caller writes the file.
 """
 
-from rules.editing.writing import CannotWrite, Edited, Wanted, written
+from rules.editing.writing import AttemptToAllow, EditedFile, EditError, add_rule
 
-__all__ = ["CannotWrite", "Edited", "Wanted", "written"]
+__all__ = ["AttemptToAllow", "EditError", "EditedFile", "add_rule"]

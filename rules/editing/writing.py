@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 
 from rules.addresses import parse_host
 from rules.attempt import UNKNOWN_CALLER, Attempt, Caller, GitRequest, GitService, Protocol, RefChange, Request
-from rules.diff.compare import Row, compare
-from rules.diff.words import example
-from rules.editing.places import Insertion, Text, Unplaceable
+from rules.diff.compare import DiffRow, compare
+from rules.diff.statements import write_example
+from rules.editing.insertion import Insertion, InsertionError, RuleFileText
 from rules.files import describe_error, read_file
-from rules.loading.fields import slugged
+from rules.loading.fields import make_slug
 from rules.loading.load import Loaded, failures
 from rules.matching.policy import Policy
 from rules.names import InvalidNameError
@@ -25,7 +25,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._-]*", re.ASCII)  # to YAML
 _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # and to people something else
 
 
-class Wanted(NamedTuple):
+class AttemptToAllow(NamedTuple):
     """Attempt to allow, as an event or the caller gives it. An empty `method` means the whole connection.
 
     `path` is as the client sent it, with its query. `repo` is as in `GitRequest`. `refs` are those of a push, each with
@@ -113,11 +113,11 @@ _KEPT: Final = ("for", "until", "limits", "tls", "ca", "idle_timeout", "trust", 
 _MOST_ASKS: Final = 8
 
 
-class CannotWrite(Exception):  # noqa: N818  what it is, in words
+class EditError(Exception):
     """Why the file stays as it is, in a sentence."""
 
 
-class Edited(NamedTuple):
+class EditedFile(NamedTuple):
     """A rule file as it would be. `rule` is the id of the rule that is new, as it is cited; empty: exempting is all."""
 
     path: Path
@@ -126,7 +126,7 @@ class Edited(NamedTuple):
     asks: tuple[str, ...]  # those that no longer ask about it
 
 
-def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_text: str = "") -> Edited:
+def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAllow, why_text: str = "") -> EditedFile:
     """Write into the file at `path` that what was asked about is let out. Raises CannotWrite.
 
     `read` loads the policy in force, with other contents of some files (`rules.loading.load.read`); `asks` cites the
@@ -137,15 +137,15 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
     try:
         data = read_file(path.resolve(strict=True))
         before = read({})
-        text = Text(data.decode())
+        text = RuleFileText(data.decode())
         matching = wanted.matching()
         attempts = wanted.attempts()
     except RuleFileError as error:
-        raise CannotWrite(f"the rules are broken as they are: {error.problems[0]}") from error
+        raise EditError(f"the rules are broken as they are: {error.problems[0]}") from error
     except OSError as error:
-        raise CannotWrite(f"`{error.filename or path}` can't be read: {describe_error(error)}") from error
+        raise EditError(f"`{error.filename or path}` can't be read: {describe_error(error)}") from error
     except (InvalidNameError, ValueError) as error:
-        raise CannotWrite(f"it can't be written as a rule: {describe_error(error)}") from error
+        raise EditError(f"it can't be written as a rule: {describe_error(error)}") from error
     idents = _idents(before.policy, text, asks)
     _check_asked(before.policy, attempts, unruled=not asks)
     try:
@@ -153,7 +153,7 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
         if exempting:
             after = _read(read, path, text.with_all(exempting))
             if all(after.policy.decide(attempt).allows for attempt in attempts):
-                return _checked(before, after, text.with_all(exempting), Edited(path, b"", "", tuple(asks)), wanted)
+                return _checked(before, after, text.with_all(exempting), EditedFile(path, b"", "", tuple(asks)), wanted)
         ident = _fresh(text, wanted.host)
         behind = idents[0] if idents else text.last()
         pairs = {"id": ident, **matching, **(_kept(text, behind) if idents else {}), "action": "allow"}
@@ -162,27 +162,27 @@ def written(read: Reader, path: Path, asks: Sequence[str], wanted: Wanted, why_t
         if why_text:
             pairs["why"] = scalar(why_text)
         changed = text.with_all([*exempting, text.after(behind, list(pairs.items()))])
-    except Unplaceable as unplaceable:
-        raise CannotWrite(f"`{path}` can't be added to: {unplaceable}") from unplaceable
+    except InsertionError as unplaceable:
+        raise EditError(f"`{path}` can't be added to: {unplaceable}") from unplaceable
     after = _read(read, path, changed)
     known = {rule.id for rule in before.policy.rules}
     new = [rule.id for rule in after.policy.rules if rule.id not in known]
     cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
     if not all(after.policy.decide(attempt).allows for attempt in attempts):
-        raise CannotWrite("a rule of its own would not let it out: see `exeat explain`")
-    return _checked(before, after, changed, Edited(path, b"", cited, tuple(asks)), wanted)
+        raise EditError("a rule of its own would not let it out: see `exeat explain`")
+    return _checked(before, after, changed, EditedFile(path, b"", cited, tuple(asks)), wanted)
 
 
-def _idents(policy: Policy, text: Text, asks: Sequence[str]) -> list[str]:
+def _idents(policy: Policy, text: RuleFileText, asks: Sequence[str]) -> list[str]:
     """Find the rules that asked in the file; its own ids."""
     if len(asks) > _MOST_ASKS:
-        raise CannotWrite(f"more than {_MOST_ASKS} rules ask about it")
+        raise EditError(f"more than {_MOST_ASKS} rules ask about it")
     known = {rule.id for rule in policy.rules if rule.action is Verdict.ASK}
     for cited in asks:
         if cited not in known:
-            raise CannotWrite(f"there is no rule `{cited}` that asks: rules are written down for what goes out")
+            raise EditError(f"there is no rule `{cited}` that asks: rules are written down for what goes out")
         if not text.has(cited.partition(":")[2]):
-            raise CannotWrite(f"`{cited}` is in another file: write it there")
+            raise EditError(f"`{cited}` is in another file: write it there")
     return [cited.partition(":")[2] for cited in asks]
 
 
@@ -190,16 +190,18 @@ def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) 
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
     held = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
     if not held:
-        raise CannotWrite("it is let out already")
+        raise EditError("it is let out already")
     for attempt, decision in held:
         if unruled:
             if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:
-                raise CannotWrite(f"`{example(attempt)}` is now decided by a rule: {decision.reason}")
+                raise EditError(f"`{write_example(attempt)}` is now decided by a rule: {decision.reason}")
         elif not decision.needs_approval and decision.verdict is not Verdict.ASK:
-            raise CannotWrite(f"`{example(attempt)}` is not asked about any more: {decision.reason}")
+            raise EditError(f"`{write_example(attempt)}` is not asked about any more: {decision.reason}")
 
 
-def _exempting(policy: Policy, text: Text, idents: Sequence[str], matching: Mapping[str, str]) -> list[Insertion]:
+def _exempting(
+    policy: Policy, text: RuleFileText, idents: Sequence[str], matching: Mapping[str, str]
+) -> list[Insertion]:
     """Exempt it from the asks that are no defaults: before those any other rule goes."""
     defaults = {rule.id.partition(":")[2] for rule in policy.rules if rule.default}
     entry = f"{{{', '.join(f'{key}: {value}' for key, value in matching.items())}}}"
@@ -210,7 +212,7 @@ def _exempting(policy: Policy, text: Text, idents: Sequence[str], matching: Mapp
     return found
 
 
-def _needs_body(policy: Policy, wanted: Wanted) -> bool:
+def _needs_body(policy: Policy, wanted: AttemptToAllow) -> bool:
     """Whether only what has a body was asked about: a rule that lets bodies out lets those without out, too."""
     if not wanted.body or not wanted.method or wanted.repo:
         return False
@@ -220,16 +222,16 @@ def _needs_body(policy: Policy, wanted: Wanted) -> bool:
     )
 
 
-def _kept(text: Text, ident: str) -> dict[str, str]:
+def _kept(text: RuleFileText, ident: str) -> dict[str, str]:
     """Take over for whom, how long and how tightly the ask was."""
     said = {key: text.source(ident, key) for key in _KEPT}
     return {key: value for key, value in said.items() if value is not None}
 
 
-def _fresh(text: Text, host: str) -> str:
+def _fresh(text: RuleFileText, host: str) -> str:
     """Make an id that nothing in the file has."""
     taken = text.ids()
-    base = f"approved-{slugged(host)}"[:56].rstrip("-")
+    base = f"approved-{make_slug(host)}"[:56].rstrip("-")
     return next(i for i in (base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))) if i not in taken)
 
 
@@ -237,26 +239,26 @@ def _read(read: Reader, path: Path, text: str) -> Loaded:
     try:
         loaded = read({path.resolve(strict=True): text.encode()})
     except RuleFileError as error:
-        raise CannotWrite(f"the file would be wrong then: {error.problems[0]}") from error
+        raise EditError(f"the file would be wrong then: {error.problems[0]}") from error
     failed = failures(loaded)
     if failed:
-        raise CannotWrite(f"{failed[0].message}")
+        raise EditError(f"{failed[0].message}")
     return loaded
 
 
-def _checked(before: Loaded, after: Loaded, text: str, edited: Edited, wanted: Wanted) -> Edited:
+def _checked(before: Loaded, after: Loaded, text: str, edited: EditedFile, wanted: AttemptToAllow) -> EditedFile:
     """Compare what is decided now with what would be: only what was asked about may differ."""
     compared = compare(before.policy, after.policy)
     if compared.settings or not compared.complete:
-        raise CannotWrite("these rules are too many to compare before and after: edit the file by hand")
+        raise EditError("these rules are too many to compare before and after: edit the file by hand")
     for row in compared.rows:
         if not (_is_meant(row, wanted) if edited.asks else _is_new(row, wanted)):
             was, now = row.was.verdict, row.now.verdict
-            raise CannotWrite(f"more would change: `{example(row.attempt)}` was {was} and would be {now}")
+            raise EditError(f"more would change: `{write_example(row.attempt)}` was {was} and would be {now}")
     return edited._replace(data=text.encode())
 
 
-def _is_meant(row: Row, wanted: Wanted) -> bool:
+def _is_meant(row: DiffRow, wanted: AttemptToAllow) -> bool:
     """Whether a row is of what was asked about, and says that it is let out now.
 
     Or of bytes there that nobody can read: they could be the ones that are exempt, so nobody is asked about them.
@@ -266,7 +268,7 @@ def _is_meant(row: Row, wanted: Wanted) -> bool:
     return row.now.verdict == Verdict.DENY or _is_the_same(row, wanted)
 
 
-def _is_new(row: Row, wanted: Wanted) -> bool:
+def _is_new(row: DiffRow, wanted: AttemptToAllow) -> bool:
     """Whether a row is of what no rule said anything about, and says that it is let out now."""
     if not _is_there(row, wanted) or row.was.verdict != Verdict.DENY or row.was.reason is not Reason.NO_RULE:
         return False
@@ -274,11 +276,11 @@ def _is_new(row: Row, wanted: Wanted) -> bool:
     return row.now.verdict == Verdict.ALLOW and (whole or _is_the_same(row, wanted))
 
 
-def _is_there(row: Row, wanted: Wanted) -> bool:
+def _is_there(row: DiffRow, wanted: AttemptToAllow) -> bool:
     return (str(row.attempt.target), row.attempt.port) == (wanted.host, wanted.port)
 
 
-def _is_the_same(row: Row, wanted: Wanted) -> bool:
+def _is_the_same(row: DiffRow, wanted: AttemptToAllow) -> bool:
     """Whether what is let out of one destination is no more than what was asked about."""
     attempt, request = row.attempt, row.attempt.request
     if wanted.protocol is Protocol.TCP:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from rules.attempt import Attempt
 from rules.decision import ApprovalTerms, Decision, Limits
-from rules.explain.reasons import meaning
-from rules.explain.sentences import run_sentences, sentences
-from rules.loading.cases import Question, said
+from rules.explain.reasons import describe_reason
+from rules.explain.sentences import explain_attempt, explain_run
+from rules.loading.cases import AttemptText, verdict_of
 from rules.matching.layers import Layer
-from rules.matching.plan import PASSES, Leniency, settles
+from rules.matching.plan import PASSES, Leniency, is_settled
 from rules.matching.policy import Policy
 from rules.matching.precedence import Finding, Match, weigh
-from rules.matching.reference import Considered, consider, covers_target, is_closed, is_granted, is_over
+from rules.matching.reference import ConsideredRule, consider, covers_target, has_ended, is_closed, is_granted
 from rules.names import InvalidNameError
 from rules.paths import Reading, readings
 from rules.problems import escape_unprintable
@@ -25,10 +25,10 @@ from rules.verdicts import Reason
 class Explanation(NamedTuple):
     """A decision and what led to it."""
 
-    question: Question
+    question: AttemptText
     attempt: Attempt | None  # None: the host is no name and no address, or it is a program
     decision: Decision
-    considered: tuple[Considered, ...] = ()
+    considered: tuple[ConsideredRule, ...] = ()
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
     via: str | None = None  # the proxy that it goes through; None: it is dialled directly
     objecting: tuple[Layer, ...] = ()  # the layers that don't let it out, where that is what decides
@@ -36,8 +36,8 @@ class Explanation(NamedTuple):
 
     def lines(self) -> list[str]:
         """Tell it to a person, a sentence a line, the verdict first."""
-        tell = sentences if self.question.run is None else run_sentences
-        return [escape_unprintable(line) for line in tell(self, said(self.decision))]
+        tell = explain_attempt if self.question.run is None else explain_run
+        return [escape_unprintable(line) for line in tell(self, verdict_of(self.decision))]
 
     def value(self) -> dict[str, Any]:
         """Tell it to a program."""
@@ -52,10 +52,10 @@ class Explanation(NamedTuple):
             "tainted": caller.tainted,
             "at": None if caller.at is None else caller.at.isoformat(),
             "protocol": None if attempt is None else attempt.protocol.value,
-            "verdict": said(decision).value,
+            "verdict": verdict_of(decision).value,
             "outcome": decision.outcome.value,
             "reason": decision.reason.value,
-            "meaning": meaning(decision.reason, None if attempt is None else attempt.target),
+            "meaning": describe_reason(decision.reason, None if attempt is None else attempt.target),
             "rules": list(decision.rules),
             "why": decision.why,
             "inspect": decision.inspect,
@@ -85,7 +85,7 @@ class Explanation(NamedTuple):
         }
 
 
-def explain(policy: Policy, question: Question) -> Explanation:
+def explain(policy: Policy, question: AttemptText) -> Explanation:
     """Decide an attempt and say why."""
     if question.run is not None:
         return Explanation(question, None, question.decide(policy))
@@ -98,11 +98,11 @@ def explain(policy: Policy, question: Question) -> Explanation:
     upstream = policy.upstream_for(attempt) if proxied else None
     via = None if upstream is None else str(upstream)
     objecting = tuple(policy.objecting(attempt)) if decision.reason is Reason.LAYER else ()
-    entries = tuple(considered(policy, attempt))
+    entries = tuple(consider_rules(policy, attempt))
     return Explanation(question, attempt, decision, entries, proxied, via, objecting, policy.needs.taint)
 
 
-def considered(policy: Policy, attempt: Attempt) -> list[Considered]:
+def consider_rules(policy: Policy, attempt: Attempt) -> list[ConsideredRule]:
     """Hold every rule about the target against the attempt; its path by the reading that is judged strictest."""
     rules = [rule for rule in policy.rules if covers_target(rule, attempt)]
     paths: tuple[Reading | None, ...] = (None,)
@@ -110,13 +110,13 @@ def considered(policy: Policy, attempt: Attempt) -> list[Considered]:
         paths = readings(attempt.request.path)
     tried = [[consider(rule, attempt, path) for rule in rules] for path in paths]
     leniency = policy.leniency(attempt.target)
-    return min(tried, key=lambda entries: leniency(finding_of(entries, attempt, leniency)), default=[])
+    return min(tried, key=lambda entries: leniency(weigh_considered(entries, attempt, leniency)), default=[])
 
 
-def finding_of(entries: list[Considered], attempt: Attempt, leniency: Leniency | None = None) -> Finding:
+def weigh_considered(entries: list[ConsideredRule], attempt: Attempt, leniency: Leniency | None = None) -> Finding:
     """Weigh rules that were considered one by one. Without `leniency` audit mode has no word in it."""
     rules = [entry.rule for entry in entries]
-    expired = {rule for rule in rules if is_over(rule, attempt.at)}
+    expired = {rule for rule in rules if has_ended(rule, attempt.at)}
     granted = {rule for rule in rules if is_granted(rule, attempt)}
     closed = {rule for rule in rules if is_closed(rule, attempt)}
 
@@ -127,7 +127,7 @@ def finding_of(entries: list[Considered], attempt: Attempt, leniency: Leniency |
 
     finding = weighed([Match.NO if entry.field == "resolves_to" else entry.match for entry in entries])
     late = [entry.resolved if entry.field == "resolves_to" else entry.match for entry in entries]
-    return finding if settles(finding, leniency or _enforced) else weighed(late)
+    return finding if is_settled(finding, leniency or _enforced) else weighed(late)
 
 
 def _enforced(finding: Finding) -> int:

@@ -179,7 +179,7 @@ REASONS: Final[dict[Reason, ReasonText]] = {
 }
 
 
-def meaning(reason: Reason, target: HostName | Address | None) -> str:
+def describe_reason(reason: Reason, target: HostName | Address | None) -> str:
     """Return what a reason means for this target, and the remedy; None: the host is no name and no address."""
     otherwise = opened_otherwise(target) if reason is Reason.NON_PUBLIC_ADDRESS and target is not None else ""
     return otherwise or "; ".join(filter(None, (REASONS[reason].meaning, remedy_for(reason))))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 from rules.addresses import Address
 from rules.attempt import Protocol
 from rules.decision import ApprovalTerms, Decision, Limits, NearestRule
-from rules.explain.reasons import meaning
+from rules.explain.reasons import describe_reason
 from rules.matching.precedence import Match
-from rules.matching.reference import Considered
+from rules.matching.reference import ConsideredRule
 from rules.names import HostName
 from rules.problems import quote
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
@@ -34,7 +34,7 @@ _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 
 
-def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
+def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
     decision, attempt = explanation.decision, explanation.attempt
     asked = quote(explanation.question.text.partition("?")[0])
@@ -62,11 +62,11 @@ def sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     if explanation.considered:
         yield "rules about this target:"
         known = attempt is not None and attempt.request is not None
-        yield from (f"  {_line(entry, known=known)}" for entry in sorted(explanation.considered, key=_telling))
+        yield from (f"  {_line(entry, known=known)}" for entry in sorted(explanation.considered, key=_sort_key))
     yield from _hints(explanation)
 
 
-def run_sentences(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
+def explain_run(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Tell a decision on a program."""
     decision = explanation.decision
     yield _verdict(quote(explanation.question.text), verdict, decision, None)
@@ -84,7 +84,7 @@ def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName 
         return f"{asked} needs an approval{by} (`{decision.reason}` where no approver can be reached)"
     if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
         return f"{asked} is denied{by}: a rule asks, and no approval would allow it (`{decision.reason}`)"
-    said = "" if decision.reason is Reason.RULE else f": {meaning(decision.reason, target)}"
+    said = "" if decision.reason is Reason.RULE else f": {describe_reason(decision.reason, target)}"
     return f"{asked} is {_DONE[verdict]}{by}{said} (`{decision.reason}`)"
 
 
@@ -104,14 +104,14 @@ def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iter
     if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
         yield "reading from there taints the task (`trust: untrusted`)"
     for rule, limits in decision.limits:
-        yield f"`{rule}` allows {limited(limits)}"
+        yield f"`{rule}` allows {describe_limits(limits)}"
     for asks in decision.approval:
-        yield f"`{asks.rule}` needs {_approved(asks.terms)}"
+        yield f"`{asks.rule}` needs {_describe_approval(asks.terms)}"
     if decision.expires is not None:
         yield f"this decision holds until the end of {decision.expires} (UTC)"
 
 
-def limited(limits: Limits) -> str:
+def describe_limits(limits: Limits) -> str:
     """Say what limits let out: `at most 5 requests in 1h for each task`."""
     parts = [
         f"{count} {what}"
@@ -127,7 +127,7 @@ def limited(limits: Limits) -> str:
     return f"at most {' and '.join(parts)}{when} for each {limits.per}"
 
 
-def _approved(terms: ApprovalTerms) -> str:
+def _describe_approval(terms: ApprovalTerms) -> str:
     who = "any approver" if terms.by is None else f"`{terms.by}`"
     count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
     lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
@@ -158,12 +158,12 @@ def _hints(explanation: "Explanation") -> Iterator[str]:
         yield "no credential was given: add `--credential ID` for a request with the placeholder of that secret"
 
 
-def _telling(entry: Considered) -> tuple[bool, int, str]:
+def _sort_key(entry: ConsideredRule) -> tuple[bool, int, str]:
     """Order rules so that those that decide come first, and defaults, which seldom do, last."""
     return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
 
 
-def _line(entry: Considered, *, known: bool) -> str:
+def _line(entry: ConsideredRule, *, known: bool) -> str:
     """Tell what came of one rule; `known`: a request was asked about, so that nothing of it is still to come."""
     rule = entry.rule
     line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "

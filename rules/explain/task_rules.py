@@ -9,7 +9,7 @@ from datetime import date
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from rules.explain.sentences import limited
+from rules.explain.sentences import describe_limits
 from rules.matching.policy import Policy
 from rules.ports import describe
 from rules.rule import GitRule, Http, Rule
@@ -33,7 +33,7 @@ _STARTING: Final = {
 _ONCE_TAINTED: Final = "only once the task has read untrusted content"
 
 
-class Permitted(NamedTuple):
+class TaskRules(NamedTuple):
     """The rules and commands that are about a task, in the order in which they are told; `more` are left out."""
 
     rules: tuple[Rule, ...]
@@ -41,22 +41,22 @@ class Permitted(NamedTuple):
     commands: tuple[Command, ...] = ()
 
 
-def permitted(policy: Policy, task: str, labels: Mapping[str, str], today: date) -> Permitted:
+def find_task_rules(policy: Policy, task: str, labels: Mapping[str, str], today: date) -> TaskRules:
     """Find the rules that are about a task today."""
     mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
     mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
     held = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
     held.sort(key=lambda command: (_ORDER[command.action], command.cite))
     more = max(0, len(mine) - MOST_RULES) + max(0, len(held) - MOST_RULES)
-    return Permitted(tuple(mine[:MOST_RULES]), more, tuple(held[:MOST_RULES]))
+    return TaskRules(tuple(mine[:MOST_RULES]), more, tuple(held[:MOST_RULES]))
 
 
-def told(found: Permitted) -> list[dict[str, Any]]:
+def rules_as_json(found: TaskRules) -> list[dict[str, Any]]:
     """Return them as values for JSON; what a rule doesn't say is left out."""
     return [_values(rule) for rule in found.rules]
 
 
-def told_commands(found: Permitted) -> list[dict[str, Any]]:
+def commands_as_json(found: TaskRules) -> list[dict[str, Any]]:
     """Return the commands as values for JSON."""
     return [
         {
@@ -69,7 +69,7 @@ def told_commands(found: Permitted) -> list[dict[str, Any]]:
     ]
 
 
-def in_words(found: Permitted) -> Iterator[str]:
+def describe_rules(found: TaskRules) -> Iterator[str]:
     """Yield them as lines."""
     for action, rules in groupby(found.rules, lambda rule: rule.action):
         yield _HEADINGS[action]
@@ -110,7 +110,7 @@ def _values(rule: Rule) -> dict[str, Any]:
     if rule.credential is not None:
         said["credential"] = "only with the placeholder that you were given"
     if rule.limits is not None:
-        said["limits"] = limited(rule.limits)
+        said["limits"] = describe_limits(rule.limits)
     if rule.until is not None:
         said["until"] = rule.until.isoformat()
     if rule.why:

@@ -7,8 +7,16 @@ from typing import Final, NamedTuple
 
 from rules.addresses import Address, Opening, bracket_host, find_block, why_not_public
 from rules.attempt import METHOD_TOKEN, Protocol
-from rules.learning.generalize import GitDraft, GitSeen, Learned, covers, generalised, git_drafts, written
-from rules.loading.fields import slugged
+from rules.learning.generalize import (
+    GitDraft,
+    GitObservation,
+    Learned,
+    generalize_paths,
+    git_drafts,
+    matches_learned,
+    write_pattern,
+)
+from rules.loading.fields import make_slug
 from rules.names import HOST, HostName, is_localhost
 from rules.paths import readings
 from rules.problems import join_first
@@ -20,7 +28,7 @@ _MOST_CITED: Final = 3
 _MOST_TASKS: Final = 1000  # by name; of more only the number is kept
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """Where something went."""
 
     target: HostName | Address
@@ -30,10 +38,10 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Evidence:
-    """How often something was seen, when (ns since 1970), by which tasks, and the strictest action it passed under.
+    """Evidence for a draft: how often, when (ns since 1970), by which tasks, and the strictest action that allowed it.
 
-    `let_out_by`: the rules that allowed or flagged it; `asked_by`: those under which people approved it. `untold`: what
-    its events don't tell and rules look at.
+    `allowed_by`: the rules that allowed or flagged it. `approvals_from`: the rules under which people approved it.
+    `unrecorded`: what its events lack and rules look at.
     """
 
     times: int = 0
@@ -41,9 +49,9 @@ class Evidence:
     last: int = 0
     tasks: dict[str, None] = field(default_factory=dict)
     action: Verdict = Verdict.ALLOW
-    let_out_by: dict[str, None] = field(default_factory=dict)
-    asked_by: dict[str, None] = field(default_factory=dict)
-    untold: dict[str, None] = field(default_factory=dict)
+    allowed_by: dict[str, None] = field(default_factory=dict)
+    approvals_from: dict[str, None] = field(default_factory=dict)
+    unrecorded: dict[str, None] = field(default_factory=dict)
 
     def add(self, time: int, task: str, action: Verdict, rules: Iterable[str] = ()) -> None:
         """Count one."""
@@ -56,14 +64,14 @@ class Evidence:
         self.last = max(self.last, other.last)
         self.times += other.times
         self.action = min(self.action, other.action, key=STRICTEST_FIRST.index)
-        self.let_out_by.update(other.let_out_by)
-        self.asked_by.update(other.asked_by)
-        self.untold.update(other.untold)
+        self.allowed_by.update(other.allowed_by)
+        self.approvals_from.update(other.approvals_from)
+        self.unrecorded.update(other.unrecorded)
         if len(self.tasks) < _MOST_TASKS:
             self.tasks.update(other.tasks)
 
 
-class Kind(NamedTuple):
+class RequestKind(NamedTuple):
     """What a rule tells requests apart by, beside their paths. `body`: of a GET or HEAD that has one."""
 
     method: str
@@ -72,17 +80,17 @@ class Kind(NamedTuple):
     action: Verdict = Verdict.ALLOW
 
     @classmethod
-    def of(cls, method: str, *, body: bool, websocket: bool, action: Verdict) -> "Kind":
+    def of(cls, method: str, *, body: bool, websocket: bool, action: Verdict) -> "RequestKind":
         """Leave out what makes no difference to a rule."""
         return cls(method, body and method in _BODILESS, websocket, action)
 
 
 @dataclass(slots=True)
-class Seen:
+class Observations:
     """All that was let out at one place. `requests`: by kind and raw path; `unread`: connections nobody read."""
 
-    requests: dict[tuple[Kind, str], Evidence] = field(default_factory=dict)
-    git: dict[GitSeen, Evidence] = field(default_factory=dict)
+    requests: dict[tuple[RequestKind, str], Evidence] = field(default_factory=dict)
+    git: dict[GitObservation, Evidence] = field(default_factory=dict)
     unread: Evidence = field(default_factory=Evidence)
     connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
     reading: Evidence = field(default_factory=Evidence)  # for a rule that lets read whatever is there
@@ -94,7 +102,7 @@ class Draft(NamedTuple):
     """One rule. `methods` None: it is not about requests; `paths` None: it is about every path."""
 
     id: str
-    place: Place
+    place: Destination
     action: Verdict
     evidence: Evidence
     methods: tuple[str, ...] | None = None
@@ -108,7 +116,7 @@ class Draft(NamedTuple):
     dns_types: tuple[str, ...] = ()
 
 
-class LeftOut(NamedTuple):
+class Omission(NamedTuple):
     """What no rule was made for, and why. `what` may hold a sandbox's text."""
 
     what: str
@@ -116,21 +124,21 @@ class LeftOut(NamedTuple):
     why: str
 
 
-class Drafted(NamedTuple):
+class LearnedRules(NamedTuple):
     """What came of it."""
 
     drafts: tuple[Draft, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Omission, ...]
 
 
-def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Drafted:
+def learn(seen: "dict[Destination, Observations]", looks_secret: Callable[[str], bool]) -> LearnedRules:
     """Make rules of what was seen; `looks_secret` says what must not be written down."""
     drafts: list[Draft] = []
-    left_out: list[LeftOut] = []
+    left_out: list[Omission] = []
     ids: set[str] = set()
     for place, there in sorted(seen.items(), key=lambda item: _order(item[0])):
         if looks_secret(str(place.target)):
-            left_out.append(LeftOut(shown(place), _times(there), "the name looks like a credential"))
+            left_out.append(Omission(format_destination(place), _times(there), "the name looks like a credential"))
             continue
         closed: list[object] = [address for address in _asked_of(place, there) if not _can_open(address)]
         if isinstance(place.target, HostName) and is_localhost(
@@ -138,37 +146,39 @@ def learn(seen: "dict[Place, Seen]", looks_secret: Callable[[str], bool]) -> Dra
         ):  # through a proxy, anything may be looked up
             closed.append(place.target)
         if closed:
-            left_out.append(LeftOut(shown(place), _times(there), f"no rule can open {closed[0]}"))
+            left_out.append(Omission(format_destination(place), _times(there), f"no rule can open {closed[0]}"))
             continue
         requests = [*_of_requests(place, there, looks_secret, left_out), *_of_git(place, there, looks_secret, left_out)]
         found = requests or [*_of_connections(place, there, left_out)]
         drafts += [_identified(draft, ids) for draft in _of_lookups(place, there, found, left_out)]
-    return Drafted(tuple(drafts), tuple(left_out))
+    return LearnedRules(tuple(drafts), tuple(left_out))
 
 
-def _order(place: Place) -> tuple[object, ...]:
+def _order(place: Destination) -> tuple[object, ...]:
     return isinstance(place.target, HostName), str(place.target), place.port, place.protocol
 
 
-def shown(place: Place) -> str:
+def format_destination(place: Destination) -> str:
     """Write a place as an attempt names it."""
     return f"{place.protocol} {bracket_host(place.target)}:{place.port}"
 
 
-def _of_lookups(place: Place, there: Seen, drafts: Iterable[Draft], left_out: list[LeftOut]) -> Iterable[Draft]:
+def _of_lookups(
+    place: Destination, there: Observations, drafts: Iterable[Draft], left_out: list[Omission]
+) -> Iterable[Draft]:
     """Have the rules that let a place out list the types of records that were answered for its name."""
     is_listed = False
     for draft in drafts:
         is_listed |= draft.action.allows
         yield draft._replace(dns_types=tuple(sorted(there.records))) if draft.action.allows else draft
     for record, times in there.records.items() if not is_listed else ():
-        left_out.append(LeftOut(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
+        left_out.append(Omission(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
 
 
-def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Iterable[Draft]:
+def _of_connections(place: Destination, there: Observations, left_out: list[Omission]) -> Iterable[Draft]:
     if there.connections.times:
         why = "no request on them was let out, so there is nothing to allow"
-        left_out.append(LeftOut(f"connections {shown(place)}", there.connections.times, why))
+        left_out.append(Omission(f"connections {format_destination(place)}", there.connections.times, why))
     if there.reading.times:
         addresses, notes = _opening(place, there)
         methods = tuple(sorted(_BODILESS))
@@ -185,18 +195,18 @@ def _of_connections(place: Place, there: Seen, left_out: list[LeftOut]) -> Itera
 
 
 def _of_requests(
-    place: Place, there: Seen, looks_secret: Callable[[str], bool], left_out: list[LeftOut]
+    place: Destination, there: Observations, looks_secret: Callable[[str], bool], left_out: list[Omission]
 ) -> Iterable[Draft]:
     """Group methods by the paths they go to: a rule for two methods allows both on all of its paths."""
-    by_kind: dict[Kind, dict[str, Evidence]] = defaultdict(dict)
+    by_kind: dict[RequestKind, dict[str, Evidence]] = defaultdict(dict)
     for (kind, path), evidence in sorted(there.requests.items(), key=lambda item: item[0]):
         by_kind[kind][path] = evidence
-    sharing: dict[tuple[frozenset[Learned], Kind], list[tuple[str, Evidence]]] = defaultdict(list)
+    sharing: dict[tuple[frozenset[Learned], RequestKind], list[tuple[str, Evidence]]] = defaultdict(list)
     for kind, paths in by_kind.items():
         method = kind.method
         if not method or not METHOD_TOKEN.issuperset(method):
             times = sum(evidence.times for evidence in paths.values())
-            left_out.append(LeftOut(f"{method} to {shown(place)}", times, "no rule can name the method"))
+            left_out.append(Omission(f"{method} to {format_destination(place)}", times, "no rule can name the method"))
             continue
         patterns, evidence = _patterns(place, method, paths, looks_secret, left_out)
         if patterns:
@@ -214,7 +224,7 @@ def _of_requests(
             kind.action,
             evidence,
             tuple(method for method, _ in methods),
-            tuple(sorted(patterns, key=lambda pattern: written(pattern) or "")),
+            tuple(sorted(patterns, key=lambda pattern: write_pattern(pattern) or "")),
             resolves_to=addresses,
             notes=(*notes, *_approved(evidence), *_incomplete(evidence)),
             body=kind.body,
@@ -222,7 +232,9 @@ def _of_requests(
         )
 
 
-def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left_out: list[LeftOut]) -> Iterable[Draft]:
+def _of_git(
+    place: Destination, there: Observations, looks_secret: Callable[[str], bool], left_out: list[Omission]
+) -> Iterable[Draft]:
     """Make a rule for each action and each thing that git did: fetching, and each kind of change to refs."""
     addresses, notes = _opening(place, there)
     for draft, action, seen in git_drafts(there.git, looks_secret):
@@ -231,7 +243,9 @@ def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left
             evidence.take(there.git[each])
         if draft is None:
             what = "pushes" if seen[0].change is not None else "fetches"
-            left_out.append(LeftOut(f"{what} to {shown(place)}", evidence.times, "no rule can name it as it was"))
+            left_out.append(
+                Omission(f"{what} to {format_destination(place)}", evidence.times, "no rule can name it as it was")
+            )
             continue
         said = (*notes, *_approved(evidence), *_incomplete(evidence))
         yield Draft("", place, action, evidence, resolves_to=addresses, notes=said, git=draft)
@@ -240,41 +254,41 @@ def _of_git(place: Place, there: Seen, looks_secret: Callable[[str], bool], left
 def _approved(evidence: Evidence) -> Iterable[str]:
     """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
     if evidence.action is Verdict.ASK:
-        named = join_first(evidence.asked_by, _MOST_CITED)
+        named = join_first(evidence.approvals_from, _MOST_CITED)
         yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
 
 
 def _incomplete(evidence: Evidence) -> Iterable[str]:
-    for untold in evidence.untold:
+    for untold in evidence.unrecorded:
         yield f"NOT RECORDED: {untold}"
 
 
 def _patterns(
-    place: Place,
+    place: Destination,
     method: str,
     paths: dict[str, Evidence],
     looks_secret: Callable[[str], bool],
-    left_out: list[LeftOut],
+    left_out: list[Omission],
 ) -> tuple[frozenset[Learned], Evidence]:
     """Find patterns for the paths of one method, and tell of those that none can be found for."""
     ways = {path: readings(path) for path in paths}
-    patterns = generalised({way for found in ways.values() for way in found})
-    texts = {pattern: written(pattern) for pattern in patterns}
+    patterns = generalize_paths({way for found in ways.values() for way in found})
+    texts = {pattern: write_pattern(pattern) for pattern in patterns}
     good = {pattern for pattern, text in texts.items() if text is not None and not looks_secret(_plain(pattern))}
     kept, total = set[Learned](), Evidence()
     by_length: dict[int, list[Learned]] = defaultdict(list)
     for pattern in good:
         by_length[len(pattern)].append(pattern)
     for path, found in ways.items():
-        own = [next((p for p in _candidates(way, good, by_length) if covers(p, way)), None) for way in found]
+        own = [next((p for p in _candidates(way, good, by_length) if matches_learned(p, way)), None) for way in found]
         if found and None not in own:
             kept |= {pattern for pattern in own if pattern is not None}
             total.take(paths[path])
         else:
             secret = looks_secret(path) or any(looks_secret(segment) for way in found for segment in way)
             why = "the path looks like it holds a credential" if secret else "no rule can name the path"
-            what = f"{method} to {shown(place)}" + ("" if secret else path)
-            left_out.append(LeftOut(what, paths[path].times, why))
+            what = f"{method} to {format_destination(place)}" + ("" if secret else path)
+            left_out.append(Omission(what, paths[path].times, why))
     return frozenset(kept), total
 
 
@@ -286,7 +300,7 @@ def _plain(pattern: Learned) -> str:
     return "/" + "/".join(part if isinstance(part, str) else "*" for part in pattern)
 
 
-def _asked_of(place: Place, there: Seen) -> set[Address]:
+def _asked_of(place: Destination, there: Observations) -> set[Address]:
     """List the addresses that a rule would have to open; those of this machine's own name are not asked about."""
     if not isinstance(place.target, HostName):
         return {place.target}
@@ -298,7 +312,7 @@ def _can_open(address: Address) -> bool:
     return block is None or block.opening is not Opening.NEVER
 
 
-def _opening(place: Place, there: Seen) -> tuple[tuple[Address, ...], tuple[str, ...]]:
+def _opening(place: Destination, there: Observations) -> tuple[tuple[Address, ...], tuple[str, ...]]:
     """Say which addresses a rule has to list because one is not public, with a note for each such."""
     if not isinstance(place.target, HostName):
         kind = why_not_public(place.target)
@@ -312,7 +326,7 @@ def _opening(place: Place, there: Seen) -> tuple[tuple[Address, ...], tuple[str,
     return tuple(kinds), tuple(closed)
 
 
-def _times(there: Seen) -> int:
+def _times(there: Observations) -> int:
     every = (there.unread, there.connections, there.reading, *there.requests.values(), *there.git.values())
     return sum(evidence.times for evidence in every)
 
@@ -327,7 +341,7 @@ def _identified(draft: Draft, ids: set[str]) -> Draft:
     words += ["websocket"] * draft.websocket + ["body"] * draft.body
     if draft.git is not None:
         words += ["git", "fetch" if draft.git.change is None else draft.git.change.value]
-    base = slugged("-".join(words))
+    base = make_slug("-".join(words))
     while "--" in base:
         base = base.replace("--", "-")
     number, ident = 1, base

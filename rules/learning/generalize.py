@@ -17,7 +17,7 @@ type Learned = tuple[Part, ...]
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~@:+=,$!")
 
 
-def generalised(seen: Iterable[Reading]) -> set[Learned]:
+def generalize_paths(seen: Iterable[Reading]) -> set[Learned]:
     """Give patterns that cover every reading, and beyond them only what a `*` stands for."""
     patterns: set[Learned] = set(seen)
     while True:
@@ -49,14 +49,14 @@ def _is_wide(values: set[Part]) -> bool:
     return ONE in values or len(values) >= ENOUGH
 
 
-def covers(pattern: Learned, reading: Reading) -> bool:
+def matches_learned(pattern: Learned, reading: Reading) -> bool:
     """Whether a pattern covers a reading."""
     return len(pattern) == len(reading) and all(
         part is ONE or part == segment for part, segment in zip(pattern, reading, strict=True)
     )
 
 
-def written(pattern: Learned) -> str | None:
+def write_pattern(pattern: Learned) -> str | None:
     """Write a pattern as a rule has it, in ASCII without anything to quote; None: the rule language has no way to."""
     text = "/" + "/".join("*" if part is ONE else percent_encode(str(part), _PLAIN) for part in pattern)
     try:
@@ -66,7 +66,7 @@ def written(pattern: Learned) -> str | None:
     return text if read.parts == pattern else None
 
 
-class GitSeen(NamedTuple):
+class GitObservation(NamedTuple):
     """A fetch (`ref` and `change` None), or what a push did to one ref; and the action that it passed under."""
 
     repo: str  # its path on the host as it was sent, without `.git`
@@ -85,14 +85,16 @@ class GitDraft(NamedTuple):
 
 
 def git_drafts(
-    seen: Mapping[GitSeen, Any], looks_secret: Callable[[str], bool]
-) -> Iterator[tuple[GitDraft | None, Verdict, tuple[GitSeen, ...]]]:
+    seen: Mapping[GitObservation, Any], looks_secret: Callable[[str], bool]
+) -> Iterator[tuple[GitDraft | None, Verdict, tuple[GitObservation, ...]]]:
     """Yield each draft with its action and what it is for; None: no rule can say it, or it must not be written down.
 
     Fetches of all repositories share a rule, pushes those of one repository: a ref of one is none of another.
     """
-    fetched: dict[Verdict, dict[str, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
-    pushed: dict[tuple[str, RefChange, Verdict], dict[Reading, list[GitSeen]]] = defaultdict(lambda: defaultdict(list))
+    fetched: dict[Verdict, dict[str, list[GitObservation]]] = defaultdict(lambda: defaultdict(list))
+    pushed: dict[tuple[str, RefChange, Verdict], dict[Reading, list[GitObservation]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for each in sorted(seen, key=str):
         repo = _repository(each.repo)
         if repo is None or looks_secret(repo) or looks_secret(each.ref or "") or not _is_whole(each.ref):
@@ -104,13 +106,15 @@ def git_drafts(
     for action, repos in fetched.items():
         yield GitDraft(tuple(repos)), action, tuple(each for every in repos.values() for each in every)
     for (repo, change, action), refs in pushed.items():
-        patterns = {pattern: _ref(pattern) for pattern in generalised(refs)}
+        patterns = {pattern: _ref(pattern) for pattern in generalize_paths(refs)}
         texts = tuple(sorted(text for text in patterns.values() if text is not None))
         good = [pattern for pattern, text in patterns.items() if text is not None]
         for ref, seen_there in refs.items():
-            if not any(covers(pattern, ref) for pattern in good):
+            if not any(matches_learned(pattern, ref) for pattern in good):
                 yield None, action, tuple(seen_there)
-        kept = tuple(each for ref, every in refs.items() if any(covers(p, ref) for p in good) for each in every)
+        kept = tuple(
+            each for ref, every in refs.items() if any(matches_learned(p, ref) for p in good) for each in every
+        )
         if kept:
             yield GitDraft((repo,), texts, change, kept[0].ref or ""), action, kept
 
@@ -136,7 +140,7 @@ def _is_text(text: str) -> bool:
 def _repository(repo: str) -> str | None:
     """Write a repository as a rule has it; None: servers read it in several ways, or no rule can name it."""
     ways = repository_readings(repo) if _is_text(repo) else ()
-    text = written(ways[0]) if len(ways) == 1 and ways[0] else None
+    text = write_pattern(ways[0]) if len(ways) == 1 and ways[0] else None
     try:
         return None if text is None else RepoPattern.parse(text[1:]).text
     except ValueError:
@@ -144,7 +148,7 @@ def _repository(repo: str) -> str | None:
 
 
 def _ref(pattern: "Learned") -> str | None:
-    text = written(pattern)
+    text = write_pattern(pattern)
     try:
         return None if text is None or RefPattern.parse(text[1:]).parts != pattern else text[1:]
     except ValueError:

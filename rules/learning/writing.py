@@ -8,8 +8,8 @@ from typing import Final
 from rules.addresses import bracket_host
 from rules.attempt import Protocol
 from rules.globs import ONE
-from rules.learning.drafts import Draft, Drafted, Evidence, LeftOut, shown
-from rules.learning.generalize import GitDraft, Learned, written
+from rules.learning.drafts import Draft, Evidence, LearnedRules, Omission, format_destination
+from rules.learning.generalize import GitDraft, Learned, write_pattern
 from rules.paths import readings
 from rules.rule import Rule
 from rules.settings import Settings, UpstreamExceptions
@@ -20,8 +20,8 @@ _LONGEST_TEXT: Final = 120  # characters of what a sandbox made up
 _SCHEMES: Final = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
 
 
-def rule_file(
-    drafted: Drafted,
+def write_rule_file(
+    drafted: LearnedRules,
     head: Iterable[str],
     name: str,
     masked: Callable[[str], str],
@@ -29,7 +29,7 @@ def rule_file(
 ) -> str:
     """Write the whole file. `head`: sentences for its first lines; `masked` takes credentials out of a text.
 
-    `settings`: what stands under that key, as `enforced` gives it.
+    `settings`: what stands under that key, as `enforce_settings` gives it.
     """
     lines = [comment(line) for line in head]
     lines += ["version: 1", f"name: {name}"]
@@ -45,7 +45,7 @@ def rule_file(
     return "\n".join(lines) + "\n"
 
 
-def enforced(settings: Settings) -> dict[str, str | list[str]]:
+def enforce_settings(settings: Settings) -> dict[str, str | list[str]]:
     """Give what a file says that has these settings and enforces: all that differ from the defaults but the mode."""
     usual = Settings()
     written: dict[str, str | list[str]] = {}
@@ -67,15 +67,15 @@ def _past(past: UpstreamExceptions) -> list[str]:
 
 def _quoted(value: str | list[str]) -> str:
     """Write a value in quotes, in ASCII: YAML takes no surrogates, in which JSON spells what is beyond 16 bits."""
-    return plain(dumps(value, ensure_ascii=False))
+    return strip_unprintable(dumps(value, ensure_ascii=False))
 
 
 def comment(text: str) -> str:
     """Write a comment: whatever the text is, one line of printable ASCII (YAML 1.2.2 section 6.6)."""
-    return f"# {plain(text)}"
+    return f"# {strip_unprintable(text)}"
 
 
-def plain(text: str) -> str:
+def strip_unprintable(text: str) -> str:
     """Spell out whatever is not printable ASCII."""
     return "".join(map(_spelled, text))
 
@@ -117,7 +117,7 @@ def _http(draft: Draft, methods: Iterable[str], paths: Sequence[Learned]) -> Ite
     yield f"      methods: {_list(methods)}"
     if paths:
         yield "      paths:"
-        yield from (f"        - {dumps(written(path))}" for path in paths)
+        yield from (f"        - {dumps(write_pattern(path))}" for path in paths)
     if draft.body:
         yield "      body: true"
     if draft.websocket:
@@ -147,7 +147,7 @@ def _seen(evidence: Evidence, masked: Callable[[str], str]) -> str:
     return f"seen {_times(evidence.times)}, {when}{by}"
 
 
-def _left_out(left_out: tuple[LeftOut, ...], masked: Callable[[str], str]) -> Iterator[str]:
+def _left_out(left_out: tuple[Omission, ...], masked: Callable[[str], str]) -> Iterator[str]:
     yield comment("Not learned:")
     for each in left_out[:_MOST_LEFT_OUT]:
         yield comment(f"  {_times(each.times)}: {_short(masked(each.what))}: {each.why}")
@@ -168,9 +168,9 @@ def _attempt(draft: Draft) -> str:
     if draft.git is not None:
         return _git_attempt(draft, draft.git)
     if not draft.methods or not draft.paths:
-        return shown(draft.place)
+        return format_destination(draft.place)
     texts = [
-        (written(tuple("x" if part is ONE else part for part in path)) or "/").replace("*", "%2A")
+        (write_pattern(tuple("x" if part is ONE else part for part in path)) or "/").replace("*", "%2A")
         for path in draft.paths
     ]
     # A path with two readings has both among the patterns: any is let out, and the plainest is best read.
@@ -209,7 +209,7 @@ _MOST_CITED: Final = 5
 NOT_TAKEN_OVER: Final = "NOT TAKEN OVER"
 
 
-def noted(drafted: Drafted, rules: Mapping[str, Rule]) -> tuple[Drafted, int]:
+def add_notes(drafted: LearnedRules, rules: Mapping[str, Rule]) -> tuple[LearnedRules, int]:
     """Note on each learned rule what those that let its requests out said besides; beside it, on how many.
 
     `rules`: that were in force, by their ids.
@@ -220,14 +220,14 @@ def noted(drafted: Drafted, rules: Mapping[str, Rule]) -> tuple[Drafted, int]:
 
 
 def _notes(draft: Draft, rules: Mapping[str, Rule]) -> Iterator[str]:
-    said = ((cite, unsaid(rules[cite])) for cite in draft.evidence.let_out_by if cite in rules)
+    said = ((cite, list_not_taken_over(rules[cite])) for cite in draft.evidence.allowed_by if cite in rules)
     found = [f"`{cite}`: {', '.join(keys)}" for cite, keys in said if keys]
     more = f"; and {len(found) - _MOST_CITED} more rules" if len(found) > _MOST_CITED else ""
     if found:
         yield f"{NOT_TAKEN_OVER} from {'; '.join(found[:_MOST_CITED])}{more}"
 
 
-def unsaid(rule: Rule) -> tuple[str, ...]:
+def list_not_taken_over(rule: Rule) -> tuple[str, ...]:
     """Return the keys of a rule that narrow it, or what is done with what it lets out, and that nobody can learn."""
     http = rule.http
     said = {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import date
 
 
-class Surroundings(NamedTuple):
+class LintContext(NamedTuple):
     """What lint has to be told, because rules are pure.
 
     The day (UTC), whether the host has `identities.yaml`, and whether it runs or obeys all of a path as files write it.
@@ -25,7 +25,7 @@ class Surroundings(NamedTuple):
     is_obeyed: Callable[[str], bool] = lambda _path: False
 
 
-def examine(loaded: Loaded, surroundings: Surroundings) -> list[Finding]:
+def lint(loaded: Loaded, surroundings: LintContext) -> list[Finding]:
     """Say everything that is worth saying about files that could be read, in the order of files and lines.
 
     Of the rules of presets only ways around them are told, and at the include: the rest is nobody's here to change.
@@ -38,27 +38,27 @@ def examine(loaded: Loaded, surroundings: Surroundings) -> list[Finding]:
     )
 
 
-def _found(loaded: Loaded, surroundings: Surroundings) -> Iterator[Finding]:
+def _found(loaded: Loaded, surroundings: LintContext) -> Iterator[Finding]:
     from rules.lint.findings import Reporter
-    from rules.lint.rule_pairs import idle, splicing, ways_around
+    from rules.lint.rule_pairs import check_splicing, find_idle_rules, find_ways_around
     from rules.lint.single_rules import (
-        odd_answers,
-        unmet_credentials,
-        unsent_secrets,
-        upkeep,
-        useless_exceptions,
-        wide_networks,
+        check_credentials,
+        check_exceptions,
+        check_secrets,
+        check_taint_and_asks,
+        check_upkeep,
+        check_width,
     )
 
     reporter = Reporter(loaded)
     policy = loaded.policy
     own = [rule for rule in policy.rules if not reporter.is_shipped(rule.id)]
-    yield from idle(policy, own, reporter)
-    yield from useless_exceptions(own, reporter)
-    yield from unmet_credentials(policy, own, reporter)
-    yield from unsent_secrets(policy, reporter)
-    yield from odd_answers(policy, own, reporter)
-    yield from wide_networks(own, reporter)
-    yield from splicing(policy, own, reporter, surroundings.today)
-    yield from ways_around(policy, reporter, surroundings.today)
-    yield from upkeep(policy, own, reporter, surroundings)
+    yield from find_idle_rules(policy, own, reporter)
+    yield from check_exceptions(own, reporter)
+    yield from check_credentials(policy, own, reporter)
+    yield from check_secrets(policy, reporter)
+    yield from check_taint_and_asks(policy, own, reporter)
+    yield from check_width(own, reporter)
+    yield from check_splicing(policy, own, reporter, surroundings.today)
+    yield from find_ways_around(policy, reporter, surroundings.today)
+    yield from check_upkeep(policy, own, reporter, surroundings)

@@ -10,7 +10,7 @@ from rules.decision import Decision
 from rules.globs import MANY, Part, Trie, may_overlap, pattern_matches
 from rules.matching.policy import Policy
 from rules.matching.requests import UNNAMED, is_wide
-from rules.matching.sample_requests import filled, sample_paths
+from rules.matching.sample_requests import fill_part, sample_paths
 from rules.names import HostName, InvalidNameError
 from rules.paths import PathPattern
 from rules.patterns import NamePattern, Pattern, TaskSelector
@@ -29,16 +29,16 @@ _KNOWN: Final = frozenset(
 _OTHERS: Final = tuple(field for field in Rule._fields if field not in _KNOWN)
 
 
-def goes_before(first: Rule, second: Rule) -> bool:
+def takes_precedence(first: Rule, second: Rule) -> bool:
     """Whether, where both match, `first` alone decides."""
     if first.default is not second.default:
         return second.default
     return _STRICTNESS[first.action] < _STRICTNESS[second.action]
 
 
-def silences(wide: Rule, narrow: Rule, target: Target) -> bool:
+def makes_idle(wide: Rule, narrow: Rule, target: Target) -> bool:
     """Whether, on a target that both are about, removing `narrow` changes nothing as long as `wide` is there."""
-    before = goes_before(wide, narrow)
+    before = takes_precedence(wide, narrow)
     same = wide.action is narrow.action and wide.default is narrow.default
     if not before and not (same and wide.mode is narrow.mode):
         return False
@@ -236,7 +236,7 @@ class _Slot:
             yield from rules
         if self._paths is not None and like.http is not None and like.http.paths:
             parts = like.http.paths[0].parts
-            longest = [text for part in parts for text in ((UNNAMED,) * _MOST if part is MANY else (filled(part),))]
+            longest = [text for part in parts for text in ((UNNAMED,) * _MOST if part is MANY else (fill_part(part),))]
             for slot in self._paths.find(longest):
                 yield from self._paths.values[slot]
         yield from self._alike.get((like.action, like.default, like.ports, like.http), ())
@@ -247,7 +247,7 @@ def _keep(rules: list[Rule], rule: Rule) -> None:
         rules.append(rule)
 
 
-class Targets:
+class TargetIndex:
     """All rules by their targets."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -269,12 +269,12 @@ class Targets:
     def over_name(self, name: NamePattern, rule: Rule) -> Iterator[tuple[Rule, bool]]:
         """Give rules about every name that `name` covers, each with whether it is by that very pattern."""
         own = self._slots.get(name.parts)
-        covering = self._names.find([filled(part) for part in name.parts if part is not MANY])
+        covering = self._names.find([fill_part(part) for part in name.parts if part is not MANY])
         if MANY in name.parts:
             longer = [
                 text
                 for part in name.parts
-                for text in ((UNNAMED,) * _LONGEST_NAME if part is MANY else (filled(part),))
+                for text in ((UNNAMED,) * _LONGEST_NAME if part is MANY else (fill_part(part),))
             ]
             ever = set(self._names.find(longer))
             covering = [slot for slot in covering if slot in ever]
@@ -303,9 +303,9 @@ def _narrowness(rule: Rule) -> tuple[int, int, str]:
 WORD: Final = "lint-stand-in"
 
 
-def name_of(pattern: NamePattern) -> HostName | None:
+def sample_name(pattern: NamePattern) -> HostName | None:
     """Give a name that the pattern covers, or None: it is too long to have one."""
-    labels = [WORD if part is MANY else filled(part, WORD) for part in pattern.parts]
+    labels = [WORD if part is MANY else fill_part(part, WORD) for part in pattern.parts]
     if pattern.text.startswith("**."):
         labels.pop()  # the name itself
     try:
@@ -314,12 +314,12 @@ def name_of(pattern: NamePattern) -> HostName | None:
         return None
 
 
-def path_of(parts: tuple[Part, ...]) -> str:
+def sample_path(parts: tuple[Part, ...]) -> str:
     """Give a path that the parts of a pattern cover, without a slash in front."""
-    return "/".join(WORD if part is MANY else filled(part, WORD) for part in parts)
+    return "/".join(WORD if part is MANY else fill_part(part, WORD) for part in parts)
 
 
-class Asker(NamedTuple):
+class DecisionProbe(NamedTuple):
     """Asks a policy what it decides today about attempts of those that a rule is for."""
 
     policy: Policy
@@ -336,4 +336,4 @@ class Asker(NamedTuple):
 
 
 def _text(pattern: Pattern) -> str:
-    return pattern.text if pattern.glob is None else filled(pattern.glob, WORD)
+    return pattern.text if pattern.glob is None else fill_part(pattern.glob, WORD)

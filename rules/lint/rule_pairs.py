@@ -7,7 +7,16 @@ from typing import Final, NamedTuple
 
 from rules.attempt import Protocol, Request
 from rules.lint import findings
-from rules.lint.coverage import WORD, Asker, Target, Targets, goes_before, name_of, path_of, silences
+from rules.lint.coverage import (
+    WORD,
+    DecisionProbe,
+    Target,
+    TargetIndex,
+    makes_idle,
+    sample_name,
+    sample_path,
+    takes_precedence,
+)
 from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
 from rules.names import HostName, InvalidNameError
@@ -45,9 +54,9 @@ class _Way(NamedTuple):
     by: tuple[str, ...]
 
 
-def ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Finding]:
+def find_ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Finding]:
     """Tell of the ways around rules that ask or deny."""
-    ask = Asker(policy, today)
+    ask = DecisionProbe(policy, today)
     found = [(findings.AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
     for rule in policy.rules:
         if rule.git is not None and rule.git.push and not rule.allows:
@@ -57,11 +66,11 @@ def ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Fin
         mine = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
         if mine:
             others = dict.fromkeys(ident for way in mine for ident in way.by)
-            message = f"`{rule.id}` ({rule.action}) does not cover {_told(mine)}"
+            message = f"`{rule.id}` ({rule.action}) does not cover {_describe_ways(mine)}"
             yield reporter.about(check, rule, message, *others, at=at)
 
 
-def _told(ways: list[_Way]) -> str:
+def _describe_ways(ways: list[_Way]) -> str:
     """Tell the ways, those that the same rules let out together."""
     attempts: dict[tuple[str, ...], dict[str, None]] = {}
     for way in ways:
@@ -76,7 +85,7 @@ def _told(ways: list[_Way]) -> str:
     )
 
 
-def _raw_ways(policy: Policy, ask: Asker) -> dict[Rule, list[_Way]]:
+def _raw_ways(policy: Policy, ask: DecisionProbe) -> dict[Rule, list[_Way]]:
     """Pair what looks at requests, or asks, with what lets bytes out unread to the same name on another port.
 
     So does what looks for secrets, to keep them in.
@@ -92,7 +101,7 @@ def _raw_ways(policy: Policy, ask: Asker) -> dict[Rule, list[_Way]]:
 
 def _pairs(wide: list[Rule], narrow: list[Rule]) -> Iterator[tuple[Rule, Rule, NamePattern]]:
     """Pair rules about a name, or names, of another rule with that rule and those names."""
-    over = Targets(wide)
+    over = TargetIndex(wide)
     for rule in narrow:
         for name in rule.names[:_MOST_TRIED]:
             for other in dict.fromkeys(candidate for candidate, _ in over.over_name(name, rule)):
@@ -116,9 +125,9 @@ def _is_about_what_is_seen(rule: Rule) -> bool:
     return rule.looks_at_requests or rule.action is Verdict.ASK
 
 
-def _ways(ask: Asker, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
+def _ways(ask: DecisionProbe, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
     """Try whether a rule really lets out unread where it says so."""
-    name = name_of(pattern)
+    name = sample_name(pattern)
     for entry in _unread(rule) if name is not None else ():
         assert name is not None
         decision = ask.decide(rule, name, entry.low, entry.protocol)
@@ -126,12 +135,12 @@ def _ways(ask: Asker, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
             yield _Way(f"{entry.protocol} {pattern.text}:{entry.low}", (rule.id,))
 
 
-def _git_ways(ask: Asker, rule: Rule, requests: tuple[tuple[str, str, str], ...]) -> Iterator[_Way]:
+def _git_ways(ask: DecisionProbe, rule: Rule, requests: tuple[tuple[str, str, str], ...]) -> Iterator[_Way]:
     assert rule.git is not None
     for pattern in rule.names[:_MOST_TRIED]:
-        host = name_of(pattern)
+        host = sample_name(pattern)
         for repos in rule.git.repos[:_MOST_TRIED] if host is not None else ():
-            filling = {"host": host, "repo": path_of(repos.parts), "word": WORD}
+            filling = {"host": host, "repo": sample_path(repos.parts), "word": WORD}
             for where, method, path in requests:
                 try:
                     name = HostName(where.format(**filling))
@@ -158,9 +167,9 @@ _MOST_NAMES: Final = 16  # names of one rule
 _MOST_ASKED: Final = 256  # rules on one name
 
 
-def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
+def check_splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
     """Tell of rules that pass on unread what they let out."""
-    ask, targets = Asker(policy, today), None
+    ask, targets = DecisionProbe(policy, today), None
     for rule in own:
         if not rule.allows:
             continue
@@ -174,7 +183,7 @@ def splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -
         spliced = [entry for entry in ports if entry.protocol is Protocol.TLS]
         if rule.tls is not TlsMode.SPLICE or not spliced:
             continue
-        targets = targets or Targets(policy.rules)
+        targets = targets or TargetIndex(policy.rules)
         in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
         yield in_vain or reporter.about(findings.SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
 
@@ -199,9 +208,11 @@ def _given_up(rule: Rule, ports: str) -> str:
     )
 
 
-def _never_spliced(ask: Asker, targets: Targets, rule: Rule, port: int, reporter: Reporter) -> Finding | None:
+def _never_spliced(
+    ask: DecisionProbe, targets: TargetIndex, rule: Rule, port: int, reporter: Reporter
+) -> Finding | None:
     for pattern in rule.names[:_MOST_NAMES]:
-        name = name_of(pattern)
+        name = sample_name(pattern)
         if name is None:
             continue
         decision = ask.decide(rule, name, port, Protocol.TLS)
@@ -230,9 +241,9 @@ _NOWHERE: Final = frozenset[int]()
 _MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
 
 
-def idle(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
+def find_idle_rules(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of rules, and of single targets of rules, that do nothing."""
-    targets, voting = Targets(policy.rules), _voting(policy)
+    targets, voting = TargetIndex(policy.rules), _voting(policy)
     for rule in own:
         if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):
             yield reporter.about(
@@ -250,7 +261,7 @@ def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     others = list(dict.fromkeys(covering))
     idents = [other.id for other in others[:_MOST_NAMED]]
     named = join_first([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
-    if any(goes_before(other, rule) for other in others):
+    if any(takes_precedence(other, rule) for other in others):
         verb = "takes" if len(others) == 1 else "take"
         message = f"`{rule.id}` ({_kind(rule)}) never decides: {named} {verb} precedence"
         return reporter.about(findings.SHADOWED, rule, message, *idents)
@@ -262,7 +273,7 @@ def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -
         text = target.text if isinstance(target, tuple) else str(target)
         if by is rule:
             message = f"`{text}` adds nothing to the other targets of `{rule.id}`"
-        elif goes_before(by, rule):
+        elif takes_precedence(by, rule):
             message = f"`{text}` never decides in `{rule.id}` ({_kind(rule)}): `{by.id}` ({_kind(by)}) takes precedence"
         else:
             message = f"`{text}` in `{rule.id}` adds nothing to `{by.id}`"
@@ -273,7 +284,7 @@ def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -
         yield reporter.about(findings.PART_IDLE, rule, message, at="to")
 
 
-def _covered(targets: Targets, rule: Rule, reporter: Reporter, voting: _Voting) -> list[tuple[Target, Rule]]:
+def _covered(targets: TargetIndex, rule: Rule, reporter: Reporter, voting: _Voting) -> list[tuple[Target, Rule]]:
     """Pair each target of a rule that does nothing with the rule that sees to that."""
     found: list[tuple[Target, Rule]] = []
     seen: set[Target] = set()
@@ -292,12 +303,12 @@ def _covered(targets: Targets, rule: Rule, reporter: Reporter, voting: _Voting) 
 def _sees_to(wide: Rule, rule: Rule, target: Target, reporter: Reporter, *, same_target: bool) -> bool:
     if wide is rule:
         return not same_target
-    if not silences(wide, rule, target):
+    if not makes_idle(wide, rule, target):
         return False
     # Of two that say the same of the same the first is kept.
     return (
-        goes_before(wide, rule)
-        or not silences(rule, wide, target)
+        takes_precedence(wide, rule)
+        or not makes_idle(rule, wide, target)
         or not same_target
         or reporter.number(wide) < reporter.number(rule)
     )

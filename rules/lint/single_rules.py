@@ -9,7 +9,7 @@ from typing import Final
 from rules.addresses import BLOCKS, Network, find_block, is_within
 from rules.attempt import INSPECTABLE, REGISTERED_METHODS, Attempt, Protocol
 from rules.globs import may_overlap
-from rules.lint import Surroundings, findings
+from rules.lint import LintContext, findings
 from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
@@ -26,7 +26,7 @@ _WIDEST: Final = {4: 12, 6: 24}  # shortest prefix that is taken for one owner's
 _MOST_PORTS: Final = 1024
 
 
-def wide_networks(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
+def check_width(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of rules that let out far."""
     for rule in own:
         if not rule.allows:
@@ -53,7 +53,7 @@ def _is_wide(network: Network) -> bool:
 _MOST_COMPARED: Final = 100_000  # pairs in one rule; of longer ones nothing is said
 
 
-def useless_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
+def check_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell of names and networks under `except` that the rule covers none of.
 
     Only of names where the rule is about names alone, and of networks where it is about networks alone: a name that
@@ -87,7 +87,7 @@ def _covers_some_of(rule: Rule, name: NamePattern) -> bool:
 _INSIDE: Final = ("internal", "intranet", "private", "corp", "home", "lan", "local", "home.arpa")
 
 
-def odd_answers(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
+def check_taint_and_asks(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Report rules for tainted tasks where none can become one, and asks that are asked in vain."""
     if not _taints(policy):
         for rule in own:
@@ -136,7 +136,7 @@ def _taints(policy: Policy) -> bool:
 _HTTPS: Final = 443
 
 
-def unsent_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
+def check_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
     """Tell each place of a secret that it is never sent to; not of files without rules, which others have."""
     if not policy.rules:
         return
@@ -147,7 +147,7 @@ def unsent_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
             # On a port with `/tcp` and more a client's first words are waited for, so that TLS is seen.
             if Protocol.TLS in spoken or len(spoken) > 1 or any(_asks(rule, host, port) for rule in asking):
                 continue
-            place = written(host, port)
+            place = write_place(host, port)
             if not spoken:
                 message = f"`{secret.id}` is sent to `{place}`, and no rule allows that"
                 yield reporter.about_secret(findings.SENT_NOWHERE, secret.id, message, place)
@@ -157,7 +157,7 @@ def unsent_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
             yield reporter.about_secret(findings.IN_THE_CLEAR, secret.id, message, place)
 
 
-def written(host: HostName, port: int) -> str:
+def write_place(host: HostName, port: int) -> str:
     """Write a place as a secret's `hosts` do."""
     return str(host) if port == _HTTPS else f"{host}:{port}"
 
@@ -169,7 +169,7 @@ def _asks(rule: Rule, host: HostName, port: int) -> bool:
 _MOST_NAMED: Final = 3
 
 
-def unmet_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
+def check_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Tell what no request has."""
     for rule in own:
         asked = (rule.http, *(exemption.http for exemption in rule.excepts))
@@ -183,7 +183,7 @@ def unmet_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> It
             yield reporter.about(findings.UNKNOWN_METHOD, rule, message, at=at)
         hosts = [place for secret in policy.secrets if secret.id == rule.credential for place in secret.hosts]
         if hosts and not rule.feeds and not any(_is_about(rule, *place) for place in hosts):
-            places = join_first([f"`{written(*place)}`" for place in hosts], _MOST_NAMED)
+            places = join_first([f"`{write_place(*place)}`" for place in hosts], _MOST_NAMED)
             message = f"`{rule.id}` requires `{rule.credential}`, which is sent to {places} only"
             yield reporter.about(findings.IDLE_CREDENTIAL, rule, message, at="credential")
 
@@ -195,7 +195,7 @@ def _is_about(rule: Rule, host: HostName, port: int) -> bool:
 SOON: Final = timedelta(days=30)
 
 
-def upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Surroundings) -> Iterator[Finding]:
+def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: LintContext) -> Iterator[Finding]:
     """Tell what should be said, and what should not stay."""
     yield from _lifetimes(own, reporter, around.today)
     if policy.settings.mode is Mode.AUDIT:

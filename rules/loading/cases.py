@@ -18,16 +18,16 @@ from rules.loading.fields import (
     Reader,
     Section,
     choice,
-    day,
     flag,
-    header_name,
-    label,
     mapping_of,
     one,
-    slug,
+    parse_day,
+    parse_header_name,
+    parse_label,
+    parse_slug,
     text,
 )
-from rules.matching.commands import Run, decide_run
+from rules.matching.commands import ProgramRun, decide_run
 from rules.names import HostName, InvalidNameError
 from rules.ports import WELL_KNOWN
 from rules.problems import did_you_mean, quote
@@ -50,7 +50,7 @@ _LOOKS: Final = (
 _WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
-class Question(NamedTuple):
+class AttemptText(NamedTuple):
     """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there.
 
     `record`: not a connection but a lookup of that type; `run`: neither, but a program.
@@ -62,7 +62,7 @@ class Question(NamedTuple):
     protocol: Protocol | None
     request: Request | None = None
     record: str | None = None
-    run: Run | None = None
+    run: ProgramRun | None = None
     caller: Caller = UNKNOWN_CALLER
 
     def attempt(self, policy: "Policy") -> Attempt:
@@ -94,10 +94,10 @@ class Question(NamedTuple):
         return method.upper() if method not in METHODS and method.upper() in METHODS - {"CONNECT"} else ""
 
 
-class Case(NamedTuple):
+class RuleTest(NamedTuple):
     """A test of a rule file, and where it stands."""
 
-    question: Question
+    question: AttemptText
     expect: Verdict
     rule: str | None
     file: str
@@ -105,15 +105,15 @@ class Case(NamedTuple):
     column: int
 
 
-class Result(NamedTuple):
+class RuleTestResult(NamedTuple):
     """What came of a test. `failure` is empty if it passed."""
 
-    case: Case
+    case: RuleTest
     decision: Decision
     failure: str
 
 
-def parse_attempt(text: str) -> Question:
+def parse_attempt(text: str) -> AttemptText:
     """Read an attempt; a URL alone is a GET of it. Raises ValueError with what it may look like."""
     word, _, rest = text.partition(" ")
     if not rest and "://" in word:
@@ -123,10 +123,10 @@ def parse_attempt(text: str) -> Question:
             instead = f"; did you mean {quote('https://' + word)}?" if word else f"; {_LOOKS}"
             raise ValueError(f"{quote(text)} is no attempt{instead}")
         host, port = _host_and_port(word, None)
-        return Question(text, host, port, None)
+        return AttemptText(text, host, port, None)
     if word in {"tcp", "udp", "tls", "http"}:
         host, port = _host_and_port(rest, None)
-        return Question(text, host, port, Protocol(word))
+        return AttemptText(text, host, port, Protocol(word))
     if "://" in word:
         raise ValueError(f"{quote(text)}: a space in a URL is written `%20`, and the method stands before it")
     if not _METHOD.issuperset(word):
@@ -136,22 +136,22 @@ def parse_attempt(text: str) -> Question:
     return _url(text, word, rest)
 
 
-def run(policy: "Policy", cases: Iterable[Case]) -> list[Result]:
+def run(policy: "Policy", cases: Iterable[RuleTest]) -> list[RuleTestResult]:
     """Try every test against the policy."""
-    results: list[Result] = []
+    results: list[RuleTestResult] = []
     for case in cases:
         decision = case.question.decide(policy)
-        results.append(Result(case, decision, _failure(policy, case, decision)))
+        results.append(RuleTestResult(case, decision, _failure(policy, case, decision)))
     return results
 
 
-def said(decision: Decision) -> Verdict:
+def verdict_of(decision: Decision) -> Verdict:
     """Give the verdict that the rules gave: `ask` also of what is denied because nobody has been asked yet."""
     return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
 
 
-def _failure(policy: "Policy", case: Case, decision: Decision) -> str:
-    verdict = said(decision)
+def _failure(policy: "Policy", case: RuleTest, decision: Decision) -> str:
+    verdict = verdict_of(decision)
     named = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
     got = f"{verdict} ({decision.reason}){named}"
     asked = quote(case.question.text)
@@ -173,7 +173,7 @@ def _spoken(policy: "Policy", target: HostName | Address, port: int) -> Protocol
     return next((protocol for protocol in order if protocol in known), usual)
 
 
-def _url(text: str, method: str, url: str) -> Question:
+def _url(text: str, method: str, url: str) -> AttemptText:
     scheme, colon, rest = url.partition("://")
     if not colon or scheme.lower() not in _SCHEMES:
         raise ValueError(f"{quote(text)} is no attempt; {_LOOKS}")
@@ -190,17 +190,17 @@ def _url(text: str, method: str, url: str) -> Question:
         body=method.upper() in _WITH_BODIES,
         websocket=scheme.lower() in {"ws", "wss"},
     )
-    return Question(text, host, port, protocol, request)
+    return AttemptText(text, host, port, protocol, request)
 
 
-def _lookup(text: str, rest: str) -> Question:
+def _lookup(text: str, rest: str) -> AttemptText:
     record, _, name = rest.partition(" ")
     if not name or " " in name or not (record.isascii() and record.isalnum()):
         raise ValueError(f"{quote(text)} is no lookup; one looks like `dns TXT example.com`")
-    return Question(text, name, 443, Protocol.TLS, record=record.upper())
+    return AttemptText(text, name, 443, Protocol.TLS, record=record.upper())
 
 
-def _git(text: str, rest: str) -> Question:
+def _git(text: str, rest: str) -> AttemptText:
     """Read `push URL REF`, with what it does to the ref behind it (`update` if it isn't said), or `fetch URL`."""
     words = rest.split(" ")
     changes = {change.value: change for change in RefChange}
@@ -233,8 +233,8 @@ def _git(text: str, rest: str) -> Question:
     return asked._replace(request=request)
 
 
-def _run(text: str, rest: str) -> Question:
-    return Question(text, "", 0, None, run=Run.parse(rest))
+def _run(text: str, rest: str) -> AttemptText:
+    return AttemptText(text, "", 0, None, run=ProgramRun.parse(rest))
 
 
 _OTHERS: Final = {"dns": _lookup, "git": _git, "run": _run}
@@ -274,22 +274,22 @@ TEST: Final = Section("test", "a test", {
     "expect": choice("The verdict that must come out.", Verdict),
     "rule": text("The id of a rule that must be among those that decide."),
     "task": text("The task that tries it.", WORD),
-    "labels": _pairs("The labels that the task carries.", label),
-    "at": one("The day on which it is tried.", day),
-    "headers": _pairs("Header fields of the request.", header_name),
+    "labels": _pairs("The labels that the task carries.", parse_label),
+    "at": one("The day on which it is tried.", parse_day),
+    "headers": _pairs("Header fields of the request.", parse_header_name),
     "body": flag("Whether the request has a body."),
-    "credential": one("The secret whose placeholder is the request's one credential.", slug),
+    "credential": one("The secret whose placeholder is the request's one credential.", parse_slug),
     "tainted": flag("Whether the task has read what nobody vouches for."),
 }, needed=("attempt", "expect"))  # fmt: skip
 
 
-def read_case(reader: Reader, node: Node) -> Case | None:
+def read_case(reader: Reader, node: Node) -> RuleTest | None:
     """Read one entry of `tests`; None if it is wrong, which has been told then."""
     fields = TEST.fields(reader, node)
     if fields is None:
         return None
     said = TEST.values(reader, fields)
-    asked: Question | None = said.pop("attempt", None)
+    asked: AttemptText | None = said.pop("attempt", None)
     expect, rule = said.pop("expect", None), said.pop("rule", None)
     if asked is None or expect is None:
         return None
@@ -302,4 +302,4 @@ def read_case(reader: Reader, node: Node) -> Case | None:
         of_request["headers"] = (*request.headers, *of_request.get("headers", ()))
         request = request._replace(**of_request)
     caller = Caller(**{**said, "labels": dict(said.get("labels", ()))})
-    return Case(asked._replace(request=request, caller=caller), expect, rule, reader.file, node.line, node.column)
+    return RuleTest(asked._replace(request=request, caller=caller), expect, rule, reader.file, node.line, node.column)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import yaml
 
-from rules.loading.document import Listing, Mapping, Node, Scalar, place_of
+from rules.loading.document import Listing, Mapping, Node, Scalar, find_position
 from rules.problems import Problem, quote
 
 _CONFLICT: Final = re.compile(r"^(?:<{7}|={7}|>{7})(?: .*)?$", re.MULTILINE)
@@ -18,7 +18,7 @@ _BEFORE: Final = re.compile(r"\s*(?:- +)*")
 _BESIDE_ITS_DASH: Final = re.compile(r"\s*-[^\s-]")
 
 
-class Wrong(NamedTuple):
+class YamlProblem(NamedTuple):
     """What is wrong, and where; lines and columns count from 1."""
 
     line: int
@@ -26,21 +26,25 @@ class Wrong(NamedTuple):
     message: str
 
 
-def explained(error: "yaml.MarkedYAMLError", text: str) -> Wrong:
+def explain_yaml_error(error: "yaml.MarkedYAMLError", text: str) -> YamlProblem:
     """Say where and how to mend it."""
     conflict = _CONFLICT.search(text)
     if conflict is not None and conflict.group().startswith("<"):
-        return Wrong(text.count("\n", 0, conflict.start()) + 1, 1, "a merge conflict is left in the file: resolve it")
+        return YamlProblem(
+            text.count("\n", 0, conflict.start()) + 1, 1, "a merge conflict is left in the file: resolve it"
+        )
     begun = error.context_mark
     mark = error.problem_mark or begun
     if mark is None:
-        return Wrong(1, 1, f"this is not YAML: {error.problem or error.context}")
+        return YamlProblem(1, 1, f"this is not YAML: {error.problem or error.context}")
     if begun is not None and error.context == "while scanning a quoted scalar":
-        return Wrong(begun.line + 1, begun.column + 1, "this is not YAML: the quote that begins here is never closed")
+        return YamlProblem(
+            begun.line + 1, begun.column + 1, "this is not YAML: the quote that begins here is never closed"
+        )
     line, column = mark.line + 1, mark.column + 1
     lines = text.split("\n", line)[:line]
     written = lines[-1] if len(lines) == line else ""
-    return Wrong(line, column, _message(error, written, column, lines[:-1]))
+    return YamlProblem(line, column, _message(error, written, column, lines[:-1]))
 
 
 def _is_further_in(written: str, column: int, above: list[str]) -> bool:
@@ -88,7 +92,7 @@ _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _PLAIN_TAGS: Final = (None, "!")  # no tag, and the one that only says "not by its looks"
 
 
-class Refused(Exception):  # noqa: N818  (never leaves the rules; load.py makes a RuleFileError of it)
+class YamlRefusedError(Exception):
     """The text is not YAML as rule files may use it."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
@@ -100,13 +104,13 @@ def compose(text: str, file: str, problems: list[Problem]) -> Node | None:
     """Build the tree of one document. Adds what is wrong to `problems`; None if nothing can be read or is there."""
     try:
         return _Builder(text, file, problems).document()
-    except Refused as refused:
+    except YamlRefusedError as refused:
         problems.append(Problem(file, refused.line, refused.column, refused.message))
     except yaml.MarkedYAMLError as error:
-        problems.append(Problem(file, *explained(error, text)))
+        problems.append(Problem(file, *explain_yaml_error(error, text)))
     except yaml.reader.ReaderError as error:
         before = text.encode()[: error.position]
-        problems.append(Problem(file, *place_of(before), "control characters have no place in a rule file"))
+        problems.append(Problem(file, *find_position(before), "control characters have no place in a rule file"))
     return None
 
 
@@ -181,8 +185,8 @@ class _Builder:
         self._problems.append(Problem(self._file, node.line, node.column, message))
 
 
-def _refused(event: yaml.Event, message: str) -> Refused:
-    return Refused(*_start(event), message)
+def _refused(event: yaml.Event, message: str) -> YamlRefusedError:
+    return YamlRefusedError(*_start(event), message)
 
 
 def _start(event: yaml.Event) -> tuple[int, int]:

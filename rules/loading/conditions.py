@@ -18,19 +18,19 @@ from rules.loading.fields import (
     Reader,
     Section,
     choice,
-    count,
-    duration,
     flag,
-    header_name,
-    label,
     many,
     mapping_of,
     one,
     one_of,
     one_or_more,
-    pattern,
-    size,
-    slug,
+    parse_count,
+    parse_duration,
+    parse_header_name,
+    parse_label,
+    parse_pattern,
+    parse_size,
+    parse_slug,
 )
 from rules.paths import PathPattern
 from rules.patterns import Pattern, TaskSelector
@@ -52,14 +52,14 @@ def read_labels(reader: Reader, node: Node, _: str = "labels") -> tuple[tuple[st
         return ()
     found: dict[str, tuple[Pattern, ...]] = {}
     for key, value in node.pairs.values():
-        name = reader.parsed(key, "labels", label)
+        name = reader.parsed(key, "labels", parse_label)
         if name is not None:
-            found[name] = _sorted(reader.each(value, name, pattern))
+            found[name] = _sorted(reader.each(value, name, parse_pattern))
     return tuple(sorted(found.items()))
 
 
 FOR: Final = Section("for", "`for`", {
-    "tasks": many("Names of tasks.", pattern, WORD, _sorted),
+    "tasks": many("Names of tasks.", parse_pattern, WORD, _sorted),
     "labels": Key("Labels that a task carries, each with its values.",
         read_labels, mapping_of(one_or_more(WORD), least=1)),
 }, empty="`for` says nothing: leave it out, and the rule is for everybody")  # fmt: skip
@@ -73,11 +73,11 @@ def read_for(reader: Reader, node: Node, _: str = "for") -> TaskSelector | None:
 
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
 LIMITS: Final = Section("limits", "`limits`", {
-    "connections": one("How many connections.", count),
-    "requests": one("How many requests.", count),
-    "bytes_up": one("How much leaves.", size),
-    "bytes_down": one("How much comes back.", size),
-    "window": one("In which time; by default as long as the one that is counted lives.", duration),
+    "connections": one("How many connections.", parse_count),
+    "requests": one("How many requests.", parse_count),
+    "bytes_up": one("How much leaves.", parse_size),
+    "bytes_down": one("How much comes back.", parse_size),
+    "window": one("In which time; by default as long as the one that is counted lives.", parse_duration),
     "per": choice("Who shares the count.", LimitScope),
 })  # fmt: skip
 
@@ -93,15 +93,15 @@ def read_limits(reader: Reader, node: Node, _: str = "limits") -> Limits | None:
 
 
 def _lasts(text: str) -> float:
-    return 0.0 if text == "once" else duration(text)
+    return 0.0 if text == "once" else parse_duration(text)
 
 
 APPROVAL: Final = Section("approval", "`approval`", {
-    "by": one("The group that approves.", slug),
-    "count": one("How many have to.", count, field="needed"),
+    "by": one("The group that approves.", parse_slug),
+    "count": one("How many have to.", parse_count, field="needed"),
     "self": flag("Whether the one who started the task may; not beside `by`.", "by_self"),
-    "hold": one("How long the attempt waits.", duration),
-    "open": one("How long the question stays open.", duration),
+    "hold": one("How long the attempt waits.", parse_duration),
+    "open": one("How long the question stays open.", parse_duration),
     "covers": choice("What one approval is good for.", GrantScope),
     "for": one("TaskSelector how long it is.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
 }, empty="`approval` says nothing: leave it out")  # fmt: skip
@@ -160,7 +160,7 @@ def _values(reader: Reader, node: Node, key: Scalar) -> Values | None:
             )
             return None
         items = [node] if text is not None else []
-    patterns = [reader.parsed(item, key.text, pattern) for item in items]
+    patterns = [reader.parsed(item, key.text, parse_pattern) for item in items]
     return _sorted(found for found in patterns if found is not None) or None
 
 
@@ -169,9 +169,9 @@ HTTP: Final = Section("http", "`http`", {
         _method, {"type": "string", "pattern": "^[A-Z0-9!#$%&'*+.^_`|~-]+$"}, frozenset),
     "paths": many("Paths: `*` within a segment, `**` any number of segments.", PathPattern.parse, PATH),
     "query": _named("Parameters of the query, each with its values, `present` or `absent`.", str),
-    "headers": _named("Header fields, each with its values, `present` or `absent`.", header_name),
+    "headers": _named("Header fields, each with its values, `present` or `absent`.", parse_header_name),
     "body": flag("Lets bodies out; on rules that hold back, whether there is one. By default not with GET and HEAD."),
-    "max_url": one("The longest URL that is let out.", size),
+    "max_url": one("The longest URL that is let out.", parse_size),
     "websocket": flag("Whether the request opens a WebSocket."),
 }, empty="`http` says nothing: it needs `methods`, `paths` or another of its keys")  # fmt: skip
 

@@ -57,12 +57,12 @@ class Mapping(Node):
         self.pairs: dict[str, tuple[Scalar, Node]] = {}
 
 
-class Place(NamedTuple):
+class FilePlace(NamedTuple):
     """Where something stands, for whoever has more to say about it. `file` is as the user named it."""
 
     file: str
     node: Node
-    via: "Place | None" = None  # of a preset: the include, in a file that is none, that leads to it
+    via: "FilePlace | None" = None  # of a preset: the include, in a file that is none, that leads to it
 
     def problem(self, message: str) -> Problem:
         """Make a problem of what stands here."""
@@ -81,11 +81,11 @@ def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problems.append(Problem(file, *place_of(data[: error.start]), "a rule file is UTF-8; this byte is not"))
+        problems.append(Problem(file, *find_position(data[: error.start]), "a rule file is UTF-8; this byte is not"))
         return None
     for character in _DECEPTIVE:
         if (at := text.find(character)) >= 0:
-            place = place_of(text[:at].encode())
+            place = find_position(text[:at].encode())
             problems.append(Problem(file, *place, f"{character!a} shows a reader something else than what is read"))
             return None
     from rules.loading.composing import compose  # imports yaml, which takes as long as all else of a small file
@@ -93,7 +93,7 @@ def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
     return compose(text, file, problems)
 
 
-def place_of(before: bytes) -> tuple[int, int]:
+def find_position(before: bytes) -> tuple[int, int]:
     """Give the line and column of what comes after `before`."""
     lines = before.decode("utf-8-sig", "replace").split("\n")
     return len(lines), len(lines[-1]) + 1

@@ -48,7 +48,7 @@ _NEVER_LISTED: Final = {
 }
 
 
-def shaped(shape: str, otherwise: str) -> "Callable[[str], str]":
+def parser_of_shape(shape: str, otherwise: str) -> "Callable[[str], str]":
     """Make a parser of words of one shape, an expression; any other is refused, and said to be `otherwise`."""
     whole = re.compile(shape)
 
@@ -60,10 +60,10 @@ def shaped(shape: str, otherwise: str) -> "Callable[[str], str]":
     return parse
 
 
-variable_name: Final = shaped(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is no name of a variable")
+parse_variable_name: Final = parser_of_shape(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is no name of a variable")
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """Read `500B`, `2KB`, `10MB`, `2GB` (or `2G`, `2GiB`) into bytes; 1 KB is 1024 of them."""
     unit = text.lstrip("0123456789")
     number = text.removesuffix(unit)
@@ -72,7 +72,7 @@ def size(text: str) -> int:
     return int(number) * _SIZES[unit]
 
 
-def count(text: str) -> int:
+def parse_count(text: str) -> int:
     """Read a number of things, at least one."""
     if not (text.isascii() and text.isdigit()) or len(text) > len(str(_MOST)) or not 0 < int(text) <= _MOST:
         raise ValueError(f"{quote(text)} is not a number between 1 and {_MOST}")
@@ -81,7 +81,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def day(text: str) -> date:
+def parse_day(text: str) -> date:
     """Read `2027-01-31`."""
     parts = text.split("-")
     if [len(part) for part in parts] == [4, 2, 2] and all(part.isascii() and part.isdigit() for part in parts):
@@ -92,21 +92,21 @@ def day(text: str) -> date:
     raise ValueError(f"{quote(text)} is no day; one is written like `2027-01-31`, and counts in UTC")
 
 
-def pattern(text: str) -> Pattern:
+def parse_pattern(text: str) -> Pattern:
     """Read a task's name, or a value, with `*` for any characters."""
     if len(text) > _LONGEST_WORD or not text.isprintable():
         raise ValueError(f"{quote(text)} is longer than {_LONGEST_WORD} characters, or has some that don't show")
     return Pattern.parse(text)
 
 
-def label(text: str) -> str:
+def parse_label(text: str) -> str:
     """Read the name of a label."""
     if not _LABEL.issuperset(text) or len(text) > _LONGEST_WORD:
         raise ValueError(f"{quote(text)} is no name of a label: letters, digits, `-`, `_`, `.` and `/`")
     return text
 
 
-def header_name(text: str) -> str:
+def parse_header_name(text: str) -> str:
     """Read the name of a header field, in any case."""
     name = text.lower()
     if not _HEADER_TOKEN.issuperset(name) or len(name) > _LONGEST_WORD:
@@ -118,7 +118,7 @@ def header_name(text: str) -> str:
     return name
 
 
-def record_type(text: str) -> str:
+def parse_record_type(text: str) -> str:
     """Read a type of DNS records."""
     if text in _NEVER_LISTED:
         raise ValueError(f"{quote(text)} can't be listed: {_NEVER_LISTED[text]}")
@@ -127,7 +127,7 @@ def record_type(text: str) -> str:
     return text
 
 
-def certificates(data: bytes) -> bytes:
+def parse_certificates(data: bytes) -> bytes:
     """Take what a file of certificates holds, as it is (RFC 7468); whoever verifies with it reads them."""
     found = data.split(_BEGIN)[1:]
     if not found or len(data) > _LARGEST_CA:
@@ -271,7 +271,7 @@ class Reader:
         return None
 
 
-def whole[T](data: bytes, file: str, read: Callable[[Node, list[Problem]], T | None]) -> T:
+def read_whole[T](data: bytes, file: str, read: Callable[[Node, list[Problem]], T | None]) -> T:
     """Read the text of a whole file, of which `read` takes the top. Raises RuleFileError with every problem."""
     problems: list[Problem] = []
     root = parse(data, file, problems)
@@ -282,12 +282,12 @@ def whole[T](data: bytes, file: str, read: Callable[[Node, list[Problem]], T | N
 
 
 def _hint(of: str, word: str, known: Iterable[str], inside: Callable[[], dict[str, str]]) -> str:
-    from rules.loading.key_hints import meant, nearly_meant  # only when something is wrong anyway
+    from rules.loading.key_hints import misplaced_key, similar_key  # only when something is wrong anyway
 
-    return meant(of, word, inside()) or did_you_mean(word, known) or nearly_meant(of, word, inside())
+    return misplaced_key(of, word, inside()) or did_you_mean(word, known) or similar_key(of, word, inside())
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Read `90s`, `10m`, `2h`, `1d` into seconds."""
     number, unit = text[:-1], text[-1:]
     if unit not in _UNITS or not (number.isascii() and number.isdigit()) or len(number) > 6:
@@ -298,16 +298,16 @@ def duration(text: str) -> float:
     return float(seconds)
 
 
-def slug(text: str) -> str:
+def parse_slug(text: str) -> str:
     """Read a name that rules and files are cited by."""
     if not _SLUG.issuperset(text) or text[0] == "-" or len(text) > _LONGEST_SLUG:
         raise ValueError(
-            f"{quote(text)} must be lower-case letters, digits and hyphens, at most {_LONGEST_SLUG}: `{slugged(text)}`"
+            f"{quote(text)} must be at most {_LONGEST_SLUG} lower-case letters, digits and hyphens: `{make_slug(text)}`"
         )
     return text
 
 
-def slugged(text: str) -> str:
+def make_slug(text: str) -> str:
     """Make a slug of any text."""
     mapped = "".join(character if character in _SLUG else "-" for character in text.lower()[:_LONGEST_SLUG])
     return mapped.strip("-") or "rules"
@@ -383,11 +383,11 @@ DURATION: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,6}[smhd]$"}
 SIZE: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,9}(B|[KMGT](i?B)?)$"}
 COUNT: Final[Schema] = {"type": "integer", "minimum": 1}
 _OF_WORDS: Final[dict[Callable[[str], Any], Schema]] = {
-    slug: SLUG,
-    duration: DURATION,
-    size: SIZE,
-    count: COUNT,
-    day: {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
+    parse_slug: SLUG,
+    parse_duration: DURATION,
+    parse_size: SIZE,
+    parse_count: COUNT,
+    parse_day: {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
 }
 
 

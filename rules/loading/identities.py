@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
-from rules.loading.fields import WORD, Key, Reader, Section, label, many, pattern, whole
+from rules.loading.fields import WORD, Key, Reader, Section, many, parse_label, parse_pattern, read_whole
 from rules.patterns import Pattern
 from rules.problems import quote
 
@@ -74,15 +74,15 @@ def read_identities(path: Path) -> Identities:
 
 def parse_identities(data: bytes, file: str) -> Identities:
     """Read the text of the file. Raises RuleFileError with every problem."""
-    return whole(data, file, lambda root, problems: _read(Reader(file, problems), root))
+    return read_whole(data, file, lambda root, problems: _read(Reader(file, problems), root))
 
 
 _IDENTITY: Final = Section("identity", "an identity", {
     "users": many("Users, by name or number.", str, WORD, frozenset),
     "groups": many("Groups, by name.", str, WORD, frozenset),
-    "tasks": many("What they may call a task.", pattern, WORD),
+    "tasks": many("What they may call a task.", parse_pattern, WORD),
     "labels": Key("What labels they may give it.", read_labels, {}),
-    "required": many("The labels that it needs.", label, WORD, frozenset),
+    "required": many("The labels that it needs.", parse_label, WORD, frozenset),
 })  # fmt: skip
 
 

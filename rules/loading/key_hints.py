@@ -70,7 +70,7 @@ _MEANT: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def meant(of: str, word: str, inside: Mapping[str, str]) -> str:
+def misplaced_key(of: str, word: str, inside: Mapping[str, str]) -> str:
     """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing.
 
     `inside`: where the keys of its own parts belong.
@@ -78,7 +78,7 @@ def meant(of: str, word: str, inside: Mapping[str, str]) -> str:
     return _asked({**inside, **_MEANT.get(of, {})}.get(_plain(word)))
 
 
-def nearly_meant(of: str, word: str, inside: Mapping[str, str]) -> str:
+def similar_key(of: str, word: str, inside: Mapping[str, str]) -> str:
     """Give that for a word that is nearly one of these."""
     from difflib import get_close_matches
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rules.loading.document import Node, Place
+from rules.loading.document import FilePlace, Node
 from rules.matching.layers import RANKS, strictness
 from rules.patterns import Pattern
 from rules.problems import Problem, quote
@@ -19,14 +19,14 @@ from rules.sandbox import (
 from rules.settings import Settings
 
 if TYPE_CHECKING:
-    from rules.loading.sandbox_schema import BoxRead
+    from rules.loading.sandbox_schema import ParsedSandbox
 
 
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")
 
 
-class Said(NamedTuple):
+class FileSettings(NamedTuple):
     """The settings of one file, and where each stands."""
 
     file: str
@@ -35,7 +35,7 @@ class Said(NamedTuple):
     nodes: Mapping[str, Node]
 
 
-class Objection(NamedTuple):
+class SettingProblem(NamedTuple):
     """A setting that its file can't have."""
 
     file: str
@@ -43,30 +43,30 @@ class Objection(NamedTuple):
     message: str
 
 
-def agree(said: Iterable[Said]) -> tuple[Settings, list[Objection]]:
+def merge_settings(said: Iterable[FileSettings]) -> tuple[Settings, list[SettingProblem]]:
     """Bring the settings of several files to one: those of layers, tightened by others and never loosened."""
     found: dict[str, Any] = {}
     by: dict[str, str] = {}
-    objections: list[Objection] = []
+    objections: list[SettingProblem] = []
     files = sorted(said, key=lambda each: not each.layer)
     proxy = next((each for each in files if "upstream" in each.nodes), None)
     for each in files:
         for key, node in each.nodes.items():
             value = getattr(each.settings, key, None)
             if key in _UPSTREAM and not each.layer and any(other.layer for other in files):
-                objections.append(Objection(each.file, node, f"`{key}` belongs to layers where there are some"))
+                objections.append(SettingProblem(each.file, node, f"`{key}` belongs to layers where there are some"))
             elif key in _PROXY and proxy is not None and proxy.file != each.file:
                 if key == "upstream" and any(getattr(proxy.settings, k) != getattr(each.settings, k) for k in _PROXY):
                     message = f"`upstream` and what is said of it are others in `{proxy.file}`: leave them out here"
-                    objections.append(Objection(each.file, node, message))
+                    objections.append(SettingProblem(each.file, node, message))
             elif key not in found:
                 found[key], by[key] = value, each.file
             elif strictness(key, value) > strictness(key, found[key]) and not each.layer:
                 message = f"`{key}` is laxer here than in `{by[key]}`, a layer: other files can only tighten it"
-                objections.append(Objection(each.file, node, message))
+                objections.append(SettingProblem(each.file, node, message))
             elif key not in RANKS and key != "idle_timeout" and value != found[key]:
                 message = f"`{key}` is another in `{by[key]}`, a layer: leave it out here"
-                objections.append(Objection(each.file, node, message))
+                objections.append(SettingProblem(each.file, node, message))
             elif strictness(key, value) < strictness(key, found[key]):
                 found[key], by[key] = value, each.file
     return Settings(**found), objections
@@ -96,17 +96,17 @@ WRITTEN: Final = {"variables": "set"}
 _MOST: Final = 1024
 
 
-class BoxFile(NamedTuple):
-    """What one file says of these; `shown` is what the user calls it."""
+class SandboxFile(NamedTuple):
+    """What one file says of these; `format_value` is what the user calls it."""
 
     shown: str
     layer: bool
-    sandbox: "BoxRead | None"
+    sandbox: "ParsedSandbox | None"
     commands: tuple[tuple[Command, Node], ...]
 
 
-def gather(
-    files: Iterable[BoxFile], places: Mapping[str, Place], problems: list[Problem]
+def merge_sandboxes(
+    files: Iterable[SandboxFile], places: Mapping[str, FilePlace], problems: list[Problem]
 ) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
     """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
     files = list(files)
@@ -128,7 +128,7 @@ def gather(
     return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))
 
 
-def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
+def _together(files: Iterable[SandboxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
     """Make one box of those of all files, and the floor of those of layers."""
     having = [(file, file.sandbox) for file in files if file.sandbox is not None]
     floor = NO_SANDBOX_FLOOR
@@ -143,7 +143,7 @@ def _together(files: Iterable[BoxFile], problems: list[Problem]) -> tuple[Sandbo
         problems.append(Problem(file.shown, line, column, message))
     box = floor.box
     for file, said in plain[:1]:
-        box, objections = within(said.box, said.nodes, floor)
+        box, objections = apply_floor(said.box, said.nodes, floor)
         problems += [_problem(file.shown, said.nodes[name], message) for name, message in objections]
     return box, floor
 
@@ -152,7 +152,7 @@ def _problem(file: str, node: Node, message: str) -> Problem:
     return Problem(file, node.line, node.column, message)
 
 
-def within(
+def apply_floor(
     box: SandboxSettings, said: Iterable[str], floor: SandboxFloor
 ) -> tuple[SandboxSettings, list[tuple[str, str]]]:
     """Put a box on a floor: what is in force then, and (field, message) for each that it says past a layer."""
@@ -172,7 +172,7 @@ def within(
     return SandboxSettings(**found), words
 
 
-def _raised(floor: SandboxFloor, file: str, said: "BoxRead", problems: list[Problem]) -> SandboxFloor:
+def _raised(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems: list[Problem]) -> SandboxFloor:
     """Put another layer's word on those before it: of what both limit, what both let be."""
     found: dict[str, Any] = {}
     by = dict(floor.by)
@@ -218,7 +218,7 @@ def _past(name: str, mine: Any, other: Any) -> str:
         differing = next((key for key, value in mine if known.get(key, value) != value), None)
         return f"{quote(differing)} has another value in" if differing is not None else ""
     beyond = [entry for entry in mine if not _GIVING[name](entry, other)] if name in _GIVING else []
-    return f"{quote(shown(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
+    return f"{quote(format_value(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
 
 
 def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, str | None, str | None]]:
@@ -226,11 +226,11 @@ def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, s
     found = []
     for name, was, now in zip(SandboxSettings._fields, old, new, strict=True):
         if was != now:
-            found.append((f"sandbox {WRITTEN.get(name, name)}", shown(was), shown(now)))
+            found.append((f"sandbox {WRITTEN.get(name, name)}", format_value(was), format_value(now)))
     return found
 
 
-def shown(value: object) -> str | None:
+def format_value(value: object) -> str | None:
     """Write a field of a box for people; None: nothing was said."""
     if value is None or value == ():
         return None

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.feeds import Feed
 from rules.files import describe_error, read_file
-from rules.loading.document import Node, Place, parse
-from rules.loading.fields import certificates
-from rules.loading.layers import Said, agree
-from rules.loading.rule_file import FileReader, Include, RuleFile, Selection, kept_of
+from rules.loading.document import FilePlace, Node, parse
+from rules.loading.fields import parse_certificates
+from rules.loading.layers import FileSettings, merge_settings
+from rules.loading.rule_file import FileReader, Include, RuleFile, Selection, apply_selections
 from rules.loading.rule_schema import RuleReader
-from rules.loading.secret_schema import gather
-from rules.matching.layers import Layer, reached
+from rules.loading.secret_schema import merge_secrets
+from rules.matching.layers import Layer, reachable
 from rules.matching.policy import Policy
 from rules.problems import Problem, RuleFileError, did_you_mean, limit_problems, quote
 from rules.rule import Rule
@@ -26,7 +26,7 @@ from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
 
 if TYPE_CHECKING:
-    from rules.loading.cases import Case
+    from rules.loading.cases import RuleTest
     from rules.loading.preset_locks import Places
 
 _MOST_PROBLEMS: Final = 100_000
@@ -38,14 +38,14 @@ class Loaded(NamedTuple):
     """A policy, and what stood beside its rules."""
 
     policy: Policy
-    tests: "tuple[Case, ...]"
+    tests: "tuple[RuleTest, ...]"
     warnings: tuple[Problem, ...]
-    places: Mapping[str, Place]  # of every rule, by its id
-    settings: Place | None = None  # where they stand, if any file has them
-    secrets: Mapping[str, Place] = {}  # by their ids
+    places: Mapping[str, FilePlace]  # of every rule, by its id
+    settings: FilePlace | None = None  # where they stand, if any file has them
+    secrets: Mapping[str, FilePlace] = {}  # by their ids
     files: tuple[Path, ...] = ()  # the rule files that were read, but for presets
     asked: tuple[Path, ...] = ()  # every path that was looked for, as it was spelled, but for presets
-    boxes: tuple[Place, ...] = ()  # where each `sandbox` stands
+    boxes: tuple[FilePlace, ...] = ()  # where each `sandbox` stands
 
 
 def load(paths: Sequence[Path], locks: Sequence[Path] | None = None) -> Policy:
@@ -100,7 +100,7 @@ def read_preset(name: str, locks: Sequence[Path] | None = None) -> Loaded:
     return loader.finish()
 
 
-class _Taken(NamedTuple):
+class _LoadedFile(NamedTuple):
     """A file that was read."""
 
     shown: str
@@ -108,23 +108,23 @@ class _Taken(NamedTuple):
     content: RuleFile
     selections: tuple[Selection, ...] = ()  # of the include that named it, and of those that that one is in
     ids: Mapping[str, str] = {}  # by what id a preset knows a rule that was written more than once
-    via: Place | None = None
+    via: FilePlace | None = None
 
 
-class _Named(NamedTuple):
+class _IncludedFile(NamedTuple):
     """Which file includes another, and what it keeps of it."""
 
     file: str
     include: Include
     selections: tuple[Selection, ...]
-    via: Place | None = None
+    via: FilePlace | None = None
 
 
-def _via(named: _Named | None) -> Place | None:
-    return None if named is None else named.via or Place(named.file, named.include.node)
+def _via(named: _IncludedFile | None) -> FilePlace | None:
+    return None if named is None else named.via or FilePlace(named.file, named.include.node)
 
 
-def _place(shown: str, named: _Named | None) -> tuple[str, int, int]:
+def _place(shown: str, named: _IncludedFile | None) -> tuple[str, int, int]:
     return (shown, 1, 1) if named is None else (named.file, named.include.node.line, named.include.node.column)
 
 
@@ -139,15 +139,15 @@ class _Loader:
         self._presets: set[Path] = set()
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
-        self._places: dict[str, Place] = {}
-        self._taken: dict[Path, _Taken | None] = {}
+        self._places: dict[str, FilePlace] = {}
+        self._taken: dict[Path, _LoadedFile | None] = {}
         self._feeds: dict[Path, Feed] = {}  # lists, by where they are
         self._included: dict[Path, list[Path]] = {}  # by the file that names them
         self._open: list[Path] = []  # the files whose includes are being followed
         self._asked: dict[Path, None] = {}
 
     def take(  # noqa: C901 - what can be wrong with a file, one after another
-        self, shown: str, path: Path, named: _Named | None, *, mandatory: bool = False
+        self, shown: str, path: Path, named: _IncludedFile | None, *, mandatory: bool = False
     ) -> None:
         """Read one file and what it includes. `named`: by which file, and how."""
         place = _place(shown, named)
@@ -176,14 +176,14 @@ class _Loader:
         if mandatory and content is not None:
             content = content._replace(layer=content.layer or LayerKind.MANDATORY, roots=True)
         via = _via(named) if resolved in self._presets else None
-        self._taken[resolved] = None if content is None else _Taken(shown, resolved, content, selections, ids, via)
+        self._taken[resolved] = None if content is None else _LoadedFile(shown, resolved, content, selections, ids, via)
         if content is None:
             return
         if named is not None or resolved in self._presets:
             self._check_included(shown, content)
         self._open.append(resolved)
         for include in content.includes:
-            inner = _Named(shown, include, selections + ((include.selection,) if include.selection else ()), via)
+            inner = _IncludedFile(shown, include, selections + ((include.selection,) if include.selection else ()), via)
             if include.preset:
                 self.take_preset(include.preset, inner)
             else:
@@ -198,7 +198,7 @@ class _Loader:
         if content.sandbox_node is not None:
             self._complain(shown, content.sandbox_node, "an included file may not have `sandbox`")
 
-    def take_preset(self, name: str, named: _Named | None = None) -> None:
+    def take_preset(self, name: str, named: _IncludedFile | None = None) -> None:
         """Read a preset. `named`: by which file."""
         path = PRESETS / f"{name}.yaml"
         if name not in preset_names():
@@ -208,7 +208,9 @@ class _Loader:
         self._presets.add(path.resolve())
         self.take(str(path), path, named)
 
-    def _check_same(self, taken: _Taken | None, selections: tuple[Selection, ...], place: tuple[str, int, int]) -> None:
+    def _check_same(
+        self, taken: _LoadedFile | None, selections: tuple[Selection, ...], place: tuple[str, int, int]
+    ) -> None:
         if taken is not None and [s.same for s in taken.selections] != [s.same for s in selections]:
             message = (
                 f"`{taken.content.name}` is included already, with another `only`, `except` or `credential`: "
@@ -224,11 +226,11 @@ class _Loader:
         # What a layer's rules mean by saying nothing of it, no other file says.
         layers = [taken for taken in files if taken.content.layer is not None]
         of_layers = settings.tls if any("tls" in t.content.settings_nodes for t in layers) else TlsMode.INSPECT
-        layered = {path for taken in layers for path in reached(taken.path, self._included)}
+        layered = {path for taken in layers for path in reachable(taken.path, self._included)}
         kept = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
         rules = [rule for each in kept.values() for rule in each]
         certified = self._authorities(rules, settings, files)
-        secrets = gather(
+        secrets = merge_secrets(
             [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
         )
         box, floor, commands = self._box(files)
@@ -246,10 +248,12 @@ class _Loader:
             secrets=secrets, box=box, floor=floor, commands=commands,
         )  # fmt: skip
         tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
-        at = next((Place(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None), None)
-        stand = {s.id: Place(t.shown, node) for t in files for s, node in t.content.secrets}
+        at = next(
+            (FilePlace(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None), None
+        )
+        stand = {s.id: FilePlace(t.shown, node) for t in files for s, node in t.content.secrets}
         warnings, asked = tuple(self._warnings), tuple(self._asked)
-        boxes = tuple(Place(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
+        boxes = tuple(FilePlace(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
         return Loaded(policy, tests, warnings, self._places, at, stand, own, asked, boxes)
 
     def _content(
@@ -266,9 +270,14 @@ class _Loader:
 
     def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
         """Write a preset out with what is locked for it, if it stands for anything that has to be."""
-        from rules.loading.preset_locks import fill, lock_paths, places_of, read_locks  # most policies have no preset
+        from rules.loading.preset_locks import (  # most policies have no preset
+            fill_places,
+            list_places,
+            lock_paths,
+            read_locks,
+        )
 
-        wanted = places_of(root)
+        wanted = list_places(root)
         if not wanted:
             return root, {}
         before = len(self._problems)
@@ -290,11 +299,11 @@ class _Loader:
             message = f"`{path}` has no `{missing[0]}` of `{name}`: {run} again"
         else:
             self._locked_by[path] = None
-            return fill(root, places)
+            return fill_places(root, places)
         self._problems.append(Problem(*place, message))
         return None, {}
 
-    def _tests(self, taken: _Taken, *, alone: bool) -> "Sequence[Case]":
+    def _tests(self, taken: _LoadedFile, *, alone: bool) -> "Sequence[RuleTest]":
         """Choose the tests that hold here. A preset's are about it alone: beside it, other rules may well decide."""
         if taken.path in self._presets and not alone:
             return ()
@@ -303,7 +312,7 @@ class _Loader:
     def _complain(self, shown: str, node: Node, message: str) -> None:
         self._problems.append(Problem(shown, node.line, node.column, message))
 
-    def _settings(self, files: list[_Taken]) -> Settings:
+    def _settings(self, files: list[_LoadedFile]) -> Settings:
         having = [taken for taken in files if taken.content.settings_node is not None]
         plain = [taken for taken in having if taken.content.layer is None]
         for taken in plain[1:]:
@@ -314,53 +323,57 @@ class _Loader:
         if not layers:
             return (plain[0].content.settings if plain else None) or Settings()
         said = [
-            Said(t.shown, t.content.layer is not None, t.content.settings or Settings(), t.content.settings_nodes)
+            FileSettings(
+                t.shown, t.content.layer is not None, t.content.settings or Settings(), t.content.settings_nodes
+            )
             for t in (*layers, *plain[:1])
         ]
-        settings, objections = agree(said)
+        settings, objections = merge_settings(said)
         for objection in objections:
             self._complain(*objection)
         return settings
 
-    def _layers(self, files: list[_Taken], kept: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
+    def _layers(self, files: list[_LoadedFile], kept: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
         """Give the files that vote alone, each with the rules of what it includes, however deep."""
         layers: list[Layer] = []
         for taken in files:
             said = taken.content
             if said.layer is not None:
-                rules = tuple(rule for path in reached(taken.path, self._included) for rule in kept.get(path, ()))
+                rules = tuple(rule for path in reachable(taken.path, self._included) for rule in kept.get(path, ()))
                 mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
                 layer = Layer(said.layer, said.name, rules, mode, tls, said.roots, frozenset(said.settings_nodes))
                 layers.append(layer)
         return layers
 
-    def _box(self, files: list[_Taken]) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
+    def _box(self, files: list[_LoadedFile]) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
         having = [t for t in files if t.content.sandbox is not None or t.content.commands]
         if not having:
             return NO_SANDBOX_SETTINGS, NO_SANDBOX_FLOOR, ()
-        from rules.loading.layers import BoxFile, gather
+        from rules.loading.layers import SandboxFile, merge_sandboxes
 
-        said = [BoxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having]
-        return gather(said, self._places, self._problems)
+        said = [
+            SandboxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having
+        ]
+        return merge_sandboxes(said, self._places, self._problems)
 
-    def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_Taken]) -> dict[str, bytes]:
+    def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_LoadedFile]) -> dict[str, bytes]:
         wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
         if settings.upstream_ca is not None:
             said = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
-            place = Place(said.shown, said.content.settings_nodes["upstream_ca"])
+            place = FilePlace(said.shown, said.content.settings_nodes["upstream_ca"])
             wanted.append((settings.upstream_ca, "upstream_ca", place))
         self._asked.update((Path(path), None) for path, _, _ in wanted)
         return _certificates(wanted, self._problems)
 
-    def _check_names(self, files: list[_Taken]) -> None:
-        first: dict[str, _Taken] = {}
+    def _check_names(self, files: list[_LoadedFile]) -> None:
+        first: dict[str, _LoadedFile] = {}
         for taken in files:
             other = first.setdefault(taken.content.name, taken)
             if other is not taken:
                 message = f"`{other.shown}` is named `{taken.content.name}` too: give one of them another `name`"
                 self._problems.append(Problem(taken.shown, 1, 1, message))
 
-    def _rules(self, taken: _Taken, tls: TlsMode) -> list[Rule]:
+    def _rules(self, taken: _LoadedFile, tls: TlsMode) -> list[Rule]:
         feed = partial(self._feed, taken.path.parent)
         reader = RuleReader(
             taken.shown, self._problems, self._warnings, taken.content.name, tls, feed, str(taken.path.parent)
@@ -378,9 +391,9 @@ class _Loader:
                 where = f"line {other.line}" if other.line != node.line else f"column {other.column} of this line"
                 self._complain(taken.shown, node, f"the id of this rule is also that of the one in {where}")
             ident = rule.id.partition(":")[2]
-            kept = kept_of(rule, taken.ids.get(ident, ident), taken.selections)
+            kept = apply_selections(rule, taken.ids.get(ident, ident), taken.selections)
             if kept is not None:
-                self._places[kept.id] = Place(taken.shown, node, taken.via)
+                self._places[kept.id] = FilePlace(taken.shown, node, taken.via)
                 rules.append(kept)
         return rules
 
@@ -396,7 +409,7 @@ class _Loader:
         return self._feeds[path]
 
 
-def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Problem]) -> dict[str, bytes]:
+def _certificates(wanted: Iterable[tuple[str, str, FilePlace]], problems: list[Problem]) -> dict[str, bytes]:
     """Read the certificates that rules and settings name, as (path, key, place): PEM, by path.
 
     They are read now, for the gate can't reach them later. What can't be read is put into `problems`.
@@ -404,7 +417,7 @@ def _certificates(wanted: Iterable[tuple[str, str, Place]], problems: list[Probl
     found: dict[str, bytes] = {}
     for path, key, place in wanted:
         try:
-            found[path] = found.get(path) or certificates(read_file(Path(path).resolve(strict=True)))
+            found[path] = found.get(path) or parse_certificates(read_file(Path(path).resolve(strict=True)))
         except (OSError, RuntimeError, ValueError) as error:
             problems.append(place.problem(f"`{path}` can't be used as `{key}`: {describe_error(error)}"))
     return found

@@ -67,7 +67,7 @@ class Origin(NamedTuple):
         return cls(scheme, parse_host(host), int(port), base)
 
 
-class Locked(NamedTuple):
+class LockedPlace(NamedTuple):
     """An origin, where it was found, and the addresses that are not public and it may have."""
 
     origin: Origin
@@ -75,7 +75,7 @@ class Locked(NamedTuple):
     resolves_to: tuple[Network, ...] = ()
 
 
-type Places = dict[str, tuple[Locked, ...]]
+type Places = dict[str, tuple[LockedPlace, ...]]
 
 
 def lock_paths() -> tuple[Path, ...]:
@@ -121,12 +121,12 @@ def _named(reader: Reader, node: Node, of: str) -> dict[str, Node]:
     return {word: value for word, (_, value) in node.pairs.items()}
 
 
-def _origins(reader: Reader, node: Node) -> tuple[Locked, ...]:
+def _origins(reader: Reader, node: Node) -> tuple[LockedPlace, ...]:
     if not isinstance(node, Listing):
         reader.complain(node, "what is locked is a list of `{url, from}`")
         return ()
     every = [_ENTRY.read(reader, item) for item in node.items]
-    return tuple(Locked(**said) for said in every if said and "origin" in said)
+    return tuple(LockedPlace(**said) for said in every if said and "origin" in said)
 
 
 def read_locks(paths: Sequence[Path], problems: list[Problem]) -> dict[str, tuple[Path, Places]]:
@@ -149,23 +149,23 @@ _PROTOCOLS: Final = {"https": "tls", "http": "http"}
 _LETTING_OUT: Final = frozenset(verdict.value for verdict in Verdict if verdict.allows)
 
 
-class Filled(NamedTuple):
+class FilledPreset(NamedTuple):
     """A preset written out. `ids`: how the preset itself calls a rule, where one of it had to become several."""
 
     root: Node
     ids: dict[str, str]
 
 
-def places_of(root: Node) -> tuple[str, ...]:
+def list_places(root: Node) -> tuple[str, ...]:
     """List the places that the rules of a document name, in their order."""
     found = [_place(target) for rule in _entries(root, "rules") if (target := _value(rule, "to")) is not None]
     return tuple(dict.fromkeys(place for place in found if place is not None))
 
 
-def fill(root: Node, places: Places) -> Filled:
+def fill_places(root: Node, places: Places) -> FilledPreset:
     """Write a preset out for what is locked: a rule for each port, path and list of addresses."""
     if not isinstance(root, Mapping):
-        return Filled(root, {})
+        return FilledPreset(root, {})
     ids: dict[str, str] = {}
     copy = Mapping(root.line, root.column)
     copy.pairs = dict(root.pairs)
@@ -178,7 +178,7 @@ def fill(root: Node, places: Places) -> Filled:
         for entry in entries:
             listing.items += _rule(entry, places, ids) if word == "rules" else _test(entry, places)
         copy.pairs[word] = key, listing
-    return Filled(copy, ids)
+    return FilledPreset(copy, ids)
 
 
 def _rule(rule: Node, places: Places, ids: dict[str, str]) -> list[Node]:
@@ -186,7 +186,7 @@ def _rule(rule: Node, places: Places, ids: dict[str, str]) -> list[Node]:
     place = None if target is None else _place(target)
     if place is None or not isinstance(rule, Mapping):
         return [rule]
-    groups: dict[tuple[object, ...], list[Locked]] = {}
+    groups: dict[tuple[object, ...], list[LockedPlace]] = {}
     for locked in places.get(place, ()):
         origin = locked.origin
         groups.setdefault((origin.scheme, origin.port, origin.base, locked.resolves_to), []).append(locked)

@@ -24,13 +24,13 @@ from rules.loading.fields import (
     Schema,
     Section,
     choice,
-    duration,
+    make_slug,
     one,
     one_or_more,
+    parse_duration,
+    parse_slug,
     part,
     ref,
-    slug,
-    slugged,
     text,
 )
 from rules.names import HostName, InvalidNameError
@@ -41,8 +41,8 @@ from rules.settings import Settings, Upstream, UpstreamExceptions
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 if TYPE_CHECKING:
-    from rules.loading.cases import Case
-    from rules.loading.sandbox_schema import BoxRead
+    from rules.loading.cases import RuleTest
+    from rules.loading.sandbox_schema import ParsedSandbox
     from rules.sandbox import Command
     from rules.secrets import Secret
 
@@ -105,7 +105,7 @@ class Selection:
             )
         return rule._replace(credential=self.credential.text)
 
-    def keeps(self, case: "Case") -> bool:
+    def keeps(self, case: "RuleTest") -> bool:
         """Whether a test of the included file still applies: its rule is kept as it was written."""
         if case.rule is None or self.credential is not None:
             return False
@@ -142,7 +142,7 @@ class Include(NamedTuple):
     selection: Selection | None = None
 
 
-def kept_of(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule | None:
+def apply_selections(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule | None:
     """Give what is left of a rule when each include on the way to it has had its say; every one takes note."""
     kept: Rule | None = rule
     for selection in selections:
@@ -167,13 +167,13 @@ def _words(says: str, what: str, schema: Schema) -> Key:
 
 
 def _read_credential(reader: Reader, node: Node, key: str) -> Word | None:
-    ident = reader.parsed(node, key, slug)
+    ident = reader.parsed(node, key, parse_slug)
     return None if ident is None else Word(ident, node.line, node.column)
 
 
 INCLUDE: Final = Section("include", "an `include`", {
     "file": text("A rule file, relative to this one."),
-    "preset": one("The name of a preset: see `exeat presets list`.", slug),
+    "preset": one("The name of a preset: see `exeat presets list`.", parse_slug),
     "only": _words("The ids of the rules that are kept.", "ids", SLUG),
     "except": _words("Ids of rules that are left out, or names that no rule of it covers.", "ids and names", TEXT),
     "credential": Key("The secret that every rule of the include requires, except its denies.", _read_credential, SLUG),
@@ -240,11 +240,11 @@ class RuleFile(NamedTuple):
     settings: Settings | None = None
     settings_node: Node | None = None
     rules: tuple[Node, ...] = ()
-    tests: "tuple[Case, ...]" = ()
+    tests: "tuple[RuleTest, ...]" = ()
     layer: LayerKind | None = None
     settings_nodes: "dict[str, Node]" = {}  # noqa: RUF012 - nobody writes to it; what the settings say, by key
     secrets: "tuple[tuple[Secret, Node], ...]" = ()  # with where each stands
-    sandbox: "BoxRead | None" = None
+    sandbox: "ParsedSandbox | None" = None
     sandbox_node: Node | None = None
     commands: "tuple[tuple[Command, Node], ...]" = ()  # with where each stands
     roots: bool = False  # a file of root's own, whatever else names it
@@ -265,8 +265,8 @@ class FileReader(Reader):
             return None
         if self.lacking(root, FILE.of, ("version",), FILE.keys):
             self.complain(root, "a rule file needs `version: 1`")
-        name = self.parsed(fields["name"], "name", slug) if "name" in fields else None
-        self.name = name or slugged(stem)
+        name = self.parsed(fields["name"], "name", parse_slug) if "name" in fields else None
+        self.name = name or make_slug(stem)
         said = FILE.values(self, {key: value for key, value in fields.items() if key not in {"version", "name"}})
         if "version" in fields and self.text(fields["version"], "version") not in {"1", None}:
             self.complain(fields["version"], "this version of exeat reads `version: 1` and no other")
@@ -308,7 +308,7 @@ def _command(reader: FileReader, node: Node) -> "Command | None":
     return read_command(reader, node)
 
 
-def _sandbox(reader: FileReader, node: Node, _: str) -> "BoxRead | None":
+def _sandbox(reader: FileReader, node: Node, _: str) -> "ParsedSandbox | None":
     from rules.loading.sandbox_schema import read_sandbox  # not every file has one
 
     return read_sandbox(reader, node)
@@ -319,7 +319,7 @@ def _includes(reader: FileReader, node: Node, of: str) -> tuple[Include, ...]:
     return tuple(include for include in found if include is not None)
 
 
-def _tests(reader: FileReader, node: Node, of: str) -> "tuple[Case, ...]":
+def _tests(reader: FileReader, node: Node, of: str) -> "tuple[RuleTest, ...]":
     entries = _entries(reader, node, of)
     if not entries:
         return ()
@@ -375,7 +375,7 @@ SETTINGS: Final = Section("settings", "`settings`", {
     "dns_pool": one("Where synthetic addresses come from: an IPv4 network, at least a /24.", _pool, TEXT),
     "on_block": choice("How a refusal reaches the task.", OnBlock),
     "on_journal_failure": choice("What becomes of what can't be told, when the disk is full.", OnJournalFailure),
-    "idle_timeout": one("How long a connection may be silent, up to 7d.", duration),
+    "idle_timeout": one("How long a connection may be silent, up to 7d.", parse_duration),
     "upstream": one("The company's proxy.", Upstream.parse, _UPSTREAM),
     "upstream_auth": one("A file that holds what the proxy is told: `user:password`.", _absolute, PATH),
     "upstream_except": Key("Names and networks that are dialled directly.", _past, _TARGETS),
@@ -404,7 +404,7 @@ def _list_of(name: str) -> Schema:
 
 FILE: Final = Section("", "a rule file", {
     "version": text("The version of the language.", {"enum": [1, "1"]}),
-    "name": one("What the file goes by: rules are cited as `name:id`. By default the file's own name.", slug),
+    "name": one("What the file goes by: rules are cited as `name:id`. By default the file's own name.", parse_slug),
     "layer": choice(
         "This file votes alone: a `mandatory` layer's silence is no vote, a `ceiling` layer's silence is deny.",
         LayerKind),

@@ -32,16 +32,16 @@ from rules.loading.fields import (
     Reader,
     Section,
     choice,
-    day,
-    duration,
     flag,
     many,
     one,
     one_or_more,
+    parse_day,
+    parse_duration,
+    parse_record_type,
+    parse_slug,
     part,
-    record_type,
     ref,
-    slug,
     text,
     unread,
 )
@@ -371,7 +371,7 @@ _CONDITIONS: Final[dict[str, Key]] = {
     "git": part(
         "Which repositories and refs.", GIT, lambda reader, node, _: read_git(reader, node, is_allow=reader.allows)
     ),
-    "credential": one("The secret whose placeholder is the request's one credential.", slug),
+    "credential": one("The secret whose placeholder is the request's one credential.", parse_slug),
     "when": Key(
         "Only for a task that has read what nobody vouches for.", RuleReader.when, {"enum": ["tainted"]}, "when_tainted"
     ),
@@ -387,7 +387,7 @@ LIST: Final = Section("list", "a list", {
         lambda reader, node, key: reader.parsed(node, key, reader.feed), TEXT),
 })  # fmt: skip
 RULE: Final = Section("rule", "a rule", {
-    "id": one("What the rule is cited by.", slug),
+    "id": one("What the rule is cited by.", parse_slug),
     **_CONDITIONS,
     "to": Key("Names, patterns, addresses, CIDRs, lists. `*` is every name, `**.a.example` a name and all below it.",
         RuleReader.targets, one_or_more({"anyOf": [WORD, ref("list")]})),
@@ -399,9 +399,9 @@ RULE: Final = Section("rule", "a rule", {
     "tls": choice("`splice` passes connections on unread.", TlsMode),
     "ca": Key("A file of certificates, trusted for this destination.", RuleReader.path, TEXT),
     "dns_types": many("Types of records that are answered for the name.",
-        record_type, {"enum": [*RECORD_TYPES]}, frozenset),
-    "idle_timeout": one("How long a connection may be silent, up to 7d.", duration),
-    "until": one("The last day (UTC) on which it lets out or asks.", day),
+        parse_record_type, {"enum": [*RECORD_TYPES]}, frozenset),
+    "idle_timeout": one("How long a connection may be silent, up to 7d.", parse_duration),
+    "until": one("The last day (UTC) on which it lets out or asks.", parse_day),
     "limits": part("How much it lets out.", LIMITS, read_limits),
     "approval": part("Who approves, and what that is good for.",
         APPROVAL, read_approval),

@@ -21,17 +21,17 @@ from rules.loading.fields import (
     Schema,
     Section,
     choice,
-    count,
-    duration,
     mapping_of,
     one,
+    parse_count,
+    parse_duration,
+    parse_size,
+    parse_slug,
+    parse_variable_name,
+    parser_of_shape,
     part,
-    shaped,
-    size,
-    slug,
     text,
     unread,
-    variable_name,
 )
 from rules.problems import quote
 from rules.sandbox import Command, MergeTerms, SandboxSettings, SandboxUser, WorkspaceMode, parse_device
@@ -50,7 +50,7 @@ _LEAST_FILES: Final = 16
 _CACHES_IN: Final = ("~", "/var/cache", "/var/lib")  # a sandbox has these for itself
 
 
-class BoxRead(NamedTuple):
+class ParsedSandbox(NamedTuple):
     """What a file says of the box, and where each field of it stands."""
 
     box: SandboxSettings
@@ -82,7 +82,7 @@ def _caches(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
         return ()
     found: dict[str, str] = {}
     for key, value in node.pairs.values():
-        name, place = reader.parsed(key, "caches", slug), reader.parsed(value, key.text, cache_place)
+        name, place = reader.parsed(key, "caches", parse_slug), reader.parsed(value, key.text, parse_cache_path)
         if name is None or place is None:
             continue
         for other, taken in found.items():
@@ -98,7 +98,7 @@ def _set(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
         return ()
     found: dict[str, str] = {}
     for key, value in node.pairs.values():
-        name, text = reader.parsed(key, "set", variable_name), reader.text(value, key.text)
+        name, text = reader.parsed(key, "set", parse_variable_name), reader.text(value, key.text)
         if name is not None and text is not None:
             found[name] = text
             if "\0" in text:
@@ -106,7 +106,7 @@ def _set(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found.items()))
 
 
-def path(text: str) -> str:
+def parse_path(text: str) -> str:
     """Read a whole path, or one below `~`, in its one spelling: no `.`, `..`, `//` and no `/` at the end."""
     if "*" in text:
         raise ValueError(f"{quote(text)} is a pattern: name a directory or file; only `hide` takes `**/GLOB`")
@@ -115,18 +115,18 @@ def path(text: str) -> str:
     return _plain(text)
 
 
-def hidden(text: str) -> str:
+def parse_hidden(text: str) -> str:
     """Read a path, or `**/` and globs of names."""
     if not text.startswith(_ANYWHERE):
         if "*" in text:
             raise ValueError(f"{quote(text)}: a pattern begins with `**/`, as in `**/.env` or `**/secrets/*.json`")
-        return path(text)
+        return parse_path(text)
     if "**" in text.removeprefix(_ANYWHERE):
         raise ValueError(f"{quote(text)}: `**` stands at the beginning, and nowhere else")
     return _plain(text)
 
 
-def protected(text: str) -> str:
+def parse_protected(text: str) -> str:
     """Read a glob relative to the workspace."""
     if text[:1] in {"/", "~"}:
         raise ValueError(f"{quote(text)} is relative to the workspace: write it without the `{text[0]}`")
@@ -135,21 +135,21 @@ def protected(text: str) -> str:
     return _plain(text)
 
 
-def cache_place(text: str) -> str:
+def parse_cache_path(text: str) -> str:
     """Read where a cache lies in the sandbox: in what the sandbox has for itself."""
-    place = path(text)
+    place = parse_path(text)
     if not any(_within(place, top) and place != top for top in _CACHES_IN):
         raise ValueError(f"{quote(text)}: a cache lies below `~`, the task's home, `/var/cache` or `/var/lib`")
     return place
 
 
 # RFC 1123 section 2.1, one label
-hostname: Final = shaped(
+parse_hostname: Final = parser_of_shape(
     r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", "must be at most 63 letters, digits and hyphens, without a dot"
 )
 
 
-def kept(text: str) -> str:
+def parse_kept(text: str) -> str:
     """Read the name of a variable of the caller's, with `*` for any characters."""
     if not _KEEP.fullmatch(text):
         raise ValueError(f"{quote(text)} is no name of a variable, nor one with `*` in it")
@@ -158,24 +158,24 @@ def kept(text: str) -> str:
     return text
 
 
-def memory(text: str) -> int:
+def parse_memory(text: str) -> int:
     """Read how much memory, in bytes."""
-    number = size(text)
+    number = parse_size(text)
     if number < _LEAST_MEMORY:
         raise ValueError(f"{quote(text)} of memory is too little for anything to start: at least 16MB")
     return number
 
 
-def cores(text: str) -> float:
+def parse_cores(text: str) -> float:
     """Read how many cores: `2`, `0.5`."""
     if not _CORES.fullmatch(text) or not 0 < float(text) <= _MOST_CORES:
         raise ValueError(f"{quote(text)} is no number of cores; one is written like `2` or `0.5`")
     return float(text)
 
 
-def open_files(text: str) -> int:
+def parse_open_files(text: str) -> int:
     """Read how many files may be open."""
-    number = count(text)
+    number = parse_count(text)
     if number < _LEAST_FILES:
         raise ValueError(f"{quote(text)} open files are too few for anything to start: at least {_LEAST_FILES}")
     return number
@@ -205,32 +205,32 @@ MERGE: Final = APPROVAL._replace(
     keys={key: APPROVAL.keys[key] for key in ("by", "count", "self", "hold", "open")},
 )
 ENVIRONMENT: Final = Section("environment", "`environment`", {
-    "keep": _paths("Variables of the caller that the task has too.", kept, TEXT),
+    "keep": _paths("Variables of the caller that the task has too.", parse_kept, TEXT),
     "set": Key("Variables with their values.", _set, mapping_of(WORD), "variables"),
 })  # fmt: skip
 LIMITS: Final[Maps[str, Callable[[str], Any]]] = {
-    "memory": memory,
-    "cpu": cores,
-    "processes": count,
-    "files": open_files,
-    "disk": size,
+    "memory": parse_memory,
+    "cpu": parse_cores,
+    "processes": parse_count,
+    "files": parse_open_files,
+    "disk": parse_size,
 }
 RESOURCES: Final = Section("resources", "`limits` of a sandbox", {
-    "memory": one("Memory of all its processes together.", memory, SIZE),
-    "cpu": one("Cores, as in `2` or `0.5`.", cores, {"type": ["number", "string"]}),
-    "processes": one("How many processes and threads.", count),
-    "files": one("How many files a process may have open.", open_files, COUNT),
-    "disk": one("How much it may write outside of its workspace, or change in one that is reviewed.", size),
+    "memory": one("Memory of all its processes together.", parse_memory, SIZE),
+    "cpu": one("Cores, as in `2` or `0.5`.", parse_cores, {"type": ["number", "string"]}),
+    "processes": one("How many processes and threads.", parse_count),
+    "files": one("How many files a process may have open.", parse_open_files, COUNT),
+    "disk": one("How much it may write outside of its workspace, or change in one that is reviewed.", parse_size),
 }, empty="`limits` limits nothing: leave it out")  # fmt: skip
 
 
 SANDBOX: Final = Section("sandbox", "`sandbox`", {
-    "read": _paths("Files and directories that are shown read-only beside the system's.", path, _PLACE),
-    "write": _paths("Files and directories that the task may write beside its workspace.", path, _PLACE),
+    "read": _paths("Files and directories that are shown read-only beside the system's.", parse_path, _PLACE),
+    "write": _paths("Files and directories that the task may write beside its workspace.", parse_path, _PLACE),
     "hide": _paths("What is hidden beside the places of credentials: paths, and `**/NAME` wherever it lies.",
-        hidden, _HIDDEN),
+        parse_hidden, _HIDDEN),
     "workspace": choice("`review` keeps what the task changes apart until it is accepted.", WorkspaceMode),
-    "protected": _paths("Files of the workspace, as globs, that need an approval to be changed.", protected, _GLOB),
+    "protected": _paths("Globs of workspace files whose changes need an approval.", parse_protected, _GLOB),
     "approval": part("Who approves that protected files are merged, in review; without it, whoever accepts them.",
         MERGE, _approval),
     "caches": Key("What is kept between tasks: a name, and where it lies in the sandbox.", _caches, mapping_of(_CACHE)),
@@ -239,13 +239,13 @@ SANDBOX: Final = Section("sandbox", "`sandbox`", {
         parse_device, TEXT),
     "environment": part("Which variables the task has.", ENVIRONMENT, unread),
     "user": choice("Who the task sees itself as; it has no rights either way.", SandboxUser),
-    "hostname": one("What the task's host is called.", hostname, _LABEL),
-    "timeout": one("How long the task may run.", duration),
+    "hostname": one("What the task's host is called.", parse_hostname, _LABEL),
+    "timeout": one("How long the task may run.", parse_duration),
     "limits": part("How much of the machine the task may use.", RESOURCES, unread),
 })  # fmt: skip
 
 
-def read_sandbox(reader: "FileReader", node: Node) -> BoxRead | None:
+def read_sandbox(reader: "FileReader", node: Node) -> ParsedSandbox | None:
     """Read `sandbox`; None if anything is wrong, which has been told then."""
     before = len(reader.problems)
     found: dict[str, Any] = {}
@@ -257,7 +257,7 @@ def read_sandbox(reader: "FileReader", node: Node) -> BoxRead | None:
             nodes |= {section.keys[word].field or word: value for word, value in fields.items()}
     for flat in ("environment", "limits"):
         nodes.pop(flat, None)
-    return BoxRead(SandboxSettings(**found), nodes) if len(reader.problems) == before else None
+    return ParsedSandbox(SandboxSettings(**found), nodes) if len(reader.problems) == before else None
 
 
 def _parts(node: Node) -> Iterator[tuple[Section, Node]]:
@@ -285,7 +285,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 COMMAND: Final = Section("command", "a command", {
-    "id": one("What the command is cited by.", slug),
+    "id": one("What the command is cited by.", parse_slug),
     "run": one("A program's name or path and globs of its arguments, as in `terraform apply*`.", _words, TEXT, "words"),
     "action": Key("What happens: `ask` waits for approval, `flag` runs and is reviewed.",
         lambda reader, node, key: reader.choice(node, key, Verdict), {"enum": ["deny", "ask", "flag"]}),

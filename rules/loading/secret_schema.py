@@ -6,7 +6,7 @@ from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Final
 
 from rules.addresses import parse_host
-from rules.loading.document import Listing, Mapping, Node, Place, Scalar
+from rules.loading.document import FilePlace, Listing, Mapping, Node, Scalar
 from rules.loading.fields import (
     PATH,
     TEXT,
@@ -15,26 +15,26 @@ from rules.loading.fields import (
     Reader,
     Schema,
     Section,
-    header_name,
     many,
     mapping_of,
     one,
     one_or_more,
+    parse_header_name,
+    parse_slug,
+    parse_variable_name,
+    parser_of_shape,
     part,
     ref,
-    shaped,
-    slug,
-    variable_name,
 )
 from rules.names import HostName, InvalidNameError
 from rules.problems import Problem, did_you_mean, quote
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 
 if TYPE_CHECKING:
-    from rules.loading.cases import Case
+    from rules.loading.cases import RuleTest
     from rules.rule import Rule
 
-    type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[Case, ...]]  # of a file, as the user named it
+    type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[RuleTest, ...]]  # of a file, as the user named it
 
 
 NEEDED: Final = ("id", "from", "hosts", "in")
@@ -50,12 +50,12 @@ _NEVER: Final = frozenset({
 })  # fmt: skip
 
 
-_credential: Final = shaped(
+_credential: Final = parser_of_shape(
     r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", "is no name of a credential (systemd.exec(5), LoadCredential=)"
 )
 # unreserved: one spelling (RFC 3986 section 2.3)
-_parameter: Final = shaped(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
-_prefix: Final = shaped(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
+_parameter: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
+_prefix: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
 
 
 def _together(secret: Secret) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
 
 
 def _header(text: str) -> str:
-    name = header_name(text)
+    name = parse_header_name(text)
     if name in _NEVER:
         raise ValueError(f"{quote(text)} is a header that no secret can stand in")
     return name
@@ -160,7 +160,7 @@ def _from(says: str, kind: SourceKind, parse: Callable[[str], str], schema: Sche
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
 FROM: Final = Section("from", "`from`", {
     "env": _from("A variable of whoever runs Exeat; with `in: aws` how its three variables begin.",
-        SourceKind.ENV, variable_name, _VARIABLE),
+        SourceKind.ENV, parse_variable_name, _VARIABLE),
     "file": _from("A file that is nobody else's to read.", SourceKind.FILE, _path, PATH),
     "command": Key("A program and its arguments; what it writes is the value.",
         _command, {"type": "array", "items": WORD, "minItems": 1}),
@@ -205,11 +205,11 @@ SECRET: Final = Section(
     "secret",
     "a secret",
     {
-        "id": one("What the secret is called by: `credential`.", slug),
+        "id": one("What the secret is called by: `credential`.", parse_slug),
         "from": part("Where its value is read from when a task starts.", FROM, _source, "source"),
         "as": one(
             "The variable that the task finds a placeholder in; with `in: aws` how three of them begin.",
-            variable_name,
+            parse_variable_name,
             _VARIABLE,
             "variable",
         ),
@@ -303,8 +303,8 @@ def taken(name: str) -> str:
 _MOST: Final = 64
 
 
-def gather(
-    files: "Iterable[Said]", rules: "Iterable[Rule]", places: Maps[str, Place], problems: list[Problem]
+def merge_secrets(
+    files: "Iterable[Said]", rules: "Iterable[Rule]", places: Maps[str, FilePlace], problems: list[Problem]
 ) -> list[Secret]:
     """Return the secrets of all files; adds what is wrong with them, and with who names them, to `problems`."""
     files, rules = list(files), list(rules)
@@ -333,7 +333,9 @@ def gather(
     return found
 
 
-def _carried_by_none(found: Iterable[Secret], rules: "Iterable[Rule]", places: Maps[str, Place]) -> Iterator[Problem]:
+def _carried_by_none(
+    found: Iterable[Secret], rules: "Iterable[Rule]", places: Maps[str, FilePlace]
+) -> Iterator[Problem]:
     """Tell of rules about the credential of a request that name what no request carries."""
     shown = {secret.id for secret in found if secret.is_certificate}
     for rule in rules:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 
-class Run(NamedTuple):
+class ProgramRun(NamedTuple):
     """A program that is about to be run."""
 
     names: tuple[str, ...]  # what it goes by: the path that was given, what that leads to, what it is called by
@@ -26,7 +26,7 @@ class Run(NamedTuple):
     whole: bool = True  # no: there are more of them
 
     @classmethod
-    def parse(cls, text: str) -> "Run":
+    def parse(cls, text: str) -> "ProgramRun":
         """Read `PROGRAM ARGUMENT…`, with spaces between. Raises ValueError."""
         words = text.split()
         if not words:
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 def decide_run(
     policy: "Policy",
-    run: Run,
+    run: ProgramRun,
     task: str = "",
     labels: Mapping[str, str] | None = None,
     granted: frozenset[str] = frozenset(),
@@ -78,7 +78,7 @@ def _is_granted(command: Command, granted: frozenset[str]) -> bool:
     return bool(granted) and command.action is Verdict.ASK and digest_of(command) in granted
 
 
-def matches(command: Command, run: Run) -> bool:
+def matches(command: Command, run: ProgramRun) -> bool:
     """Whether a command is about this program with these words, whatever follows them."""
     program, *words = command.words
     if not any(_is_called(program, name) for name in run.names):

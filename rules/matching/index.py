@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
 
 _NONE: Final[frozenset[Rule]] = frozenset()
-ANYBODY: Final[Standing] = (0, (), False, _NONE)
+NO_STANDING: Final[Standing] = (0, (), False, _NONE)
 _MOST_TASKS: Final = 256
 _MOST_GRANTED: Final = 256  # plans of attempts under grants
 _NO_ENDS: Final[Mapping[date, int]] = {}
@@ -40,7 +40,7 @@ _MOST_RECENT: Final = 4096  # names
 _MOST_KEPT: Final = 65536  # sets of candidates; only patterns with `*` inside names can combine into more
 
 
-class LooksAt(NamedTuple):
+class RequestNeeds(NamedTuple):
     """What the rules look at that can match a target on a port. What they don't look at need not be read."""
 
     requests: bool
@@ -75,7 +75,7 @@ class Candidates:
         self.closed = closed  # asks that, granted, don't open this address
         self.lookups: dict[Standing, Decision] = {}  # the policy's, about the name alone
         self._standings: dict[tuple[object, ...], Standing] = {}
-        self._looks: dict[int, LooksAt] = {}  # by stretch of ports
+        self._looks: dict[int, RequestNeeds] = {}  # by stretch of ports
         self._plans: dict[tuple[int, Protocol, Standing], Plan] = {}
         self._granted: dict[tuple[int, Protocol, Standing], Plan] = {}
         edges: set[int] = set()
@@ -99,7 +99,7 @@ class Candidates:
         self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: frozenset[Rule] = _NONE
     ) -> Standing:
         """Say what of the asking task, the day and what is granted matters here."""
-        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else ANYBODY
+        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NO_STANDING
         if granted:
             here = granted.intersection(candidate.rule for candidate in self.rules)
             return (*standing[:3], here)
@@ -116,7 +116,7 @@ class Candidates:
             self._standings[key] = standing
         return standing
 
-    def plan(self, port: int, protocol: Protocol, standing: Standing = ANYBODY) -> Plan:
+    def plan(self, port: int, protocol: Protocol, standing: Standing = NO_STANDING) -> Plan:
         """Give the plan for one port and protocol."""
         key = bisect_right(self.starts, port), protocol, standing
         plans = self._granted if standing[3] else self._plans
@@ -136,14 +136,14 @@ class Candidates:
             )
         return plan
 
-    def looks_at(self, port: int) -> LooksAt:
+    def looks_at(self, port: int) -> RequestNeeds:
         """Say what the rules look at that can match on a port, whatever is spoken there."""
         stretch = bisect_right(self.starts, port)
         known = self._looks.get(stretch)
         if known is None:
             every = [candidate.rule for candidate in self.rules]
             rules = [r for r in every if r.ports is None or any(p.low <= port <= p.high for p in r.ports)]
-            known = self._looks[stretch] = LooksAt(
+            known = self._looks[stretch] = RequestNeeds(
                 any(rule.looks_at_requests for rule in rules),
                 any(rule.looks_at_headers for rule in rules),
                 any(rule.looks_at_git for rule in rules),

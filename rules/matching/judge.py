@@ -13,7 +13,7 @@ from rules.decision import DEFAULT_APPROVAL_TERMS, Decision, NearestRule, Requir
 from rules.matching.index import Index
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.precedence import Finding, Match
-from rules.matching.requests import Condition, carried, git_asked, trust_of, url_length
+from rules.matching.requests import Condition, describe_credential, describe_git_request, trust_of, url_length
 from rules.matching.revision import digest_of
 from rules.names import HostName, is_exeat_name
 from rules.paths import Reading
@@ -75,7 +75,7 @@ class Judge:
         decision = self._decision(finding, plan, inspect=self._inspects(finding, plan, attempt))
         if attempt.protocol is Protocol.UDP:
             return self._over_udp(decision, finding)
-        return to_be_asked(decision) if decision.needs_approval and decision.inspect else decision
+        return defer_approval(decision) if decision.needs_approval and decision.inspect else decision
 
     def on_request(self, finding: Finding, plan: Plan) -> Decision:
         """Decide a request; that it was seen means that its connection is inspected."""
@@ -161,7 +161,7 @@ class Judge:
         return Outcome.WOULD_BLOCK if self.audits(finding, not_public=plan.not_public) else Outcome.BLOCKED
 
 
-def to_be_asked(decision: Decision) -> Decision:
+def defer_approval(decision: Decision) -> Decision:
     """Let what is held go on to where it is asked about bit by bit: nothing of it leaves before that."""
     return decision._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, reason=Reason.RULE)
 
@@ -202,7 +202,7 @@ def _pattern(finding: Finding) -> str | None:
 _MOST: Final = 16  # rules that are looked at: a task that makes up methods asks for a new hint each time
 
 
-def about_connection(plan: Plan) -> Hint | None:
+def hint_for_connection(plan: Plan) -> Hint | None:
     """Find a rule about the same target that lets out on other ports, or but for an exemption."""
     if plan.missed is None:
         return None
@@ -210,17 +210,17 @@ def about_connection(plan: Plan) -> Hint | None:
     return Hint(rule.id, field, describe(rule.ports) if field == "ports" else "")
 
 
-def about_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
+def hint_for_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
     """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
     letting_out = islice((rule for rule in plan.rules if rule.allows), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
     if not hints:
-        return about_connection(plan)
+        return hint_for_connection(plan)
     first = {hint.field: hint for hint in reversed(hints)}
     return first.get("credential") or first.get("http.methods") or hints[0]
 
 
-def about_name(index: Index, name: HostName) -> Hint | None:
+def hint_for_name(index: Index, name: HostName) -> Hint | None:
     """Find a rule about a name close by; or about that very name, for other tasks."""
     found = index.nearest(name)
     if found is None:
@@ -252,11 +252,11 @@ def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table
     if field == "http.paths":
         return path
     if field == "git" and request.git is not None:
-        return git_asked(request)
+        return describe_git_request(request)
     known = {
         "http.body": "a body" if request.body else "no body",
         "http.websocket": "a WebSocket",
-        "credential": carried(request),
+        "credential": describe_credential(request),
     }
     if field in known:
         return known[field]

@@ -20,7 +20,12 @@ RANKS: Final[dict[str, tuple[object, ...]]] = {  # strictest first
     "dns": (DnsMode.SYNTHETIC, DnsMode.REAL),
     "on_journal_failure": (OnJournalFailure.BLOCK, OnJournalFailure.CONTINUE),
 }
-_PASSING: Final = {Verdict.DENY: 0, Verdict.ASK: 3, Verdict.FLAG: 5, Verdict.ALLOW: 6}  # of what passes: `rank`
+_PASSING: Final = {
+    Verdict.DENY: 0,
+    Verdict.ASK: 3,
+    Verdict.FLAG: 5,
+    Verdict.ALLOW: 6,
+}  # of what passes: `rank_decision`
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # no two are one, whatever they say
@@ -36,7 +41,7 @@ class Layer:
     says: frozenset[str] = frozenset()  # the settings that stand in it, by key
 
 
-def strictest(key: str, values: Iterable[Any]) -> Any:
+def strictest_value(key: str, values: Iterable[Any]) -> Any:
     """Give the strictest of several values of a setting; of one that is neither strict nor lax, the first."""
     return min(values, key=lambda value: strictness(key, value))
 
@@ -48,7 +53,7 @@ def strictness(key: str, value: Any) -> float:
     return RANKS[key].index(value) if key in RANKS else 0
 
 
-def reached[T](start: T, names: Mapping[T, Sequence[T]]) -> Iterable[T]:
+def reachable[T](start: T, names: Mapping[T, Sequence[T]]) -> Iterable[T]:
     """List what `start` names, directly or through others, itself first."""
     found: dict[T, None] = {start: None}
     waiting = [start]
@@ -59,7 +64,7 @@ def reached[T](start: T, names: Mapping[T, Sequence[T]]) -> Iterable[T]:
     return found
 
 
-def rank(decision: "Decision") -> int:
+def rank_decision(decision: "Decision") -> int:
     """Rank decisions: what lets more out is higher."""
     if decision.outcome is Outcome.PASSED:
         return _PASSING[decision.verdict]
@@ -70,9 +75,9 @@ def rank(decision: "Decision") -> int:
     return 1 if decision.reason is Reason.APPROVAL_UNAVAILABLE else 0  # an ask that no grant could help
 
 
-def stricter(one: "Decision", other: "Decision") -> "Decision":
+def stricter_decision(one: "Decision", other: "Decision") -> "Decision":
     """Give the stricter of two votes, with what either asks for besides."""
-    winner, loser = (other, one) if rank(other) < rank(one) else (one, other)
+    winner, loser = (other, one) if rank_decision(other) < rank_decision(one) else (one, other)
     if winner.outcome is Outcome.BLOCKED and not winner.needs_approval:
         told = winner.pattern is not None or loser.pattern is None
         return winner._replace(pattern=winner.pattern if told else loser.pattern, logs_full_path=False)

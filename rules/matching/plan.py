@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import GitRequest, GitService, Protocol, RefChange, Request
 from rules.globs import MANY, Part, Trie, fold_pattern
-from rules.matching.precedence import Finding, Match, least, most, weigh, without
-from rules.matching.requests import Condition, fold_all, is_push, looks_like_git, repository_ways
-from rules.matching.sample_requests import exempted, longest, pushed_refs, witnesses
+from rules.matching.precedence import Finding, Match, strongest_match, subtract_exemption, weakest_match, weigh
+from rules.matching.requests import Condition, fold_all, git_repository_readings, is_git_path, is_push
+from rules.matching.sample_requests import exempted_requests, longest_path, pushed_refs, sample_requests
 from rules.paths import Reading, cut_readings
 from rules.ports import UNSEEN, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule
@@ -34,7 +34,7 @@ _BLAMES: Final = {
 
 type Leniency = Callable[[Finding], int]
 type _Gits = tuple[tuple[int, Match], ...]  # which of what is about git matches, and how
-type _Answer = Callable[["_Filed"], Match]
+type _Answer = Callable[["_FiledCondition"], Match]
 
 
 class Candidate(NamedTuple):
@@ -52,7 +52,7 @@ class Hint(NamedTuple):
     wanted: str
 
 
-class _Filed(NamedTuple):
+class _FiledCondition(NamedTuple):
     """What a rule or an exemption asks of requests, filed under its paths. `cap`: it matches so far and no further."""
 
     rule: int  # index in the plan's rules
@@ -105,10 +105,10 @@ class Plan:
         self._spares = False  # whether some paths are not held back
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # of URLs, that some condition tells apart
-        self._paths: Trie[_Filed] = Trie()
-        self._loose: Trie[_Filed] = Trie()  # paths of what holds back, whose case and end say nothing
+        self._paths: Trie[_FiledCondition] = Trie()
+        self._loose: Trie[_FiledCondition] = Trie()  # paths of what holds back, whose case and end say nothing
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
-        self._gits: list[_Filed] = []  # those that are about git alone
+        self._gits: list[_FiledCondition] = []  # those that are about git alone
         self._repos: Trie[int] = Trie()  # indices of `_gits`
         self._gits_known: dict[GitRequest, _Gits] = {}
         self._refs: tuple[tuple[str, RefChange], ...] | None = None  # that stand for all that could be pushed
@@ -171,11 +171,11 @@ class Plan:
             return
         index = self._take(rule, always=not rule.has_request_conditions)
         if rule.has_request_conditions:
-            self._file(_Filed(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
+            self._file(_FiledCondition(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
         for exemption in exemptions:
             # What hangs on what isn't known yet (a taint) exempts possibly at most.
             cap = Match.PERHAPS if exemption.when_tainted else Match.YES
-            self._file(_Filed(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap))
+            self._file(_FiledCondition(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap))
 
     def _take(self, rule: Rule, *, always: bool) -> int:
         index = len(self.rules)
@@ -188,7 +188,7 @@ class Plan:
             self._capped.add(index)
         return index
 
-    def _file(self, filed: _Filed) -> None:
+    def _file(self, filed: _FiledCondition) -> None:
         self._conditional.add(filed.rule)
         http, git = filed.condition.http, filed.condition.git
         if git is not None and http is None and filed.condition.credential is None:
@@ -237,7 +237,7 @@ class Plan:
         finding = self._findings.get(key)
         if finding is None:
 
-            def answer(filed: _Filed) -> Match:
+            def answer(filed: _FiledCondition) -> Match:
                 return filed.condition.match(request, reading, length)
 
             asked = [*self._under(slots, loose), *(self._gits[number] for number, _ in gits)]
@@ -259,18 +259,18 @@ class Plan:
         asking = chain(*(self._asking[slot] for slot in slots), *(self._asking_loosely[slot] for slot in loose))
         return tuple([condition.much(request, reading) for condition in asking])
 
-    def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_Filed]:
+    def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_FiledCondition]:
         return chain(*(self._paths.values[slot] for slot in slots), *(self._loose.values[slot] for slot in loose))
 
     def _of_git(self, request: Request, reading: Reading) -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
         git = request.git
         if git is None:
-            perhaps = range(len(self._gits)) if looks_like_git(reading) else ()
+            perhaps = range(len(self._gits)) if is_git_path(reading) else ()
             return tuple((number, Match.PERHAPS) for number in perhaps)
         known = self._gits_known.get(git)
         if known is None:
-            ways = repository_ways(git)
+            ways = git_repository_readings(git)
             slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
             near = {number for slot in slots for number in self._repos.values[slot]} if ways else range(len(self._gits))
             matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
@@ -280,7 +280,9 @@ class Plan:
             self._gits_known[git] = known
         return known
 
-    def _found(self, key: tuple[object, ...], asked: Iterable[_Filed], answer: _Answer, leniency: Leniency) -> Finding:
+    def _found(
+        self, key: tuple[object, ...], asked: Iterable[_FiledCondition], answer: _Answer, leniency: Leniency
+    ) -> Finding:
         finding = self._findings.get(key)
         if finding is None:
             if len(self._findings) >= _MOST_FINDINGS:
@@ -289,17 +291,19 @@ class Plan:
             finding = self._findings[key] = self._weigh(self._matching(asked, answer), leniency)
         return finding
 
-    def _matching(self, asked: Iterable[_Filed], answer: _Answer) -> dict[int, Match]:
+    def _matching(self, asked: Iterable[_FiledCondition], answer: _Answer) -> dict[int, Match]:
         """Say how the rules match, as `answer` says of what is asked."""
         own = dict.fromkeys(self._always, Match.YES)
         exempt: dict[int, Match] = {}
         for filed in asked:
-            match = least((answer(filed), filed.cap))
+            match = weakest_match((answer(filed), filed.cap))
             found = exempt if filed.exempts else own
-            found[filed.rule] = most((match, found.get(filed.rule, Match.NO)))
-        return {index: without(match, exempt.get(index, Match.NO)) for index, match in own.items()}
+            found[filed.rule] = strongest_match((match, found.get(filed.rule, Match.NO)))
+        return {index: subtract_exemption(match, exempt.get(index, Match.NO)) for index, match in own.items()}
 
-    def _blame(self, asked: Iterable[_Filed], request: Request, reading: Reading, length: int) -> Reason | None:
+    def _blame(
+        self, asked: Iterable[_FiledCondition], request: Request, reading: Reading, length: int
+    ) -> Reason | None:
         """Say what alone keeps a rule from letting a request out, if it is something that deserves a name."""
         blames: set[Reason] = set()
         for filed in asked:
@@ -339,14 +343,16 @@ class Plan:
 
         A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
         """
-        depth = longest(self.rules)
+        depth = longest_path(self.rules)
         opening = (rule for rule in self.rules if rule.allows or rule.action is Verdict.ASK)
         letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.allows))
-        those_of = ((rule, each) for rule in (*letting_out, None) for each in witnesses(rule, depth, self.rules))
+        those_of = ((rule, each) for rule in (*letting_out, None) for each in sample_requests(rule, depth, self.rules))
         # What nobody covers but who leaves it alone: the last to be tried, for there can be many. Also what no rule
         # lets out, where that passes (audit mode) or is nobody's business here (a mandatory layer).
         silence = (None,) if leniency(Finding()) else ()
-        left_alone = ((rule, each) for rule in (*letting_out, *silence) for each in exempted(rule, depth, self.rules))
+        left_alone = (
+            (rule, each) for rule in (*letting_out, *silence) for each in exempted_requests(rule, depth, self.rules)
+        )
         for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
             ways = {reading: None, decoded: None}
@@ -355,7 +361,7 @@ class Plan:
     def _witnessed(self, rule: Rule | None, request: Request, reading: Reading, leniency: Leniency) -> Finding:
         """Decide a request that stands for many: what `rule` asks holds, what others hold against it doesn't."""
 
-        def answer(filed: _Filed) -> Match:
+        def answer(filed: _FiledCondition) -> Match:
             of = self.rules[filed.rule]
             helps = not filed.exempts if of is rule else filed.exempts and not of.allows
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
@@ -393,16 +399,16 @@ class Plan:
             self.granted,
             self._closed,
         )
-        if leniency is None or settles(early, leniency):
+        if leniency is None or is_settled(early, leniency):
             return early
         return weigh(certain, possible, self.expired, self.granted, self._closed)
 
 
-def settles(finding: Finding, leniency: Leniency) -> bool:
+def is_settled(finding: Finding, leniency: Leniency) -> bool:
     """Whether a finding stands, whatever asks about certain addresses of the name may say: it passes, or is held."""
     return leniency(finding) >= PASSES or (finding.holds_back and not finding.by_default) or finding.expired
 
 
-def _unasked(filed: _Filed) -> Match:
+def _unasked(filed: _FiledCondition) -> Match:
     """Answer where nothing is asked."""
-    return least((filed.cap, Match.NO))
+    return weakest_match((filed.cap, Match.NO))

@@ -14,9 +14,16 @@ from typing import Final
 from rules.addresses import Address, normalize, why_not_public
 from rules.attempt import UNKNOWN_CALLER, Attempt, Caller, Protocol
 from rules.decision import Decision, RequiredApproval
-from rules.matching.index import ANYBODY, Candidates, Index, LooksAt, Standing
-from rules.matching.judge import Judge, about_connection, about_name, about_request, describe_nearest, to_be_asked
-from rules.matching.layers import Layer, rank, stricter
+from rules.matching.index import NO_STANDING, Candidates, Index, RequestNeeds, Standing
+from rules.matching.judge import (
+    Judge,
+    defer_approval,
+    describe_nearest,
+    hint_for_connection,
+    hint_for_name,
+    hint_for_request,
+)
+from rules.matching.layers import Layer, rank_decision, stricter_decision
 from rules.matching.needs import Needs
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.requests import url_length
@@ -115,7 +122,7 @@ class Policy:
             return decision
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
         decision = decision._replace(inspect=True)
-        return to_be_asked(decision) if decision.needs_approval else decision
+        return defer_approval(decision) if decision.needs_approval else decision
 
     def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
         """List what rules that let out or ask say is spoken at `target` on `port`.
@@ -133,7 +140,7 @@ class Policy:
                 found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
         return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
 
-    def looks_at(self, target: HostName | Address, port: int) -> LooksAt:
+    def looks_at(self, target: HostName | Address, port: int) -> RequestNeeds:
         """Say what the rules look at that can match `target` on `port`."""
         return self._index.candidates(target).looks_at(port)
 
@@ -152,7 +159,7 @@ class Policy:
     def _voted(self, decision: Decision, attempt: Attempt) -> Decision:
         """Let each layer vote alone; the strictest vote wins."""
         for layer, vote in zip(self.layers, self._votes, strict=True):
-            if not rank(decision):
+            if not rank_decision(decision):
                 break  # nothing is stricter
             other = vote.decide(attempt)
             key = id(decision), id(other)  # of objects that are kept with it
@@ -160,7 +167,7 @@ class Policy:
             if known is None:
                 if len(self._agreed) >= _MOST_HINTED:
                     self._agreed.clear()
-                merged = stricter(decision, other)._replace(revision=self.revision)
+                merged = stricter_decision(decision, other)._replace(revision=self.revision)
                 if merged.reason is Reason.LAYER and not merged.rules and not merged.why:
                     merged = merged._replace(why=f"the layer `{layer.name}` doesn't let this out itself")
                 known = self._agreed[key] = decision, other, merged
@@ -188,7 +195,7 @@ class Policy:
     def _standing(self, candidates: Candidates, attempt: Attempt) -> Standing:
         granted = self._granted(attempt.granted) if attempt.granted else frozenset[Rule]()
         if not candidates.varies and not granted:
-            return ANYBODY
+            return NO_STANDING
         return candidates.standing(
             self.epoch(attempt.at), attempt.task, attempt.labels, tainted=attempt.tainted, granted=granted
         )
@@ -216,7 +223,7 @@ class Policy:
             if not each.decide(attempt).allows:
                 return None  # it is held, or denied, whatever its address
             here = each.decide_resolved(attempt.target, address, attempt)
-            found = here if found is None else stricter(found, here)
+            found = here if found is None else stricter_decision(found, here)
         return found._replace(revision=self.revision) if found is not None and found.needs_approval else None
 
     def decide_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Decision:
@@ -239,7 +246,7 @@ class Policy:
         known = plan.judged.get(finding)
         if known is None:
             decision = self._judge.on_request(finding, plan)
-            hint = about_request(plan, request, paths[0], length) if finding.verdict is None else None
+            hint = hint_for_request(plan, request, paths[0], length) if finding.verdict is None else None
             known = plan.judged[finding] = decision, hint
         decision, hint = known
         if finding.verdict is not None or finding.expired or self._judge.layer is not None:
@@ -254,7 +261,7 @@ class Policy:
         if known is None:
             finding = plan.connection(self._judge.leniencies[plan.not_public])
             decision = self._judge.on_connection(finding, plan, attempt)
-            known = plan.on_connection = decision, about_connection(plan)
+            known = plan.on_connection = decision, hint_for_connection(plan)
         if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
             return known[0]
         return self._hinted_for((plan, attempt.target, attempt.port), known, attempt)
@@ -270,7 +277,7 @@ class Policy:
     def _with_hint(self, decision: Decision, hint: Hint | None, attempt: Attempt) -> Decision:
         """Give what no rule decides the rule that came nearest."""
         if hint is None and isinstance(attempt.target, HostName):
-            hint = about_name(self._index, attempt.target)
+            hint = hint_for_name(self._index, attempt.target)
         return decision if hint is None else decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _is_told_in_full(self, attempt: Attempt) -> bool:
@@ -291,8 +298,8 @@ class Policy:
         known = candidates.lookups.get(standing)
         if known is None and candidates.rules:
             tried = [usual._replace(protocol=p, port=port) for port in candidates.starts for p in Protocol]
-            known = max(map(self.decide, (usual, *tried)), key=rank)
-            known = candidates.lookups[standing] = to_be_asked(known) if known.needs_approval else known
+            known = max(map(self.decide, (usual, *tried)), key=rank_decision)
+            known = candidates.lookups[standing] = defer_approval(known) if known.needs_approval else known
         return known if known is not None and known.passes else self.decide(usual)
 
     def dns_types(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> frozenset[str]:

@@ -41,24 +41,24 @@ class Match(Enum):
 _RANKS: Final = {Match.NO: 0, Match.PERHAPS: 1, Match.YES: 2}
 
 
-def least(matches: Iterable[Match]) -> Match:
+def weakest_match(matches: Iterable[Match]) -> Match:
     """Give what holds where all of them have to match; `YES` where there are none."""
     return min(matches, key=_RANKS.__getitem__, default=Match.YES)
 
 
-def most(matches: Iterable[Match]) -> Match:
+def strongest_match(matches: Iterable[Match]) -> Match:
     """Give what holds where one of them is enough; `NO` where there is none."""
     return max(matches, key=_RANKS.__getitem__, default=Match.NO)
 
 
-def without(match: Match, exempt: Match) -> Match:
+def subtract_exemption(match: Match, exempt: Match) -> Match:
     """Give what is left of a match beside an exemption."""
     if exempt is Match.YES:
         return Match.NO
-    return least((match, Match.PERHAPS)) if exempt is Match.PERHAPS else match
+    return weakest_match((match, Match.PERHAPS)) if exempt is Match.PERHAPS else match
 
 
-def agreed(answers: Iterable[bool]) -> Match:
+def agree_readings(answers: Iterable[bool]) -> Match:
     """Give what several readings of one thing say together: where they differ, nobody knows what a server takes."""
     found = set(answers)
     if len(found) != 1:
@@ -66,7 +66,7 @@ def agreed(answers: Iterable[bool]) -> Match:
     return Match.YES if found.pop() else Match.NO
 
 
-class _Found(NamedTuple):
+class _FindingFields(NamedTuple):
     verdict: Verdict | None = None
     rules: tuple[Rule, ...] = ()
     by_default: bool = False
@@ -78,7 +78,7 @@ class _Found(NamedTuple):
     answerable: bool = False  # asks hold it, and granting them, and those that come up then, lets it out
 
 
-class Finding(ByIdentity, _Found):
+class Finding(ByIdentity, _FindingFields):
     """What the rules say. `verdict` None: no rule matches.
 
     `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or

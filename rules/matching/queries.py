@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from rules.globs import Glob, fold
-from rules.matching.precedence import Match, least
+from rules.matching.precedence import Match, weakest_match
 from rules.patterns import Pattern
 from rules.rule import Presence, Values
 
@@ -26,7 +26,7 @@ _WIDE: Final = re.compile(r"%u([0-9a-fA-F]{4})")  # ASP's way to write any chara
 _HEADER_SAME: Final = {code: "-" for code in range(0x80) if not chr(code).isalnum()}
 
 
-def parameter(query: str, name: str, wanted: Values) -> Match:
+def match_parameter(query: str, name: str, wanted: Values) -> Match:
     """Hold one parameter of a query (without its `?`) against what is wanted.
 
     What is so long that servers differ in how much of it they read is not known, and costs nobody its reading.
@@ -40,11 +40,11 @@ def parameter(query: str, name: str, wanted: Values) -> Match:
         return match
     if match is Match.YES and not isinstance(wanted, Presence):
         return match
-    literal = parameter(query.replace("+", "%2B"), name, wanted)  # it is a space to nearly every server
-    return least((literal, Match.PERHAPS)) if match is Match.NO else _together({match, literal})
+    literal = match_parameter(query.replace("+", "%2B"), name, wanted)  # it is a space to nearly every server
+    return weakest_match((literal, Match.PERHAPS)) if match is Match.NO else _together({match, literal})
 
 
-def header(headers: Pairs, name: str, wanted: Values) -> Match:
+def match_header(headers: Pairs, name: str, wanted: Values) -> Match:
     """Hold a header against what is wanted; `headers` have lower-case names. Without any nobody knows what they are.
 
     A field that comes more than once, or is a list with commas, matches for certain only if each of its lines does.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from rules.addresses import network_opens
 from rules.attempt import Attempt
-from rules.matching.precedence import Match, least, most
-from rules.matching.requests import Condition, described, shown, url_length
+from rules.matching.precedence import Match, strongest_match, weakest_match
+from rules.matching.requests import Condition, describe_git, describe_values, url_length
 from rules.matching.revision import digest_of
 from rules.names import HostName, is_exeat_name
 from rules.paths import Reading
@@ -19,7 +19,7 @@ from rules.rule import Exemption, Rule, covers_exeat_name, names_host
 from rules.verdicts import Verdict
 
 
-class Considered(NamedTuple):
+class ConsideredRule(NamedTuple):
     """One rule beside one attempt; where it doesn't surely match, the field that keeps it out and why."""
 
     rule: Rule
@@ -40,7 +40,7 @@ def covers_target(rule: Rule, attempt: Attempt) -> bool:
     return any(network_opens(n, target) if rule.allows else target in n for n in rule.networks)
 
 
-def is_over(rule: Rule, at: date | None) -> bool:
+def has_ended(rule: Rule, at: date | None) -> bool:
     """Whether the rule's `until` has passed; on an unknown day it has."""
     return rule.until is not None and (at is None or at > rule.until)
 
@@ -60,38 +60,38 @@ def is_closed(rule: Rule, attempt: Attempt) -> bool:
     return not any(network_opens(network, target) for network in rule.networks)
 
 
-def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
+def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:
     """Hold a rule that covers the target against an attempt, its path by one reading."""
     found = _consider(rule, attempt, reading)
     waits = rule.needs_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
     if found.match is Match.NO or not waits:
         return found
     listed = ", ".join(map(str, rule.resolves_to or ())) or "another address than it exempts"
-    asks = found.match if rule.asks_before_lookup and not is_over(rule, attempt.at) else Match.NO
-    return Considered(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
+    asks = found.match if rule.asks_before_lookup and not has_ended(rule, attempt.at) else Match.NO
+    return ConsideredRule(rule, Match.PERHAPS, "resolves_to", listed, "unresolved", asks)
 
 
-def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:  # noqa: PLR0911 - a table
+def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:  # noqa: PLR0911 - a table
     spoken = f"{attempt.port}/{attempt.protocol}"
     if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
-        return Considered(rule, Match.NO, "for", str(rule.selector), _who(attempt))
+        return ConsideredRule(rule, Match.NO, "for", str(rule.selector), _who(attempt))
     if rule.when_tainted and not attempt.tainted:
-        return Considered(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
+        return ConsideredRule(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
     if not _reaches(rule, attempt):
-        return Considered(rule, Match.NO, "ports", describe(rule.ports), spoken)
+        return ConsideredRule(rule, Match.NO, "ports", describe(rule.ports), spoken)
     found = _by_requests(rule, attempt, reading)
     if found.match is Match.NO:
         return found
-    if is_over(rule, attempt.at):
+    if has_ended(rule, attempt.at):
         if rule.allows:
-            return Considered(rule, Match.PERHAPS, "until", str(rule.until), str(attempt.at or "an unknown day"))
+            return ConsideredRule(rule, Match.PERHAPS, "until", str(rule.until), str(attempt.at or "an unknown day"))
         return found._replace(
             field=found.field or "until", wanted=str(rule.until), got=str(attempt.at or "an unknown day")
         )
     if not ports_cover(rule.ports, attempt.port, attempt.protocol):
-        return Considered(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
+        return ConsideredRule(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
     if rule.when_tainted and rule.allows:
-        return Considered(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
+        return ConsideredRule(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
     return found
 
 
@@ -109,48 +109,48 @@ def _reaches(rule: Rule, attempt: Attempt) -> bool:
     return ports_could_cover(rule.ports, attempt.port, attempt.protocol)
 
 
-def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considered:
+def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:
     """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
     own = _asked(Condition.of_rule(rule), attempt, reading)
     exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
-    exempt = most(exemptions)
+    exempt = strongest_match(exemptions)
     unseen = attempt.protocol in UNSEEN and rule.action is Verdict.ALLOW
     if own.match is Match.NO or (own.match is Match.PERHAPS and unseen):
-        return Considered(rule, Match.NO, *own[1:])
+        return ConsideredRule(rule, Match.NO, *own[1:])
     if exempt is Match.YES or (exempt is Match.PERHAPS and unseen):
-        return Considered(rule, Match.NO, "except", "", _shown(attempt))
+        return ConsideredRule(rule, Match.NO, "except", "", _shown(attempt))
     if own.match is Match.PERHAPS:
-        return Considered(rule, Match.PERHAPS, *own[1:])
+        return ConsideredRule(rule, Match.PERHAPS, *own[1:])
     if exempt is Match.PERHAPS:
-        return Considered(
+        return ConsideredRule(
             rule, Match.PERHAPS, "except", "", "no request yet" if attempt.request is None else _shown(attempt)
         )
-    return Considered(rule, Match.YES)
+    return ConsideredRule(rule, Match.YES)
 
 
-class _Asked(NamedTuple):
+class _ConditionResult(NamedTuple):
     match: Match
     field: str = ""
     wanted: str = ""
     got: str = ""
 
 
-def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _Asked:
+def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _ConditionResult:
     """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
     request = attempt.request
     if request is None or reading is None:
         kinds = {"http": condition.http, "git": condition.git, "credential": condition.credential}
         field = next((name for name, said in kinds.items() if said is not None), "")
         if not field:
-            return _Asked(Match.YES)
+            return _ConditionResult(Match.YES)
         got = "bytes that the gate does not read" if attempt.protocol in UNSEEN else "no request yet"
-        return _Asked(Match.PERHAPS, field, _wanted(condition), got)
+        return _ConditionResult(Match.PERHAPS, field, _wanted(condition), got)
     length = url_length(attempt.protocol, attempt.target, attempt.port, request.path)
     parts = [part for part in condition.parts(request, reading, length) if part.match is not Match.YES]
     if not parts:
-        return _Asked(Match.YES)
+        return _ConditionResult(Match.YES)
     first = next((part for part in parts if part.match is Match.NO), parts[0])
-    return _Asked(first.match, first.field, first.wanted, first.got)
+    return _ConditionResult(first.match, first.field, first.wanted, first.got)
 
 
 def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Reading | None) -> Match:
@@ -171,15 +171,15 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Read
         return Match.NO
     found = _asked(Condition.of_exemption(rule, exemption), attempt, reading).match
     known = ports_cover(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
-    return least((found, Match.YES if known else Match.PERHAPS))
+    return weakest_match((found, Match.YES if known else Match.PERHAPS))
 
 
 def _wanted(condition: Condition) -> str:
     http = condition.http
-    said = [] if condition.git is None else [shown(condition.git)]
+    said = [] if condition.git is None else [describe_git(condition.git)]
     if http is not None:
         said = [",".join(sorted(http.methods or ())), " ".join(path.text for path in http.paths or ()), *said]
-        said += [f"{name}: {described(wanted)}" for name, wanted in (*http.query, *http.headers)]
+        said += [f"{name}: {describe_values(wanted)}" for name, wanted in (*http.query, *http.headers)]
     return " ".join(filter(None, said))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, GitRequest, GitService, Protocol, Request
 from rules.globs import MANY, fold, fold_pattern, pattern_matches
-from rules.matching.precedence import Match, agreed, least
-from rules.matching.queries import header, parameter
+from rules.matching.precedence import Match, agree_readings, weakest_match
+from rules.matching.queries import match_header, match_parameter
 from rules.names import HostName
 from rules.paths import PathPattern, Reading, cut_readings
 from rules.ports import USUAL_PORTS
@@ -29,7 +29,7 @@ _BODILESS: Final = frozenset({"GET", "HEAD"})
 _GIT_ENDS: Final = (("git-receive-pack",), ("git-upload-pack",), ("git-upload-archive",))
 
 
-class Part(NamedTuple):
+class ConditionPart(NamedTuple):
     """One part of a condition beside a request."""
 
     field: str
@@ -86,7 +86,7 @@ class Condition(NamedTuple):
         With an `oracle` the request stands for many: what it says of parameters and headers holds, and of git if the
         request doesn't say whether it is git.
         """
-        return least(part.match for part in self.parts(request, reading, length, oracle))
+        return weakest_match(part.match for part in self.parts(request, reading, length, oracle))
 
     def much(self, request: Request, reading: Reading) -> tuple[Match, ...]:
         """Say of each thing that `asks_much` names whether it is as wanted: asked of every request, so without words.
@@ -99,11 +99,13 @@ class Condition(NamedTuple):
             asked.append(_credential(self.credential, request))
         if http is not None:
             query = request.path.partition("?")[2] if http.query else ""
-            asked += [parameter(query, name, wanted) for name, wanted in http.query]
-            asked += [header(request.headers, name, wanted) for name, wanted in http.headers]
+            asked += [match_parameter(query, name, wanted) for name, wanted in http.query]
+            asked += [match_header(request.headers, name, wanted) for name, wanted in http.headers]
         return tuple(asked)
 
-    def parts(self, request: Request, reading: Reading, length: int, oracle: Match | None = None) -> Iterator[Part]:
+    def parts(
+        self, request: Request, reading: Reading, length: int, oracle: Match | None = None
+    ) -> Iterator[ConditionPart]:
         """Answer part by part, in the order in which a person would ask."""
         if self.http is not None:
             yield from _http(self, self.http, request, reading, length)
@@ -112,10 +114,10 @@ class Condition(NamedTuple):
         if self.git is not None:
             known = oracle is None or request.git is not None
             match = _git(self.git, request, reading) if known or oracle is None else oracle
-            yield Part("git", match, shown(self.git), git_asked(request))
+            yield ConditionPart("git", match, describe_git(self.git), describe_git_request(request))
         if self.credential is not None:
             match = _credential(self.credential, request) if oracle is None else oracle
-            yield Part("credential", match, self.credential, carried(request))
+            yield ConditionPart("credential", match, self.credential, describe_credential(request))
 
 
 def is_wide(rule: Rule) -> bool:
@@ -137,12 +139,12 @@ def url_length(protocol: Protocol, target: "HostName | Address", port: int, path
     return scheme + host + (0 if usual else len(str(port)) + 1) + size
 
 
-def looks_like_git(reading: Reading) -> bool:
+def is_git_path(reading: Reading) -> bool:
     """Whether a path is one that git's clients ask for (gitprotocol-http(5))."""
     return reading[-1:] in _GIT_ENDS or reading[-2:] == ("info", "refs")
 
 
-def repository_ways(git: GitRequest) -> tuple[Reading, ...]:
+def git_repository_readings(git: GitRequest) -> tuple[Reading, ...]:
     """List every way to read which repository is meant; none: nobody knows."""
     bare = strip_git_suffix(git.repo)
     return (tuple(bare.split("/")),) if UNNAMED in bare else repository_readings(bare)
@@ -155,16 +157,16 @@ def is_push(request: Request, reading: Reading) -> bool:
     return request.git.service is GitService.PUSH
 
 
-def _http(condition: Condition, http: Http, request: Request, reading: Reading, length: int) -> Iterator[Part]:
+def _http(condition: Condition, http: Http, request: Request, reading: Reading, length: int) -> Iterator[ConditionPart]:
     if http.paths is not None:
         covered = _path(http.paths, reading, folds=condition.folds, spares=condition.spares)
-        yield Part("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
+        yield ConditionPart("http.paths", covered, ", ".join(path.text for path in http.paths), "/" + "/".join(reading))
     elif condition.strict:
         match = Match.PERHAPS if is_push(request, reading) else Match.YES
-        yield Part("http.paths", match, "paths", "a git push")
+        yield ConditionPart("http.paths", match, "paths", "a git push")
     if http.methods is not None:
         wanted = ", ".join(sorted(http.methods))
-        yield Part("http.methods", _method(http.methods, request.method), wanted, request.method)
+        yield ConditionPart("http.methods", _method(http.methods, request.method), wanted, request.method)
     strict = condition.strict
     unusual = strict and request.method in _BODILESS
     yield _flag("http.body", http.body, "a body", has=request.body, strict=strict, unusual=unusual)
@@ -172,7 +174,7 @@ def _http(condition: Condition, http: Http, request: Request, reading: Reading, 
     if condition.longest is not None:
         over = Match.PERHAPS if condition.implied else Match.NO
         match = over if length > condition.longest else Match.YES
-        yield Part("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
+        yield ConditionPart("http.max_url", match, f"at most {condition.longest} bytes", f"{length} bytes")
 
 
 def _path(paths: tuple[PathPattern, ...], reading: Reading, *, folds: bool, spares: bool) -> Match:
@@ -210,28 +212,30 @@ def _method(methods: frozenset[str], method: str) -> Match:
     return Match.PERHAPS if method.upper() in methods else Match.NO
 
 
-def _flag(field: str, said: bool | None, what: str, *, has: bool, strict: bool, unusual: bool) -> Part:  # noqa: FBT001
+def _flag(field: str, said: bool | None, what: str, *, has: bool, strict: bool, unusual: bool) -> ConditionPart:  # noqa: FBT001
     """Hold what a request has against what is said of it: who lets out with `true` allows it, and asks for nothing."""
     match = Match.YES if said is None or said is has or (said and strict) else Match.NO
     if said is None and unusual and has:
         match = Match.PERHAPS
-    return Part(field, match, what if said else f"no{what.removeprefix('a')}", what if has else "none")
+    return ConditionPart(field, match, what if said else f"no{what.removeprefix('a')}", what if has else "none")
 
 
-def _parameters(http: Http, request: Request, oracle: Match | None) -> Iterator[Part]:
+def _parameters(http: Http, request: Request, oracle: Match | None) -> Iterator[ConditionPart]:
     query = request.path.partition("?")[2] if http.query else ""
     for name, wanted in http.query:
-        match = parameter(query, name, wanted) if oracle is None else oracle
-        yield Part(f"http.query.{name}", match, described(wanted), "another")
+        match = match_parameter(query, name, wanted) if oracle is None else oracle
+        yield ConditionPart(f"http.query.{name}", match, describe_values(wanted), "another")
 
 
-def _headers(http: Http, request: Request, oracle: Match | None) -> Iterator[Part]:
+def _headers(http: Http, request: Request, oracle: Match | None) -> Iterator[ConditionPart]:
     for name, wanted in http.headers:
-        match = header(request.headers, name, wanted) if oracle is None else oracle
-        yield Part(f"http.headers.{name}", match, described(wanted), "another" if request.headers else "unknown")
+        match = match_header(request.headers, name, wanted) if oracle is None else oracle
+        yield ConditionPart(
+            f"http.headers.{name}", match, describe_values(wanted), "another" if request.headers else "unknown"
+        )
 
 
-def carried(request: Request) -> str:
+def describe_credential(request: Request) -> str:
     """Say which credential a request has, for people."""
     if request.credential is None:
         return "none that is known"
@@ -247,15 +251,15 @@ def _credential(wanted: str, request: Request) -> Match:
 def _git(rule: GitRule, request: Request, reading: Reading) -> Match:
     git = request.git
     if git is None:
-        return Match.PERHAPS if looks_like_git(reading) else Match.NO  # nobody read it as git, so nobody knows
-    return least((_repository(rule, git), _service(rule, git)))
+        return Match.PERHAPS if is_git_path(reading) else Match.NO  # nobody read it as git, so nobody knows
+    return weakest_match((_repository(rule, git), _service(rule, git)))
 
 
 def _repository(rule: GitRule, git: GitRequest) -> Match:
-    ways = repository_ways(git)
+    ways = git_repository_readings(git)
     if not ways:
         return Match.PERHAPS
-    exact = agreed(any(repo.matches(way) for repo in rule.repos) for way in ways)
+    exact = agree_readings(any(repo.matches(way) for repo in rule.repos) for way in ways)
     if exact is not Match.NO:
         return exact
     folded_parts = map(fold_all, ways)
@@ -274,7 +278,7 @@ def _service(rule: GitRule, git: GitRequest) -> Match:
     if git.ref is None:
         return Match.PERHAPS
     change = Match.PERHAPS if git.change is None else Match.YES if git.change in rule.changes else Match.NO
-    return least((change, _ref(rule, git.ref)))
+    return weakest_match((change, _ref(rule, git.ref)))
 
 
 def _ref(rule: GitRule, ref: str) -> Match:
@@ -286,12 +290,12 @@ def _ref(rule: GitRule, ref: str) -> Match:
     return Match.PERHAPS if any(pattern.matches(folded_parts, folded=True) for pattern in rule.push or ()) else Match.NO
 
 
-def described(wanted: Values) -> str:
+def describe_values(wanted: Values) -> str:
     """Write what is wanted of a parameter or header."""
     return wanted.value if isinstance(wanted, Presence) else ", ".join(pattern.text for pattern in wanted)
 
 
-def shown(git: GitRule) -> str:
+def describe_git(git: GitRule) -> str:
     """Write what a rule wants of git."""
     said = ["fetch"] if git.fetch else []
     if git.push is not None:
@@ -300,7 +304,7 @@ def shown(git: GitRule) -> str:
     return f"{' and '.join(said)} of {', '.join(repo.text for repo in git.repos)}"
 
 
-def git_asked(request: Request) -> str:
+def describe_git_request(request: Request) -> str:
     """Tell what a request says in git's protocol: service, repository, ref and what is done to it."""
     git = request.git
     if git is None:

@@ -27,7 +27,7 @@ _ANY_REF: Final[tuple[Part, ...]] = ("refs", ONE)
 type Flags = tuple[tuple[bool, bool], ...]  # whether there is a body, whether it is a WebSocket
 
 
-def longest(rules: Iterable[Rule]) -> int:
+def longest_path(rules: Iterable[Rule]) -> int:
     """Count the parts of the longest path pattern that any of the rules has, in exemptions too."""
     rules = tuple(rules)
     matches = [http for rule in rules for http in (rule.http, *(e.http for e in rule.excepts)) if http is not None]
@@ -46,10 +46,10 @@ def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, RefChange], ...]:
     return tuple(product(refs, RefChange))
 
 
-def witnesses(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
     """Give a request and a reading of its path for each kind that `rule` (None: no rule) covers.
 
-    `rules` are all that could have a word, `depth` is what `longest` says of them. Patterns have at most two `**`
+    `rules` are all that could have a word, `depth` is what `longest_path` says of them. Patterns have at most two `**`
     (paths.py), which bounds how many there are.
     """
     http, git = (None, None) if rule is None else (rule.http, rule.git)
@@ -67,7 +67,7 @@ def witnesses(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[
             yield Request(request.method, "", body=request.body, websocket=request.websocket, git=asked.git), there
 
 
-def exempted(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
     """Give a request for each kind that others exempt from being held back, as `rule` may cover it.
 
     An exemption's own patterns aren't enough: it may meet those of `rule` somewhere in between.
@@ -76,7 +76,7 @@ def exempted(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
     exemptions = [e for each in rules if each.action is not Verdict.ALLOW for e in each.excepts if e.looks_at_requests]
     if not exemptions:
         return
-    from rules.matching.signatures import SEGMENTS, Signatures, TooMany  # few rules have such exemptions
+    from rules.matching.signatures import SEGMENTS, Signatures, TooManyError  # few rules have such exemptions
 
     for git in (exemption.git for exemption in exemptions if exemption.git is not None):
         yield from _of_git(git, depth, pushed_refs(rules))
@@ -86,7 +86,7 @@ def exempted(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
     patterns = {_ANYTHING: None, **{path.parts: None for http in asked for path in http.paths or ()}}
     try:
         paths = [found.parts for found in Signatures(tuple(patterns), SEGMENTS).find(lambda _: True)]
-    except TooMany:
+    except TooManyError:
         return  # and what can't be tried is not let in
     flags = {flag for http in (None, *asked) for flag in _flags(http, rules)}
     for path, method, (body, websocket) in product(paths, methods, sorted(flags)):
@@ -141,11 +141,11 @@ def sample_paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
         remaining = iter(lengths)
         path: list[str] = []
         for part in parts:
-            path += [UNNAMED] * next(remaining) if part is MANY else [filled(part)]
+            path += [UNNAMED] * next(remaining) if part is MANY else [fill_part(part)]
         yield tuple(path)
 
 
-def filled(part: Part, by: str = UNNAMED) -> str:
+def fill_part(part: Part, by: str = UNNAMED) -> str:
     """Give a text that one part covers, `by` in the place of every wildcard."""
     if isinstance(part, Glob):
         return by.join((part.prefix, *part.middle, part.suffix))

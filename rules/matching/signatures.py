@@ -34,14 +34,14 @@ LABELS: Final = Grammar(hyphens_inside=True)
 SEGMENTS: Final = Grammar(hyphens_inside=False, never=frozenset({".", ".."}))
 
 
-class Found(NamedTuple):
+class PatternSample(NamedTuple):
     """One combination of patterns, and the parts of a text that has it."""
 
     signature: Signature
     parts: tuple[str, ...]
 
 
-class TooMany(Exception):  # noqa: N818  what it is, in words
+class TooManyError(Exception):
     """There are more combinations than anybody would wait for."""
 
 
@@ -105,7 +105,7 @@ class Signatures:
         deepest: int = 130,
         other: str | None = None,
         apart: Callable[[tuple[str, ...]], object] = lambda _: None,
-    ) -> Iterator[Found]:
+    ) -> Iterator[PatternSample]:
         """Give each combination once, with the shortest text that is `valid`. Raises TooMany.
 
         Combinations without a wanted pattern are left out. `deepest`: parts a text may have;
@@ -122,7 +122,7 @@ class Signatures:
             matters = bool(signature) if self._wanted is None else not self._wanted.isdisjoint(signature)
             if matters and signature not in told and valid(parts):
                 told.add(signature)
-                yield Found(signature, parts)
+                yield PatternSample(signature, parts)
             if len(parts) >= deepest:
                 continue
             for part in self._alphabet(state, other):
@@ -133,7 +133,7 @@ class Signatures:
                     continue
                 known.add(key)
                 if len(known) > _MOST_STATES:
-                    raise TooMany
+                    raise TooManyError
                 waiting.append((following, longer))
 
     def _closed(self, places: set[int]) -> State:

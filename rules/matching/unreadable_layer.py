@@ -14,7 +14,7 @@ right:
 from collections.abc import Iterable
 from typing import Final
 
-from rules.matching.layers import Layer, strictest
+from rules.matching.layers import Layer, strictest_value
 from rules.matching.policy import Policy
 from rules.matching.revision import digest_of
 from rules.settings import Settings
@@ -24,7 +24,7 @@ GONE: Final = "as-it-was"  # the layer of what root's files no longer say
 _TIGHTENED: Final = ("mode", "tls", "dns", "on_journal_failure", "idle_timeout")
 
 
-def raised(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
+def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
     """Put what root's files say, read alone, over a policy. `unread`: why its other files can't be read."""
     before = [layer for layer in policy.layers if layer.roots]
     now = {digest_of(rule): rule for rule in roots.rules}
@@ -59,6 +59,6 @@ def _settings(policy: Policy, before: Iterable[Layer], roots: Policy) -> Setting
     for key in _TIGHTENED:
         if key in said or key in was_said:
             other = roots.settings if key in said else Settings()
-            value = strictest(key, (getattr(found, key), getattr(other, key)))
+            value = strictest_value(key, (getattr(found, key), getattr(other, key)))
             found = found._replace(**{key: value})
     return found

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from rules.files import read_file
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.loading.load import PRESETS, failures, preset_names, read_preset
-from rules.loading.preset_locks import Places, fill, places_of, read_locks
+from rules.loading.preset_locks import Places, fill_places, list_places, read_locks
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 
@@ -15,7 +15,7 @@ def preset_source(name: str) -> bytes:
     return read_file(PRESETS / f"{name}.yaml")
 
 
-class Test(NamedTuple):
+class PresetTest(NamedTuple):
     """A test of a preset; `failure` is empty if it passed."""
 
     attempt: str
@@ -33,10 +33,10 @@ class Preset(NamedTuple):
     lock: Path | None
     places: Places
     rules: tuple[dict[str, Any], ...]
-    tests: tuple[Test, ...]
+    tests: tuple[PresetTest, ...]
 
 
-def preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
+def show_preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
     """Read one, and try its tests if it is to be `tried`. Raises RuleFileError: no such preset, or a broken lock."""
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or "; `exeat presets list` lists them"
@@ -44,22 +44,22 @@ def preset(name: str, locks: tuple[Path, ...], *, tried: bool = True) -> Preset:
     source = preset_source(name)
     problems: list[Problem] = []
     root = parse(source, name, problems)
-    found = read_locks(locks, problems) if root is not None and places_of(root) else {}
+    found = read_locks(locks, problems) if root is not None and list_places(root) else {}
     if problems or root is None:
         raise RuleFileError(problems)
     lock, places = found.get(name, (None, {}))
-    state = "static" if not places_of(root) else "not locked" if lock is None else "locked"
-    shown = _value(fill(root, places).root if lock is not None else root)
+    state = "static" if not list_places(root) else "not locked" if lock is None else "locked"
+    shown = _value(fill_places(root, places).root if lock is not None else root)
     includes = tuple(entry["preset"] for entry in shown.get("include", ()))
     rules = tuple({**rule, "to": _targets(rule["to"])} for rule in shown.get("rules", ()))
     tests = () if state == "not locked" or not tried else _tests(name, locks)
     return Preset(name, _about(source.decode()), state, includes, lock, places, rules, tests)
 
 
-def _tests(name: str, locks: tuple[Path, ...]) -> tuple[Test, ...]:
+def _tests(name: str, locks: tuple[Path, ...]) -> tuple[PresetTest, ...]:
     loaded = read_preset(name, locks)
     failed = {(problem.line, problem.column): problem.message for problem in failures(loaded)}
-    return tuple(Test(t.question.text, t.expect.value, failed.get((t.line, t.column), "")) for t in loaded.tests)
+    return tuple(PresetTest(t.question.text, t.expect.value, failed.get((t.line, t.column), "")) for t in loaded.tests)
 
 
 def _about(source: str) -> str:

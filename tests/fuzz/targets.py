@@ -10,14 +10,14 @@ from pathlib import Path
 
 from rules.addresses import network_opens, normalize, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
-from rules.editing import CannotWrite, Wanted, written
-from rules.explain.explanation import considered, explain, finding_of
+from rules.editing import AttemptToAllow, EditError, add_rule
+from rules.explain.explanation import consider_rules, explain, weigh_considered
 from rules.loading.cases import parse_attempt
 from rules.loading.document import parse
 from rules.loading.identities import parse_identities
 from rules.loading.load import load, read
 from rules.matching.policy import Policy
-from rules.matching.queries import header, parameter
+from rules.matching.queries import match_header, match_parameter
 from rules.names import HostName, InvalidNameError
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern, Pattern
@@ -102,14 +102,14 @@ rules:
 
 
 def fuzz_edited(data: bytes) -> None:
-    """An answer is written into any file, or told why not; of what was there nothing moves and nothing goes."""
+    """`add_rule` inserts a rule into any file or raises EditError; the text that was there stays as it is."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "t.yaml")
         path.write_bytes(data)
         try:
-            asked = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a", body=True)
-            edited = written(lambda instead: read([path], [], instead=instead), path, ["t:q"], asked, "ada: \u00e9")
-        except CannotWrite as cannot:
+            asked = AttemptToAllow(Protocol.TLS, "x.example", 443, "POST", "/a", body=True)
+            edited = add_rule(lambda instead: read([path], [], instead=instead), path, ["t:q"], asked, "ada: \u00e9")
+        except EditError as cannot:
             assert str(cannot).isprintable(), cannot
             return
         left = iter(edited.data.decode())
@@ -192,11 +192,11 @@ def fuzz_path(data: bytes) -> None:
 def fuzz_query(data: bytes) -> None:
     """Whatever is said of a parameter is said again, and nobody knows what is present and absent for certain."""
     text = text_of(data)
-    found = [parameter(text, "a", wanted) for wanted in _WANTED]
-    assert found == [parameter(text, "a", wanted) for wanted in _WANTED]
+    found = [match_parameter(text, "a", wanted) for wanted in _WANTED]
+    assert found == [match_parameter(text, "a", wanted) for wanted in _WANTED]
     assert [found[0].value, found[1].value] in (["yes", "no"], ["no", "yes"], ["perhaps", "perhaps"])
     for wanted in _WANTED:
-        header((("x-a", text), ("x-a", "1")), "x-a", wanted)
+        match_header((("x-a", text), ("x-a", "1")), "x-a", wanted)
 
 
 def fuzz_attempt(data: bytes) -> None:
@@ -214,7 +214,7 @@ def fuzz_attempt(data: bytes) -> None:
     if attempt is None or attempt.request is None or question.record is not None:
         return
     decision = policy().decide(attempt)
-    finding = finding_of(considered(policy(), attempt), attempt, policy().leniency(attempt.target))
+    finding = weigh_considered(consider_rules(policy(), attempt), attempt, policy().leniency(attempt.target))
     if readings(attempt.request.path) and decision.reason != "non_public_address":
         assert decision.passes == finding.allows, (decision, finding)
 

@@ -5,7 +5,7 @@ import pytest
 from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.replay.learner import Learner, without_secrets
 from proxy.telemetry.replay.replay import Effect, Replay
-from rules.learning.writing import rule_file
+from rules.learning.writing import write_rule_file
 from rules.loading.load import load
 from tests.lab import Name
 
@@ -170,7 +170,7 @@ def test_what_is_learned_of_it_allows_what_went_out_and_no_more(place, audited):
     for event in entries:
         learner.take(event)
     drafted = learner.result()
-    path = place.rules(rule_file(drafted, (), "learned", without_secrets), "learned.yaml")
+    path = place.rules(write_rule_file(drafted, (), "learned", without_secrets), "learned.yaml")
     policy = load([path])
     replay = Replay(policy, None)
     for event in entries:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rules import feeds
 from rules.attempt import Attempt, Protocol
-from rules.explain.explanation import considered, explain, finding_of
+from rules.explain.explanation import consider_rules, explain, weigh_considered
 from rules.feeds import Feed, find_covering
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
@@ -286,7 +286,7 @@ def test_lists_are_looked_up_as_they_read(pool, asked_for):
     policy = Policy(rules)
     for name in asked_for:
         attempt = Attempt(Protocol.TLS, name, 443)
-        plainly = finding_of(considered(policy, attempt), attempt, policy.leniency(attempt.target))
+        plainly = weigh_considered(consider_rules(policy, attempt), attempt, policy.leniency(attempt.target))
         assert set(policy.decide(attempt).rules) == {rule.id for rule in plainly.rules}
 
 

@@ -7,7 +7,7 @@ import pytest
 from rules.addresses import parse_address
 from rules.attempt import Caller
 from rules.diff.compare import compare
-from rules.diff.words import statements
+from rules.diff.statements import describe_diff
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.matching.precedence import Match
@@ -241,13 +241,13 @@ def test_it_is_explained_for_a_task_that_has_read_something_and_one_that_has_not
 def test_what_only_tainted_tasks_notice_is_a_difference():
     without = TAINTING.partition("- {id: after")[0]
     after = policy(TAINTING.partition("tests")[0])
-    told_of = [statement.text for statement in statements(compare(policy(without), after))]
+    told_of = [statement.text for statement in describe_diff(compare(policy(without), after))]
     assert len(told_of) == 2
     assert all("task that is tainted" in text for text in told_of)
     assert told_of[1].startswith("POST https://x.example/**")
     assert told_of[1].endswith("was allowed by `t:post`, is asked about by `t:after`")
     trusted = policy(TAINTING.replace("trust: untrusted", "trust: trusted"))
-    lines = [statement.text for statement in statements(compare(trusted, policy(TAINTING)))]
+    lines = [statement.text for statement in describe_diff(compare(trusted, policy(TAINTING)))]
     assert lines
     assert all("i.example" in line and line.endswith("with trust untrusted") for line in lines)
 

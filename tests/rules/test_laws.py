@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rules.attempt import Attempt, Caller, GitService, Protocol, RefChange, Request
-from rules.explain.explanation import considered, finding_of
-from rules.matching.layers import Layer, rank
+from rules.explain.explanation import consider_rules, weigh_considered
+from rules.matching.layers import Layer, rank_decision
 from rules.matching.policy import Policy
-from rules.matching.reference import is_granted, is_over
+from rules.matching.reference import has_ended, is_granted
 from rules.matching.revision import digest_of
 from rules.names import HostName
 from rules.paths import readings
@@ -160,8 +160,8 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
         assert attempt.request is not None
         assert readings(attempt.request.path) == ()
         return
-    entries = considered(policy, attempt)
-    finding = finding_of(entries, attempt, policy.leniency(attempt.target))
+    entries = consider_rules(policy, attempt)
+    finding = weigh_considered(entries, attempt, policy.leniency(attempt.target))
     git = attempt.request and attempt.request.git
     if git is not None and git.service is GitService.PUSH and git.ref is None:
         return  # decided by the pushes that could come
@@ -300,7 +300,7 @@ def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, at
     holding = [
         r
         for r in pool
-        if not r.allows and not r.default and not (is_granted(r, granted) and not is_over(r, attempt.at))
+        if not r.allows and not r.default and not (is_granted(r, granted) and not has_ended(r, attempt.at))
     ]
     # Of a connection the requests that could come decide, as if no header or credential held them: see `witness`.
     decides = attempt.request is not None or attempt.protocol is Protocol.TCP
@@ -308,7 +308,7 @@ def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, at
         assert not decision.allows
     if decision.allows and decision.reason is not Reason.APPROVAL_GRANTED:
         # As if those that are granted weren't there: they step aside, and audit mode lets out what is left to nobody
-        others = [rule for rule in pool if not is_granted(rule, granted) or is_over(rule, attempt.at)]
+        others = [rule for rule in pool if not is_granted(rule, granted) or has_ended(rule, attempt.at)]
         left = Policy(others, given_settings).decide(attempt)
         assert (*decision[:3], decision.inspect or left.inspect) == (*left[:3], decision.inspect)
         assert decision == policy.decide(attempt) or not decision.verdict.allows
@@ -339,12 +339,14 @@ def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - w
     decision = policy.decide(attempt)
     votes = [Policy(layer.rules, given_settings._replace(mode=layer.mode), votes=layer.kind) for layer in layers]
     for vote in votes:
-        assert rank(decision) <= rank(vote.decide(attempt)), "less strict than a layer"
+        assert rank_decision(decision) <= rank_decision(vote.decide(attempt)), "less strict than a layer"
         if vote.check_address(attempt, address) is not None:
             assert policy.check_address(attempt, address) is not None
     pooled = Policy(every, given_settings)
-    assert rank(decision) <= rank(pooled.decide(attempt)), "less strict than the pool"
-    assert rank(decision) == min(rank(each.decide(attempt)) for each in (pooled, *votes)), "stricter than anybody"
+    assert rank_decision(decision) <= rank_decision(pooled.decide(attempt)), "less strict than the pool"
+    assert rank_decision(decision) == min(rank_decision(each.decide(attempt)) for each in (pooled, *votes)), (
+        "stricter than anybody"
+    )
     assert policy.revision != pooled.revision
     random.shuffle(layers)
     random.shuffle(every)

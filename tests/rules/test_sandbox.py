@@ -64,7 +64,7 @@ WRONG = [  # `^` stands before the place
     ("caches: {pip: ^/usr/x}", "`/usr/x`: a cache lies below `~`, the task's home, `/var/cache` or `/var/lib`"),
     ("caches: {pip: ^~}", "`pip` has no value; put ~ in quotes if it is one"),
     ("caches: {pip: ^'~'}", "`~`: a cache lies below `~`, the task's home, `/var/cache` or `/var/lib`"),
-    ("caches: {^../x: ~/y}", "`../x` must be lower-case letters, digits and hyphens, at most 63: `x`"),
+    ("caches: {^../x: ~/y}", "`../x` must be at most 63 lower-case letters, digits and hyphens: `x`"),
     ("caches: {a: ~/x, b: ^~/x/y}", "`~/x/y` and `~/x`, of `a`, lie in each other"),
     ("environment: {keep: ^'*'}", "`*` would keep every variable, credentials too: name those that are needed"),
     ("environment: {keep: ^'A-B'}", "`A-B` is no name of a variable, nor one with `*` in it"),

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from rules.attempt import Caller
-from rules.loading.cases import parse_attempt, said
+from rules.loading.cases import parse_attempt, verdict_of
 from rules.loading.load import Loaded, read
 from rules.problems import RuleFileError
 
@@ -56,4 +56,4 @@ def decide(rules: str, attempt: str, head: str = "", **who):
 
 def told(decision) -> str:
     """A decision in a line: `allow rule t:a,t:b`."""
-    return " ".join(filter(None, (said(decision), decision.reason, ",".join(decision.rules))))
+    return " ".join(filter(None, (verdict_of(decision), decision.reason, ",".join(decision.rules))))

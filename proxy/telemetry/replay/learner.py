@@ -14,9 +14,17 @@ from proxy.telemetry.masking import MASK, masked
 from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
-from rules.learning.drafts import Drafted, Evidence, LeftOut, Place, Seen, learn, shown
-from rules.learning.drafts import Kind as RequestKind
-from rules.learning.generalize import GitSeen
+from rules.learning.drafts import (
+    Destination,
+    Evidence,
+    LearnedRules,
+    Observations,
+    Omission,
+    RequestKind,
+    format_destination,
+    learn,
+)
+from rules.learning.generalize import GitObservation
 from rules.loading.fields import RECORD_TYPES
 from rules.names import HOST, HostName, InvalidNameError
 from rules.ports import UNSEEN, Ports, never_leaves
@@ -43,11 +51,11 @@ class Learner:
         self.incomplete = 0  # of those, that don't tell all that rules look at
         self.sources: dict[str, None] = {}  # files of the rules that were in force, in the order they were told of
         self.not_public: Counter[HostName | Address] = Counter()  # what audit mode didn't let out for its address
-        self._seen: dict[Place, Seen] = {}
+        self._seen: dict[Destination, Observations] = {}
         self._lookups: Counter[HostName] = Counter()
         self._records: dict[HostName, Counter[str]] = {}  # of types that a rule has to list
         self._problems: Counter[str] = Counter()
-        self._begun: Counter[tuple[Place, str]] = Counter()  # pushes, by repository
+        self._begun: Counter[tuple[Destination, str]] = Counter()  # pushes, by repository
 
     def take(self, event: "Event") -> None:
         """Take one event into account."""
@@ -85,9 +93,9 @@ class Learner:
         Of a lookup, and of a connection whose requests weren't seen, reading whatever is there.
         """
         if attempt.lookup is not None:
-            self._reading(Place(attempt.lookup, 443, Protocol.TLS), attempt)
+            self._reading(Destination(attempt.lookup, 443, Protocol.TLS), attempt)
         elif attempt.attempt is not None and attempt.attempt.request is None:
-            place = Place(attempt.attempt.target, attempt.attempt.port, attempt.attempt.protocol)
+            place = Destination(attempt.attempt.target, attempt.attempt.port, attempt.attempt.protocol)
             if place.protocol in UNSEEN:
                 self._passed(attempt)
             else:
@@ -95,14 +103,14 @@ class Learner:
         elif attempt.attempt is not None:
             self._passed(attempt)
 
-    def _reading(self, place: Place, attempt: Recorded) -> None:
-        there = self._seen.setdefault(place, Seen())
+    def _reading(self, place: Destination, attempt: Recorded) -> None:
+        there = self._seen.setdefault(place, Observations())
         if attempt.address is not None:
             there.addresses.add(attempt.address)
         there.reading.add(attempt.event.time, attempt.event.task.name or attempt.event.task.id, Verdict.ALLOW)
         self.attempts += 1
 
-    def result(self) -> Drafted:
+    def result(self) -> LearnedRules:
         """Make rules of it all."""
         for place, there in self._seen.items():
             if isinstance(place.target, HostName):
@@ -111,16 +119,16 @@ class Learner:
         named = {draft.place.target for draft in drafted.drafts}
         seen = self._lookups + Counter({name: records.total() for name, records in self._records.items()})
         only = [
-            LeftOut(f"lookups of {name}", times, "nothing was let out to the name, only looked up")
+            Omission(f"lookups of {name}", times, "nothing was let out to the name, only looked up")
             for name, times in sorted(seen.items())
             if name not in named
         ]
         begun = [
-            LeftOut(f"pushes to {shown(place)}/{repo}", times, "only begun: the refs were never sent")
+            Omission(f"pushes to {format_destination(place)}/{repo}", times, "only begun: the refs were never sent")
             for (place, repo), times in self._begun.items()
             if not any(seen.repo == repo and seen.change is not None for seen in self._seen[place].git)
         ]
-        problems = [LeftOut("attempts", times, why) for why, times in sorted(self._problems.items())]
+        problems = [Omission("attempts", times, why) for why, times in sorted(self._problems.items())]
         return drafted._replace(left_out=(*drafted.left_out, *begun, *only, *problems))
 
     def _refused(self, event: "Event") -> None:
@@ -139,22 +147,22 @@ class Learner:
         if never_leaves(Ports(attempt.port, attempt.port, attempt.protocol)) is not None:
             self._problems[f"{attempt.port}/{attempt.protocol}, which no rule lets out"] += 1
             return
-        there = self._seen.setdefault(Place(attempt.target, attempt.port, attempt.protocol), Seen())
+        there = self._seen.setdefault(Destination(attempt.target, attempt.port, attempt.protocol), Observations())
         if recorded.address is not None:
             there.addresses.add(recorded.address)
         action = _ACTIONS.get(recorded.fate, Verdict.ALLOW)
         rules = () if recorded.fate is Fate.AUDITED else event.rules
-        untold = [each for each in recorded.untold if each != UNTOLD_REFS]
+        untold = [each for each in recorded.unrecorded if each != UNTOLD_REFS]
         if attempt.request is not None and _lacks_address(recorded):
             untold.append(UNTOLD_ADDRESS)
         found = list(self._evidence(recorded, there, action))
         for evidence in found:
             evidence.add(event.time, event.task.name or event.task.id, action, rules)
-            evidence.untold.update(dict.fromkeys(untold))
+            evidence.unrecorded.update(dict.fromkeys(untold))
         self.attempts += bool(found)
         self.incomplete += bool(found and untold)
 
-    def _evidence(self, recorded: Recorded, there: Seen, action: Verdict) -> "Iterator[Evidence]":
+    def _evidence(self, recorded: Recorded, there: Observations, action: Verdict) -> "Iterator[Evidence]":
         """Find what an attempt is evidence for: several refs of a push, each by itself."""
         attempt, event = recorded.attempt, recorded.event
         assert attempt is not None
@@ -165,16 +173,16 @@ class Learner:
             elif event.kind is Kind.CONNECTION_DECIDED:
                 yield there.connections
             return
-        if request.git is None and UNTOLD_REFS not in recorded.untold:
+        if request.git is None and UNTOLD_REFS not in recorded.unrecorded:
             kind = RequestKind.of(request.method, body=request.body, websocket=request.websocket, action=action)
             yield there.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
             return
         for git in recorded.pushed:
             if git.service is GitService.FETCH or git.ref is not None:
-                yield there.git.setdefault(GitSeen(git.repo, git.ref, git.change, action), Evidence())
-            elif UNTOLD_REFS not in recorded.untold:
-                self._begun[Place(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
-        if UNTOLD_REFS in recorded.untold:
+                yield there.git.setdefault(GitObservation(git.repo, git.ref, git.change, action), Evidence())
+            elif UNTOLD_REFS not in recorded.unrecorded:
+                self._begun[Destination(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
+        if UNTOLD_REFS in recorded.unrecorded:
             self._problems[_PUSHED] += 1
 
 

@@ -77,7 +77,7 @@ class Recorded(NamedTuple):
     lookup: HostName | None = None
     address: "Address | None" = None  # that was dialled for a name
     pushed: tuple[GitRequest, ...] = ()  # the refs of a push, one each; the first is that of `attempt`
-    untold: tuple[str, ...] = ()  # what the event should tell of the request, and doesn't
+    unrecorded: tuple[str, ...] = ()  # what the event should tell of the request, and doesn't
     problem: str = ""  # why it can't be decided again
     fixed: bool = False  # that is because no rule is asked about it
 
@@ -154,7 +154,7 @@ def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa
     # Of UDP that was refused the address is the one that stands for the name in the sandbox
     dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
     attempt = Attempt(event.protocol, target, destination.port, request, task.name, task.labels, at)
-    return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, untold=untold)
+    return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, unrecorded=untold)
 
 
 def _request(http: "Http", git: GitRequest | None) -> Request:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.telemetry.events import Kind
 from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
 from rules.attempt import Caller, Protocol, alpn_is_readable
-from rules.matching.layers import rank
+from rules.matching.layers import rank_decision
 from rules.matching.reference import covers_target
 from rules.matching.requests import is_wide
 from rules.names import HostName
@@ -159,7 +159,7 @@ class Replay:
         if request is not None and len(recorded.pushed) > 1:
             attempts = [attempt._replace(request=request._replace(git=git)) for git in recorded.pushed]
         decided = [(each, self.policy.decide(each)) for each in attempts]
-        return min(decided, key=lambda each: rank(each[1]))
+        return min(decided, key=lambda each: rank_decision(each[1]))
 
     def _looked_up(self, name: HostName, event: "Event") -> Said:
         policy, caller = self.policy, Caller(event.task.name, event.task.labels, self._at)
@@ -185,7 +185,7 @@ class Replay:
         if decision.passes and decision.inspect and decision.scan.blocks:
             unknown.add("what requests carry, which `scan: block` looks at")
         if any(rule.looks_at_requests for rule in about):
-            unknown.update(why for why in recorded.untold if why != UNTOLD_REFS)
+            unknown.update(why for why in recorded.unrecorded if why != UNTOLD_REFS)
         for rule in about:
             unknown.update(_unkept(rule, recorded, request))
         return unknown
@@ -219,7 +219,7 @@ def _unkept(rule: "Rule", recorded: Recorded, request: "Request") -> "Iterator[s
         "git": rule.looks_at_git and request.git is None,
     }
     yield from (f"`{name}` of requests, which the journal doesn't keep" for name, missing in asked.items() if missing)
-    if rule.looks_at_git and UNTOLD_REFS in recorded.untold and request.git is not None:
+    if rule.looks_at_git and UNTOLD_REFS in recorded.unrecorded and request.git is not None:
         yield UNTOLD_REFS
 
 

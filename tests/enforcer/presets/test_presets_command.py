@@ -169,9 +169,9 @@ SOURCES = st.text(max_size=30)
 
 @given(SOURCES)
 def test_whatever_a_source_is_called_the_lock_is_read_as_it_was_written(tmp_path_factory, source):
-    from rules.loading.preset_locks import Locked
+    from rules.loading.preset_locks import LockedPlace
 
-    places = {"gems": {"sources": (Locked(Origin.parse("https://g.example"), source),), "none": ()}}
+    places = {"gems": {"sources": (LockedPlace(Origin.parse("https://g.example"), source),), "none": ()}}
     path = tmp_path_factory.getbasetemp() / "written.lock"
     path.write_text(text_of(places))
     problems = []

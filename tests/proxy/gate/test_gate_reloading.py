@@ -17,7 +17,7 @@ from proxy.worker import policy_transfer, server
 from proxy.worker.reload import PolicyReload, read_policy
 from proxy.worker.server import SandboxServers, Setup, _Rules
 from rules.matching.policy import Policy
-from rules.matching.unreadable_layer import raised
+from rules.matching.unreadable_layer import put_over
 from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of
 
 
@@ -99,7 +99,7 @@ def test_a_policy_that_waits_is_taken_though_the_one_before_it_can_not_be_droppe
 
 def test_what_root_s_files_say_over_others_that_can_t_be_read_is_no_whole_policy(tmp_path):
     before = policy_of(tmp_path, [RAW.replace("ORIGIN", "5432")])
-    sandbox, said = taken(tmp_path, before, file_of(raised(before, Policy([]), ["broken"])))
+    sandbox, said = taken(tmp_path, before, file_of(put_over(before, Policy([]), ["broken"])))
     assert sandbox.policy.unread == ("broken",)
     assert [words for words in said if words[0].startswith("rules_")] == [
         ("rules_loaded", before.revision),

@@ -14,9 +14,9 @@ from proxy.sandbox.sandbox_state import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision
-from rules.explain.task_rules import permitted
+from rules.explain.task_rules import find_task_rules
 from rules.loading.load import load
-from rules.matching.commands import Run, decide_run
+from rules.matching.commands import ProgramRun, decide_run
 from rules.verdicts import Reason
 from tests.proxy.gate.gate_harness import World, client_hello, policy_of, run
 from tests.proxy.info_api.parsing import parse
@@ -65,7 +65,9 @@ def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
 def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatch):
     async def test():
         found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
-        monkeypatch.setattr("proxy.info_api.question_handler.permitted", lambda *of: found.append(of) or permitted(*of))
+        monkeypatch.setattr(
+            "proxy.info_api.question_handler.find_task_rules", lambda *of: found.append(of) or find_task_rules(*of)
+        )
         rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
         async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
             for _ in range(3):
@@ -117,7 +119,7 @@ def test_programs_are_told_of_like_what_leaves(tmp_path):
             path = tmp_path / "commands.yaml"
             path.write_text(COMMANDS)
             policy = world.sandbox.policy = load([path])
-            denied = decide_run(policy, Run(("rm",), ("x",)))._replace(reason=Reason.APPROVAL_DENIED)
+            denied = decide_run(policy, ProgramRun(("rm",), ("x",)))._replace(reason=Reason.APPROVAL_DENIED)
             world.recorder.command_decided(denied, ["rm", "x"], Process(7, "/bin/sh"), "not today", "abc")
             _, text = await said(world, "GET /policy HTTP/1.1")
             assert "- rm * [r:hide]: nothing is deleted" in text

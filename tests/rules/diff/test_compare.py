@@ -3,7 +3,7 @@
 import pytest
 
 from rules.diff.compare import compare
-from rules.diff.words import statements
+from rules.diff.statements import describe_diff
 from rules.loading.cases import parse_attempt
 from tests.rules.writing import policy
 
@@ -167,7 +167,7 @@ def test_whatever_rules_ask_is_told_apart(old, new, expected):
 
 
 def said(old, new):
-    return [statement.text for statement in statements(compare(old, new))]
+    return [statement.text for statement in describe_diff(compare(old, new))]
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), SAID)
@@ -200,7 +200,7 @@ def test_a_name_among_thousands_is_told_alone():
     old = policy(f"  - {{id: a, to: [{', '.join(names)}], action: deny}}\n{WEB}")
     new = policy(f"  - {{id: a, to: [{', '.join([*names, 'www.web.example'])}], action: deny}}\n{WEB}")
     compared = compare(old, new)
-    assert [statement.text for statement in statements(compared)] == [
+    assert [statement.text for statement in describe_diff(compared)] == [
         "tls www.web.example:443: was allowed by `t:web`, is denied by `t:a`"
     ]
     assert len(compared.names) == 1, "names that don't differ are not even looked at"
@@ -218,7 +218,7 @@ def test_thousands_of_rules_that_all_differ_are_told():
     compared = compare(pool(0), pool(1))
     assert compared.complete
     # each host but the first and the last has another path; those have one less and one more
-    assert len(statements(compared)) == 2 * 1_000
+    assert len(describe_diff(compared)) == 2 * 1_000
 
 
 SCANNED = "- {id: a, to: x.example, scan: %s, action: allow}"
@@ -226,7 +226,7 @@ SCANNED = "- {id: a, to: x.example, scan: %s, action: allow}"
 
 def test_what_is_done_about_secrets_is_told():
     said = compare(policy(SCANNED % "off"), policy(SCANNED % "block"))
-    assert [statement.text for statement in statements(said)] == [
+    assert [statement.text for statement in describe_diff(said)] == [
         "tls x.example:443: was allowed by `t:a` with scan off, is allowed by `t:a` with scan block"
     ]
     assert compare(policy(SCANNED % "flag"), policy("- {id: a, to: x.example, action: allow}")).is_empty
@@ -244,7 +244,7 @@ def test_a_default_that_asks_instead_of_denying_is_told_though_audit_mode_ends_w
     rest = "- {id: d, to: x.example, default: true, action: %s}"
     old = policy(rest % "deny", "settings: {mode: audit}")
     assert not compare(old, policy(rest % "deny")).rows
-    assert {statement.text for statement in statements(compare(old, policy(rest % "ask")))} == {
+    assert {statement.text for statement in describe_diff(compare(old, policy(rest % "ask")))} == {
         "anything to x.example that no other rule decides: was let out by audit mode by `t:d` (default_rule), is asked about by `t:d`",
         "udp x.example that no other rule decides: was denied by `t:d` (default_rule), is asked about by `t:d`",
     }
@@ -266,19 +266,19 @@ DENIED = "- {id: d, to: [%s93.184.216.34], action: deny}"
 def test_audit_mode_lets_names_pass_that_no_rule_is_about_until_their_address_is_denied(named):
     rules, audit = DENIED % named, "settings: {mode: audit}"
     but = f" but not {named[1:-3]}" if named else ""
-    said = [statement.text for statement in statements(compare(policy(NOTHING % audit), policy(rules, audit)))]
+    said = [statement.text for statement in describe_diff(compare(policy(NOTHING % audit), policy(rules, audit)))]
     gone = "was let out by audit mode (no_rule), is denied by `t:d`"
     assert f"anything to *{but} where it resolves to 93.184.216.34/32: {gone}" in said
     assert f"anything to 93.184.216.34: {gone}" in said
     assert not any(
-        "*" in statement.text for statement in statements(compare(policy(NOTHING % ""), policy(DENIED % "")))
+        "*" in statement.text for statement in describe_diff(compare(policy(NOTHING % ""), policy(DENIED % "")))
     )
 
 
 def test_an_example_is_an_attempt_that_is_decided_so():
     old = policy(READ + WEB)
     new = policy(READ.replace("GET, ", "") + WEB.replace("allow", "flag"))
-    told = statements(compare(old, new))
+    told = describe_diff(compare(old, new))
     assert len(told) == 2
     for statement in told:
         question = parse_attempt(statement.example)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rules.attempt import Attempt, Protocol
 from rules.diff.compare import compare
 from rules.diff.sample_attempts import OTHER_METHOD
-from rules.diff.words import statements
+from rules.diff.statements import describe_diff
 from rules.globs import MANY
 from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
@@ -190,6 +190,6 @@ def test_every_row_is_what_decide_says_and_is_told(both):
         if row.address is None:
             was, now = (standing(each, row.attempt) for each in both)
             assert was != now or row.was.terms != row.now.terms
-    told = statements(compared)
+    told = describe_diff(compared)
     assert bool(told) is bool(compared.rows)
     assert all(statement.text.isprintable() and statement.value()["text"] for statement in told)

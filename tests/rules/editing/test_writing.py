@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from rules.attempt import Caller, Protocol, RefChange
-from rules.editing import CannotWrite, Wanted, written
+from rules.editing import AttemptToAllow, EditError, add_rule
 from rules.loading.load import read
 
-POST = Wanted(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
-DB = Wanted(Protocol.TCP, "db.example", 5432)
-MAIN = Wanted(
+POST = AttemptToAllow(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
+DB = AttemptToAllow(Protocol.TCP, "db.example", 5432)
+MAIN = AttemptToAllow(
     Protocol.TLS, "g.example", 443, "POST", "/acme/web.git/git-receive-pack", body=True, repo="acme/web",
     refs=(("refs/heads/main", RefChange.UPDATE),),
 )  # fmt: skip
@@ -91,7 +91,7 @@ WRITTEN = {
 
 def write(path, text, wanted, asks=("t:q",), **said):
     path.write_bytes((HEAD + text).encode() if isinstance(text, str) else text)
-    return written(partial(_read, [path]), path, asks, wanted, **said)
+    return add_rule(partial(_read, [path]), path, asks, wanted, **said)
 
 
 def _read(paths, instead):
@@ -125,11 +125,11 @@ OTHERS = [
     # asked about, the ask, the allow that is written
     (DB, "ports: 5432/tcp", "to: db.example, ports: [5432/tcp], action: allow"),
     (DB._replace(protocol=Protocol.UDP, port=9), "ports: 9/udp", "to: db.example, ports: [9/udp], action: allow"),
-    (Wanted(Protocol.TLS, "db.example", 8443), "tls: splice", "ports: [8443/tls], tls: splice, action: allow"),
-    (Wanted(Protocol.HTTP, "db.example", 80, "GET", "/"), "why: x", "ports: [80], http: {methods: [GET], paths: [/]}, action: allow"),
+    (AttemptToAllow(Protocol.TLS, "db.example", 8443), "tls: splice", "ports: [8443/tls], tls: splice, action: allow"),
+    (AttemptToAllow(Protocol.HTTP, "db.example", 80, "GET", "/"), "why: x", "ports: [80], http: {methods: [GET], paths: [/]}, action: allow"),
     (MAIN, "git: {repos: acme/*, push: refs/**}", "ports: [443], git: {repos: [acme/web], push: [refs/heads/main], changes: [update]}, action: allow"),
     (MAIN._replace(refs=(), path="/acme/web.git/git-upload-pack"), "git: {repos: acme/*, fetch: true}", "git: {repos: [acme/web], fetch: true}, action: allow"),
-    (Wanted(Protocol.TLS, "x.example", 443, "GET", "/chat:1", websocket=True), "why: x", 'paths: ["/chat:1"], websocket: true}, action: allow'),
+    (AttemptToAllow(Protocol.TLS, "x.example", 443, "GET", "/chat:1", websocket=True), "why: x", 'paths: ["/chat:1"], websocket: true}, action: allow'),
 ]  # fmt: skip
 
 
@@ -152,10 +152,10 @@ def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
     )
     path = tmp_path / "t.yaml"
     path.write_text(HEAD + "rules:\n  - {id: q, to: '*', action: ask}\n")
-    edited = written(partial(_read, [tmp_path / "top.yaml"]), path, ["t:q"], POST)
+    edited = add_rule(partial(_read, [tmp_path / "top.yaml"]), path, ["t:q"], POST)
     assert edited.rule == "t:approved-x-example"
-    with pytest.raises(CannotWrite, match="`t:q` is in another file: write it there"):
-        written(partial(_read, [tmp_path / "top.yaml"]), tmp_path / "top.yaml", ["t:q"], POST)
+    with pytest.raises(EditError, match="`t:q` is in another file: write it there"):
+        add_rule(partial(_read, [tmp_path / "top.yaml"]), tmp_path / "top.yaml", ["t:q"], POST)
 
 
 def test_of_a_tainted_task_only_the_exemption_is_written_where_others_let_it_out(tmp_path):
@@ -189,15 +189,15 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_can_not_be_written_is_told_in_a_sentence(tmp_path, kind):
     text, wanted, expected = REFUSED[kind]
-    with pytest.raises(CannotWrite) as refused:
+    with pytest.raises(EditError) as refused:
         write(tmp_path / "t.yaml", text, wanted)
     assert expected in str(refused.value)
     assert (tmp_path / "t.yaml").read_text() == HEAD + text
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(CannotWrite, match=r"none\.yaml` can't be read: no such file"):
-        written(lambda _: None, Path(tmp_path, "none.yaml"), ["t:q"], POST)
+    with pytest.raises(EditError, match=r"none\.yaml` can't be read: no such file"):
+        add_rule(lambda _: None, Path(tmp_path, "none.yaml"), ["t:q"], POST)
 
 
 UNRULED = "# ours\nrules:\n  - {id: d, to: y.example, action: deny}\n  - {id: g, to: x.example, http: {methods: [GET]}, action: allow}  # reads\n# end\n"
@@ -205,7 +205,7 @@ NEW = {
     "beside what is read there": (UNRULED, POST, RULE),
     "a host of its own": (UNRULED, POST._replace(host="z.example"), RULE.replace("x.example", "z.example").replace("x-ex", "z-ex")),
     "any bytes": (UNRULED, DB, "{id: approved-db-example, to: db.example, ports: [5432/tcp], action: allow}"),
-    "a whole connection": (UNRULED, Wanted(Protocol.TLS, "z.example", 443), "{id: approved-z-example, to: z.example, ports: [443], action: allow}"),
+    "a whole connection": (UNRULED, AttemptToAllow(Protocol.TLS, "z.example", 443), "{id: approved-z-example, to: z.example, ports: [443], action: allow}"),
     "a push": (
         UNRULED, MAIN,
         "{id: approved-g-example, to: g.example, ports: [443], git: {repos: [acme/web], push: [refs/heads/main], changes: [update]}, action: allow}",
@@ -244,5 +244,5 @@ def test_where_a_rule_says_something_by_now_none_is_written_for_what_none_decide
     def reads(instead):
         return read([path if text else top], [], instead=instead)
 
-    with pytest.raises(CannotWrite, match=expected):
-        written(reads, path, (), POST)
+    with pytest.raises(EditError, match=expected):
+        add_rule(reads, path, (), POST)

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from rules.lint import Surroundings, examine
+from rules.lint import LintContext, lint
 from rules.lint.findings import IDLE_EXCEPT, NO_WHY
 from rules.loading.load import read
 from tests.rules.writing import loaded
@@ -13,7 +13,7 @@ TODAY = date(2027, 1, 15)
 
 
 def found(rules, head="", *, identities=False):
-    findings = examine(loaded(rules, head), Surroundings(TODAY, identities=identities))
+    findings = lint(loaded(rules, head), LintContext(TODAY, identities=identities))
     return [f"{f.line}:{f.column} {f.check.code} {f.message}" for f in findings if f.check is not NO_WHY]
 
 
@@ -91,7 +91,7 @@ def test_of_a_list_a_name_is_looked_for_and_a_wildcard_is_not(tmp_path):
         "version: 1\nrules:\n- {id: a, to: {list: ads.txt}, except: [x.ads.test, '*.b.test', b.test], action: deny}\n"
     )
     (tmp_path / "t.yaml").write_text(text)
-    findings = examine(read([tmp_path / "t.yaml"]), Surroundings(TODAY))
+    findings = lint(read([tmp_path / "t.yaml"]), LintContext(TODAY))
     assert [f.message.split()[0] for f in findings if f.check is IDLE_EXCEPT] == ["`b.test`"]
 
 
@@ -235,7 +235,7 @@ def test_a_way_around_is_told_as_one_would_try_it():
 
 def test_rules_that_do_not_say_why_are_told_together():
     rules = "".join(f"- {{id: r{n}, to: h{n}.test, action: allow{', why: yes' if n == 2 else ''}}}\n" for n in range(6))
-    told = [str(f) for f in examine(loaded(rules), Surroundings(TODAY)) if f.check is NO_WHY]
+    told = [str(f) for f in lint(loaded(rules), LintContext(TODAY)) if f.check is NO_WHY]
     assert len(told) == 1
     assert "`t:r0`, `t:r1`, `t:r3` and 2 more have no `why`" in told[0]
 

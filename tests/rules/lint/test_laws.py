@@ -16,7 +16,7 @@ many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthChe
 
 
 def found(policy):
-    return list(rule_pairs.idle(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
+    return list(rule_pairs.find_idle_rules(policy, list(policy.rules), Reporter(Loaded(policy, (), (), {}))))
 
 
 FIELDS = ["action", "names", "ports", "http", "default", "excepts", "tls"]

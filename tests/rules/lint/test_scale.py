@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from rules.lint import Surroundings, examine
+from rules.lint import LintContext, lint
 from tests.rules.test_globs import calls
 from tests.rules.writing import loaded
 
@@ -35,7 +35,7 @@ def files(rule, number):
 
 @pytest.mark.parametrize("rule", KINDS.values(), ids=KINDS)
 def test_twice_the_rules_are_twice_the_work(rule):
-    around = Surroundings(date(2027, 1, 1))
+    around = LintContext(date(2027, 1, 1))
     once, twice = files(rule, SIZE), files(rule, 2 * SIZE)
-    examine(files(rule, 2), around)  # what is worked out once for all
-    assert calls(examine, twice, around) < 2.4 * calls(examine, once, around)
+    lint(files(rule, 2), around)  # what is worked out once for all
+    assert calls(lint, twice, around) < 2.4 * calls(lint, once, around)

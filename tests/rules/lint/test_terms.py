@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from enforcer.cli import check, main
-from rules.lint import Surroundings, examine
+from rules.lint import LintContext, lint
 from rules.lint.findings import CHECKS, NO_WHY
 from rules.loading.load import preset_names, read, read_preset
 from rules.presets.shipped import preset_source
@@ -105,7 +105,7 @@ def test_who_may_be_held_back_is_asked():
 def checked(tmp_path, files):
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(f"version: 1\nname: {name}\n{text}")
-    findings = examine(read([tmp_path / f"{next(iter(files))}.yaml"]), Surroundings(date(2027, 1, 15)))
+    findings = lint(read([tmp_path / f"{next(iter(files))}.yaml"]), LintContext(date(2027, 1, 15)))
     return [
         f"{f.file.rpartition('/')[2]}:{f.line} {f.check.code} {' '.join(f.rules)}"
         for f in findings
@@ -140,7 +140,7 @@ def test_no_preset_has_anything_to_be_told(name):
         with pytest.raises(RuleFileError, match="is not locked"):  # a template: what it stands for is a machine's own
             read_preset(name, [])
     else:
-        assert examine(read_preset(name, []), Surroundings(date(2027, 1, 15), identities=True)) == []
+        assert lint(read_preset(name, []), LintContext(date(2027, 1, 15), identities=True)) == []
 
 
 EVERY = {

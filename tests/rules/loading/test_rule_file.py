@@ -2,7 +2,7 @@
 
 import pytest
 
-from rules.loading.fields import duration, slugged
+from rules.loading.fields import make_slug, parse_duration
 from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
 from tests.rules.writing import loaded, policy, problems
 
@@ -19,8 +19,8 @@ WRONG = [
     ("- {id: a, action: allow}", ["a rule needs `to`"]),
     ("- foo", ["a rule must be a mapping"]),
     ("- [a]", ["a rule must be a mapping"]),
-    ("- {id: Foo_Bar, to: x.example, action: allow}", ["`Foo_Bar` must be lower-case letters, digits and hyphens, at most 63: `foo-bar`"]),
-    ("- {id: -a, to: x.example, action: allow}", ["must be lower-case"]),
+    ("- {id: Foo_Bar, to: x.example, action: allow}", ["`Foo_Bar` must be at most 63 lower-case letters, digits and hyphens: `foo-bar`"]),
+    ("- {id: -a, to: x.example, action: allow}", ["must be at most 63 lower-case"]),
     (f"- {{{OK}}}\n- {{{OK}}}", ["the id of this rule is also that of the one in line 5"]),
     (f" [{{{OK}}}, {{{OK}}}]", ["the id of this rule is also that of the one in column 3 of this line"]),
     (f' [{{{OK}}}, {{"id": "a", "to": "y.example", "action": "deny"}}]', ["the id of this rule is also that of the one in column 3 of this line"]),
@@ -156,7 +156,7 @@ WRONG = [
     ("- {id: a, to: x.example, git: {repos: a/b, push: 'refs/he**ds/x'}, action: allow}", ["`**` stands for whole segments"]),
     ("- {id: a, to: x.example, ports: 22/tcp, git: {repos: a/b, fetch: true}, action: allow}", ["`git` needs ports on which requests can be seen"]),
     # what else
-    ("- {id: a, to: x.example, credential: 'Not A Slug', action: allow}", ["must be lower-case letters"]),
+    ("- {id: a, to: x.example, credential: 'Not A Slug', action: allow}", ["must be at most 63 lower-case letters"]),
     ("- {id: a, to: x.example, ports: 22/tcp, credential: key, action: allow}", ["`credential` needs ports on which requests can be seen"]),
     ("- {id: a, to: x.example, when: clean, action: ask}", ["`clean` is no value of `when`, which is `tainted`"]),
     ("- {id: a, to: x.example, when: tainted, action: allow}", ["`when: tainted` can hold back or flag, and `allow` does neither"]),
@@ -332,5 +332,5 @@ def test_a_rule_means_what_it_says():
 
 
 def test_durations_and_slugs():
-    assert [duration(text) for text in ("1s", "10m", "2h", "7d")] == [1.0, 600.0, 7200.0, 604800.0]
-    assert [slugged(text) for text in ("Web Team", "--", "ü", "x" * 100)] == ["web-team", "rules", "rules", "x" * 63]
+    assert [parse_duration(text) for text in ("1s", "10m", "2h", "7d")] == [1.0, 600.0, 7200.0, 604800.0]
+    assert [make_slug(text) for text in ("Web Team", "--", "ü", "x" * 100)] == ["web-team", "rules", "rules", "x" * 63]

@@ -4,7 +4,7 @@ import pytest
 
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
-from rules.matching.commands import Run, decide_run
+from rules.matching.commands import ProgramRun, decide_run
 from tests.rules.writing import decide, loaded, policy, problems, told
 
 HEAD = """commands:
@@ -55,11 +55,11 @@ def test_a_command_for_some_tasks_is_for_these():
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        (Run(("/tmp/innocent", "/opt/terraform"), ("apply",)), "deny rule t:no-apply"),  # a link to it
-        (Run(("/usr/bin/busybox", "/usr/bin/busybox", "terraform"), ("apply",)), "deny rule t:no-apply"),
-        (Run(("/tmp/x", "/usr/bin/rm", "x")), "deny rule t:removed"),
-        (Run((), ("apply",)), "allow no_command"),
-        (Run(("",), ("apply",)), "allow no_command"),
+        (ProgramRun(("/tmp/innocent", "/opt/terraform"), ("apply",)), "deny rule t:no-apply"),  # a link to it
+        (ProgramRun(("/usr/bin/busybox", "/usr/bin/busybox", "terraform"), ("apply",)), "deny rule t:no-apply"),
+        (ProgramRun(("/tmp/x", "/usr/bin/rm", "x")), "deny rule t:removed"),
+        (ProgramRun((), ("apply",)), "allow no_command"),
+        (ProgramRun(("",), ("apply",)), "allow no_command"),
     ],
 )
 def test_a_program_goes_by_every_name_that_it_has(run, expected):
@@ -75,9 +75,11 @@ def test_a_program_goes_by_every_name_that_it_has(run, expected):
     ],
 )
 def test_words_that_are_not_known_could_be_any(words, expected):
-    assert told(decide_run(policy(RULES, HEAD), Run(("git",), words, whole=False))) == expected
-    assert told(decide_run(policy(RULES, HEAD), Run(("terraform",), ("plan",), whole=False))) == "flag rule t:plans"
-    assert told(decide_run(policy(RULES, HEAD), Run(("ls",), (), whole=False))) == "allow no_command"
+    assert told(decide_run(policy(RULES, HEAD), ProgramRun(("git",), words, whole=False))) == expected
+    assert (
+        told(decide_run(policy(RULES, HEAD), ProgramRun(("terraform",), ("plan",), whole=False))) == "flag rule t:plans"
+    )
+    assert told(decide_run(policy(RULES, HEAD), ProgramRun(("ls",), (), whole=False))) == "allow no_command"
 
 
 def test_nothing_is_held_back_where_no_command_is():
@@ -122,7 +124,7 @@ def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
      approval: {by: release, count: 2, covers: rule}}
 """
     )
-    asked, run = policy(RULES, head), Run(("git",), ("push", "origin", "main"))
+    asked, run = policy(RULES, head), ProgramRun(("git",), ("push", "origin", "main"))
     held = decide_run(asked, run)
     assert held.needs_approval
     assert [(asks.rule, asks.terms.by, asks.terms.by_self, asks.why) for asks in held.approval] == [
@@ -134,15 +136,15 @@ def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
     assert told(decide_run(asked, run, granted=frozenset({pushes, two}))) == "allow approval_granted t:pushes,t:two"
     changed = policy(RULES, head.replace("count: 2", "count: 3"))
     assert [asks.rule for asks in decide_run(changed, run, granted=frozenset({pushes, two})).approval] == ["t:two"]
-    forced = Run(("git",), ("push", "origin", "main", "--force"))
+    forced = ProgramRun(("git",), ("push", "origin", "main", "--force"))
     assert told(decide_run(asked, forced, granted=frozenset({pushes, two}))) == "deny rule t:forced"
 
 
 def test_a_granted_command_that_is_flagged_too_is_flagged():
     head = "commands:\n  - {id: a, run: x, action: ask}\n  - {id: f, run: x y, action: flag}\n"
     asked = policy(RULES, head)
-    [asks] = decide_run(asked, Run(("x",), ("y",))).approval
-    granted = decide_run(asked, Run(("x",), ("y",)), granted=frozenset({asks.digest}))
+    [asks] = decide_run(asked, ProgramRun(("x",), ("y",))).approval
+    granted = decide_run(asked, ProgramRun(("x",), ("y",)), granted=frozenset({asks.digest}))
     assert told(granted) == "flag approval_granted t:f,t:a"
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from rules.attempt import Attempt, Protocol, Request
 from rules.matching.precedence import Match
-from rules.matching.queries import header, parameter
+from rules.matching.queries import match_header, match_parameter
 from rules.matching.requests import url_length
 from rules.names import HostName
 from rules.patterns import Pattern
@@ -247,15 +247,15 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("query", "name", "wanted", "match"), PARAMETERS)
 def test_a_parameter_is_read_as_servers_might(query, name, wanted, match):
-    assert parameter(query, name, wanted) is match
+    assert match_parameter(query, name, wanted) is match
 
 
 ENDLESS = {
-    "many parameters": lambda: parameter("b=%31&" * 1001, "a", Presence.ABSENT),
-    "many parameters by another separator": lambda: parameter("b=1;" * 1001, "a", Presence.ABSENT),
-    "a long value": lambda: parameter("a=" + "%31" * 6000, "a", Presence.ABSENT),
-    "a long list in a header": lambda: header((("a", "1," * 1001),), "a", one("2")),
-    "a header many times": lambda: header((("a", "1"),) * 1001, "a", one("2")),
+    "many parameters": lambda: match_parameter("b=%31&" * 1001, "a", Presence.ABSENT),
+    "many parameters by another separator": lambda: match_parameter("b=1;" * 1001, "a", Presence.ABSENT),
+    "a long value": lambda: match_parameter("a=" + "%31" * 6000, "a", Presence.ABSENT),
+    "a long list in a header": lambda: match_header((("a", "1," * 1001),), "a", one("2")),
+    "a header many times": lambda: match_header((("a", "1"),) * 1001, "a", one("2")),
 }
 
 
@@ -266,10 +266,10 @@ def test_what_takes_long_to_read_is_not_known_and_not_read(asked):
 
 
 def test_headers_that_nobody_gave_are_not_known():
-    assert header((), "x", Presence.ABSENT) is Match.PERHAPS
-    assert header((), "x", Presence.PRESENT) is Match.PERHAPS
-    assert header((), "x", one("1")) is Match.PERHAPS
-    assert header((("y", "1"),), "x", Presence.ABSENT) is Match.YES
+    assert match_header((), "x", Presence.ABSENT) is Match.PERHAPS
+    assert match_header((), "x", Presence.PRESENT) is Match.PERHAPS
+    assert match_header((), "x", one("1")) is Match.PERHAPS
+    assert match_header((("y", "1"),), "x", Presence.ABSENT) is Match.YES
 
 
 def test_a_flood_of_queries_makes_nothing_grow():

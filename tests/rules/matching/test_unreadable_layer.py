@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.loading.load import read
-from rules.matching.layers import Layer, rank
+from rules.matching.layers import Layer, rank_decision
 from rules.matching.policy import Policy
-from rules.matching.unreadable_layer import raised
+from rules.matching.unreadable_layer import put_over
 from rules.problems import RuleFileError
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
@@ -45,13 +45,15 @@ def test_what_is_read_alone_is_as_strict_as_if_all_were_read(  # noqa: PLR0917 -
         return Policy(every, given_settings, layers=[layer(kind, roots)])
 
     alone = Policy(now, Settings(), layers=[layer(kind, now)])
-    over, truth = raised(together(before), alone, ["broken"]), together(now)
-    assert rank(over.decide(attempt)) <= rank(truth.decide(attempt))
+    over, truth = put_over(together(before), alone, ["broken"]), together(now)
+    assert rank_decision(over.decide(attempt)) <= rank_decision(truth.decide(attempt))
     if truth.check_address(attempt, address) is not None:
         assert over.check_address(attempt, address) is not None
     assert over.unread == ("broken",)
-    again = raised(truth, alone, [])
-    assert rank(again.decide(attempt)) == rank(truth.decide(attempt)), "what root's files say already changes nothing"
+    again = put_over(truth, alone, [])
+    assert rank_decision(again.decide(attempt)) == rank_decision(truth.decide(attempt)), (
+        "what root's files say already changes nothing"
+    )
 
 
 ROOT = "version: 1\nname: root\n%s\nrules:\n  - {id: r, to: x.example, action: %s}\n"
@@ -68,11 +70,11 @@ def written(tmp_path, root, other=""):
 def test_settings_of_root_s_are_the_strictest_of_what_they_were_and_are(tmp_path):
     before = written(tmp_path, ROOT % ("settings: {on_journal_failure: block, idle_timeout: 2h}", "allow"), OTHER)
     now = written(tmp_path, ROOT % ("settings: {tls: inspect, idle_timeout: 1m}", "deny"))
-    over = raised(before, now, ["broken"])
+    over = put_over(before, now, ["broken"])
     assert (over.settings.tls, over.settings.idle_timeout) == (TlsMode.INSPECT, 60.0)
-    none = raised(before, written(tmp_path, ROOT % ("", "deny")), [])
+    none = put_over(before, written(tmp_path, ROOT % ("", "deny")), [])
     assert (none.settings.tls, none.settings.idle_timeout) == (TlsMode.SPLICE, 600.0), "nobody says it any more"
-    flagged = raised(before, written(tmp_path, ROOT % ("", "flag")), [])
+    flagged = put_over(before, written(tmp_path, ROOT % ("", "flag")), [])
     assert flagged.rule_ids == ("web:a", "root:r"), "what votes and is not in the pool is counted by its id as well"
     assert {Path(path).name for path in over.sources} == {"root.yaml", "web.yaml"}
 

@@ -9,7 +9,7 @@ from rules.globs import may_overlap
 from rules.loading.document import parse
 from rules.loading.fields import Reader
 from rules.loading.load import failures, load, preset_names, read, read_preset
-from rules.loading.preset_locks import Origin, places_of, read_lock
+from rules.loading.preset_locks import Origin, list_places, read_lock
 from rules.loading.rule_schema import Suffix, suffix_of_wildcard
 from rules.names import HostName
 from rules.patterns import NamePattern
@@ -36,7 +36,7 @@ locked:
   docker-hub: {registry: [{url: "https://r.example"}], token: [{url: "https://t.example/token"}], layers: [{url: "https://l.example"}]}
   ghcr: {registry: [{url: "https://g.example"}], token: [{url: "https://g.example/token"}], layers: [{url: "https://gl.example"}]}
 """
-DISCOVERED = [name for name in preset_names() if places_of(parse(preset_source(name), name, []))]
+DISCOVERED = [name for name in preset_names() if list_places(parse(preset_source(name), name, []))]
 ASKED = {"static": "github-read github gitlab huggingface openai-api anthropic-api google-ai-api aws-metadata-deny exfiltration-sites-deny", "discovered": "docker-hub ghcr crates go-modules rubygems maven-central conda pip npm apt"}  # fmt: skip
 # All that a preset lets out but GET and HEAD; whatever isn't here is read only.
 WRITING = {
@@ -71,10 +71,10 @@ def told(made, *words, **files):
 
 
 def decide(loaded, attempt):
-    from rules.loading.cases import parse_attempt, said
+    from rules.loading.cases import parse_attempt, verdict_of
 
     decision = parse_attempt(attempt).decide(loaded.policy)
-    return " ".join((said(decision), decision.reason, ",".join(decision.rules))).strip()
+    return " ".join((verdict_of(decision), decision.reason, ",".join(decision.rules))).strip()
 
 
 def test_the_presets_are_those_that_are_wanted():
@@ -220,7 +220,7 @@ CREDENTIAL = [
 
 @pytest.mark.parametrize(("include", "table"), CREDENTIAL, ids=[row[0] for row in CREDENTIAL])
 def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include, table, web):
-    from rules.loading.cases import parse_attempt, said
+    from rules.loading.cases import parse_attempt, verdict_of
 
     loaded = web(include, SECRETS, more=GITHUB_FILE)
     for attempt, by_credential in table.items():
@@ -228,7 +228,7 @@ def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include
             question = parse_attempt(attempt)
             question = question._replace(request=question.request._replace(credential=credential))
             decision = question.decide(loaded.policy)
-            assert f"{said(decision)} {decision.reason} {','.join(decision.rules)}".strip() == expected, attempt
+            assert f"{verdict_of(decision)} {decision.reason} {','.join(decision.rules)}".strip() == expected, attempt
     assert loaded.tests == (), "the file's tests say nothing of a credential"
 
 
@@ -247,7 +247,7 @@ WRONG = [
     ("{preset: github-read}\n  - {preset: github-read, credential: key}", "web.yaml:4:5: `github-read` is included already, with another `only`, `except` or `credential`: one of them is enough"),
     ("{preset: github-raed}", "web.yaml:3:5: there is no preset `github-raed`; did you mean `github-read`?"),
     ("{preset: zzz}", "web.yaml:3:5: there is no preset `zzz`; `exeat presets list` lists them"),
-    ("{preset: ../github}", "web.yaml:3:14: `../github` must be lower-case letters, digits and hyphens, at most 63: `github`"),
+    ("{preset: ../github}", "web.yaml:3:14: `../github` must be at most 63 lower-case letters, digits and hyphens: `github`"),
     ("{preset: github, file: more.yaml}", "web.yaml:3:5: an `include` has both `file` and `preset`: write two entries"),
     ("{only: [a]}", "web.yaml:3:5: an `include` needs `file` or `preset`"),
     ("github", "web.yaml:3:5: an `include` says what it names: write `{preset: github}`"),

@@ -1,8 +1,8 @@
 """A journal to learn from, and what is learned."""
 
 from proxy.telemetry.replay.learner import Learner, without_secrets
-from rules.learning.generalize import written
-from rules.learning.writing import rule_file
+from rules.learning.generalize import write_pattern
+from rules.learning.writing import write_rule_file
 from rules.loading.load import failures
 from tests.rules.writing import loaded
 
@@ -13,7 +13,7 @@ def learned(*events):
     for event in events:
         learner.take(event)
     drafted = learner.result()
-    return drafted, rule_file(drafted, ("Learned.",), "learned", without_secrets)
+    return drafted, write_rule_file(drafted, ("Learned.",), "learned", without_secrets)
 
 
 def rules_of(*events):
@@ -30,7 +30,7 @@ def rules_of(*events):
                     draft.action,
                     ",".join(draft.methods or ()),
                     f"{draft.place.target}:{draft.place.port}/{draft.place.protocol}",
-                    " ".join(written(path) or "?" for path in draft.paths or ()),
+                    " ".join(write_pattern(path) or "?" for path in draft.paths or ()),
                     "websocket" * draft.websocket,
                     "body" * draft.body,
                     "splice" * draft.splice,

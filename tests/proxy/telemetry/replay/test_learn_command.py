@@ -13,7 +13,7 @@ from enforcer.run.dry_run import PlannedStep
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.replay.learner import Learner, without_secrets
-from rules.learning.writing import enforced, rule_file
+from rules.learning.writing import enforce_settings, write_rule_file
 from rules.loading.load import read
 from rules.settings import Settings
 from rules.verdicts import Mode, Reason, Verdict
@@ -79,8 +79,8 @@ def test_the_settings_that_were_in_force_are_written_but_for_audit_mode(exeat, t
 
 def test_certificates_that_were_trusted_still_are(exeat, tmp_path):
     settings = Settings(mode=Mode.AUDIT, upstream_ca='/etc/corp/"ca".pem')
-    assert enforced(settings) == {"upstream_ca": '/etc/corp/"ca".pem'}
-    text = rule_file(Learner().result(), (), "learned", without_secrets, enforced(settings))
+    assert enforce_settings(settings) == {"upstream_ca": '/etc/corp/"ca".pem'}
+    text = write_rule_file(Learner().result(), (), "learned", without_secrets, enforce_settings(settings))
     assert '\nsettings:\n  upstream_ca: "/etc/corp/\\"ca\\".pem"\nrules: []\n' in text
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Attempt, Protocol, Request
 from rules.globs import ONE
-from rules.learning.generalize import generalised
+from rules.learning.generalize import generalize_paths
 from rules.loading.load import failures
 from rules.names import HostName
 from rules.paths import readings
@@ -124,7 +124,7 @@ def test_it_allows_no_websocket_and_no_body_of_a_get_unseen(attempts, name, path
 @many
 @given(st.lists(st.lists(st.sampled_from("abcd"), max_size=3).map(tuple), max_size=12))
 def test_a_star_stands_only_where_three_values_were_seen_beside_the_same(seen):
-    patterns = generalised(seen)
+    patterns = generalize_paths(seen)
     for pattern in patterns:
         for at, part in enumerate(pattern):
             if part is ONE:

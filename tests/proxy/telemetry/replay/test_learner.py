@@ -6,7 +6,7 @@ from proxy.telemetry.events import Git
 from proxy.telemetry.replay.learner import looks_secret
 from proxy.telemetry.replay.replay import Replay
 from rules.attempt import Attempt, Protocol
-from rules.learning.writing import noted
+from rules.learning.writing import add_notes
 from rules.loading.load import failures
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
@@ -221,7 +221,7 @@ def test_what_a_rule_said_that_is_not_learned_is_told_beside_the_rule(said, expe
         request(PASSED, "GET", "/a", rules=("web:a", "gone:b")), request(GRANTED, "GET", "/b", rules=("web:a",))
     )
     head = f"version: 1\nname: web\n{SECRETS_OF_RULES}rules:\n  - {{id: a, to: x.example, {said}, action: allow}}\n"
-    made, looser = noted(drafted, {f"web:{rule.id.partition(':')[2]}": rule for rule in loaded(head).policy.rules})
+    made, looser = add_notes(drafted, {f"web:{rule.id.partition(':')[2]}": rule for rule in loaded(head).policy.rules})
     notes = [note for draft in made.drafts for note in draft.notes if note.startswith("NOT TAKEN OVER")]
     assert notes == ([f"NOT TAKEN OVER from {expected}"] if expected else [])
     assert looser == len(notes)

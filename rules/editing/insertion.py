@@ -17,11 +17,11 @@ class Insertion(NamedTuple):
     text: str
 
 
-class Unplaceable(Exception):  # noqa: N818  never leaves this package
+class InsertionError(Exception):
     """The file is written in a way that nothing can be put into as it stands."""
 
 
-class Text:
+class RuleFileText:
     """The text of a rule file that was read, composed once more for the places of everything. Raises ValueError.
 
     `line_break` is the file's own.
@@ -58,7 +58,7 @@ class Text:
         """Give the id of the last rule that is written here."""
         found = [value.value for item in self._rules() if (value := self._value(item, "id")) is not None]
         if not found:
-            raise Unplaceable("it has no rule that one could be put behind")
+            raise InsertionError("it has no rule that one could be put behind")
         return str(found[-1])
 
     def source(self, ident: str, key: str) -> str | None:
@@ -69,14 +69,14 @@ class Text:
         written = self.text[_start(value) : _end(value)]
         is_flow = not isinstance(value, yaml.CollectionNode) or value.flow_style
         if not is_flow or "\n" in written or (isinstance(value, yaml.ScalarNode) and value.style in _BLOCK_SCALARS):
-            raise Unplaceable(f"`{key}` of `{ident}` is written over several lines: write it in one")
+            raise InsertionError(f"`{key}` of `{ident}` is written over several lines: write it in one")
         return written
 
     def after(self, ident: str, pairs: Sequence[tuple[str, str]]) -> Insertion:
         """Put a rule of these keys behind another, written as that one is."""
         listing, rule = self._value(self._root, "rules"), self._rule(ident)
         if listing is None or not isinstance(listing, yaml.SequenceNode):
-            raise Unplaceable("its `rules` are no list")
+            raise InsertionError("its `rules` are no list")
         flow = f"{{{', '.join(f'{key}: {value}' for key, value in pairs)}}}"
         if listing.flow_style:
             return Insertion(_end(rule), f", {flow}")
@@ -101,7 +101,7 @@ class Text:
                 return [Insertion(_start(listed) + 1, entry)]
             return [Insertion(_end(listed.value[-1]), f", {entry}")]
         if isinstance(listed, yaml.MappingNode) and not listed.flow_style:
-            raise Unplaceable(f"`except` of `{ident}` is one mapping over several lines: make it a list first")
+            raise InsertionError(f"`except` of `{ident}` is one mapping over several lines: make it a list first")
         return [Insertion(_start(listed), "["), Insertion(_end(listed), f", {entry}]")]
 
     def _line(self, node: yaml.Node, lines: Iterable[str]) -> Insertion:
@@ -124,7 +124,7 @@ class Text:
         for item in self._rules():
             if isinstance(item, yaml.MappingNode) and _is_called(item, ident):
                 return item
-        raise Unplaceable(f"there is no rule `{ident}` in it")
+        raise InsertionError(f"there is no rule `{ident}` in it")
 
     @staticmethod
     def _value(node: yaml.Node | None, key: str) -> yaml.Node | None:

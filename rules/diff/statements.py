@@ -6,8 +6,8 @@ from typing import Any, Final, NamedTuple
 
 from rules.addresses import Network, bracket_host
 from rules.attempt import Attempt, GitService, Protocol, RefChange
-from rules.diff.compare import AUDITED, Compared, Row, Standing
-from rules.diff.regions import Stretch
+from rules.diff.compare import AUDITED, DiffRow, Effect, PolicyDiff
+from rules.diff.regions import PortRange
 from rules.diff.sample_attempts import ANOTHER_CASE, OTHER_METHOD
 from rules.ports import LAST_PORT
 from rules.problems import join_first
@@ -18,7 +18,7 @@ type Kind = frozenset[str]
 _MOST_LEFT_OUT: Final = 3
 
 
-class Kinds:
+class ValueNames:
     """All kinds there are. `whole`: the patterns of which every kind is among them; None: of each one."""
 
     def __init__(self, kinds: Iterable[Kind], whole: Collection[str] | None = None) -> None:
@@ -28,7 +28,7 @@ class Kinds:
                 self._having[pattern].add(kind)
         self._whole = None if whole is None else frozenset(whole)
 
-    def told(self, kinds: Collection[Kind]) -> list[str]:
+    def describe(self, kinds: Collection[Kind]) -> list[str]:
         """Write some of the kinds: by the patterns that they fill, and else by what they are and what they are not."""
         wanted = set(kinds)
         candidates = {pattern for kind in wanted for pattern in kind}
@@ -79,7 +79,7 @@ _FAMILIAR: Final = {(Protocol.TLS, 443): "https", (Protocol.HTTP, 80): "http"}
 _SCHEMES: Final = {Protocol.TLS: "https", Protocol.HTTP: "http"}
 _BYTES: Final = frozenset({Protocol.TLS, Protocol.HTTP, Protocol.TCP})
 _ORDER: Final = (Verdict.ALLOW, Verdict.FLAG, AUDITED, Verdict.ASK, Verdict.DENY)
-BECOMES: Final = {
+VERDICT_WORDS: Final = {
     Verdict.ALLOW: "allowed",
     Verdict.FLAG: "flagged",
     AUDITED: "let out by audit mode",
@@ -93,8 +93,8 @@ class Statement(NamedTuple):
 
     targets: tuple[str, ...]
     where: dict[str, Any]
-    was: Standing
-    now: Standing
+    was: Effect
+    now: Effect
     example: str
 
     @property
@@ -136,14 +136,14 @@ class Statement(NamedTuple):
         return f"{what} {join_first(places, _MOST_SHOWN)}{rest}{_more(where)}{place}"
 
 
-def statements(compared: Compared) -> list[Statement]:
+def describe_diff(compared: PolicyDiff) -> list[Statement]:
     """Put what differs into as few statements as say it, what opens first."""
-    kinds = Kinds(compared.names, compared.whole)
-    by_target: dict[object, list[Row]] = defaultdict(list)
+    kinds = ValueNames(compared.names, compared.whole)
+    by_target: dict[object, list[DiffRow]] = defaultdict(list)
     rows = [_plain(row) for row in compared.rows]
     for row in rows:
         by_target[row.target].append(row)
-    told: dict[tuple[Any, ...], tuple[list[Any], Row]] = {}
+    told: dict[tuple[Any, ...], tuple[list[Any], DiffRow]] = {}
     undecided = _undecided(rows)
     for target, all_here in by_target.items():
         # What comes before a push follows what could be pushed.
@@ -156,13 +156,13 @@ def statements(compared: Compared) -> list[Statement]:
             if target not in sharing[-1:]:
                 sharing.append(target)
     found = [
-        Statement(_targets(targets, kinds), dict(key[0]), row.was, row.now, example(row.attempt))
+        Statement(_targets(targets, kinds), dict(key[0]), row.was, row.now, write_example(row.attempt))
         for key, (targets, row) in told.items()
     ]
     return sorted(found, key=lambda each: (_ORDER.index(each.now.verdict), each.targets, each.text))
 
 
-def _plain(row: Row) -> Row:
+def _plain(row: DiffRow) -> DiffRow:
     """Where the verdict itself differs, how it would be carried out is no more to be told."""
     if "rest" in row.where:  # that UDP leaves by no default of the language's own is no other reason
         was, now = (s if s.rules else s._replace(reason=Reason.NO_RULE) for s in (row.was, row.now))
@@ -178,9 +178,9 @@ def _plain(row: Row) -> Row:
     return row._replace(was=was, now=now)
 
 
-def _undecided(rows: Iterable[Row]) -> dict[tuple[Standing, Standing], dict[str, frozenset[Any]]]:
+def _undecided(rows: Iterable[DiffRow]) -> dict[tuple[Effect, Effect], dict[str, frozenset[Any]]]:
     """Merge over all targets what only defaults decide: "that no other rule decides" leaves out the rest by itself."""
-    found: dict[tuple[Standing, Standing], dict[str, frozenset[Any]]] = {}
+    found: dict[tuple[Effect, Effect], dict[str, frozenset[Any]]] = {}
     for row in rows:
         if "rest" in row.where:
             where = found.setdefault((row.was, row.now), {})
@@ -189,12 +189,12 @@ def _undecided(rows: Iterable[Row]) -> dict[tuple[Standing, Standing], dict[str,
     return found
 
 
-def _merged(rows: list[Row]) -> Iterator[tuple[dict[str, frozenset[Any]], Row]]:
+def _merged(rows: list[DiffRow]) -> Iterator[tuple[dict[str, frozenset[Any]], DiffRow]]:
     """Merge the rows of one target, one facet after the other."""
     merged = [({key: frozenset({value}) for key, value in row.where.items()}, row) for row in rows]
     others = sorted({key for row in rows for key in row.where} - {*_MERGED, "rest"})
     for facet in (*others, *_MERGED):
-        groups: dict[tuple[Any, ...], tuple[dict[str, frozenset[Any]], Row]] = {}
+        groups: dict[tuple[Any, ...], tuple[dict[str, frozenset[Any]], DiffRow]] = {}
         for where, row in merged:
             about = frozenset((key, value) for key, value in where.items() if key != facet)
             group = about, facet in where, row.was, row.now
@@ -209,13 +209,13 @@ def _merged(rows: list[Row]) -> Iterator[tuple[dict[str, frozenset[Any]], Row]]:
     yield from merged
 
 
-def _without(where: dict[str, frozenset[Any]], facet: str, row: Row) -> dict[str, frozenset[Any]]:
+def _without(where: dict[str, frozenset[Any]], facet: str, row: DiffRow) -> dict[str, frozenset[Any]]:
     """Leave a facet out that makes no difference."""
     every = frozenset(row.among.get(facet, ()))
     return {key: values for key, values in where.items() if key != facet or not every or values != every}
 
 
-def _said(where: dict[str, frozenset[Any]], row: Row) -> dict[str, Any]:
+def _said(where: dict[str, frozenset[Any]], row: DiffRow) -> dict[str, Any]:
     """Write the facets of a merged row as rules do."""
     said: dict[str, Any] = {}
     for key, values in where.items():
@@ -223,7 +223,7 @@ def _said(where: dict[str, frozenset[Any]], row: Row) -> dict[str, Any]:
             case "method":
                 said["methods"] = _methods(values, row.among.get("method", ()))
             case "path":
-                said["paths"] = tuple(Kinds(row.among["path"]).told(values))
+                said["paths"] = tuple(ValueNames(row.among["path"]).describe(values))
             case "ports":
                 said["ports"] = _ports(values)
             case "protocol":
@@ -234,7 +234,7 @@ def _said(where: dict[str, frozenset[Any]], row: Row) -> dict[str, Any]:
                 said["rest"] = True
             case "repository" | "ref":
                 said[key] = tuple(
-                    Kinds(row.among[key]).told({kind for kind in values if not _is_shouted(kind, values)})
+                    ValueNames(row.among[key]).describe({kind for kind in values if not _is_shouted(kind, values)})
                 )
             case _:
                 said[key] = tuple(sorted(values))
@@ -256,22 +256,22 @@ def _methods(values: frozenset[str], among: Iterable[str]) -> str:
     return f"any method but {', '.join(left_out)}:" if left_out else "any method:"
 
 
-def _ports(values: frozenset[Stretch]) -> str:
-    ranges: list[Stretch] = []
+def _ports(values: frozenset[PortRange]) -> str:
+    ranges: list[PortRange] = []
     for stretch in sorted(values):
         if ranges and ranges[-1].high + 1 >= stretch.low:
-            ranges[-1] = Stretch(ranges[-1].low, max(ranges[-1].high, stretch.high))
+            ranges[-1] = PortRange(ranges[-1].low, max(ranges[-1].high, stretch.high))
         else:
             ranges.append(stretch)
-    if ranges == [Stretch(1, LAST_PORT)]:
+    if ranges == [PortRange(1, LAST_PORT)]:
         return "every port"
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
-def _targets(targets: list[frozenset[str] | Network], kinds: Kinds) -> tuple[str, ...]:
+def _targets(targets: list[frozenset[str] | Network], kinds: ValueNames) -> tuple[str, ...]:
     names = [target for target in targets if isinstance(target, frozenset)]
     networks = sorted(_shortest(str(target)) for target in targets if not isinstance(target, frozenset))
-    return (*kinds.told(names), *networks)
+    return (*kinds.describe(names), *networks)
 
 
 def _shortest(network: str) -> str:
@@ -280,7 +280,7 @@ def _shortest(network: str) -> str:
     return address if length == ("128" if ":" in address else "32") else network
 
 
-def _clauses(was: Standing, now: Standing) -> tuple[str, str]:
+def _clauses(was: Effect, now: Effect) -> tuple[str, str]:
     first, second = _clause(was), _clause(now)
     if was.passes and now.passes and was.unread is not now.unread:
         words = {True: "with its requests unseen", False: "with its requests read"}
@@ -290,19 +290,19 @@ def _clauses(was: Standing, now: Standing) -> tuple[str, str]:
     return first, second
 
 
-def _terms(of: Standing, other: Standing) -> str:
+def _terms(of: Effect, other: Effect) -> str:
     own = [term for term in of.terms if term not in other.terms]
     return f" with {', '.join(own)}" if own else ""
 
 
-def _clause(standing: Standing) -> str:
-    word = BECOMES[standing.verdict]
+def _clause(standing: Effect) -> str:
+    word = VERDICT_WORDS[standing.verdict]
     by = f" by {join_first([f'`{rule}`' for rule in standing.rules], _MOST_SHOWN)}" if standing.rules else ""
     plain = (standing.rules or standing.passes) and standing.reason in {Reason.RULE, Reason.APPROVAL_UNAVAILABLE}
     return word + by if plain else f"{word}{by} ({standing.reason})"
 
 
-def _value(standing: Standing) -> dict[str, Any]:
+def _value(standing: Effect) -> dict[str, Any]:
     return {
         "verdict": str(standing.verdict),
         "reason": standing.reason.value,
@@ -334,7 +334,7 @@ def _more(where: dict[str, Any]) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def example(attempt: Attempt) -> str:
+def write_example(attempt: Attempt) -> str:
     """Write an attempt as `exeat explain` takes it."""
     host = bracket_host(attempt.target)
     request = attempt.request
