@@ -91,7 +91,7 @@ def test_what_its_rules_want_told_to_nobody_only_who_decides_sees(play):
         assert {event["http"]["path"] for event in about} == {"/hooks/*"}
         said = json.dumps(world.journal.events)
         assert not any(word in said for word in ("s3cret", "refs/heads", "b" * 40))
-        same = (await world.registry.card((await world.held(task, PUSH._replace(path="/other")))[1])).told()
+        same = (await world.registry.card((await world.held(task, PUSH._replace(path="/other")))[1])).redacted()
         assert "refs/heads/main" in same.text()
         assert not same.packed()["withheld"]
 
